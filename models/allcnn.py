@@ -1,0 +1,162 @@
+"""The all-convolutional nets of Springenberg, Dosovitskiy, Brox, Riedmiller, arXiv:1412.6806 (ICLR 2015 workshop).
+
+Table 1, the three base models for 3x32x32 images (each conv is followed by a ReLU):
+
+| output    | A                    | B                    | C                    |
+|-----------|----------------------|----------------------|----------------------|
+| 96x32x32  | conv 5x5             | conv 5x5, conv 1x1   | conv 3x3, conv 3x3   |
+| 96x16x16  | max pool 3x3/2       | the same             | the same             |
+| 192x16x16 | conv 5x5             | conv 5x5, conv 1x1   | conv 3x3, conv 3x3   |
+| 192x8x8   | max pool 3x3/2       | the same             | the same             |
+| 192x6x6   | conv 3x3             | the same             | the same             |
+| 192x6x6   | conv 1x1             | the same             | the same             |
+| 10x6x6    | conv 1x1             | the same             | the same             |
+| 10        | global average (6x6) | the same             | the same             |
+
+Section 3.1, three changes to each (Table 2 draws them for C):
+
+  strided  the poolings go, the stride of the convolution before each is raised by 1
+  convpool a 3x3 convolution of the same width is added before each pooling
+  allcnn   each pooling becomes a 3x3 convolution of the same width with stride 2
+
+Parameters, exact for 10 classes, and the paper's Table 3 in brackets:
+
+|   | base              | strided | convpool           | allcnn            |
+|---|-------------------|---------|--------------------|-------------------|
+| A | 839,242 (0.9 M)   | same    | 1,254,250 (1.28 M) | same as convpool  |
+| B | 885,610 (1 M)     | same    | 1,300,618 (1.35 M) | same as convpool  |
+| C | 954,730 (1.3 M)   | same    | 1,369,738 (1.4 M)  | same as convpool  |
+
+The bracketed 1.3 M of C does not follow from the paper's own layers.
+
+Open questions, and what we chose:
+  the size that is averaged: the paper says 6x6, which follows if the 3x3 convolution after the last pooling (layer 7
+    of All-CNN-C) is not padded: ``conv7_padding=0``, as in the Caffe rebuild that comes closest to the paper. The
+    neon rebuild pads it and averages 8x8: ``conv7_padding=1``. The count is the same.
+  the border of the poolings: 3x3 with stride 2 takes 32 to 16 with Caffe's rule (windows start at 0, the last one may
+    hang over), which is ours; a stride-2 convolution gets there with padding k // 2.
+  the ReLU on the last convolution: Table 1 says "10 or 100 ReLU", so it is on by default (``logits_relu``). All logits
+    of an image may then be zero: training that starts so stays at ln 10.
+  the initial weights: not stated (``init``); biases zero.
+  where the dropout acts: 20 % of the input, 50 % after each pooling or what replaces it, unit by unit. In the strided
+    variant that is the convolution whose stride was raised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+# (kernel sizes of a stage) for the three base models
+STAGES = {"A": (5,), "B": (5, 1), "C": (3, 3)}
+WIDTHS = (96, 192)  # maps of the two stages
+INPUT_DROPOUT, STAGE_DROPOUT = 0.2, 0.5
+
+
+def _normal005(weight: Tensor) -> None:
+    nn.init.normal_(weight, std=0.05)
+
+
+def _caffe(weight: Tensor) -> None:
+    bound = math.sqrt(3 / weight[0].numel())
+    nn.init.uniform_(weight, -bound, bound)
+
+
+def _he(weight: Tensor) -> None:
+    nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+
+INITS: dict[str, Callable[[Tensor], object]] = {
+    "he": _he,  # N(0, 2/F), F the fan-in
+    "xavier": nn.init.xavier_uniform_,  # Glorot's: U of variance 2/(F + fan-out)
+    "caffe": _caffe,  # what Caffe calls xavier: U of variance 1/F
+    "normal005": _normal005,  # N(0, 0.05^2), neon's rebuild
+}
+
+
+def allcnn(
+    *,
+    base: str = "C",
+    variant: str = "allcnn",
+    dropout: bool = True,
+    logits_relu: bool = True,
+    conv7_padding: int = 0,
+    init: str = "he",
+    classes: int = 10,
+    in_shape: tuple[int, int, int] = (3, 32, 32),
+) -> nn.Module:
+    """Build one of the twelve nets of Table 3: (N, 3, 32, 32) -> logits (N, classes). Other sides from 9 pixels up.
+
+    Args:
+        base: "A", "B" or "C".
+        variant: "base", "strided", "convpool" or "allcnn".
+        dropout: whether to drop 20 % of the input and 50 % after each pooling or its replacement, in training.
+        logits_relu: whether the last convolution has a ReLU, as the paper's table says.
+        conv7_padding: 0 averages 6x6, 1 averages 8x8.
+        init: a key of ``INITS``; biases start at zero.
+        classes: outputs.
+        in_shape: (channels, height, width).
+
+    Raises:
+        ValueError: an option is not one of these, or the image is too small.
+    """
+    for name, value, allowed in (
+        ("base", base, tuple(STAGES)),
+        ("variant", variant, ("base", "strided", "convpool", "allcnn")),
+        ("conv7_padding", conv7_padding, (0, 1)),
+        ("init", init, tuple(INITS)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} {value!r} must be one of {', '.join(map(str, allowed))}")
+    if min(in_shape[1:]) < 9:
+        raise ValueError(f"input {in_shape} is too small: a side of {min(in_shape[1:])} is below 9")
+    channels = in_shape[0]
+    layers: list[nn.Module] = [nn.Dropout(INPUT_DROPOUT)] if dropout else []
+    for width in WIDTHS:
+        layers += _stage(channels, width, STAGES[base], variant)
+        layers += [nn.Dropout(STAGE_DROPOUT)] if dropout else []
+        channels = width
+    layers += _conv(channels, 192, 3, padding=conv7_padding)  # (N, 192, 6, 6)
+    layers += _conv(192, 192, 1)
+    layers += _conv(192, classes, 1)  # (N, classes, 6, 6)
+    if not logits_relu:
+        layers.pop()
+    net = nn.Sequential(*layers, GlobalAverage())
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            INITS[init](layer.weight)
+            assert layer.bias is not None  # for the type checker
+            nn.init.zeros_(layer.bias)
+    return net
+
+
+class GlobalAverage(nn.Module):
+    """Mean over the positions of each map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C)."""
+        return x.mean((2, 3))
+
+
+def _stage(channels: int, width: int, kernels: tuple[int, ...], variant: str) -> list[nn.Module]:
+    """The convolutions of one stage and its reduction to half the side: (N, channels, H, W) -> (N, width, H/2, W/2)."""
+    layers: list[nn.Module] = []
+    for position, kernel in enumerate(kernels, 1):
+        last = position == len(kernels)
+        layers += _conv(channels, width, kernel, stride=2 if variant == "strided" and last else 1)
+        channels = width
+    if variant == "convpool":
+        layers += _conv(width, width, 3)
+    if variant == "allcnn":
+        layers += _conv(width, width, 3, stride=2)
+    if variant in ("base", "convpool"):
+        layers.append(nn.MaxPool2d(3, stride=2, ceil_mode=True))
+    return layers
+
+
+def _conv(channels: int, width: int, kernel: int, stride: int = 1, padding: int | None = None) -> list[nn.Module]:
+    """A convolution that keeps the side (stride 2: halves it) unless ``padding`` says otherwise, and its ReLU."""
+    padding = kernel // 2 if padding is None else padding
+    return [nn.Conv2d(channels, width, kernel, stride=stride, padding=padding), nn.ReLU(inplace=True)]

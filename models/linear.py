@@ -1,0 +1,32 @@
+"""The linear classifier: the baseline under every other row of the MNIST table.
+
+Source: LeCun, Bottou, Bengio, Haffner, Proc. IEEE 86(11), 1998, section III.C "linear classifier" (Fig. 9: 12.0 %).
+
+| layer  | output | parameters on MNIST |
+|--------|--------|---------------------|
+| input  | 1x28x28 | 0 |
+| output | 10     | 784 x 10 + 10 = 7,850 |
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (LeCun 1998, appendix)
+
+
+def linear(*, classes: int = 10, in_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Module:
+    """Build ``classes`` weighted sums of all pixels, any ``in_shape``: (N, C, H, W) -> (N, classes) raw sums.
+
+    Open questions, and what we chose:
+      the initial weights are not given: U(-2.4/F, 2.4/F) as for the paper's networks, biases zero (the problem is
+      convex, so it only sets where the descent starts); the paper says that sigmoid units, linear units and a direct
+      solution gave similar results: we return the linear sums and leave the loss to the recipe.
+    """
+    pixels = math.prod(in_shape)
+    layer = nn.Linear(pixels, classes)
+    nn.init.uniform_(layer.weight, -INIT_RANGE / pixels, INIT_RANGE / pixels)
+    nn.init.zeros_(layer.bias)
+    return nn.Sequential(nn.Flatten(), layer)

@@ -1,0 +1,387 @@
+"""params.yaml as frozen dataclasses: benchmarks, claims, recipes, suites, and every check on what a user may write.
+
+Imports nothing heavy, so that a misspelt key is reported at once. What needs torch or the data to be judged (does the
+model exist, does the batch fit the data) is checked by ``pipelines.trial.check``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pipelines import schema
+from pipelines.errors import UserError
+from pipelines.schema import require
+
+PARAMS = Path("params.yaml")
+Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a dataset comes from; ``mnist`` and ``cifar10`` have their pins in data.dvc."""
+
+    kind: Literal["mnist", "cifar10", "imagefolder"]
+    archive: str | None = None  # imagefolder: file name of a tar, tgz or zip below $DATA_MIRROR or data/
+    folder: str | None = None  # imagefolder: an unpacked directory in place of an archive
+    md5: str | None = None
+    bytes: int | None = None
+    size: int = 256  # pixels: images are stored as size x size, short side scaled, centre cropped
+    train: str = "train"
+    val: str = "val"
+
+    def __post_init__(self) -> None:
+        if self.kind == "imagefolder":
+            require((self.archive is None) != (self.folder is None), "archive or .folder: give exactly one of them")
+            require(self.size >= 8, f"size is {self.size}; expected at least 8 pixels")
+        else:
+            require(self.archive is None and self.folder is None, f"archive and .folder do not go with {self.kind}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """``models/<family>.py`` has a function ``name`` that is called with ``options``."""
+
+    family: str
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """``lr`` is the rate that the schedule multiplies; ``weight_decay`` is PyTorch's, added to the gradient."""
+
+    name: Literal["sgd", "adadelta"]
+    lr: float
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    rho: float = 0.95  # adadelta only
+    eps: float = 1e-8  # adadelta only
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"lr is {self.lr}; expected a number above 0")
+        require(0 <= self.momentum < 1, f"momentum is {self.momentum}; expected at least 0 and below 1")
+        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; expected at least 0")
+        require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
+        require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
+        if self.name == "adadelta":
+            require(self.momentum == 0 and not self.nesterov, "momentum and .nesterov do not go with adadelta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning-rate factors at epochs of the *paper's* budget; a shorter budget runs through them faster.
+
+    ``between: hold`` keeps a factor until the next point (steps), ``linear`` interpolates.
+    """
+
+    points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    between: Literal["hold", "linear"] = "hold"
+
+    def __post_init__(self) -> None:
+        require(len(self.points) > 0 and self.points[0][0] == 0, "points must begin with [0, factor]")
+        epochs = [epoch for epoch, _ in self.points]
+        require(epochs == sorted(set(epochs)), f"points have epochs {epochs}; expected them rising")
+        require(all(factor >= 0 for _, factor in self.points), "points hold a negative factor; expected at least 0")
+
+    def factor(self, epoch: float) -> float:
+        """The factor on the rate at ``epoch`` (fractional, of the paper's budget)."""
+        before = max(i for i, (at, _) in enumerate(self.points) if at <= epoch)
+        start, value = self.points[before]
+        if self.between == "hold" or before + 1 == len(self.points):
+            return value
+        end, following = self.points[before + 1]
+        return value + (following - value) * (epoch - start) / (end - start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """Which images of the training file are trained on, by their position in it."""
+
+    skip_every: int | None = None  # leave out positions 0, k, 2k, ... (ConvNetJS validates on n % 10 == 0)
+    first: int | None = None  # only the first n
+
+    def __post_init__(self) -> None:
+        require(self.skip_every is None or self.skip_every >= 2, f"skip_every is {self.skip_every}; expected 2 or more")
+        require(self.first is None or self.first >= 1, f"first is {self.first}; expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained, but for how long."""
+
+    batch: int  # images a step, over all workers
+    optimiser: Optimiser
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    schedule: Schedule = field(default_factory=Schedule)
+    preprocess: tuple[Op, ...] = ()
+    augment: tuple[Op, ...] = ()
+    subset: Subset = field(default_factory=Subset)
+    shuffle: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, f"batch is {self.batch}; expected at least 1")
+        for name, ops in (("preprocess", self.preprocess), ("augment", self.augment)):
+            for i, op in enumerate(ops):
+                require(len(op) == 1, f"{name}[{i}] is {schema.show(op)}; expected one transform, as in {{flip: {{}}}}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a test image is looked at: once, as ``count`` random augmentations, or as ten crops of ``crop`` pixels."""
+
+    views: Literal["single", "random", "ten_crop"] = "single"
+    count: int = 6
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"count is {self.count}; expected at least 1")
+        require(self.crop is None or self.crop >= 1, f"crop is {self.crop}; expected at least 1 pixel")
+        require(
+            self.views != "ten_crop" or self.crop is not None, "crop is missing; expected the pixels of the ten crops"
+        )
+
+    @property
+    def protocol(self) -> str:
+        """The protocol in words."""
+        words = {
+            "single": "single view",
+            "random": f"{self.count} random views averaged",
+            "ten_crop": "10-crop averaged",
+        }
+        return words[self.views]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a trial trains, in passes over its training images, and from which seeds."""
+
+    epochs: int
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"epochs is {self.epochs}; expected at least 1")
+        require(len(self.seeds) > 0, "seeds is empty; expected at least one")
+        double = sorted({s for s in self.seeds if self.seeds.count(s) > 1})
+        require(not double, f"seeds names {', '.join(map(str, double))} more than once; expected distinct seeds")
+        require(all(s >= 0 for s in self.seeds), f"seeds is {list(self.seeds)}; expected whole numbers from 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one worker of a trial asks of the cluster, and how many workers a trial has."""
+
+    cpus: int = 1
+    gpus: float = 0.0  # taken when the cluster has GPUs; a fraction packs several trials on one
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.cpus >= 1, f"cpus is {self.cpus}; expected at least 1")
+        require(self.gpus >= 0, f"gpus is {self.gpus}; expected at least 0")
+        require(self.workers >= 1, f"workers is {self.workers}; expected at least 1")
+        whole = self.gpus in (0, int(self.gpus))
+        require(self.gpus <= 1 or whole, f"gpus is {self.gpus}; expected a fraction up to 1, or a whole number")
+        require(self.workers == 1 or whole, f"gpus is {self.gpus}; expected 0 or a whole number with several workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on."""
+
+    metric: Literal["error", "accuracy"]
+    value: float
+    source: str
+    protocol: str
+    certainty: Literal["read", "recalled", "computed"]
+    test_images: int
+
+    def __post_init__(self) -> None:
+        require(0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
+        require(self.test_images >= 1, f"test_images is {self.test_images}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One row: model, dataset, recipe and claim."""
+
+    name: str
+    dataset: str
+    model: Model
+    recipe: Recipe
+    budgets: dict[str, Budget]
+    claim: Claim
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    resources: Resources = field(default_factory=Resources)
+    deviations: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
+        workers = self.resources.workers
+        message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"
+        require(self.recipe.batch % workers == 0, message)
+
+    def resolved(self, budget: str) -> dict[str, Any]:
+        """All that decides the weights of a trial, but for its data, source files and seed; plain types only."""
+        return {
+            "dataset": self.dataset,
+            "model": dataclasses.asdict(self.model),
+            "recipe": plain(self.recipe),
+            "epochs": self.budgets[budget].epochs,
+            "paper_epochs": self.budgets["paper"].epochs,
+            "workers": self.resources.workers,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A benchmark as the active suite runs it."""
+
+    family: str
+    dataset: str
+    budget: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What ``dvc repro`` runs."""
+
+    name: str
+    datasets: tuple[str, ...]
+    benchmarks: dict[str, Entry]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuitePlan:
+    """A suite that can be chosen: which benchmarks, at which budget."""
+
+    budget: str
+    benchmarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """The whole of params.yaml, checked."""
+
+    datasets: dict[str, Source]
+    benchmarks: dict[str, Benchmark]
+    suites: dict[str, SuitePlan]
+    suite: Suite
+
+    def benchmark(self, name: str) -> Benchmark:
+        """The benchmark called ``name``; UserError naming the known ones otherwise."""
+        if name not in self.benchmarks:
+            raise schema.unknown("benchmark", name, self.benchmarks)
+        return self.benchmarks[name]
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as plain dicts and lists, as JSON and Lightning's checkpoints want them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads YAML 1.1: 1e-3 is text to it, and a key given twice passes. DVC reads 1.2; so must we."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read(path: Path = PARAMS) -> dict[str, Any]:
+    """The YAML of ``path`` as it stands; UserError when it is absent or no YAML."""
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run this where the project's params.yaml lies") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds {schema.show(found)}; expected a mapping")
+    return found
+
+
+def load(path: Path = PARAMS) -> Params:
+    """Read and check ``path``; UserError with one line for the first thing that is wrong."""
+    return build(read(path), str(path))
+
+
+def build(found: Mapping[str, Any], where: str = "params.yaml") -> Params:
+    """Check a mapping laid out like params.yaml; UserError with one line for the first thing that is wrong."""
+    for key in found:
+        if key not in ("datasets", "benchmarks", "suites", "suite"):
+            raise schema.unknown(f"{where}: the key", str(key), ("datasets", "benchmarks", "suites", "suite"))
+    for key in ("datasets", "benchmarks", "suites", "suite"):
+        if not isinstance(found.get(key), Mapping):
+            raise UserError(f"{where}: {key} is {schema.show(found.get(key))}; expected a mapping")
+    datasets = {n: schema.parse(Source, v, f"datasets.{n}") for n, v in found["datasets"].items()}
+    benchmarks = {n: _benchmark(n, v, datasets) for n, v in found["benchmarks"].items()}
+    suites = schema.convert(dict[str, SuitePlan], found["suites"], "suites")
+    for name, plan in suites.items():
+        for benchmark in plan.benchmarks:
+            if benchmark not in benchmarks:
+                raise schema.unknown(f"suites.{name}.benchmarks: benchmark", benchmark, benchmarks)
+            if plan.budget not in benchmarks[benchmark].budgets:
+                raise schema.unknown(
+                    f"suites.{name}.budget: {benchmark}: budget", plan.budget, benchmarks[benchmark].budgets
+                )
+    suite = schema.parse(Suite, found["suite"], "suite")
+    _check_suite(suite, datasets, benchmarks)
+    return Params(datasets=datasets, benchmarks=benchmarks, suites=suites, suite=suite)
+
+
+def _benchmark(name: str, value: Any, datasets: Mapping[str, Source]) -> Benchmark:
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", str(name)):
+        raise UserError(f"benchmarks.{name}: expected a name of small letters, digits and hyphens, like lenet5-mnist")
+    benchmark = schema.parse(Benchmark, value, f"benchmarks.{name}", name=str(name))
+    if benchmark.dataset not in datasets:
+        raise schema.unknown(f"benchmarks.{name}.dataset: dataset", benchmark.dataset, datasets)
+    families = {p.stem for p in (Path(__file__).parent.parent / "models").glob("*.py")} - {"__init__"}
+    if benchmark.model.family not in families:
+        raise schema.unknown(f"benchmarks.{name}.model.family: model family", benchmark.model.family, families)
+    return benchmark
+
+
+def _check_suite(suite: Suite, datasets: Mapping[str, Source], benchmarks: Mapping[str, Benchmark]) -> None:
+    """The block that dvc.yaml reads repeats what the benchmarks say; it must not contradict them."""
+    for name in suite.datasets:
+        if name not in datasets:
+            raise schema.unknown("suite.datasets: dataset", name, datasets)
+    for name, entry in suite.benchmarks.items():
+        if name not in benchmarks:
+            raise schema.unknown("suite.benchmarks: benchmark", name, benchmarks)
+        benchmark = benchmarks[name]
+        if entry.budget not in benchmark.budgets:
+            raise schema.unknown(f"suite.benchmarks.{name}.budget: budget", entry.budget, benchmark.budgets)
+        for key, have, want in (
+            ("family", entry.family, benchmark.model.family),
+            ("dataset", entry.dataset, benchmark.dataset),
+        ):
+            if have != want:
+                raise UserError(f"suite.benchmarks.{name}.{key} is {have}; benchmarks.{name} says {want}")
+        if benchmark.dataset not in suite.datasets:
+            raise UserError(f"suite.datasets lacks {benchmark.dataset}, which suite.benchmarks.{name} needs")

@@ -1,0 +1,183 @@
+"""A trial, and what it writes while it trains: checkpoint, learning curve, progress; it may be killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from pipelines import store
+from pipelines.batches import Batches
+from pipelines.benchmarks import Benchmark
+from pipelines.recipe import Classifier
+
+CHECKPOINT_EVERY_S = 10.0  # at least; and never so often that saving takes more than a twentieth of the time
+PROGRESS_EVERY_S = 1.0
+AGREE_EVERY = 20  # batches: how often several workers agree on whether to save
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A trial that can be run anywhere: picklable, and with absolute paths."""
+
+    benchmark: Benchmark
+    budget: str
+    seed: int
+    data: Path
+    store: Path
+    device: str = "cpu"  # cpu | cuda
+    threads: int | None = None  # CPU threads; None leaves torch's own choice
+    key: str = ""
+
+    @property
+    def files(self) -> store.TrialFiles:
+        """Where the trial lives."""
+        return store.TrialFiles(self.store / self.key)
+
+    @property
+    def name(self) -> str:
+        """What the trial is called in logs."""
+        return f"{self.benchmark.name} seed {self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        return self.benchmark.budgets[self.budget].epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """This process's place among the workers of a trial, and what the Trainer needs to be told about it."""
+
+    rank: int = 0
+    workers: int = 1
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[pl.Trainer], pl.Trainer] = lambda trainer: trainer
+
+
+class Journal(pl.Callback):
+    """Keeps a trial's checkpoint, curve and progress on disk; on rank 0, but for the parts that all workers share."""
+
+    def __init__(self, spec: Spec, loader: Batches, worker: Worker, watch: Callable[[Mapping[str, Any]], None]) -> None:
+        self.spec, self.loader, self.worker, self.watch = spec, loader, worker, watch
+        self.curve: list[dict[str, Any]] = []
+        self.trained_s = 0.0  # in earlier processes
+        self.resumed = 0
+        self.started = self.saved = self.told = time.monotonic()
+        self.saving_s = 0.0
+        self.images = 0  # in this process
+        self.epoch_started_s = 0.0  # value of elapsed() when the epoch began
+
+    def elapsed(self) -> float:
+        """Seconds of training, restarts summed."""
+        return self.trained_s + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed trial goes on from."""
+        return {
+            "curve": self.curve,
+            "trained_s": self.elapsed(),
+            "resumed": self.resumed,
+            "epoch_started_s": self.epoch_started_s,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Called by Lightning when it loads a checkpoint."""
+        self.curve, self.trained_s = list(state["curve"]), state["trained_s"]
+        self.resumed = state["resumed"] + 1
+        self.epoch_started_s = state["epoch_started_s"]
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """The curve on disk may be ahead of the checkpoint, or behind it; the checkpoint is right."""
+        self.started = self.saved = time.monotonic()
+        if self.worker.rank == 0:
+            self._write_curve()
+            self.tell("running", None)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, tell, and save when it is time; the last batch is left to the end of the epoch."""
+        self.images += len(batch[1])
+        now = time.monotonic()
+        if self.worker.rank == 0 and now - self.told >= PROGRESS_EVERY_S:
+            self.tell("running", float(outputs["loss"]))
+        if batch_idx + 1 < len(self.loader) and self._agree(now, batch_idx):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """One line of the curve; then save if it is time, or if this was the last epoch."""
+        assert isinstance(module, Classifier)
+        loss, error, images = module.drain()
+        seconds = self.elapsed()
+        self.curve.append(
+            {
+                "epoch": trainer.current_epoch + 1,
+                "loss": loss,
+                "train_error": error,
+                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "images_per_s": images / max(seconds - self.epoch_started_s, 1e-9),
+                "seconds": seconds,
+                "time": time.time(),
+            }
+        )
+        self.epoch_started_s = seconds
+        if self.worker.rank == 0:
+            self._write_curve()
+        if trainer.current_epoch + 1 == self.spec.epochs or self._agree(time.monotonic(), 0):
+            self._save(trainer)
+
+    def _agree(self, now: float, batch_idx: int) -> bool:
+        """Whether to save now; workers save together or not at all, on rank 0's clock."""
+        due = now - self.saved >= max(CHECKPOINT_EVERY_S, 20 * self.saving_s)
+        if self.worker.workers == 1:
+            return due
+        if batch_idx % AGREE_EVERY:
+            return False
+        flag = torch.tensor([float(due)])
+        if torch.distributed.get_backend() == "nccl":
+            flag = flag.cuda()
+        torch.distributed.broadcast(flag, src=0)
+        return bool(flag.item())
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Replace the checkpoint in one step: a kill at any moment leaves the last one or the new one."""
+        begun = time.monotonic()
+        path = self.spec.files.checkpoint
+        temporary = path.with_name(f".{path.name}.new")
+        trainer.save_checkpoint(temporary)
+        if self.worker.rank == 0:
+            os.replace(temporary, path)
+        self.saved = time.monotonic()
+        self.saving_s = self.saved - begun
+
+    def _write_curve(self) -> None:
+        text = "".join(json.dumps(point) + "\n" for point in self.curve)
+        store.write_bytes(self.spec.files.curve, text.encode())
+
+    def tell(self, state: str, loss: float | None) -> None:
+        self.told = time.monotonic()
+        ahead = self.spec.epochs * len(self.loader.positions)
+        position = min(self.loader.epoch + self.loader.done / len(self.loader), self.spec.epochs)
+        rate = self.images * self.worker.workers / max(time.monotonic() - self.started, 1e-9) if self.images else None
+        told = {
+            "state": state,
+            "epoch": position,
+            "epochs": self.spec.epochs,
+            "loss": loss if loss is not None else (self.curve[-1]["loss"] if self.curve else None),
+            "images_per_s": rate,
+            "eta_s": ahead * (1 - position / self.spec.epochs) / rate if rate else None,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": time.time(),
+        }
+        store.write_json(self.spec.files.progress, told)
+        self.watch(told)

@@ -1,0 +1,231 @@
+"""What train and evaluate left of one benchmark, read and checked: the ledger and the page are made of nothing else.
+
+Every file that should be there and is not, is damaged, or contradicts its neighbours becomes one UserError line naming
+it; a report made of half a result would look like a whole one.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines import schema, store
+from pipelines.errors import UserError
+
+EVALUATIONS = Path("evaluations")
+RUNS = Path("runs")
+
+Array = npt.NDArray[Any]
+
+
+class ClaimRow(TypedDict):
+    """The source's side of a ledger row."""
+
+    value: float
+    unit: str
+    source: str
+    protocol: str
+    certainty: str
+
+
+class LedgerRow(TypedDict):
+    """One benchmark in report/ledger.json; figures in % and in the metric of the claim."""
+
+    benchmark: str
+    dataset: str
+    metric: str
+    claim: ClaimRow
+    deviations: list[str]
+    budget: str | None  # null: not in the suite that ran
+    per_seed: dict[str, float]
+    n: int
+    mean: float | None
+    ci95: list[float] | None  # [low, high]; null with fewer than two seeds
+    verdict: str
+    wall_s: float | None  # training time, summed over the seeds
+    hardware: str | None
+    git_commit: str | None  # with -dirty where the tree had uncommitted changes
+    epochs: int | None  # of the shortest trial
+    paper_epochs: int
+    parameters: int | None
+    margin: float  # the claim's own sampling error, in points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One seed: its test figures, its confusion matrix, its curve and its provenance."""
+
+    seed: int
+    error: float  # %
+    accuracy: float  # %
+    confusion: Array  # (C, C) int64, rows actual, columns predicted
+    curve: list[dict[str, Any]]
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Test images behind the cells of the lowest seed's confusion matrix."""
+
+    images: Array  # (M, C, H, W) uint8
+    actual: Array  # (M,) int64
+    predicted: Array  # (M,) int64
+    confidence: Array  # (M,) float64, probability of the predicted class
+    index: Array  # (M,) int64, position in the test file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One benchmark that was run."""
+
+    classes: list[str]
+    dataset: str
+    protocol: str
+    test: int
+    trials: tuple[Trial, ...]  # by rising seed
+    examples: Examples
+    filters: Array | None  # (O, I, kH, kW) float32
+    templates: Array | None  # (C, channels, H, W) float32
+
+
+def load(
+    name: str, *, seeds: Sequence[int], budget: str, evaluations: Path = EVALUATIONS, runs: Path = RUNS
+) -> Outcome | None:
+    """Read what was left of benchmark ``name``; None when it was never run, so that neither folder exists.
+
+    Raises UserError for a file that is missing or damaged, or that another budget or data set left behind.
+    """
+    folder = evaluations / name
+    if not folder.exists() and not (runs / name).exists():
+        return None
+    about = _classes(folder / "classes.json")
+    classes = [str(c) for c in about["classes"]]
+    trials = tuple(
+        _trial(folder / f"seed-{seed}", runs / name / f"seed-{seed}", seed=seed, budget=budget, about=about)
+        for seed in sorted(seeds)
+    )
+    layer = _arrays(folder / "first_layer.npz", ()) if (folder / "first_layer.npz").exists() else {}
+    return Outcome(
+        classes=classes,
+        dataset=str(about["dataset"]),
+        protocol=str(about["protocol"]),
+        test=int(about["test"]),
+        trials=trials,
+        examples=_examples(folder / "examples.npz", len(classes)),
+        filters=_four_axes(folder / "first_layer.npz", layer, "filters"),
+        templates=_four_axes(folder / "first_layer.npz", layer, "templates"),
+    )
+
+
+def _classes(path: Path) -> dict[str, Any]:
+    about = store.read_json(path)
+    names = about.get("classes")
+    if not isinstance(names, list) or len(names) < 2:
+        raise UserError(f"{path}: classes is {schema.show(names)}; expected a list of at least two names")
+    for key, kind in (("dataset", str), ("protocol", str), ("test", int)):
+        if not isinstance(about.get(key), kind):
+            raise UserError(f"{path}: {key} is {schema.show(about.get(key))}; expected {_KINDS[kind]}")
+    return about
+
+
+_KINDS: Mapping[type, str] = {str: "text", int: "a whole number", dict: "an object"}
+
+
+def _trial(evaluated: Path, trained: Path, *, seed: int, budget: str, about: Mapping[str, Any]) -> Trial:
+    metrics = store.read_json(evaluated / "metrics.json")
+    error, accuracy = (_percent(evaluated / "metrics.json", metrics, key) for key in ("error", "accuracy"))
+    confusion = _confusion(evaluated / "confusion.csv", size=len(about["classes"]), images=int(about["test"]))
+    counted = 100 * (1 - float(np.trace(confusion)) / int(about["test"]))
+    if abs(counted - error) > 0.01:
+        line = f"error is {error:.2f} %, but {evaluated / 'confusion.csv'} counts {counted:.2f} %"
+        raise UserError(f"{evaluated / 'metrics.json'}: {line}; expected files of one evaluation")
+    curve = store.read_lines(trained / "curve.jsonl")
+    if not curve:
+        raise UserError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
+    result = _result(trained / "result.json", budget)
+    return Trial(seed=seed, error=error, accuracy=accuracy, confusion=confusion, curve=curve, result=result)
+
+
+def _percent(path: Path, found: Mapping[str, Any], key: str) -> float:
+    value = found.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+        raise UserError(f"{path}: {key} is {schema.show(value)}; expected per cent, 0 to 100")
+    return float(value)
+
+
+def _confusion(path: Path, *, size: int, images: int) -> Array:
+    try:
+        matrix = np.array([row.split(",") for row in path.read_text().split()], dtype=np.int64)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; expected a file that an earlier stage writes") from None
+    except (ValueError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged; expected {size} lines of {size} whole numbers") from None
+    if matrix.shape != (size, size) or matrix.min() < 0 or matrix.sum() != images:
+        found = f"{'x'.join(map(str, matrix.shape))} counts that sum to {int(matrix.sum())}"
+        raise UserError(f"{path} holds {found}; expected {size}x{size} that sum to the {images} test images")
+    return matrix
+
+
+def _result(path: Path, budget: str) -> dict[str, Any]:
+    result = store.read_json(path)
+    for key in ("epochs", "parameters", "wall_s", "finished"):
+        value = result.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{path}: {key} is {schema.show(value)}; expected a number")
+    for key, kind in (("hardware", str), ("versions", dict)):
+        if not isinstance(result.get(key), kind):
+            raise UserError(f"{path}: {key} is {schema.show(result.get(key))}; expected {_KINDS[kind]}")
+    if result.get("budget") != budget:
+        found = schema.show(result.get("budget"))
+        raise UserError(f"{path}: budget is {found}; the active suite asks for {budget!r}: run dvc repro")
+    return result
+
+
+def _arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; expected a file that an earlier stage writes") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the stage again") from None
+    for key in keys:
+        if key not in found:
+            raise UserError(f"{path} lacks {key}; expected the arrays {', '.join(keys)}")
+    return found
+
+
+def _examples(path: Path, classes: int) -> Examples:
+    found = _arrays(path, ("images", "actual", "predicted", "confidence", "index"))
+    images = found["images"]
+    if images.ndim != 4 or images.dtype != np.uint8 or (len(images) and images.shape[1] not in (1, 3)):
+        raise UserError(f"{path}: images is {images.dtype} of shape {images.shape}; expected uint8 (N, 1 or 3, H, W)")
+    for key in ("actual", "predicted", "confidence", "index"):
+        if found[key].shape != (len(images),):
+            raise UserError(f"{path}: {key} has shape {found[key].shape}; expected ({len(images)},)")
+    labels = np.concatenate([found["actual"], found["predicted"]]).astype(np.int64)
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        raise UserError(f"{path}: a class is {int(labels.max())}; expected 0 to {classes - 1}")
+    return Examples(
+        images=images,
+        actual=found["actual"].astype(np.int64),
+        predicted=found["predicted"].astype(np.int64),
+        confidence=found["confidence"].astype(np.float64),
+        index=found["index"].astype(np.int64),
+    )
+
+
+def _four_axes(path: Path, found: Mapping[str, Array], key: str) -> Array | None:
+    array = found.get(key)
+    if array is None:
+        return None
+    if array.ndim != 4 or 0 in array.shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise UserError(f"{path}: {key} is {array.dtype} of shape {array.shape}; expected finite floats on four axes")
+    return array.astype(np.float32)

@@ -1,0 +1,127 @@
+"""Strict reading of mappings into dataclasses: every unknown key, wrong type or wrong range is one clear line.
+
+A dict read under a misspelt key is the classic way in which an experiment silently ignores its configuration;
+nothing here is ever ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pipelines.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
+    """Build the dataclass ``cls`` from the mapping ``value`` that stands at ``where``.
+
+    ``given`` are fields that the file does not hold (a name taken from the key, say).
+    Raises UserError for a value that is no mapping, unknown or missing keys, and wrong types.
+    """
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is {show(value)}; expected a mapping")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in given}  # type: ignore[arg-type]
+    for key in value:
+        if key not in fields:
+            raise UserError(f"{where}.{key} is not known; {_suggest(str(key), fields)}")
+    hints = typing.get_type_hints(cls)
+    found = dict(given)
+    for name, field in fields.items():
+        if name in value:
+            found[name] = convert(hints[name], value[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}.{name} is missing; expected {_kind(hints[name])}")
+    try:
+        return cls(**found)
+    except ValueError as error:  # a __post_init__ that looked at the values together
+        raise UserError(f"{where}.{error}") from None
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Return ``value`` as ``hint``, or raise a UserError that names ``where``, the value and what is allowed."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{where} is {show(value)}; {_suggest(str(value), typing.get_args(hint))}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return parse(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{where} is {show(value)}; expected a list")
+        args = typing.get_args(hint)
+        inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise UserError(f"{where} is {show(value)}; expected a list of {len(inner)}")
+        return tuple(convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True)))
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} is {show(value)}; expected a mapping")
+        inner_hint = typing.get_args(hint)[1]
+        return {str(k): convert(inner_hint, v, f"{where}.{k}") for k, v in value.items()}
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    """``hint`` is one of bool, int, float, str; YAML's own booleans are no numbers, and NaN is no value."""
+    accepted = (int, float) if hint is float else (hint,)
+    if (isinstance(value, bool) and hint is not bool) or not isinstance(value, accepted):
+        hint_at_yaml = " (YAML reads 1e-3 as text; write 1.0e-3 or 0.001)" if _is_number_text(hint, value) else ""
+        raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{hint_at_yaml}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{where} is {value}; expected a finite number")
+    return float(value) if hint is float else value
+
+
+def _is_number_text(hint: Any, value: Any) -> bool:
+    try:
+        return hint is float and isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def require(condition: bool, message: str) -> None:
+    """For ``__post_init__``: raise a ValueError whose text goes on where ``parse`` writes the place."""
+    if not condition:
+        raise ValueError(message)
+
+
+def show(value: Any) -> str:
+    """How a value is quoted in an error: short, on one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _suggest(key: str, known: Any) -> str:
+    names = sorted(str(k) for k in known)
+    near = difflib.get_close_matches(key, names, n=1)
+    listed = "allowed: " + ", ".join(names)
+    return f"did you mean {near[0]}? ({listed})" if near else listed
+
+
+def unknown(what: str, name: str, known: Any) -> UserError:
+    """The error for a name that should be one of ``known``."""
+    return UserError(f"{what} {name} is not known; {_suggest(name, known)}")
+
+
+def _kind(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if origin is tuple:
+        return "a list"
+    return names.get(hint, "a mapping")

@@ -1,0 +1,363 @@
+"""One trial, start to checkpoint to weights: a benchmark trained once from one seed.
+
+    python -m pipelines.trial lenet5-mnist --seed 0
+
+Needs torch, Lightning, NumPy and PyYAML alone; knows nothing of Ray, MLflow or DVC, so it runs under any of them or
+under none. The trial lives in the run store under its key: a finished one is returned at once, a killed one goes on at
+its last checkpoint, and on a CPU it then ends at the very weights of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from pipelines import benchmarks, datasets, progress, provenance, schema, store, transforms
+from pipelines.batches import Batches, stream, subset
+from pipelines.benchmarks import Benchmark
+from pipelines.errors import UserError, guard
+from pipelines.journal import Journal, Spec, Worker
+from pipelines.recipe import Classifier
+
+
+def plan(benchmark: Benchmark, budget: str, seed: int, *, data: Path, root: Path, **rest: Any) -> Spec:
+    """The trial of ``benchmark`` at ``budget`` from ``seed`` on the dataset in ``data``; reads the data's digest."""
+    dataset = datasets.open_dataset(data, benchmark.dataset)
+    found = store.key(benchmark.resolved(budget), dataset.digest, seed)
+    return Spec(
+        benchmark=benchmark, budget=budget, seed=seed, data=data.absolute(), store=root.absolute(), key=found, **rest
+    )
+
+
+def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[int, ...]) -> nn.Module:
+    """The model for images of ``shape`` (C, H, W) as preprocessed and augmented; UserError when it can't be built."""
+    where = f"benchmarks.{benchmark.name}.model"
+    module = importlib.import_module(f"models.{benchmark.model.family}")
+    known = {n: f for n, f in vars(module).items() if _is_builder(f, module.__name__)}
+    if benchmark.model.name not in known:
+        raise schema.unknown(f"{where}.name: model", benchmark.model.name, known)
+    build = known[benchmark.model.name]
+    allowed = set(inspect.signature(build).parameters) - {"classes", "in_shape"}
+    for option in benchmark.model.options:
+        if option not in allowed:
+            raise schema.unknown(f"{where}.options: {benchmark.model.name}: option", option, allowed)
+    try:
+        model: nn.Module = build(classes=len(dataset.classes), in_shape=shape, **benchmark.model.options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {benchmark.model.name}: {error}") from None
+    return model
+
+
+def _is_builder(value: Any, module: str) -> bool:
+    return inspect.isfunction(value) and value.__module__ == module and not value.__name__.startswith("_")
+
+
+def check(benchmark: Benchmark, budget: str, data: Path) -> None:
+    """Everything that can be wrong with a benchmark and is found without training; UserError for the first thing."""
+    dataset = datasets.open_dataset(data, benchmark.dataset)
+    where = f"benchmarks.{benchmark.name}"
+    count = len(_positions(benchmark, dataset))
+    batch, workers = benchmark.recipe.batch, benchmark.resources.workers
+    if batch > count:
+        raise UserError(
+            f"{where}.recipe.batch is {batch}; expected at most the {count} training images of {dataset.name}"
+        )
+    shape = image_shape(benchmark, dataset)
+    model = build_model(benchmark, dataset, shape).eval()
+    try:
+        with torch.inference_mode():
+            outputs = model(torch.zeros(1, *shape))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where}.model: {benchmark.model.name} does not take images of {shape}: {reason}") from None
+    if tuple(outputs.shape) != (1, len(dataset.classes)):
+        got = tuple(outputs.shape)
+        raise UserError(f"{where}.model: {benchmark.model.name} gives {got}; expected (1, {len(dataset.classes)})")
+    if workers > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise UserError(
+            f"{where}.resources.workers is {workers}; a model with batch normalisation trains on one worker"
+        )
+
+
+def _positions(benchmark: Benchmark, dataset: datasets.Dataset) -> Tensor:
+    chosen = benchmark.recipe.subset
+    return subset(dataset.train, skip_every=chosen.skip_every, first=chosen.first)
+
+
+def image_shape(benchmark: Benchmark, dataset: datasets.Dataset) -> tuple[int, int, int]:
+    """(C, H, W) of what the model sees; UserError for a transform that is unknown or does not fit the images."""
+    where = f"benchmarks.{benchmark.name}.recipe"
+    shape: tuple[int, int, int] = dataset.shape
+    try:
+        shape = transforms.output_shape(transforms.build_preprocess(benchmark.recipe.preprocess), shape)
+    except ValueError as error:
+        raise UserError(f"{where}.preprocess: {error}") from None
+    try:
+        return transforms.output_shape(transforms.build_augment(benchmark.recipe.augment), shape)
+    except ValueError as error:
+        raise UserError(f"{where}.augment: {error}") from None
+
+
+def fitted(
+    benchmark: Benchmark, dataset: datasets.Dataset, root: Path
+) -> tuple[transforms.FittedPreprocess, transforms.FittedAugment]:
+    """The recipe's transforms, fitted on its training images, or as an earlier trial left them in the store.
+
+    Whitening 3,072 dimensions takes the better part of a minute on one core, and every seed would repeat it.
+    """
+    recipe, positions = benchmark.recipe, _positions(benchmark, dataset)
+    first, second = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
+    identity = [dataset.digest, *map(str, benchmarks.plain((recipe.preprocess, recipe.augment, recipe.subset)))]
+    identity.append(store.sources(benchmark.model.family)["pipelines/transforms.py"])
+    cached = root / "fitted" / f"{stream(*identity):016x}.pt"
+    with store.lock(cached.with_suffix(".lock"), f"fitting the preprocessing of {benchmark.name}", patience_s=600):
+        if cached.exists():
+            state = load_tensors(cached, f"the fitted preprocessing of {benchmark.name}; delete it to fit again")
+            preprocess = transforms.FittedPreprocess.restore(first, state["preprocess"])
+            return preprocess, transforms.FittedAugment.restore(second, state["augment"])
+        images, _ = dataset.split("train")
+        preprocess = transforms.fit(first, images, positions)
+        augment = transforms.fit_augment(second, preprocess, images, positions)
+        with store.replacing(cached) as temporary:
+            torch.save({"preprocess": preprocess.state_dict(), "augment": augment.state_dict()}, temporary)
+    return preprocess, augment
+
+
+def load_tensors(path: Path, what: str) -> dict[str, Any]:
+    """A file of plain tensors; UserError naming the file when it is missing, damaged or something else."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; expected {what}") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{path} is damaged or foreign; expected {what} ({type(error).__name__}: {reason})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}; expected {what}")
+    return found
+
+
+def run(
+    spec: Spec, worker: Worker | None = None, watch: Callable[[Mapping[str, Any]], None] = lambda told: None
+) -> store.TrialFiles:
+    """Train ``spec`` to its end, or return at once when the store holds it finished.
+
+    ``watch`` is called with every progress report. Raises UserError for input that can't be trained on, and
+    FloatingPointError when the loss is no number.
+    """
+    worker = worker or Worker()
+    files = spec.files
+    if files.finished:
+        return files
+    if worker.rank > 0:
+        _train(spec, worker, watch)
+        return files
+    with store.lock(files.folder / "lock", spec.name):
+        if not files.finished:  # another process may have finished it while this one waited
+            _train(spec, worker, watch)
+    return files
+
+
+def _train(spec: Spec, worker: Worker, watch: Callable[[Mapping[str, Any]], None]) -> None:
+    _settle(spec)
+    dataset = datasets.open_dataset(spec.data, spec.benchmark.dataset)
+    if worker.rank == 0:
+        store.write_json(spec.files.trial, _identity(spec, dataset))
+    loader, module = prepare(spec, dataset, worker)
+    journal = Journal(spec, loader, worker, watch)
+    trainer = worker.prepare(build_trainer(spec, worker, journal))
+    checkpoint = spec.files.checkpoint if spec.files.checkpoint.exists() else None
+    if checkpoint is not None:
+        load_tensors(checkpoint, f"a checkpoint of {spec.name}; delete it to train from the start")
+    trainer.fit(module, train_dataloaders=loader, ckpt_path=checkpoint)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if worker.rank == 0:
+        _finish(spec, module, journal, dataset)
+
+
+def _settle(spec: Spec) -> None:
+    """Make the process repeatable: threads, determinism, and silence about what is meant."""
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    pl._logger.setLevel("ERROR")
+    torch.backends.cudnn.benchmark = False
+    torch.set_float32_matmul_precision("high")
+
+
+def prepare(spec: Spec, dataset: datasets.Dataset, worker: Worker) -> tuple[Batches, Classifier]:
+    """The trial's minibatches and its freshly initialised module."""
+    benchmark, recipe = spec.benchmark, spec.benchmark.recipe
+    device = torch.device(spec.device)
+    shape = image_shape(benchmark, dataset)
+    preprocess, augment = fitted(benchmark, dataset, spec.store)
+    images, labels = dataset.split("train")
+    loader = Batches(
+        images,
+        labels,
+        _positions(benchmark, dataset),
+        batch=recipe.batch,
+        seed=spec.seed,
+        preprocess=preprocess.to(device),
+        augment=augment.to(device),
+        shuffle=recipe.shuffle,
+        channels_last=recipe.channels_last,
+        device=device,
+        rank=worker.rank,
+        workers=worker.workers,
+    )
+    torch.manual_seed(stream(spec.seed, "weights"))
+    model = build_model(benchmark, dataset, shape)
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = Classifier(
+        model,
+        recipe,
+        epochs=spec.epochs,
+        paper_epochs=benchmark.budgets["paper"].epochs,
+        seed=spec.seed,
+        rank=worker.rank,
+    )
+    return loader, module
+
+
+def build_trainer(spec: Spec, worker: Worker, journal: Journal) -> pl.Trainer:
+    """Lightning's Trainer with nothing that costs time in every step."""
+    settings: dict[str, Any] = {
+        "accelerator": "gpu" if spec.device == "cuda" else "cpu",
+        "devices": 1,
+        "deterministic": spec.device == "cpu",
+    }
+    return pl.Trainer(
+        **(settings | dict(worker.trainer)),
+        max_epochs=spec.epochs,
+        precision="bf16-mixed" if spec.benchmark.recipe.precision == "bf16" else "32-true",
+        callbacks=[journal],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
+    return {
+        "benchmark": spec.benchmark.name,
+        "seed": spec.seed,
+        "key": spec.key,
+        "budget": spec.budget,
+        "config": spec.benchmark.resolved(spec.budget),
+        "dataset": {"name": dataset.name, "digest": dataset.digest},
+        "sources": store.sources(spec.benchmark.model.family),
+    }
+
+
+def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.Dataset) -> None:
+    """Weights, provenance, and last of all the mark that the trial is finished."""
+    last = journal.curve[-1]
+    if not np.isfinite(last["loss"]):
+        raise FloatingPointError(f"{spec.name}: the loss of the last epoch is {last['loss']}")
+    with store.replacing(spec.files.weights) as temporary:
+        torch.save(module.model.state_dict(), temporary)
+    images = spec.epochs * len(journal.loader.positions)
+    wall = last["seconds"]
+    result = {
+        **{k: v for k, v in _identity(spec, dataset).items() if k != "dataset"},
+        "dataset_digest": dataset.digest,
+        "epochs": spec.epochs,
+        "images_seen": images,
+        "wall_s": wall,
+        "device_s": wall * journal.worker.workers,
+        "images_per_s": images / wall,
+        "workers": journal.worker.workers,
+        "hardware": provenance.hardware(spec.device),
+        "device": spec.device,
+        "threads": torch.get_num_threads(),
+        "versions": provenance.versions(),
+        **provenance.git_state(),
+        "parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+        "resumed": journal.resumed,
+        "finished": time.time(),
+        "final_loss": last["loss"],
+    }
+    journal.tell("done", last["loss"])
+    store.write_json(spec.files.result, result)
+    spec.files.checkpoint.unlink(missing_ok=True)
+
+
+def default_device() -> str:
+    """``cuda`` where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    """Run one trial from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.trial", description="Train one benchmark from one seed.")
+    parser.add_argument("benchmark", help="a name from params.yaml, such as lenet5-mnist")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", help="laptop or paper; by default what the active suite says")
+    parser.add_argument("--data", type=Path, default=Path("datasets"), help="where the datasets are")
+    parser.add_argument("--store", type=Path, default=None, help="the run store; $RUN_STORE or store/")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    args = parser.parse_args()
+    params = benchmarks.load()
+    benchmark = params.benchmark(args.benchmark)
+    entry = params.suite.benchmarks.get(benchmark.name)
+    budget = args.budget or (entry.budget if entry else "paper")
+    if budget not in benchmark.budgets:
+        raise schema.unknown(f"--budget: {benchmark.name}: budget", budget, benchmark.budgets)
+    if args.seed < 0:
+        raise UserError(f"--seed is {args.seed}; expected a whole number from 0")
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads is {args.threads}; expected at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda; torch finds no GPU here, expected cpu")
+    check(benchmark, budget, args.data)
+    spec = plan(
+        benchmark,
+        budget,
+        args.seed,
+        data=args.data,
+        root=args.store or store.default(),
+        device=args.device,
+        threads=args.threads,
+    )
+    print(f"{spec.name}: {budget} budget, {spec.epochs} epochs, on {provenance.hardware(spec.device)}", flush=True)
+    files = run(spec, watch=_printer(spec.name))
+    result = store.read_json(files.result)
+    took = progress.duration(result["wall_s"])
+    print(f"{spec.name}: trained in {took}, final loss {result['final_loss']:.4f}, weights in {files.weights}")
+
+
+def _printer(name: str) -> Callable[[Mapping[str, Any]], None]:
+    """One live line on a terminal; elsewhere a plain line every ten seconds."""
+    live, last = sys.stdout.isatty(), [0.0]
+
+    def show(told: Mapping[str, Any]) -> None:
+        if live:
+            print("\r\x1b[K" + progress.line(name, told), end="\n" if told["state"] == "done" else "", flush=True)
+        elif told["state"] == "done" or time.monotonic() - last[0] > 10:
+            last[0] = time.monotonic()
+            print(progress.line(name, told), flush=True)
+
+    return show
+
+
+if __name__ == "__main__":
+    guard(main)

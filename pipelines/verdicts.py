@@ -1,0 +1,112 @@
+"""What may be said of a claim, given the seeds that were run: an interval, a margin and one word.
+
+The interval is Student's t at 95 % on the mean over seeds. The margin is the claim's own sampling error: the source
+measured one figure on ``test_images`` images, so a rerun of the same net may differ from it by the binomial
+``1.96 * sqrt(p (1 - p) / test_images)`` and still agree.
+
+For an error claim ``c`` with margin ``m``, and an interval ``[low, high]`` over ``n`` seeds, the first line that
+holds is the verdict (an accuracy claim is read as the mirror image: higher is better):
+
+==  ==============================================================  ==============
+1   no seed was run                                                 untested
+2   ``n >= 5`` and ``high < c - m``                                 better
+3   ``n >= 5`` and ``high <= c + m``                                reproduced
+4   trained shorter than published, and not there: ``high > c + m``,  under budget
+    or a single seed, which has no interval
+5   ``n < 5``                                                       inconclusive
+6   ``low > c + m``                                                 not reproduced
+7   anything else: the interval straddles ``c + m``                 inconclusive
+==  ==============================================================  ==============
+
+Three decisions are in it. *Better* needs the whole interval to lie below the claim **and its margin**: below the claim
+alone could be the luck of the source's test set. The rules are one-sided: an interval that starts below
+``c - m`` and ends inside the margin is `reproduced`, never `inconclusive`. A short budget that gets there is held to
+the same five seeds as the published one, and to nothing else: who needs fewer epochs has still reproduced the figure.
+
+Seeds that all give the same figure have an interval of no width, which is then compared as a point.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from scipy.special import stdtrit  # the quantile behind scipy.stats.t.ppf, a second quicker to import
+
+MIN_SEEDS = 5  # fewer can neither confirm nor refute
+CONFIDENCE = 0.95
+NORMAL_QUANTILE = 1.96  # two-sided 95 %, for the claim's binomial margin
+
+
+class Verdict(StrEnum):
+    """The words of the ledger."""
+
+    REPRODUCED = "reproduced"
+    BETTER = "better"
+    NOT_REPRODUCED = "not reproduced"
+    INCONCLUSIVE = "inconclusive"
+    UNDER_BUDGET = "under budget"
+    UNTESTED = "untested"
+
+
+class Interval(NamedTuple):
+    """A two-sided 95 % confidence interval, in the unit of the values it was made from."""
+
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Student's t interval on the mean of ``values``; None when fewer than two leave no spread to judge by."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = statistics.fmean(values)
+    quantile = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
+    half = quantile * statistics.stdev(values) / math.sqrt(n)
+    return Interval(mean - half, mean + half)
+
+
+def claim_margin(value: float, test_images: int) -> float:
+    """Half the width, in percentage points, of the binomial 95 % interval of a claim.
+
+    Args:
+        value: the claimed error or accuracy in %, from 0 to 100.
+        test_images: how many images the source measured it on, at least 1.
+    """
+    if not 0 <= value <= 100 or test_images < 1:
+        raise ValueError(f"a claim of {value} % on {test_images} images has no sampling error")
+    share = value / 100
+    return 100 * NORMAL_QUANTILE * math.sqrt(share * (1 - share) / test_images)
+
+
+def judge(*, metric: str, claim: float, test_images: int, values: Sequence[float], short: bool) -> Verdict:
+    """Return the verdict on a claim by the table above.
+
+    Args:
+        metric: ``error`` or ``accuracy``: which way is better.
+        claim: the source's figure in %.
+        test_images: how many images that figure was measured on.
+        values: ours in %, in the same metric, one a seed.
+        short: whether any of our trials was shorter than the source's.
+    """
+    if metric not in ("error", "accuracy"):
+        raise ValueError(f"metric {metric!r} is neither error nor accuracy")
+    if not values:
+        return Verdict.UNTESTED
+    sign = 1.0 if metric == "error" else -1.0
+    margin = claim_margin(claim, test_images)
+    best, worst = sign * claim - margin, sign * claim + margin
+    interval = mean_interval([sign * value for value in values])
+    arrived = interval is not None and interval.high <= worst
+    enough = len(values) >= MIN_SEEDS
+    if interval is not None and arrived and enough:
+        return Verdict.BETTER if interval.high < best else Verdict.REPRODUCED
+    if short and not arrived:
+        return Verdict.UNDER_BUDGET
+    if interval is not None and enough and interval.low > worst:
+        return Verdict.NOT_REPRODUCED
+    return Verdict.INCONCLUSIVE
