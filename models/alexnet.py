@@ -1,0 +1,114 @@
+"""AlexNet: Krizhevsky, Sutskever, Hinton, NIPS 2012, section 3.5 and Fig. 2.
+
+| layer | what                                            | output    | parameters  |
+|-------|-------------------------------------------------|-----------|-------------|
+| input |                                                 | 3x227x227 | 0           |
+| conv1 | 11x11 stride 4, ReLU                            | 96x55x55  | 34,944      |
+|       | response normalisation, max pool 3x3/2          | 96x27x27  | 0           |
+| conv2 | 5x5, ReLU, in two towers                        | 256x27x27 | 307,456     |
+|       | response normalisation, max pool 3x3/2          | 256x13x13 | 0           |
+| conv3 | 3x3, ReLU, across the towers                    | 384x13x13 | 885,120     |
+| conv4 | 3x3, ReLU, in two towers                        | 384x13x13 | 663,936     |
+| conv5 | 3x3, ReLU, in two towers, max pool 3x3/2        | 256x6x6   | 442,624     |
+| fc6   | full, ReLU, dropout 0.5                         | 4096      | 37,752,832  |
+| fc7   | full, ReLU, dropout 0.5                         | 4096      | 16,781,312  |
+| fc8   | full                                            | 1000      | 4,097,000   |
+| total |                                                 |           | 60,965,224  |
+
+The two towers, one on each of the authors' GPUs, are convolutions in two groups. Input: RGB of 0..255 less the mean;
+the initial deviation of 0.01 only makes sense at that scale.
+
+Open questions, and what we chose:
+  the paper says 224x224 and 55x55 maps, which stride 4 without padding does not give: 227 is taken as it is, 224 is
+    padded by 2 (``in_shape``);
+  the formula of section 3.3 sums alpha a^2 over n = 5 maps without dividing by n, other programs divide: we follow the
+    formula, so torch's alpha, which it divides, is 5 x 1e-4;
+  whether the normalisation stops at the border between the towers: it runs over all N maps of the layer, as the formula
+    reads;
+  the paper starts the biases of conv2, conv4, conv5 and the hidden full layers at 1: so does ``bias=1.0``. BVLC found
+    that "initialization to 1 gave flat loss" and took 0.1, with a deviation of 0.005 for fc6 and fc7: ``bias=0.1,
+    fc_std=0.005`` is the fallback.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0  # section 3.3
+STD = 0.01  # of the initial weights (section 5)
+UNITS = 4096
+
+
+def alexnet(
+    *,
+    bias: float = 1.0,
+    fc_std: float = STD,
+    dropout: float = 0.5,
+    classes: int = 1000,
+    in_shape: tuple[int, int, int] = (3, 227, 227),
+) -> nn.Module:
+    """Build the two-tower network: (N, 3, 227, 227) -> logits (N, classes); (3, 224, 224) is padded by 2.
+
+    Args:
+        bias: where the biases of conv2, conv4, conv5, fc6 and fc7 start; the others start at 0.
+        fc_std: deviation of the initial weights of fc6 and fc7; all others 0.01.
+        dropout: the fraction of fc6's and fc7's outputs to drop in training.
+        classes: outputs.
+        in_shape: (channels, height, width), sides from 67 pixels up.
+
+    Raises:
+        ValueError: the image is too small for the three poolings.
+    """
+    channels, height, width = in_shape
+    padding = 2 if height == width == 224 else 0
+    rows, columns = _after_pool5(height + 2 * padding), _after_pool5(width + 2 * padding)
+    if min(rows, columns) < 1:
+        raise ValueError(f"input {in_shape} is too small: a side of {min(height, width)} is below 67")
+    net = nn.Sequential(
+        OrderedDict[str, nn.Module](
+            conv1=nn.Conv2d(channels, 96, 11, stride=4, padding=padding),  # (N, 96, 55, 55)
+            relu1=nn.ReLU(inplace=True),
+            norm1=_normalisation(),
+            pool1=nn.MaxPool2d(3, stride=2),  # (N, 96, 27, 27)
+            conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2),  # (N, 256, 27, 27)
+            relu2=nn.ReLU(inplace=True),
+            norm2=_normalisation(),
+            pool2=nn.MaxPool2d(3, stride=2),  # (N, 256, 13, 13)
+            conv3=nn.Conv2d(256, 384, 3, padding=1),  # (N, 384, 13, 13)
+            relu3=nn.ReLU(inplace=True),
+            conv4=nn.Conv2d(384, 384, 3, padding=1, groups=2),
+            relu4=nn.ReLU(inplace=True),
+            conv5=nn.Conv2d(384, 256, 3, padding=1, groups=2),  # (N, 256, 13, 13)
+            relu5=nn.ReLU(inplace=True),
+            pool5=nn.MaxPool2d(3, stride=2),  # (N, 256, 6, 6)
+            flatten=nn.Flatten(),
+            fc6=nn.Linear(256 * rows * columns, UNITS),
+            relu6=nn.ReLU(inplace=True),
+            drop6=nn.Dropout(dropout),
+            fc7=nn.Linear(UNITS, UNITS),
+            relu7=nn.ReLU(inplace=True),
+            drop7=nn.Dropout(dropout),
+            fc8=nn.Linear(UNITS, classes),
+        )
+    )
+    for name, layer in net.named_children():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            assert layer.bias is not None  # for the type checker
+            nn.init.normal_(layer.weight, std=fc_std if name in ("fc6", "fc7") else STD)
+            nn.init.constant_(layer.bias, bias if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
+    return net
+
+
+def _normalisation() -> nn.Module:
+    """b = a / (k + alpha sum a^2)^beta over n adjacent maps, the sum not divided by n; torch's alpha is divided."""
+    return nn.LocalResponseNorm(LRN_SIZE, alpha=LRN_SIZE * LRN_ALPHA, beta=LRN_BETA, k=LRN_K)
+
+
+def _after_pool5(side: int) -> int:
+    """The side of pool5's maps, 0 or less where the image is too small."""
+    side = (side - 11) // 4 + 1
+    for _ in range(3):
+        side = (side - 3) // 2 + 1
+    return side

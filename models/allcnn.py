@@ -53,6 +53,7 @@ from torch import Tensor, nn
 STAGES = {"A": (5,), "B": (5, 1), "C": (3, 3)}
 WIDTHS = (96, 192)  # maps of the two stages
 INPUT_DROPOUT, STAGE_DROPOUT = 0.2, 0.5
+SMALLEST = 12  # pixels a side: two poolings leave 3x3 for the unpadded convolution
 
 
 def _normal005(weight: Tensor) -> None:
@@ -87,7 +88,7 @@ def allcnn(
     classes: int = 10,
     in_shape: tuple[int, int, int] = (3, 32, 32),
 ) -> nn.Module:
-    """Build one of the twelve nets of Table 3: (N, 3, 32, 32) -> logits (N, classes). Other sides from 9 pixels up.
+    """Build one of the twelve nets of Table 3: (N, 3, 32, 32) -> logits (N, classes). Other sides from 12 pixels up.
 
     Args:
         base: "A", "B" or "C".
@@ -110,8 +111,8 @@ def allcnn(
     ):
         if value not in allowed:
             raise ValueError(f"{name} {value!r} must be one of {', '.join(map(str, allowed))}")
-    if min(in_shape[1:]) < 9:
-        raise ValueError(f"input {in_shape} is too small: a side of {min(in_shape[1:])} is below 9")
+    if min(in_shape[1:]) < SMALLEST:
+        raise ValueError(f"input {in_shape} is too small: a side of {min(in_shape[1:])} is below {SMALLEST}")
     channels = in_shape[0]
     layers: list[nn.Module] = [nn.Dropout(INPUT_DROPOUT)] if dropout else []
     for width in WIDTHS:

@@ -251,8 +251,7 @@ class SparseConvolution(nn.Module):
 
     def start(self, init: str) -> None:
         """Draw the initial weights, each map by its own fan-in."""
-        kernels = torch.split(self.weight, [len(inputs) for inputs in self.table])
-        for kernel in kernels:
+        for kernel in torch.split(self.weight.detach(), [len(inputs) for inputs in self.table]):
             _draw(kernel, kernel.numel(), init)
         nn.init.zeros_(self.bias)
 

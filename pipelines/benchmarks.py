@@ -181,16 +181,18 @@ class Resources:
     """What one worker of a trial asks of the cluster, and how many workers a trial has."""
 
     cpus: int = 1
-    gpus: float = 0.0  # taken when the cluster has GPUs; a fraction packs several trials on one
+    gpus: float = 0.0  # required; a fraction packs several trials on one GPU
+    gpus_if_any: float = 0.0  # taken where the cluster has GPUs; without any, the trial runs on CPUs
     workers: int = 1
 
     def __post_init__(self) -> None:
         require(self.cpus >= 1, f"cpus is {self.cpus}; expected at least 1")
-        require(self.gpus >= 0, f"gpus is {self.gpus}; expected at least 0")
         require(self.workers >= 1, f"workers is {self.workers}; expected at least 1")
-        whole = self.gpus in (0, int(self.gpus))
-        require(self.gpus <= 1 or whole, f"gpus is {self.gpus}; expected a fraction up to 1, or a whole number")
-        require(self.workers == 1 or whole, f"gpus is {self.gpus}; expected 0 or a whole number with several workers")
+        for name, gpus in (("gpus", self.gpus), ("gpus_if_any", self.gpus_if_any)):
+            require(gpus >= 0, f"{name} is {gpus}; expected at least 0")
+            whole = gpus == int(gpus)
+            require(gpus <= 1 or whole, f"{name} is {gpus}; expected a fraction up to 1, or a whole number")
+            require(self.workers == 1 or whole, f"{name} is {gpus}; expected 0 or a whole number with several workers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Datasets as arrays on disk: uint8 images and int64 labels a split, and ``meta.json``, which says what they are.
 
-    <root>/<name>/train_images.npy  uint8 (N, C, H, W)      train_labels.npy  int64 (N,)
-    <root>/<name>/test_images.npy   uint8 (M, C, H, W)      test_labels.npy   int64 (M,)
-    <root>/<name>/meta.json         names, sizes, statistics of train, a sha256 a file, md5s of what they were made from
+<root>/<name>/train_images.npy  uint8 (N, C, H, W)      train_labels.npy  int64 (N,)
+<root>/<name>/test_images.npy   uint8 (M, C, H, W)      test_labels.npy   int64 (M,)
+<root>/<name>/meta.json         names, sizes, statistics of train, a sha256 a file, md5s of what they were made from
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,8 +63,8 @@ class Dataset:
         images = _open_array(self.path / f"{split}_images.npy", np.dtype(np.uint8), (count, *self.shape))
         labels = _open_array(self.path / f"{split}_labels.npy", np.dtype(np.int64), (count,))
         if count and not 0 <= labels.min() <= labels.max() < len(self.classes):
-            found = f"{labels.min()} to {labels.max()}"
-            raise UserError(f"{self.path / f'{split}_labels.npy'}: labels {found}, expected 0 to {len(self.classes) - 1}")
+            path, found = self.path / f"{split}_labels.npy", f"{labels.min()} to {labels.max()}"
+            raise UserError(f"{path}: labels {found}, expected 0 to {len(self.classes) - 1}; {_again(self.name)}")
         return images, labels
 
     def verify(self, *splits: Split) -> None:
@@ -78,13 +79,11 @@ class Dataset:
                     raise UserError(f"{path}: missing; {_again(self.name)}")
                 found = _sha256(path)
                 if found != self.digests[file]:
-                    raise UserError(
-                        f"{path}: expected sha256 {self.digests[file]}, found {found}; {_again(self.name)}"
-                    )
+                    raise UserError(f"{path}: expected sha256 {self.digests[file]}, found {found}; {_again(self.name)}")
 
 
 def open_dataset(root: Path, name: str) -> Dataset:
-    """Read ``<root>/<name>/meta.json``; raises ``UserError`` where the dataset is absent or its meta.json is damaged."""
+    """Read ``<root>/<name>/meta.json``; raises ``UserError`` where it is absent or damaged."""
     path = root / name
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
@@ -110,7 +109,7 @@ def write_dataset(
     test: tuple[npt.NDArray[Any], npt.NDArray[Any]],
     source_md5: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """Write arrays that are in memory, images (N, C, H, W) uint8 and labels (N,), as ``<root>/<name>``, all or nothing."""
+    """Write images (N, C, H, W) uint8 and labels (N,) that are in memory as ``<root>/<name>``, all or nothing."""
     channels, height, width = train[0].shape[1:]
     shape = (channels, height, width)
     with new_dataset(
@@ -189,6 +188,7 @@ def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
         for channel in range(channels):
             levels = images[start : start + step, channel].ravel()
             histograms[channel] += np.bincount(levels, minlength=256)
+        release_pages(images)
     means, stds = [], []
     for histogram in histograms.tolist():
         first = sum(level * n for level, n in enumerate(histogram))
@@ -196,6 +196,13 @@ def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
         means.append(first / pixels / 255)
         stds.append(math.sqrt(pixels * second - first * first) / pixels / 255)
     return means, stds
+
+
+def release_pages(array: npt.NDArray[Any]) -> None:
+    """Stop counting a mapped array's pages as this process's memory; what was written stays in the file."""
+    mapped = getattr(array, "_mmap", None)
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _from_meta(path: Path, meta: dict[str, Any]) -> Dataset:
@@ -238,13 +245,13 @@ def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> n
     if not math.prod(shape):  # nothing can be mapped
         np.save(path, np.zeros(shape, dtype))
         return np.zeros(shape, dtype)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
-    with path.open("r+b") as file:
-        try:
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
-    return array  # type: ignore[no-any-return]
+    except OSError as error:  # neither call says which file it is about
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return array
 
 
 def _check_labels(name: str, arrays: Mapping[str, tuple[Images, Labels]], classes: int) -> None:

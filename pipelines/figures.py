@@ -41,8 +41,7 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title
     axes.set_xlabel("predicted", fontsize=12, color=INK)
     axes.set_ylabel("actual", fontsize=12, color=INK)
     axes.tick_params(length=0, colors=INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     if named:
         label_cells(axes, share, shade, classes)
     figure.text(0.02, 0.975, title, fontsize=15, fontweight="bold", color=INK, va="top")
@@ -56,13 +55,13 @@ def label_cells(axes: Any, share: NDArray[np.float64], shade: NDArray[np.float64
     """Write class names along both axes and the row's share in per cent into each cell that is not empty."""
     size = len(classes)
     slanted = longest(classes) > 2
-    axes.set_xticks(range(size), classes, fontsize=11, rotation=35 if slanted else 0, ha="right" if slanted else "center")
+    axes.set_xticks(
+        range(size), classes, fontsize=11, rotation=35 if slanted else 0, ha="right" if slanted else "center"
+    )
     axes.set_yticks(range(size), classes, fontsize=11)
     edges = np.arange(size + 1) - 0.5
-    axes.set_xticks(edges, minor=True)
-    axes.set_yticks(edges, minor=True)
-    axes.grid(which="minor", color="#e7ecf1", linewidth=1)
-    axes.tick_params(which="minor", length=0)
+    for lines in (axes.hlines, axes.vlines):  # one collection each; minor ticks with a grid cost twice the time
+        lines(edges, -0.5, size - 0.5, color="#e7ecf1", linewidth=1)
     for row, column in zip(*np.nonzero(share), strict=True):
         axes.text(
             column,

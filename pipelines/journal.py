@@ -1,4 +1,4 @@
-"""A trial, and what it writes while it trains: checkpoint, learning curve, progress; it may be killed at any moment."""
+"""What a trial writes while it trains: checkpoint, learning curve, progress. It may be killed at any moment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,41 +15,12 @@ import torch
 
 from pipelines import store
 from pipelines.batches import Batches
-from pipelines.benchmarks import Benchmark
 from pipelines.recipe import Classifier
+from pipelines.spec import Spec
 
 CHECKPOINT_EVERY_S = 10.0  # at least; and never so often that saving takes more than a twentieth of the time
 PROGRESS_EVERY_S = 1.0
 AGREE_EVERY = 20  # batches: how often several workers agree on whether to save
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """A trial that can be run anywhere: picklable, and with absolute paths."""
-
-    benchmark: Benchmark
-    budget: str
-    seed: int
-    data: Path
-    store: Path
-    device: str = "cpu"  # cpu | cuda
-    threads: int | None = None  # CPU threads; None leaves torch's own choice
-    key: str = ""
-
-    @property
-    def files(self) -> store.TrialFiles:
-        """Where the trial lives."""
-        return store.TrialFiles(self.store / self.key)
-
-    @property
-    def name(self) -> str:
-        """What the trial is called in logs."""
-        return f"{self.benchmark.name} seed {self.seed}"
-
-    @property
-    def epochs(self) -> int:
-        """Passes over the training images."""
-        return self.benchmark.budgets[self.budget].epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +134,7 @@ class Journal(pl.Callback):
         store.write_bytes(self.spec.files.curve, text.encode())
 
     def tell(self, state: str, loss: float | None) -> None:
+        """Rewrite progress.json and call ``watch``."""
         self.told = time.monotonic()
         ahead = self.spec.epochs * len(self.loader.positions)
         position = min(self.loader.epoch + self.loader.done / len(self.loader), self.spec.epochs)

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+
+def read(path: Path, *, since: float) -> dict[str, Any] | None:
+    """A trial's progress.json; None when there is none, or when it is older than ``since`` (a killed run's)."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if found.get("time", 0) >= since else None
 
 
 def line(name: str, state: Mapping[str, Any] | None) -> str:

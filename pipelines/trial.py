@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import itertools
 import sys
 import time
 import warnings
@@ -28,17 +29,11 @@ from pipelines import benchmarks, datasets, progress, provenance, schema, store,
 from pipelines.batches import Batches, stream, subset
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import UserError, guard
-from pipelines.journal import Journal, Spec, Worker
-from pipelines.recipe import Classifier
+from pipelines.journal import Journal, Worker
+from pipelines.recipe import Classifier, build_optimiser
+from pipelines.spec import Spec, plan
 
-
-def plan(benchmark: Benchmark, budget: str, seed: int, *, data: Path, root: Path, **rest: Any) -> Spec:
-    """The trial of ``benchmark`` at ``budget`` from ``seed`` on the dataset in ``data``; reads the data's digest."""
-    dataset = datasets.open_dataset(data, benchmark.dataset)
-    found = store.key(benchmark.resolved(budget), dataset.digest, seed)
-    return Spec(
-        benchmark=benchmark, budget=budget, seed=seed, data=data.absolute(), store=root.absolute(), key=found, **rest
-    )
+WARM_UP = 2  # steps before a measurement begins
 
 
 def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[int, ...]) -> nn.Module:
@@ -154,8 +149,8 @@ def run(
 ) -> store.TrialFiles:
     """Train ``spec`` to its end, or return at once when the store holds it finished.
 
-    ``watch`` is called with every progress report. Raises UserError for input that can't be trained on, and
-    FloatingPointError when the loss is no number.
+    ``watch`` is called with every progress report. Raises UserError for input that can't be trained on, and when the
+    loss ends as no number.
     """
     worker = worker or Worker()
     files = spec.files
@@ -271,7 +266,7 @@ def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.
     """Weights, provenance, and last of all the mark that the trial is finished."""
     last = journal.curve[-1]
     if not np.isfinite(last["loss"]):
-        raise FloatingPointError(f"{spec.name}: the loss of the last epoch is {last['loss']}")
+        raise UserError(f"{spec.name}: the loss of the last epoch is {last['loss']}; try a lower lr")
     with store.replacing(spec.files.weights) as temporary:
         torch.save(module.model.state_dict(), temporary)
     images = spec.epochs * len(journal.loader.positions)
@@ -298,6 +293,31 @@ def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.
     journal.tell("done", last["loss"])
     store.write_json(spec.files.result, result)
     spec.files.checkpoint.unlink(missing_ok=True)
+
+
+def measure(spec: Spec, budget_s: float) -> dict[str, float]:
+    """Images a second and the bytes of the weights, from a few plain training steps; leaves nothing behind."""
+    _settle(spec)
+    dataset = datasets.open_dataset(spec.data, spec.benchmark.dataset)
+    loader, module = prepare(spec, dataset, Worker())
+    module.to(spec.device)
+    optimiser = build_optimiser(spec.benchmark.recipe.optimiser, module.model)
+    half = spec.benchmark.recipe.precision == "bf16"
+    began, images = 0.0, 0
+    for step, (batch, labels) in enumerate(itertools.chain.from_iterable(itertools.repeat(loader))):
+        with torch.autocast(spec.device, torch.bfloat16, enabled=half):
+            outputs = module.model(batch)
+        optimiser.zero_grad()
+        module.loss(outputs.float(), labels).backward()
+        optimiser.step()
+        if step == WARM_UP:
+            began = time.monotonic()
+        elif step > WARM_UP:
+            images += len(labels)
+            if time.monotonic() - began > budget_s:
+                break
+    weights = sum(p.numel() * p.element_size() for p in module.model.parameters())
+    return {"images_per_s": images / (time.monotonic() - began), "weight_bytes": weights}
 
 
 def default_device() -> str:

@@ -59,7 +59,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(values: Sequence[float]) -> Interval | None:
+def interval(values: Sequence[float]) -> Interval | None:
     """Student's t interval on the mean of ``values``; None when fewer than two leave no spread to judge by."""
     n = len(values)
     if n < 2:
@@ -100,13 +100,13 @@ def judge(*, metric: str, claim: float, test_images: int, values: Sequence[float
     sign = 1.0 if metric == "error" else -1.0
     margin = claim_margin(claim, test_images)
     best, worst = sign * claim - margin, sign * claim + margin
-    interval = mean_interval([sign * value for value in values])
-    arrived = interval is not None and interval.high <= worst
+    ours = interval([sign * value for value in values])
+    arrived = ours is not None and ours.high <= worst
     enough = len(values) >= MIN_SEEDS
-    if interval is not None and arrived and enough:
-        return Verdict.BETTER if interval.high < best else Verdict.REPRODUCED
+    if ours is not None and arrived and enough:
+        return Verdict.BETTER if ours.high < best else Verdict.REPRODUCED
     if short and not arrived:
         return Verdict.UNDER_BUDGET
-    if interval is not None and enough and interval.low > worst:
+    if ours is not None and enough and ours.low > worst:
         return Verdict.NOT_REPRODUCED
     return Verdict.INCONCLUSIVE

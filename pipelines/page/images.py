@@ -41,7 +41,7 @@ class Sheet:
 
 
 def sheets(examples: Mapping[str, Iterable[Examples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
-    """One sheet a data set, and how many images a cell they hold: fewer than twelve where that would exceed ``budget``."""
+    """One sheet a data set, and how many images a cell they hold: twelve, or as many as ``budget`` bytes allow."""
     listed = {dataset: list(found) for dataset, found in examples.items()}
     per_cell = PER_CELL
     while True:
@@ -98,8 +98,10 @@ def _grid(tiles: Array, columns: int = COLUMNS) -> Array:
     rows = -(-count // columns)
     padded = np.zeros((rows * columns, height, width, channels), dtype=tiles.dtype)
     padded[:count] = tiles
-    return padded.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4).reshape(
-        rows * height, columns * width, channels
+    return (
+        padded.reshape(rows, columns, height, width, channels)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(rows * height, columns * width, channels)
     )
 
 
@@ -127,31 +129,31 @@ class Picture:
     height: int
 
 
-def filter_sheet(filters: Array, columns: int = 16) -> Picture:
+def filter_sheet(filters: Array) -> Picture:
     """First-layer filters (O, I, kH, kW) on a transparent grid with a pixel between them.
 
-    Three input channels are shown in colour, each filter on its own scale; otherwise the mean over the inputs is shown, blue
-    below zero and red above, on one scale for the layer.
+    Three input channels are shown in colour, each filter on its own scale; otherwise the mean over the inputs is
+    shown, blue below zero and red above, on one scale for the layer.
     """
     filters = filters[:MOST_FILTERS]
-    tiles = _in_colour(filters) if filters.shape[1] == 3 else _diverging(filters.mean(axis=1))
+    tiles = _in_colour(filters, percentile=100) if filters.shape[1] == 3 else _diverging(filters.mean(axis=1))
     count, height, width, _ = tiles.shape
     canvas = np.zeros((count, height + 1, width + 1, 4), dtype=np.uint8)
     canvas[:, :height, :width, :3] = tiles
     canvas[:, :height, :width, 3] = 255
-    sheet = _grid(canvas, columns)[:-1, :-1]
+    sheet = _grid(canvas, columns=8 if count <= 32 else 16)[:-1, :-1]
     return Picture(source=address(np.ascontiguousarray(sheet)), width=sheet.shape[1], height=sheet.shape[0])
 
 
 def template_pictures(templates: Array) -> list[Picture]:
     """Each class's weights (C, channels, H, W) as an image: in colour, or blue to red on one scale for all."""
-    tiles = _in_colour(templates) if templates.shape[1] == 3 else _diverging(templates.mean(axis=1))
+    tiles = _in_colour(templates, percentile=99.5) if templates.shape[1] == 3 else _diverging(templates.mean(axis=1))
     return [Picture(source=address(tile, exact=True), width=tile.shape[1], height=tile.shape[0]) for tile in tiles]
 
 
-def _in_colour(weights: Array) -> Array:
-    """(N, 3, H, W) floats to (N, H, W, 3) bytes; zero is mid-grey, each image on its own scale."""
-    limit = np.maximum(np.percentile(np.abs(weights), 99.5, axis=(1, 2, 3), keepdims=True), 1e-12)
+def _in_colour(weights: Array, *, percentile: float) -> Array:
+    """(N, 3, H, W) floats to (N, H, W, 3) bytes; zero is mid-grey, each image on its own scale, up to a percentile."""
+    limit = np.maximum(np.percentile(np.abs(weights), percentile, axis=(1, 2, 3), keepdims=True), 1e-12)
     scaled = 0.5 + 0.5 * np.clip(weights / limit, -1, 1)
     return np.ascontiguousarray((255 * scaled).round().astype(np.uint8).transpose(0, 2, 3, 1))
 
@@ -160,7 +162,5 @@ def _diverging(weights: Array) -> Array:
     """(N, H, W) floats to (N, H, W, 3) bytes, blue through white to red, on one scale symmetric about zero."""
     limit = max(float(np.percentile(np.abs(weights), 99.5)), 1e-12)
     t = np.clip(weights / limit, -1, 1)[..., None]
-    colours: npt.NDArray[np.float64] = np.where(
-        t < 0, ZERO + (NEGATIVE - ZERO) * -t, ZERO + (POSITIVE - ZERO) * t
-    )
+    colours: npt.NDArray[np.float64] = np.where(t < 0, ZERO + (NEGATIVE - ZERO) * -t, ZERO + (POSITIVE - ZERO) * t)
     return colours.round().astype(np.uint8)

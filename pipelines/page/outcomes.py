@@ -108,7 +108,7 @@ def load(
     about = _classes(folder / "classes.json")
     classes = [str(c) for c in about["classes"]]
     trials = tuple(
-        _trial(folder / f"seed-{seed}", runs / name / f"seed-{seed}", seed=seed, budget=budget, about=about)
+        _trial(folder / "trials" / f"seed-{seed}", runs / name / f"seed-{seed}", seed=seed, budget=budget, about=about)
         for seed in sorted(seeds)
     )
     layer = _arrays(folder / "first_layer.npz", ()) if (folder / "first_layer.npz").exists() else {}

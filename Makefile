@@ -1,0 +1,43 @@
+# make repro      set everything up and reproduce the default suite
+# make test       set everything up and pass the tests
+# make dashboard  MLflow over what was tracked
+
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+export PATH := $(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: repro test lint dashboard benchmark install clean
+
+# The suite is trained at once, so that seeds of all benchmarks are packed side by side; `dvc repro` alone, which runs
+# one stage after another, gives the same results.
+repro: install
+	dvc repro fetch
+	python -m pipelines.train
+	dvc repro
+
+test: install lint
+	python -m pytest
+
+lint: install
+	ruff check .
+	ruff format --check .
+	mypy
+
+dashboard: install
+	python -m pipelines.dashboard
+
+benchmark: install
+	python benchmarks/throughput.py
+
+install: $(VENV)/installed
+
+$(VENV)/installed: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); expected Python 3.11 or newer (make PYTHON=python3.12)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
+	touch $@
+
+clean:
+	rm -rf datasets runs evaluations report store mlflow.db mlartifacts

@@ -1,0 +1,211 @@
+"""Stage compare: every benchmark's claim beside ours, as a ledger for programs, for readers and for a browser.
+
+``python -m pipelines.compare`` reads params.yaml and what ``train`` and ``evaluate`` left of the active suite, and
+writes report/ledger.json, report/ledger.md and report/index.html. Benchmarks outside the suite stay in the ledger as
+untested.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines import benchmarks, store
+from pipelines.benchmarks import Benchmark, Params
+from pipelines.errors import guard
+from pipelines.page import outcomes, page
+from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome
+from pipelines.page.table3 import NONE, plus_minus
+from pipelines.page.tables import commit, each
+from pipelines.verdicts import Verdict, claim_margin, interval, judge
+
+REPORT = Path("report")
+DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
+
+COLOURS = {
+    Verdict.REPRODUCED: "bold green",
+    Verdict.BETTER: "bold cyan",
+    Verdict.NOT_REPRODUCED: "bold red",
+    Verdict.INCONCLUSIVE: "yellow",
+    Verdict.UNDER_BUDGET: "magenta",
+    Verdict.UNTESTED: "dim",
+}
+
+
+def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> dict[str, Outcome]:
+    """The outcomes of the active suite's benchmarks, in the order of params.yaml, without those never run."""
+    found: dict[str, Outcome] = {}
+    for name, benchmark in params.benchmarks.items():
+        entry = params.suite.benchmarks.get(name)
+        if entry is None:
+            continue  # left by another suite, or never run: not what this run can vouch for
+        seeds = benchmark.budgets[entry.budget].seeds
+        outcome = outcomes.load(name, seeds=seeds, budget=entry.budget, evaluations=evaluations, runs=runs)
+        if outcome is not None:
+            found[name] = outcome
+    return found
+
+
+def make_ledger(params: Params, found: Mapping[str, Outcome]) -> list[LedgerRow]:
+    """One row a benchmark, in the order of params.yaml."""
+    return [
+        make_row(benchmark, budget=_budget(params, name), outcome=found.get(name))
+        for name, benchmark in params.benchmarks.items()
+    ]
+
+
+def _budget(params: Params, name: str) -> str | None:
+    entry = params.suite.benchmarks.get(name)
+    return entry.budget if entry else None
+
+
+def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | None) -> LedgerRow:
+    """The ledger's row of one benchmark; without an outcome it is untested."""
+    claim = benchmark.claim
+    trials = outcome.trials if outcome else ()
+    values = {str(t.seed): t.error if claim.metric == "error" else t.accuracy for t in trials}
+    figures = list(values.values())
+    spread = interval(figures)
+    epochs = min((int(t.result["epochs"]) for t in trials), default=None)
+    paper_epochs = benchmark.budgets["paper"].epochs
+    verdict = judge(
+        metric=claim.metric,
+        claim=claim.value,
+        test_images=claim.test_images,
+        values=figures,
+        short=epochs is not None and epochs < paper_epochs,
+    )
+    return {
+        "benchmark": benchmark.name,
+        "dataset": benchmark.dataset,
+        "metric": claim.metric,
+        "claim": {
+            "value": claim.value,
+            "unit": "%",
+            "source": claim.source,
+            "protocol": claim.protocol,
+            "certainty": claim.certainty,
+        },
+        "deviations": list(benchmark.deviations),
+        "budget": budget,
+        "per_seed": {seed: round(value, DIGITS) for seed, value in values.items()},
+        "n": len(figures),
+        "mean": round(statistics.fmean(figures), DIGITS) if figures else None,
+        "ci95": [round(end, DIGITS) for end in spread] if spread else None,
+        "verdict": verdict.value,
+        "wall_s": round(sum(float(t.result["wall_s"]) for t in trials), 2) if trials else None,
+        "hardware": each(t.result["hardware"] for t in trials) if trials else None,
+        "git_commit": each(commit(t.result) for t in trials) if trials else None,
+        "epochs": epochs,
+        "paper_epochs": paper_epochs,
+        "parameters": int(trials[0].result["parameters"]) if trials else None,
+        "margin": round(claim_margin(claim.value, claim.test_images), DIGITS),
+    }
+
+
+def ours(row: LedgerRow) -> str:
+    """Our figure as a reader's table shows it: mean and interval."""
+    if row["mean"] is None:
+        return NONE
+    spread = f" [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]" if row["ci95"] else ""
+    return f"{row['mean']:.2f}{spread}"
+
+
+def budget(row: LedgerRow) -> str:
+    """How long we trained beside how long the source did."""
+    if row["epochs"] is None:
+        return f"{NONE} of {row['paper_epochs']}"
+    return f"{row['epochs']} of {row['paper_epochs']} ({row['budget']})"
+
+
+def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
+    """report/ledger.md: the table, then source, protocol and deviations of each row."""
+    head = ("Benchmark", "Data", "Metric", "Claim, %", "Ours, % [95 %]", "Seeds", "Epochs", "Verdict")
+    lines = [
+        "# Ledger",
+        "",
+        f"Suite `{params.suite.name}`. Each claim beside our mean over seeds on the whole test set.",
+    ]
+    lines += ["", _table_line(head), _table_line(["---"] * len(head))]
+    for row in ledger:
+        recalled = "*" if row["claim"]["certainty"] == "recalled" else ""
+        claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}{recalled}"
+        name = f"[{row['benchmark']}](#{row['benchmark']})"
+        cells = (name, row["dataset"], row["metric"], claim, ours(row), str(row["n"]), budget(row), row["verdict"])
+        lines.append(_table_line(cells))
+    lines += [
+        "",
+        "± is the claim's own sampling error; * marks a claim recalled, not confirmed against its source.",
+        "",
+    ]
+    for row in ledger:
+        lines += _markdown_details(row)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_details(row: LedgerRow) -> list[str]:
+    claim = row["claim"]
+    lines = [f"## {row['benchmark']}", ""]
+    lines.append(f"- Claim: {_one_line(claim['source'])} ({claim['certainty']}); {_one_line(claim['protocol'])}")
+    if row["n"]:
+        lines.append(
+            f"- Run on {_one_line(str(row['hardware']))}, commit {row['git_commit']}, {row['wall_s']:.0f} s in all"
+        )
+    lines += [f"- Deviation: {_one_line(deviation)}" for deviation in row["deviations"]]
+    return [*lines, ""]
+
+
+def _table_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _one_line(words: str) -> str:
+    return " ".join(words.split()).replace("<", "&lt;")
+
+
+def terminal_table(ledger: Sequence[LedgerRow]) -> Table:
+    """The ledger for the end of ``dvc repro``, narrow enough for eighty columns."""
+    table = Table(title="Claims and ours, %", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for words in ("benchmark", "", "claim", "ours", "n", "epochs", "verdict"):
+        table.add_column(words, justify="right" if words in ("claim", "n", "epochs") else "left", overflow="fold")
+    for row in ledger:
+        verdict = Text(row["verdict"], style=COLOURS[Verdict(row["verdict"])])
+        epochs = f"{NONE if row['epochs'] is None else row['epochs']}/{row['paper_epochs']}"
+        claim = f"{row['claim']['value']:g}"
+        table.add_row(row["benchmark"], row["metric"][:3], claim, plus_minus(row), str(row["n"]), epochs, verdict)
+    return table
+
+
+def write(params: Params, found: Mapping[str, Outcome], folder: Path = REPORT) -> list[LedgerRow]:
+    """Write the three files of the report, each in one step and none before all are made; return the ledger."""
+    ledger = make_ledger(params, found)
+    files = {
+        "ledger.json": json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "ledger.md": markdown(params, ledger),
+        "index.html": page.build(params, ledger, found),
+    }
+    for name, content in files.items():
+        store.write_bytes(folder / name, content.encode())
+    return ledger
+
+
+def main() -> None:
+    """Write the report of the active suite and show the ledger."""
+    params = benchmarks.load()
+    ledger = write(params, gather(params))
+    console = Console()
+    if not console.is_terminal:  # a log has no width of its own to cut the table to
+        console = Console(width=110)
+    console.print(terminal_table(ledger))
+    console.print(f"The report: {(REPORT / 'index.html').as_posix()}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    guard(main)

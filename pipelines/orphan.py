@@ -1,0 +1,41 @@
+"""Die with DVC. Killed, DVC leaves its stage running, and the next ``dvc repro`` would start a second one beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+
+CHECK_EVERY_S = 0.5
+GRACE_S = 10.0  # for shutting Ray down; after that the process ends at once
+SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}
+
+
+def follow_dvc() -> None:
+    """End this process (as Ctrl-C would) once the DVC that started it is gone; nothing outside a DVC stage.
+
+    Also turns SIGTERM into the same orderly end: a job that is stopped sends it and kills three seconds later.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    if "DVC_STAGE" not in os.environ:
+        return
+    parent = psutil.Process().parent()
+    if parent is not None and parent.name() in SHELLS:  # DVC runs a stage's command through one, which outlives DVC
+        parent = parent.parent()
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent,), daemon=True, name="follow-dvc").start()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _watch(parent: psutil.Process) -> None:
+    while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(CHECK_EVERY_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os._exit(1)

@@ -1,0 +1,447 @@
+"use strict";
+// Fills the confusion matrices and the learning curves from the JSON in #data. Text reaches the page only as text nodes
+// and attributes, never as markup. Sets data-state="ready" on <html> when all is drawn, "failed" when it could not be.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const SVG = "http://www.w3.org/2000/svg";
+
+  // ---- elements -------------------------------------------------------------------------------------------------------
+
+  function set(element, attributes) {
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else if (value === true) element.setAttribute(name, "");
+      else if (value !== false && value != null) element.setAttribute(name, value);
+    }
+    return element;
+  }
+
+  function el(name, attributes = {}, ...children) {
+    const element = set(document.createElement(name), attributes);
+    element.append(...children);
+    return element;
+  }
+
+  function svg(name, attributes = {}, ...children) {
+    const element = set(document.createElementNS(SVG, name), attributes);
+    element.append(...children);
+    return element;
+  }
+
+  function select(label, options, value, change) {
+    const list = el("select", { onchange: () => change(list.value) });
+    for (const [key, words] of options) list.append(el("option", { value: key, selected: key === value }, words));
+    return el("label", {}, label, list);
+  }
+
+  function check(label, checked, change) {
+    const box = el("input", { type: "checkbox", checked, onchange: () => change(box.checked) });
+    return el("label", {}, box, label);
+  }
+
+  function radios(legend, name, options, value, change) {
+    const field = el("fieldset", { "aria-label": legend });
+    for (const [key, words] of options) {
+      const button = el("input", { type: "radio", name, value: key, checked: key === value, onchange: () => change(key) });
+      field.append(el("label", {}, button, words));
+    }
+    return field;
+  }
+
+  const number = (value) => value.toLocaleString("en-US");
+  const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+  const seedsOf = (count) => (count === 1 ? "1 seed" : `${count} seeds`);
+
+  // ---- confusion matrices ---------------------------------------------------------------------------------------------
+
+  const view = { shares: true, linked: true, panes: [] };
+
+  function datasets() {
+    return [...new Set(data.benchmarks.map((b) => b.dataset))];
+  }
+
+  function byError(dataset) {
+    return data.benchmarks.filter((b) => b.dataset === dataset).sort((a, b) => b.error - a.error);
+  }
+
+  function sum(matrices) {
+    return matrices.reduce((total, m) => total.map((row, i) => row.map((value, j) => value + m[i][j])));
+  }
+
+  function counts(pane) {
+    const { matrices } = pane.benchmark;
+    return pane.seed === "all" ? sum(Object.values(matrices)) : matrices[pane.seed];
+  }
+
+  function share(matrix, row, column) {
+    const total = matrix[row].reduce((a, b) => a + b, 0);
+    return total ? matrix[row][column] / total : 0;
+  }
+
+  // The same tint means the same share in every matrix, so that two may be compared by eye.
+  function strength(value, hit) {
+    if (value === 0) return 0;
+    return hit ? 0.12 + 0.83 * value * value : Math.min(0.95, Math.pow(value / 0.25, 0.45));
+  }
+
+  function words(pane, matrix, row, column) {
+    const { classes } = pane.benchmark;
+    const said = row === column ? "rightly called" : "taken for";
+    const total = matrix[row].reduce((a, b) => a + b, 0);
+    return `${classes[row]} ${said} ${classes[column]}: ${number(matrix[row][column])} of ${number(total)}`
+      + ` (${percent(share(matrix, row, column), 2)})`;
+  }
+
+  function face(matrix, row, column) {
+    if (matrix[row][column] === 0) return "·";
+    if (!view.shares) return String(matrix[row][column]);
+    const value = 100 * share(matrix, row, column);
+    return value >= 99.95 ? "100" : value < 0.05 ? "<.1" : value.toFixed(1);
+  }
+
+  function cell(pane, matrix, row, column) {
+    const hit = row === column;
+    const tint = strength(share(matrix, row, column), hit);
+    const chosen = pane.cell[0] === row && pane.cell[1] === column;
+    const title = words(pane, matrix, row, column);
+    return el("button", {
+      type: "button", class: `${hit ? "hit" : "miss"}${tint > 0.63 ? " strong" : ""}${tint > 0.88 ? " stronger" : ""}`, style: `--strength:${tint.toFixed(3)}`,
+      "data-row": row, "data-column": column, tabindex: chosen ? 0 : -1, "aria-pressed": String(chosen), "aria-label": title, title,
+      onclick: () => choose(pane, row, column, true),
+    }, face(matrix, row, column));
+  }
+
+  function caption(pane) {
+    const b = pane.benchmark;
+    const over = pane.seed === "all" ? `mean over ${seedsOf(b.seeds.length)}` : `seed ${pane.seed}`;
+    const error = pane.seed === "all" ? b.error : b.errors[pane.seed];
+    return el("caption", {}, el("strong", {}, b.name), ` · ${error.toFixed(2)} % error, ${over} · ${b.protocol}`);
+  }
+
+  function table(pane) {
+    const { classes } = pane.benchmark;
+    const matrix = counts(pane);
+    const long = classes.some((name) => name.length > 2);
+    const head = el("tr", {}, el("td", { class: "rowhead" }));
+    for (const name of classes) head.append(el("th", { scope: "col" }, el("span", {}, name)));
+    const body = el("tbody");
+    classes.forEach((name, row) => {
+      const line = el("tr", {}, el("th", { scope: "row" }, name));
+      classes.forEach((_, column) => line.append(el("td", {}, cell(pane, matrix, row, column))));
+      body.append(line);
+    });
+    const made = el("table", { class: `matrix${long ? " words" : ""}`, onkeydown: (event) => steer(pane, event) });
+    made.append(caption(pane), el("thead", {}, head), body);
+    return made;
+  }
+
+  function steer(pane, event) {
+    const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    const step = steps[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const last = pane.benchmark.classes.length - 1;
+    const [row, column] = pane.cell.map((at, i) => Math.min(last, Math.max(0, at + step[i])));
+    choose(pane, row, column, true);
+  }
+
+  // More classes than a matrix can show: the confusions that happen most, as a list.
+  function pairs(pane) {
+    const list = el("ul", { class: "pairs" });
+    for (const [row, column, count] of pane.benchmark.confusions) {
+      const chosen = pane.cell[0] === row && pane.cell[1] === column;
+      const label = `${pane.benchmark.classes[row]} taken for ${pane.benchmark.classes[column]}: ${number(count)}`;
+      const attributes = { type: "button", "aria-pressed": String(chosen), onclick: () => choose(pane, row, column, false) };
+      list.append(el("li", {}, el("button", { ...attributes, "data-row": row, "data-column": column }, label)));
+    }
+    const note = `${pane.benchmark.classes.length} classes; their most frequent confusions over ${seedsOf(pane.benchmark.seeds.length)}:`;
+    return el("div", {}, el("p", {}, el("strong", {}, pane.benchmark.name), ` · ${pane.benchmark.error.toFixed(2)} % error`), el("p", {}, note), list);
+  }
+
+  function worstCell(benchmark) {
+    if (!benchmark.matrices) return benchmark.confusions.length ? benchmark.confusions[0].slice(0, 2) : [0, 0];
+    const matrix = sum(Object.values(benchmark.matrices));
+    let [worst, at] = [-1, [0, 0]];
+    matrix.forEach((row, i) => row.forEach((count, j) => {
+      if (i !== j && count > worst) [worst, at] = [count, [i, j]];
+    }));
+    return at;
+  }
+
+  function choose(pane, row, column, focus) {
+    const followers = view.panes.filter((p) => view.linked && sameClasses(p, pane));
+    for (const other of new Set([pane, ...followers])) {
+      other.cell = [row, column];
+      mark(other);
+    }
+    if (focus) pane.root.querySelector('[aria-pressed="true"]').focus({ preventScroll: false });
+  }
+
+  function sameClasses(one, other) {
+    return one.benchmark.classes.join("\n") === other.benchmark.classes.join("\n");
+  }
+
+  function mark(pane) {
+    const [row, column] = pane.cell;
+    for (const button of pane.root.querySelectorAll("[data-row]")) {
+      const chosen = Number(button.dataset.row) === row && Number(button.dataset.column) === column;
+      button.setAttribute("aria-pressed", String(chosen));
+      button.tabIndex = chosen || !pane.benchmark.matrices ? 0 : -1;
+    }
+    pane.behind.replaceChildren(...behind(pane));
+  }
+
+  function behind(pane) {
+    const { benchmark: b, cell: [row, column] } = pane;
+    const found = (b.examples[`${row},${column}`] || []);
+    const title = b.matrices ? words(pane, counts(pane), row, column) : `${b.classes[row]} taken for ${b.classes[column]}`;
+    const note = found.length
+      ? `${found.length === 1 ? "A test image" : `${found.length} test images`} of this cell from seed ${b.seeds[0]}, and how sure the net was:`
+      : `No test image of this cell from seed ${b.seeds[0]}.`;
+    const tiles = el("div", { class: "tiles" });
+    for (const [tile, confidence, index] of found) tiles.append(picture(b, row, column, tile, confidence, index));
+    return [el("h3", {}, title), el("small", {}, note), tiles];
+  }
+
+  const sheets = {};
+
+  function sheet(dataset) {
+    if (!sheets[dataset]) {
+      const image = new Image();
+      image.src = data.sheets[dataset].source;
+      sheets[dataset] = image.decode().then(() => image);
+    }
+    return sheets[dataset];
+  }
+
+  function picture(benchmark, row, column, tile, confidence, index) {
+    const { width, height } = data.sheets[benchmark.dataset];
+    const label = `test image ${index}: ${benchmark.classes[row]}, called ${benchmark.classes[column]} with ${confidence} %`;
+    const canvas = el("canvas", { width, height, role: "img", "aria-label": label, title: label });
+    const [x, y] = [(tile % data.columns) * width, Math.floor(tile / data.columns) * height];
+    sheet(benchmark.dataset).then((image) => canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height));
+    return el("figure", {}, canvas, el("figcaption", {}, `${confidence} %`));
+  }
+
+  function show(pane, benchmark) {
+    pane.benchmark = benchmark;
+    pane.seed = "all";
+    const partner = view.panes.find((p) => p !== pane);
+    pane.cell = view.linked && partner && sameClasses(pane, partner) ? partner.cell : worstCell(benchmark);
+    draw(pane);
+  }
+
+  function chooser(pane) {
+    const b = pane.benchmark;
+    const names = byError(b.dataset).map((other) => [other.name, other.name]);
+    const seeds = [["all", `all ${b.seeds.length}, summed`], ...b.seeds.map((s) => [String(s), String(s)])];
+    const parts = [
+      select("Data", datasets().map((d) => [d, d]), b.dataset, (d) => show(pane, byError(d).at(-1))),
+      select("Benchmark", names, b.name, (name) => show(pane, data.benchmarks.find((o) => o.name === name))),
+    ];
+    if (b.matrices) parts.push(select("Seed", seeds, pane.seed, (seed) => { pane.seed = seed; draw(pane); }));
+    return el("div", { class: "choose" }, ...parts);
+  }
+
+  function draw(pane) {
+    const body = pane.benchmark.matrices ? table(pane) : pairs(pane);
+    pane.behind = el("div", { class: "behind", "aria-live": "polite" });
+    pane.root.replaceChildren(chooser(pane), body, pane.behind);
+    mark(pane);
+  }
+
+  function scale() {
+    const swatch = (value, hit) => el("span", {},
+      el("i", { style: `--tint:var(${hit ? "--hit" : "--miss"});--strength:${strength(value, hit).toFixed(3)}` }),
+      `${hit ? "right" : "wrong"} ${percent(value, value < 0.01 ? 1 : 0)}`);
+    return el("div", { class: "scale" }, ...[0.001, 0.01, 0.05, 0.2].map((v) => swatch(v, false)), ...[0.5, 0.9, 1].map((v) => swatch(v, true)));
+  }
+
+  function matrices() {
+    const place = document.getElementById("matrices");
+    if (!data.benchmarks.length) return place.append(el("p", { class: "muted" }, "No benchmark was run yet."));
+    const first = byError(data.benchmarks[0].dataset);
+    const last = datasets().length > 1 && first.length === 1 ? byError(datasets()[1]).at(-1) : first.at(-1);
+    for (const benchmark of [first[0], last]) {
+      const pane = { root: el("div", { class: "pane" }) };
+      view.panes.push(pane);
+      place.append(pane.root);
+      pane.benchmark = benchmark;
+      pane.seed = "all";
+      pane.cell = worstCell(last.dataset === benchmark.dataset ? last : benchmark);
+    }
+    view.panes.forEach(draw);
+    document.getElementById("matrix-controls").append(
+      radios("Numbers in the cells", "numbers", [["shares", "% of the row"], ["counts", "counts"]], "shares",
+        (key) => { view.shares = key === "shares"; view.panes.forEach(draw); }),
+      check("same cell in both", true, (on) => { view.linked = on; }),
+      scale(),
+    );
+  }
+
+  // ---- learning curves ------------------------------------------------------------------------------------------------
+
+  const curves = { metric: "error", logY: true, logX: false };
+  const frame = { width: 340, height: 220, left: 40, right: 14, top: 10, bottom: 36 };
+  const DECADES = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6];
+  const METRICS = { error: ["training error", " %"], loss: ["training loss", ""] };
+
+  function roundStep(rough) {
+    const power = Math.pow(10, Math.floor(Math.log10(rough)));
+    return [1, 2, 5, 10].map((m) => m * power).find((step) => step >= rough * 0.999);
+  }
+
+  function linearScale(low, high, from, to) {
+    const step = roundStep((high - low) / 5 || 1);
+    const ticks = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) ticks.push(Number((i * step).toPrecision(6)));
+    return { ticks, at: (v) => from + ((v - low) / (high - low || 1)) * (to - from) };
+  }
+
+  function logScale(low, high, from, to) {
+    const steps = DECADES.flatMap((k) => [1, 2, 5].map((m) => Number((m * Math.pow(10, k)).toPrecision(2))));
+    const bottom = Math.max(...steps.filter((s) => s <= low * 1.0001), 1e-6);
+    const top = Math.min(...steps.filter((s) => s >= high * 0.9999), 1e6);
+    const all = (parts) => DECADES.flatMap((k) => parts.map((m) => Number((m * Math.pow(10, k)).toPrecision(2))));
+    const sets = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 5], [1]].map((parts) => all(parts).filter((s) => s >= bottom && s <= top));
+    const ticks = sets.find((set) => set.length <= 7) || sets[2];
+    const size = Math.log(top / bottom) || 1;
+    return { ticks, at: (v) => from + (Math.log(Math.max(v, bottom) / bottom) / size) * (to - from) };
+  }
+
+  const finite = (values) => values.filter((v) => v !== null && Number.isFinite(v));
+
+  function scalesOf(benchmark) {
+    const lines = Object.values(benchmark.curves);
+    const values = finite(lines.flatMap((line) => line[curves.metric]));
+    if (curves.metric === "error") values.push(benchmark.claimed_error, benchmark.error);
+    const epochs = lines.flatMap((line) => line.epoch);
+    const positive = values.filter((v) => v > 0);
+    const [low, high] = [Math.min(...positive), Math.max(...values)];
+    const { left, right, top, bottom, width, height } = frame;
+    const [y0, y1, x0, x1] = [height - bottom, top, left, width - right];
+    return {
+      x: curves.logX ? logScale(1, Math.max(...epochs, 2), x0, x1) : linearScale(0, Math.max(...epochs), x0, x1),
+      y: curves.logY && positive.length ? logScale(low, high, y0, y1) : linearScale(0, high, y0, y1),
+    };
+  }
+
+  function axes({ x, y }) {
+    const { left, right, bottom, width, height } = frame;
+    const parts = [];
+    for (const tick of y.ticks) {
+      parts.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: y.at(tick), y2: y.at(tick) }),
+        svg("text", { x: left - 5, y: y.at(tick) + 3, "text-anchor": "end" }, String(tick)));
+    }
+    for (const tick of x.ticks.filter(Number.isInteger)) {
+      parts.push(svg("text", { x: x.at(tick), y: height - bottom + 14, "text-anchor": "middle" }, String(tick)));
+    }
+    parts.push(svg("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, "epoch"));
+    return parts;
+  }
+
+  function line(scales, seed, curve) {
+    const points = curve.epoch
+      .map((epoch, i) => [epoch, curve[curves.metric][i]])
+      .filter(([, value]) => value !== null)
+      .map(([epoch, value]) => `${scales.x.at(epoch).toFixed(1)},${scales.y.at(value).toFixed(1)}`);
+    if (points.length === 1) points.push(points[0].replace(/^[^,]+/, (x) => String(Number(x) + 2)));
+    return svg("polyline", { points: points.join(" ") }, svg("title", {}, `seed ${seed}`));
+  }
+
+  // On the error axis: what the source claims on the test set, and what we measured there at the end.
+  function targets(benchmark, { y }) {
+    if (curves.metric !== "error") return [];
+    const { left, right, width } = frame;
+    const [claimed, tested] = [y.at(benchmark.claimed_error), y.at(benchmark.error)];
+    return [
+      svg("line", { class: "claimed", x1: left, x2: width - right, y1: claimed, y2: claimed }, svg("title", {}, "the claim")),
+      svg("circle", { class: "mean", cx: width - right, cy: tested, r: 4.5 }, svg("title", {}, "our mean test error")),
+    ];
+  }
+
+  function summary(benchmark) {
+    const [name, unit] = METRICS[curves.metric];
+    const last = finite(Object.values(benchmark.curves).map((curve) => curve[curves.metric].at(-1)));
+    const mean = last.reduce((a, b) => a + b, 0) / last.length;
+    const end = last.length ? `${name} ${mean.toPrecision(3)}${unit}` : `no ${name}`;
+    return `${end}, test error ${benchmark.error.toFixed(2)} %, ${seedsOf(benchmark.seeds.length)}`;
+  }
+
+  function read(benchmark, scales, drawing, note, event) {
+    const box = drawing.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * frame.width;
+    const longest = Object.values(benchmark.curves).reduce((a, b) => (b.epoch.length > a.epoch.length ? b : a));
+    const near = longest.epoch.reduce((a, b) => (Math.abs(scales.x.at(b) - x) < Math.abs(scales.x.at(a) - x) ? b : a));
+    const values = finite(Object.values(benchmark.curves).map((c) => c[curves.metric][c.epoch.indexOf(near)] ?? null));
+    const [name, unit] = METRICS[curves.metric];
+    const mean = values.reduce((a, b) => a + b, 0) / values.length;
+    const rule = drawing.querySelector(".rule");
+    set(rule, { x1: scales.x.at(near), x2: scales.x.at(near), visibility: "visible" });
+    note.textContent = values.length ? `epoch ${near}: ${name} ${mean.toPrecision(3)}${unit}, mean of ${seedsOf(values.length)}` : `epoch ${near}`;
+  }
+
+  function chart(benchmark) {
+    const scales = scalesOf(benchmark);
+    const note = el("small", { class: "reading" }, summary(benchmark));
+    const label = `${benchmark.name}: ${summary(benchmark)}`;
+    const drawing = svg("svg", { viewBox: `0 0 ${frame.width} ${frame.height}`, role: "img", "aria-label": label }, ...axes(scales));
+    drawing.append(svg("line", { class: "rule", y1: frame.top, y2: frame.height - frame.bottom, visibility: "hidden" }));
+    for (const [seed, curve] of Object.entries(benchmark.curves)) drawing.append(line(scales, seed, curve));
+    drawing.append(...targets(benchmark, scales));
+    drawing.addEventListener("pointermove", (event) => read(benchmark, scales, drawing, note, event));
+    drawing.addEventListener("pointerleave", () => {
+      drawing.querySelector(".rule").setAttribute("visibility", "hidden");
+      note.textContent = summary(benchmark);
+    });
+    return el("div", { class: "chart" }, el("h3", {}, benchmark.name), drawing, note);
+  }
+
+  function charts() {
+    document.getElementById("charts").replaceChildren(...data.benchmarks.map(chart));
+  }
+
+  function keys() {
+    const found = [["key-seed", "a seed"]];
+    if (curves.metric === "error") found.push(["key-line", "the claim (test error)"], ["key-ours", "our mean test error"]);
+    return found.map(([key, words]) => el("span", {}, el("i", { class: key }), words));
+  }
+
+  function curveControls() {
+    const legend = el("span", { class: "legend" });
+    const change = (key) => (value) => { curves[key] = value; legend.replaceChildren(...keys()); charts(); };
+    legend.append(...keys());
+    document.getElementById("curve-controls").append(
+      select("Show", [["error", "training error, %"], ["loss", "training loss"]], "error", change("metric")),
+      check("logarithmic", curves.logY, change("logY")), check("logarithmic epochs", curves.logX, change("logX")), legend,
+    );
+  }
+
+  // ---- the page -------------------------------------------------------------------------------------------------------
+
+  function openTarget() {
+    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (target instanceof HTMLDetailsElement) target.open = true;
+  }
+
+  function openForPrint() {
+    for (const details of document.querySelectorAll("details.row")) details.open = true;
+  }
+
+  function fail(reason) {
+    const place = document.getElementById("failure");
+    place.textContent = `This page's script failed: ${reason}`;
+    place.hidden = false;
+    document.documentElement.dataset.state = "failed";
+  }
+
+  window.addEventListener("error", (event) => fail(event.message));
+  window.addEventListener("unhandledrejection", (event) => fail(event.reason));
+  window.addEventListener("hashchange", openTarget);
+  window.addEventListener("beforeprint", openForPrint);
+  matrices();
+  curveControls();
+  charts();
+  openTarget();
+  if (document.documentElement.dataset.state !== "failed") document.documentElement.dataset.state = "ready";
+})();

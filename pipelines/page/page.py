@@ -1,0 +1,202 @@
+"""report/index.html: one file that opens from the disk, with its style, script, data and images inside it.
+
+``template.html``, ``page.css`` and ``page.js`` beside this file are its source. What needs no script is written here as
+HTML; confusion matrices and learning curves are drawn in the browser from the JSON in the page.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.benchmarks import Params
+from pipelines.page import images, table3, tables
+from pipelines.page.images import Sheet
+from pipelines.page.markup import Html, embedded, joined, tag, text
+from pipelines.page.outcomes import Array, Examples, LedgerRow, Outcome
+from pipelines.page.plots import as_error
+from pipelines.verdicts import MIN_SEEDS, Verdict
+
+SOURCE = Path(__file__).parent
+MOST_CLASSES = 30  # of a confusion matrix that fits a page; beyond it the commonest confusions are listed
+MOST_CONFUSIONS = 40
+
+RULES = {
+    Verdict.REPRODUCED: "the upper end of our interval is at most the claim plus its margin.",
+    Verdict.BETTER: "the whole of our interval lies below the claim minus its margin.",
+    Verdict.NOT_REPRODUCED: "the whole of our interval lies above the claim plus its margin.",
+    Verdict.INCONCLUSIVE: f"neither can be said, or fewer than {MIN_SEEDS} seeds were run.",
+    Verdict.UNDER_BUDGET: "trained for fewer epochs than published, and not there.",
+    Verdict.UNTESTED: "not run.",
+}
+
+
+def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> str:
+    """The page, for a ledger with a row a benchmark of ``params`` and the outcomes of those that were run."""
+    grid = table3.cells(params.benchmarks, ledger)
+    parts = {
+        "css": Html((SOURCE / "page.css").read_text(encoding="utf-8")),
+        "js": Html((SOURCE / "page.js").read_text(encoding="utf-8")),
+        "tally": _tally(ledger),
+        "facts": text(_facts(params, outcomes)),
+        "table3_link": tag("a", "Table 3", href="#table3") if grid else Html(""),
+        "table3": _table3(grid) if grid else Html(""),
+        "ledger": tables.ledger(ledger),
+        "layers": tables.first_layers(outcomes),
+        "rows": tables.details(ledger, params.benchmarks, outcomes),
+        "rules": _rules(),
+        "footer": text(_footer(outcomes)),
+        "data": embedded(_data(ledger, outcomes)),
+    }
+    template = (SOURCE / "template.html").read_text(encoding="utf-8")
+    # One pass, so that a {{name}} inside a benchmark's own words is left alone.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def _tally(ledger: Sequence[LedgerRow]) -> Html:
+    counts = {verdict: sum(row["verdict"] == verdict for row in ledger) for verdict in Verdict}
+    items = (tag("li", tag("b", count), table3.badge(verdict)) for verdict, count in counts.items() if count)
+    return joined(items)
+
+
+def _facts(params: Params, outcomes: Mapping[str, Outcome]) -> str:
+    run = f"Suite {params.suite.name}: {len(outcomes)} of {len(params.benchmarks)} benchmarks run"
+    results = _results(outcomes)
+    if not results:
+        return run
+    spent = sum(float(r["wall_s"]) for r in results)
+    last = tables.day(max(float(r["finished"]) for r in results))
+    return f"{run}, {len(results)} trials, {tables.duration(spent)} of training in all, the last finished on {last}."
+
+
+def _footer(outcomes: Mapping[str, Outcome]) -> str:
+    results = _results(outcomes)
+    if not results:
+        return "Nothing was run yet."
+    commits = tables.each(tables.commit(r)[:12] for r in results)
+    return f"Commit {commits} on {tables.each(r['hardware'] for r in results)}."
+
+
+def _results(outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+    return [trial.result for outcome in outcomes.values() for trial in outcome.trials]
+
+
+def _table3(grid: Mapping[table3.Cell, LedgerRow]) -> Html:
+    words = (
+        "Twelve nets on CIFAR-10 without augmentation, test error in %, laid out as in Springenberg et al. 2014: "
+        "the paper's figure above, ours below with half its 95 % interval."
+    )
+    return tag(
+        "section",
+        tag("h2", "Table 3 of “Striving for Simplicity”"),
+        tag("p", words),
+        tag("div", table3.grid(grid), class_="scroll"),
+        id="table3",
+    )
+
+
+def _rules() -> Html:
+    lead = (
+        "An interval is Student's t at 95 % on the mean over seeds. The margin is the claim's own sampling error: "
+        "1.96 · √(p(1 − p)/images) on the images it was measured on. For an error (accuracies are the mirror image):"
+    )
+    items = (tag("li", table3.badge(verdict), " ", rule) for verdict, rule in RULES.items())
+    tail = f"Reproduced, better and not reproduced need at least {MIN_SEEDS} seeds."
+    return joined([tag("p", lead), tag("ul", *items, class_="rules"), tag("p", tail)])
+
+
+def _data(ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """All that the script needs, in plain types."""
+    wanted = {name: _wanted(outcome) for name, outcome in outcomes.items()}
+    by_dataset: dict[str, list[Examples]] = {}
+    for name, outcome in outcomes.items():
+        by_dataset.setdefault(outcome.dataset, []).append(wanted[name])
+    sheets, per_cell = images.sheets(by_dataset)
+    rows = {row["benchmark"]: row for row in ledger}
+    return {
+        "columns": images.COLUMNS,
+        "sheets": {d: {"source": s.source, "width": s.width, "height": s.height} for d, s in sheets.items()},
+        "benchmarks": [
+            {
+                **_about(rows[name], outcome),
+                **_matrices(outcome),
+                "curves": {str(trial.seed): _curve(trial.curve) for trial in outcome.trials},
+                "examples": _behind(wanted[name], sheets[outcome.dataset], per_cell),
+            }
+            for name, outcome in outcomes.items()
+        ],
+    }
+
+
+def _about(row: LedgerRow, outcome: Outcome) -> dict[str, Any]:
+    errors = {str(trial.seed): trial.error for trial in outcome.trials}
+    return {
+        "name": row["benchmark"],
+        "dataset": outcome.dataset,
+        "protocol": outcome.protocol,
+        "classes": outcome.classes,
+        "seeds": [trial.seed for trial in outcome.trials],
+        "error": math.fsum(errors.values()) / len(errors),
+        "errors": errors,
+        "claimed_error": as_error(row["metric"], row["claim"]["value"]),
+    }
+
+
+def _matrices(outcome: Outcome) -> dict[str, Any]:
+    if len(outcome.classes) <= MOST_CLASSES:
+        return {"matrices": {str(trial.seed): trial.confusion.tolist() for trial in outcome.trials}}
+    return {"confusions": _commonest(outcome)}
+
+
+def _commonest(outcome: Outcome) -> list[list[int]]:
+    """The cells off the diagonal with the highest counts over all seeds: [actual, predicted, count]."""
+    total: Array = np.sum([trial.confusion for trial in outcome.trials], axis=0)
+    np.fill_diagonal(total, 0)
+    order = np.argsort(-total, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    cells = zip(*np.unravel_index(order, total.shape), strict=True)
+    return [[int(i), int(j), int(total[i, j])] for i, j in cells if total[i, j]]
+
+
+def _wanted(outcome: Outcome) -> Examples:
+    """The examples that a reader can reach: all of them, or those of the listed confusions."""
+    found = outcome.examples
+    if len(outcome.classes) <= MOST_CLASSES:
+        return found
+    cells = {(i, j) for i, j, _ in _commonest(outcome)}
+    pairs = zip(found.actual.tolist(), found.predicted.tolist(), strict=True)
+    kept = np.array([pair in cells for pair in pairs], dtype=bool)
+    return Examples(
+        images=found.images[kept],
+        actual=found.actual[kept],
+        predicted=found.predicted[kept],
+        confidence=found.confidence[kept],
+        index=found.index[kept],
+    )
+
+
+def _behind(examples: Examples, sheet: Sheet, per_cell: int) -> dict[str, list[list[int]]]:
+    """For each cell "actual,predicted" its images: [tile, confidence in %, position in the test file]."""
+    cells: dict[str, list[list[int]]] = {}
+    for i in images.shown(examples, per_cell):
+        position = int(examples.index[i])
+        entry = [sheet.places[position], round(100 * float(examples.confidence[i])), position]
+        cells.setdefault(f"{examples.actual[i]},{examples.predicted[i]}", []).append(entry)
+    return cells
+
+
+def _curve(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {
+        "epoch": [line["epoch"] for line in lines],
+        "loss": [_short(line.get("loss")) for line in lines],
+        "error": [_short(line.get("train_error")) for line in lines],
+    }
+
+
+def _short(value: Any) -> float | None:
+    """Four digits are all a chart can show; JSON has no NaN, so a diverged trial's loss is null."""
+    return float(f"{value:.4g}") if isinstance(value, (int, float)) and math.isfinite(value) else None

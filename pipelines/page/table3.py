@@ -1,0 +1,90 @@
+"""Table 3 of "Striving for Simplicity" beside ours: twelve nets on CIFAR-10 without augmentation.
+
+Source: Springenberg, Dosovitskiy, Brox, Riedmiller 2014, arXiv:1412.6806, Table 3, test error in %.
+A benchmark fills a cell by its model's options ``base`` (A, B, C) and ``variant``, when its data set is CIFAR-10 and
+nothing is augmented; a cell that no benchmark fills stays untested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pipelines.benchmarks import Benchmark
+from pipelines.page.markup import Html, joined, tag
+from pipelines.page.outcomes import LedgerRow
+from pipelines.verdicts import Verdict
+
+BASES = ("A", "B", "C")
+VARIANTS = {"base": "Model", "strided": "Strided-CNN", "convpool": "ConvPool-CNN", "allcnn": "All-CNN"}
+PUBLISHED = {
+    "A": {"base": 12.47, "strided": 13.46, "convpool": 10.21, "allcnn": 10.30},
+    "B": {"base": 10.20, "strided": 10.98, "convpool": 9.33, "allcnn": 9.10},
+    "C": {"base": 9.74, "strided": 10.19, "convpool": 9.31, "allcnn": 9.08},
+}
+
+NONE = "–"
+Cell = tuple[str, str]  # base, variant
+
+
+def cells(benchmarks: Mapping[str, Benchmark], ledger: Sequence[LedgerRow]) -> dict[Cell, LedgerRow] | None:
+    """The row that stands in each cell; None when no benchmark belongs to the table."""
+    rows = {row["benchmark"]: row for row in ledger}
+    found: dict[Cell, LedgerRow] = {}
+    for name, benchmark in benchmarks.items():
+        cell = _cell(benchmark)
+        if cell is None:
+            continue
+        earlier = found.get(cell)
+        if earlier is None or (earlier["n"] == 0 and rows[name]["n"] > 0):
+            found[cell] = rows[name]
+    return found or None
+
+
+def _cell(benchmark: Benchmark) -> Cell | None:
+    options = benchmark.model.options
+    cell = (str(options.get("base", "C")), str(options.get("variant", "allcnn")))  # the builder's defaults
+    fits = benchmark.model.family == "allcnn" and benchmark.dataset == "cifar10" and not benchmark.recipe.augment
+    return cell if fits and cell[0] in BASES and cell[1] in VARIANTS else None
+
+
+def grid(found: Mapping[Cell, LedgerRow]) -> Html:
+    """The table, in the paper's order: a row a base net, a column a way of doing without pooling."""
+    head = tag("tr", tag("td"), *(tag("th", words, scope="col") for words in VARIANTS.values()))
+    body = (
+        tag("tr", tag("th", base, scope="row"), *(_square(base, variant, found) for variant in VARIANTS))
+        for base in BASES
+    )
+    return tag("table", tag("thead", head), tag("tbody", *body), class_="table3")
+
+
+def _square(base: str, variant: str, found: Mapping[Cell, LedgerRow]) -> Html:
+    row = found.get((base, variant))
+    claim = row["claim"]["value"] if row else PUBLISHED[base][variant]
+    verdict = row["verdict"] if row else Verdict.UNTESTED.value
+    published = tag("span", f"{claim:.2f}", class_="published")
+    ours = tag("span", plus_minus(row), class_="ours") if row and row["n"] else Html("")
+    return tag("td", published, ours, badge(verdict))
+
+
+def plus_minus(row: LedgerRow | None) -> str:
+    """Our mean and half its interval, in two digits."""
+    if row is None or row["mean"] is None:
+        return NONE
+    half = f" ± {(row['ci95'][1] - row['ci95'][0]) / 2:.2f}" if row["ci95"] else ""
+    return f"{row['mean']:.2f}{half}"
+
+
+SIGNS = {
+    Verdict.REPRODUCED: "✓",
+    Verdict.BETTER: "▲",
+    Verdict.NOT_REPRODUCED: "✕",
+    Verdict.INCONCLUSIVE: "?",
+    Verdict.UNDER_BUDGET: "◔",
+    Verdict.UNTESTED: "–",
+}
+
+
+def badge(verdict: str) -> Html:
+    """A verdict as a coloured word with a sign, so that it is not told by colour alone."""
+    sign = tag("span", SIGNS[Verdict(verdict)], aria_hidden="true")
+    return tag("span", joined([sign, " ", verdict]), class_=f"badge {verdict.replace(' ', '-')}")

@@ -1,0 +1,61 @@
+"""A trial as something that can be run anywhere: picklable, with absolute paths. Imports no torch: naming is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import datasets, store
+from pipelines.benchmarks import Benchmark, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One benchmark at one budget from one seed, on one dataset and one kind of device."""
+
+    benchmark: Benchmark
+    budget: str
+    seed: int
+    data: Path
+    store: Path
+    device: str = "cpu"  # cpu | cuda
+    threads: int | None = None  # CPU threads; None leaves torch's own choice
+    key: str = ""
+
+    @property
+    def files(self) -> store.TrialFiles:
+        """Where the trial lives."""
+        return store.TrialFiles(self.store / self.key)
+
+    @property
+    def name(self) -> str:
+        """What the trial is called in logs."""
+        return f"{self.benchmark.name} seed {self.seed}"
+
+    def on(self, device: str, *, threads: int) -> Spec:
+        """The same trial on a kind of device."""
+        return dataclasses.replace(self, device=device, threads=threads)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        return self.benchmark.budgets[self.budget].epochs
+
+
+def plan(benchmark: Benchmark, budget: str, seed: int, *, data: Path, root: Path, **rest: Any) -> Spec:
+    """The trial of ``benchmark`` at ``budget`` from ``seed`` on the dataset in ``data``; reads the data's digest."""
+    dataset = datasets.open_dataset(data, benchmark.dataset)
+    found = store.key(benchmark.resolved(budget), dataset.digest, seed)
+    return Spec(
+        benchmark=benchmark, budget=budget, seed=seed, data=data.absolute(), store=root.absolute(), key=found, **rest
+    )
+
+
+def trials(params: Params, name: str, *, data: Path, root: Path) -> list[Spec]:
+    """The trials of one benchmark, a seed each: as the active suite runs it, or at the paper's budget outside it."""
+    benchmark = params.benchmark(name)
+    entry = params.suite.benchmarks.get(name)
+    budget = entry.budget if entry else "paper"
+    return [plan(benchmark, budget, seed, data=data, root=root) for seed in benchmark.budgets[budget].seeds]

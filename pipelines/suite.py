@@ -1,0 +1,60 @@
+"""Choose what ``dvc repro`` runs: write the ``suite`` block at the end of params.yaml.
+
+    python -m pipelines.suite          list the suites
+    python -m pipelines.suite mnist    switch to one
+
+DVC can't look one parameter up by another, so the block repeats what a stage needs to know of each benchmark; that it
+agrees with the benchmarks is checked whenever params.yaml is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from pipelines import benchmarks, schema, store
+from pipelines.errors import UserError, guard
+
+MARK = re.compile(r"^suite:\n(?:(?:[ \t].*)?\n)*\Z", re.MULTILINE)  # the last block of the file
+
+
+def block(params: benchmarks.Params, name: str) -> str:
+    """The ``suite`` block for the suite ``name``; UserError when there is no such suite."""
+    if name not in params.suites:
+        raise schema.unknown("suite", name, params.suites)
+    plan = params.suites[name]
+    chosen = [params.benchmarks[benchmark] for benchmark in plan.benchmarks]
+    datasets = dict.fromkeys(benchmark.dataset for benchmark in chosen)
+    lines = ["suite:", f"  name: {name}", f"  datasets: [{', '.join(datasets)}]", "  benchmarks:"]
+    lines += [
+        f"    {one.name}: {{family: {one.model.family}, dataset: {one.dataset}, budget: {plan.budget}}}"
+        for one in chosen
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def switch(name: str, path: Path = benchmarks.PARAMS) -> None:
+    """Rewrite the block in ``path``; everything else in the file, comments too, stays as it is."""
+    params = benchmarks.load(path)
+    text = path.read_text(encoding="utf-8")
+    if not MARK.search(text):
+        raise UserError(f"{path} does not end in a block `suite:`; expected it last, since it is rewritten as a whole")
+    store.write_bytes(path, MARK.sub(lambda _: block(params, name), text).encode())
+
+
+def main() -> None:
+    """List the suites, or switch to one."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.suite", description="Choose what dvc repro runs.")
+    parser.add_argument("name", nargs="?", help="a suite of params.yaml")
+    args = parser.parse_args()
+    if args.name:
+        switch(args.name)
+    params = benchmarks.load()
+    for name, plan in params.suites.items():
+        mark = "*" if name == params.suite.name else " "
+        print(f"{mark} {name:<12} {len(plan.benchmarks):>3} benchmarks at the {plan.budget} budget")
+
+
+if __name__ == "__main__":
+    guard(main)
