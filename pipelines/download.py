@@ -263,6 +263,8 @@ def _size(path: Path) -> int:
 
 def _reason(error: BaseException) -> str:
     """The innermost cause in a few words: requests wraps urllib3, which wraps the socket's own error."""
+    if isinstance(error, urllib3.exceptions.NewConnectionError) and error.__cause__ is not None:
+        return _reason(error.__cause__)  # to urllib3 it is a time-out too, whatever the socket said
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
         return "timed out"
     if isinstance(error, urllib3.exceptions.IncompleteRead):

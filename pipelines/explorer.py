@@ -86,8 +86,7 @@ h1 { font-size: 20px; margin: 0 0 4px; }
 h2 { font-size: 14px; margin: 0 0 8px; }
 dl { display: flex; flex-wrap: wrap; gap: 2px 22px; margin: 0 0 14px; }
 dl div { display: flex; gap: 6px; } dt { color: var(--soft); } dd { margin: 0; font-variant-numeric: tabular-nums; }
-main { display: grid; grid-template-columns: minmax(320px, 560px) minmax(300px, 1fr); gap: 20px 30px; }
-main { align-items: start; }
+main { display: grid; grid-template-columns: minmax(0, 560px) minmax(340px, 1fr); gap: 20px 28px; align-items: start; }
 @media (max-width: 760px) { main { grid-template-columns: 1fr; } }
 .bar { display: flex; flex-wrap: wrap; gap: 8px 16px; align-items: center; margin-bottom: 8px; }
 select { font: inherit; padding: 2px 6px; border: 1px solid var(--line); border-radius: 6px; background: #fff; }
@@ -95,14 +94,15 @@ canvas { display: block; width: 100%; touch-action: manipulation; outline-offset
 #cell { min-height: 108px; padding: 10px 12px; border: 1px solid var(--line); border-radius: 8px; margin-bottom: 18px; }
 #cell b { font-size: 16px; } #cell p { margin: 2px 0 0; color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); }
+th, td { text-align: right; padding: 3px 6px; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); cursor: pointer; user-select: none; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tr.on td { background: #eaf2fa; } .wrong { color: var(--wrong); } .right { color: var(--accent); }
 .scroll { max-height: 420px; overflow: auto; margin-bottom: 18px; }
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; fill: var(--soft); }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 12px; color: var(--soft); font-size: 12px; }
-.legend i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 5px; vertical-align: 3px; }
+.legend i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 5px; }
+.legend i { vertical-align: 3px; }
 </style>
 </head>
 <body>
@@ -123,7 +123,9 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; f
   <h2>Classes</h2>
   <div class="scroll"><table><thead><tr></tr></thead><tbody></tbody></table></div>
   <div id="curves"><div class="bar"><h2 style="margin:0">Learning curve</h2>
-    <select id="metric"><option value="loss">training loss</option><option value="error">training error, %</option></select>
+    <select id="metric">
+      <option value="loss">training loss</option><option value="error">training error, %</option>
+    </select>
   </div><svg viewBox="0 0 560 230" role="img" aria-label="Learning curve"></svg><div class="legend"></div></div>
 </section>
 </main>
@@ -132,7 +134,7 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; f
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const names = data.classes, C = names.length, $ = q => document.querySelector(q);
-const HUES = ["#08519c", "#c2571a", "#2a7f4f", "#8c3b8f", "#b3261e", "#5b6770", "#0d8a8f", "#8a6d00", "#4452b8", "#a33a66"];
+const HUES = ["#08519c", "#c2571a", "#2a7f4f", "#8c3b8f", "#b3261e", "#5b6770", "#0d8a8f", "#8a6d00", "#4452b8"];
 let counts, rows, columns, worst, picked = null, locked = false, order = {key: "recall", up: true};
 
 function choose(index) {
@@ -204,7 +206,8 @@ function tell() {
   hint.textContent = picked ? "" : "The most frequent error. Point at a cell to read it, click to hold it.";
 }
 function table() {
-  const heads = [["name", "class"], ["precision", "precision"], ["recall", "recall"], ["f1", "F1"], ["support", "images"]];
+  const heads = [["name", "class"], ["precision", "precision"], ["recall", "recall"], ["f1", "F1"]];
+  heads.push(["support", "images"]);
   const body = names.map((name, i) => {
     const precision = 100 * counts[i][i] / columns[i], recall = 100 * counts[i][i] / rows[i];
     return {i, name, precision, recall, f1: 2 * precision * recall / (precision + recall), support: rows[i]};
@@ -258,7 +261,8 @@ function ticks(low, high) {
 function curve() {
   const key = $("#metric").value, drawn = data.curves.filter(k => k[key].some(v => v !== null));
   if (!data.curves.some(k => k.epochs.length)) { $("#curves").hidden = true; return; }
-  const values = drawn.flatMap(k => k[key].filter(v => v !== null)), last = Math.max(1, ...drawn.flatMap(k => k.epochs));
+  const values = drawn.flatMap(k => k[key].filter(v => v !== null));
+  const last = Math.max(1, ...drawn.flatMap(k => k.epochs));
   const high = Math.max(1e-12, ...values), X = e => 46 + 500 * e / last, Y = v => 196 - 182 * v / high;
   let out = "";
   for (const v of ticks(0, high)) out += `<line x1="46" x2="546" y1="${Y(v)}" y2="${Y(v)}" stroke="#e7ecf1"/>`
@@ -269,7 +273,7 @@ function curve() {
   drawn.forEach((k, i) => {
     const place = (e, v) => v === null ? null : [X(e).toFixed(1), Y(v).toFixed(1)];
     const points = k.epochs.map((e, j) => place(e, k[key][j])).filter(Boolean), hue = HUES[i % HUES.length];
-    out += `<polyline fill="none" stroke="${hue}" stroke-width="1.8" stroke-linejoin="round" points="${points.join(" ")}"/>`;
+    out += `<polyline fill="none" stroke="${hue}" stroke-width="1.8" points="${points.join(" ")}"/>`;
     if (points.length < 30) for (const [x, y] of points) out += `<circle cx="${x}" cy="${y}" r="2.4" fill="${hue}"/>`;
   });
   $("svg").innerHTML = out;

@@ -38,14 +38,14 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title
     axes = figure.add_axes((left, bottom, 0.985 - left, 0.895 - bottom))
     filled = np.ma.masked_equal(shade, 0)  # an empty cell stays white
     axes.imshow(filled, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    axes.set_xlabel("predicted", fontsize=12, color=INK)
-    axes.set_ylabel("actual", fontsize=12, color=INK)
+    axes.set_xlabel("predicted", fontsize=13, color=INK)
+    axes.set_ylabel("actual", fontsize=13, color=INK)
     axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_visible(False)
     if named:
         label_cells(axes, share, shade, classes)
-    figure.text(0.02, 0.975, title, fontsize=15, fontweight="bold", color=INK, va="top")
-    figure.text(0.02, 0.935, subtitle, fontsize=11, color="#51606f", va="top")
+    figure.text(0.02, 0.975, title, fontsize=17, fontweight="bold", color=INK, va="top")
+    figure.text(0.02, 0.935, subtitle, fontsize=12.5, color="#51606f", va="top")
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -54,11 +54,11 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title
 def label_cells(axes: Any, share: NDArray[np.float64], shade: NDArray[np.float64], classes: Sequence[str]) -> None:
     """Write class names along both axes and the row's share in per cent into each cell that is not empty."""
     size = len(classes)
-    slanted = longest(classes) > 2
+    slanted, letters = longest(classes) > 2, 13 if size <= 12 else 9
     axes.set_xticks(
-        range(size), classes, fontsize=11, rotation=35 if slanted else 0, ha="right" if slanted else "center"
+        range(size), classes, fontsize=letters, rotation=35 if slanted else 0, ha="right" if slanted else "center"
     )
-    axes.set_yticks(range(size), classes, fontsize=11)
+    axes.set_yticks(range(size), classes, fontsize=letters)
     edges = np.arange(size + 1) - 0.5
     for lines in (axes.hlines, axes.vlines):  # one collection each; minor ticks with a grid cost twice the time
         lines(edges, -0.5, size - 0.5, color="#e7ecf1", linewidth=1)
@@ -69,8 +69,7 @@ def label_cells(axes: Any, share: NDArray[np.float64], shade: NDArray[np.float64
             percentage(100 * share[row, column]),
             ha="center",
             va="center",
-            fontsize=11 if size <= 12 else 7,
-            fontweight="bold" if row == column else "normal",
+            fontsize=13 if size <= 12 else 7.5,
             color="white" if shade[row, column] > DARK else INK,
         )
 
@@ -89,5 +88,5 @@ def longest(classes: Sequence[str]) -> int:
 
 def margins(letters: int) -> tuple[float, float]:
     """Shares of the edge that names of that many letters need to the left of the matrix and below it."""
-    width = 0.0135 * letters  # of an 11-point letter
-    return min(0.08 + width, 0.4), min(0.09 + (0.6 * width if letters > 2 else 0), 0.3)
+    width = 0.0155 * letters  # of a 13-point letter
+    return min(0.07 + width, 0.4), min(0.09 + (0.6 * width if letters > 2 else 0), 0.3)

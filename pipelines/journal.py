@@ -53,6 +53,7 @@ class Journal(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed trial goes on from."""
         return {
+            "key": self.spec.key,
             "curve": self.curve,
             "trained_s": self.elapsed(),
             "resumed": self.resumed,

@@ -171,9 +171,10 @@ class Npm:
         folder.mkdir(parents=True)
         try:
             # A short question first: a registry that is away must not hold the long transfer's patience.
-            quick = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=20000"]
+            retry = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
+            quick = [*retry, "--fetch-retries=1", "--fetch-timeout=20000"]
             _npm(["view", self.package, "name", *quick], folder, NPM_ANSWERS, self.label)
-            long = ["--ignore-scripts", "--fetch-retries=2", f"--fetch-timeout={NPM_PACKS * 1000:.0f}"]
+            long = [*retry, "--ignore-scripts", "--fetch-retries=2", f"--fetch-timeout={NPM_PACKS * 1000:.0f}"]
             _npm(["pack", self.package, *long], folder, NPM_PACKS, self.label)
             for packed in folder.glob("*.tgz"):
                 return packed.replace(work / "package.tgz")

@@ -137,7 +137,7 @@ def load_tensors(path: Path, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; expected {what}") from None
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is damaged or foreign; expected {what} ({type(error).__name__}: {reason})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}; expected {what}")
@@ -175,12 +175,21 @@ def _train(spec: Spec, worker: Worker, watch: Callable[[Mapping[str, Any]], None
     trainer = worker.prepare(build_trainer(spec, worker, journal))
     checkpoint = spec.files.checkpoint if spec.files.checkpoint.exists() else None
     if checkpoint is not None:
-        load_tensors(checkpoint, f"a checkpoint of {spec.name}; delete it to train from the start")
+        _check_checkpoint(checkpoint, spec, journal)
     trainer.fit(module, train_dataloaders=loader, ckpt_path=checkpoint)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if worker.rank == 0:
         _finish(spec, module, journal, dataset)
+
+
+def _check_checkpoint(path: Path, spec: Spec, journal: Journal) -> None:
+    """A file that is damaged, or some other trial's, is said in one line rather than in Lightning's many."""
+    expected = f"a checkpoint of {spec.name} (key {spec.key}); delete it to train from the start"
+    found = load_tensors(path, expected)
+    key = found.get("callbacks", {}).get(journal.state_key, {}).get("key")
+    if key != spec.key:
+        raise UserError(f"{path} belongs to another trial (key {key}); expected {expected}")
 
 
 def _settle(spec: Spec) -> None:

@@ -114,7 +114,8 @@ def address(pixels: Array, *, exact: bool = False) -> str:
     buffer = io.BytesIO()
     kind = "jpeg" if pixels.shape[2] == 3 and not exact else "png"
     options: dict[str, Any] = (
-        {"quality": JPEG_QUALITY, "subsampling": 0, "optimize": True} if kind == "jpeg" else {"optimize": True}
+        # Pillow's optimised JPEG wants the whole file in one buffer, which noisy images overflow.
+        {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "jpeg" else {"optimize": True}
     )
     _picture(pixels).save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -150,6 +150,9 @@ def _trial(evaluated: Path, trained: Path, *, seed: int, budget: str, about: Map
     if not curve:
         raise UserError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
     result = _result(trained / "result.json", budget)
+    if metrics.get("key") != result.get("key"):
+        line = f"the key is {schema.show(metrics.get('key'))}, that of the run {schema.show(result.get('key'))}"
+        raise UserError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: run dvc repro")
     return Trial(seed=seed, error=error, accuracy=accuracy, confusion=confusion, curve=curve, result=result)
 
 

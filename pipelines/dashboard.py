@@ -1,0 +1,194 @@
+"""Open MLflow where there is something to see.
+
+    python -m pipelines.dashboard [--port 5000] [--open]
+
+Starts an MLflow server on 127.0.0.1 over the project's store, sends it what is waiting in the spool, and prints the
+addresses of the views that ``pipelines.tracking_views`` defines. With ``MLFLOW_TRACKING_URI`` naming an HTTP server
+nothing is started: the addresses lead there. Ctrl-C ends the server and everything it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+from pipelines import tracking, tracking_client, tracking_views
+from pipelines.errors import UserError, guard
+from pipelines.tracking_client import AwayError, is_remote, safe, sqlite_file, tracking_uri
+from pipelines.tracking_spool import Spool
+
+HOST = "127.0.0.1"
+HEALTHY_WITHIN_S = 120.0  # importing MLflow's server takes 8 s on an idle machine
+GRACE_S = 5.0
+SERVER_ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a queue and its workers, for MLflow's GenAI features alone
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Per experiment of ours, by name: what is to be seen and where."""
+    out = []
+    experiments = [
+        e for e in client.search_experiments() if f"mlflow.sharedViewState.{tracking_views.LEDGER}" in e.tags
+    ]
+    for experiment in sorted(experiments, key=lambda e: int(e.experiment_id)):
+        mine = [
+            (title, tracking_views.view_address(server, experiment.experiment_id, view))
+            for view, title in tracking_views.VIEWS.items()
+        ]
+        query = "tags.kind = 'benchmark' and tags.`mlflow.loggedImages` = 'True'"
+        for run in client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"]):
+            where = tracking_views.explorer_address(server, experiment.experiment_id, run.info.run_id)
+            mine.append((f"explorer of {run.info.run_name}", where))
+        out.append((experiment.name, mine))
+    return out
+
+
+def show(server: str, client: Any) -> str:
+    """Print the addresses; returns the first. UserError when there is nothing to see."""
+    found = addresses(server, client)
+    if not found:
+        raise UserError(f"MLflow at {server} has no benchmark to show; run `make repro` first")
+    for name, mine in found:
+        print(f"\n{name}")
+        for title, where in mine:
+            print(f"  {title}\n    {where}")
+    sys.stdout.flush()
+    return found[0][1][0][1]
+
+
+@contextlib.contextmanager
+def serving(uri: str, spool: Spool, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """An MLflow server on **port**, healthy; gone with all its processes when the block is left, however."""
+    require_free(port)
+    place = (sqlite_file(uri) or spool.project / "mlflow.db").absolute().parent / "mlartifacts"
+    environment = {**os.environ, **SERVER_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}  # out of sight of `ps`
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", place.as_uri()]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+        try:
+            address = f"http://{HOST}:{port}"
+            _await_health(address, process, log, uri)
+            yield address, process
+        finally:
+            end(process)
+
+
+def _await_health(address: str, process: subprocess.Popen[bytes], log: IO[bytes], uri: str) -> None:
+    until = time.monotonic() + HEALTHY_WITHIN_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise UserError(f"MLflow's server ended at once: {tracking_client.clean(lines[-1], uri)}")
+        with contextlib.suppress(AwayError):
+            tracking_client.probe(address)
+            return
+        time.sleep(0.2)
+    raise UserError(f"MLflow's server at {address} was not ready within {HEALTHY_WITHIN_S:.0f} s")
+
+
+def require_free(port: int) -> None:
+    """UserError unless a server could listen on **port**."""
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port is {port}; expected a number from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except PermissionError:
+            raise UserError(f"--port is {port}; that one needs root's rights, expected 1024 or higher") from None
+        except OSError:
+            raise UserError(
+                f"port {port} is taken on {HOST}; end what listens there or choose another by --port"
+            ) from None
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the process and all that it started, which share its process group; by force when asking does not help."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, how)
+        except ProcessLookupError:
+            break
+        until = time.monotonic() + GRACE_S
+        while time.monotonic() < until and _group_lives(process):
+            time.sleep(0.05)
+    process.wait()
+
+
+def _group_lives(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _send_waiting(spool: Spool) -> None:
+    sent = tracking.sync(spool, deadline_s=120)
+    if sent.line:
+        print(sent.line, flush=True)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Serve until Ctrl-C; or, where a server runs already, say where to look."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.dashboard", description="Show the results in MLflow.")
+    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--open", action="store_true", help="open the first address in a browser")
+    args = parser.parse_args()
+    spool = Spool.here()
+    uri = tracking_uri(spool.project)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if is_remote(uri):
+        _send_waiting(spool)
+        try:
+            tracking_client.probe(uri)
+        except AwayError as error:
+            raise UserError(f"MLflow at {safe(uri)} is away ({error})") from None
+        _open(show(safe(uri).rstrip("/"), tracking_client.connect(uri)), args.open)
+        return
+    require_free(args.port)
+    _send_waiting(spool)
+    print("starting MLflow's server, a moment ...", flush=True)
+    with serving(uri, spool, args.port) as (address, process):
+        _open(show(address, tracking_client.connect(address)), args.open)
+        print("\nCtrl-C ends the server.", flush=True)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            print("\nended")
+            return
+        raise UserError(f"MLflow's server ended by itself, with status {status}")
+
+
+def _open(address: str, wanted: bool) -> None:
+    if wanted:
+        import webbrowser
+
+        webbrowser.open(address)
+
+
+if __name__ == "__main__":
+    guard(main)

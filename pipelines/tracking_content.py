@@ -1,0 +1,390 @@
+"""What a trial and a benchmark look like in MLflow: names, params, tags, metrics, files. Knows nothing of a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.explorer import Curve, Matrix, explorer_page
+from pipelines.figures import confusion_figure
+from pipelines.tracking_images import grid_images
+from pipelines.tracking_spool import Benchmark, Evaluation, Json, Trial, digest
+
+FORMAT = 1  # raise it when what is drawn or written changes: every part is then sent again, over the old one
+IDENTITY = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
+FIGURE, EXPLORER, CONFUSION, CLASSES, LEDGER = (
+    "confusion.png",
+    "explorer.html",
+    "confusion.json",
+    "per_class.json",
+    "ledger.json",
+)
+IMAGE_KEY = "confusion matrix"
+CURVE_METRICS = {
+    "loss": "train/loss",
+    "train_error": "train/error",
+    "lr": "train/lr",
+    "images_per_s": "train/images_per_s",
+}
+TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss", "error_ci95_low", "error_ci95_high")
+
+
+class Point(NamedTuple):
+    """One value of one metric; **time** in unix seconds."""
+
+    key: str
+    value: float
+    step: int
+    time: float
+
+
+def no_files() -> dict[str, bytes]:
+    """For a part without any."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some of what a run shows, sent together; **mark** changes when it has to be sent again."""
+
+    name: str
+    mark: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    points: Sequence[Point] = ()
+    files: Callable[[], Mapping[str, bytes]] = no_files  # path below the run's artifacts: contents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What becomes one run of MLflow."""
+
+    identity: str
+    experiment: str
+    name: str
+    parent: str | None  # identity of the run above it
+    started: float
+    status: str
+    ended: float | None
+    dataset_digest: str | None
+    tags: Mapping[str, str]
+    parts: tuple[Part, ...]
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What a server that has got everything would have got."""
+        return {**{part.name: part.mark for part in self.parts}, "status": self.status}
+
+
+def records(benchmarks: Iterable[Benchmark]) -> list[Record]:
+    """All runs, each benchmark's right before its trials'."""
+    out = []
+    for benchmark in benchmarks:
+        out.append(benchmark_record(benchmark))
+        out += [trial_record(trial) for trial in benchmark.trials]
+    return out
+
+
+def trial_record(trial: Trial) -> Record:
+    """The child run of one trial, restarts included."""
+    parts = [_trial_head(trial)]
+    if trial.curve:
+        points = [
+            Point(name, float(line[key]), int(line["epoch"]), float(line["time"]))
+            for line in trial.curve
+            for key, name in CURVE_METRICS.items()
+            if line.get(key) is not None
+        ]
+        parts.append(Part(name="curve", mark=str(max(line["epoch"] for line in trial.curve)), points=points))
+    if trial.result is not None:
+        parts.append(_trial_result(trial, trial.result))
+    if trial.evaluation is not None:
+        parts.append(_trial_evaluation(trial, trial.evaluation))
+    return Record(
+        identity=f"trial:{trial.key}",
+        experiment=trial.dataset,
+        name=f"{trial.benchmark} seed {trial.seed}",
+        parent=f"benchmark:{trial.benchmark}/{trial.budget}",
+        started=trial.started,
+        status=trial.status,
+        ended=trial.ended,
+        dataset_digest=trial.dataset_digest,
+        tags={
+            "kind": "trial",
+            "mlflow.source.name": f"python -m pipelines.trial {trial.benchmark} --seed {trial.seed}",
+            "mlflow.source.type": "LOCAL",
+        },
+        parts=tuple(parts),
+    )
+
+
+def _trial_head(trial: Trial) -> Part:
+    params = {"benchmark": trial.benchmark, "budget": trial.budget, "seed": str(trial.seed), **flatten(trial.config)}
+    tags = {"trial_key": trial.key, "dataset_digest": trial.dataset_digest}
+    if trial.progress is not None:
+        tags["host"] = str(trial.progress.get("host"))
+    return Part(name="head", mark=digest(FORMAT, params, tags), params=params, tags=tags)
+
+
+def _trial_result(trial: Trial, result: Json) -> Part:
+    """Provenance as tags, cost as metrics."""
+    tags = {
+        key: text(result.get(key))
+        for key in ("hardware", "device", "workers", "resumed", "git_commit", "git_dirty")
+        if result.get(key) is not None
+    }
+    tags["checkpoint"] = str(trial.folder / "weights.pt")
+    tags |= {f"version.{name}": str(version) for name, version in result.get("versions", {}).items() if version}
+    if result.get("git_commit"):
+        tags["mlflow.source.git.commit"] = result["git_commit"]
+    time = float(result["finished"])
+    named = {
+        "cost/wall_s": "wall_s",
+        "cost/device_s": "device_s",
+        "cost/images_per_s": "images_per_s",
+        "cost/images_seen": "images_seen",
+        "cost/parameters": "parameters",
+    }
+    points = [Point(name, float(result[key]), 0, time) for name, key in named.items() if result.get(key) is not None]
+    return Part(name="result", mark=digest(FORMAT, result, tags), tags=tags, points=points)
+
+
+def _trial_evaluation(trial: Trial, evaluation: Evaluation) -> Part:
+    def files() -> dict[str, bytes]:
+        facts = {
+            "test error": percent(evaluation.metrics.get("error")),
+            "protocol": evaluation.protocol,
+            "budget": trial.budget,
+            "trial": trial.key,
+        }
+        title = f"{trial.benchmark}, seed {trial.seed}"
+        page = explorer_page(
+            title=title,
+            facts=facts,
+            classes=evaluation.classes,
+            matrices=[Matrix(name=f"seed {trial.seed}", counts=evaluation.counts)],
+            curves=[_curve(trial)],
+        )
+        subtitle = f"test error {percent(evaluation.metrics.get('error'))}, {evaluation.protocol}; cells: % of the row"
+        return {
+            **_matrix_files(f"trial:{trial.key}", evaluation.counts, evaluation.classes, title, subtitle),
+            EXPLORER: page.encode(),
+        }
+
+    return Part(
+        name="evaluation",
+        mark=digest(FORMAT, evaluation.digest, trial.curve),
+        tags=_table_tags(),
+        points=_test_points(evaluation.metrics, evaluation.time),
+        files=files,
+    )
+
+
+def benchmark_record(benchmark: Benchmark) -> Record:
+    """The parent run of a benchmark at one budget."""
+    params = {"benchmark": benchmark.name, "budget": benchmark.budget, "dataset": benchmark.dataset}
+    parts = [Part(name="head", mark=digest(FORMAT, params), params=params)]
+    if benchmark.evaluations:
+        parts.append(_benchmark_evaluation(benchmark))
+    if benchmark.row is not None:
+        parts.append(_benchmark_ledger(benchmark.row, benchmark.row_time))
+    return Record(
+        identity=f"benchmark:{benchmark.name}/{benchmark.budget}",
+        experiment=benchmark.dataset,
+        name=f"{benchmark.name} ({benchmark.budget})",
+        parent=None,
+        started=benchmark.started,
+        status=benchmark.status,
+        ended=benchmark.ended,
+        dataset_digest=None,
+        tags={"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"},
+        parts=tuple(parts),
+    )
+
+
+def _benchmark_evaluation(benchmark: Benchmark) -> Part:
+    """The aggregate over seeds: figure, tables, and an explorer in which each seed can be chosen."""
+    evaluations, row = benchmark.evaluations, benchmark.row or {}
+    classes, n = evaluations[0].classes, len(evaluations)
+
+    def files() -> dict[str, bytes]:
+        total = np.sum([evaluation.counts for evaluation in evaluations], axis=0)
+        error = 100 * (1 - float(np.trace(total)) / max(float(total.sum()), 1))
+        seeds = f"{n} seed{'s' if n > 1 else ''}"
+        subtitle = f"test error {percent(error)}, {seeds}, {evaluations[0].protocol}; cells: % of the row"
+        page = explorer_page(
+            title=benchmark.name,
+            facts={**(_row_facts(row) or {"mean test error": percent(error)}), "protocol": evaluations[0].protocol},
+            classes=classes,
+            matrices=[
+                Matrix(name=f"all {seeds}", counts=total),
+                *(Matrix(name=f"seed {evaluation.seed}", counts=evaluation.counts) for evaluation in evaluations),
+            ],
+            curves=[_curve(trial) for trial in benchmark.evaluated],
+        )
+        identity = f"benchmark:{benchmark.name}/{benchmark.budget}"
+        return {
+            **_matrix_files(identity, total, classes, benchmark.name, subtitle),
+            EXPLORER: page.encode(),
+        }
+
+    shown = [[evaluation.seed, evaluation.digest] for evaluation in evaluations]
+    curves = [trial.curve for trial in benchmark.evaluated]
+    return Part(
+        name="evaluation",
+        mark=digest(FORMAT, shown, curves, benchmark.summary, _row_facts(row)),
+        tags=_table_tags(),
+        points=_test_points(benchmark.summary, benchmark.summary_time),
+        files=files,
+    )
+
+
+def _benchmark_ledger(row: Json, time: float) -> Part:
+    """The row of the ledger: metrics in the claim's own unit, verdict as a tag, the whole as JSON and in words."""
+    claim, interval = row["claim"], row.get("ci95") or (None, None)
+    values = {
+        "ledger/mean": row.get("mean"),
+        "ledger/ci95_low": interval[0],
+        "ledger/ci95_high": interval[1],
+        "ledger/seeds": row.get("n"),
+        "ledger/claim": claim.get("value"),
+        "ledger/claim_margin": row.get("margin"),
+    }
+    points = [Point(key, tidy(value), 0, time) for key, value in values.items() if value is not None]
+    tags = {
+        "verdict": text(row.get("verdict")),
+        "metric": text(row.get("metric")),
+        "claim": f"{claim.get('value')} {claim.get('unit', '%')} {row.get('metric')}",
+        "claim_source": text(claim.get("source")),
+        "mlflow.note.content": note(row),
+    }
+    tags |= {key: text(row[key]) for key in ("hardware", "git_commit") if row.get(key)}
+    if row.get("git_commit"):
+        tags["mlflow.source.git.commit"] = text(row["git_commit"])
+    return Part(
+        name="ledger",
+        mark=digest(FORMAT, row),
+        tags=tags,
+        points=points,
+        files=lambda: {LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()},
+    )
+
+
+def note(row: Json) -> str:
+    """The run's description, in Markdown: the verdict and what it rests on."""
+    claim, metric = row["claim"], row.get("metric", "error")
+    interval = row.get("ci95")
+    spread = f", 95 % interval {interval[0]:.2f} to {interval[1]:.2f} %" if interval else ""
+    mean = "not measured" if row.get("mean") is None else f"{row['mean']:.2f} %{spread}, {row.get('n')} seeds"
+    lines = [
+        f"**{row.get('verdict')}**",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| our {metric} | {mean} |",
+        f"| claimed {metric} | {claim.get('value')} {claim.get('unit', '%')} |",
+        f"| source | {claim.get('source')} |",
+        f"| protocol | {claim.get('protocol')} |",
+        f"| budget | {row.get('budget')}: {row.get('epochs')} epochs, published {row.get('paper_epochs')} |",
+        f"| hardware | {row.get('hardware')} |",
+    ]
+    seeds = ", ".join(f"{seed}: {value:.2f}" for seed, value in (row.get("per_seed") or {}).items())
+    lines.append(f"| per seed, % | {seeds} |")
+    if row.get("deviations"):
+        lines += ["", "Deviations from the source:", "", *(f"- {deviation}" for deviation in row["deviations"])]
+    return "\n".join(lines)
+
+
+def _row_facts(row: Json) -> dict[str, str]:
+    if not row:
+        return {}
+    interval = row.get("ci95")
+    facts = {"verdict": text(row.get("verdict")), "claimed": f"{row['claim'].get('value')} % {row.get('metric')}"}
+    if row.get("mean") is not None:
+        spread = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        facts["measured"] = f"{row['mean']:.2f} % {row.get('metric')}{spread}"
+    return facts
+
+
+def _matrix_files(
+    identity: str, counts: NDArray[np.int64], classes: Sequence[str], title: str, subtitle: str
+) -> dict[str, bytes]:
+    """The confusion matrix as a figure, for the image grid, and as a table; the classes' table."""
+    png = confusion_figure(counts, classes, title=title, subtitle=subtitle)
+    return {
+        FIGURE: png,
+        **grid_images(IMAGE_KEY, png, identity),
+        CONFUSION: table(
+            ["actual", *classes], [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
+        ),
+        CLASSES: table(["class", "precision %", "recall %", "F1 %", "images"], class_rows(counts, classes)),
+    }
+
+
+def class_rows(counts: NDArray[np.int64], classes: Sequence[str]) -> list[list[Any]]:
+    """Per class: name, precision, recall and F1 in % (None where there is nothing to divide by), images."""
+    rows: list[list[Any]] = []
+    for i, name in enumerate(classes):
+        hit, actual, predicted = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
+        shares = [(hit, predicted), (hit, actual), (2 * hit, actual + predicted)]
+        rows.append([name, *(round(100 * a / b, 2) if b else None for a, b in shares), actual])
+    return rows
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """A table as ``MlflowClient.log_table`` writes it; that call appends, so a replay would double the rows."""
+    return json.dumps({"columns": list(columns), "data": [list(row) for row in rows]}).encode()
+
+
+def _table_tags() -> dict[str, str]:
+    """What tells MLflow's pages that there are tables and images."""
+    return {
+        "mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"} for path in (CONFUSION, CLASSES)]),
+        "mlflow.loggedImages": "True",
+    }
+
+
+def _curve(trial: Trial) -> Curve:
+    return Curve(
+        name=f"seed {trial.seed}",
+        epochs=[int(line["epoch"]) for line in trial.curve],
+        loss=[line.get("loss") for line in trial.curve],
+        error=[line.get("train_error") for line in trial.curve],
+    )
+
+
+def _test_points(metrics: Json, time: float) -> list[Point]:
+    return [Point(f"test/{key}", tidy(metrics[key]), 0, time) for key in TEST_METRICS if metrics.get(key) is not None]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as ``recipe.optimiser.lr``; lists and empty mappings as compact JSON, None as an empty text."""
+    out: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = text(value)
+    return out
+
+
+def text(value: Any) -> str:
+    """A value as a param or tag."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def tidy(value: float) -> float:
+    """A figure to four decimals, which no table of MLflow's has to cut off; test sets give no more."""
+    return round(float(value), 4)
+
+
+def percent(value: float | None) -> str:
+    """A share given in per cent."""
+    return "not measured" if value is None else f"{value:.2f} %"

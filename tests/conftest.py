@@ -1,0 +1,78 @@
+"""Real data for the tests: a slice of MNIST, fetched once a session and laid out as a project of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipelines import benchmarks, datasets
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN, TEST = 2000, 500  # images of the slice
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of datasets with the whole of MNIST, from the checkout's own files or from wherever fetch finds it."""
+    if (ROOT / "datasets/mnist/meta.json").exists():
+        return ROOT / "datasets"
+    home = tmp_path_factory.mktemp("fetched")
+    for name in ("data.dvc", "params.yaml"):
+        shutil.copy(ROOT / name, home)
+    subprocess.run([sys.executable, "-m", "pipelines.fetch", "mnist"], cwd=home, env=environment(), check=True)
+    return home / "datasets"
+
+
+@pytest.fixture(scope="session")
+def mnist_slice(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of datasets with the first images of MNIST's two files, under MNIST's own name."""
+    root, whole = tmp_path_factory.mktemp("slice"), datasets.open_dataset(mnist, "mnist")
+    splits = {
+        split: tuple(np.array(part[:count]) for part in whole.split(split))
+        for split, count in (("train", TRAIN), ("test", TEST))
+    }
+    datasets.write_dataset(
+        root, name="mnist", classes=whole.classes, train=splits["train"], test=splits["test"], source_md5={}
+    )
+    return root
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment for a child that must find the project's packages from any directory."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | extra
+
+
+@pytest.fixture
+def project(tmp_path: Path, mnist_slice: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with params.yaml and the slice as its datasets; the test runs in it."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "datasets").symlink_to(mnist_slice)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUN_STORE", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path
+
+
+def edit_params(path: Path, **benchmark_changes: dict[str, object]) -> benchmarks.Params:
+    """Rewrite params.yaml with ``name={"recipe.batch": 7}`` applied to benchmarks (hyphens as underscores)."""
+    found = yaml.safe_load(path.read_text())
+    for name, changes in benchmark_changes.items():
+        block = found["benchmarks"][name.replace("_", "-")]
+        for dotted, value in changes.items():
+            *parents, last = dotted.split(".")
+            target = block
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[last] = value
+        entry = found["suite"]["benchmarks"].get(name.replace("_", "-"))
+        if entry:
+            entry["family"] = block["model"]["family"]
+    path.write_text(yaml.safe_dump(found, sort_keys=False))
+    return benchmarks.load(path)

@@ -1,0 +1,227 @@
+"""A project as train and evaluate leave it, small and invented, for the tests of the report.
+
+``python -m tests.report_inputs FOLDER [DATASETS]`` writes one to look at, with the real test images of DATASETS.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+Array = npt.NDArray[Any]
+
+CLASSES = {
+    "mnist": [str(digit) for digit in range(10)],
+    "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+}
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SEEDS = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """An invented benchmark: what is claimed, and about how well "we" do."""
+
+    dataset: str
+    claim: float
+    error: float | None  # of our seeds, about; None: in no suite
+    metric: str = "error"
+    certainty: str = "read"
+    family: str = "lenet"
+    options: tuple[tuple[str, str], ...] = ()
+    epochs: int = 10
+    paper_epochs: int = 10
+    layer: str | None = None  # what first_layer.npz holds
+    protocol: str = "single view"
+    parameters: int = 60000
+
+
+MADE = {
+    "linear-mnist": Made(dataset="mnist", claim=12.0, error=8.1, family="linear", layer="templates", parameters=7850),
+    "mlp300-mnist": Made(dataset="mnist", claim=4.7, error=4.6),
+    "lenet5-mnist": Made(dataset="mnist", claim=0.95, error=1.05, layer="filters", epochs=10, paper_epochs=20),
+    "lenet1-mnist": Made(dataset="mnist", claim=1.7, error=None),
+    "ordinary-cifar10": Made(dataset="cifar10", claim=37.0, error=66.0, metric="accuracy", layer="templates"),
+    "convnetjs-cifar10": Made(
+        dataset="cifar10", claim=80.0, error=21.0, metric="accuracy", certainty="recalled", layer="filters"
+    ),
+    "allcnn-c-cifar10": Made(
+        dataset="cifar10", claim=9.08, error=38.0, family="allcnn", options=(("base", "C"), ("variant", "allcnn")),
+        epochs=2, paper_epochs=350, layer="filters",
+    ),
+    "allcnn-a-strided-cifar10": Made(
+        dataset="cifar10", claim=13.46, error=None, family="allcnn", options=(("base", "A"), ("variant", "strided"))
+    ),
+}  # fmt: skip
+
+
+def make(folder: Path, *, test_images: int = 400, datasets: Path | None = None, per_cell: int = 12) -> Path:
+    """Write params.yaml, runs/ and evaluations/ below ``folder`` and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
+    tests = {name: _test_split(name, test_images, datasets) for name in CLASSES}
+    for name, made in MADE.items():
+        if made.error is not None:
+            _write_benchmark(folder, name, made, *tests[made.dataset], per_cell=per_cell)
+    return folder
+
+
+def params() -> dict[str, Any]:
+    """A params.yaml with every benchmark of ``MADE``; the active suite runs those that have an error."""
+    active = {
+        name: {"family": made.family, "dataset": made.dataset, "budget": "laptop"}
+        for name, made in MADE.items()
+        if made.error is not None
+    }
+    return {
+        "datasets": {name: {"kind": name} for name in CLASSES},
+        "benchmarks": {name: _benchmark(name, made) for name, made in MADE.items()},
+        "suites": {"laptop": {"budget": "laptop", "benchmarks": list(active)}},
+        "suite": {"name": "laptop", "datasets": list(CLASSES), "benchmarks": active},
+    }
+
+
+def _benchmark(name: str, made: Made) -> dict[str, Any]:
+    seeds = list(SEEDS)
+    return {
+        "dataset": made.dataset,
+        "model": {"family": made.family, "name": name.split("-")[0], "options": dict(made.options)},
+        "recipe": {"batch": 32, "optimiser": {"name": "sgd", "lr": 0.02}},
+        "budgets": {
+            "paper": {"epochs": made.paper_epochs, "seeds": seeds},
+            "laptop": {"epochs": made.epochs, "seeds": seeds},
+        },
+        "claim": {
+            "metric": made.metric, "value": made.claim, "source": "LeCun et al. 1998, Proc. IEEE 86(11), fig. 9",
+            "protocol": "60,000 training and 10,000 test images, error after the last pass",
+            "certainty": made.certainty, "test_images": 10000,
+        },
+        "deviations": ["Minibatches of 32, not one pattern at a time.", "A softmax head in place of the RBF units."],
+    }  # fmt: skip
+
+
+def _test_split(name: str, count: int, datasets: Path | None) -> tuple[Array, Array]:
+    if datasets is not None:
+        images = np.load(datasets / name / "test_images.npy")[:count]
+        return images, np.load(datasets / name / "test_labels.npy")[:count]
+    random = np.random.default_rng(len(name))
+    return (
+        random.integers(0, 256, (count, *SHAPES[name]), dtype=np.uint8),
+        np.arange(count, dtype=np.int64) % len(CLASSES[name]),
+    )
+
+
+def _write_benchmark(folder: Path, name: str, made: Made, images: Array, labels: Array, *, per_cell: int) -> None:
+    assert made.error is not None
+    random = np.random.default_rng(sum(name.encode()))
+    # Some pairs of classes look alike and some do not, the same ones for every seed.
+    alike = random.gamma(0.35, size=(10, 10))
+    np.fill_diagonal(alike, 0)
+    alike /= alike.sum(axis=1, keepdims=True)
+    total = np.zeros((10, 10), dtype=np.int64)
+    errors = []
+    for seed in SEEDS:
+        rate = made.error / 100 * (1 + 0.04 * random.standard_normal())
+        predicted = np.where(random.random(len(labels)) < rate, [random.choice(10, p=alike[i]) for i in labels], labels)
+        confidence = np.clip(random.beta(8, 1.5, len(labels)), 0.11, 1).astype(np.float16)
+        matrix = np.zeros((10, 10), dtype=np.int64)
+        np.add.at(matrix, (labels, predicted), 1)
+        total += matrix
+        errors.append(_write_seed(folder, name, seed, matrix=matrix, predicted=predicted, labels=labels,
+                                  confidence=confidence))  # fmt: skip
+        _write_run(folder / "runs" / name / f"seed-{seed}", name, made, seed, random)
+        if seed == SEEDS[0]:
+            _write_examples(folder / "evaluations" / name, images, labels, predicted, confidence, per_cell)
+    _write_summary(folder / "evaluations" / name, made, total, errors, len(labels))
+    _write_first_layer(folder / "evaluations" / name, made, images, labels, random)
+
+
+def _write_seed(
+    folder: Path, name: str, seed: int, *, matrix: Array, predicted: Array, labels: Array, confidence: Array
+) -> float:
+    place = folder / "evaluations" / name / "trials" / f"seed-{seed}"
+    place.mkdir(parents=True)
+    error = 100 * (1 - float(np.trace(matrix)) / len(labels))
+    metrics = {"key": f"{seed:016x}", "error": error, "accuracy": 100 - error, "top5_error": error / 8, "per_class": [],
+               "loss": error / 30, "single_view_error": error, "seconds": 1.5}  # fmt: skip
+    (place / "metrics.json").write_text(json.dumps(metrics))
+    np.savetxt(place / "confusion.csv", matrix, fmt="%d", delimiter=",")
+    np.savez(place / "predictions.npz", labels=labels.astype(np.uint16), predicted=predicted.astype(np.uint16),
+             confidence=confidence)  # fmt: skip
+    return error
+
+
+def _write_summary(place: Path, made: Made, total: Array, errors: Sequence[float], test: int) -> None:
+    classes = CLASSES[made.dataset]
+    mean = float(np.mean(errors))
+    (place / "metrics.json").write_text(json.dumps({"error": mean, "accuracy": 100 - mean, "seeds": len(errors)}))
+    about = {"classes": classes, "shape": SHAPES[made.dataset], "dataset": made.dataset, "protocol": made.protocol,
+             "test": test}  # fmt: skip
+    (place / "classes.json").write_text(json.dumps(about))
+    with (place / "confusion.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("actual", "predicted", "count"))
+        writer.writerows((a, p, total[i, j]) for i, a in enumerate(classes) for j, p in enumerate(classes))
+
+
+def _write_examples(
+    place: Path, images: Array, labels: Array, predicted: Array, confidence: Array, per_cell: int
+) -> None:
+    kept: list[int] = []
+    for actual in range(10):
+        for said in range(10):
+            kept += np.flatnonzero((labels == actual) & (predicted == said))[:per_cell].tolist()
+    np.savez_compressed(place / "examples.npz", images=images[kept], actual=labels[kept], predicted=predicted[kept],
+                        confidence=confidence[kept], index=np.array(kept, dtype=np.int64))  # fmt: skip
+
+
+def _write_first_layer(place: Path, made: Made, images: Array, labels: Array, random: np.random.Generator) -> None:
+    arrays: dict[str, Array] = {}
+    channels = SHAPES[made.dataset][0]
+    if made.layer == "filters":
+        wave = np.linspace(-2, 2, 5)
+        turns = random.uniform(0, np.pi, (16, channels))
+        grids = np.cos(turns)[..., None, None] * wave + np.sin(turns)[..., None, None] * wave[:, None]
+        arrays["filters"] = np.sin(grids).astype(np.float32)
+    elif made.layer == "templates":
+        means = np.stack([images[labels == c].mean(axis=0) for c in range(10)])
+        arrays["templates"] = ((means - means.mean(axis=0)) / 255).astype(np.float32)
+    np.savez(place / "first_layer.npz", **arrays)  # type: ignore[arg-type]
+
+
+def _write_run(place: Path, name: str, made: Made, seed: int, random: np.random.Generator) -> None:
+    place.mkdir(parents=True)
+    assert made.error is not None
+    lines = []
+    for epoch in range(1, made.epochs + 1):
+        train = made.error * (0.7 + 3 / epoch**1.3) * (1 + 0.03 * random.standard_normal())
+        train = min(train, 90.0)
+        line = {"epoch": epoch, "loss": train / 30, "train_error": train, "lr": 0.02, "images_per_s": 8000.0,
+                "seconds": 7.5 * epoch, "time": 1.7e9 + 7.5 * epoch}  # fmt: skip
+        lines.append(json.dumps(line))
+    (place / "curve.jsonl").write_text("\n".join(lines) + "\n")
+    result = {
+        "benchmark": name, "seed": seed, "key": f"{seed:016x}", "budget": "laptop", "dataset_digest": "ab" * 32,
+        "config": {"dataset": made.dataset, "epochs": made.epochs}, "epochs": made.epochs,
+        "images_seen": 60000 * made.epochs,
+        "wall_s": 7.5 * made.epochs, "device_s": 7.5 * made.epochs, "images_per_s": 8000.0, "workers": 1,
+        "hardware": "Example CPU 3000, 2 cores", "device": "cpu",
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "pytorch_lightning": "2.6.6", "ray": None},
+        "git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": False, "parameters": made.parameters,
+        "resumed": 0, "finished": 1.7e9 + seed, "final_loss": 0.05,
+    }  # fmt: skip
+    (place / "result.json").write_text(json.dumps(result))
+    (place / "weights.pt").write_bytes(b"")
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), test_images=10_000, datasets=Path(sys.argv[2]) if len(sys.argv) > 2 else None)

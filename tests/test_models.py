@@ -1,0 +1,216 @@
+"""What every builder promises: shapes, counts, errors, determinism, and that it can learn."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import models
+from models import alexnet, allcnn, convnetjs, krizhevsky, lenet, lenet1989, linear, ml4a, mlp
+
+Builder = Callable[..., nn.Module]
+
+
+def builds(builder: Builder, count: int, shape: tuple[int, int, int], **options: Any) -> Any:
+    """One row of ``ROWS``: the builder, the published or derived count, its default shape, the options."""
+    name = f"{builder.__module__.split('.')[-1]}.{builder.__name__}"
+    return pytest.param(builder, count, shape, options, id=f"{name}-{options}" if options else name)
+
+
+# Counts from the sources (see each module's text): independent of the code under test.
+ROWS = [
+    builds(linear.linear, 7_850, (1, 28, 28)),
+    builds(mlp.mlp, 238_510, (1, 28, 28)),
+    builds(mlp.mlp, 795_010, (1, 28, 28), hidden=[1000]),
+    builds(mlp.mlp, 266_610, (1, 28, 28), hidden=[300, 100], output="tanh"),
+    builds(mlp.mlp, 469_160, (1, 28, 28), hidden=[500, 150]),
+    builds(lenet.lenet5, 60_850, (1, 32, 32)),
+    builds(lenet.lenet5, 60_000, (1, 32, 32), head="rbf"),
+    builds(lenet.lenet1, 2_578, (1, 28, 28)),
+    builds(lenet.lenet4, 50_698, (1, 32, 32)),
+    builds(lenet1989.lenet1989, 9_760, (1, 16, 16)),
+    builds(convnetjs.cifar10, 22_466, (3, 32, 32)),
+    builds(convnetjs.mnist, 5_994, (1, 24, 24)),
+    builds(ml4a.ordinary, 30_840, (3, 32, 32)),
+    builds(ml4a.ordinary, 7_960, (1, 28, 28), in_shape=(1, 28, 28)),
+    builds(krizhevsky.layers_80sec, 145_578, (3, 32, 32)),
+    builds(krizhevsky.layers_19pct, 89_578, (3, 32, 32)),
+    builds(krizhevsky.layers_18pct, 89_578, (3, 32, 32)),
+    builds(krizhevsky.conv_local_13pct, 1_116_490, (3, 24, 24)),
+    builds(krizhevsky.conv_local_11pct, 2_112_970, (3, 24, 24)),
+    builds(allcnn.allcnn, 1_387_108, (3, 32, 32), classes=100),
+    *(
+        builds(allcnn.allcnn, count, (3, 32, 32), base=base, variant=variant)
+        for base, plain, longer in (("A", 839_242, 1_254_250), ("B", 885_610, 1_300_618), ("C", 954_730, 1_369_738))
+        for variant, count in (("base", plain), ("strided", plain), ("convpool", longer), ("allcnn", longer))
+    ),
+]
+IMAGENET = builds(alexnet.alexnet, 60_965_224, (3, 227, 227))
+SMALL_ALEXNET = {"in_shape": (3, 67, 67), "classes": 10, "bias": 0.1, "fc_std": 0.005}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Nets this small run slower on many threads, more so beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*ROWS, IMAGENET])
+def test_parameters_and_shape_are_the_sources(
+    builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
+) -> None:
+    model = builder(**options).eval()
+    assert parameters(model) == count
+    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in model.parameters())
+    classes = options.get("classes", 1000 if builder is alexnet.alexnet else 10)
+    with torch.no_grad():
+        assert model(torch.randn(3, *shape)).shape == (3, classes)
+
+
+@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*ROWS, IMAGENET])
+def test_the_text_states_the_count(
+    builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
+) -> None:
+    module = sys.modules[builder.__module__]
+    stated = {
+        int(figure.replace(",", "")) for figure in re.findall(r"\d[\d,]*\d", f"{module.__doc__}{builder.__doc__}")
+    }
+    head = {lenet.lenet5: 850 if options.get("head") != "rbf" else 0}.get(builder, 0)  # stated apart from the 60,000
+    other_classes = {100: 90 * 193}.get(options.get("classes", 10), 0)  # the last 1x1 convolution's
+    assert count - head - other_classes in stated
+
+
+@pytest.mark.parametrize(("builder", "count", "shape", "options"), ROWS)
+def test_the_seed_decides_the_weights(
+    builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
+) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(torch.cat([weight.detach().flatten() for weight in builder(**options).parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+    assert states[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("builder", "count", "shape", "options"),
+    [*ROWS, pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67")],
+)
+def test_training_and_evaluation_differ_by_dropout_alone(
+    builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    model, x = builder(**options), torch.randn(2, *shape)
+    drops = [layer for layer in model.modules() if isinstance(layer, nn.Dropout)]
+    with torch.no_grad():
+        evaluated, trained = model.eval()(x), model.train()(x)
+        assert torch.equal(evaluated, trained) is not bool(drops)
+        for layer in drops:
+            layer.p = 0.0
+        assert torch.equal(evaluated, model(x))
+
+
+@pytest.mark.parametrize(
+    ("builder", "count", "shape", "options"),
+    [*ROWS, pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67")],
+)
+def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
+    builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    if builder is allcnn.allcnn:  # a small image is as good, and quicker
+        shape = (3, 16, 16)
+        options = {**options, "in_shape": shape}
+    model = builder(**options)
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    scale = 60.0 if builder.__module__ in ("models.krizhevsky", "models.alexnet") else 1.0  # theirs are raw 0..255
+    x, y = scale * nn.functional.interpolate(torch.randn(8, shape[0], 4, 4), shape[1:]), torch.arange(8)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(10 if builder in (alexnet.alexnet, allcnn.allcnn) else 30):
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        torch.autograd.backward(loss)
+        assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: lenet.lenet5(in_shape=(1, 30, 30)), r"\(1, 30, 30\).* 30 is not 12"),
+        (lambda: lenet.lenet5(in_shape=(1, 12, 12)), r"\(1, 12, 12\).*from 16"),
+        (lambda: lenet.lenet5(head="rbf", classes=26), "10 digits, not 26"),
+        (lambda: lenet.lenet5(head="svm"), "'svm' must be 'softmax' or 'rbf'"),
+        (lambda: lenet.lenet1(init="zero"), "'zero' must be 'fan_in'"),
+        (lambda: lenet1989.lenet1989(output="relu"), "'relu' must be 'tanh'"),
+        (lambda: lenet1989.lenet1989(init="he"), "'he' must be"),
+        (lambda: mlp.mlp(output="softmax"), "'softmax' must be 'linear'"),
+        (lambda: mlp.mlp(hidden=[300, 0]), r"\[300, 0\] must hold at least 1"),
+        (lambda: convnetjs.cifar10(in_shape=(3, 7, 32)), r"\(3, 7, 32\).*\(2, 2, 2\): it leaves 0x4"),
+        (lambda: convnetjs.mnist(in_shape=(1, 5, 5)), r"\(1, 5, 5\) is too small"),
+        (lambda: krizhevsky.layers_80sec(in_shape=(3, 11, 32)), r"\(3, 11, 32\).* 11 leaves 2"),
+        (lambda: krizhevsky.conv_local_11pct(in_shape=(3, 24, 5)), r"\(3, 24, 5\).* 5 leaves 2"),
+        (lambda: allcnn.allcnn(in_shape=(3, 11, 11)), r"\(3, 11, 11\).* 11 is below 12"),
+        (lambda: allcnn.allcnn(base="D"), "base 'D' must be one of A, B, C"),
+        (lambda: allcnn.allcnn(variant="pooled"), "variant 'pooled' must be one of base, strided"),
+        (lambda: allcnn.allcnn(conv7_padding=2), "conv7_padding 2 must be one of 0, 1"),
+        (lambda: allcnn.allcnn(init="lsuv"), "init 'lsuv' must be one of he"),
+        (lambda: alexnet.alexnet(in_shape=(3, 66, 227)), r"\(3, 66, 227\).* 66 is below 67"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_is_allowed(build: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("builder", "shape"),
+    [
+        (linear.linear, (3, 8, 8)),
+        (mlp.mlp, (1, 20, 20)),
+        (lenet.lenet5, (3, 28, 28)),
+        (lenet.lenet1, (1, 32, 24)),
+        (lenet1989.lenet1989, (1, 15, 28)),
+        (convnetjs.cifar10, (1, 28, 28)),
+        (krizhevsky.layers_18pct, (3, 24, 24)),
+        (krizhevsky.conv_local_11pct, (3, 32, 28)),
+        (allcnn.allcnn, (1, 28, 28)),
+        (allcnn.allcnn, (3, 12, 13)),
+        (krizhevsky.layers_80sec, (3, 12, 12)),
+        (krizhevsky.conv_local_13pct, (3, 6, 6)),
+    ],
+)
+def test_other_shapes_and_classes(builder: Builder, shape: tuple[int, int, int]) -> None:
+    model = builder(in_shape=shape, classes=7).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(2, *shape)).shape == (2, 7)
+
+
+def test_the_families_import_nothing_but_torch() -> None:
+    allowed = {"torch", "__future__", "collections", "itertools", "math"}
+    for path in Path(models.__path__[0]).glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        named |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert {name.split(".")[0] for name in named} <= allowed, path.name

@@ -1,0 +1,396 @@
+"""The page: well formed, self-contained, deaf to markup in its data, and drawn without an error by a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import benchmarks, compare
+from pipelines.benchmarks import Params
+from pipelines.page import images, page, plots, table3
+from pipelines.page.markup import embedded, tag
+from pipelines.page.outcomes import Examples, LedgerRow, Outcome
+from tests.report_inputs import CLASSES, MADE, SEEDS, make, params
+
+RUN = [name for name, made in MADE.items() if made.error is not None]
+VOID = {"img", "input", "meta"}  # elements that HTML never closes
+NASTY = "</script><img src=x onerror=alert(1)> \"&amp;' {{data}} <!-- "
+
+
+class Reader(HTMLParser):
+    """Checks that elements nest, and keeps attributes, text and the JSON of the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.data = ""
+        self.words: list[str] = []
+        self.tags: Counter[str] = Counter()
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[name] += 1
+        self.attributes += [(name, key, value or "") for key, value in attrs]
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        if name not in VOID:
+            self.open.append(name if dict(attrs).get("id") != "data" else "data")
+
+    def handle_endtag(self, name: str) -> None:
+        if name in VOID:  # the parser reports <x/> as opened and closed
+            return
+        assert self.open, f"</{name}> closes nothing"
+        opened = self.open.pop()
+        assert name == ("script" if opened == "data" else opened), f"</{name}> closes <{opened}>"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "data":
+            self.data += data
+        elif self.open and self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+Inputs = tuple[Params, list[LedgerRow], dict[str, Outcome]]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = make(tmp_path_factory.mktemp("page") / "project", per_cell=3)
+    found_params = benchmarks.load(folder / "params.yaml")
+    found = compare.gather(found_params, evaluations=folder / "evaluations", runs=folder / "runs")
+    return found_params, compare.make_ledger(found_params, found), found
+
+
+@pytest.fixture(scope="module")
+def html(inputs: Inputs) -> str:
+    return page.build(*inputs)
+
+
+def test_page_nests_and_holds_every_row(html: str) -> None:
+    reader = read(html)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert {f"row-{name}" for name in MADE} <= set(reader.ids)
+    targets = {value[1:] for name, key, value in reader.attributes if name == "a" and key == "href"}
+    assert targets <= set(reader.ids)
+
+
+def test_page_loads_nothing_from_anywhere(html: str) -> None:
+    reader = read(html)
+    assert "link" not in reader.tags
+    assert reader.tags["script"] == 2
+    for name, key, value in reader.attributes:
+        if key in ("src", "srcset", "poster", "xlink:href", "action"):
+            assert value.startswith("data:image/"), (name, key, value)
+        if key == "href":
+            assert value.startswith("#"), (name, value)
+        assert not key.startswith("on"), (name, key)
+    assert not re.search(r"url\(|@import", html)
+    assert "default-src 'none'" in html
+
+
+def test_data_says_what_the_files_said(html: str, inputs: Inputs) -> None:
+    data = json.loads(read(html).data)
+    assert [b["name"] for b in data["benchmarks"]] == RUN
+    for entry in data["benchmarks"]:
+        outcome = inputs[2][entry["name"]]
+        assert entry["seeds"] == list(SEEDS)
+        assert entry["classes"] == CLASSES[entry["dataset"]]
+        for trial in outcome.trials:
+            assert entry["matrices"][str(trial.seed)] == trial.confusion.tolist()
+            assert entry["errors"][str(trial.seed)] == trial.error
+            assert len(entry["curves"][str(trial.seed)]["loss"]) == len(trial.curve)
+    by_name = {b["name"]: b for b in data["benchmarks"]}
+    assert by_name["ordinary-cifar10"]["claimed_error"] == pytest.approx(63.0)
+
+
+def decode(source: str) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("lenet5-mnist", 0), ("convnetjs-cifar10", 25)])
+def test_tiles_show_the_images_of_their_cell(html: str, inputs: Inputs, name: str, tolerance: float) -> None:
+    data = json.loads(read(html).data)
+    entry = next(b for b in data["benchmarks"] if b["name"] == name)
+    examples = inputs[2][name].examples
+    sheet = data["sheets"][entry["dataset"]]
+    pixels = decode(sheet["source"])
+    place = {int(index): i for i, index in enumerate(examples.index)}
+    shown = 0
+    for cell, tiles in entry["examples"].items():
+        for tile, confidence, index in tiles:
+            i = place[index]
+            assert cell == f"{examples.actual[i]},{examples.predicted[i]}"
+            assert confidence == round(100 * examples.confidence[i])
+            y, x = (tile // data["columns"]) * sheet["height"], (tile % data["columns"]) * sheet["width"]
+            got = pixels[y : y + sheet["height"], x : x + sheet["width"]].astype(float)
+            want = examples.images[i].transpose(1, 2, 0).squeeze().astype(float)
+            assert np.abs(got - want).mean() <= tolerance  # JPEG of noise, the worst case, for colour
+            shown += 1
+    assert shown == len(examples.index)
+
+
+def noise(count: int, side: int = 32, channels: int = 3, cells: int = 1) -> Examples:
+    random = np.random.default_rng(0)
+    return Examples(
+        images=random.integers(0, 256, (count, channels, side, side), dtype=np.uint8),
+        actual=np.arange(count) % cells,
+        predicted=np.zeros(count, dtype=np.int64),
+        confidence=np.full(count, 0.5),
+        index=np.arange(count),
+    )
+
+
+def test_sheets_keep_to_their_budget_with_fewer_images_a_cell() -> None:
+    whole, per_cell = images.sheets({"d": [noise(120, cells=10)]})
+    assert (per_cell, len(whole["d"].places)) == (12, 120)
+    budget = len(whole["d"].source) // 3
+    small, per_cell = images.sheets({"d": [noise(120, cells=10)]}, budget)
+    assert len(small["d"].source) <= budget
+    assert 1 <= per_cell <= 4
+    assert len(small["d"].places) == 10 * per_cell
+
+
+def test_large_images_are_shrunk_and_none_is_no_error() -> None:
+    sheets, _ = images.sheets({"large": [noise(3, side=128)], "none": [noise(0)]})
+    assert (sheets["large"].width, sheets["large"].height) == (64, 64)
+    assert decode(sheets["large"].source).shape == (64, 192, 3)
+    assert sheets["none"].places == {}
+
+
+def test_an_image_shared_by_benchmarks_is_stored_once() -> None:
+    sheets, _ = images.sheets({"d": [noise(30, cells=10), noise(30, cells=10)]})
+    assert len(sheets["d"].places) == 30
+
+
+def test_filters_are_blue_below_zero_and_red_above() -> None:
+    filters = np.zeros((2, 1, 3, 3), dtype=np.float32)
+    filters[0], filters[1] = -1, 1
+    sheet = decode(images.filter_sheet(filters).source)
+    assert sheet.shape == (3, 7, 4)
+    assert sheet[0, 0, :3].tolist() == images.NEGATIVE.tolist()
+    assert sheet[0, 4, :3].tolist() == images.POSITIVE.tolist()
+    assert sheet[0, 3, 3] == 0  # the gap between two filters
+
+
+def test_hidden_units_are_not_called_classes(html: str) -> None:
+    words = "".join(read(html).words)
+    assert "linear-mnist, seed 0: the weights of each class" in words
+    assert "ordinary-cifar10, seed 0: the weights of each hidden unit" in words
+
+
+def nasty_params() -> Params:
+    found = params()
+    for name in MADE:
+        block = found["benchmarks"][name]
+        block["deviations"] = [NASTY]
+        block["claim"] |= {"source": NASTY, "protocol": NASTY}
+    return benchmarks.build(found)
+
+
+def test_markup_in_the_files_stays_text(inputs: Inputs) -> None:
+    _, _, outcomes = inputs
+    found = {name: replace(o, classes=[f"{NASTY}{i}" for i in range(10)]) for name, o in outcomes.items()}
+    nasty = nasty_params()
+    built = page.build(nasty, compare.make_ledger(nasty, found), found)
+    reader = read(built)
+    assert "<img src=x" not in built
+    assert not any(key == "onerror" for _, key, _ in reader.attributes)
+    assert json.loads(reader.data)["benchmarks"][0]["classes"][0] == f"{NASTY}0"
+    assert sum(NASTY in words for words in ["".join(reader.words)]) == 1
+
+
+def test_embedded_json_cannot_end_its_element() -> None:
+    value = {"</script>": "<!-- <script> ]]> & \u2028"}
+    written = embedded(value)
+    assert not set("<>&\u2028") & set(written)
+    assert json.loads(written) == value
+
+
+def test_tags_escape_children_and_attributes() -> None:
+    made = tag("p", "a < b & c", tag("b", "d"), title='"<', data_x=1, hidden=None, class_="k")
+    assert made == '<p title="&quot;&lt;" data-x="1" class="k">a &lt; b &amp; c<b>d</b></p>'
+
+
+def test_table_3_fills_what_is_known_and_marks_the_rest(inputs: Inputs) -> None:
+    found = table3.cells(inputs[0].benchmarks, inputs[1])
+    assert found is not None
+    assert set(found) == {("C", "allcnn"), ("A", "strided")}
+    reader = read(table3.grid(found))
+    assert reader.tags["td"] == 12 + 1  # and the corner
+    words = "".join(reader.words)
+    assert words.count("untested") == 11
+    assert words.count("under budget") == 1
+    for figures in table3.PUBLISHED.values():
+        for figure in figures.values():
+            assert f"{figure:.2f}" in words
+
+
+def test_table_3_is_left_out_where_no_net_belongs_to_it(inputs: Inputs) -> None:
+    whole, ledger, found = inputs
+    kept = {name: b for name, b in whole.benchmarks.items() if b.model.family != "allcnn"}
+    fewer = replace(whole, benchmarks=kept)
+    rows = [r for r in ledger if r["benchmark"] in kept]
+    built = page.build(fewer, rows, {name: o for name, o in found.items() if name in kept})
+    assert 'id="table3"' not in built
+    read(built)
+
+
+def test_an_augmented_net_fills_no_cell_of_table_3() -> None:
+    found = params()
+    for name in ("allcnn-c-cifar10", "allcnn-a-strided-cifar10"):
+        found["benchmarks"][name]["recipe"]["augment"] = [{"flip": {}}]
+    built = benchmarks.build(found)
+    assert table3.cells(built.benchmarks, compare.make_ledger(built, {})) is None
+
+
+def test_the_ledgers_axis_has_room_for_every_figure(inputs: Inputs) -> None:
+    axis = plots.ledger_axis(inputs[1])
+    places = [axis.place(t) for t in axis.ticks]
+    assert places == sorted(places)
+    assert places[0] == pytest.approx(plots.EDGE)
+    assert places[-1] == pytest.approx(plots.WIDTH - plots.EDGE)
+    for row in inputs[1]:
+        error = plots.as_error(row["metric"], row["claim"]["value"])
+        assert plots.EDGE < axis.place(error) < plots.WIDTH - plots.EDGE
+
+
+def test_a_linear_axis_has_round_ticks_and_survives_a_single_value() -> None:
+    axis = plots.linear_axis([0.76, 1.14])
+    assert axis.ticks == pytest.approx((0.8, 0.9, 1.0, 1.1))
+    assert len(plots.linear_axis([5.0]).ticks) >= 2
+    assert plots.linear_axis([0.0, 0.0]).place(0.0) == pytest.approx(plots.EDGE)
+
+
+def many_classes(outcome: Outcome, count: int = 40) -> Outcome:
+    """The outcome of a net with more classes than a matrix can show."""
+    confusion = np.eye(count, dtype=np.int64) * 8
+    confusion[3, 7], confusion[7, 3] = 5, 2
+    trials = tuple(replace(trial, confusion=confusion) for trial in outcome.trials)
+    examples = noise(4)
+    examples = replace(examples, actual=np.array([3, 3, 7, 9]), predicted=np.array([7, 7, 3, 9]))
+    return replace(
+        outcome, classes=[f"class {i}" for i in range(count)], dataset="many", trials=trials, examples=examples
+    )
+
+
+def awkward(inputs: Inputs) -> str:
+    """A page with a diverged seed, a curve of one epoch, a net without errors and one with forty classes."""
+    whole, _, found = inputs
+    changed = dict(found)
+    first = changed["linear-mnist"].trials[0]
+    diverged = replace(first, curve=[{"epoch": 1, "loss": float("nan"), "train_error": None}])
+    changed["linear-mnist"] = replace(changed["linear-mnist"], trials=(diverged,))
+    perfect = replace(first, error=0.0, accuracy=100.0, curve=[{"epoch": 1, "loss": 0.0, "train_error": 0.0}])
+    changed["mlp300-mnist"] = replace(changed["mlp300-mnist"], trials=(perfect,), examples=noise(0, 28, 1))
+    changed["allcnn-c-cifar10"] = many_classes(changed["allcnn-c-cifar10"])
+    return page.build(whole, compare.make_ledger(whole, changed), changed)
+
+
+def test_more_classes_than_fit_are_listed_by_confusion(inputs: Inputs) -> None:
+    data = json.loads(read(awkward(inputs)).data)
+    entry = next(b for b in data["benchmarks"] if b["dataset"] == "many")
+    assert "matrices" not in entry
+    assert entry["confusions"] == [[3, 7, 25], [7, 3, 10]]  # over five seeds
+    assert set(entry["examples"]) == {"3,7", "7,3"}
+
+
+# ---- a real browser --------------------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on this machine")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+def drawn(html: str, folder: Path, script: str = "") -> Reader:
+    """The page as the browser left it, after ``script`` ran in it."""
+    extra = f"<script>{script}</script>"
+    # The page forbids scripts from elsewhere, not inline ones.
+    (folder / "index.html").write_text(html.replace("</body>", f"{extra}</body>"))
+    command = [
+        str(CHROMIUM),
+        *FLAGS,
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+        "--virtual-time-budget=3000",
+    ]
+    done = subprocess.run(
+        [*command, (folder / "index.html").as_uri()], capture_output=True, text=True, timeout=60, check=True
+    )
+    reader = Reader()
+    reader.feed(done.stdout)
+    return reader
+
+
+def state(reader: Reader) -> str:
+    return next((value for name, key, value in reader.attributes if (name, key) == ("html", "data-state")), "not drawn")
+
+
+@browser
+def test_browser_draws_matrices_and_curves(html: str, tmp_path: Path) -> None:
+    reader = drawn(html, tmp_path)
+    words = " ".join(reader.words)
+    assert state(reader) == "ready", words[-400:]
+    cells = [value for name, key, value in reader.attributes if (name, key) == ("button", "data-row")]
+    assert len(cells) == 2 * 100
+    assert reader.tags["polyline"] == len(RUN) * len(SEEDS)
+    pressed = [v for name, key, v in reader.attributes if (name, key) == ("button", "aria-pressed") and v == "true"]
+    assert len(pressed) == 2
+
+
+@browser
+def test_browser_shows_the_images_behind_a_chosen_cell(html: str, inputs: Inputs, tmp_path: Path) -> None:
+    examples = inputs[2]["linear-mnist"].examples
+    kept = np.flatnonzero((examples.actual == 4) & (examples.predicted == 4))
+    click = 'document.querySelector(\'.pane [data-row="4"][data-column="4"]\').click();'
+    key = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true}));"
+    reader = drawn(html, tmp_path, click)
+    labels = [v for name, k, v in reader.attributes if (name, k) == ("canvas", "aria-label")]
+    for i in kept:
+        sure = round(100 * examples.confidence[i])
+        assert f"test image {examples.index[i]}: 4, called 4 with {sure} %" in labels
+    reader = drawn(html, tmp_path, click + key)
+    assert state(reader) == "ready"
+    assert any(words.startswith("4 taken for 3: ") for words in reader.words)
+
+
+@browser
+def test_browser_survives_awkward_results(inputs: Inputs, tmp_path: Path) -> None:
+    choose = (
+        "const list = document.querySelector('.pane select'); list.value = 'many';"
+        "list.dispatchEvent(new Event('change'));"
+        "for (const box of document.querySelectorAll('#curve-controls input')) box.click();"
+    )
+    reader = drawn(awkward(inputs), tmp_path, choose)
+    assert state(reader) == "ready", " ".join(reader.words)[-400:]
+    assert "class 3 taken for class 7: 25" in reader.words
+
+
+@browser
+def test_browser_draws_an_empty_ledger(inputs: Inputs, tmp_path: Path) -> None:
+    reader = drawn(page.build(inputs[0], compare.make_ledger(inputs[0], {}), {}), tmp_path)
+    assert state(reader) == "ready"
+    assert "No benchmark was run yet." in reader.words

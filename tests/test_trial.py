@@ -1,0 +1,249 @@
+"""A trial: trains on real images, is resumable bit for bit, never opens the test split, needs no Ray, MLflow or DVC."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines import benchmarks, datasets, journal, spec, store, trial
+from pipelines.errors import UserError
+from pipelines.spec import Spec
+from tests.conftest import ROOT, edit_params, environment
+
+SMALL: dict[str, object] = {"recipe.subset": {"first": 300}, "budgets.laptop": {"epochs": 3, "seeds": [0]}}
+
+
+def planned(name: str = "lenet5-mnist", seed: int = 0, root: str = "store", **changes: object) -> Spec:
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    params = edit_params(Path("params.yaml"), **{name: {**SMALL, **changes}})
+    return spec.plan(params.benchmark(name), "laptop", seed, data=Path("datasets"), root=Path(root), threads=1)
+
+
+def weights(files: store.TrialFiles) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(files.weights, weights_only=True)
+    return found
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_trial_learns_and_says_where_its_numbers_come_from(project: Path) -> None:
+    one = planned(**{"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}})
+    files = trial.run(one)
+    curve = store.read_lines(files.curve)
+    assert [point["epoch"] for point in curve] == [1, 2]
+    assert curve[1]["loss"] < curve[0]["loss"] < 2.3026  # ln 10: what guessing costs
+    assert curve[1]["lr"] == pytest.approx(0.0, abs=1e-9)  # the paper's schedule, run through in the budget's epochs
+    result = store.read_json(files.result)
+    assert result["parameters"] == 60_850
+    assert result["images_seen"] == 2 * 2000
+    assert result["config"] == one.benchmark.resolved("laptop")
+    assert result["dataset_digest"] == datasets.open_dataset(one.data, "mnist").digest
+    assert result["versions"]["torch"] == torch.__version__
+    assert set(result["sources"]) == {"models/lenet.py", *store.SOURCES}
+    assert not files.checkpoint.exists()
+
+
+def test_a_finished_trial_is_not_trained_again(project: Path) -> None:
+    one = planned()
+    trial.run(one)
+    stamp = one.files.weights.stat().st_mtime_ns
+    trial.run(one)
+    assert one.files.weights.stat().st_mtime_ns == stamp
+
+
+def test_the_seed_decides_the_weights_and_nothing_else_does(project: Path) -> None:
+    first, again, other = planned(root="a"), planned(root="b"), planned(seed=1, root="a")
+    assert same(weights(trial.run(first)), weights(trial.run(again)))
+    assert not same(weights(first.files), weights(trial.run(other)))
+
+
+KILLED = """
+    import os, signal, sys, pickle
+    from pipelines import journal, trial
+    journal.CHECKPOINT_EVERY_S = 0.0
+    one, stop_at = pickle.load(open(sys.argv[1], "rb")), float(sys.argv[2])
+    save = journal.Journal._save
+    def save_and_die(self, trainer):
+        save(self, trainer)
+        if self.loader.epoch + self.loader.done / len(self.loader) >= stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    journal.Journal._save = save_and_die
+    trial.run(one)
+"""
+
+# Each has something of its own to lose in a restart: momentum and bf16; Adadelta's state and augmentation; dropout.
+RECIPES: dict[str, dict[str, object]] = {
+    "momentum": {},
+    "augmented": {
+        "recipe.augment": [{"shift": {"pixels": 2}}],
+        "recipe.optimiser": {"name": "adadelta", "lr": 1.0},
+        "recipe.schedule": {"points": [[0, 1.0], [10, 0.1]]},
+    },
+    "dropout": {
+        "model": {"family": "allcnn", "name": "allcnn", "options": {"base": "A", "variant": "base"}},
+        "recipe.subset": {"first": 60},
+        "recipe.precision": "bf16",
+        "recipe.channels_last": True,
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("stop_at", [0.4, 1.0, 1.6])
+def test_a_killed_trial_ends_at_the_weights_of_an_undisturbed_one(
+    project: Path, recipe: str, stop_at: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = trial.run(planned(root="undisturbed", **RECIPES[recipe]))
+    one = planned(root="killed", **RECIPES[recipe])
+    (project / "spec.pickle").write_bytes(pickle.dumps(one))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), "spec.pickle", str(stop_at)], env=environment()
+    )
+    assert done.returncode == -9
+    assert one.files.checkpoint.exists() and not one.files.finished
+    trial.run(one)
+    assert store.read_json(one.files.result)["resumed"] == 1
+    assert same(weights(one.files), weights(undisturbed))
+    keys = ("epoch", "loss", "train_error", "lr")
+    resumed, straight = store.read_lines(one.files.curve), store.read_lines(undisturbed.curve)
+    assert [[p[k] for k in keys] for p in resumed] == [[p[k] for k in keys] for p in straight]
+
+
+def test_training_opens_no_test_file(project: Path, mnist_slice: Path, tmp_path: Path) -> None:
+    """Asked of the kernel: the test arrays are not even readable while a trial trains."""
+    copy = tmp_path / "without_test"
+    (copy / "mnist").mkdir(parents=True)
+    for file in (mnist_slice / "mnist").iterdir():
+        if not file.name.startswith("test_"):
+            os.link(file, copy / "mnist" / file.name)
+    one = dataclasses.replace(planned(), data=copy)
+    trial.check(one.benchmark, "laptop", copy)
+    assert trial.run(one).finished
+
+
+def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> None:
+    forbidden = "ray mlflow dvc psutil requests PIL pandas".split()
+    block = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))\n"
+    planned()
+    code = block + "from pipelines import trial; sys.argv = ['trial', 'lenet5-mnist']; trial.main()"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lenet5-mnist seed 0: trained in" in done.stdout
+
+
+def test_the_modules_below_trial_import_neither_ray_nor_mlflow_nor_dvc() -> None:
+    names = ["trial", "journal", "spec", "store", "recipe", "batches", "transforms", "datasets", "benchmarks", "schema"]
+    for name in [*names, "provenance", "progress", "errors"]:
+        tree = ast.parse((ROOT / f"pipelines/{name}.py").read_text())
+        imports = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        imports |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not imports & {"ray", "mlflow", "dvc"}, name
+
+
+def test_a_model_file_imports_nothing_of_ours() -> None:
+    for path in (ROOT / "models").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        modules = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        assert not [m for m in modules if m.startswith("pipelines")], path
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (b"not a checkpoint", "damaged or foreign"),
+        (b"", "damaged or foreign"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(project: Path, damage: bytes, words: str) -> None:
+    one = planned()
+    one.files.folder.mkdir(parents=True)
+    one.files.checkpoint.write_bytes(damage)
+    with pytest.raises(UserError, match=words) as caught:
+        trial.run(one)
+    assert str(one.files.checkpoint) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_trial_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "CHECKPOINT_EVERY_S", 0.0)
+    other = planned("linear-mnist", root="other")
+    kept: list[bytes] = []
+
+    def keep(told: Mapping[str, Any]) -> None:
+        if told["state"] == "done":
+            kept.append(other.files.checkpoint.read_bytes())
+
+    trial.run(other, watch=keep)
+    one = planned()
+    one.files.folder.mkdir(parents=True)
+    one.files.checkpoint.write_bytes(kept[0])
+    with pytest.raises(UserError, match="belongs to another trial"):
+        trial.run(one)
+
+
+BAD: dict[str, tuple[dict[str, object], str]] = {
+    "batch larger than the data": ({"recipe.batch": 4000}, "recipe.batch is 4000; expected at most the 300"),
+    "unknown model": ({"model.name": "lenet6"}, "model lenet6 is not known; did you mean lenet"),
+    "unknown option": ({"model.options": {"haed": "softmax"}}, "option haed is not known; did you mean head"),
+    "bad option": ({"model.options": {"head": "svm"}}, "head 'svm' must be"),
+    "unknown transform": ({"recipe.preprocess": [{"skale": {}}]}, "'skale' is no known operation"),
+    "misspelt argument": ({"recipe.preprocess": [{"scale": {"lo": 0, "high": 1}}]}, "scale: lo is 0"),
+    "misfitting shape": ({"recipe.preprocess": [{"scale": {"low": 0, "high": 1}}, {"pad": {"pixels": 1}}]}, "pad"),
+    "crop too large": ({"recipe.augment": [{"crop": {"size": 40}}]}, "size is 40; expected at most 32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_trained_is_said_in_one_line_before_it_starts(project: Path, name: str) -> None:
+    changes, words = BAD[name]
+    one = planned(**changes)
+    with pytest.raises(UserError) as caught:
+        trial.check(one.benchmark, "laptop", one.data)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert "benchmarks.lenet5-mnist" in str(caught.value)
+
+
+def test_the_key_follows_everything_that_decides_the_weights(project: Path) -> None:
+    base = planned()
+    changed = [
+        planned(**{"recipe.batch": 16}),
+        planned(**{"model.options": {"head": "rbf"}}),
+        planned(**{"budgets.laptop": {"epochs": 4, "seeds": [0]}}),
+        planned(seed=1),
+    ]
+    keys = {base.key, *(one.key for one in changed)}
+    assert len(keys) == 1 + len(changed)
+    unchanged = planned(**{"claim.value": 1.0, "deviations": ["another"], "resources": {"cpus": 2}})
+    assert unchanged.key == base.key
+
+
+def test_progress_on_disk_ends_done(project: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    one = planned()
+    trial.run(one, watch=lambda told: seen.append(dict(told)))
+    assert seen[0]["state"] == "running" and seen[-1]["state"] == "done"
+    assert json.loads(one.files.progress.read_text())["epoch"] == 3
+
+
+def test_resolved_is_plain_and_complete() -> None:
+    params = benchmarks.load(ROOT / "params.yaml")
+    for benchmark in params.benchmarks.values():
+        resolved = benchmark.resolved("paper")
+        assert json.loads(json.dumps(resolved)) == resolved
+        assert resolved["recipe"]["optimiser"]["lr"] == benchmark.recipe.optimiser.lr
