@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,11 +37,17 @@ class Source:
     val: str = "val"
 
     def __post_init__(self) -> None:
+        archive, folder = schema.show(self.archive), schema.show(self.folder)
         if self.kind == "imagefolder":
-            require((self.archive is None) != (self.folder is None), "archive or .folder: give exactly one of them")
+            one = (self.archive is None) != (self.folder is None)
+            require(one, f"archive is {archive} and folder {folder}; expected exactly one of the two")
             require(self.size >= 8, f"size is {self.size}; expected at least 8 pixels")
         else:
-            require(self.archive is None and self.folder is None, f"archive and .folder do not go with {self.kind}")
+            require(self.archive is None, f"archive is {archive}; expected none with kind: {self.kind}")
+            require(self.folder is None, f"folder is {folder}; expected none with kind: {self.kind}")
+        md5 = self.md5 is None or re.fullmatch("[0-9a-f]{32}", self.md5)
+        require(bool(md5), f"md5 is {schema.show(self.md5)}; expected 32 hexadecimal digits")
+        require(self.bytes is None or self.bytes >= 1, f"bytes is {self.bytes}; expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,8 @@ class Optimiser:
         require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         if self.name == "adadelta":
-            require(self.momentum == 0 and not self.nesterov, "momentum and .nesterov do not go with adadelta")
+            require(self.momentum == 0, f"momentum is {self.momentum}; expected none with adadelta")
+            require(not self.nesterov, "nesterov is true; expected none with adadelta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +93,11 @@ class Schedule:
     between: Literal["hold", "linear"] = "hold"
 
     def __post_init__(self) -> None:
-        require(len(self.points) > 0 and self.points[0][0] == 0, "points must begin with [0, factor]")
-        epochs = [epoch for epoch, _ in self.points]
-        require(epochs == sorted(set(epochs)), f"points have epochs {epochs}; expected them rising")
-        require(all(factor >= 0 for _, factor in self.points), "points hold a negative factor; expected at least 0")
+        shown, epochs = f"points is {schema.show(plain(self.points))}", [epoch for epoch, _ in self.points]
+        begins = f"{shown}; expected points that begin at epoch 0, as in [[0, 1.0], [20, 0.1]]"
+        require(len(epochs) > 0 and epochs[0] == 0, begins)
+        require(epochs == sorted(set(epochs)), f"{shown}; expected rising epochs")
+        require(all(factor >= 0 for _, factor in self.points), f"{shown}; expected factors of at least 0")
 
     def factor(self, epoch: float) -> float:
         """The factor on the rate at ``epoch`` (fractional, of the paper's budget)."""
@@ -149,6 +157,8 @@ class Evaluation:
         require(
             self.views != "ten_crop" or self.crop is not None, "crop is missing; expected the pixels of the ten crops"
         )
+        beside = f"crop is {self.crop}; expected it beside views: ten_crop alone"
+        require(self.views == "ten_crop" or self.crop is None, beside)
 
     @property
     def protocol(self) -> str:
@@ -170,7 +180,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs is {self.epochs}; expected at least 1")
-        require(len(self.seeds) > 0, "seeds is empty; expected at least one")
+        require(len(self.seeds) > 0, "seeds is []; expected at least one seed")
         double = sorted({s for s in self.seeds if self.seeds.count(s) > 1})
         require(not double, f"seeds names {', '.join(map(str, double))} more than once; expected distinct seeds")
         require(all(s >= 0 for s in self.seeds), f"seeds is {list(self.seeds)}; expected whole numbers from 0")
@@ -209,6 +219,7 @@ class Claim:
     def __post_init__(self) -> None:
         require(0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
         require(self.test_images >= 1, f"test_images is {self.test_images}; expected at least 1")
+        require(bool(self.source.strip()), f"source is {schema.show(self.source)}; expected where the figure stands")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +232,8 @@ class Benchmark:
     recipe: Recipe
     budgets: dict[str, Budget]
     claim: Claim
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    resources: Resources = field(default_factory=Resources)
+    evaluation: Evaluation  # this and the next may be {}, but must stand there: dvc.yaml names them for every benchmark
+    resources: Resources
     deviations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -230,6 +241,8 @@ class Benchmark:
         workers = self.resources.workers
         message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"
         require(self.recipe.batch % workers == 0, message)
+        views = "evaluation.views is 'random'; expected recipe.augment to say what the views are drawn from"
+        require(self.evaluation.views != "random" or len(self.recipe.augment) > 0, views)
 
     def resolved(self, budget: str) -> dict[str, Any]:
         """All that decides the weights of a trial, but for its data, source files and seed; plain types only."""
@@ -268,6 +281,11 @@ class SuitePlan:
     budget: str
     benchmarks: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        require(len(self.benchmarks) > 0, "benchmarks is []; expected at least one benchmark")
+        double = sorted({b for b in self.benchmarks if self.benchmarks.count(b) > 1})
+        require(not double, f"benchmarks names {', '.join(double)} more than once; expected each once")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
@@ -300,7 +318,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                problem = f"the key {schema.show(key)} is no plain value"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
             seen.add(key)
@@ -308,7 +331,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
@@ -321,7 +344,10 @@ def read(path: Path = PARAMS) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{path}{line} is not valid YAML: {problem}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} holds {schema.show(found)}; expected a mapping")
     return found
@@ -338,10 +364,12 @@ def build(found: Mapping[str, Any], where: str = "params.yaml") -> Params:
         if key not in ("datasets", "benchmarks", "suites", "suite"):
             raise schema.unknown(f"{where}: the key", str(key), ("datasets", "benchmarks", "suites", "suite"))
     for key in ("datasets", "benchmarks", "suites", "suite"):
-        if not isinstance(found.get(key), Mapping):
-            raise UserError(f"{where}: {key} is {schema.show(found.get(key))}; expected a mapping")
-    datasets = {n: schema.parse(Source, v, f"datasets.{n}") for n, v in found["datasets"].items()}
-    benchmarks = {n: _benchmark(n, v, datasets) for n, v in found["benchmarks"].items()}
+        if key not in found:
+            raise UserError(f"{where}: {key} is missing; expected a mapping")
+        if not isinstance(found[key], Mapping):
+            raise UserError(f"{where}: {key} is {schema.show(found[key])}; expected a mapping")
+    datasets = schema.convert(dict[str, Source], found["datasets"], "datasets")
+    benchmarks = {str(n): _benchmark(str(n), v, datasets) for n, v in found["benchmarks"].items()}
     suites = schema.convert(dict[str, SuitePlan], found["suites"], "suites")
     for name, plan in suites.items():
         for benchmark in plan.benchmarks:
@@ -357,9 +385,9 @@ def build(found: Mapping[str, Any], where: str = "params.yaml") -> Params:
 
 
 def _benchmark(name: str, value: Any, datasets: Mapping[str, Source]) -> Benchmark:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", str(name)):
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise UserError(f"benchmarks.{name}: expected a name of small letters, digits and hyphens, like lenet5-mnist")
-    benchmark = schema.parse(Benchmark, value, f"benchmarks.{name}", name=str(name))
+    benchmark = schema.parse(Benchmark, value, f"benchmarks.{name}", name=name)
     if benchmark.dataset not in datasets:
         raise schema.unknown(f"benchmarks.{name}.dataset: dataset", benchmark.dataset, datasets)
     families = {p.stem for p in (Path(__file__).parent.parent / "models").glob("*.py")} - {"__init__"}

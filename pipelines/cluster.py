@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipelines import orphan
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import UserError
 from pipelines.spec import Spec
@@ -77,6 +78,7 @@ def connect() -> Iterator[Cluster]:
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _unreachable(address, str(error).splitlines()[0]) from None
+    orphan.end_on_sigterm()  # Ray has put a handler of its own in place, which aborts the process
     try:
         found = ray.cluster_resources()
         nodes = sum(1 for node in ray.nodes() if node["Alive"])

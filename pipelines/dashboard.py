@@ -23,7 +23,8 @@ from typing import IO, Any
 
 from pipelines import tracking, tracking_client, tracking_views
 from pipelines.errors import UserError, guard
-from pipelines.tracking_client import AwayError, is_remote, safe, sqlite_file, tracking_uri
+from pipelines.tracking_client import AwayError
+from pipelines.tracking_cursor import clean, is_remote, safe, sqlite_file, tracking_uri
 from pipelines.tracking_spool import Spool
 
 HOST = "127.0.0.1"
@@ -96,7 +97,7 @@ def _await_health(address: str, process: subprocess.Popen[bytes], log: IO[bytes]
         if process.poll() is not None:
             log.seek(0)
             lines = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise UserError(f"MLflow's server ended at once: {tracking_client.clean(lines[-1], uri)}")
+            raise UserError(f"MLflow's server ended at once: {clean(lines[-1], uri)}")
         with contextlib.suppress(AwayError):
             tracking_client.probe(address)
             return
@@ -160,7 +161,8 @@ def main() -> None:
     args = parser.parse_args()
     spool = Spool.here()
     uri = tracking_uri(spool.project)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the latter: the terminal is closed
+        signal.signal(number, _interrupt)
     if is_remote(uri):
         _send_waiting(spool)
         try:
@@ -171,6 +173,9 @@ def main() -> None:
         return
     require_free(args.port)
     _send_waiting(spool)
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise UserError(f"{file} is not there, so there is nothing to show; run `make repro` first")
     print("starting MLflow's server, a moment ...", flush=True)
     with serving(uri, spool, args.port) as (address, process):
         _open(show(address, tracking_client.connect(address)), args.open)

@@ -86,12 +86,17 @@ h1 { font-size: 20px; margin: 0 0 4px; }
 h2 { font-size: 14px; margin: 0 0 8px; }
 dl { display: flex; flex-wrap: wrap; gap: 2px 22px; margin: 0 0 14px; }
 dl div { display: flex; gap: 6px; } dt { color: var(--soft); } dd { margin: 0; font-variant-numeric: tabular-nums; }
-main { display: grid; grid-template-columns: minmax(0, 560px) minmax(340px, 1fr); gap: 20px 28px; align-items: start; }
-@media (max-width: 760px) { main { grid-template-columns: 1fr; } }
+main { display: grid; grid-template: "map cell" auto "map rest" 1fr / minmax(0, 560px) minmax(340px, 1fr); }
+main { gap: 18px 28px; align-items: start; }
+#matrix { grid-area: map; } #cell { grid-area: cell; } #rest { grid-area: rest; min-width: 0; }
+@media (max-width: 760px) {
+  main { grid-template: "map" "cell" "rest" / minmax(0, 1fr); gap: 12px; }
+  #matrix { max-width: 420px; }
+}
 .bar { display: flex; flex-wrap: wrap; gap: 8px 16px; align-items: center; margin-bottom: 8px; }
 select { font: inherit; padding: 2px 6px; border: 1px solid var(--line); border-radius: 6px; background: #fff; }
 canvas { display: block; width: 100%; touch-action: manipulation; outline-offset: 3px; border-radius: 4px; }
-#cell { min-height: 108px; padding: 10px 12px; border: 1px solid var(--line); border-radius: 8px; margin-bottom: 18px; }
+#cell { min-height: 108px; padding: 10px 12px; border: 1px solid var(--line); border-radius: 8px; }
 #cell b { font-size: 16px; } #cell p { margin: 2px 0 0; color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 3px 6px; border-bottom: 1px solid var(--line); }
@@ -109,7 +114,7 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; f
 <h1>@TITLE@</h1>
 <dl>@FACTS@</dl>
 <main>
-<section>
+<section id="matrix">
   <div class="bar"><h2 style="margin:0">Confusion matrix</h2>
     <label id="chooser">of <select id="which"></select></label>
     <label>cells <select id="unit">
@@ -118,8 +123,8 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; f
   </div>
   <canvas id="map" tabindex="0" aria-label="Confusion matrix; the arrow keys move between cells"></canvas>
 </section>
-<section>
-  <div id="cell" aria-live="polite"></div>
+<div id="cell" aria-live="polite"></div>
+<section id="rest">
   <h2>Classes</h2>
   <div class="scroll"><table><thead><tr></tr></thead><tbody></tbody></table></div>
   <div id="curves"><div class="bar"><h2 style="margin:0">Learning curve</h2>

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from pipelines import rawfiles
+from pipelines import orphan, rawfiles
 from pipelines.datasets import open_dataset
 from pipelines.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
 from pipelines.errors import UserError, guard
@@ -96,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help="a dataset of params.yaml, such as mnist or cifar10")
     names = list(dict.fromkeys(parser.parse_args().names))
+    orphan.follow_dvc()
     failures = []
     for name in names:
         try:
@@ -199,7 +200,7 @@ def obtain(root: Path, pins: Sequence[Pin], sources: Sequence[Source], patience:
     missing = list(pins)
     for path in {(root / pin.path).parent / PARTS for pin in pins}:
         for stale in path.glob(f"*/{UNPACKED}*"):  # of a run that was killed, perhaps incomplete
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)
     slow = []
     for source in sources:
         missing, was_slow = _take_from(source, root, missing, patience, say)

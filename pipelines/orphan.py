@@ -14,12 +14,15 @@ GRACE_S = 10.0  # for shutting Ray down; after that the process ends at once
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}
 
 
-def follow_dvc() -> None:
-    """End this process (as Ctrl-C would) once the DVC that started it is gone; nothing outside a DVC stage.
+def end_on_sigterm() -> None:
+    """Make SIGTERM end this process as Ctrl-C does: a job that is stopped sends it, and kills three seconds later."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
 
-    Also turns SIGTERM into the same orderly end: a job that is stopped sends it and kills three seconds later.
-    """
-    signal.signal(signal.SIGTERM, _interrupt)
+
+def follow_dvc() -> None:
+    """End this process (as Ctrl-C would) once the DVC that started it is gone; nothing outside a DVC stage."""
+    end_on_sigterm()
     if "DVC_STAGE" not in os.environ:
         return
     parent = psutil.Process().parent()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipelines.errors import UserError
@@ -46,50 +47,70 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
 
 def convert(hint: Any, value: Any, where: str) -> Any:
     """Return ``value`` as ``hint``, or raise a UserError that names ``where``, the value and what is allowed."""
-    origin = typing.get_origin(hint)
     if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
-    if origin is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise UserError(f"{where} is {show(value)}; {_suggest(str(value), typing.get_args(hint))}")
         return value
     if dataclasses.is_dataclass(hint):
         return parse(typing.cast(type, hint), value, where)
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise UserError(f"{where} is {show(value)}; expected a list")
-        args = typing.get_args(hint)
-        inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
-        if len(inner) != len(value):
-            raise UserError(f"{where} is {show(value)}; expected a list of {len(inner)}")
-        return tuple(convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True)))
-    if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where} is {show(value)}; expected a mapping")
-        inner_hint = typing.get_args(hint)[1]
-        return {str(k): convert(inner_hint, v, f"{where}.{k}") for k, v in value.items()}
-    return _scalar(hint, value, where)
+    return _READERS.get(typing.get_origin(hint), _scalar)(hint, value, where)
+
+
+def _optional(hint: Any, value: Any, where: str) -> Any:
+    """``hint`` is X | None."""
+    if value is None:
+        return None
+    return convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
+
+
+def _literal(hint: Any, value: Any, where: str) -> Any:
+    if value not in typing.get_args(hint):
+        raise UserError(f"{where} is {show(value)}; {_suggest(str(value), typing.get_args(hint))}")
+    return value
+
+
+def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+    """``hint`` is tuple[X, ...] or tuple[X, Y]."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise UserError(f"{where} is {show(value)}; expected a list")
+    args = typing.get_args(hint)
+    inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+    if len(inner) != len(value):
+        raise UserError(f"{where} is {show(value)}; expected a list of {len(inner)}")
+    return tuple(convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True)))
+
+
+def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
+    """``hint`` is dict[str, X]."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is {show(value)}; expected a mapping")
+    inner = typing.get_args(hint)[1]
+    return {str(k): convert(inner, v, f"{where}.{k}") for k, v in value.items()}
+
+
+_READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
+    typing.Union: _optional,
+    types.UnionType: _optional,
+    typing.Literal: _literal,
+    tuple: _tuple,
+    dict: _dict,
+}
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     """``hint`` is one of bool, int, float, str; YAML's own booleans are no numbers, and NaN is no value."""
     accepted = (int, float) if hint is float else (hint,)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, accepted):
-        hint_at_yaml = " (YAML reads 1e-3 as text; write 1.0e-3 or 0.001)" if _is_number_text(hint, value) else ""
-        raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{hint_at_yaml}")
-    if hint is float and not math.isfinite(value):
-        raise UserError(f"{where} is {value}; expected a finite number")
+        quoted = ", without the quotes" if isinstance(value, str) and _is_number(hint, value) else ""
+        raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{quoted}")
+    if hint is float and not _is_number(float, value):
+        raise UserError(f"{where} is {show(value)}; expected a finite number")
     return float(value) if hint is float else value
 
 
-def _is_number_text(hint: Any, value: Any) -> bool:
+def _is_number(hint: Any, value: Any) -> bool:
+    """Whether ``value``, text perhaps, is a finite number of the type ``hint``."""
     try:
-        return hint is float and isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
+        return hint in (int, float) and math.isfinite(hint(value))
+    except (ValueError, OverflowError):
         return False
 
 
@@ -100,8 +121,8 @@ def require(condition: bool, message: str) -> None:
 
 
 def show(value: Any) -> str:
-    """How a value is quoted in an error: short, on one line."""
-    text = repr(value)
+    """How a value is quoted in an error: short, on one line, in YAML's words where Python has others."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -166,9 +167,7 @@ class Npm:
 
     def _pack(self, work: Path) -> Path:
         """``npm pack`` in a folder of its own, where it sees no project and installs nothing."""
-        folder = work / f"{UNPACKED}.pack"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{UNPACKED}.", dir=work))  # npm may outlive a killed run, and write on
         try:
             # A short question first: a registry that is away must not hold the long transfer's patience.
             retry = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]

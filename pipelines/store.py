@@ -133,9 +133,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        found = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); expected one JSON object a line") from None
+    others = {type(line).__name__ for line in found} - {"dict"}
+    if others:
+        raise UserError(f"{path} is damaged: it holds a {others.pop()}; expected one JSON object a line")
+    return found
 
 
 @contextmanager

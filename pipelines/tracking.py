@@ -26,7 +26,8 @@ from typing import Any
 
 from pipelines import tracking_client, tracking_spool
 from pipelines.errors import UserError, guard
-from pipelines.tracking_client import AwayError, Sender, pending, safe, tracking_uri
+from pipelines.tracking_client import AwayError, Sender
+from pipelines.tracking_cursor import clean, pending, safe, tracking_uri
 from pipelines.tracking_spool import Spool
 
 DEADLINE_S = 30.0  # for a server that answers, but slowly; one that does not answer is given up after 2 to 12 seconds
@@ -51,7 +52,8 @@ class SyncResult:
     def line(self) -> str | None:
         """What a person should know, in one line; None when all is well."""
         if self.away is not None and (self.trials_waiting or self.benchmarks_waiting):
-            return f"MLflow at {self.uri} is away: {self.waiting} in the spool; they are sent by the next stage"
+            left = f"{self.waiting} in the spool; they are sent by the next stage"
+            return f"MLflow at {self.uri} is away ({self.away}): {left}"
         if self.refused is not None:
             return f"MLflow at {self.uri} refused a run: {self.refused}; {self.waiting} in the spool"
         return f"not tracked: {self.problems[0]}" if self.problems else None
@@ -116,7 +118,7 @@ class _Helper:
     def __init__(self, spool: Spool, *, interval_s: float | None) -> None:
         self.spool = spool
         root = str(Path(__file__).resolve().parent.parent)
-        environment = {**os.environ, **{k: v for k, v in tracking_client.ENVIRONMENT.items() if k not in os.environ}}
+        environment = {**tracking_client.ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.tracking", "--helper"],
@@ -155,7 +157,7 @@ class _Helper:
         if reader.is_alive():
             self.process.kill()
             reader.join()
-            return _result(self.spool, {"away": f"not done after {deadline_s:.0f} s"})
+            return _result(self.spool, {"away": f"not done within {deadline_s:.0f} s"})
         try:
             return _result(self.spool, json.loads(answer[0]))
         except (ValueError, IndexError):
@@ -175,7 +177,7 @@ def _result(spool: Spool, said: dict[str, Any]) -> SyncResult:
 
 
 def _failed(spool: Spool, error: Exception) -> SyncResult:
-    reason = tracking_client.clean(f"{type(error).__name__}: {error}", tracking_uri(spool.project))
+    reason = clean(f"{type(error).__name__}: {error}", tracking_uri(spool.project))
     return SyncResult(uri=safe(tracking_uri(spool.project)), refused=reason)
 
 
@@ -206,7 +208,7 @@ def helper_main() -> None:
     except AwayError as error:
         said["away"] = str(error)
     except Exception as error:
-        said["refused"] = tracking_client.clean(f"{type(error).__name__}: {error}", order["uri"])
+        said["refused"] = clean(f"{type(error).__name__}: {error}", order["uri"])
     print(json.dumps({**said, "sent": sent + len(sender.sent)}), flush=True)
     os._exit(0)  # MLflow's threads have nothing left to say
 

@@ -7,19 +7,18 @@ value, an artifact its path.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
-from pipelines import store, tracking_content, tracking_spool, tracking_views
+from pipelines import tracking_content, tracking_spool, tracking_views
 from pipelines.tracking_content import IDENTITY, Part, Point, Record
-from pipelines.tracking_spool import Spool, digest
+from pipelines.tracking_cursor import Cursor, alone, arrived, clean, is_remote, sqlite_file
+from pipelines.tracking_spool import Spool
 
 PROBE_S = 2.0  # what a server may take to say that it is there
 REQUEST_S = 5  # what it may take over any later answer
@@ -35,96 +34,11 @@ ENVIRONMENT = {  # a user's own settings stand
     "MLFLOW_TRUNCATE_LONG_VALUES": "true",
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
-    "OMP_NUM_THREADS": "1",
 }
 
 
 class AwayError(Exception):
     """The server does not answer, or not in time; what is not sent stays in the spool."""
-
-
-def tracking_uri(project: Path) -> str:
-    """``$MLFLOW_TRACKING_URI``, or the sqlite store in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.absolute() / 'mlflow.db'}"
-
-
-def safe(uri: str) -> str:
-    """The URI without user and password, fit to be printed."""
-    if uri.startswith("sqlite:"):
-        return uri
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
-
-
-def is_remote(uri: str) -> bool:
-    """Whether the URI names an HTTP server."""
-    return uri.startswith(("http://", "https://"))
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file behind an sqlite URI."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-@dataclass(kw_only=True)
-class Cursor:
-    """What the server at one URI has got; ``store/tracking/<hash of the URI>.json``."""
-
-    path: Path
-    uri: str
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # identity: {"run_id", "sent": {part: mark}}
-    views: dict[str, str] = field(default_factory=dict)  # experiment: digest of its views
-
-    @classmethod
-    def of(cls, spool: Spool, uri: str) -> Cursor:
-        """The cursor of **uri**, empty when there is none or when its sqlite file is gone."""
-        path = spool.store / "tracking" / f"{digest(safe(uri))}.json"
-        cursor, file = cls(path=path, uri=safe(uri)), sqlite_file(uri)
-        known = tracking_spool.load(path)
-        if known is not None and (file is None or file.exists()):
-            cursor.runs, cursor.views = known.get("runs", {}), known.get("views", {})
-        return cursor
-
-    def save(self) -> None:
-        """Write it, in one step."""
-        store.write_json(self.path, {"uri": self.uri, "runs": self.runs, "views": self.views})
-
-    def sent(self, record: Record) -> Mapping[str, str]:
-        """The marks of the record's parts that have arrived."""
-        found: Mapping[str, str] = self.runs.get(record.identity, {}).get("sent", {})
-        return found
-
-    def lacks(self, record: Record) -> bool:
-        """Whether there is something to send."""
-        sent = self.sent(record)
-        return any(not arrived(name, mark, sent.get(name)) for name, mark in record.marks.items())
-
-
-def arrived(name: str, mark: str, sent: str | None) -> bool:
-    """Whether a part is there in this state; of a curve the server may have more than a resumed trial."""
-    if name == "curve":
-        return int(sent or 0) >= int(mark)
-    return sent == mark
-
-
-def pending(spool: Spool, uri: str) -> list[Record]:
-    """What the server at **uri** lacks, as far as is remembered here; nothing is asked of it."""
-    cursor = Cursor.of(spool, uri)
-    return [record for record in tracking_content.records(tracking_spool.read(spool)[0]) if cursor.lacks(record)]
-
-
-@contextmanager
-def alone(cursor: Cursor) -> Iterator[bool]:
-    """Whether this process is the only one sending to that server; the kernel lets go when it dies."""
-    path = cursor.path.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 class Sender:
@@ -156,6 +70,8 @@ class Sender:
                     except AwayError:
                         self.experiments.clear()  # it may come back as another server
                         raise
+                    if self.refused:
+                        self.experiments.clear()  # somebody may have changed the server: look again next time
             return mine
 
     def _connect(self) -> None:
@@ -169,20 +85,29 @@ class Sender:
         for name in dict.fromkeys(record.experiment for record in everything):
             if name not in self.experiments:
                 with answers(self.uri):
-                    self.experiments[name] = self._experiment(name)
-                    self._recall(cursor, self.experiments[name], [r for r in everything if r.experiment == name])
-            self._dress(cursor, name)
+                    found = self._experiment(name)
+                    self._recall(cursor, found, [record for record in everything if record.experiment == name])
+                self.experiments[name] = found
         return [record for record in everything if cursor.lacks(record)]
 
     def _experiment(self, name: str) -> str:
+        """The id of the experiment, which is made when it is not there and has the views that the dashboard links."""
+        file, views = sqlite_file(self.uri), tracking_views.experiment_views()
+        place = None if file is None else file.absolute().parent / "mlartifacts" / name
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            file = sqlite_file(self.uri)
-            place = None if file is None else (file.absolute().parent / "mlartifacts" / name).as_uri()
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(self.client.create_experiment(name, artifact_location=place, tags=tags))
+            where = None if place is None else place.as_uri()
+            about = {"mlflow.note.content": tracking_views.description(name)}
+            tags = {"mlflow.experimentKind": "custom_model_development", **about, **views}
+            return str(self.client.create_experiment(name, artifact_location=where, tags=tags))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
+        was = Path(unquote(urlsplit(found.artifact_location).path))
+        if place is not None and was != place and not was.parent.is_dir():  # MLflow keeps the absolute path
+            raise AwayError(f"it was made elsewhere, with artifacts in {was.parent}; delete it and it is made anew")
+        for key, value in views.items():
+            if found.tags.get(key) != value:
+                self.client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
 
     def _recall(self, cursor: Cursor, experiment: str, mine: list[Record]) -> None:
@@ -214,23 +139,14 @@ class Sender:
                 cursor.runs[record.identity] = {"run_id": info.run_id, "sent": {}}
         cursor.save()
 
-    def _dress(self, cursor: Cursor, name: str) -> None:
-        """Give the experiment its description and the views that ``pipelines.dashboard`` links to."""
-        tags = tracking_views.experiment_tags(name)
-        if cursor.views.get(name) != digest(tags):
-            with answers(self.uri):
-                for key, value in tags.items():
-                    self.client.set_experiment_tag(self.experiments[name], key, value)
-            cursor.views[name] = digest(tags)
-            cursor.save()
-
     def _send(self, cursor: Cursor, record: Record, told: Callable[[str], None]) -> None:
         try:
             with answers(self.uri):
                 self._deliver(cursor, record)
-        except RefusedError as error:
-            self.refused[record.identity] = str(error)
-            self.experiments.clear()  # look again in the next round: somebody may have changed the server
+        except AwayError:
+            raise
+        except Exception as error:  # of this run alone: the server says no, or a file behind it is damaged
+            self.refused[record.identity] = clean(f"{record.name}: {error}", self.uri)
         else:
             self.sent.append(record.identity)
             told(record.name)
@@ -242,6 +158,8 @@ class Sender:
             cursor.save()
         run_id, sent = entry["run_id"], entry["sent"]
         parts = [part for part in record.parts if not arrived(part.name, part.mark, sent.get(part.name))]
+        if any(part.name == "head" for part in parts):
+            self._log_dataset(run_id, record)
         if parts:
             self._log(run_id, record, parts, int(sent.get("curve") or 0))
         if sent.get("status") != record.status or record.status == "FINISHED":
@@ -250,24 +168,21 @@ class Sender:
         cursor.save()
 
     def _create(self, cursor: Cursor, record: Record) -> str:
-        from mlflow.entities import Dataset as DatasetEntity
-        from mlflow.entities import DatasetInput, InputTag
-
         tags = {IDENTITY: record.identity, **record.tags, "mlflow.user": user()}
         if record.parent is not None and record.parent in cursor.runs:
             tags["mlflow.parentRunId"] = cursor.runs[record.parent]["run_id"]
         experiment = self.experiments[record.experiment]
         run = self.client.create_run(experiment, int(1000 * record.started), tags, record.name)
-        if record.dataset_digest is not None:
-            dataset = DatasetEntity(
-                name=record.experiment,
-                digest=record.dataset_digest[:16],
-                source_type="local",
-                source=f"datasets/{record.experiment}",
-            )
-            used = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "train")])
-            self.client.log_inputs(run.info.run_id, datasets=[used])
         return str(run.info.run_id)
+
+    def _log_dataset(self, run_id: str, record: Record) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if record.dataset_digest is not None:
+            source = f"datasets/{record.experiment}"
+            used = Dataset(record.experiment, record.dataset_digest[:16], source_type="local", source=source)
+            context = InputTag("mlflow.data.context", "train")
+            self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
     def _log(self, run_id: str, record: Record, parts: list[Part], epochs: int) -> None:
         """Send several parts in as few calls as MLflow allows; of a curve only the epochs after **epochs**."""
@@ -317,22 +232,18 @@ def answers(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
+        if isinstance(error.__cause__ or error.__context__, requests.RequestException):
+            raise AwayError("the connection broke off") from error
         kind = RefusedError if error.get_http_status_code() < 500 else AwayError
         raise kind(clean(str(error), uri)) from error
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else 500
         kind = RefusedError if status < 500 else AwayError
         raise kind(clean(str(error), uri)) from error
-    except (requests.RequestException, OSError) as error:
+    except requests.RequestException as error:
+        raise AwayError("the connection broke off") from error
+    except OSError as error:
         raise AwayError(clean(str(error), uri)) from error
-
-
-def clean(message: str, uri: str) -> str:
-    """The first line of a message, without what is secret in the URI."""
-    lines = message.strip().splitlines() or ["no reason given"]
-    password = "" if uri.startswith("sqlite:") else urlsplit(uri).password or ""
-    line = lines[0].replace(uri, safe(uri))
-    return (line.replace(password, "***") if password else line)[:200]
 
 
 def probe(uri: str) -> None:
@@ -341,10 +252,14 @@ def probe(uri: str) -> None:
 
     try:
         status = requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_S).status_code
+    except requests.Timeout:
+        raise AwayError(f"no answer within {PROBE_S:.0f} s") from None
+    except requests.ConnectionError:
+        raise AwayError("no connection") from None
     except requests.RequestException as error:
-        raise AwayError(clean(f"{type(error).__name__}: {error}", uri)) from None
+        raise AwayError(clean(str(error), uri)) from None
     if status >= 500:
-        raise AwayError(f"it answers {status}")
+        raise AwayError(f"it answers with status {status}")
 
 
 def connect(uri: str) -> Any:
@@ -366,9 +281,13 @@ def _create_sqlite(file: Path) -> None:
     """Under a temporary name: this takes seconds, and half a schema under the final name would never mend."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with store.replacing(file.absolute()) as temporary:
-        made = SqlAlchemyStore(f"sqlite:///{temporary}", str(file.absolute().parent / "mlartifacts"))
-        made.engine.dispose()
+    file = file.absolute()
+    for left in file.parent.glob(f"{file.name}.new.*"):  # of a process that was killed
+        left.unlink(missing_ok=True)
+    temporary = file.with_name(f"{file.name}.new.{os.getpid()}")
+    made = SqlAlchemyStore(f"sqlite:///{temporary}", str(file.parent / "mlartifacts"))
+    made.engine.dispose()
+    os.replace(temporary, file)
 
 
 def user() -> str:

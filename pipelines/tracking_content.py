@@ -8,23 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.explorer import Curve, Matrix, explorer_page
-from pipelines.figures import confusion_figure
-from pipelines.tracking_images import grid_images
+from pipelines.tracking_files import EXPLORER, LEDGER, matrix_files, table_tags
 from pipelines.tracking_spool import Benchmark, Evaluation, Json, Trial, digest
 
 FORMAT = 1  # raise it when what is drawn or written changes: every part is then sent again, over the old one
 IDENTITY = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
-FIGURE, EXPLORER, CONFUSION, CLASSES, LEDGER = (
-    "confusion.png",
-    "explorer.html",
-    "confusion.json",
-    "per_class.json",
-    "ledger.json",
-)
-IMAGE_KEY = "confusion matrix"
 CURVE_METRICS = {
     "loss": "train/loss",
     "train_error": "train/error",
@@ -172,14 +162,14 @@ def _trial_evaluation(trial: Trial, evaluation: Evaluation) -> Part:
         )
         subtitle = f"test error {percent(evaluation.metrics.get('error'))}, {evaluation.protocol}; cells: % of the row"
         return {
-            **_matrix_files(f"trial:{trial.key}", evaluation.counts, evaluation.classes, title, subtitle),
+            **matrix_files(f"trial:{trial.key}", evaluation.counts, evaluation.classes, title, subtitle),
             EXPLORER: page.encode(),
         }
 
     return Part(
         name="evaluation",
         mark=digest(FORMAT, evaluation.digest, trial.curve),
-        tags=_table_tags(),
+        tags=table_tags(),
         points=_test_points(evaluation.metrics, evaluation.time),
         files=files,
     )
@@ -229,7 +219,7 @@ def _benchmark_evaluation(benchmark: Benchmark) -> Part:
         )
         identity = f"benchmark:{benchmark.name}/{benchmark.budget}"
         return {
-            **_matrix_files(identity, total, classes, benchmark.name, subtitle),
+            **matrix_files(identity, total, classes, benchmark.name, subtitle),
             EXPLORER: page.encode(),
         }
 
@@ -238,7 +228,7 @@ def _benchmark_evaluation(benchmark: Benchmark) -> Part:
     return Part(
         name="evaluation",
         mark=digest(FORMAT, shown, curves, benchmark.summary, _row_facts(row)),
-        tags=_table_tags(),
+        tags=table_tags(),
         points=_test_points(benchmark.summary, benchmark.summary_time),
         files=files,
     )
@@ -309,44 +299,6 @@ def _row_facts(row: Json) -> dict[str, str]:
         spread = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         facts["measured"] = f"{row['mean']:.2f} % {row.get('metric')}{spread}"
     return facts
-
-
-def _matrix_files(
-    identity: str, counts: NDArray[np.int64], classes: Sequence[str], title: str, subtitle: str
-) -> dict[str, bytes]:
-    """The confusion matrix as a figure, for the image grid, and as a table; the classes' table."""
-    png = confusion_figure(counts, classes, title=title, subtitle=subtitle)
-    return {
-        FIGURE: png,
-        **grid_images(IMAGE_KEY, png, identity),
-        CONFUSION: table(
-            ["actual", *classes], [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
-        ),
-        CLASSES: table(["class", "precision %", "recall %", "F1 %", "images"], class_rows(counts, classes)),
-    }
-
-
-def class_rows(counts: NDArray[np.int64], classes: Sequence[str]) -> list[list[Any]]:
-    """Per class: name, precision, recall and F1 in % (None where there is nothing to divide by), images."""
-    rows: list[list[Any]] = []
-    for i, name in enumerate(classes):
-        hit, actual, predicted = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
-        shares = [(hit, predicted), (hit, actual), (2 * hit, actual + predicted)]
-        rows.append([name, *(round(100 * a / b, 2) if b else None for a, b in shares), actual])
-    return rows
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    """A table as ``MlflowClient.log_table`` writes it; that call appends, so a replay would double the rows."""
-    return json.dumps({"columns": list(columns), "data": [list(row) for row in rows]}).encode()
-
-
-def _table_tags() -> dict[str, str]:
-    """What tells MLflow's pages that there are tables and images."""
-    return {
-        "mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"} for path in (CONFUSION, CLASSES)]),
-        "mlflow.loggedImages": "True",
-    }
 
 
 def _curve(trial: Trial) -> Curve:

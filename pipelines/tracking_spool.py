@@ -249,7 +249,7 @@ def _trial(folder: Path, identity: Json, evaluations: Mapping[str, Evaluation]) 
             config=identity["config"],
             curve=tuple(_curve(folder / "curve.jsonl")),
             progress=load(folder / "progress.json"),
-            result=load(folder / "result.json"),
+            result=load(folder / "result.json", "finished", "wall_s"),
             evaluation=evaluations.get(identity["key"]),
         )
     except (KeyError, TypeError, AttributeError):
@@ -282,20 +282,20 @@ def _evaluations(spool: Spool) -> tuple[dict[str, list[Evaluation]], list[str]]:
 def _ledger(spool: Spool) -> tuple[dict[tuple[str, str], Json], float]:
     path = spool.report / "ledger.json"
     try:
-        rows = json.loads(path.read_text())
+        rows = [row for row in json.loads(path.read_text()) if row["dataset"] and row["claim"].keys()]
         wanted = {(row["benchmark"], row["budget"]): row for row in rows if spool.wants(row["benchmark"])}
         return wanted, path.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, 0.0
 
 
-def load(path: Path) -> Json | None:
-    """The JSON object in ``path``, None when there is none to be read."""
+def load(path: Path, *needed: str) -> Json | None:
+    """The JSON object in ``path``, None when there is none to be read or one of the **needed** keys is missing."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and found.keys() >= set(needed) else None
 
 
 def _curve(path: Path) -> list[Json]:

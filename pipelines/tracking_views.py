@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipelines.tracking_content import EXPLORER, IMAGE_KEY
+from pipelines.tracking_files import EXPLORER, IMAGE_KEY
 
 TRAINING = "workflowType=machine_learning"  # else the page opens in its GenAI mode
 CONFUSION, CURVES, LEDGER = "confusion", "curves", "ledger"
@@ -32,14 +32,15 @@ ALL = {
 }
 
 
-def experiment_tags(dataset: str) -> dict[str, str]:
-    """The tags of the experiment of one dataset: its description and its views."""
-    about = (
-        f"Benchmarks on {dataset}: one run each, its trials below it (+); `explorer.html` shows what a run confuses."
-    )
+def description(dataset: str) -> str:
+    """What is said above an experiment."""
+    return f"Benchmarks on {dataset}: one run each, its trials below it (+); `explorer.html` shows what a run confuses."
+
+
+def experiment_views() -> dict[str, str]:
+    """The views, as tags of an experiment."""
     states = {CONFUSION: confusion_view(), CURVES: curves_view(), LEDGER: ledger_view()}
-    views = {f"mlflow.sharedViewState.{key}": json.dumps(state) for key, state in states.items()}
-    return {"mlflow.note.content": about, **views}
+    return {f"mlflow.sharedViewState.{key}": json.dumps(state) for key, state in states.items()}
 
 
 def confusion_view() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,11 +21,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import tracking, tracking_client, tracking_content, tracking_spool
+from pipelines import tracking, tracking_client, tracking_content, tracking_cursor, tracking_files, tracking_spool
+from pipelines.errors import UserError
+from pipelines.explorer import Curve, Matrix, explorer_page
+from pipelines.figures import confusion_figure, percentage
+from pipelines.tracking_client import Sender
 from pipelines.tracking_spool import Spool
 
+pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
 DIGITS = [str(digit) for digit in range(10)]
-CIFAR = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 NOW = 1_790_000_000.0  # when the files below claim to have been written, unix seconds
 
 
@@ -190,3 +196,579 @@ def suite(root: Path, seeds: int = 5) -> Project:
         project.benchmark(name, dataset, error, seeds, at=1000.0 * place)
     project.ledger()
     return project
+
+
+# What is on disk, and what is made of it; no MLflow yet.
+
+
+def test_reads_what_stages_write(tmp_path: Path) -> None:
+    project = suite(tmp_path, seeds=2)
+    found, problems = tracking_spool.read(project.spool)
+    assert problems == []
+    assert [b.name for b in found][:3] == ["linear-mnist", "mlp300-mnist", "lenet5-mnist"]  # by their first trial
+    assert all(len(b.trials) == len(b.evaluations) == 2 and b.row is not None for b in found)
+    only = tracking_spool.read(Spool.below(tmp_path, ["lenet5-mnist"]))[0]
+    assert [b.name for b in only] == ["lenet5-mnist"]
+
+
+def test_damaged_files_read_as_absent(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=3)
+    with (tmp_path / f"store/{key}/curve.jsonl").open("a") as curve:
+        curve.write('{"epoch": 4, "loss"')  # being written
+    project.write(f"store/{key}/result.json", "{")
+    project.write("store/0000/trial.json", '{"benchmark": "lenet5-mnist"}')
+    project.write("report/ledger.json", "[1]")
+    (benchmark,) = tracking_spool.read(project.spool)[0]
+    (trial,) = benchmark.trials
+    assert [line["epoch"] for line in trial.curve] == [1, 2, 3]
+    assert trial.result is None and benchmark.row is None
+
+
+def test_an_evaluation_of_an_unknown_trial_is_told(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    path = tmp_path / "evaluations/lenet5-mnist/trials/seed-0/metrics.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "key"}))
+    (benchmark,), problems = tracking_spool.read(project.spool)
+    assert benchmark.evaluations == () and len(problems) == 1 and str(path) in problems[0]
+
+
+def test_an_evaluation_goes_to_the_trial_it_was_made_of(tmp_path: Path) -> None:
+    """After a change of the recipe the old evaluation lies there until evaluate runs again."""
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    new = project.trial("lenet5-mnist", "mnist", 7, epochs=2)
+    (benchmark,) = tracking_spool.read(project.spool)[0]
+    assert {trial.key: trial.evaluation is not None for trial in benchmark.trials}[new] is False
+    assert [trial.seed for trial in benchmark.evaluated] == [0]
+
+
+def test_collected_runs_stand_in_for_a_missing_store(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    (folder,) = (tmp_path / "store").iterdir()
+    shutil.move(folder, tmp_path / "runs/lenet5-mnist/seed-0")
+    (tmp_path / "runs/lenet5-mnist/seed-0/trial.json").unlink()
+    (benchmark,) = tracking_spool.read(project.spool)[0]
+    assert benchmark.dataset == "mnist" and len(benchmark.trials) == len(benchmark.evaluations) == 1
+
+
+def test_status_of_a_trial_whose_process_is_gone(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for state, pid, status in (
+        ("running", os.getpid(), "RUNNING"),
+        ("running", gone.pid, "KILLED"),
+        ("failed", 1, "FAILED"),
+    ):
+        project.progress(key, state, 2, 9, pid)
+        assert tracking_spool.read(project.spool)[0][0].trials[0].status == status
+
+
+def test_class_rows_by_hand() -> None:
+    counts = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+    rows = tracking_files.class_rows(counts, ["a", "b", "c"])
+    assert rows[0] == ["a", 88.89, 80.0, 84.21, 10]  # 8/9, 8/10, 16/19
+    assert rows[1] == ["b", 81.82, 90.0, 85.71, 10]  # 9/11, 9/10, 18/21
+    assert rows[2] == ["c", None, None, None, 0]
+
+
+def test_params_are_flat() -> None:
+    flat = tracking_content.flatten({"recipe": {"lr": 0.1, "augment": [{"flip": {}}], "subset": {}}, "x": None})
+    assert flat == {"recipe.lr": "0.1", "recipe.augment": '[{"flip": {}}]', "recipe.subset": "{}", "x": ""}
+
+
+def test_figure_never_rounds_an_error_away() -> None:
+    assert [percentage(v) for v in (100, 99.98, 12.34, 0.04)] == ["100", "99.9", "12.3", "<0.1"]
+    png = confusion_figure(np.eye(30, dtype=np.int64), [f"class {i}" for i in range(30)], title="a", subtitle="b")
+    assert png.startswith(b"\x89PNG")
+
+
+def test_explorer_is_one_page_whatever_the_names(tmp_path: Path) -> None:
+    curve = Curve(name="seed 0", epochs=[1, 2], loss=[1.0, float("nan")], error=[50.0, None])
+    classes = ["</script><b>", "it's"]
+    matrices = [Matrix(name="all", counts=np.array([[3, 1], [0, 4]]))]
+    page = explorer_page(title="a < b", facts={"k": "<v>"}, classes=classes, matrices=matrices, curves=[curve])
+    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
+    shown = json.loads(data)
+    assert shown["classes"] == classes and shown["matrices"][0]["cells"] == [[0, 0, 3], [0, 1, 1], [1, 1, 4]]
+    assert shown["curves"][0]["loss"] == [1.0, None]
+    assert "a &lt; b" in page and "&lt;v&gt;" in page and not re.search(r"(src|href)=", page)
+
+
+def test_credentials_are_not_printed() -> None:
+    uri = "https://me:s3cret@host:5000/path?token=s3cret"
+    assert tracking_cursor.safe(uri) == "https://host:5000/path"
+    assert "s3cret" not in tracking_cursor.clean(f"can't reach {uri} as me:s3cret\nmore", uri)
+
+
+# MLflow on its sqlite store, in this process.
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty sqlite store, made as the default one is; the migrations take seconds, so once for all tests."""
+    path = tmp_path_factory.mktemp("schema") / "mlflow.db"
+    tracking_client.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def local(tmp_path: Path, schema: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with an empty default store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(schema, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def runs(client: Any, kind: str) -> dict[str, Any]:
+    """All our runs of a kind by name, failing on two of one name."""
+    ids = [e.experiment_id for e in client.search_experiments()]
+    found = client.search_runs(ids, f"tags.kind = '{kind}'", max_results=1000)
+    by_name = {run.info.run_name: run for run in found}
+    assert len(by_name) == len(found), "a run was made twice"
+    return by_name
+
+
+def files(client: Any, run: Any, path: str | None = None) -> list[str]:
+    """All artifact paths of a run."""
+    out: list[str] = []
+    for item in client.list_artifacts(run.info.run_id, path):
+        out += files(client, run, item.path) if item.is_dir else [item.path]
+    return sorted(out)
+
+
+def deliver(spool: Spool) -> Sender:
+    """One round in this process; nothing may be refused."""
+    sender = Sender(spool, tracking_cursor.tracking_uri(spool.project))
+    assert sender.round()
+    assert sender.refused == {}
+    return sender
+
+
+def test_everything_of_a_finished_suite(local: Path) -> None:
+    project = suite(local, seeds=2)
+    client = deliver(project.spool).client
+    assert {e.name for e in client.search_experiments()} == {"Default", "mnist", "cifar10"}
+    parents, children = runs(client, "benchmark"), runs(client, "trial")
+    assert len(parents) == 6 and len(children) == 12
+    parent, child = parents["lenet5-mnist (laptop)"], children["lenet5-mnist seed 1"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params["recipe.optimiser.lr"] == "0.02" and child.data.params["seed"] == "1"
+    assert child.data.tags["git_commit"] == project.rows[2]["git_commit"]
+    assert child.data.tags["checkpoint"].endswith("weights.pt") and child.data.tags["version.torch"] == "2.13.0"
+    assert child.inputs.dataset_inputs[0].dataset.name == "mnist"
+    assert (child.info.status, child.info.end_time) == ("FINISHED", int(1000 * (NOW + 2001 + 70)))
+    assert child.data.metrics["test/error"] == pytest.approx(project.rows[2]["per_seed"]["1"])
+    history = client.get_metric_history(child.info.run_id, "train/loss")
+    lines = tracking_spool.read(project.spool)[0][2].trials[1].curve
+    assert [(m.step, m.value, m.timestamp) for m in history] == [
+        (line["epoch"], line["loss"], int(1000 * line["time"])) for line in lines
+    ]
+    row = project.rows[2]
+    assert parent.data.metrics["ledger/mean"] == pytest.approx(row["mean"], abs=1e-4)
+    assert parent.data.metrics["ledger/ci95_low"] == pytest.approx(row["ci95"][0], abs=1e-4)
+    assert (parent.data.metrics["ledger/claim"], parent.data.metrics["ledger/seeds"]) == (0.95, 2)
+    assert parent.data.tags["verdict"] == "reproduced" and "softmax head" in parent.data.tags["mlflow.note.content"]
+    shown = files(client, parent)
+    assert {"confusion.png", "confusion.json", "per_class.json", "explorer.html", "ledger.json"} <= set(shown)
+    assert len([path for path in shown if path.startswith("images/")]) == 2
+    table = json.loads((Path(client.download_artifacts(parent.info.run_id, "confusion.json"))).read_text())
+    assert table["columns"] == ["actual", *DIGITS] and sum(sum(r[1:]) for r in table["data"]) == 20_000
+    assert (local / "mlartifacts").is_dir()
+
+
+def test_nothing_is_sent_twice(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    project.ledger()
+    first = deliver(project.spool)
+    assert len(first.sent) == 3
+    before = (local / "mlflow.db").read_bytes()
+    assert deliver(project.spool).sent == []
+    assert tracking.sync(project.spool).sent == 0
+    assert (local / "mlflow.db").read_bytes() == before
+
+
+def test_a_crash_before_the_cursor_is_written_doubles_nothing(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    client = deliver(project.spool).client
+    before = {name: (run.info.run_id, files(client, run)) for name, run in runs(client, "trial").items()}
+    (cursor,) = (local / "store/tracking").glob("*.json")
+    known = json.loads(cursor.read_text())
+    known["runs"] = {k: v for k, v in known["runs"].items() if not k.startswith("trial:")}
+    cursor.write_text(json.dumps(known))  # as if it had died after each run was made and filled
+    assert len(deliver(project.spool).sent) == 2
+    after = runs(client, "trial")
+    assert {name: (run.info.run_id, files(client, run)) for name, run in after.items()} == before
+    for run in after.values():
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10
+        assert len(client.get_metric_history(run.info.run_id, "test/error")) == 1
+        assert len(run.inputs.dataset_inputs) == 1
+
+
+def test_a_trial_is_followed_from_start_to_end(local: Path) -> None:
+    project = Project(local)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=6, done=2)
+    client = deliver(project.spool).client
+    (run,) = runs(client, "trial").values()
+    assert run.info.status == "RUNNING" and run.info.end_time is None
+    project.progress(key, "running", 4, 6, 2**22 - 1)  # killed after epoch 4 ...
+    project.curve(key, range(1, 5), NOW)
+    deliver(project.spool)
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+    project.progress(key, "running", 3, 6, os.getpid())  # ... resumed at a checkpoint before it, so with other times
+    project.curve(key, range(1, 4), NOW + 500)
+    deliver(project.spool)
+    assert client.get_run(run.info.run_id).info.status == "RUNNING"
+    project.trial("lenet5-mnist", "mnist", 0, epochs=6, at=500)
+    deliver(project.spool)
+    (run,) = runs(client, "trial").values()
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/error")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_new_seed_updates_the_benchmark(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    project.ledger()
+    client = deliver(project.spool).client
+    (parent,) = runs(client, "benchmark").values()
+    assert parent.data.metrics["ledger/seeds"] == 1
+    project.rows.clear()
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    project.rows[0]["verdict"] = "inconclusive"
+    project.ledger()
+    os.utime(local / "report/ledger.json", (time.time() + 5, time.time() + 5))
+    deliver(project.spool)
+    (after,) = runs(client, "benchmark").values()
+    assert after.info.run_id == parent.info.run_id
+    assert (after.data.metrics["ledger/seeds"], after.data.tags["verdict"]) == (2, "inconclusive")
+    assert len([path for path in files(client, after) if path.endswith(".webp")]) == 1  # replaced, not added
+
+
+def test_a_new_database_at_the_old_place_gets_everything(local: Path, schema: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    deliver(project.spool)
+    shutil.copy(schema, local / "mlflow.new")
+    (local / "mlflow.db").unlink()
+    assert len(tracking_cursor.pending(project.spool, tracking_cursor.tracking_uri(local))) == 2
+    (local / "mlflow.new").rename(local / "mlflow.db")  # nor does it matter that the cursor has not seen it gone
+    project.trial("lenet5-mnist", "mnist", 1, epochs=1)
+    result = tracking.sync(project.spool)
+    assert (result.sent, result.trials_waiting, result.line) == (3, 0, None)
+
+
+def test_a_project_that_was_moved_is_told_what_to_do(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(local / "old")
+    (local / "old").mkdir()
+    shutil.move(local / "mlflow.db", local / "old")
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    deliver(project.spool)
+    (local / "old").rename(local / "new")
+    spool = Spool.below(local / "new")
+    with pytest.raises(tracking_client.AwayError, match="it was made elsewhere"):
+        Sender(spool, tracking_cursor.tracking_uri(spool.project)).round()
+    assert not (local / "old").exists()
+
+
+def test_a_run_deleted_in_mlflow_stays_deleted(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    client = deliver(project.spool).client
+    client.delete_run(runs(client, "trial")["lenet5-mnist seed 0"].info.run_id)
+    (local / "store/tracking").rename(local / "lost")
+    sender = deliver(project.spool)
+    assert len(sender.sent) == 2  # the other trial and the benchmark
+    assert list(runs(client, "trial")) == ["lenet5-mnist seed 1"]
+    assert tracking_cursor.pending(project.spool, sender.uri) == []
+
+
+def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    project.trial("linear-mnist", "mnist", 0, epochs=2, at=1000)
+    (local / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv").write_text("1,2\n")
+    sender = Sender(project.spool, tracking_cursor.tracking_uri(local))
+    assert sender.round()
+    assert set(sender.sent) >= {"benchmark:linear-mnist/laptop"} and len(sender.sent) == 3
+    assert [why.partition(":")[0] for why in sender.refused.values()] == [
+        "lenet5-mnist (laptop)",
+        "lenet5-mnist seed 0",
+    ]
+
+
+def test_a_diverged_trial_and_a_long_one(local: Path) -> None:
+    """A loss that is no number, and more epochs than one call takes."""
+    project = Project(local)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=400)
+    path = local / f"store/{key}/curve.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[-1]["loss"] = float("nan")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    client = deliver(project.spool).client
+    (run,) = runs(client, "trial").values()
+    assert len(client.get_metric_history(run.info.run_id, "train/lr")) == 400
+    assert np.isnan(client.get_metric_history(run.info.run_id, "train/loss")[-1].value)
+
+
+def test_paths_and_tables_are_those_that_mlflow_writes(local: Path) -> None:
+    """Ours bypass log_image and log_table to be repeatable; should MLflow change its own, this has to follow."""
+    from PIL import Image
+
+    client = tracking_client.connect(tracking_cursor.tracking_uri(local))
+    run = client.create_run(client.create_experiment("x", artifact_location=(local / "x").as_uri()))
+    client.log_image(run.info.run_id, Image.new("RGB", (8, 8)), key="confusion matrix", step=0)
+    client.log_table(run.info.run_id, {"a": [1, 2], "b": ["x", "y"]}, "t.json")
+    png = confusion_figure(np.eye(3, dtype=np.int64), list("abc"), title="", subtitle="")
+
+    def shape(path: str) -> str:
+        return re.sub(r"timestamp.\d+", "timestamp", re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "uuid", path))
+
+    theirs = [shape(path) for path in files(client, run) if path.startswith("images/")]
+    assert sorted(map(shape, tracking_files.grid_images("confusion matrix", png, "x"))) == theirs
+    written = json.loads(Path(client.download_artifacts(run.info.run_id, "t.json")).read_text())
+    assert json.loads(tracking_files.table(["a", "b"], [[1, "x"], [2, "y"]])) == written
+    tags = client.get_run(run.info.run_id).data.tags
+    ours = tracking_files.table_tags()
+    assert tags["mlflow.loggedImages"] == ours["mlflow.loggedImages"]
+    assert json.loads(tags["mlflow.loggedArtifacts"])[0].keys() == json.loads(ours["mlflow.loggedArtifacts"])[0].keys()
+
+
+# A real server, which is stopped, killed and brought back.
+
+
+class Server:
+    """``mlflow server`` on a port of its own, over sqlite."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.root / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.root / "artifacts")]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=quiet, stderr=quiet)
+        wait_for(self.healthy, 90)
+
+    def healthy(self) -> bool:
+        try:
+            tracking_client.probe(self.uri)
+        except tracking_client.AwayError:
+            return False
+        return True
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        """Killed for the length of a block."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, schema: Path) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("server")
+    shutil.copy(schema, root / "server.db")
+    server = Server(root)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def remote(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project that tracks to the server; credentials in the address must do no harm and never show."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", "//me:s3cret@"))
+    return Project(tmp_path)
+
+
+def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
+    remote: Project, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    for place, name in enumerate(("linear-middle", "lenet5-middle")):
+        remote.benchmark(name, "middle", 5.0, 4, at=100.0 * place)
+    remote.ledger()
+    results: list[tracking.SyncResult] = []
+    thread = threading.Thread(target=lambda: results.append(tracking.sync(remote.spool)))
+    thread.start()
+    cursors = remote.root / "store/tracking"
+    wait_for(lambda: any(len(json.loads(p.read_text())["runs"]) >= 3 for p in cursors.glob("*.json")), 60)
+    with server.down():
+        killed = time.monotonic()
+        thread.join()
+        assert time.monotonic() - killed < 15
+        (result,) = results
+        assert result.away == "the connection broke off" and 3 <= result.trials_waiting < 8
+        assert f"MLflow at {server.uri} is away (the connection broke off): {result.trials_waiting} trials" in (
+            result.line or ""
+        )
+        again = time.monotonic()
+        later = tracking.sync(remote.spool)  # still away: quickly found out
+        assert (later.away, later.trials_waiting) == ("no connection", result.trials_waiting)
+        assert time.monotonic() - again < 8
+    result = tracking.sync(remote.spool)
+    assert (result.trials_waiting, result.benchmarks_waiting, result.line) == (0, 0, None)
+    client = tracking_client.connect(server.uri)
+    children = runs(client, "trial")
+    assert len(children) == 8 and len(runs(client, "benchmark")) == 2
+    for run in children.values():
+        assert run.info.status == "FINISHED"
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10
+        assert len([path for path in files(client, run) if path.startswith("images/")]) == 2
+
+
+def test_a_stopped_server_is_given_up_in_time(
+    remote: Project, server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGSTOP: connections are accepted and never answered."""
+    remote.trial("lenet5-stopped", "stopped", 0, epochs=2)
+    server.signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        result = tracking.sync(remote.spool)
+        assert time.monotonic() - began < 8
+    finally:
+        server.signal(signal.SIGCONT)
+    assert result.line == (
+        f"MLflow at {server.uri} is away (no answer within 2 s): "
+        "1 trial and 1 benchmark wait in the spool; they are sent by the next stage"
+    )
+    assert capfd.readouterr() == ("", "")
+    assert "s3cret" not in repr(result)
+
+
+def test_a_server_that_stops_answering_later_meets_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is healthy and then silent; the helper is killed at the deadline, whatever it waits for."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_once() -> None:
+            connection, _ = listener.accept()
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
+            connection.close()
+
+        threading.Thread(target=answer_once, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        project = Project(tmp_path)
+        project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+        began = time.monotonic()
+        result = tracking.sync(project.spool, deadline_s=4)
+        assert time.monotonic() - began < 6
+    assert result.away == "not done within 4 s" and result.trials_waiting == 1
+
+
+def test_two_at_once_the_second_leaves_it_to_the_first(remote: Project) -> None:
+    remote.trial("lenet5-busy", "busy", 0, epochs=2)
+    with tracking_cursor.alone(tracking_cursor.Cursor.of(remote.spool, tracking_cursor.tracking_uri(remote.root))):
+        result = tracking.sync(remote.spool)
+    assert result.busy and result.sent == 0 and result.line is None
+
+
+def test_follow_shows_a_trial_while_it_trains(remote: Project, server: Server) -> None:
+    key = remote.trial("lenet5-follow", "follow", 0, epochs=5, done=1)
+    client = tracking_client.connect(server.uri)
+
+    def seen(status: str, epochs: int) -> bool:
+        found = [run for name, run in runs(client, "trial").items() if name == "lenet5-follow seed 0"]
+        return [run.info.status for run in found] == [status] and (
+            len(client.get_metric_history(found[0].info.run_id, "train/loss")) == epochs
+        )
+
+    with tracking.follow(remote.spool, interval_s=0.2) as results:
+        wait_for(lambda: seen("RUNNING", 1), 30)
+        remote.curve(key, range(1, 4), NOW)
+        wait_for(lambda: seen("RUNNING", 3), 10)
+        remote.trial("lenet5-follow", "follow", 0, epochs=5)
+    assert seen("FINISHED", 5)
+    assert results[0].line is None and results[0].trials_waiting == 0
+
+
+FOLLOWER = """
+import pathlib, sys, time
+from pipelines import tracking
+from pipelines.tracking_spool import Spool
+with tracking.follow(Spool.below(pathlib.Path(sys.argv[1]))):
+    print("following", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_helper_ends_with_its_stage(tmp_path: Path) -> None:
+    """kill -9 of the stage leaves nothing behind."""
+    import psutil
+
+    stage = subprocess.Popen([sys.executable, "-c", FOLLOWER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert stage.stdout is not None and stage.stdout.readline() == b"following\n"
+    (helper,) = psutil.Process(stage.pid).children()
+    stage.kill()
+    stage.wait()
+    stage.stdout.close()
+    wait_for(lambda: not helper.is_running() or helper.status() == psutil.STATUS_ZOMBIE, 10)
+
+
+def test_the_command_replays_and_says_so(remote: Project, server: Server) -> None:
+    def replay(**more: str) -> subprocess.CompletedProcess[str]:
+        root = str(Path(tracking.__file__).parent.parent)
+        environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore", **more}
+        environment.pop("RUN_STORE", None)
+        command = [sys.executable, "-m", "pipelines.tracking"]
+        return subprocess.run(command, cwd=remote.root, env=environment, capture_output=True, text=True, check=False)
+
+    remote.trial("lenet5-replay", "replay", 0, epochs=2)
+    away = replay(MLFLOW_TRACKING_URI="http://me:s3cret@127.0.0.1:9")
+    assert away.returncode == 2 and away.stdout == ""
+    (line,) = away.stderr.splitlines()
+    assert line.startswith("error: MLflow at http://127.0.0.1:9 is away (") and "s3cret" not in line
+    done = replay()
+    assert done.returncode == 0 and done.stderr == ""
+    assert "sent lenet5-replay seed 0" in done.stdout and "s3cret" not in done.stdout
+    assert f"MLflow at {server.uri} has everything: 2 runs sent" in done.stdout
+
+
+def test_replay_says_when_another_process_is_at_it(remote: Project) -> None:
+    cursor = tracking_cursor.Cursor.of(remote.spool, tracking_cursor.tracking_uri(remote.root))
+    with tracking_cursor.alone(cursor), pytest.raises(UserError, match="another process is sending"):
+        tracking.replay(remote.spool)
+
+
+def test_the_default_store_is_made_by_the_first_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    project = Project(tmp_path)
+    project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    result = tracking.sync(project.spool, deadline_s=60)
+    assert (result.sent, result.line) == (2, None)
+    assert sorted(p.name for p in tmp_path.iterdir() if "mlflow" in p.name) == ["mlflow.db"]

