@@ -177,9 +177,12 @@ class Budget:
 
     epochs: int
     seeds: tuple[int, ...]
+    train_images: int | None = None  # only the first n of the images that the recipe trains on: less than one pass
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs is {self.epochs}; expected at least 1")
+        few = self.train_images
+        require(few is None or few >= 1, f"train_images is {few}; expected at least 1, or nothing for all")
         require(len(self.seeds) > 0, "seeds is []; expected at least one seed")
         double = sorted({s for s in self.seeds if self.seeds.count(s) > 1})
         require(not double, f"seeds names {', '.join(map(str, double))} more than once; expected distinct seeds")
@@ -238,6 +241,8 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
+        cut = self.budgets["paper"].train_images
+        require(cut is None, f"budgets.paper.train_images is {cut}; expected nothing: the paper's budget is never cut")
         workers = self.resources.workers
         message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"
         require(self.recipe.batch % workers == 0, message)
@@ -251,6 +256,7 @@ class Benchmark:
             "model": dataclasses.asdict(self.model),
             "recipe": plain(self.recipe),
             "epochs": self.budgets[budget].epochs,
+            "train_images": self.budgets[budget].train_images,
             "paper_epochs": self.budgets["paper"].epochs,
             "workers": self.resources.workers,
         }

@@ -73,7 +73,7 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
     values = {str(t.seed): t.error if claim.metric == "error" else t.accuracy for t in trials}
     figures = list(values.values())
     spread = interval(figures)
-    epochs = min((int(t.result["epochs"]) for t in trials), default=None)
+    epochs = min((float(t.result["epochs"]) for t in trials), default=None)
     paper_epochs = benchmark.budgets["paper"].epochs
     verdict = judge(
         metric=claim.metric,
@@ -122,7 +122,7 @@ def budget(row: LedgerRow) -> str:
     """How long we trained beside how long the source did."""
     if row["epochs"] is None:
         return f"{NONE} of {row['paper_epochs']}"
-    return f"{row['epochs']} of {row['paper_epochs']} ({row['budget']})"
+    return f"{row['epochs']:g} of {row['paper_epochs']} ({row['budget']})"
 
 
 def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
@@ -177,7 +177,7 @@ def terminal_table(ledger: Sequence[LedgerRow]) -> Table:
         table.add_column(words, justify="right" if words in ("claim", "n", "epochs") else "left", overflow="fold")
     for row in ledger:
         verdict = Text(row["verdict"], style=COLOURS[Verdict(row["verdict"])])
-        epochs = f"{NONE if row['epochs'] is None else row['epochs']}/{row['paper_epochs']}"
+        epochs = f"{NONE if row['epochs'] is None else format(row['epochs'], 'g')}/{row['paper_epochs']}"
         claim = f"{row['claim']['value']:g}"
         table.add_row(row["benchmark"], row["metric"][:3], claim, plus_minus(row), str(row["n"]), epochs, verdict)
     return table

@@ -46,7 +46,8 @@ def images(one: spec.Spec) -> int:
     """Training images an epoch."""
     count, chosen = datasets.open_dataset(one.data, one.benchmark.dataset).train, one.benchmark.recipe.subset
     count = count if chosen.first is None else min(chosen.first, count)
-    return count if chosen.skip_every is None else count - -(-count // chosen.skip_every)
+    count = count if chosen.skip_every is None else count - -(-count // chosen.skip_every)
+    return min(count, one.benchmark.budgets[one.budget].train_images or count)
 
 
 def disk_bytes(one: spec.Spec) -> int:

@@ -142,9 +142,18 @@ def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[dict
     ]
 
 
+def check(benchmark: Benchmark, dataset: Dataset) -> None:
+    """UserError where the views would not be of the size that the network takes."""
+    side, crop = trial.image_shape(benchmark, dataset)[1], benchmark.evaluation.crop
+    if crop not in (None, side):
+        where = f"benchmarks.{benchmark.name}.evaluation.crop"
+        raise UserError(f"{where} is {crop}; expected {side}, the side of the images it is trained on")
+
+
 def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) -> Path:
     """Write ``evaluations/<benchmark>/`` for the benchmark's trials; returns that folder."""
     dataset = datasets.open_dataset(DATA, benchmark.dataset)
+    check(benchmark, dataset)
     target = EVALUATIONS / benchmark.name
     shutil.rmtree(target, ignore_errors=True)
     errors, tops, total = [], [], np.zeros((len(dataset.classes),) * 2, dtype=np.int64)

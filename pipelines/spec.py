@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines import datasets, store
 from pipelines.benchmarks import Benchmark, Params
+from pipelines.store import TrialFiles  # by its own name: a field called store hides the module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,9 @@ class Spec:
     key: str = ""
 
     @property
-    def files(self) -> store.TrialFiles:
+    def files(self) -> TrialFiles:
         """Where the trial lives."""
-        return store.TrialFiles(self.store / self.key)
+        return TrialFiles(self.store / self.key)
 
     @property
     def name(self) -> str:

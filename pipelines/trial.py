@@ -63,7 +63,7 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> None:
     """Everything that can be wrong with a benchmark and is found without training; UserError for the first thing."""
     dataset = datasets.open_dataset(data, benchmark.dataset)
     where = f"benchmarks.{benchmark.name}"
-    count = len(_positions(benchmark, dataset))
+    count = len(_positions(benchmark, dataset)[: benchmark.budgets[budget].train_images])
     batch, workers = benchmark.recipe.batch, benchmark.resources.workers
     if batch > count:
         raise UserError(
@@ -212,7 +212,7 @@ def prepare(spec: Spec, dataset: datasets.Dataset, worker: Worker) -> tuple[Batc
     loader = Batches(
         images,
         labels,
-        _positions(benchmark, dataset),
+        _positions(benchmark, dataset)[: benchmark.budgets[spec.budget].train_images],
         batch=recipe.batch,
         seed=spec.seed,
         preprocess=preprocess.to(device),
@@ -283,7 +283,8 @@ def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.
     result = {
         **{k: v for k, v in _identity(spec, dataset).items() if k != "dataset"},
         "dataset_digest": dataset.digest,
-        "epochs": spec.epochs,
+        # Passes over the images that the recipe trains on: fewer than counted where the budget cuts the data.
+        "epochs": round(images / len(_positions(spec.benchmark, dataset)), 3),
         "images_seen": images,
         "wall_s": wall,
         "device_s": wall * journal.worker.workers,

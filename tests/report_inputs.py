@@ -96,6 +96,8 @@ def _benchmark(name: str, made: Made) -> dict[str, Any]:
         "dataset": made.dataset,
         "model": {"family": made.family, "name": name.split("-")[0], "options": dict(made.options)},
         "recipe": {"batch": 32, "optimiser": {"name": "sgd", "lr": 0.02}},
+        "evaluation": {"views": "single"},
+        "resources": {"cpus": 1},
         "budgets": {
             "paper": {"epochs": made.paper_epochs, "seeds": seeds},
             "laptop": {"epochs": made.epochs, "seeds": seeds},

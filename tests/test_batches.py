@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import estimate, spec, transforms
+from pipelines import datasets, estimate, journal, spec, transforms, trial
 from pipelines.batches import Batches, stream, subset
-from tests.conftest import TRAIN, edit_params
+from tests.conftest import edit_params
 
 COUNT = 53  # prime: no batch size divides it
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 3, 9, 7), dtype=np.uint8)
@@ -187,12 +187,19 @@ def test_subsets() -> None:
     assert len(convnetjs) == 45_000 and not (convnetjs % 10 == 0).any()
 
 
+@pytest.mark.parametrize("cut", [None, 100])
 @pytest.mark.parametrize("chosen", [{}, {"skip_every": 7}, {"first": 333}, {"first": 333, "skip_every": 7}])
-def test_the_estimate_counts_the_images_that_are_trained_on(project: Path, chosen: dict[str, int]) -> None:
-    params = edit_params(project / "params.yaml", linear_mnist={"recipe.subset": chosen})
+def test_the_estimate_counts_the_images_that_are_trained_on(
+    project: Path, chosen: dict[str, int], cut: int | None
+) -> None:
+    budget = {"epochs": 1, "seeds": [0]} | ({"train_images": cut} if cut else {})
+    changes: dict[str, object] = {"recipe.subset": chosen, "recipe.batch": 50, "budgets.laptop": budget}
+    params = edit_params(project / "params.yaml", linear_mnist=changes)
     one = spec.plan(params.benchmark("linear-mnist"), "laptop", 0, data=Path("datasets"), root=Path("store"))
-    asked = params.benchmark("linear-mnist").recipe.subset
-    assert estimate.images(one) == len(subset(TRAIN, skip_every=asked.skip_every, first=asked.first))
+    loader, _ = trial.prepare(one, datasets.open_dataset(one.data, "mnist"), journal.Worker())
+    visited = torch.cat([labels for _, labels in loader])
+    expected = {"": 2000, "skip_every": 1714, "first": 333, "first skip_every": 285}[" ".join(chosen)]
+    assert estimate.images(one) == len(visited) == min(expected, cut or expected)
 
 
 # --- random streams ----------------------------------------------------------------------------------------------

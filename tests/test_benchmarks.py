@@ -109,6 +109,8 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{LAPTOP}/epochs", 0, " is 0; expected at least 1"),
     (f"{LAPTOP}/epochs", 1.5, f" is 1.5{WHOLE}"),
     (f"{LAPTOP}/epochs", "ten", f" is 'ten'{WHOLE}"),
+    (f"{LAPTOP}/train_images", 0, " is 0; expected at least 1, or nothing for all"),
+    (f"{B}/budgets/paper/train_images", 5000, " is 5000; expected nothing: the paper's budget is never cut"),
     (f"{LAPTOP}/seeds", [], " is []; expected at least one seed"),
     (f"{LAPTOP}/seeds", [0, 1, 1, 0], " names 0, 1 more than once; expected distinct seeds"),
     (f"{LAPTOP}/seeds", [0, -1], " is [0, -1]; expected whole numbers from 0"),
@@ -519,6 +521,7 @@ DECISIVE: dict[str, Any] = {
     "recipe/batch": 64,
     "recipe/shuffle": False,
     "budgets/laptop/epochs": 3,
+    "budgets/laptop/train_images": 5000,
     "budgets/paper/epochs": 30,  # stretches the schedule of the shorter budget
     "resources/workers": 2,
 }

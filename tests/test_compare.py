@@ -209,7 +209,7 @@ def test_a_damaged_file_is_named(project: Path, file: str) -> None:
         (f"{SEED}/metrics.json", {"key": "f" * 16}, "expected the same trial"),
         ("evaluations/lenet5-mnist/classes.json", {"classes": ["one"]}, "expected a list of at least two names"),
         (f"{RUN}/result.json", {"budget": "paper"}, "budget is 'paper'; the active suite asks for 'laptop'"),
-        (f"{RUN}/result.json", {"epochs": None}, "epochs is None; expected a number"),
+        (f"{RUN}/result.json", {"epochs": None}, "epochs is null; expected a number"),
         (f"{RUN}/result.json", {"versions": []}, "versions is []; expected an object"),
     ],
 )

@@ -237,7 +237,7 @@ def test_an_optimisers_steps_are_those_of_its_definition(name: str) -> None:
 
 
 def test_convnetjs_sums_gradients_over_a_batch_and_divides_them_with_the_decay() -> None:
-    """src/convnet_trainers.js: a weight's step is of (l2_decay w + summed gradients) / batch_size, by plain Adadelta."""
+    """src/convnet_trainers.js: a weight's step is of (l2_decay w + summed gradients) / batch_size, by Adadelta."""
     recipe = PARAMS.benchmark("convnetjs-cifar10").recipe
     model = nn.Linear(5, 3, bias=False, dtype=torch.float64)
     expected = model.weight.detach().numpy().copy()

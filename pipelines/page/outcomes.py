@@ -52,7 +52,7 @@ class LedgerRow(TypedDict):
     wall_s: float | None  # training time, summed over the seeds
     hardware: str | None
     git_commit: str | None  # with -dirty where the tree had uncommitted changes
-    epochs: int | None  # of the shortest trial
+    epochs: float | None  # of the shortest trial: passes over the training images
     paper_epochs: int
     parameters: int | None
     margin: float  # the claim's own sampling error, in points

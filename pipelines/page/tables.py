@@ -70,7 +70,7 @@ def _ours(row: LedgerRow) -> list[Html]:
 def _epochs(row: LedgerRow) -> list[Html]:
     if row["epochs"] is None:
         return [tag("span", f"{NONE} of {row['paper_epochs']}")]
-    return [tag("span", f"{row['epochs']} of {row['paper_epochs']}"), tag("small", f"{row['budget']} budget")]
+    return [tag("span", f"{row['epochs']:g} of {row['paper_epochs']}"), tag("small", f"{row['budget']} budget")]
 
 
 def _seeds(n: int) -> str:

@@ -1,0 +1,426 @@
+"""Evaluation of really trained networks on real test images, every figure computed again in NumPy."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from pipelines import benchmarks, datasets, evaluate, spec, store, trial
+from pipelines.errors import UserError
+from pipelines.evaluate import Predictions
+from pipelines.train import collect
+from tests.conftest import ROOT, TEST, edit_params, environment
+
+Array = npt.NDArray[Any]
+SHORT = {"recipe.subset": {"first": 600}}
+# One benchmark a protocol.
+CHANGES: dict[str, dict[str, object]] = {
+    "linear-mnist": {"budgets.laptop": {"epochs": 1, "seeds": [3, 5]}},  # single view
+    "lenet5-mnist": {
+        "recipe.augment": [{"shift": {"pixels": 3, "fill": -0.1}}],
+        "recipe.batch": 8,
+        "model.options": {"init": "sqrt_fan_in"},  # off the plateau at once
+        "evaluation": {"views": "random", "count": 4},
+        "budgets.laptop": {"epochs": 2, "seeds": [0]},
+    },
+    "mlp300-mnist": {
+        "recipe.augment": [{"crop": {"size": 24}}],
+        "evaluation": {"views": "ten_crop", "crop": 24},
+        "budgets.laptop": {"epochs": 2, "seeds": [0]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project whose benchmarks were trained, collected and evaluated; the tests run in it and leave it as it is."""
+    root = tmp_path_factory.mktemp("evaluated")
+    shutil.copy(ROOT / "params.yaml", root)
+    (root / "datasets").symlink_to(mnist_slice)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.delenv("RUN_STORE", raising=False)
+        edit_params(Path("params.yaml"), **{name: SHORT | changes for name, changes in CHANGES.items()})
+        for name in CHANGES:
+            for one in planned(name):
+                trial.run(one.on("cpu", threads=1))
+            collect(planned(name))
+            run(name)
+        yield root
+
+
+def planned(name: str) -> list[spec.Spec]:
+    return spec.trials(benchmarks.load(), name, data=Path("datasets"), root=store.default())
+
+
+def run(name: str) -> Path:
+    return evaluate.evaluate(benchmarks.load().benchmark(name), planned(name), "cpu")
+
+
+def published() -> tuple[Array, Array]:
+    images, labels = datasets.open_dataset(Path("datasets"), "mnist").split("test")
+    return np.array(images), np.array(labels)
+
+
+def weights(name: str, seed: int) -> dict[str, Array]:
+    found = torch.load(Path("runs") / name / f"seed-{seed}" / "weights.pt", weights_only=True)
+    return {key: tensor.double().numpy() for key, tensor in found.items()}
+
+
+def softmax(outputs: Array) -> Array:
+    powers = np.exp(outputs - outputs.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def linear(images: Array, seed: int) -> Array:
+    """Class probabilities (N, 10) of the linear net: pixels to 0..1, one layer."""
+    found = weights("linear-mnist", seed)
+    return softmax(images.reshape(len(images), -1) / 255 @ found["1.weight"].T + found["1.bias"])
+
+
+def mlp(images: Array) -> Array:
+    """Class probabilities (N, 10) of the 300-unit net on 24 x 24 crops: pixels to -0.1..1.175, 1.7159 tanh(2a/3)."""
+    first, second = ((w, b) for w, b in _layers(weights("mlp300-mnist", 0)))
+    pixels = images.reshape(len(images), -1) * (1.275 / 255) - 0.1
+    hidden = 1.7159 * np.tanh((pixels @ first[0].T + first[1]) * 2 / 3)
+    return softmax(hidden @ second[0].T + second[1])
+
+
+def _layers(found: dict[str, Array]) -> list[tuple[Array, Array]]:
+    names = [key.removesuffix(".weight") for key in found if key.endswith(".weight")]
+    return [(found[f"{name}.weight"], found[f"{name}.bias"]) for name in names]
+
+
+def seeds() -> list[tuple[str, int]]:
+    return [("linear-mnist", 3), ("linear-mnist", 5), ("lenet5-mnist", 0), ("mlp300-mnist", 0)]
+
+
+def folder(name: str, seed: int) -> Path:
+    return Path("evaluations") / name / "trials" / f"seed-{seed}"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def arrays(path: Path) -> dict[str, Array]:
+    with np.load(path) as found:
+        return dict(found)
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "seed"), seeds())
+def test_all_files_of_a_trial_tell_of_the_same_predictions(evaluated: Path, name: str, seed: int) -> None:
+    labels = published()[1]
+    found = arrays(folder(name, seed) / "predictions.npz")
+    assert np.array_equal(found["labels"], labels) and len(labels) == TEST
+    confusion = np.zeros((10, 10), dtype=int)
+    for actual, predicted in zip(labels, found["predicted"], strict=True):
+        confusion[actual, predicted] += 1
+    assert np.array_equal(np.loadtxt(folder(name, seed) / "confusion.csv", delimiter=",", dtype=int), confusion)
+    metrics = read(folder(name, seed) / "metrics.json")
+    wrong = int((found["predicted"] != labels).sum())
+    assert 0 < wrong < TEST  # it learnt something, and not all
+    assert metrics["error"] == pytest.approx(100 * wrong / TEST)
+    assert metrics["accuracy"] == pytest.approx(100 - 100 * wrong / TEST)
+    assert 0 <= metrics["top5_error"] < metrics["error"]
+    assert metrics["key"] == read(Path("runs") / name / f"seed-{seed}" / "result.json")["key"]
+
+
+@pytest.mark.parametrize(("name", "seed"), seeds())
+def test_precision_recall_and_f1_of_each_class(evaluated: Path, name: str, seed: int) -> None:
+    found = arrays(folder(name, seed) / "predictions.npz")
+    table = read(folder(name, seed) / "metrics.json")["per_class"]
+    assert [row["class"] for row in table] == list("0123456789")
+    for digit, row in enumerate(table):
+        said, is_one = found["predicted"] == digit, found["labels"] == digit
+        hits = int((said & is_one).sum())
+        assert row["support"] == is_one.sum()
+        assert row["precision"] == pytest.approx(hits / said.sum() if said.any() else 0.0)
+        assert row["recall"] == pytest.approx(hits / is_one.sum())
+        assert row["f1"] == pytest.approx(2 * hits / (said.sum() + is_one.sum()))
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+def test_a_single_view_is_the_network_on_each_test_image(evaluated: Path, seed: int) -> None:
+    images, labels = published()
+    probabilities = linear(images, seed)
+    found, metrics = (
+        arrays(folder("linear-mnist", seed) / "predictions.npz"),
+        read(folder("linear-mnist", seed) / "metrics.json"),
+    )
+    assert np.array_equal(found["predicted"], probabilities.argmax(1))
+    np.testing.assert_allclose(found["confidence"], probabilities.max(1), atol=1e-3)  # kept as float16
+    assert metrics["loss"] == pytest.approx(-np.log(probabilities[np.arange(TEST), labels]).mean(), rel=1e-5)
+    better = (probabilities > probabilities[np.arange(TEST), labels][:, None]).sum(1)
+    assert metrics["top5_error"] == pytest.approx(100 * (better >= 5).mean())
+    assert metrics["single_view_error"] == pytest.approx(metrics["error"])
+
+
+def test_ten_crops_are_averaged_as_probabilities(evaluated: Path) -> None:
+    images, labels = published()
+    crops = [images[:, :, top : top + 24, left : left + 24] for top, left in [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]]
+    probabilities = np.mean([mlp(view) for crop in crops for view in (crop, crop[..., ::-1])], axis=0)
+    found, metrics = (
+        arrays(folder("mlp300-mnist", 0) / "predictions.npz"),
+        read(folder("mlp300-mnist", 0) / "metrics.json"),
+    )
+    assert np.array_equal(found["predicted"], probabilities.argmax(1))
+    np.testing.assert_allclose(found["confidence"], probabilities.max(1), atol=1e-3)
+    assert metrics["single_view_error"] == pytest.approx(100 * (mlp(crops[4]).argmax(1) != labels).mean())
+    assert abs(metrics["single_view_error"] - metrics["error"]) > 0.1
+    assert read(Path("evaluations/mlp300-mnist/classes.json"))["protocol"] == "10-crop averaged"
+
+
+def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> None:
+    assert read(Path("evaluations/lenet5-mnist/classes.json"))["protocol"] == "4 random views averaged"
+    assert read(Path("evaluations/linear-mnist/classes.json"))["protocol"] == "single view"
+    metrics = read(folder("lenet5-mnist", 0) / "metrics.json")
+    benchmark, data = benchmarks.load().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
+    model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
+    images, labels = published()
+    padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2))) * np.float32(1.275 / 255) - np.float32(0.1)
+    with torch.inference_mode():
+        single = model(torch.from_numpy(padded)).softmax(1).numpy()
+    assert metrics["single_view_error"] == pytest.approx(100 * (single.argmax(1) != labels).mean())
+    confidence = arrays(folder("lenet5-mnist", 0) / "predictions.npz")["confidence"]
+    assert np.abs(confidence - single.max(1)).mean() > 0.005  # shifted by up to 3 pixels, it is another's answer
+
+
+def test_the_same_views_are_drawn_again(evaluated: Path) -> None:
+    before = {path: path.read_bytes() for path in Path("evaluations/lenet5-mnist").rglob("*.csv")}
+    confidence = arrays(folder("lenet5-mnist", 0) / "predictions.npz")["confidence"]
+    torch.manual_seed(7)
+    run("lenet5-mnist")
+    assert before and {path: path.read_bytes() for path in before} == before
+    assert np.array_equal(arrays(folder("lenet5-mnist", 0) / "predictions.npz")["confidence"], confidence)
+
+
+def test_the_aggregate_is_of_all_seeds(evaluated: Path) -> None:
+    each = [read(folder("linear-mnist", seed) / "metrics.json") for seed in (3, 5)]
+    errors = [metrics["error"] for metrics in each]
+    total = read(Path("evaluations/linear-mnist/metrics.json"))
+    assert total["seeds"] == 2 and errors[0] != errors[1]
+    assert total["error"] == pytest.approx(sum(errors) / 2) and total["accuracy"] == pytest.approx(
+        100 - sum(errors) / 2
+    )
+    assert total["top5_error"] == pytest.approx(sum(metrics["top5_error"] for metrics in each) / 2)
+    half = 12.706 * abs(errors[0] - errors[1]) / 2  # Student's t at 95 %, one degree of freedom; deviation / sqrt(2)
+    assert total["error_ci95_low"] == pytest.approx(total["error"] - half, rel=1e-3)
+    assert total["error_ci95_high"] == pytest.approx(total["error"] + half, rel=1e-3)
+    alone = read(Path("evaluations/lenet5-mnist/metrics.json"))  # one seed has no interval
+    assert alone["error_ci95_low"] is None and alone["error_ci95_high"] is None and alone["seeds"] == 1
+
+
+def test_the_aggregate_confusion_is_the_sum_with_names(evaluated: Path) -> None:
+    with Path("evaluations/linear-mnist/confusion.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    cells = {(row["actual"], row["predicted"]): int(row["count"]) for row in rows}
+    assert len(rows) == len(cells) == 100
+    each = [np.loadtxt(folder("linear-mnist", seed) / "confusion.csv", delimiter=",", dtype=int) for seed in (3, 5)]
+    assert all(cells[str(i), str(j)] == each[0][i, j] + each[1][i, j] for i in range(10) for j in range(10))
+    about = read(Path("evaluations/linear-mnist/classes.json"))
+    assert about["classes"] == list("0123456789")
+    assert (about["shape"], about["dataset"], about["test"]) == ([1, 28, 28], "mnist", TEST)
+
+
+# --- what a page shows of it -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_examples_are_the_test_images_behind_the_cells(evaluated: Path, name: str) -> None:
+    seed = planned(name)[0].seed
+    images, labels = published()
+    found, said = arrays(Path("evaluations") / name / "examples.npz"), arrays(folder(name, seed) / "predictions.npz")
+    index = found["index"]
+    assert found["images"].dtype == np.uint8
+    assert np.array_equal(found["images"], images[index])
+    assert np.array_equal(found["actual"], labels[index])
+    assert np.array_equal(found["predicted"], said["predicted"][index])
+    np.testing.assert_allclose(found["confidence"], said["confidence"][index], atol=1e-3)
+    expected = []  # the first dozen of each cell, in the order of the file
+    for cell in range(100):
+        expected += np.flatnonzero(labels * 10 + said["predicted"] == cell)[:12].tolist()
+    assert index.tolist() == sorted(expected)
+
+
+def test_large_photographs_are_kept_small(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    bright = (random.integers(0, 2, (4, 3, 2, 2), dtype=np.uint8) * 255).repeat(40, 2).repeat(40, 3)  # 80 x 80
+    labels = np.array([0, 1, 1, 0])
+    data = datasets.write_dataset(tmp_path, "large", classes=["a", "b"], train=(bright, labels), test=(bright, labels))
+    likely = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]])
+    found = Predictions(
+        probabilities=likely, labels=torch.from_numpy(labels), loss=0.0, single_view_error=25.0, seconds=0.0
+    )
+    evaluate._write_examples(tmp_path / "examples.npz", found, data)
+    examples = arrays(tmp_path / "examples.npz")
+    assert examples["images"].shape == (4, 3, 64, 64) and examples["images"].dtype == np.uint8
+    corners = examples["images"][:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert np.array_equal(corners, bright[:, :, [0, 0, -1, -1], [0, -1, 0, -1]])
+    assert examples["predicted"].tolist() == [0, 1, 0, 0]
+
+
+def test_the_first_layer_is_the_trained_one(evaluated: Path) -> None:
+    linear_net = arrays(Path("evaluations/linear-mnist/first_layer.npz"))
+    assert list(linear_net) == ["templates"]
+    expected = weights("linear-mnist", 3)["1.weight"].reshape(10, 1, 28, 28)
+    np.testing.assert_allclose(linear_net["templates"], expected)
+    lenet = arrays(Path("evaluations/lenet5-mnist/first_layer.npz"))
+    assert list(lenet) == ["filters"]
+    np.testing.assert_allclose(lenet["filters"], weights("lenet5-mnist", 0)["c1.weight"])
+    assert lenet["filters"].shape == (6, 1, 5, 5)
+    assert arrays(Path("evaluations/mlp300-mnist/first_layer.npz")) == {}  # 300 hidden units are no class templates
+
+
+# --- by hand -----------------------------------------------------------------------------------------------------
+
+
+def test_a_class_that_is_never_predicted_has_no_precision() -> None:
+    table = evaluate.per_class(np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]]), ["a", "b", "c"])
+    assert table[0] == {"class": "a", "precision": 0.6, "recall": 0.75, "f1": pytest.approx(2 / 3), "support": 4}
+    assert table[1] == {
+        "class": "b",
+        "precision": 0.8,
+        "recall": pytest.approx(2 / 3),
+        "f1": pytest.approx(8 / 11),
+        "support": 6,
+    }
+    assert table[2] == {"class": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+
+
+@pytest.mark.parametrize(("classes", "top"), [(6, 50.0), (3, 0.0)])
+def test_top_5_of_few_classes(classes: int, top: float) -> None:
+    likely = torch.arange(classes, 0, -1).float().repeat(2, 1)
+    labels = torch.tensor([0, classes - 1])  # the likeliest and the least likely
+    found = Predictions(probabilities=likely, labels=labels, loss=0.0, single_view_error=0.0, seconds=0.0)
+    assert (found.error, found.top_error) == (50.0, top)
+    assert found.confusion().tolist()[classes - 1][0] == 1 and found.confusion().sum() == 2
+
+
+# --- what may be wrong -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the evaluated project that a test may damage; it runs there."""
+    shutil.copytree(evaluated, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def swap(path: Path) -> None:
+    shutil.copy("runs/lenet5-mnist/seed-0/weights.pt", path)
+
+
+def pickle(path: Path) -> None:
+    torch.save([1, 2], path)
+
+
+RUN = "runs/linear-mnist/seed-3"
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "truncated weights": (
+        f"{RUN}/weights.pt",
+        truncate,
+        " is damaged or foreign; expected the weights of linear-mnist",
+    ),
+    "no weights": (f"{RUN}/weights.pt", Path.unlink, " is missing; expected the weights of linear-mnist"),
+    "text": (f"{RUN}/weights.pt", lambda p: p.write_text("hello"), " is damaged or foreign; expected the weights of"),
+    "another network": (f"{RUN}/weights.pt", swap, " does not hold the weights of linear-mnist: "),
+    "something else": (f"{RUN}/weights.pt", pickle, " holds a list; expected the weights of linear-mnist"),
+    "no runs": ("runs", shutil.rmtree, "/linear-mnist/seed-3/result.json is missing; expected a file that an earlier"),
+    "damaged provenance": (f"{RUN}/result.json", truncate, " is damaged ("),
+    "another trial": (
+        RUN,
+        lambda p: store.write_json(p / "result.json", {"key": "0"}),
+        " holds another trial than par",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_not_the_trained_network_is_one_line(copied: Path, name: str) -> None:
+    path, damage, words = DAMAGE[name]
+    damage(Path(path))
+    with pytest.raises(UserError) as caught:
+        run("linear-mnist")
+    assert str(caught.value).startswith(path + words) and "\n" not in str(caught.value)
+
+
+def test_a_trial_of_other_parameters_is_not_evaluated_as_these(copied: Path) -> None:
+    edit_params(Path("params.yaml"), linear_mnist={"recipe.optimiser.lr": 0.05})
+    with pytest.raises(
+        UserError, match=r"^runs/linear-mnist/seed-3 holds another trial than params.yaml describes; run"
+    ):
+        run("linear-mnist")
+
+
+@pytest.mark.parametrize("crop", [23, 29])
+def test_crops_that_the_network_was_not_trained_on_are_one_line(copied: Path, crop: int) -> None:
+    edit_params(Path("params.yaml"), mlp300_mnist={"evaluation": {"views": "ten_crop", "crop": crop}})
+    with pytest.raises(UserError) as caught:
+        run("mlp300-mnist")
+    line = f"benchmarks.mlp300-mnist.evaluation.crop is {crop}; expected 24, the side of the images it is trained on"
+    assert str(caught.value) == line
+
+
+def test_a_damaged_test_split_is_one_line(copied: Path, mnist_slice: Path) -> None:
+    Path("datasets").unlink()
+    shutil.copytree(mnist_slice, "datasets")
+    truncate(Path("datasets/mnist/test_images.npy"))
+    with pytest.raises(UserError, match=r"^datasets/mnist/test_images.npy: not a readable array") as caught:
+        run("linear-mnist")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_seed_that_is_gone_leaves_nothing_behind(copied: Path) -> None:
+    edit_params(Path("params.yaml"), linear_mnist={"budgets.laptop": {"epochs": 1, "seeds": [5]}})
+    run("linear-mnist")
+    assert [path.name for path in Path("evaluations/linear-mnist/trials").iterdir()] == ["seed-5"]
+    assert read(Path("evaluations/linear-mnist/metrics.json"))["seeds"] == 1
+    templates = arrays(Path("evaluations/linear-mnist/first_layer.npz"))["templates"]
+    np.testing.assert_allclose(templates, weights("linear-mnist", 5)["1.weight"].reshape(10, 1, 28, 28))
+
+
+def test_the_command_says_one_line_and_exits_2(copied: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "pipelines.evaluate", "linear-mnits"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: benchmark linear-mnits is not known; did you mean linear-mnist? (allowed: ")
+    assert done.stderr.count("\n") == 1
+
+
+# --- the test split ----------------------------------------------------------------------------------------------
+
+
+def opens_test(path: Path) -> bool:
+    """Whether a module asks for ``split("test")``."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "split"]
+    return any(isinstance(arg, ast.Constant) and arg.value == "test" for call in named for arg in call.args)
+
+
+def test_evaluate_alone_opens_the_test_split() -> None:
+    assert [path.name for path in sorted((ROOT / "pipelines").glob("*.py")) if opens_test(path)] == ["evaluate.py"]

@@ -1,0 +1,251 @@
+"""The main job, end to end, on a slice of real MNIST: real DVC, Ray, Lightning and MLflow, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT
+
+BIN = Path(sys.executable).parent
+SUITE = ["linear-mnist", "lenet5-mnist"]
+LEDGER_KEYS = {
+    *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
+    *("wall_s", "hardware", "git_commit"),
+}
+
+
+class Checkout:
+    """A copy of the project's files in a Git repository of its own, with a small suite."""
+
+    def __init__(self, folder: Path, mirror: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        )
+        names = listed.stdout.splitlines() if listed.returncode == 0 else []
+        for name in names or [
+            str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts
+        ]:
+            if (
+                (ROOT / name).is_file()
+                and not name.startswith(("tests/", "evaluations/", "report/"))
+                and name != "dvc.lock"
+            ):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        self.environment = {k: v for k, v in os.environ.items() if k not in ("RUN_STORE", "RAY_ADDRESS", "PYTHONPATH")}
+        self.environment |= {
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "DATA_MIRROR": str(mirror),
+            "PYTHONPATH": str(folder),  # an editable install points at the checkout under test, not at this copy
+        }
+        self.environment.pop("MLFLOW_TRACKING_URI", None)
+        self.git("init", "-q")
+        self.git("add", "-A")
+        self.git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+
+    def git(self, *words: str) -> None:
+        subprocess.run(["git", *words], cwd=self.folder, check=True, capture_output=True)
+
+    def run(self, *words: str, ok: bool = True) -> str:
+        done = subprocess.run(
+            [str(BIN / words[0]), *words[1:]], cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+        assert (done.returncode == 0) == ok, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def edit(self, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
+        path = self.folder / "params.yaml"
+        found = yaml.safe_load(path.read_text())
+        change(found)
+        path.write_text(yaml.safe_dump(found, sort_keys=False))
+
+    def small(self, epochs: int = 1, images: int = 10_000) -> None:
+        def change(found: dict) -> None:  # type: ignore[type-arg]
+            for name in SUITE:
+                found["benchmarks"][name]["budgets"]["laptop"] = {
+                    "epochs": epochs,
+                    "train_images": images,
+                    "seeds": [0, 1],
+                }
+            found["suites"]["laptop"]["benchmarks"] = SUITE
+            found["suite"]["datasets"] = ["mnist"]
+            found["suite"]["benchmarks"] = {n: found["suite"]["benchmarks"][n] for n in SUITE}
+
+        self.edit(change)
+
+
+@pytest.fixture(scope="module")
+def mirror(mnist: Path) -> Path:
+    """MNIST's raw files, laid out as $DATA_MIRROR is."""
+    return mnist.parent / "data"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> Checkout:
+    """A checkout in which the small suite has been reproduced once."""
+    found = Checkout(tmp_path_factory.mktemp("checkout"), mirror)
+    found.small()
+    found.run("dvc", "repro")
+    return found
+
+
+def test_one_command_gives_a_ledger_with_honest_verdicts(checkout: Checkout) -> None:
+    ledger = {row["benchmark"]: row for row in json.loads((checkout.folder / "report/ledger.json").read_text())}
+    assert all(row.keys() >= LEDGER_KEYS for row in ledger.values())
+    for name in SUITE:
+        row = ledger[name]
+        assert row["n"] == 2 and set(row["per_seed"]) == {"0", "1"}
+        assert 2 < row["mean"] < 60  # learnt something, on 10,000 images
+        assert row["ci95"][0] < row["mean"] < row["ci95"][1]
+        assert row["verdict"] == "under budget"
+        assert row["epochs"] == pytest.approx(10_000 / 60_000, abs=1e-3)
+    assert ledger["allcnn-c-cifar10"]["verdict"] == "untested"
+    page = (checkout.folder / "report/index.html").read_text()
+    assert "lenet5-mnist" in page and "under budget" in page
+    assert "lenet5-mnist" in (checkout.folder / "report/ledger.md").read_text()
+
+
+def test_afterwards_nothing_is_left_to_do(checkout: Checkout) -> None:
+    assert "up to date" in checkout.run("dvc", "status")
+    again = checkout.run("dvc", "repro")
+    assert "Running stage" not in again and "up to date" in again
+
+
+def test_dvc_shows_the_table_and_the_confusion_matrices(checkout: Checkout) -> None:
+    shown = json.loads(checkout.run("dvc", "metrics", "show", "--json"))
+    metrics = shown[""]["data"]["evaluations/lenet5-mnist/metrics.json"]["data"]
+    assert metrics["seeds"] == 2 and metrics["accuracy"] == pytest.approx(100 - metrics["error"])
+    plots = json.loads(checkout.run("dvc", "plots", "show", "--json"))
+    (plot,) = plots["data"]["evaluations/lenet5-mnist/confusion.csv"]
+    cells = json.loads(plot["content"])["data"]["values"] if isinstance(plot["content"], str) else plot["content"]
+    cells = cells["data"]["values"] if isinstance(cells, dict) else cells
+    assert len(cells) == 100 and sum(int(cell["count"]) for cell in cells) == 2 * 10_000
+
+
+def test_a_claim_or_another_family_retrains_nothing(checkout: Checkout) -> None:
+    checkout.edit(lambda found: found["benchmarks"]["lenet5-mnist"]["claim"].update(protocol="another wording"))
+    ran = checkout.run("dvc", "repro")
+    assert "Running stage 'compare'" in ran and "Running stage 'train" not in ran and "'evaluate" not in ran
+    (checkout.folder / "models/mlp.py").write_text((checkout.folder / "models/mlp.py").read_text() + "\n")
+    assert "Running stage" not in checkout.run("dvc", "repro")
+
+
+def test_one_benchmarks_recipe_retrains_that_one_alone(checkout: Checkout) -> None:
+    linear = checkout.folder / "runs/linear-mnist/seed-0/weights.pt"
+    before = linear.stat().st_mtime_ns
+    checkout.edit(lambda found: found["benchmarks"]["lenet5-mnist"]["recipe"]["optimiser"].update(lr=0.01))
+    ran = checkout.run("dvc", "repro")
+    assert "Running stage 'train@lenet5-mnist'" in ran and "'train@linear-mnist'" not in ran.replace("didn't", "")
+    assert linear.stat().st_mtime_ns == before
+    result = json.loads((checkout.folder / "runs/lenet5-mnist/seed-0/result.json").read_text())
+    assert result["config"]["recipe"]["optimiser"]["lr"] == 0.01
+
+
+def test_mlflow_has_a_parent_a_benchmark_and_a_child_a_trial(checkout: Checkout) -> None:
+    checkout.run("python", "-m", "pipelines.tracking")
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{checkout.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("mnist")
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    parents = {run.info.run_id: run for run in runs if "mlflow.parentRunId" not in run.data.tags}
+    assert {run.info.run_name for run in parents.values()} >= set(SUITE)
+    assert all(run.data.tags["mlflow.parentRunId"] in parents for run in children)
+    assert len(children) == 2 + 2 + 2  # two seeds each, and LeNet-5's two of the first recipe
+
+
+def test_the_raw_files_travel_through_a_remote(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.run("dvc", "remote", "add", "--local", "-d", "team", str(tmp_path / "remote"))
+    pushed = checkout.run("dvc", "push", "data.dvc", ok=True)
+    assert "pushed" in pushed
+    file = checkout.folder / "data/mnist/t10k-labels-idx1-ubyte"
+    file.unlink()
+    shutil.rmtree(checkout.folder / ".dvc/cache/files/md5/27")
+    checkout.run("dvc", "pull", str(file))
+    assert file.stat().st_size == 10_008
+
+
+def test_a_killed_dvc_takes_its_stage_along_and_is_continued(tmp_path: Path, mirror: Path) -> None:
+    found = Checkout(tmp_path / "killed", mirror)
+    found.small(epochs=3, images=20_000)
+    (found.folder / "sitecustomize.py").write_text("from pipelines import journal; journal.CHECKPOINT_EVERY_S = 0.5")
+    found.run("dvc", "repro", "fetch@mnist")
+    with (found.folder / "log").open("wb") as log:
+        dvc = subprocess.Popen(
+            [str(BIN / "dvc"), "repro", "train@lenet5-mnist"],
+            cwd=found.folder,
+            env=found.environment,
+            stdout=log,
+            stderr=log,
+        )
+    deadline = time.monotonic() + 120
+    while len(list(found.folder.glob("store/*/last.ckpt"))) < 2:
+        assert time.monotonic() < deadline and dvc.poll() is None, (found.folder / "log").read_text()
+        time.sleep(0.1)
+    family = [p for p in psutil.Process(dvc.pid).children(recursive=True) if not p.name().endswith("Agent")]
+    dvc.send_signal(signal.SIGKILL)
+    dvc.wait()
+    assert not psutil.wait_procs(family, timeout=30)[1]
+    found.run("dvc", "repro", "train@lenet5-mnist")
+    for seed in (0, 1):
+        collected = found.folder / f"runs/lenet5-mnist/seed-{seed}"
+        assert json.loads((collected / "result.json").read_text())["resumed"] == 1
+        # Undisturbed, from the same seed, elsewhere: the same weights.
+        found.run(
+            "python", "-m", "pipelines.trial", "lenet5-mnist", f"--seed={seed}", "--store=elsewhere", "--threads=1"
+        )
+        (other,) = (
+            p
+            for p in found.folder.glob("elsewhere/*/weights.pt")
+            if json.loads((p.parent / "trial.json").read_text())["seed"] == seed
+        )
+        ours, theirs = (torch.load(path, weights_only=True) for path in (collected / "weights.pt", other))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda p: p["benchmarks"]["lenet5-mnist"]["recipe"].update(bach=3),
+            "recipe.bach is not known; did you mean batch?",
+        ),
+        (
+            lambda p: p["benchmarks"]["lenet5-mnist"]["recipe"]["optimiser"].update(lr=-1),
+            "lr is -1.0; expected a number above 0",
+        ),
+        (
+            lambda p: p["benchmarks"]["lenet5-mnist"]["budgets"]["laptop"].update(seeds=[1, 1]),
+            "seeds names 1 more than once",
+        ),
+    ],
+)
+def test_bad_params_end_dvc_repro_before_anything_trains(
+    checkout: Checkout,
+    change: Callable[[dict], None],
+    words: str,  # type: ignore[type-arg]
+) -> None:
+    kept = (checkout.folder / "params.yaml").read_text()
+    trials = sorted(checkout.folder.glob("store/*/trial.json"))
+    try:
+        checkout.edit(change)
+        said = checkout.run("dvc", "repro", ok=False)
+        assert words in said and "Traceback" not in said
+    finally:
+        (checkout.folder / "params.yaml").write_text(kept)
+    assert sorted(checkout.folder.glob("store/*/trial.json")) == trials
