@@ -1,0 +1,1 @@
+"""The pipeline: fetch, train, evaluate, compare; and what tracks it."""

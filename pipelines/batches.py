@@ -74,7 +74,6 @@ class Batches:
         order = self.order(epoch)
         for number in range(self.done, len(self)):
             chosen = order[number * self.batch : (number + 1) * self.batch]
-            chosen = chosen[: len(chosen) // self.workers * self.workers]
             batch = self._load(chosen, epoch, number)
             self.epoch, self.done = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
             yield batch
@@ -101,7 +100,9 @@ class Batches:
         return images, self.labels[chosen]
 
     def _share(self, values: Tensor) -> Tensor:
-        return values.chunk(self.workers)[self.rank] if self.workers > 1 else values
+        """This worker's part; a remainder that the workers can't share equally is left out."""
+        each = len(values) // self.workers
+        return values[self.rank * each : (self.rank + 1) * each]
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch is; Lightning stores it in the checkpoint."""

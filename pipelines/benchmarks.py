@@ -68,6 +68,7 @@ class Optimiser:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    decay_biases: bool = True  # ConvNetJS decays weights alone
     rho: float = 0.95  # adadelta only
     eps: float = 1e-8  # adadelta only
 

@@ -34,11 +34,11 @@ def _side_by_side(one: spec.Spec, ray_cluster: cluster.Cluster) -> int:
 
 def trial_seconds(one: spec.Spec) -> float:
     """Seconds that are left of one trial, by the measured rate; 0 when it was never measured."""
-    rate = _known().get(_rate_key(one), {}).get("images_per_s")
+    rate = float(_known().get(_rate_key(one), {}).get("images_per_s", 0.0))
     if not rate:
         return 0.0
     told = _read(one.files.progress)
-    share = 1 - min(1.0, told.get("epoch", 0.0) / one.epochs)
+    share = 1 - min(1.0, float(told.get("epoch", 0.0)) / one.epochs)
     return share * one.epochs * images(one) / (rate * one.benchmark.resources.workers)
 
 
@@ -52,7 +52,7 @@ def images(one: spec.Spec) -> int:
 
 def disk_bytes(one: spec.Spec) -> int:
     """Bytes that a trial needs in the store at most."""
-    return STATES * _known().get(_rate_key(one), {}).get("weight_bytes", 10_000_000)
+    return STATES * int(_known().get(_rate_key(one), {}).get("weight_bytes", 10_000_000))
 
 
 def _measure_unknown(specs: Sequence[spec.Spec]) -> None:

@@ -99,7 +99,8 @@ def predict(benchmark: Benchmark, dataset: Dataset, model: nn.Module, seed: int,
 
     def look(batch: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            return model(batch).float().softmax(1)
+            outputs: Tensor = model(batch)
+        return outputs.float().softmax(1)
 
     for start in range(0, len(images), BATCH):
         batch = preprocess(torch.from_numpy(np.array(images[start : start + BATCH])).to(device))

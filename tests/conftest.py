@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,12 +35,13 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mnist_slice(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of datasets with the first images of MNIST's two files, under MNIST's own name."""
     root, whole = tmp_path_factory.mktemp("slice"), datasets.open_dataset(mnist, "mnist")
-    splits = {
-        split: tuple(np.array(part[:count]) for part in whole.split(split))
-        for split, count in (("train", TRAIN), ("test", TEST))
-    }
+    (images, labels), (test_images, test_labels) = whole.split("train"), whole.split("test")
     datasets.write_dataset(
-        root, name="mnist", classes=whole.classes, train=splits["train"], test=splits["test"], source_md5={}
+        root,
+        name="mnist",
+        classes=whole.classes,
+        train=(np.array(images[:TRAIN]), np.array(labels[:TRAIN])),
+        test=(np.array(test_images[:TEST]), np.array(test_labels[:TEST])),
     )
     return root
 
@@ -60,7 +62,7 @@ def project(tmp_path: Path, mnist_slice: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-def edit_params(path: Path, **benchmark_changes: dict[str, object]) -> benchmarks.Params:
+def edit_params(path: Path, **benchmark_changes: dict[str, Any]) -> benchmarks.Params:
     """Rewrite params.yaml with ``name={"recipe.batch": 7}`` applied to benchmarks (hyphens as underscores)."""
     found = yaml.safe_load(path.read_text())
     for name, changes in benchmark_changes.items():

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -67,14 +68,14 @@ class Checkout:
         assert (done.returncode == 0) == ok, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def edit(self, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
+    def edit(self, change: Callable[[dict[str, Any]], None]) -> None:
         path = self.folder / "params.yaml"
         found = yaml.safe_load(path.read_text())
         change(found)
         path.write_text(yaml.safe_dump(found, sort_keys=False))
 
     def small(self, epochs: int = 1, images: int = 10_000) -> None:
-        def change(found: dict) -> None:  # type: ignore[type-arg]
+        def change(found: dict[str, Any]) -> None:
             for name in SUITE:
                 found["benchmarks"][name]["budgets"]["laptop"] = {
                     "epochs": epochs,
@@ -237,8 +238,8 @@ def test_a_killed_dvc_takes_its_stage_along_and_is_continued(tmp_path: Path, mir
 )
 def test_bad_params_end_dvc_repro_before_anything_trains(
     checkout: Checkout,
-    change: Callable[[dict], None],
-    words: str,  # type: ignore[type-arg]
+    change: Callable[[dict[str, Any]], None],
+    words: str,
 ) -> None:
     kept = (checkout.folder / "params.yaml").read_text()
     trials = sorted(checkout.folder.glob("store/*/trial.json"))

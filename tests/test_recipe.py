@@ -249,7 +249,7 @@ def test_convnetjs_sums_gradients_over_a_batch_and_divides_them_with_the_decay()
         labels = torch.randint(3, (4,), generator=generator)
         optimiser.zero_grad()
         outputs = model(images)
-        LOSSES[recipe.loss](outputs, labels).backward()  # type: ignore[no-untyped-call]
+        LOSSES[recipe.loss](outputs, labels).backward()
         summed = ((outputs.softmax(1) - F.one_hot(labels, 3)).T @ images).detach().numpy()
         expected = step(expected, (1e-4 * expected + summed) / 4)
         optimiser.step()
@@ -300,7 +300,7 @@ def golden_run() -> list[float]:
     for batch in [*loader, *loader, *loader]:
         loss = module.training_step(batch, 0)
         steps.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         steps.step()
         losses.append(loss.item())
     return losses

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,8 +21,8 @@ from pipelines import spec, store, trial
 from tests.conftest import ROOT, edit_params, environment
 
 TRAIN = [sys.executable, "-W", "ignore", "-m", "pipelines.train"]
-SHORT: dict[str, object] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 2, "seeds": [0, 1, 2]}}
-LONG: dict[str, object] = {"recipe.batch": 8, "budgets.laptop": {"epochs": 6, "seeds": [0, 1]}}  # some 15 s a seed
+SHORT: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 2, "seeds": [0, 1, 2]}}
+LONG: dict[str, Any] = {"recipe.batch": 8, "budgets.laptop": {"epochs": 6, "seeds": [0, 1]}}  # some 15 s a seed
 # No tracking here: a server that refuses at once keeps the test about training.
 QUIET = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
 

@@ -23,12 +23,13 @@ from pipelines.errors import UserError
 from pipelines.spec import Spec
 from tests.conftest import ROOT, edit_params, environment
 
-SMALL: dict[str, object] = {"recipe.subset": {"first": 300}, "budgets.laptop": {"epochs": 3, "seeds": [0]}}
+NAME = "lenet5-mnist"
+SMALL: dict[str, Any] = {"recipe.subset": {"first": 300}, "budgets.laptop": {"epochs": 3, "seeds": [0]}}
 
 
-def planned(name: str = "lenet5-mnist", seed: int = 0, root: str = "store", **changes: object) -> Spec:
+def planned(changes: Mapping[str, Any] | None = None, *, name: str = NAME, seed: int = 0, root: str = "store") -> Spec:
     shutil.copy(ROOT / "params.yaml", "params.yaml")
-    params = edit_params(Path("params.yaml"), **{name: {**SMALL, **changes}})
+    params = edit_params(Path("params.yaml"), **{name: {**SMALL, **(changes or {})}})
     return spec.plan(params.benchmark(name), "laptop", seed, data=Path("datasets"), root=Path(root), threads=1)
 
 
@@ -42,7 +43,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def test_a_trial_learns_and_says_where_its_numbers_come_from(project: Path) -> None:
-    one = planned(**{"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}})
+    one = planned({"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}})
     files = trial.run(one)
     curve = store.read_lines(files.curve)
     assert [point["epoch"] for point in curve] == [1, 2]
@@ -87,7 +88,7 @@ KILLED = """
 """
 
 # Each has something of its own to lose in a restart: momentum and bf16; Adadelta's state and augmentation; dropout.
-RECIPES: dict[str, dict[str, object]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "momentum": {},
     "augmented": {
         "recipe.augment": [{"shift": {"pixels": 2}}],
@@ -108,8 +109,8 @@ RECIPES: dict[str, dict[str, object]] = {
 def test_a_killed_trial_ends_at_the_weights_of_an_undisturbed_one(
     project: Path, recipe: str, stop_at: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = trial.run(planned(root="undisturbed", **RECIPES[recipe]))
-    one = planned(root="killed", **RECIPES[recipe])
+    undisturbed = trial.run(planned(RECIPES[recipe], root="undisturbed"))
+    one = planned(RECIPES[recipe], root="killed")
     (project / "spec.pickle").write_bytes(pickle.dumps(one))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), "spec.pickle", str(stop_at)], env=environment()
@@ -182,7 +183,7 @@ def test_a_damaged_checkpoint_is_one_line(project: Path, damage: bytes, words: s
 
 def test_a_checkpoint_of_another_trial_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "CHECKPOINT_EVERY_S", 0.0)
-    other = planned("linear-mnist", root="other")
+    other = planned(name="linear-mnist", root="other")
     kept: list[bytes] = []
 
     def keep(told: Mapping[str, Any]) -> None:
@@ -197,7 +198,7 @@ def test_a_checkpoint_of_another_trial_is_one_line(project: Path, monkeypatch: p
         trial.run(one)
 
 
-BAD: dict[str, tuple[dict[str, object], str]] = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "batch larger than the data": ({"recipe.batch": 4000}, "recipe.batch is 4000; expected at most the 300"),
     "unknown model": ({"model.name": "lenet6"}, "model lenet6 is not known; did you mean lenet"),
     "unknown option": ({"model.options": {"haed": "softmax"}}, "option haed is not known; did you mean head"),
@@ -212,7 +213,7 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_trained_is_said_in_one_line_before_it_starts(project: Path, name: str) -> None:
     changes, words = BAD[name]
-    one = planned(**changes)
+    one = planned(changes)
     with pytest.raises(UserError) as caught:
         trial.check(one.benchmark, "laptop", one.data)
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -222,14 +223,14 @@ def test_what_cannot_be_trained_is_said_in_one_line_before_it_starts(project: Pa
 def test_the_key_follows_everything_that_decides_the_weights(project: Path) -> None:
     base = planned()
     changed = [
-        planned(**{"recipe.batch": 16}),
-        planned(**{"model.options": {"head": "rbf"}}),
-        planned(**{"budgets.laptop": {"epochs": 4, "seeds": [0]}}),
+        planned({"recipe.batch": 16}),
+        planned({"model.options": {"head": "rbf"}}),
+        planned({"budgets.laptop": {"epochs": 4, "seeds": [0]}}),
         planned(seed=1),
     ]
     keys = {base.key, *(one.key for one in changed)}
     assert len(keys) == 1 + len(changed)
-    unchanged = planned(**{"claim.value": 1.0, "deviations": ["another"], "resources": {"cpus": 2}})
+    unchanged = planned({"claim.value": 1.0, "deviations": ["another"], "resources": {"cpus": 2}})
     assert unchanged.key == base.key
 
 

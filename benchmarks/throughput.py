@@ -1,0 +1,180 @@
+"""Throughput of a trial, as ratios of things measured side by side in one run, since machines are shared and noisy.
+
+    make benchmark            or: python benchmarks/throughput.py --rounds 5
+
+Every contender trains LeNet-5 on MNIST as the benchmark lenet5-mnist does (its batch, loss, optimiser, preprocessing;
+one thread a process), and counts training images a second, start-up aside:
+
+- pipeline: a trial through ``pipelines.trial``: Lightning, checkpoints, progress, curve;
+- bare loop: the least torch code that does the same work on the same device-resident images;
+- DataLoader: the usual Dataset whose ``__getitem__`` transforms one image at a time;
+- packed: two seeds at once as Ray tasks, against one, both through ``pipelines.train``'s path.
+
+Rounds alternate the contenders; a ratio is the median over rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipelines import benchmarks, cluster, datasets, provenance, spec, store, trial
+from pipelines.errors import guard
+from pipelines.recipe import LOSSES, build_optimiser
+
+NAME = "lenet5-mnist"
+DATA = Path("datasets").absolute()
+IMAGES = 20_000  # an epoch of every contender
+TARGETS = {"pipeline / bare loop": 0.95, "pipeline / DataLoader": 1.7, "two packed seeds / one": 1.8}
+
+
+def benchmark(epochs: int) -> benchmarks.Benchmark:
+    """The benchmark at a budget of ``epochs`` passes over the first ``IMAGES``."""
+    found = benchmarks.load().benchmark(NAME)
+    budgets = found.budgets | {"laptop": benchmarks.Budget(epochs=epochs, seeds=(0, 1), train_images=IMAGES)}
+    return dataclasses.replace(found, budgets=budgets)
+
+
+def planned(root: Path, seed: int, epochs: int) -> spec.Spec:
+    """A trial nobody has trained yet."""
+    return spec.plan(benchmark(epochs), "laptop", seed, data=DATA, root=root, threads=1)
+
+
+def images_per_s(files: store.TrialFiles) -> float:
+    """Images a second of the epochs after the first, which warms up."""
+    curve = store.read_lines(files.curve)
+    return IMAGES * (len(curve) - 1) / float(curve[-1]["seconds"] - curve[0]["seconds"])
+
+
+def pipeline(epochs: int) -> float:
+    """One trial, start to weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        return images_per_s(trial.run(planned(Path(folder), 0, epochs)))
+
+
+def timed(epochs: int, epoch: Callable[[], None]) -> float:
+    """Images a second over ``epochs`` calls, after one to warm up."""
+    epoch()
+    began = time.monotonic()
+    for _ in range(epochs):
+        epoch()
+    return IMAGES * epochs / (time.monotonic() - began)
+
+
+def bare_loop(epochs: int) -> float:
+    """The barest loop: index, pad, scale, forward, backward, step."""
+    chosen = benchmark(epochs)
+    whole = datasets.open_dataset(DATA, "mnist")
+    pixels, digits = (torch.from_numpy(np.array(part[:IMAGES])) for part in whole.split("train"))
+    model = trial.build_model(chosen, whole, trial.image_shape(chosen, whole))
+    optimiser, loss_of, size = (
+        build_optimiser(chosen.recipe.optimiser, model),
+        LOSSES["cross_entropy"],
+        chosen.recipe.batch,
+    )
+
+    def epoch() -> None:
+        for batch in torch.randperm(IMAGES).split(size):
+            images = torch.nn.functional.pad(pixels[batch], (2, 2, 2, 2)).float() * (1.275 / 255) - 0.1
+            loss = loss_of(model(images), digits[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+    return timed(epochs, epoch)
+
+
+class OneByOne(Dataset[tuple[torch.Tensor, int]]):
+    """MNIST as most tutorials read it: each image transformed when it is asked for."""
+
+    def __init__(self) -> None:
+        images, digits = datasets.open_dataset(DATA, "mnist").split("train")
+        self.images, self.digits = np.array(images[:IMAGES]), np.array(digits[:IMAGES])
+
+    def __len__(self) -> int:
+        return IMAGES
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = torch.from_numpy(self.images[index]).float().div(255)
+        image = torch.nn.functional.pad(image, (2, 2, 2, 2))
+        return image.sub(0.1 / 1.275).mul(1.275), int(self.digits[index])
+
+
+def data_loader(epochs: int) -> float:
+    """The bare loop over a DataLoader, in one process as every contender is."""
+    chosen = benchmark(epochs)
+    whole = datasets.open_dataset(DATA, "mnist")
+    model = trial.build_model(chosen, whole, trial.image_shape(chosen, whole))
+    optimiser, loss_of = build_optimiser(chosen.recipe.optimiser, model), LOSSES["cross_entropy"]
+    loader = DataLoader(OneByOne(), batch_size=chosen.recipe.batch, shuffle=True)
+
+    def epoch() -> None:
+        for images, digits in loader:
+            loss = loss_of(model(images), digits)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+    return timed(epochs, epoch)
+
+
+def on_ray(seeds: int, epochs: int) -> float:
+    """Images a second of ``seeds`` trials at once, as Ray tasks of one CPU each; together, while all of them train."""
+    import ray
+
+    with tempfile.TemporaryDirectory() as folder:
+        specs = [planned(Path(folder), seed, epochs) for seed in range(seeds)]
+        task = ray.remote(num_cpus=1)(_train)
+        ray.get([task.remote(one) for one in specs])
+        return sum(images_per_s(one.files) for one in specs)
+
+
+def _train(one: spec.Spec) -> None:
+    trial.run(one)
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/throughput.py")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=2, help="timed passes of each contender a round")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, float]] = []
+    with cluster.connect() as found:
+        print(f"{provenance.hardware('cpu')}, torch {torch.__version__}, Python {platform.python_version()}; {found}")
+        on_ray(2, 2)  # starts the workers
+        for number in range(args.rounds):
+            row = {
+                "pipeline": pipeline(args.epochs + 1),
+                "bare loop": bare_loop(args.epochs),
+                "DataLoader": data_loader(args.epochs),
+                "one seed on Ray": on_ray(1, args.epochs + 1),
+                "two seeds on Ray": on_ray(2, args.epochs + 1),
+            }
+            rows.append(row)
+            print(f"round {number + 1}: " + ", ".join(f"{k} {v:,.0f}" for k, v in row.items()), flush=True)
+    pairs = {
+        "pipeline / bare loop": ("pipeline", "bare loop"),
+        "pipeline / DataLoader": ("pipeline", "DataLoader"),
+        "two packed seeds / one": ("two seeds on Ray", "one seed on Ray"),
+    }
+    print("\n| ratio | median | lowest | highest | target |\n|---|---|---|---|---|")
+    for name, (above, below) in pairs.items():
+        ratios = sorted(row[above] / row[below] for row in rows)
+        median = statistics.median(ratios)
+        print(f"| {name} | {median:.2f} | {ratios[0]:.2f} | {ratios[-1]:.2f} | {TARGETS[name]} |")
+
+
+if __name__ == "__main__":
+    guard(main)
