@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import benchmarks, datasets, orphan, progress, spec, store, tracking, trial, verdicts
+from pipelines import benchmarks, datasets, orphan, progress, spec, store, trial, verdicts
 from pipelines.batches import stream
 from pipelines.benchmarks import Benchmark
 from pipelines.datasets import Dataset
@@ -143,27 +143,17 @@ def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[dict
     ]
 
 
-def check(benchmark: Benchmark, dataset: Dataset) -> None:
-    """UserError where the views would not be of the size that the network takes."""
-    side, crop = trial.image_shape(benchmark, dataset)[1], benchmark.evaluation.crop
-    if crop not in (None, side):
-        where = f"benchmarks.{benchmark.name}.evaluation.crop"
-        raise UserError(f"{where} is {crop}; expected {side}, the side of the images it is trained on")
-
-
 def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) -> Path:
     """Write ``evaluations/<benchmark>/`` for the benchmark's trials; returns that folder."""
     dataset = datasets.open_dataset(DATA, benchmark.dataset)
-    check(benchmark, dataset)
+    trial.check_views(benchmark, dataset)
+    dataset.verify("test")
     target = EVALUATIONS / benchmark.name
+    planned = sorted(planned, key=lambda one: one.seed)
+    models = [_trained(benchmark, dataset, one) for one in planned]
     shutil.rmtree(target, ignore_errors=True)
     errors, tops, total = [], [], np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
-    for number, one in enumerate(planned):
-        folder = RUNS / benchmark.name / f"seed-{one.seed}"
-        result = store.read_json(folder / "result.json")
-        if result.get("key") != one.key:
-            raise UserError(f"{folder} holds another trial than params.yaml describes; run the stage train first")
-        model = load_network(benchmark, dataset, folder / "weights.pt")
+    for number, (one, model) in enumerate(zip(planned, models, strict=True)):
         found = predict(benchmark, dataset, model, one.seed, device)
         confusion = found.confusion()
         _write_seed(target / "trials" / f"seed-{one.seed}", one.key, found, confusion, dataset)
@@ -176,6 +166,14 @@ def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) ->
         print(f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}", flush=True)
     _write_aggregate(target, benchmark, dataset, errors, tops, total)
     return target
+
+
+def _trained(benchmark: Benchmark, dataset: Dataset, one: spec.Spec) -> nn.Module:
+    """The network that the stage train collected for this trial, and not for another one."""
+    folder = RUNS / benchmark.name / f"seed-{one.seed}"
+    if store.read_json(folder / "result.json").get("key") != one.key:
+        raise UserError(f"{folder} holds another trial than params.yaml describes; run the stage train first")
+    return load_network(benchmark, dataset, folder / "weights.pt")
 
 
 def _write_seed(folder: Path, key: str, found: Predictions, confusion: NDArray[np.int64], dataset: Dataset) -> None:
@@ -277,9 +275,6 @@ def main() -> None:
         planned = spec.trials(params, name, data=DATA, root=store.default())
         print(f"{name}: {len(planned)} trials, {params.benchmark(name).evaluation.protocol}, on {device}", flush=True)
         evaluate(params.benchmark(name), planned, device)
-    sent = tracking.sync()
-    if sent.line:
-        print(sent.line, flush=True)
 
 
 if __name__ == "__main__":

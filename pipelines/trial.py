@@ -10,13 +10,16 @@ its last checkpoint, and on a CPU it then ends at the very weights of an undistu
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import inspect
 import itertools
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from pipelines.journal import Journal, Worker
 from pipelines.recipe import Classifier, build_optimiser
 from pipelines.spec import Spec, plan
 
+NO_SPACE = 2**20  # bytes free at which a failed write counts as a full disk
 WARM_UP = 2  # steps before a measurement begins
 
 
@@ -62,6 +66,7 @@ def _is_builder(value: Any, module: str) -> bool:
 def check(benchmark: Benchmark, budget: str, data: Path) -> None:
     """Everything that can be wrong with a benchmark and is found without training; UserError for the first thing."""
     dataset = datasets.open_dataset(data, benchmark.dataset)
+    dataset.verify("train")
     where = f"benchmarks.{benchmark.name}"
     count = len(_positions(benchmark, dataset)[: benchmark.budgets[budget].train_images])
     batch, workers = benchmark.recipe.batch, benchmark.resources.workers
@@ -70,6 +75,7 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> None:
             f"{where}.recipe.batch is {batch}; expected at most the {count} training images of {dataset.name}"
         )
     shape = image_shape(benchmark, dataset)
+    check_views(benchmark, dataset)
     model = build_model(benchmark, dataset, shape).eval()
     try:
         with torch.inference_mode():
@@ -84,6 +90,14 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> None:
         raise UserError(
             f"{where}.resources.workers is {workers}; a model with batch normalisation trains on one worker"
         )
+
+
+def check_views(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
+    """UserError where the views of the evaluation would not be of the size that the network takes."""
+    side, crop = image_shape(benchmark, dataset)[1], benchmark.evaluation.crop
+    if crop not in (None, side):
+        where = f"benchmarks.{benchmark.name}.evaluation.crop"
+        raise UserError(f"{where} is {crop}; expected {side}, the side of the images it is trained on")
 
 
 def _positions(benchmark: Benchmark, dataset: datasets.Dataset) -> Tensor:
@@ -159,10 +173,23 @@ def run(
     if worker.rank > 0:
         _train(spec, worker, watch)
         return files
-    with store.lock(files.folder / "lock", spec.name):
+    with store.lock(files.folder / "lock", spec.name), _full_disk_said(spec.store):
         if not files.finished:  # another process may have finished it while this one waited
             _train(spec, worker, watch)
     return files
+
+
+@contextmanager
+def _full_disk_said(root: Path) -> Iterator[None]:
+    """A full disk is the user's to mend: torch raises a RuntimeError of its own for it, Python an OSError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or shutil.disk_usage(root).free < NO_SPACE:
+            free = shutil.disk_usage(root).free / 1e6
+            raise UserError(f"no space left in {root} ({free:.0f} MB free); make room and run this again") from error
+        raise
 
 
 def _train(spec: Spec, worker: Worker, watch: Callable[[Mapping[str, Any]], None]) -> None:

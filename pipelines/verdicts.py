@@ -60,14 +60,17 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Student's t interval on the mean of ``values``; None when fewer than two leave no spread to judge by."""
+    """Student's t interval on the mean of ``values`` in %; None when fewer than two leave no spread to judge by.
+
+    Two seeds that differ give an interval that can reach past 0 or 100 %; it is cut there, which decides no verdict.
+    """
     n = len(values)
     if n < 2:
         return None
     mean = statistics.fmean(values)
     quantile = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
     half = quantile * statistics.stdev(values) / math.sqrt(n)
-    return Interval(mean - half, mean + half)
+    return Interval(max(0.0, mean - half), min(100.0, mean + half))
 
 
 def claim_margin(value: float, test_images: int) -> float:

@@ -70,7 +70,8 @@ def plus_minus(row: LedgerRow | None) -> str:
     """Our mean and half its interval, in two digits."""
     if row is None or row["mean"] is None:
         return NONE
-    half = f" ± {(row['ci95'][1] - row['ci95'][0]) / 2:.2f}" if row["ci95"] else ""
+    # The longer half: an interval is cut where percentages end.
+    half = f" ± {max(row['mean'] - row['ci95'][0], row['ci95'][1] - row['mean']):.2f}" if row["ci95"] else ""
     return f"{row['mean']:.2f}{half}"
 
 
