@@ -24,7 +24,7 @@ from pipelines.page import outcomes, page
 from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome
 from pipelines.page.table3 import NONE, plus_minus
 from pipelines.page.tables import commit, each
-from pipelines.verdicts import Verdict, claim_margin, interval, judge
+from pipelines.verdicts import Verdict, claim_margin, judge, shown
 
 REPORT = Path("report")
 DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
@@ -72,7 +72,7 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
     trials = outcome.trials if outcome else ()
     values = {str(t.seed): t.error if claim.metric == "error" else t.accuracy for t in trials}
     figures = list(values.values())
-    spread = interval(figures)
+    spread = shown(figures)
     epochs = min((float(t.result["epochs"]) for t in trials), default=None)
     paper_epochs = benchmark.budgets["paper"].epochs
     verdict = judge(

@@ -236,7 +236,7 @@ def _write_aggregate(
     confusion: NDArray[np.int64],
 ) -> None:
     mean = float(np.mean(errors))
-    interval = verdicts.interval(errors)
+    interval = verdicts.shown(errors)
     metrics = {
         "error": mean,
         "error_ci95_low": interval[0] if interval else None,

@@ -54,6 +54,7 @@ class Journal(pl.Callback):
         """What a resumed trial goes on from."""
         return {
             "key": self.spec.key,
+            "position": self.loader.state_dict(),
             "curve": self.curve,
             "trained_s": self.elapsed(),
             "resumed": self.resumed,
@@ -61,7 +62,12 @@ class Journal(pl.Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Called by Lightning when it loads a checkpoint."""
+        """Called by Lightning when it loads a checkpoint.
+
+        Lightning itself gives a loader its position back in the middle of an epoch only; at the end of one, the next
+        would begin with the order of the first.
+        """
+        self.loader.load_state_dict(state["position"])
         self.curve, self.trained_s = list(state["curve"]), state["trained_s"]
         self.resumed = state["resumed"] + 1
         self.epoch_started_s = state["epoch_started_s"]

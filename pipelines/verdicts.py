@@ -60,17 +60,20 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Student's t interval on the mean of ``values`` in %; None when fewer than two leave no spread to judge by.
-
-    Two seeds that differ give an interval that can reach past 0 or 100 %; it is cut there, which decides no verdict.
-    """
+    """Student's t interval on the mean of ``values``; None when fewer than two leave no spread to judge by."""
     n = len(values)
     if n < 2:
         return None
     mean = statistics.fmean(values)
     quantile = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
     half = quantile * statistics.stdev(values) / math.sqrt(n)
-    return Interval(max(0.0, mean - half), min(100.0, mean + half))
+    return Interval(mean - half, mean + half)
+
+
+def shown(values: Sequence[float]) -> Interval | None:
+    """The interval of figures in % as it is reported: two seeds that differ can reach past 0 or 100, where it is cut."""
+    found = interval(values)
+    return found and Interval(max(0.0, found.low), min(100.0, found.high))
 
 
 def claim_margin(value: float, test_images: int) -> float:

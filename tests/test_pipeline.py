@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,13 +69,17 @@ class Checkout:
         assert (done.returncode == 0) == ok, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def json(self, *words: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.JSONDecoder().raw_decode(self.run(*words))[0]
+        return found
+
     def edit(self, change: Callable[[dict[str, Any]], None]) -> None:
         path = self.folder / "params.yaml"
         found = yaml.safe_load(path.read_text())
         change(found)
         path.write_text(yaml.safe_dump(found, sort_keys=False))
 
-    def small(self, epochs: int = 1, images: int = 10_000) -> None:
+    def small(self, epochs: int = 2, images: int = 20_000) -> None:
         def change(found: dict[str, Any]) -> None:
             for name in SUITE:
                 found["benchmarks"][name]["budgets"]["laptop"] = {
@@ -110,10 +115,12 @@ def test_one_command_gives_a_ledger_with_honest_verdicts(checkout: Checkout) -> 
     for name in SUITE:
         row = ledger[name]
         assert row["n"] == 2 and set(row["per_seed"]) == {"0", "1"}
-        assert 2 < row["mean"] < 60  # learnt something, on 10,000 images
+        assert 2 < row["mean"] < 60  # learnt something, on 20,000 images
         assert row["ci95"][0] < row["mean"] < row["ci95"][1]
-        assert row["verdict"] == "under budget"
-        assert row["epochs"] == pytest.approx(10_000 / 60_000, abs=1e-3)
+        # 2 seeds conclude nothing: short of the claim they are under budget, and there they are inconclusive.
+        there = row["ci95"][1] <= row["claim"]["value"] + row["margin"]
+        assert row["verdict"] == ("inconclusive" if there else "under budget")
+        assert row["epochs"] == pytest.approx(2 * 20_000 / 60_000, abs=1e-3)
     assert ledger["allcnn-c-cifar10"]["verdict"] == "untested"
     page = (checkout.folder / "report/index.html").read_text()
     assert "lenet5-mnist" in page and "under budget" in page
@@ -121,16 +128,16 @@ def test_one_command_gives_a_ledger_with_honest_verdicts(checkout: Checkout) -> 
 
 
 def test_afterwards_nothing_is_left_to_do(checkout: Checkout) -> None:
-    assert "up to date" in checkout.run("dvc", "status")
+    assert "up to date" in checkout.run("dvc", "status", "dvc.yaml")
     again = checkout.run("dvc", "repro")
     assert "Running stage" not in again and "up to date" in again
 
 
 def test_dvc_shows_the_table_and_the_confusion_matrices(checkout: Checkout) -> None:
-    shown = json.loads(checkout.run("dvc", "metrics", "show", "--json"))
+    shown = checkout.json("dvc", "metrics", "show", "--json")
     metrics = shown[""]["data"]["evaluations/lenet5-mnist/metrics.json"]["data"]
     assert metrics["seeds"] == 2 and metrics["accuracy"] == pytest.approx(100 - metrics["error"])
-    plots = json.loads(checkout.run("dvc", "plots", "show", "--json"))
+    plots = checkout.json("dvc", "plots", "show", "--json")
     (plot,) = plots["data"]["evaluations/lenet5-mnist/confusion.csv"]
     cells = json.loads(plot["content"])["data"]["values"] if isinstance(plot["content"], str) else plot["content"]
     cells = cells["data"]["values"] if isinstance(cells, dict) else cells
@@ -140,7 +147,9 @@ def test_dvc_shows_the_table_and_the_confusion_matrices(checkout: Checkout) -> N
 def test_a_claim_or_another_family_retrains_nothing(checkout: Checkout) -> None:
     checkout.edit(lambda found: found["benchmarks"]["lenet5-mnist"]["claim"].update(protocol="another wording"))
     ran = checkout.run("dvc", "repro")
-    assert "Running stage 'compare'" in ran and "Running stage 'train" not in ran and "'evaluate" not in ran
+    assert (
+        "Running stage 'compare'" in ran and "Running stage 'train" not in ran and "Running stage 'evaluate" not in ran
+    )
     (checkout.folder / "models/mlp.py").write_text((checkout.folder / "models/mlp.py").read_text() + "\n")
     assert "Running stage" not in checkout.run("dvc", "repro")
 
@@ -150,7 +159,7 @@ def test_one_benchmarks_recipe_retrains_that_one_alone(checkout: Checkout) -> No
     before = linear.stat().st_mtime_ns
     checkout.edit(lambda found: found["benchmarks"]["lenet5-mnist"]["recipe"]["optimiser"].update(lr=0.01))
     ran = checkout.run("dvc", "repro")
-    assert "Running stage 'train@lenet5-mnist'" in ran and "'train@linear-mnist'" not in ran.replace("didn't", "")
+    assert "Running stage 'train@lenet5-mnist'" in ran and "Running stage 'train@linear" not in ran
     assert linear.stat().st_mtime_ns == before
     result = json.loads((checkout.folder / "runs/lenet5-mnist/seed-0/result.json").read_text())
     assert result["config"]["recipe"]["optimiser"]["lr"] == 0.01
@@ -158,15 +167,20 @@ def test_one_benchmarks_recipe_retrains_that_one_alone(checkout: Checkout) -> No
 
 def test_mlflow_has_a_parent_a_benchmark_and_a_child_a_trial(checkout: Checkout) -> None:
     checkout.run("python", "-m", "pipelines.tracking")
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{checkout.folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("mnist")
-    runs = client.search_runs([experiment.experiment_id])
-    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    parents = {run.info.run_id: run for run in runs if "mlflow.parentRunId" not in run.data.tags}
-    assert {run.info.run_name for run in parents.values()} >= set(SUITE)
-    assert all(run.data.tags["mlflow.parentRunId"] in parents for run in children)
+    ask = """
+        import json
+        from mlflow.tracking import MlflowClient
+        client = MlflowClient("sqlite:///mlflow.db")
+        runs = client.search_runs([client.get_experiment_by_name("mnist").experiment_id])
+        print(json.dumps([[r.info.run_id, r.info.run_name, r.data.tags.get("mlflow.parentRunId")] for r in runs]))
+    """
+    # In a process of its own: MLflow's database layer warns while it is imported, and warnings are errors here.
+    said = checkout.run("python", "-W", "ignore", "-c", textwrap.dedent(ask))
+    runs = next(json.loads(line) for line in said.splitlines() if line.startswith("[["))
+    parents = {run: name for run, name, parent in runs if parent is None}
+    children = [parent for _, _, parent in runs if parent is not None]
+    assert set(SUITE) <= {name.split()[0] for name in parents.values()}
+    assert all(parent in parents for parent in children)
     assert len(children) == 2 + 2 + 2  # two seeds each, and LeNet-5's two of the first recipe
 
 
@@ -183,7 +197,7 @@ def test_the_raw_files_travel_through_a_remote(checkout: Checkout, tmp_path: Pat
 
 def test_a_killed_dvc_takes_its_stage_along_and_is_continued(tmp_path: Path, mirror: Path) -> None:
     found = Checkout(tmp_path / "killed", mirror)
-    found.small(epochs=3, images=20_000)
+    found.small(epochs=3, images=8_000)
     (found.folder / "sitecustomize.py").write_text("from pipelines import journal; journal.CHECKPOINT_EVERY_S = 0.5")
     found.run("dvc", "repro", "fetch@mnist")
     with (found.folder / "log").open("wb") as log:

@@ -54,7 +54,7 @@ def test_a_key_is_16_hex_digits_of_config_data_and_seed() -> None:
     assert base == store.key(copy.deepcopy(CONFIG), "digest", 0)
     others = [
         store.key(CONFIG | {"epochs": 9}, "digest", 0),
-        store.key(CONFIG | {"recipe": CONFIG["recipe"] | {"batch": 64}}, "digest", 0),
+        store.key(CONFIG | {"recipe": CONFIG["recipe"] | {"batch": 96}}, "digest", 0),
         store.key(CONFIG, "another digest", 0),
         store.key(CONFIG, "digest", 1),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.verdicts import Verdict, claim_margin, interval, judge
+from pipelines.verdicts import Verdict, claim_margin, interval, judge, shown
 
 # Five seeds 0.1 apart: standard deviation sqrt(0.1 / 4) = 0.158114, so with t(0.975, 4) = 2.776 the half width is
 # 2.776 * 0.158114 / sqrt(5) = 0.1963.
@@ -25,12 +25,17 @@ def verdict(values: list[float], *, short: bool = False, metric: str = "error") 
     ("values", "low", "high"),
     [
         (five(1.2), 1.2 - 0.1963, 1.2 + 0.1963),
-        ([1.0, 3.0], 2 - 12.706, 2 + 12.706),  # t(0.975, 1) = 12.706, standard error sqrt(2) / sqrt(2) = 1
+        ([51.0, 53.0], 52 - 12.706, 52 + 12.706),  # t(0.975, 1) = 12.706, standard error sqrt(2) / sqrt(2) = 1
         ([1.0, 2.0, 3.0], 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5),  # t(0.975, 2) = 4.303, standard deviation 1
     ],
 )
 def test_interval_is_students_t(values: list[float], low: float, high: float) -> None:
     assert interval(values) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_an_interval_ends_where_percentages_do() -> None:
+    assert shown([1.0, 3.0]) == pytest.approx((0.0, 14.706), abs=1e-3)
+    assert shown([97.0, 99.0]) == pytest.approx((98 - 12.706, 100.0), abs=1e-3)
 
 
 def test_one_seed_has_no_interval() -> None:
