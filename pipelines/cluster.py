@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -62,6 +63,9 @@ def connect() -> Iterator[Cluster]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Ray Train polls its workers every 2 s otherwise
+    # A cluster may be busy for longer than the minute that Ray Train waits for its workers; what can't ever be placed
+    # is refused before.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(24 * 3600))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A cluster of our own is guarded by Ray's token, as it should be; that needs no warning every time.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
@@ -76,8 +80,8 @@ def connect() -> Iterator[Cluster]:
         _probe(address)
         try:
             ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _unreachable(address, str(error).splitlines()[0]) from None
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise _unreachable(address, " ".join(str(error).split())[:200] or type(error).__name__) from None
     orphan.end_on_sigterm()  # Ray has put a handler of its own in place, which aborts the process
     try:
         found = ray.cluster_resources()
@@ -132,14 +136,18 @@ def train_distributed(spec: Spec, gpus: float) -> None:
             failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),
         ),
     )
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
+    except SystemExit:  # Ray Train's own answer to Ctrl-C, with status 0
+        raise KeyboardInterrupt from None
     except Exception as error:
         cause = _user_error(error)
         if cause is None:
             raise
         raise UserError(cause) from None
     finally:
+        signal.signal(signal.SIGINT, interrupt)
         shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
 
 

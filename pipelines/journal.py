@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ import torch
 
 from pipelines import store
 from pipelines.batches import Batches
+from pipelines.errors import UserError
 from pipelines.recipe import Classifier
 from pipelines.spec import Spec
 
@@ -107,6 +109,10 @@ class Journal(pl.Callback):
             }
         )
         self.epoch_started_s = seconds
+        if self.worker.rank == 0 and not math.isfinite(loss):
+            self.tell("failed", None)
+            name, epoch = self.spec.name, trainer.current_epoch + 1
+            raise UserError(f"{name}: the loss of epoch {epoch} is {loss}; try a lower lr")
         if self.worker.rank == 0:
             self._write_curve()
         if trainer.current_epoch + 1 == self.spec.epochs or self._agree(time.monotonic(), 0):

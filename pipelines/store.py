@@ -28,7 +28,7 @@ SOURCES = ("pipelines/batches.py", "pipelines/recipe.py", "pipelines/transforms.
 
 def default() -> Path:
     """``$RUN_STORE``, or ``store/`` in the working directory; absolute, since Ray's workers run elsewhere."""
-    return Path(os.environ.get("RUN_STORE", "store")).absolute()
+    return Path(os.environ.get("RUN_STORE") or "store").absolute()
 
 
 def key(config: Mapping[str, Any], dataset_digest: str, seed: int) -> str:
@@ -83,6 +83,11 @@ class TrialFiles:
     def result(self) -> Path:
         """The provenance; written last, so that its presence means the trial is finished."""
         return self.folder / "result.json"
+
+    @property
+    def kept(self) -> tuple[Path, Path, Path]:
+        """What a finished trial leaves for the stages after it."""
+        return self.weights, self.curve, self.result
 
     @property
     def finished(self) -> bool:

@@ -1,7 +1,7 @@
 """Choose what ``dvc repro`` runs: write the ``suite`` block at the end of params.yaml.
 
     python -m pipelines.suite          list the suites
-    python -m pipelines.suite mnist    switch to one
+    python -m pipelines.suite laptop   switch to one
 
 DVC can't look one parameter up by another, so the block repeats what a stage needs to know of each benchmark; that it
 agrees with the benchmarks is checked whenever params.yaml is read.
@@ -36,7 +36,9 @@ def block(params: benchmarks.Params, name: str) -> str:
 
 def switch(name: str, path: Path = benchmarks.PARAMS) -> None:
     """Rewrite the block in ``path``; everything else in the file, comments too, stays as it is."""
-    params = benchmarks.load(path)
+    # Whatever the block says now: one that no longer fits the benchmarks is what this is for.
+    empty = {"name": name, "datasets": [], "benchmarks": {}}
+    params = benchmarks.build(benchmarks.read(path) | {"suite": empty}, str(path))
     text = path.read_text(encoding="utf-8")
     if not MARK.search(text):
         raise UserError(f"{path} does not end in a block `suite:`; expected it last, since it is rewritten as a whole")

@@ -64,16 +64,31 @@ def _announce(params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluste
     devices = " and ".join(sorted({one.device for one in placed}))
     say(f"{ray_cluster}; training on {devices}, this machine: {provenance.hardware('cpu')}")
     here = estimate.seconds(placed, ray_cluster)
-    say(f"{len(placed)} trials to train, about {progress.duration(here)}")
-    rest = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed)]
+    budgets = " and ".join(sorted({one.budget for one in placed}))
+    say(f"{len(placed)} trials to train at the {budgets} budget, about {progress.duration(here)}")
+    rest = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
     if rest:
         whole = estimate.seconds([*placed, *rest], ray_cluster)
         say(f"whole suite {params.suite.name}: {len(placed) + len(rest)} trials, about {progress.duration(whole)}")
 
 
-def _unfinished_elsewhere(params: benchmarks.Params, placed: Sequence[spec.Spec]) -> list[spec.Spec]:
+def _trainable(params: benchmarks.Params, name: str, ray_cluster: cluster.Cluster) -> bool:
+    """Whether another benchmark can be measured for the estimate; what is wrong with it, its own stage will say."""
+    from pipelines import trial
+
+    try:
+        ray_cluster.require(params.benchmarks[name])
+        trial.check(params.benchmarks[name], params.suite.benchmarks[name].budget, DATA)
+    except UserError:
+        return False
+    return True
+
+
+def _unfinished_elsewhere(
+    params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster
+) -> list[spec.Spec]:
     names = set(params.suite.benchmarks) - {one.benchmark.name for one in placed}
-    there = [name for name in sorted(names) if (DATA / params.benchmarks[name].dataset / "meta.json").exists()]
+    there = [name for name in sorted(names) if _trainable(params, name, ray_cluster)]
     return [
         one
         for name in there
@@ -89,13 +104,13 @@ def _run_all(placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> None:
     order = sorted(placed, key=lambda one: -estimate.trial_seconds(one))
     remote = ray.remote(max_retries=cluster.RETRIES)(_train_one)
     tasks: dict[Any, spec.Spec] = {}
+    for one in order:  # first, as nothing of ours then keeps Ray Train from placing all its workers at once
+        if one.benchmark.resources.workers > 1:
+            cluster.train_distributed(one, ray_cluster.gpus_for(one.benchmark))
     for one in order:
         if one.benchmark.resources.workers == 1:
             gpus = ray_cluster.gpus_for(one.benchmark)
             tasks[remote.options(num_cpus=one.benchmark.resources.cpus, num_gpus=gpus, name=one.name).remote(one)] = one
-    for one in order:
-        if one.benchmark.resources.workers > 1:
-            cluster.train_distributed(one, ray_cluster.gpus_for(one.benchmark))
     while tasks:
         done, _ = ray.wait(list(tasks), num_returns=1, timeout=1.0)
         for task in done:
@@ -113,7 +128,7 @@ def _finish(task: Any, one: spec.Spec) -> None:
             raise UserError(str(error.cause)) from None
         raise
     except (ray.exceptions.RayError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{one.name}: its worker was lost ({reason}); run the same command again, it goes on at the last checkpoint"
         ) from None
@@ -151,7 +166,9 @@ def _show(placed: Sequence[spec.Spec], stop: threading.Event) -> None:
             live.update("\n".join(_lines(placed, began)), refresh=True)
         return
     said: set[str] = set()
-    while not stop.wait(LINES_EVERY_S):
+    ended = False
+    while not ended:
+        ended = stop.wait(LINES_EVERY_S)
         for line in _lines(placed, began):
             if line not in said and not line.endswith("waiting"):
                 said.add(line)
@@ -164,12 +181,15 @@ def _lines(placed: Sequence[spec.Spec], began: float) -> list[str]:
 
 def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
     """Copy finished trials from the store to ``runs/<benchmark>/``, which is what later stages and DVC see."""
+    for file in (file for one in planned for file in one.files.kept):
+        if not file.exists():
+            raise UserError(f"{file} is missing; expected a run store that every node shares ($RUN_STORE)")
     for name in {one.benchmark.name for one in planned}:
         shutil.rmtree(runs / name, ignore_errors=True)
     for one in planned:
         target = runs / one.benchmark.name / f"seed-{one.seed}"
         target.mkdir(parents=True)
-        for file in (one.files.weights, one.files.curve, one.files.result):
+        for file in one.files.kept:
             shutil.copyfile(file, target / file.name)
 
 

@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -204,8 +203,6 @@ def _train(spec: Spec, worker: Worker, watch: Callable[[Mapping[str, Any]], None
     if checkpoint is not None:
         _check_checkpoint(checkpoint, spec, journal)
     trainer.fit(module, train_dataloaders=loader, ckpt_path=checkpoint)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     if worker.rank == 0:
         _finish(spec, module, journal, dataset)
 
@@ -301,8 +298,6 @@ def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
 def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.Dataset) -> None:
     """Weights, provenance, and last of all the mark that the trial is finished."""
     last = journal.curve[-1]
-    if not np.isfinite(last["loss"]):
-        raise UserError(f"{spec.name}: the loss of the last epoch is {last['loss']}; try a lower lr")
     with store.replacing(spec.files.weights) as temporary:
         torch.save(module.model.state_dict(), temporary)
     images = spec.epochs * len(journal.loader.positions)
@@ -396,7 +391,10 @@ def main() -> None:
         threads=args.threads,
     )
     print(f"{spec.name}: {budget} budget, {spec.epochs} epochs, on {provenance.hardware(spec.device)}", flush=True)
-    files = run(spec, watch=_printer(spec.name))
+    try:
+        files = run(spec, watch=_printer(spec.name))
+    except SystemExit:  # Lightning's own answer to Ctrl-C and SIGTERM, the latter with status 0
+        raise KeyboardInterrupt from None
     result = store.read_json(files.result)
     took = progress.duration(result["wall_s"])
     print(f"{spec.name}: trained in {took}, final loss {result['final_loss']:.4f}, weights in {files.weights}")

@@ -71,7 +71,7 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def shown(values: Sequence[float]) -> Interval | None:
-    """The interval of figures in % as it is reported: two seeds that differ can reach past 0 or 100, where it is cut."""
+    """The interval of figures in % as it is reported: two seeds can make it reach past 0 or 100, where it is cut."""
     found = interval(values)
     return found and Interval(max(0.0, found.low), min(100.0, found.high))
 

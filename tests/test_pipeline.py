@@ -222,7 +222,14 @@ def test_a_killed_dvc_takes_its_stage_along_and_is_continued(tmp_path: Path, mir
         assert json.loads((collected / "result.json").read_text())["resumed"] == 1
         # Undisturbed, from the same seed, elsewhere: the same weights.
         found.run(
-            "python", "-m", "pipelines.trial", "lenet5-mnist", f"--seed={seed}", "--store=elsewhere", "--threads=1"
+            "python",
+            "-m",
+            "pipelines.trial",
+            "lenet5-mnist",
+            f"--seed={seed}",
+            "--store=elsewhere",
+            "--threads=1",
+            "--device=cpu",
         )
         (other,) = (
             p

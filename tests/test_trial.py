@@ -105,7 +105,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("stop_at", [0.4, 1.0, 1.2, 2.0])
+@pytest.mark.parametrize("stop_at", [0.4, 1.0, 1.2, 3.0])
 def test_a_killed_trial_ends_at_the_weights_of_an_undisturbed_one(
     project: Path, recipe: str, stop_at: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
