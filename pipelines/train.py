@@ -157,13 +157,14 @@ def _watching(placed: Sequence[spec.Spec]) -> Iterator[None]:
 def _show(placed: Sequence[spec.Spec], stop: threading.Event) -> None:
     from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
 
     began, console = time.time(), Console(highlight=False)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while not stop.wait(LIVE_EVERY_S):
-                live.update("\n".join(_lines(placed, began)), refresh=True)
-            live.update("\n".join(_lines(placed, began)), refresh=True)
+                live.update(Text(_board(placed, began), no_wrap=True, overflow="ellipsis"), refresh=True)
+            live.update(Text(_board(placed, began), no_wrap=True, overflow="ellipsis"), refresh=True)
         return
     said: set[str] = set()
     ended = False
@@ -173,6 +174,14 @@ def _show(placed: Sequence[spec.Spec], stop: threading.Event) -> None:
             if line not in said and not line.endswith("waiting"):
                 said.add(line)
                 say(line)
+
+
+def _board(placed: Sequence[spec.Spec], began: float) -> str:
+    """The trials that run, a line each, and how many others there are: a suite has more than a terminal has rows."""
+    told = {one.name: progress.read(one.files.progress, since=began) for one in placed}
+    running = [progress.line(name, state) for name, state in told.items() if state and state["state"] == "running"]
+    ended = sum(1 for state in told.values() if state and state["state"] != "running")
+    return "\n".join([*running, f"{ended} of {len(told)} trials done, {len(told) - ended - len(running)} waiting"])
 
 
 def _lines(placed: Sequence[spec.Spec], began: float) -> list[str]:
