@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from tests.conftest import ROOT, edit_params, environment
 
 TRAIN = [sys.executable, "-W", "ignore", "-m", "pipelines.train"]
 SHORT: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 2, "seeds": [0, 1, 2]}}
-LONG: dict[str, Any] = {"recipe.batch": 8, "budgets.laptop": {"epochs": 6, "seeds": [0, 1]}}  # some 15 s a seed
+LONG: dict[str, Any] = {"recipe.batch": 8, "budgets.laptop": {"epochs": 10, "seeds": [0, 1]}}  # some 12 s a seed
 # No tracking here: a server that refuses at once keeps the test about training.
 QUIET = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
 
@@ -93,14 +94,24 @@ def test_two_workers_train_as_one_does(project: Path) -> None:
     assert result["workers"] == 2
 
 
-@pytest.fixture
-def undisturbed(project: Path) -> Iterator[list[spec.Spec]]:
+@pytest.fixture(scope="module")
+def straight(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> list[spec.Spec]:
     """Two trials long enough to be disturbed, and what they come to when they are not."""
-    edit_params(project / "params.yaml", lenet5_mnist=LONG)
-    found = specs("lenet5-mnist", "undisturbed")
+    home = tmp_path_factory.mktemp("straight")
+    shutil.copy(ROOT / "params.yaml", home)
+    params = edit_params(home / "params.yaml", lenet5_mnist=LONG)
+    planned = spec.trials(params, "lenet5-mnist", data=mnist_slice, root=home / "store")
+    found = [one.on("cpu", threads=1) for one in planned]
     for one in found:
         trial.run(one)
-    yield found
+    return found
+
+
+@pytest.fixture
+def undisturbed(project: Path, straight: list[spec.Spec]) -> list[spec.Spec]:
+    """The same two trials, about to be started in ``project``."""
+    edit_params(project / "params.yaml", lenet5_mnist=LONG)
+    return straight
 
 
 def start(project: Path) -> subprocess.Popen[bytes]:
