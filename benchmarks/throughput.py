@@ -23,10 +23,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines import benchmarks, cluster, datasets, provenance, spec, store, trial
@@ -95,22 +97,54 @@ def bare_loop(epochs: int) -> float:
     return timed(epochs, epoch)
 
 
+class Pad(nn.Module):
+    """Frame a picture with two black lines."""
+
+    def forward(self, picture: Image.Image) -> Image.Image:
+        return ImageOps.expand(picture, border=(2, 2, 2, 2), fill=0)
+
+
+class ToTensor(nn.Module):
+    """A picture (H, W) of 0..255 as a tensor (1, H, W) of 0..1."""
+
+    def forward(self, picture: Image.Image) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(picture, np.uint8, copy=True)).view(picture.size[1], picture.size[0], 1)
+        return pixels.permute(2, 0, 1).contiguous().to(torch.get_default_dtype()).div(255)
+
+
+class Normalise(nn.Module):
+    """Subtract a mean, divide by a deviation; checked and copied each time, as a general library has to."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        image = image.clone()
+        mean = torch.as_tensor([0.1 / 1.275], dtype=image.dtype, device=image.device)
+        std = torch.as_tensor([1 / 1.275], dtype=image.dtype, device=image.device)
+        if (std == 0).any():
+            raise ValueError("a deviation is 0")
+        return image.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+
+
 class OneByOne(Dataset[tuple[torch.Tensor, int]]):
-    """MNIST as torchvision's dataset and transforms read it: a PIL image, ToTensor, Pad, Normalize, one by one."""
+    """MNIST an image at a time, as tutorials have it: picture, Pad(2), ToTensor, Normalize.
+
+    The steps are those of torchvision's dataset and transforms, which are no dependency of ours. Theirs (0.28) took
+    106 us an image where these took a tenth less.
+    """
 
     def __init__(self) -> None:
         images, digits = datasets.open_dataset(DATA, "mnist").split("train")
-        self.images, self.digits = np.array(images[:IMAGES]), np.array(digits[:IMAGES])
+        self.images = torch.from_numpy(np.array(images[:IMAGES, 0]))
+        self.digits = torch.from_numpy(np.array(digits[:IMAGES]))
+        self.transforms = (Pad(), ToTensor(), Normalise())
 
     def __len__(self) -> int:
         return IMAGES
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture = Image.fromarray(self.images[index, 0])
-        pixels = torch.from_numpy(np.array(picture, np.uint8)).view(28, 28, 1)
-        image = torch.nn.functional.pad(pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255), (2, 2, 2, 2))
-        mean, std = (torch.tensor([value]).view(-1, 1, 1) for value in (0.1 / 1.275, 1 / 1.275))
-        return image.clone().sub_(mean).div_(std), int(self.digits[index])
+        image: Any = Image.fromarray(self.images[index].numpy())
+        for transform in self.transforms:
+            image = transform(image)
+        return image, int(self.digits[index])
 
 
 def data_loader(epochs: int) -> float:
@@ -139,7 +173,15 @@ def on_ray(seeds: int, epochs: int) -> float:
         specs = [planned(Path(folder), seed, epochs) for seed in range(seeds)]
         task = ray.remote(num_cpus=1)(_train)
         ray.get([task.remote(one) for one in specs])
-        return sum(images_per_s(one.files) for one in specs)
+        curves = [store.read_lines(one.files.curve) for one in specs]
+    # From when the last of them has warmed up to when the first ends, all of them train.
+    began, ended = max(curve[0]["time"] for curve in curves), min(curve[-1]["time"] for curve in curves)
+    return sum(_seen(curve, ended) - _seen(curve, began) for curve in curves) / (ended - began)
+
+
+def _seen(curve: list[dict[str, Any]], at: float) -> float:
+    """Images that a trial has seen at a moment, between the ends of its epochs."""
+    return float(np.interp(at, [point["time"] for point in curve], [IMAGES * point["epoch"] for point in curve]))
 
 
 def _train(one: spec.Spec) -> None:

@@ -22,7 +22,7 @@ from pipelines.spec import Spec
 
 CHECKPOINT_EVERY_S = 10.0  # at least; and never so often that saving takes more than a twentieth of the time
 PROGRESS_EVERY_S = 1.0
-AGREE_EVERY = 20  # batches: how often several workers agree on whether to save
+AGREE_EVERY = 5  # chunks: how often several workers agree on whether to save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +84,13 @@ class Journal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, tell, and save when it is time; the last batch is left to the end of the epoch."""
-        self.images += len(batch[1])
+        """Count, tell, and save when it is time; the last chunk is left to the end of the epoch."""
+        assert isinstance(module, Classifier)
+        self.images = module.seen
         now = time.monotonic()
         if self.worker.rank == 0 and now - self.told >= PROGRESS_EVERY_S:
             self.tell("running", float(outputs["loss"]))
-        if batch_idx + 1 < len(self.loader) and self._agree(now, batch_idx):
+        if self.loader.done and self._agree(now, batch_idx):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

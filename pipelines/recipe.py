@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines import benchmarks
-from pipelines.batches import stream
+from pipelines.batches import Chunk, stream
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,77 +30,106 @@ LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": mean_squared
 
 
 class Classifier(pl.LightningModule):
-    """A model under its recipe. Batches arrive as images (n, C, H, W) float32 and labels (n,) int64 on the device.
+    """A model under its recipe.
 
-    The epoch's sums stay on the device until ``drain`` is called once an epoch: a value fetched every step would cost a
-    synchronisation, and Lightning's ``self.log`` half a millisecond.
+    Lightning hands over chunks of minibatches (``Chunks``), and the module steps through them itself: its hooks, once a
+    step, took longer than the step of a small network. The epoch's sums stay on the device until ``drain`` is called
+    once an epoch: a value fetched every step would cost a synchronisation, and Lightning's ``self.log`` half a
+    millisecond.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: benchmarks.Recipe, *, epochs: int, paper_epochs: int, seed: int, rank: int = 0
+        self,
+        model: nn.Module,
+        recipe: benchmarks.Recipe,
+        *,
+        steps: int,
+        stretch: float = 1.0,
+        seed: int = 0,
+        rank: int = 0,
     ) -> None:
+        """``steps`` an epoch; ``stretch`` is how much faster than published the schedule is gone through."""
         super().__init__()
+        self.automatic_optimization = False
         self.model, self.recipe = model, recipe
-        self.stretch = paper_epochs / epochs  # a shorter budget runs through the paper's schedule faster
-        self.seed, self.rank = seed, rank
+        self.steps, self.stretch, self.seed, self.rank = steps, stretch, seed, rank
         self.loss = LOSSES[recipe.loss]
         self.random = any(isinstance(m, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)) for m in model.modules())
-        self.sums = torch.zeros(3, dtype=torch.float64)  # loss, wrong, images; no buffer: DDP would overwrite it
+        # No buffers: DDP would overwrite them.
+        self.loss_sum, self.wrong = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        self.images = 0  # of this worker, in this epoch
+        self.seen = 0  # images of this worker, in this process
 
     def on_train_start(self) -> None:
         """The sums live where the model does."""
-        self.sums = self.sums.to(self.device)
+        self.loss_sum, self.wrong = self.loss_sum.to(self.device), self.wrong.to(self.device)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout's randomness depends on (seed, epoch, batch) alone, so that a resumed run repeats it."""
+    def training_step(self, chunk: Chunk, batch_idx: int) -> Tensor:
+        """A step of the optimiser for each minibatch of the chunk; the last one's loss, a scalar."""
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimiser, torch.optim.Optimizer)
+        for number, (images, labels) in enumerate(chunk.minibatches, chunk.first):
+            self.prepare_step(optimiser, chunk.epoch, number)
+            loss = self.judge(images, labels)
+            optimiser.zero_grad()
+            self.manual_backward(loss)
+            optimiser.step()
+        return loss.detach()
+
+    def prepare_step(self, optimiser: torch.optim.Optimizer, epoch: int, number: int) -> None:
+        """Rate and dropout's randomness depend on (seed, epoch, number) alone, so that a resumed run repeats them."""
+        factor = self.recipe.schedule.factor((epoch + number / self.steps) * self.stretch)
+        for group in optimiser.param_groups:
+            group["lr"] = self.recipe.optimiser.lr * factor
         if self.random:
-            torch.manual_seed(stream(self.seed, "dropout", self.current_epoch, batch_idx, self.rank))
+            torch.manual_seed(stream(self.seed, "dropout", epoch, number, self.rank))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch, a scalar."""
-        images, labels = batch
+    def judge(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss (a scalar) of images (n, C, H, W) float32 with labels (n,) int64, added to the epoch's sums."""
         outputs = self.model(images).float()
-        loss = self.loss(outputs, labels)
+        loss: Tensor = self.loss(outputs, labels)
         with torch.no_grad():
-            wrong = (outputs.argmax(1) != labels).sum()
-            self.sums += torch.stack([loss.detach() * len(labels), wrong, wrong.new_tensor(len(labels))])
+            self.loss_sum.add_(loss.detach(), alpha=len(labels))
+            self.wrong.add_((outputs.argmax(1) != labels).sum())
+        self.images += len(labels)
+        self.seen += len(labels)
         return loss
 
-    def gather(self) -> None:
-        """Bring every worker's sums to rank 0; all workers call it together."""
+    def gather(self) -> list[float]:
+        """Sum of losses, wrong answers and images of the epoch so far, over all workers, who call it together.
+
+        Rank 0 holds them afterwards, the others nothing.
+        """
+        sums = torch.tensor([self.loss_sum, self.wrong, self.images], dtype=torch.float64, device=self.loss_sum.device)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(self.sums)
-            if self.rank > 0:
-                self.sums.zero_()
+            dist.all_reduce(sums)
+        found: list[float] = sums.tolist()
+        self._hold(found if self.rank == 0 else [0.0, 0.0, 0.0])
+        return found
 
     def drain(self) -> tuple[float, float, int]:
-        """Mean loss, error in per cent and number of the images of the epoch so far, on rank 0; starts over."""
-        self.gather()
-        loss, wrong, images = self.sums.tolist()
-        self.sums.zero_()
+        """Mean loss, error in per cent and number of the images of the epoch so far; starts over."""
+        loss, wrong, images = self.gather()
+        self._hold([0.0, 0.0, 0.0])
         return loss / max(images, 1), 100 * wrong / max(images, 1), int(images)
+
+    def _hold(self, sums: Sequence[float]) -> None:
+        self.loss_sum.fill_(sums[0])
+        self.wrong.fill_(sums[1])
+        self.images = int(sums[2])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint in the middle of an epoch keeps its sums."""
-        self.gather()
-        checkpoint["sums"] = self.sums.tolist()
+        checkpoint["sums"] = self.gather()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the sums back, on the one worker that counts them."""
         if self.rank == 0:
-            self.sums = torch.tensor(checkpoint["sums"], dtype=torch.float64)
+            self._hold(checkpoint["sums"])
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The recipe's optimiser, its rate multiplied by the schedule's factor at every step."""
-        chosen = self.recipe.optimiser
-        optimiser = build_optimiser(chosen, self.model)
-        steps = len(self.trainer.fit_loop._data_source.instance)
-
-        def factor(step: int) -> float:
-            return self.recipe.schedule.factor(step / steps * self.stretch)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The recipe's optimiser."""
+        return build_optimiser(self.recipe.optimiser, self.model)
 
 
 def build_optimiser(chosen: benchmarks.Optimiser, model: nn.Module) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines import datasets, estimate, journal, spec, transforms, trial
-from pipelines.batches import Batches, stream, subset
+from pipelines.batches import CHUNK_VALUES, Batches, Chunks, stream, subset
 from tests.conftest import edit_params
 
 COUNT = 53  # prime: no batch size divides it
@@ -141,6 +141,29 @@ def test_the_state_counts_a_batch_as_done_once_it_is_handed_out() -> None:
     assert states[:2] == [{"epoch": 0, "done": 1}, {"epoch": 0, "done": 2}]
     assert states[5:8] == [{"epoch": 0, "done": 6}, {"epoch": 1, "done": 0}, {"epoch": 1, "done": 1}]
     assert all(one != other for one, other in pairwise(states))
+
+
+# --- chunks, as Lightning is given them ---
+
+
+@pytest.mark.parametrize("seen", [0, 2, 6])
+def test_chunks_are_the_same_minibatches_and_know_their_numbers(monkeypatch: pytest.MonkeyPatch, seen: int) -> None:
+    monkeypatch.setattr("pipelines.batches.CHUNK_VALUES", 2 * 8 * IMAGES[0].size)  # two minibatches
+    expected, loader = list(batches(AUGMENT)), batches(AUGMENT)
+    loader.load_state_dict({"epoch": 0, "done": seen})
+    found = []
+    chunks = Chunks(loader)
+    assert len(chunks) == 4  # of an epoch of 7
+    for chunk in chunks:
+        assert (chunk.epoch, chunk.first) == (0, loader.done)  # nothing is made before it is asked for
+        found.append(list(chunk.minibatches))
+    assert [len(part) for part in found] == [2, 2, 2, 1][seen // 2 :]
+    assert all(same(one, other) for one, other in zip(sum(found, []), expected[seen:], strict=True))
+    assert chunks.state_dict() == {"epoch": 1, "done": 0}
+
+
+def test_a_chunk_of_large_minibatches_is_one() -> None:
+    assert Chunks(batches(batch=1 + CHUNK_VALUES // IMAGES[0].size)).size == 1
 
 
 # --- several workers ---------------------------------------------------------------------------------------------

@@ -29,8 +29,7 @@ SGD = Optimiser(name="sgd", lr=0.1)
 
 
 def classifier(model: nn.Module, recipe: Recipe | None = None, **changes: int) -> Classifier:
-    settings: dict[str, Any] = {"epochs": 1, "paper_epochs": 1, "seed": 0} | changes
-    return Classifier(model, recipe or Recipe(batch=4, optimiser=SGD), **settings)
+    return Classifier(model, recipe or Recipe(batch=4, optimiser=SGD), **({"steps": 1} | changes))
 
 
 # --- loss --------------------------------------------------------------------------------------------------------
@@ -76,8 +75,8 @@ def test_drain_is_the_mean_over_images_not_over_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(11, 3, 1, 1, generator=generator)
     labels = torch.randint(3, (11,), generator=generator)
-    for i, (start, end) in enumerate([(0, 4), (4, 8), (8, 11)]):  # the last batch is smaller
-        module.training_step((logits[start:end], labels[start:end]), i)
+    for start, end in [(0, 4), (4, 8), (8, 11)]:  # the last batch is smaller
+        module.judge(logits[start:end], labels[start:end])
     loss, error, images = module.drain()
     each = -logits.double().flatten(1).log_softmax(1)[torch.arange(11), labels]
     assert loss == pytest.approx(each.mean().item(), rel=1e-6)
@@ -88,8 +87,7 @@ def test_drain_is_the_mean_over_images_not_over_batches() -> None:
 
 def test_a_checkpoint_within_an_epoch_keeps_what_was_added_up() -> None:
     first, second, other_worker = classifier(Answers()), classifier(Answers()), classifier(Answers(), rank=1)
-    batch = (torch.eye(3).view(3, 3, 1, 1), torch.tensor([0, 1, 0]))
-    first.training_step(batch, 0)
+    first.judge(torch.eye(3).view(3, 3, 1, 1), torch.tensor([0, 1, 0]))
     checkpoint: dict[str, Any] = {}
     first.on_save_checkpoint(checkpoint)
     for module in (second, other_worker):
@@ -100,7 +98,7 @@ def test_a_checkpoint_within_an_epoch_keeps_what_was_added_up() -> None:
 
 def test_half_precision_outputs_are_judged_in_full() -> None:
     module = classifier(nn.Linear(3, 2).bfloat16())
-    loss = module.training_step((torch.ones(1, 3, dtype=torch.bfloat16), torch.tensor([0])), 0)
+    loss = module.judge(torch.ones(1, 3, dtype=torch.bfloat16), torch.tensor([0]))
     assert loss.dtype == torch.float32
 
 
@@ -110,7 +108,7 @@ def test_dropout_is_drawn_from_seed_epoch_batch_and_worker_alone() -> None:
     def dropped(batch: int, junk: int, **changes: int) -> bytes:
         module = classifier(nn.Dropout(0.5), None, **changes)
         torch.manual_seed(junk)  # wherever the generator stood, as in a process that resumes
-        module.on_train_batch_start(None, batch)
+        module.prepare_step(build_optimiser(SGD, nn.Linear(2, 2)), 0, batch)
         found: bytes = module.model(images).numpy().tobytes()
         return found
 
@@ -297,8 +295,8 @@ def golden_run() -> list[float]:
     module = classifier(lenet.lenet5(), recipe)
     steps = build_optimiser(recipe.optimiser, module.model)
     losses = []
-    for batch in [*loader, *loader, *loader]:
-        loss = module.training_step(batch, 0)
+    for images_, labels_ in [*loader, *loader, *loader]:
+        loss = module.judge(images_, labels_)
         steps.zero_grad()
         loss.backward()
         steps.step()
