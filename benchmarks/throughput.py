@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines import benchmarks, cluster, datasets, provenance, spec, store, trial
 from pipelines.errors import guard
-from pipelines.recipe import LOSSES, build_optimiser
+from pipelines.losses import LOSSES
+from pipelines.optimisers import build_optimiser
 
 NAME = "lenet5-mnist"
 DATA = Path("datasets").absolute()

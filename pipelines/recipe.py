@@ -1,32 +1,19 @@
-"""How a model is trained: loss, optimiser and schedule as one LightningModule."""
+"""How a model is trained: loss, optimiser and schedule, as one LightningModule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines import benchmarks
 from pipelines.batches import Chunk, stream
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def mean_squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance to targets of +1 for the class and -1 for the others, summed over classes, mean over images.
-
-    ``outputs`` (N, classes), ``labels`` (N,). LeCun et al. 1998, section II.A, equation 8 (but for the factor 1/2).
-    """
-    targets = F.one_hot(labels, outputs.shape[1]).to(outputs.dtype) * 2 - 1
-    return (outputs - targets).square().sum(1).mean()
-
-
-LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": mean_squared_error}
+from pipelines.losses import LOSSES
+from pipelines.optimisers import build_optimiser
 
 
 class Classifier(pl.LightningModule):
@@ -130,18 +117,3 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's optimiser."""
         return build_optimiser(self.recipe.optimiser, self.model)
-
-
-def build_optimiser(chosen: benchmarks.Optimiser, model: nn.Module) -> torch.optim.Optimizer:
-    """The torch optimiser for ``chosen``; ConvNetJS's Adadelta (Zeiler's, no rate) is torch's with ``lr`` 1."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    free = [p for name, p in named if not chosen.decay_biases and name.rpartition(".")[2] == "bias"]
-    decayed = [p for name, p in named if chosen.decay_biases or name.rpartition(".")[2] != "bias"]
-    groups = [{"params": decayed}] + ([{"params": free, "weight_decay": 0.0}] if free else [])
-    if chosen.name == "adadelta":
-        return torch.optim.Adadelta(
-            groups, lr=chosen.lr, rho=chosen.rho, eps=chosen.eps, weight_decay=chosen.weight_decay
-        )
-    return torch.optim.SGD(
-        groups, lr=chosen.lr, momentum=chosen.momentum, nesterov=chosen.nesterov, weight_decay=chosen.weight_decay
-    )

@@ -23,7 +23,14 @@ from pipelines.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 # The source files that decide a trial's weights, beside its family's own; dvc.yaml's train stage names the same.
-SOURCES = ("pipelines/batches.py", "pipelines/recipe.py", "pipelines/transforms.py", "pipelines/trial.py")
+SOURCES = (
+    "pipelines/batches.py",
+    "pipelines/losses.py",
+    "pipelines/optimisers.py",
+    "pipelines/recipe.py",
+    "pipelines/transforms.py",
+    "pipelines/trial.py",
+)
 
 
 def default() -> Path:

@@ -32,7 +32,8 @@ from pipelines.batches import Batches, Chunks, stream, subset
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import UserError, guard
 from pipelines.journal import Journal, Worker
-from pipelines.recipe import Classifier, build_optimiser
+from pipelines.optimisers import build_optimiser
+from pipelines.recipe import Classifier
 from pipelines.spec import Spec, plan
 
 NO_SPACE = 2**20  # bytes free at which a failed write counts as a full disk

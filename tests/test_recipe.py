@@ -20,7 +20,9 @@ from models import allcnn, lenet
 from pipelines import benchmarks, spec, transforms, trial
 from pipelines.batches import Batches, stream
 from pipelines.benchmarks import Optimiser, Recipe, Schedule
-from pipelines.recipe import LOSSES, Classifier, build_optimiser, mean_squared_error
+from pipelines.losses import LOSSES, mean_squared_error
+from pipelines.optimisers import build_optimiser
+from pipelines.recipe import Classifier
 from tests.conftest import ROOT, edit_params
 
 Array = npt.NDArray[np.float64]
