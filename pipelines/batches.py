@@ -27,12 +27,6 @@ def stream(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def subset(count: int, *, skip_every: int | None, first: int | None) -> Tensor:
-    """Positions (n,) int64 of the training images that are trained on, of ``count`` in the file."""
-    positions = torch.arange(count if first is None else min(first, count))
-    return positions if skip_every is None else positions[positions % skip_every != 0]
-
-
 class Batches:
     """An epoch's minibatches, again and again; stateful, so that Lightning resumes it in the middle of an epoch.
 

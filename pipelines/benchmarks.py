@@ -68,7 +68,9 @@ class Optimiser:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
-    decay_biases: bool = True  # ConvNetJS decays weights alone
+    decay_biases: bool = True  # ConvNetJS and cuda-convnet decay weights alone
+    layer_decay: dict[str, float] = field(default_factory=dict)  # weight_decay of single layers, by their module's name
+    bias_lr: float = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
     rho: float = 0.95  # adadelta only
     eps: float = 1e-8  # adadelta only
 
@@ -76,6 +78,9 @@ class Optimiser:
         require(self.lr > 0, f"lr is {self.lr}; expected a number above 0")
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; expected at least 0 and below 1")
         require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; expected at least 0")
+        require(self.bias_lr > 0, f"bias_lr is {self.bias_lr}; expected a number above 0")
+        for layer, decay in self.layer_decay.items():
+            require(decay >= 0, f"layer_decay.{layer} is {decay}; expected at least 0")
         require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         if self.name == "adadelta":
@@ -116,10 +121,13 @@ class Subset:
 
     skip_every: int | None = None  # leave out positions 0, k, 2k, ... (ConvNetJS validates on n % 10 == 0)
     first: int | None = None  # only the first n
+    sample: int | None = None  # n of them at random, the same for every seed
+    hold_out: int | None = None  # without the validation slice of n images (pipelines.choose)
 
     def __post_init__(self) -> None:
         require(self.skip_every is None or self.skip_every >= 2, f"skip_every is {self.skip_every}; expected 2 or more")
-        require(self.first is None or self.first >= 1, f"first is {self.first}; expected 1 or more")
+        for name, value in (("first", self.first), ("sample", self.sample), ("hold_out", self.hold_out)):
+            require(value is None or value >= 1, f"{name} is {value}; expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +153,41 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClaimedOn:
+    """The images that a claim was measured on, where they are not the whole test split: ``count`` from ``first`` on."""
+
+    split: Literal["train", "test"]
+    first: int = 0  # position in the file, from 0
+    count: int
+
+    def __post_init__(self) -> None:
+        require(self.first >= 0, f"first is {self.first}; expected at least 0")
+        require(self.count >= 1, f"count is {self.count}; expected at least 1")
+
+    @property
+    def end(self) -> int:
+        """The position behind the last image."""
+        return self.first + self.count
+
+    @property
+    def words(self) -> str:
+        """The images as a reader counts them, from 1."""
+        file = {"train": "training", "test": "test"}[self.split]
+        return f"images {self.first + 1:,} to {self.end:,} of the {file} file"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How a test image is looked at: once, as ``count`` random augmentations, or as ten crops of ``crop`` pixels."""
+    """How a test image is looked at: once, as ``count`` random augmentations, or as ten crops of ``crop`` pixels.
+
+    ``claimed_on`` names other images to look at in the same way, where the source measured its figure on them; they are
+    then what the verdict rests on, and the whole test split stands beside it.
+    """
 
     views: Literal["single", "random", "ten_crop"] = "single"
     count: int = 6
     crop: int | None = None
+    claimed_on: ClaimedOn | None = None
 
     def __post_init__(self) -> None:
         require(self.count >= 1, f"count is {self.count}; expected at least 1")
@@ -211,7 +248,10 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on."""
+    """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on.
+
+    ``difference`` says in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.
+    """
 
     metric: Literal["error", "accuracy"]
     value: float
@@ -219,11 +259,14 @@ class Claim:
     protocol: str
     certainty: Literal["read", "recalled", "computed"]
     test_images: int
+    difference: str | None = None
 
     def __post_init__(self) -> None:
         require(0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
         require(self.test_images >= 1, f"test_images is {self.test_images}; expected at least 1")
         require(bool(self.source.strip()), f"source is {schema.show(self.source)}; expected where the figure stands")
+        empty = self.difference is not None and not self.difference.strip()
+        require(not empty, f"difference is {schema.show(self.difference)}; expected one sentence, or nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +292,18 @@ class Benchmark:
         require(self.recipe.batch % workers == 0, message)
         views = "evaluation.views is 'random'; expected recipe.augment to say what the views are drawn from"
         require(self.evaluation.views != "random" or len(self.recipe.augment) > 0, views)
+        self._check_claimed_on()
+
+    def _check_claimed_on(self) -> None:
+        on, claim = self.evaluation.claimed_on, self.claim
+        if on is None:
+            told = f"claim.difference is {schema.show(claim.difference)}"
+            require(claim.difference is None, f"{told}; expected it beside evaluation.claimed_on alone")
+            return
+        missing = "claim.difference is missing; expected one sentence on what evaluation.claimed_on changes"
+        require(claim.difference is not None, missing)
+        size = f"claim.test_images is {claim.test_images}; expected {on.count}, the count of evaluation.claimed_on"
+        require(claim.test_images == on.count, size)
 
     def resolved(self, budget: str) -> dict[str, Any]:
         """All that decides the weights of a trial, but for its data, source files and seed; plain types only."""

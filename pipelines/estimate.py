@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import cluster, datasets, spec, store
+from pipelines import cluster, datasets, spec, store, subsets
 from pipelines.errors import UserError
 
 MEASURE_S = 1.0  # of training steps a benchmark, after two to warm up
@@ -44,9 +44,8 @@ def trial_seconds(one: spec.Spec) -> float:
 
 def images(one: spec.Spec) -> int:
     """Training images an epoch."""
-    count, chosen = datasets.open_dataset(one.data, one.benchmark.dataset).train, one.benchmark.recipe.subset
-    count = count if chosen.first is None else min(chosen.first, count)
-    count = count if chosen.skip_every is None else count - -(-count // chosen.skip_every)
+    whole = datasets.open_dataset(one.data, one.benchmark.dataset).train
+    count = len(subsets.positions(whole, one.benchmark.recipe.subset))
     return min(count, one.benchmark.budgets[one.budget].train_images or count)
 
 

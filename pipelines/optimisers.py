@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,10 +12,7 @@ from pipelines import benchmarks
 
 def build_optimiser(chosen: benchmarks.Optimiser, model: nn.Module) -> torch.optim.Optimizer:
     """The torch optimiser for ``chosen``; ConvNetJS's Adadelta (Zeiler's, no rate) is torch's with ``lr`` 1."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    free = [p for name, p in named if not chosen.decay_biases and name.rpartition(".")[2] == "bias"]
-    decayed = [p for name, p in named if chosen.decay_biases or name.rpartition(".")[2] != "bias"]
-    groups = [{"params": decayed}] + ([{"params": free, "weight_decay": 0.0}] if free else [])
+    groups = parameter_groups(chosen, model)
     if chosen.name == "adadelta":
         return torch.optim.Adadelta(
             groups, lr=chosen.lr, rho=chosen.rho, eps=chosen.eps, weight_decay=chosen.weight_decay
@@ -21,3 +20,22 @@ def build_optimiser(chosen: benchmarks.Optimiser, model: nn.Module) -> torch.opt
     return torch.optim.SGD(
         groups, lr=chosen.lr, momentum=chosen.momentum, nesterov=chosen.nesterov, weight_decay=chosen.weight_decay
     )
+
+
+def parameter_groups(chosen: benchmarks.Optimiser, model: nn.Module) -> list[dict[str, Any]]:
+    """The trained parameters by decay and rate; ``initial_lr`` is what the schedule multiplies.
+
+    ValueError when ``layer_decay`` names a layer that the model does not have.
+    """
+    unknown = set(chosen.layer_decay) - {name for name, _ in model.named_modules()}
+    if unknown:
+        layers = ", ".join(name for name, part in model.named_modules() if any(True for _ in part.parameters(False)))
+        raise ValueError(f"layer_decay names {', '.join(sorted(unknown))}; expected layers of the model: {layers}")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        bias = kind.endswith("bias")
+        decay = chosen.layer_decay.get(layer, chosen.weight_decay) if chosen.decay_biases or not bias else 0.0
+        if parameter.requires_grad:
+            groups.setdefault((chosen.lr * (chosen.bias_lr if bias else 1.0), decay), []).append(parameter)
+    return [{"params": held, "lr": lr, "initial_lr": lr, "weight_decay": w} for (lr, w), held in groups.items()]

@@ -67,7 +67,7 @@ class Classifier(pl.LightningModule):
         """Rate and dropout's randomness depend on (seed, epoch, number) alone, so that a resumed run repeats them."""
         factor = self.recipe.schedule.factor((epoch + number / self.steps) * self.stretch)
         for group in optimiser.param_groups:
-            group["lr"] = self.recipe.optimiser.lr * factor
+            group["lr"] = group["initial_lr"] * factor
         if self.random:
             torch.manual_seed(stream(self.seed, "dropout", epoch, number, self.rank))
 

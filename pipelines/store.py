@@ -28,6 +28,7 @@ SOURCES = (
     "pipelines/losses.py",
     "pipelines/optimisers.py",
     "pipelines/recipe.py",
+    "pipelines/subsets.py",
     "pipelines/transforms.py",
     "pipelines/trial.py",
 )

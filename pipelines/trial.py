@@ -27,8 +27,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from pipelines import benchmarks, datasets, progress, provenance, schema, store, transforms
-from pipelines.batches import Batches, Chunks, stream, subset
+from pipelines import benchmarks, datasets, progress, provenance, schema, store, subsets, transforms
+from pipelines.batches import Batches, Chunks, stream
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import UserError, guard
 from pipelines.journal import Journal, Worker
@@ -109,8 +109,7 @@ def check_claimed_on(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
 
 
 def _positions(benchmark: Benchmark, dataset: datasets.Dataset) -> Tensor:
-    chosen = benchmark.recipe.subset
-    return subset(dataset.train, skip_every=chosen.skip_every, first=chosen.first)
+    return torch.from_numpy(subsets.positions(dataset.train, benchmark.recipe.subset))
 
 
 def image_shape(benchmark: Benchmark, dataset: datasets.Dataset) -> tuple[int, int, int]:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import datasets, estimate, journal, spec, transforms, trial
-from pipelines.batches import CHUNK_VALUES, Batches, Chunks, stream, subset
+from pipelines import datasets, estimate, journal, spec, subsets, transforms, trial
+from pipelines.batches import CHUNK_VALUES, Batches, Chunks, stream
+from pipelines.benchmarks import Subset
 from tests.conftest import edit_params
 
 COUNT = 53  # prime: no batch size divides it
@@ -60,7 +61,7 @@ def test_a_label_stays_with_its_image() -> None:
 
 
 def test_only_the_chosen_positions_are_visited() -> None:
-    chosen = subset(COUNT, skip_every=10, first=None)
+    chosen = torch.from_numpy(subsets.positions(COUNT, Subset(skip_every=10)))
     assert sorted(visited(batches(positions=chosen))) == chosen.tolist()
 
 
@@ -202,13 +203,33 @@ def test_a_last_batch_is_cut_to_what_the_workers_can_share() -> None:
 
 
 def test_subsets() -> None:
-    assert subset(7, skip_every=None, first=None).tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert subset(7, skip_every=3, first=None).tolist() == [1, 2, 4, 5]
-    assert subset(7, skip_every=None, first=3).tolist() == [0, 1, 2]
-    assert subset(7, skip_every=2, first=4).tolist() == [1, 3]
-    assert subset(7, skip_every=None, first=70).tolist() == [0, 1, 2, 3, 4, 5, 6]
-    convnetjs = subset(50_000, skip_every=10, first=None)  # its validation images are those with n % 10 == 0
-    assert len(convnetjs) == 45_000 and not (convnetjs % 10 == 0).any()
+    def chosen(count: int, **which: int) -> list[int]:
+        return subsets.positions(count, Subset(**which)).tolist()
+
+    assert chosen(7) == [0, 1, 2, 3, 4, 5, 6]
+    assert chosen(7, skip_every=3) == [1, 2, 4, 5]
+    assert chosen(7, first=3) == [0, 1, 2]
+    assert chosen(7, skip_every=2, first=4) == [1, 3]
+    assert chosen(7, first=70) == [0, 1, 2, 3, 4, 5, 6]
+    convnetjs = chosen(50_000, skip_every=10)  # its validation images are those with n % 10 == 0
+    assert len(convnetjs) == 45_000 and not any(place % 10 == 0 for place in convnetjs)
+
+
+def test_a_validation_slice_is_fixed_and_is_never_trained_on() -> None:
+    slice_ = subsets.validation(1000, 100)
+    assert len(set(slice_.tolist())) == 100 and slice_.max() < 1000
+    assert slice_[:4].tolist() == [7, 13, 14, 26]  # the same in every process and version
+    for which in ({}, {"first": 600}, {"skip_every": 3}, {"sample": 500}):
+        kept = subsets.positions(1000, Subset(**which, hold_out=100))
+        assert len(kept) and not set(kept) & set(slice_)
+    assert len(subsets.positions(1000, Subset(hold_out=100))) == 900
+
+
+def test_a_sample_is_of_what_is_left() -> None:
+    kept = subsets.positions(1000, Subset(skip_every=2, sample=100))
+    assert len(set(kept.tolist())) == 100 and (kept % 2 == 1).all()
+    assert (np.diff(kept) > 0).all()
+    assert kept.tolist() == subsets.positions(1000, Subset(skip_every=2, sample=100)).tolist()
 
 
 @pytest.mark.parametrize("cut", [None, 100])
