@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from pipelines import schema
+from pipelines import schema, yamlfile
 from pipelines.errors import UserError
 from pipelines.schema import require
 
 PARAMS = Path("params.yaml")
+MAP_CONSTANT = 100.0  # ours: the paper calls it positive
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 
 
@@ -59,11 +58,28 @@ class Model:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+# The optimisers that a field means something to; the others refuse it. What is not named here, all of them use.
+USED_BY = {
+    "momentum": ("sgd",),
+    "nesterov": ("sgd",),
+    "weight_decay": ("sgd", "adadelta"),
+    "decay_biases": ("sgd", "adadelta"),
+    "layer_decay": ("sgd", "adadelta"),
+    "rho": ("adadelta",),
+    "eps": ("adadelta",),
+    "mu": ("sdlm",),
+    "samples": ("sdlm",),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """``lr`` is the rate that the schedule multiplies; ``weight_decay`` is PyTorch's, added to the gradient."""
+    """``lr`` is the rate that the schedule multiplies; ``weight_decay`` is PyTorch's, added to the gradient.
 
-    name: Literal["sgd", "adadelta"]
+    With sdlm a minibatch makes the sum of its images' steps, so that ``lr`` is the rate of one image.
+    """
+
+    name: Literal["sgd", "adadelta", "sdlm"]
     lr: float
     momentum: float = 0.0
     nesterov: bool = False
@@ -73,6 +89,8 @@ class Optimiser:
     bias_lr: float = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
     rho: float = 0.95  # adadelta only
     eps: float = 1e-8  # adadelta only
+    mu: float = 0.02  # sdlm only: added to each second derivative
+    samples: int = 500  # sdlm only: training images from which second derivatives are estimated, before each pass
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"lr is {self.lr}; expected a number above 0")
@@ -83,9 +101,13 @@ class Optimiser:
             require(decay >= 0, f"layer_decay.{layer} is {decay}; expected at least 0")
         require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
-        if self.name == "adadelta":
-            require(self.momentum == 0, f"momentum is {self.momentum}; expected none with adadelta")
-            require(not self.nesterov, "nesterov is true; expected none with adadelta")
+        require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
+        require(self.samples >= 1, f"samples is {self.samples}; expected at least 1")
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            unset = one.default_factory() if callable(one.default_factory) else one.default
+            fits = self.name in USED_BY.get(one.name, (self.name,)) or value == unset
+            require(fits, f"{one.name} is {schema.show(value)}; expected none with {self.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +158,8 @@ class Recipe:
 
     batch: int  # images a step, over all workers
     optimiser: Optimiser
-    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    loss: Literal["cross_entropy", "mse", "map"] = "cross_entropy"
+    map_constant: float = MAP_CONSTANT  # map only: j, the penalty of the class "rubbish"
     schedule: Schedule = field(default_factory=Schedule)
     preprocess: tuple[Op, ...] = ()
     augment: tuple[Op, ...] = ()
@@ -147,6 +170,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, f"batch is {self.batch}; expected at least 1")
+        j = f"map_constant is {self.map_constant}"
+        require(self.map_constant > 0, f"{j}; expected a number above 0")
+        require(self.loss == "map" or self.map_constant == MAP_CONSTANT, f"{j}; expected none with loss: {self.loss}")
         for name, ops in (("preprocess", self.preprocess), ("augment", self.augment)):
             for i, op in enumerate(ops):
                 require(len(op) == 1, f"{name}[{i}] is {schema.show(op)}; expected one transform, as in {{flip: {{}}}}")
@@ -228,6 +254,22 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The grid of rates from which ``pipelines.choose`` takes the best, by the error on a slice of train."""
+
+    rates: tuple[float, ...]
+    hold_out: int = 10_000  # images of the validation slice
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        require(len(self.rates) > 0, "rates is []; expected at least one rate")
+        require(len(set(self.rates)) == len(self.rates), f"rates is {list(self.rates)}; expected each once")
+        require(all(rate > 0 for rate in self.rates), f"rates is {list(self.rates)}; expected numbers above 0")
+        require(self.hold_out >= 1, f"hold_out is {self.hold_out}; expected at least 1")
+        require(len(self.seeds) > 0, "seeds is []; expected at least one seed")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resources:
     """What one worker of a trial asks of the cluster, and how many workers a trial has."""
 
@@ -282,6 +324,7 @@ class Benchmark:
     evaluation: Evaluation  # this and the next may be {}, but must stand there: dvc.yaml names them for every benchmark
     resources: Resources
     deviations: tuple[str, ...] = ()
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
@@ -374,45 +417,9 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1: 1e-3 is text to it, and a key given twice passes. DVC reads 1.2; so must we."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                problem = f"the key {schema.show(key)} is no plain value"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def read(path: Path = PARAMS) -> dict[str, Any]:
     """The YAML of ``path`` as it stands; UserError when it is absent or no YAML."""
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run this where the project's params.yaml lies") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UserError(f"{path}{line} is not valid YAML: {problem}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds {schema.show(found)}; expected a mapping")
-    return found
+    return yamlfile.read(path)
 
 
 def load(path: Path = PARAMS) -> Params:
@@ -420,8 +427,11 @@ def load(path: Path = PARAMS) -> Params:
     return build(read(path), str(path))
 
 
-def build(found: Mapping[str, Any], where: str = "params.yaml") -> Params:
-    """Check a mapping laid out like params.yaml; UserError with one line for the first thing that is wrong."""
+def build(found: Mapping[str, Any], where: str = "params.yaml", *, switching: bool = False) -> Params:
+    """Check a mapping laid out like params.yaml; UserError with one line for the first thing that is wrong.
+
+    ``switching``: the block ``suite`` is about to be written and need not agree with the suites.
+    """
     for key in found:
         if key not in ("datasets", "benchmarks", "suites", "suite"):
             raise schema.unknown(f"{where}: the key", str(key), ("datasets", "benchmarks", "suites", "suite"))
@@ -432,7 +442,16 @@ def build(found: Mapping[str, Any], where: str = "params.yaml") -> Params:
             raise UserError(f"{where}: {key} is {schema.show(found[key])}; expected a mapping")
     datasets = schema.convert(dict[str, Source], found["datasets"], "datasets")
     benchmarks = {str(n): _benchmark(str(n), v, datasets) for n, v in found["benchmarks"].items()}
-    suites = schema.convert(dict[str, SuitePlan], found["suites"], "suites")
+    suites = _suites(found["suites"], benchmarks)
+    suite = schema.parse(Suite, found["suite"], "suite")
+    _check_suite(suite, datasets, benchmarks)
+    if not switching:
+        _check_plan(suite, suites)
+    return Params(datasets=datasets, benchmarks=benchmarks, suites=suites, suite=suite)
+
+
+def _suites(value: Any, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuitePlan]:
+    suites: dict[str, SuitePlan] = schema.convert(dict[str, SuitePlan], value, "suites")
     for name, plan in suites.items():
         for benchmark in plan.benchmarks:
             if benchmark not in benchmarks:
@@ -441,9 +460,7 @@ def build(found: Mapping[str, Any], where: str = "params.yaml") -> Params:
                 raise schema.unknown(
                     f"suites.{name}.budget: {benchmark}: budget", plan.budget, benchmarks[benchmark].budgets
                 )
-    suite = schema.parse(Suite, found["suite"], "suite")
-    _check_suite(suite, datasets, benchmarks)
-    return Params(datasets=datasets, benchmarks=benchmarks, suites=suites, suite=suite)
+    return suites
 
 
 def _benchmark(name: str, value: Any, datasets: Mapping[str, Source]) -> Benchmark:
@@ -477,3 +494,18 @@ def _check_suite(suite: Suite, datasets: Mapping[str, Source], benchmarks: Mappi
                 raise UserError(f"suite.benchmarks.{name}.{key} is {have}; benchmarks.{name} says {want}")
         if benchmark.dataset not in suite.datasets:
             raise UserError(f"suite.datasets lacks {benchmark.dataset}, which suite.benchmarks.{name} needs")
+
+
+def _check_plan(suite: Suite, suites: Mapping[str, SuitePlan]) -> None:
+    """A suite that was edited must be switched to again: DVC reads the block, and would go on with the old one."""
+    if suite.name not in suites:
+        raise schema.unknown("suite.name: suite", suite.name, suites)
+    plan = suites[suite.name]
+    again = f"run `python -m pipelines.suite {suite.name}` to bring the block up to date"
+    if set(suite.benchmarks) != set(plan.benchmarks):
+        differ = ", ".join(sorted(set(suite.benchmarks) ^ set(plan.benchmarks)))
+        raise UserError(f"suite.benchmarks is not what suites.{suite.name} says ({differ}); {again}")
+    for name, entry in suite.benchmarks.items():
+        if entry.budget != plan.budget:
+            told = f"suite.benchmarks.{name}.budget is {entry.budget}"
+            raise UserError(f"{told}; suites.{suite.name} says {plan.budget}; {again}")

@@ -24,6 +24,7 @@ class Spec:
     device: str = "cpu"  # cpu | cuda
     threads: int | None = None  # CPU threads; None leaves torch's own choice
     key: str = ""
+    label: str = ""  # what sets it apart from the benchmark's own trials in a log
 
     @property
     def files(self) -> TrialFiles:
@@ -33,7 +34,7 @@ class Spec:
     @property
     def name(self) -> str:
         """What the trial is called in logs."""
-        return f"{self.benchmark.name} seed {self.seed}"
+        return " ".join(filter(None, (self.benchmark.name, self.label, f"seed {self.seed}")))
 
     def on(self, device: str, *, threads: int) -> Spec:
         """The same trial on a kind of device."""

@@ -38,7 +38,7 @@ def switch(name: str, path: Path = benchmarks.PARAMS) -> None:
     """Rewrite the block in ``path``; everything else in the file, comments too, stays as it is."""
     # Whatever the block says now: one that no longer fits the benchmarks is what this is for.
     empty = {"name": name, "datasets": [], "benchmarks": {}}
-    params = benchmarks.build(benchmarks.read(path) | {"suite": empty}, str(path))
+    params = benchmarks.build(benchmarks.read(path) | {"suite": empty}, str(path), switching=True)
     text = path.read_text(encoding="utf-8")
     if not MARK.search(text):
         raise UserError(f"{path} does not end in a block `suite:`; expected it last, since it is rewritten as a whole")

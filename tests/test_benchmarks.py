@@ -15,7 +15,7 @@ import torch
 import yaml
 from dvc.utils.serialize import load_yaml, parse_yaml
 
-from pipelines import benchmarks, errors, store, suite, trial
+from pipelines import benchmarks, errors, store, subsets, suite, trial
 from pipelines.datasets import Dataset
 from pipelines.errors import UserError
 from tests.conftest import ROOT, environment
@@ -49,6 +49,7 @@ def complaint(found: dict[str, Any]) -> str:
 # --- what a user may have got wrong ------------------------------------------------------------------------------
 
 B = "benchmarks/lenet5-mnist"
+ON = f"{B}/evaluation/claimed_on"
 OPTIMISER, SCHEDULE, LAPTOP = f"{B}/recipe/optimiser", f"{B}/recipe/schedule", f"{B}/budgets/laptop"
 BEGINS = "; expected points that begin at epoch 0, as in [[0, 1.0], [20, 0.1]]"
 RISING = "; expected rising epochs"
@@ -73,11 +74,11 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/model/family", "__init__", ": model family __init__ is not known; allowed: alexnet, allcnn, convnetjs,"),
     (f"{B}/model/family", ["lenet"], " is ['lenet']; expected text"),
     (f"{B}/model/options", [1], " is [1]; expected a mapping"),
-    (f"{OPTIMISER}/name", "sdg", " is 'sdg'; did you mean sgd? (allowed: adadelta, sgd)"),
-    (f"{OPTIMISER}/name", "adam", " is 'adam'; allowed: adadelta, sgd"),
-    (f"{OPTIMISER}/name", None, " is null; allowed: adadelta, sgd"),
+    (f"{OPTIMISER}/name", "sdg", " is 'sdg'; did you mean sgd? (allowed: adadelta, sdlm, sgd)"),
+    (f"{OPTIMISER}/name", "adam", " is 'adam'; allowed: adadelta, sdlm, sgd"),
+    (f"{OPTIMISER}/name", None, " is null; allowed: adadelta, sdlm, sgd"),
     (f"{OPTIMISER}/name", NOTHING, " is missing; expected one of sgd, adadelta"),
-    (f"{B}/recipe/loss", "hinge", " is 'hinge'; allowed: cross_entropy, mse"),
+    (f"{B}/recipe/loss", "hinge", " is 'hinge'; allowed: cross_entropy, map, mse"),
     (f"{B}/recipe/precision", "fp16", " is 'fp16'; did you mean bf16? (allowed: bf16, fp32)"),
     (f"{B}/claim/metric", "eror", " is 'eror'; did you mean error? (allowed: accuracy, error)"),
     (f"{B}/claim/certainty", "sure", " is 'sure'; allowed: computed, read, recalled"),
@@ -125,6 +126,16 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/evaluation", {"views": "ten_crop"}, ".crop is missing; expected the pixels of the ten crops"),
     (f"{B}/evaluation", {"views": "ten_crop", "crop": 0}, ".crop is 0; expected at least 1 pixel"),
     (f"{B}/evaluation", {"views": "single", "crop": 28}, ".crop is 28; expected it beside views: ten_crop alone"),
+    (f"{ON}", {"split": "val", "count": 9}, ".split is 'val'; allowed: test, train"),
+    (f"{ON}", {"split": "test"}, ".count is missing; expected a whole number"),
+    (f"{ON}", {"count": 9}, ".split is missing; expected one of train, test"),
+    (f"{ON}", {"split": "test", "count": 0}, ".count is 0; expected at least 1"),
+    (f"{ON}", {"split": "test", "first": -1, "count": 9}, ".first is -1; expected at least 0"),
+    (f"{ON}", {"split": "test", "first": 0.5, "count": 9}, f".first is 0.5{WHOLE}"),
+    (f"{ON}", {"split": "test", "last": 9}, ".last is not known; "),
+    (f"{ON}", [0, 9], " is [0, 9]; expected a mapping"),
+    (f"{B}/claim/difference", " ", " is ' '; expected one sentence, or nothing"),
+    (f"{B}/claim/difference", "Other images.", " is 'Other images.'; expected it beside evaluation.claimed_on alone"),
     (f"{B}/claim/value", -0.95, f" is -0.95{PER_CENT}"),
     (f"{B}/claim/value", 100.5, f" is 100.5{PER_CENT}"),
     (f"{B}/claim/value", "0.95 %", " is '0.95 %'; expected a number"),
@@ -190,7 +201,7 @@ def test_misspelt_keys_are_found_at_every_depth() -> None:
         assert "(allowed: " in line
     # nothing alike is known: no guess, but the list
     assert complaint(changed(f"{B}/zzz", 1)).startswith(
-        "benchmarks.lenet5-mnist.zzz is not known; allowed: budgets, cl"
+        "benchmarks.lenet5-mnist.zzz is not known; allowed: budgets, ch"
     )
     # the name is the block's key, not a value in it
     assert complaint(changed(f"{B}/name", "x")).startswith("benchmarks.lenet5-mnist.name is not known; ")
@@ -211,6 +222,14 @@ def test_values_that_do_not_go_together() -> None:
     assert complaint(changed(f"{B}/evaluation", {"views": "random"})) == (
         "benchmarks.lenet5-mnist.evaluation.views is 'random'; "
         "expected recipe.augment to say what the views are drawn from"
+    )
+    # a figure on other images needs its sentence, and its own count for the claim's sampling error
+    assert complaint(changed(ON, {"split": "test", "count": 10000})) == (
+        "benchmarks.lenet5-mnist.claim.difference is missing; "
+        "expected one sentence on what evaluation.claimed_on changes"
+    )
+    assert complaint(changed("benchmarks/convnetjs-cifar10/claim/test_images", 10000)) == (
+        "benchmarks.convnetjs-cifar10.claim.test_images is 10000; expected 1000, the count of evaluation.claimed_on"
     )
     assert complaint(changed(f"{B}/budgets/paper", NOTHING)) == (
         "benchmarks.lenet5-mnist.budgets.paper is missing; expected the length and seeds as published"
@@ -256,6 +275,18 @@ def line_of(path: Path) -> str:
         benchmarks.load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    """As DVC's own reader takes them; to YAML 1.1, 010 is eight, 1:30 is ninety, and `on` is true."""
+    path = tmp_path / "some.yaml"
+    path.write_text("[010, 0o10, 0x1F, 1:30, on, yes, No, true, +3, .inf, 1_0, 1., ~]")
+    with pytest.raises(UserError, match="holds"):
+        benchmarks.read(path)
+    path.write_text("a: " + path.read_text())
+    expected = [10, 8, 31, "1:30", "on", "yes", "No", True, 3, float("inf"), "1_0", 1.0, None]
+    assert benchmarks.read(path)["a"] == expected
+    assert complaint(changed(f"{OPTIMISER}/lr", "1:30")).endswith("lr is '1:30'; expected a number")
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
@@ -327,6 +358,9 @@ WRONG_SUITES: list[tuple[str, Any, str]] = [
     ),
     (f"{LENET}/budget", "labtop", "suite.benchmarks.lenet5-mnist.budget: budget labtop is not known; did you mean lap"),
     (LENET, None, "suite.benchmarks.lenet5-mnist is null; expected a mapping"),
+    ("suite/name", "labtop", "suite.name: suite labtop is not known; did you mean laptop?"),
+    (f"{LENET}/budget", "paper", "suite.benchmarks.lenet5-mnist.budget is paper; suites.laptop says laptop; ru"),
+    (LENET, NOTHING, "suite.benchmarks is not what suites.laptop says (lenet5-mnist); run `python -m pipelin"),
     ("suite/benchmarks/lenet5-mnits", ENTRY, "suite.benchmarks: benchmark lenet5-mnits is not known; did you mean le"),
     ("suite/datasets", ["mnist"], "suite.datasets lacks cifar10, which suite.benchmarks.ordinary-cifar10 needs"),
     ("suite/datasets", ["mnist", "cifar"], "suite.datasets: dataset cifar is not known; did you mean cifar10?"),
@@ -410,6 +444,9 @@ CLAIMS = {
     "mlp300-mnist": ("error", 4.7),
     "lenet5-mnist": ("error", 0.95),
     "ordinary-cifar10": ("accuracy", 37.0),
+    "ml4a-convnet-cifar10": ("accuracy", 79.0),
+    "ordinary-mnist": ("accuracy", 91.28),
+    "convnet-mnist": ("accuracy", 97.81),
     "convnetjs-cifar10": ("accuracy", 80.0),
     "allcnn-c-cifar10": ("error", 9.08),
     "alexnet-imagenette": ("accuracy", 79.09),
@@ -420,6 +457,9 @@ COUNTS = {
     "mlp300-mnist": 238_510,  # 784-300-10
     "lenet5-mnist": 60_850,  # LeCun et al. 1998, section II.B: 60,000, and 84 x 10 + 10 of the softmax head
     "ordinary-cifar10": 30_840,  # ml4a: 3072 -> 10 -> 10
+    "ml4a-convnet-cifar10": 22_466,  # ml4a's snapshot: the net of ConvNetJS
+    "ordinary-mnist": 7_960,  # ml4a: 784 -> 10 -> 10
+    "convnet-mnist": 5_994,  # ml4a's snapshot: the net of ConvNetJS's demo/mnist.html
     "convnetjs-cifar10": 22_466,  # ConvNetJS demo/cifar10.html
     "allcnn-c-cifar10": 1_369_738,  # Springenberg et al. 2015, table 3: "1.4 M"
     # Krizhevsky et al. 2012, section 3.5: 60,965,224 in two towers, with 10 in place of 1000 outputs of 4096 inputs
@@ -451,9 +491,42 @@ def test_every_benchmark_has_its_claim_and_the_source() -> None:
         assert benchmark.deviations and all(benchmark.deviations), benchmark.name
 
 
+TRAINED_ON = {  # of the images of a claim that lie in the training file: how many the recipe trains on
+    "ordinary-cifar10": 0,
+    "ml4a-convnet-cifar10": 10_000,
+    "ordinary-mnist": 0,
+    "convnet-mnist": 0,
+}
+
+
+def test_figures_on_the_training_file_are_of_images_held_out_or_trained_on_as_their_sentence_says() -> None:
+    sizes = {"mnist": 60_000, "cifar10": 50_000}
+    found = {}
+    for name, benchmark in PARAMS.benchmarks.items():
+        on = benchmark.evaluation.claimed_on
+        if on is not None and on.split == "train":
+            assert on.end <= sizes[benchmark.dataset]
+            trained = subsets.positions(sizes[benchmark.dataset], benchmark.recipe.subset)
+            found[name] = int(((trained >= on.first) & (trained < on.end)).sum())
+            words = "held out of training" if found[name] == 0 else "trained on these very images"
+            assert words in (benchmark.claim.difference or ""), name
+    assert found == TRAINED_ON
+
+
+@pytest.mark.parametrize("name", TRAINED_ON)
+def test_ml4as_nets_are_trained_as_its_page_does(name: str) -> None:
+    """confusion_matrix.js, createModel: adadelta, batch 20, l2 0.001, 10 epochs in the order of the file."""
+    benchmark = PARAMS.benchmarks[name]
+    recipe, optimiser = benchmark.recipe, benchmark.recipe.optimiser
+    assert (optimiser.name, recipe.batch, recipe.shuffle) == ("adadelta", 20, False)
+    assert benchmark.budgets["paper"].epochs == 10
+    assert optimiser.weight_decay == pytest.approx(0.001 / 20) and not optimiser.decay_biases  # ConvNetJS divides both
+
+
 def test_the_default_suite_is_the_promised_one() -> None:
     assert PARAMS.suite.name == "laptop"
-    assert list(PARAMS.suite.benchmarks) == [name for name in CLAIMS if name != "alexnet-imagenette"]
+    fit = [name for name in CLAIMS if "laptop" in PARAMS.benchmarks[name].budgets]
+    assert list(PARAMS.suite.benchmarks) == [name for name in fit if name != "alexnet-imagenette"]
     for name, entry in PARAMS.suite.benchmarks.items():
         assert len(PARAMS.benchmarks[name].budgets[entry.budget].seeds) > 1, name
         assert len(PARAMS.benchmarks[name].budgets["paper"].seeds) >= 5, name
@@ -574,4 +647,4 @@ def _contains(read: Any, written: Any, where: str) -> None:
 
 def test_a_long_value_is_cut_in_an_error() -> None:
     line = complaint(changed(f"{B}/recipe/loss", "x" * 1000))
-    assert len(line) < 200 and "...; allowed: cross_entropy, mse" in line
+    assert len(line) < 200 and "...; allowed: cross_entropy, map, mse" in line
