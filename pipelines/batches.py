@@ -82,6 +82,17 @@ class Batches:
         generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
         return self.positions[torch.randperm(len(self.positions), generator=generator)]
 
+    def samples(self, count: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """``count`` images of ``epoch``, drawn anew for each, or all where there are fewer; whole on every worker.
+
+        Preprocessed and augmented like the minibatches, though with random numbers of their own: they stand for the
+        patterns that the epoch trains on, and a crop decides their size. A function of (seed, epoch) alone.
+        """
+        generator = torch.Generator().manual_seed(stream(self.seed, "samples", epoch))
+        drawn = torch.randperm(len(self.positions), generator=generator)[:count]
+        chosen = self.positions[drawn].to(self.labels.device)
+        return self.augment(self.preprocess(self.images[chosen]), generator), self.labels[chosen]
+
     def _load(self, chosen: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         """The whole batch is augmented before it is shared out: the random numbers do not depend on ``workers``."""
         chosen = chosen.to(self.labels.device)

@@ -18,7 +18,7 @@ from pipelines.errors import UserError
 from pipelines.schema import require
 
 PARAMS = Path("params.yaml")
-MAP_CONSTANT = 100.0  # ours: the paper calls it positive
+MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 
 
@@ -153,6 +153,27 @@ class Subset:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Boosting:
+    """A committee of three whose later members train on what the earlier ones find hard (``pipelines.boosting``).
+
+    Both numbers are of the *paper's* budget: a shorter one trains each member, and looks through the patterns, in
+    proportion.
+    """
+
+    epochs: tuple[int, int, int]  # that train each member, one after the other
+    candidates: int  # augmented images looked through for the second member's patterns, and as many for the third's
+
+    def __post_init__(self) -> None:
+        require(min(self.epochs) >= 1, f"epochs is {list(self.epochs)}; expected at least 1 for each member")
+        require(self.candidates >= 1, f"candidates is {self.candidates}; expected at least 1")
+
+    def member(self, epoch: float) -> int:
+        """Which member trains at ``epoch`` (fractional, of the paper's budget), from 0."""
+        first, second, _ = self.epochs
+        return (epoch >= first) + (epoch >= first + second)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a model is trained, but for how long."""
 
@@ -167,6 +188,7 @@ class Recipe:
     shuffle: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    boosting: Boosting | None = None
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, f"batch is {self.batch}; expected at least 1")
@@ -176,15 +198,23 @@ class Recipe:
         for name, ops in (("preprocess", self.preprocess), ("augment", self.augment)):
             for i, op in enumerate(ops):
                 require(len(op) == 1, f"{name}[{i}] is {schema.show(op)}; expected one transform, as in {{flip: {{}}}}")
+        if self.boosting is not None:
+            require(len(self.augment) > 0, "augment is []; expected one, which boosting draws its candidates from")
+            # Its second derivatives are estimated once a pass, and a member may change within one.
+            require(self.optimiser.name != "sdlm", "optimiser.name is sdlm; expected another with boosting")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimedOn:
-    """The images that a claim was measured on, where they are not the whole test split: ``count`` from ``first`` on."""
+    """The images that a claim was measured on, where they are not the whole test split: ``count`` from ``first`` on.
+
+    ``drawn`` takes as many at random from there in their place, the same for every seed.
+    """
 
     split: Literal["train", "test"]
     first: int = 0  # position in the file, from 0
     count: int
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         require(self.first >= 0, f"first is {self.first}; expected at least 0")
@@ -199,6 +229,8 @@ class ClaimedOn:
     def words(self) -> str:
         """The images as a reader counts them, from 1."""
         file = {"train": "training", "test": "test"}[self.split]
+        if self.drawn:
+            return f"{self.count:,} images drawn from the {file} file"
         return f"images {self.first + 1:,} to {self.end:,} of the {file} file"
 
 
@@ -333,9 +365,18 @@ class Benchmark:
         workers = self.resources.workers
         message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"
         require(self.recipe.batch % workers == 0, message)
+        self._check_boosting()
         views = "evaluation.views is 'random'; expected recipe.augment to say what the views are drawn from"
         require(self.evaluation.views != "random" or len(self.recipe.augment) > 0, views)
         self._check_claimed_on()
+
+    def _check_boosting(self) -> None:
+        boosting, epochs, workers = self.recipe.boosting, self.budgets["paper"].epochs, self.resources.workers
+        if boosting is not None:
+            shown = f"recipe.boosting.epochs is {list(boosting.epochs)}"
+            require(sum(boosting.epochs) == epochs, f"{shown}; expected a sum of {epochs}, budgets.paper.epochs")
+            # Several would wait for the gradients of the members that have none.
+            require(workers == 1, f"resources.workers is {workers}; expected 1 with recipe.boosting")
 
     def _check_claimed_on(self) -> None:
         on, claim = self.evaluation.claimed_on, self.claim

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
+import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from pipelines import orphan
 from pipelines.benchmarks import Benchmark
-from pipelines.errors import UserError
+from pipelines.errors import USER_ERROR, UserError
 from pipelines.spec import Spec
 
+Endpoint = tuple[str, int]  # host and port
 CONNECT_S = 5.0
+WATCH_EVERY_S = 0.5
+LOST_S = 3.0  # without an answer
+LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
+GRACE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
+ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
 OBJECT_STORE_BYTES = 80 * 2**20  # trials pass files, not objects: the least that Ray takes, with room to spare
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What one machine of a cluster has in all, taken or free."""
+
+    cpus: int
+    gpus: int = 0
+
+    def holds(self, cpus: int, gpus: float) -> int:
+        """How many workers of ``cpus`` and ``gpus`` fit on it side by side; a fraction is a fraction of one GPU."""
+        fits = self.cpus // cpus
+        if gpus:
+            fits = min(fits, self.gpus * int(1 / gpus + ROUNDING) if gpus < 1 else int(self.gpus // gpus))
+        return fits
+
+    def __str__(self) -> str:
+        return f"{_count(self.cpus, 'CPU')} and {_count(self.gpus, 'GPU')}" if self.gpus else _count(self.cpus, "CPU")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +58,22 @@ class Cluster:
     """A connected Ray cluster."""
 
     address: str | None  # None: started here, for this process alone
-    cpus: int
-    gpus: float
-    nodes: int
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
 
     def __str__(self) -> str:
         where = "Ray started here" if self.address is None else f"Ray cluster at {self.address}"
-        nodes = "" if self.nodes == 1 else f"{self.nodes} nodes, "
-        return f"{where}: {nodes}{self.cpus} CPUs, {self.gpus:g} GPUs"
+        nodes = "" if len(self.nodes) == 1 else f"{len(self.nodes)} nodes, "
+        return f"{where}: {nodes}{self.cpus} CPUs, {self.gpus} GPUs"
 
     def gpus_for(self, benchmark: Benchmark) -> float:
         """GPUs that one worker of the benchmark takes here: what it requires, or likes to have where there are any."""
@@ -44,23 +81,72 @@ class Cluster:
         return asked.gpus or (asked.gpus_if_any if self.gpus else 0.0)
 
     def require(self, benchmark: Benchmark) -> None:
-        """Raise UserError when the benchmark could never be placed here, where Ray would wait for ever."""
-        asked, where = benchmark.resources, f"benchmarks.{benchmark.name}.resources"
-        cpus, gpus = asked.cpus * asked.workers, self.gpus_for(benchmark) * asked.workers
-        each = f"{asked.workers} workers of " if asked.workers > 1 else ""
-        if cpus > self.cpus:
-            raise UserError(f"{where}: {each}{asked.cpus} CPUs; expected at most the {self.cpus} of the cluster")
-        if gpus > self.gpus:
-            one = self.gpus_for(benchmark)
-            raise UserError(f"{where}: {each}{one:g} GPUs; expected at most the {self.gpus:g} of the cluster")
+        """Raise UserError when the benchmark could never be placed here, where Ray would wait for ever.
+
+        A worker runs on one node: what the cluster has in all may be enough, and yet no node hold it.
+        """
+        asked, gpus, fits = benchmark.resources, self.gpus_for(benchmark), self._fits(benchmark)
+        if fits >= asked.workers:
+            return
+        each = f"benchmarks.{benchmark.name}.resources: "
+        each += f"{asked.workers} workers of " if asked.workers > 1 else ""
+        if asked.cpus * asked.workers > self.cpus:
+            raise UserError(f"{each}{_count(asked.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
+        if gpus * asked.workers > self.gpus:
+            raise UserError(f"{each}{_count(gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
+        wanted = _count(asked.cpus, "CPU") + (f" and {_count(gpus, 'GPU')}" if gpus else "")
+        if not fits:
+            raise UserError(f"{each}{wanted}; expected no more than one node has: {self._nodes()}")
+        raise UserError(f"{each}{wanted}; expected at most {fits} of them, as fit on the nodes: {self._nodes()}")
+
+    def side_by_side(self, benchmark: Benchmark) -> int:
+        """How many trials of the benchmark the cluster holds at once."""
+        return self._fits(benchmark) // benchmark.resources.workers
+
+    def _fits(self, benchmark: Benchmark) -> int:
+        gpus = self.gpus_for(benchmark)
+        return sum(node.holds(benchmark.resources.cpus, gpus) for node in self.nodes)
+
+    def _nodes(self) -> str:
+        kinds = Counter(map(str, sorted(self.nodes, key=lambda node: (-node.gpus, -node.cpus))))
+        return ", ".join(f"{times} of {kind}" for kind, times in kinds.items())
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 @contextmanager
 def connect() -> Iterator[Cluster]:
     """Join the cluster that ``RAY_ADDRESS`` names, or start one on this machine; leave or end it afterwards.
 
-    Raises UserError when ``RAY_ADDRESS`` can't be reached.
+    Raises UserError when ``RAY_ADDRESS`` can't be reached, and when the cluster is lost in the meantime.
     """
+    address = os.environ.get("RAY_ADDRESS")
+    _start(address)
+    import ray
+
+    watch = _Watch(address, _endpoints(address))
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        found = (Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in nodes)
+        yield Cluster(address=address, nodes=tuple(found))
+    except UserError:
+        raise
+    except Exception:
+        if watch.finds_lost():
+            raise UserError(watch.line) from None
+        raise
+    except KeyboardInterrupt:
+        if watch.lost.is_set():
+            raise UserError(watch.line) from None
+        raise
+    finally:
+        with watch.ending():
+            ray.shutdown()
+
+
+def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Ray Train polls its workers every 2 s otherwise
     # A cluster may be busy for longer than the minute that Ray Train waits for its workers; what can't ever be placed
@@ -71,7 +157,6 @@ def connect() -> Iterator[Cluster]:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     if address is None:
         # An explicit "local": a bare init may join somebody else's cluster on this machine.
@@ -83,18 +168,109 @@ def connect() -> Iterator[Cluster]:
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise _unreachable(address, " ".join(str(error).split())[:200] or type(error).__name__) from None
     orphan.end_on_sigterm()  # Ray has put a handler of its own in place, which aborts the process
+
+
+def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
+    """What this process can't do without: the cluster's head, and the raylet of the node that it has joined."""
+    import ray
+
+    if address is not None and address.startswith("ray://"):
+        return (_host_port(address),)
+    context = ray.get_runtime_context()
+    mine = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return _host_port(context.gcs_address), (mine["NodeManagerAddress"], mine["NodeManagerPort"])
+
+
+class _Watch(threading.Thread):
+    """Ends this process's work when the cluster is lost.
+
+    Ray alone goes on for ever without a raylet, its tasks waiting for one, and aborts the process a minute after the
+    head has gone.
+    """
+
+    def __init__(self, address: str | None, endpoints: tuple[Endpoint, ...]) -> None:
+        super().__init__(daemon=True, name="watch-cluster")
+        self.address, self.endpoints = address, endpoints
+        self.over, self.lost, self.ended = threading.Event(), threading.Event(), threading.Event()
+        self.start()
+
+    @property
+    def line(self) -> str:
+        """What the user is told."""
+        which = "that was started here" if self.address is None else f"at {self.address}"
+        return f"the Ray cluster {which} was lost; run the same command again, trials go on at their last checkpoints"
+
+    def run(self) -> None:
+        """Interrupt the main thread when nothing has answered for some time; end the process if that does not."""
+        patience = LOST_S if self.address is None else LOST_ELSEWHERE_S
+        answered = time.monotonic()
+        while not self.over.wait(WATCH_EVERY_S):
+            if all(map(_answers, self.endpoints)):
+                answered = time.monotonic()
+            elif time.monotonic() - answered > patience:
+                self.lost.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+                break
+        if self.lost.is_set() and not self.ended.wait(GRACE_S):
+            _end_children()
+            print(f"error: {self.line}", file=sys.stderr, flush=True)
+            os._exit(USER_ERROR)
+
+    def finds_lost(self) -> bool:
+        """Whether the cluster is gone: Ray's own exceptions may come before the patience is over."""
+        if not self.lost.is_set() and not all(map(_answers, self.endpoints)):
+            self.lost.set()
+        return self.lost.is_set()
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Stop watching; leaving a lost cluster must not take for ever."""
+        self.over.set()
+        try:
+            yield
+        finally:
+            self.ended.set()
+
+
+def _answers(endpoint: Endpoint) -> bool:
     try:
-        found = ray.cluster_resources()
-        nodes = sum(1 for node in ray.nodes() if node["Alive"])
-        yield Cluster(address=address, cpus=int(found.get("CPU", 0)), gpus=found.get("GPU", 0.0), nodes=nodes)
-    finally:
-        ray.shutdown()
+        socket.create_connection(endpoint, timeout=CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _end_children() -> None:
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def end_with_raylet() -> None:
+    """In a Ray worker: end this process as soon as the raylet that started it is gone.
+
+    Ray lets a busy worker go on, and starts its task again elsewhere: two processes would train the same trial.
+    """
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-raylet").start()
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_EVERY_S)
+    os._exit(1)
 
 
 def _probe(address: str) -> None:
     """A TCP connection first: Ray itself tries an address that nobody answers for a minute."""
     if address in ("auto", "local"):
         return
+    try:
+        socket.create_connection(_host_port(address), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise _unreachable(address, error.strerror or str(error)) from None
+
+
+def _host_port(address: str) -> Endpoint:
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = parts.hostname, parts.port
@@ -102,10 +278,7 @@ def _probe(address: str) -> None:
         host = port = None
     if not host or not port:
         raise UserError(f"RAY_ADDRESS is {address}; expected host:port, ray://host:port, auto, or nothing")
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise _unreachable(address, error.strerror or str(error)) from None
+    return host, port
 
 
 def _unreachable(address: str, reason: str) -> UserError:
@@ -114,68 +287,9 @@ def _unreachable(address: str, reason: str) -> UserError:
     )
 
 
-def train_distributed(spec: Spec, gpus: float) -> None:
-    """Train one trial on several workers: Ray Train places them, Lightning's DDP averages their gradients.
-
-    gloo on CPUs, NCCL on GPUs. The trial's own checkpoint in the store (shared storage, where there are several nodes)
-    is what a restarted attempt goes on from; Ray Train keeps none.
-    """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    asked = spec.benchmark.resources
-    each: dict[str, float] = {"CPU": asked.cpus} | ({"GPU": gpus} if gpus else {})
-    trainer = TorchTrainer(
-        _train_rank,
-        train_loop_config={"spec": spec},
-        scaling_config=ScalingConfig(num_workers=asked.workers, use_gpu=bool(gpus), resources_per_worker=each),
-        run_config=RunConfig(
-            # A finished run of the same name would return at once, and the store knows better.
-            name=f"{spec.key}-{time.time_ns()}",
-            storage_path=str(spec.store / "ray"),
-            failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),
-        ),
+def lost_worker(spec: Spec, error: BaseException) -> UserError:
+    """What the user is told of a trial whose worker process died once too often."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(
+        f"{spec.name}: its worker was lost ({reason}); run the same command again, it goes on at the last checkpoint"
     )
-    interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    except SystemExit:  # Ray Train's own answer to Ctrl-C, with status 0
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        cause = _user_error(error)
-        if cause is None:
-            raise
-        raise UserError(cause) from None
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
-        shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
-
-
-def _train_rank(config: dict[str, Any]) -> None:
-    """One worker of a distributed trial; runs in a Ray Train worker process."""
-    import ray.train
-    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
-
-    from pipelines import trial
-    from pipelines.journal import Worker
-
-    context = ray.train.get_context()
-    settings = {"strategy": RayDDPStrategy(), "plugins": [RayLightningEnvironment()], "devices": "auto"}
-    worker = Worker(
-        rank=context.get_world_rank(), workers=context.get_world_size(), trainer=settings, prepare=prepare_trainer
-    )
-    trial.run(config["spec"], worker)
-
-
-def _user_error(error: BaseException | None) -> str | None:
-    """The user's line inside what Ray Train wraps around a worker's exception."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return str(error)
-        failures = getattr(error, "worker_failures", None) or {}
-        for failure in failures.values():
-            found = _user_error(failure)
-            if found is not None:
-                return found
-        error = getattr(error, "cause", None) or error.__cause__
-    return None

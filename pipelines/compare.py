@@ -21,8 +21,8 @@ from pipelines import benchmarks, orphan, store, tracking
 from pipelines.benchmarks import Benchmark, Params
 from pipelines.errors import guard
 from pipelines.page import outcomes, page
-from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome
-from pipelines.page.table3 import NONE, plus_minus
+from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet
+from pipelines.page.table3 import MARK, NONE, plus_minus
 from pipelines.page.tables import commit, each
 from pipelines.verdicts import Verdict, claim_margin, judge, shown
 
@@ -46,8 +46,7 @@ def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS
         entry = params.suite.benchmarks.get(name)
         if entry is None:
             continue  # left by another suite, or never run: not what this run can vouch for
-        seeds = benchmark.budgets[entry.budget].seeds
-        outcome = outcomes.load(name, seeds=seeds, budget=entry.budget, evaluations=evaluations, runs=runs)
+        outcome = outcomes.load(benchmark, budget=entry.budget, evaluations=evaluations, runs=runs)
         if outcome is not None:
             found[name] = outcome
     return found
@@ -70,9 +69,8 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
     """The ledger's row of one benchmark; without an outcome it is untested."""
     claim = benchmark.claim
     trials = outcome.trials if outcome else ()
-    values = {str(t.seed): t.error if claim.metric == "error" else t.accuracy for t in trials}
+    values = {str(t.seed): t.compared(claim.metric) for t in trials}
     figures = list(values.values())
-    spread = shown(figures)
     epochs = min((float(t.result["epochs"]) for t in trials), default=None)
     paper_epochs = benchmark.budgets["paper"].epochs
     verdict = judge(
@@ -95,10 +93,10 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
         },
         "deviations": list(benchmark.deviations),
         "budget": budget,
-        "per_seed": {seed: round(value, DIGITS) for seed, value in values.items()},
+        "per_seed": _per_seed(values),
         "n": len(figures),
-        "mean": round(statistics.fmean(figures), DIGITS) if figures else None,
-        "ci95": [round(end, DIGITS) for end in spread] if spread else None,
+        "mean": _mean(figures) if figures else None,
+        "ci95": _ci95(figures),
         "verdict": verdict.value,
         "wall_s": round(sum(float(t.result["wall_s"]) for t in trials), 2) if trials else None,
         "hardware": each(t.result["hardware"] for t in trials) if trials else None,
@@ -107,15 +105,44 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
         "paper_epochs": paper_epochs,
         "parameters": int(trials[0].result["parameters"]) if trials else None,
         "margin": round(claim_margin(claim.value, claim.test_images), DIGITS),
+        "test_set": _test_set(benchmark, outcome) if outcome else None,
+        "difference": claim.difference,
     }
 
 
+def _test_set(benchmark: Benchmark, outcome: Outcome) -> TestSet | None:
+    """Our figures on the whole test split, where the claim is not of it."""
+    if benchmark.evaluation.claimed_on is None:
+        return None
+    values = {str(t.seed): t.tested(benchmark.claim.metric) for t in outcome.trials}
+    figures = list(values.values())
+    return {"per_seed": _per_seed(values), "mean": _mean(figures), "ci95": _ci95(figures), "images": outcome.test}
+
+
+def _per_seed(values: Mapping[str, float]) -> dict[str, float]:
+    return {seed: round(value, DIGITS) for seed, value in values.items()}
+
+
+def _mean(figures: Sequence[float]) -> float:
+    return round(statistics.fmean(figures), DIGITS)
+
+
+def _ci95(figures: Sequence[float]) -> list[float] | None:
+    spread = shown(figures)
+    return [round(end, DIGITS) for end in spread] if spread else None
+
+
 def ours(row: LedgerRow) -> str:
-    """Our figure as a reader's table shows it: mean and interval."""
+    """Our figure as a reader's table shows it: mean and interval; a marked one has the test set's beside it."""
     if row["mean"] is None:
         return NONE
-    spread = f" [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]" if row["ci95"] else ""
-    return f"{row['mean']:.2f}{spread}"
+    beside = f"{MARK}; test set {_figure(row['test_set'])}" if row["test_set"] else ""
+    return f"{_figure(row)}{beside}"
+
+
+def _figure(found: LedgerRow | TestSet) -> str:
+    spread = f" [{found['ci95'][0]:.2f}, {found['ci95'][1]:.2f}]" if found["ci95"] else ""
+    return f"{found['mean']:.2f}{spread}"
 
 
 def budget(row: LedgerRow) -> str:
@@ -131,7 +158,7 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
     lines = [
         "# Ledger",
         "",
-        f"Suite `{params.suite.name}`. Each claim beside our mean over seeds on the whole test set.",
+        f"Suite `{params.suite.name}`. Each claim beside our mean over seeds, on the whole test set unless marked.",
     ]
     lines += ["", _table_line(head), _table_line(["---"] * len(head))]
     for row in ledger:
@@ -142,18 +169,25 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
         lines.append(_table_line(cells))
     lines += [
         "",
-        "± is the claim's own sampling error; * marks a claim recalled, not confirmed against its source.",
+        "± is the claim's own sampling error; * marks a claim recalled, not confirmed against its source. "
+        f"{MARK} marks a figure measured on the images of its claim, which are not the whole test set; what that means "
+        "stands below, at the benchmark.",
         "",
     ]
     for row in ledger:
-        lines += _markdown_details(row)
+        lines += _markdown_details(row, params.benchmarks[row["benchmark"]])
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _markdown_details(row: LedgerRow) -> list[str]:
+def _markdown_details(row: LedgerRow, benchmark: Benchmark) -> list[str]:
     claim = row["claim"]
     lines = [f"## {row['benchmark']}", ""]
     lines.append(f"- Claim: {_one_line(claim['source'])} ({claim['certainty']}); {_one_line(claim['protocol'])}")
+    on = benchmark.evaluation.claimed_on
+    if on is not None:
+        lines.append(f"- Measured {MARK} on {on.words}: {_one_line(row['difference'] or '')}")
+    if row["test_set"]:
+        lines.append(f"- On the whole test set ({row['test_set']['images']:,} images): {_figure(row['test_set'])} %")
     if row["n"]:
         lines.append(
             f"- Run on {_one_line(str(row['hardware']))}, commit {row['git_commit']}, {row['wall_s']:.0f} s in all"
@@ -172,14 +206,25 @@ def _one_line(words: str) -> str:
 
 def terminal_table(ledger: Sequence[LedgerRow]) -> Table:
     """The ledger for the end of ``dvc repro``, narrow enough for eighty columns."""
-    table = Table(title="Claims and ours, %", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    marked = any(row["test_set"] for row in ledger)
+    table = Table(
+        title="Claims and ours, %",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption=f"{MARK} on the images of the claim; below it, on the whole test set" if marked else None,
+        caption_justify="left",
+    )
     for words in ("benchmark", "", "claim", "ours", "n", "epochs", "verdict"):
         table.add_column(words, justify="right" if words in ("claim", "n", "epochs") else "left", overflow="fold")
     for row in ledger:
         verdict = Text(row["verdict"], style=COLOURS[Verdict(row["verdict"])])
         epochs = f"{NONE if row['epochs'] is None else format(row['epochs'], 'g')}/{row['paper_epochs']}"
         claim = f"{row['claim']['value']:g}"
-        table.add_row(row["benchmark"], row["metric"][:3], claim, plus_minus(row), str(row["n"]), epochs, verdict)
+        figure = plus_minus(row)
+        if row["test_set"]:
+            figure += f"{MARK}\n{plus_minus(row['test_set'])}"
+        table.add_row(row["benchmark"], row["metric"][:3], claim, figure, str(row["n"]), epochs, verdict)
     return table
 
 

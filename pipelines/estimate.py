@@ -2,34 +2,77 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
+import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines import cluster, datasets, spec, store, subsets
-from pipelines.errors import UserError
+from pipelines.benchmarks import Optimiser
 
 MEASURE_S = 1.0  # of training steps a benchmark, after two to warm up
-STATES = 4  # copies of the weights that a trial may have on disk: checkpoint with momentum, its successor, the result
+STATES = 2  # of the size of the weights: Adadelta's squares of gradients and of steps
+CANDIDATE = 1.2  # training images: one member's answer to a candidate of boosting and two members' to another, measured
+SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surrounds the tensors in two checkpoints
 
 
 def seconds(specs: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> float:
-    """Seconds until all are trained, packed on the cluster by their CPUs and GPUs; measures what is not yet known."""
+    """Seconds until all are trained, placed as ``train`` places them; measures the rates that are not yet known."""
     _measure_unknown(specs)
-    lanes = [0.0] * max(1, min(_side_by_side(one, ray_cluster) for one in specs))
-    for duration in sorted((trial_seconds(one) for one in specs), reverse=True):
-        heapq.heapreplace(lanes, lanes[0] + duration)
-    return max(lanes)
+    packed = [one for one in specs if one.benchmark.resources.workers == 1]
+    distributed = [one for one in specs if one.benchmark.resources.workers > 1]  # one after the other
+    return sum(map(trial_seconds, distributed)) + _packed_seconds(packed, ray_cluster)
 
 
-def _side_by_side(one: spec.Spec, ray_cluster: cluster.Cluster) -> int:
-    asked = one.benchmark.resources
-    lanes = ray_cluster.cpus // (asked.cpus * asked.workers)
-    gpus = ray_cluster.gpus_for(one.benchmark) * asked.workers
-    return min(lanes, int(ray_cluster.gpus / gpus)) if gpus else lanes
+def _packed_seconds(specs: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> float:
+    """Longest first, each as soon as a node has room for it."""
+    waiting = sorted(specs, key=trial_seconds, reverse=True)
+    rooms = [_Room(cpus=node.cpus, gpus=[1.0] * node.gpus) for node in ray_cluster.nodes]
+    running: list[tuple[float, int, Callable[[], None]]] = []  # when it ends, a number that keeps the order, leave
+    number, now = itertools.count(), 0.0
+    while waiting or running:
+        late = []
+        for one in waiting:
+            cpus, gpus = one.benchmark.resources.cpus, ray_cluster.gpus_for(one.benchmark)
+            leave = next(filter(None, (room.take(cpus, gpus) for room in rooms)), None)
+            if leave is None:
+                late.append(one)
+            else:
+                heapq.heappush(running, (now + trial_seconds(one), next(number), leave))
+        if not running:
+            break  # what no node holds is refused before
+        waiting = late
+        now, _, leave = heapq.heappop(running)
+        leave()
+    return now
+
+
+@dataclass
+class _Room:
+    """What is free on a node; of each of its GPUs a share."""
+
+    cpus: int
+    gpus: list[float]
+
+    def take(self, cpus: int, gpus: float) -> Callable[[], None] | None:
+        """Place a worker; what to call when it leaves, or None where there is no room."""
+        share, count = min(gpus, 1.0), math.ceil(gpus)
+        free = [at for at, left in enumerate(self.gpus) if left > share - cluster.ROUNDING][:count] if count else []
+        if cpus > self.cpus or len(free) < count:
+            return None
+        self._add(-cpus, -share, free)
+        return lambda: self._add(cpus, share, free)
+
+    def _add(self, cpus: int, share: float, places: Sequence[int]) -> None:
+        self.cpus += cpus
+        for at in places:
+            self.gpus[at] += share
 
 
 def trial_seconds(one: spec.Spec) -> float:
@@ -39,7 +82,15 @@ def trial_seconds(one: spec.Spec) -> float:
         return 0.0
     told = _read(one.files.progress)
     share = 1 - min(1.0, float(told.get("epoch", 0.0)) / one.epochs)
-    return share * one.epochs * images(one) / (rate * one.benchmark.resources.workers)
+    return share * (one.epochs * images(one) + _searched(one)) / (rate * one.benchmark.resources.workers)
+
+
+def _searched(one: spec.Spec) -> float:
+    """Training images that take as long as looking for the patterns of a committee's later members."""
+    boosting = one.benchmark.recipe.boosting
+    if boosting is None:
+        return 0.0
+    return CANDIDATE * boosting.candidates * one.epochs / one.benchmark.budgets["paper"].epochs
 
 
 def images(one: spec.Spec) -> int:
@@ -49,32 +100,63 @@ def images(one: spec.Spec) -> int:
     return min(count, one.benchmark.budgets[one.budget].train_images or count)
 
 
-def disk_bytes(one: spec.Spec) -> int:
-    """Bytes that a trial needs in the store at most."""
-    return STATES * int(_known().get(_rate_key(one), {}).get("weight_bytes", 10_000_000))
+def disk_bytes(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: cluster.Cluster) -> int:
+    """Bytes that trials, with the bytes of their weights, need in the store at most, beside what they have there.
+
+    The weights of all are kept. Each that trains has a checkpoint of weights and the optimiser's state, and for a
+    moment that checkpoint's successor beside it.
+    """
+    spare = [
+        2 * (1 + _states(one.benchmark.recipe.optimiser)) * size + SMALL_FILES - _bytes(one.files.checkpoint)
+        for one, size in sized
+    ]
+    together = max((ray_cluster.side_by_side(one.benchmark) for one, _ in sized), default=0)
+    kept = sum(size for _, size in sized)
+    return kept + sum(sorted(spare, reverse=True)[:together]) + _fitted_bytes(one for one, _ in sized)
+
+
+def _states(optimiser: Optimiser) -> int:
+    """Tensors of the size of the weights that the optimiser keeps."""
+    return int(optimiser.momentum > 0) if optimiser.name == "sgd" else STATES
+
+
+def _fitted_bytes(specs: Iterable[spec.Spec]) -> int:
+    """ZCA's matrix, kept in the store for all seeds; other fitted preprocessing is small."""
+    whitened = {
+        (one.data, one.benchmark.dataset, str(one.benchmark.recipe.preprocess))
+        for one in specs
+        if any("zca" in op for op in one.benchmark.recipe.preprocess)
+    }
+    return sum(4 * math.prod(datasets.open_dataset(data, name).shape) ** 2 for data, name, _ in whitened)
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _measure_unknown(specs: Sequence[spec.Spec]) -> None:
-    """One after the other, on one worker; a measurement beside others would say what the contention says."""
+    """One after the other, on one worker; a measurement beside others would say what the contention says.
+
+    What can't be measured stays unknown: an estimate must never stop a run, and the trial itself says what is wrong.
+    """
     import ray
 
     unknown = {_rate_key(one): one for one in specs if _rate_key(one) not in _known()}
     for key, one in unknown.items():
         asked = one.benchmark.resources
         gpus = 1 if one.device == "cuda" else 0
-        task = ray.remote(_measure).options(num_cpus=asked.cpus, num_gpus=gpus).remote(one, MEASURE_S)
-        try:
-            found = ray.get(task)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from None
-            raise
-        store.write_json(_path(), _known() | {key: found})
+        task = ray.remote(_measure).options(num_cpus=asked.cpus, num_gpus=gpus, max_retries=0).remote(one, MEASURE_S)
+        with contextlib.suppress(ray.exceptions.RayError):
+            store.write_json(_path(), _known() | {key: ray.get(task)})
 
 
 def _measure(one: spec.Spec, budget_s: float) -> dict[str, float]:
     from pipelines import trial
 
+    cluster.end_with_raylet()
     return trial.measure(one, budget_s)
 
 

@@ -4,28 +4,31 @@
 
 The only stage that reads test images. It looks at them as the claim's protocol did (once, as several random views, or
 as ten crops, whose probabilities are averaged) and reports the state after the last epoch: nothing is selected on it.
+Where the source measured its figure on other images (``evaluation.claimed_on``), those are looked at in the same way;
+confusion matrix, examples and figures a class are of the test split even so.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import benchmarks, datasets, orphan, progress, spec, store, trial, verdicts
+from pipelines import benchmarks, datasets, orphan, progress, spec, store, subsets, trial, verdicts
 from pipelines.batches import stream
-from pipelines.benchmarks import Benchmark
+from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.datasets import Dataset
 from pipelines.errors import UserError, guard
 from pipelines.views import views
@@ -41,12 +44,14 @@ EXAMPLE_PIXELS = 64  # larger images are shrunk to this side before they are kep
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a trained network says of the test images: ``probabilities`` (N, classes) float32, ``labels`` (N,) int64."""
+    """What a trained network says of images: ``probabilities`` (N, classes) float32, averaged over the views.
+
+    ``labels`` (N,) int64 is what they show, ``single`` (N,) int64 what a single view alone is taken for.
+    """
 
     probabilities: Tensor
     labels: Tensor
-    loss: float  # mean negative log-likelihood of the averaged probabilities
-    single_view_error: float  # per cent
+    single: Tensor
     seconds: float
 
     @property
@@ -60,6 +65,17 @@ class Predictions:
         return 100 * (self.predicted != self.labels).double().mean().item()
 
     @property
+    def single_view_error(self) -> float:
+        """Per cent."""
+        return 100 * (self.single != self.labels).double().mean().item()
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of the averaged probabilities."""
+        likelihood = self.probabilities.gather(1, self.labels[:, None]).clamp(min=1e-12)
+        return -likelihood.log().mean().item()
+
+    @property
     def top_error(self) -> float:
         """Per cent of images whose class is not among the five most probable."""
         top = self.probabilities.topk(min(TOP, self.probabilities.shape[1]), 1).indices
@@ -70,6 +86,13 @@ class Predictions:
         classes = self.probabilities.shape[1]
         cells = torch.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
         return cells.view(classes, classes).numpy()
+
+    def part(self, places: NDArray[np.int64]) -> Predictions:
+        """Those of the images at these positions."""
+        at = torch.from_numpy(places)
+        return Predictions(
+            probabilities=self.probabilities[at], labels=self.labels[at], single=self.single[at], seconds=0.0
+        )
 
 
 def load_network(benchmark: Benchmark, dataset: Dataset, weights: Path) -> nn.Module:
@@ -85,32 +108,42 @@ def load_network(benchmark: Benchmark, dataset: Dataset, weights: Path) -> nn.Mo
 
 
 @torch.inference_mode()
-def predict(benchmark: Benchmark, dataset: Dataset, model: nn.Module, seed: int, device: str) -> Predictions:
-    """Look at every test image once a view; ``seed`` draws the random views."""
+def predict(
+    benchmark: Benchmark,
+    dataset: Dataset,
+    model: nn.Module,
+    seed: int,
+    device: str,
+    *,
+    split: Literal["train", "test"] = "test",
+    places: NDArray[np.int64] | None = None,
+) -> Predictions:
+    """Look at the images of ``split`` at ``places``, at all by default, once a view; ``seed`` draws random views."""
     began = time.monotonic()
     preprocess, augment = trial.fitted(benchmark, dataset, store.default())
     preprocess, augment, model = preprocess.to(device), augment.to(device), model.to(device)
     if benchmark.recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, labels = dataset.split("test")
+    images, labels = dataset.split(split)
+    places = np.arange(len(images)) if places is None else places
     half = benchmark.recipe.precision == "bf16"
     chosen = benchmark.evaluation
-    kept, wrong_single = [], 0
+    named = ("views",) if split == "test" else ("views", split)  # of a random stream
+    kept, single = [], []
 
     def look(batch: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=half):
             outputs: Tensor = model(batch)
         return outputs.float().softmax(1)
 
-    for start in range(0, len(images), BATCH):
-        batch = preprocess(torch.from_numpy(np.array(images[start : start + BATCH])).to(device))
-        actual = torch.from_numpy(np.array(labels[start : start + BATCH]))
-        single = look(next(views(batch, "single", augment=augment))).cpu()
-        wrong_single += int((single.argmax(1) != actual).sum())
+    for start in range(0, len(places), BATCH):
+        batch = preprocess(torch.from_numpy(np.array(images[places[start : start + BATCH]])).to(device))
+        alone = look(next(views(batch, "single", augment=augment))).cpu()
+        single.append(alone.argmax(1))
         if chosen.views == "single":
-            kept.append(single)
+            kept.append(alone)
             continue
-        generator = torch.Generator().manual_seed(stream(seed, "views", start))
+        generator = torch.Generator().manual_seed(stream(seed, *named, start))
         seen = [
             look(view).cpu()
             for view in views(
@@ -118,14 +151,32 @@ def predict(benchmark: Benchmark, dataset: Dataset, model: nn.Module, seed: int,
             )
         ]
         kept.append(torch.stack(seen).mean(0))
-    probabilities, actual = torch.cat(kept), torch.from_numpy(np.array(labels))
-    likelihood = probabilities.gather(1, actual[:, None]).clamp(min=1e-12)
     return Predictions(
-        probabilities=probabilities,
-        labels=actual,
-        loss=-likelihood.log().mean().item(),
-        single_view_error=100 * wrong_single / len(images),
+        probabilities=torch.cat(kept),
+        labels=torch.from_numpy(np.array(labels[places])),
+        single=torch.cat(single),
         seconds=time.monotonic() - began,
+    )
+
+
+def as_claimed(
+    benchmark: Benchmark,
+    dataset: Dataset,
+    model: nn.Module,
+    seed: int,
+    device: str,
+    *,
+    on: ClaimedOn,
+    tested: Predictions,
+) -> Predictions:
+    """What the network says of the images that the claim was measured on.
+
+    A part of the test split is taken from ``tested``, what it said of the whole: the same views, none looked at twice.
+    """
+    if on.split == "test":
+        return tested.part(subsets.claimed_on(dataset.test, on))
+    return predict(
+        benchmark, dataset, model, seed, device, split=on.split, places=subsets.claimed_on(dataset.train, on)
     )
 
 
@@ -147,24 +198,30 @@ def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) ->
     """Write ``evaluations/<benchmark>/`` for the benchmark's trials; returns that folder."""
     dataset = datasets.open_dataset(DATA, benchmark.dataset)
     trial.check_views(benchmark, dataset)
-    dataset.verify("test")
+    trial.check_claimed_on(benchmark, dataset)
+    on = benchmark.evaluation.claimed_on
+    dataset.verify(*({"test"} if on is None else {"test", on.split}))
     target = EVALUATIONS / benchmark.name
     planned = sorted(planned, key=lambda one: one.seed)
     models = [_trained(benchmark, dataset, one) for one in planned]
     shutil.rmtree(target, ignore_errors=True)
-    errors, tops, total = [], [], np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
+    seeds, total = [], np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
     for number, (one, model) in enumerate(zip(planned, models, strict=True)):
         found = predict(benchmark, dataset, model, one.seed, device)
-        confusion = found.confusion()
-        _write_seed(target / "trials" / f"seed-{one.seed}", one.key, found, confusion, dataset)
+        metrics = {"key": one.key, **_metrics(found, dataset)}
+        line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
+        if on is not None:
+            other = as_claimed(benchmark, dataset, model, one.seed, device, on=on, tested=found)
+            metrics["claimed_on"] = _claimed(on, other)
+            line += f"; {metrics['claimed_on']['error']:.2f} % on {on.words}"
+        _write_seed(target / "trials" / f"seed-{one.seed}", metrics, found)
         if number == 0:
             _write_examples(target / "examples.npz", found, dataset)
             _write_first_layer(target / "first_layer.npz", model, dataset)
-        errors.append(found.error)
-        tops.append(found.top_error)
-        total += confusion
-        print(f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}", flush=True)
-    _write_aggregate(target, benchmark, dataset, errors, tops, total)
+        seeds.append(metrics)
+        total += found.confusion()
+        print(line, flush=True)
+    _write_aggregate(target, benchmark, dataset, seeds, total)
     return target
 
 
@@ -176,20 +233,31 @@ def _trained(benchmark: Benchmark, dataset: Dataset, one: spec.Spec) -> nn.Modul
     return load_network(benchmark, dataset, folder / "weights.pt")
 
 
-def _write_seed(folder: Path, key: str, found: Predictions, confusion: NDArray[np.int64], dataset: Dataset) -> None:
-    folder.mkdir(parents=True)
-    metrics = {
-        "key": key,
+def _metrics(found: Predictions, dataset: Dataset) -> dict[str, Any]:
+    return {
         "error": found.error,
         "accuracy": 100 - found.error,
         "top5_error": found.top_error,
         "loss": found.loss,
         "single_view_error": found.single_view_error,
         "seconds": found.seconds,
-        "per_class": per_class(confusion, dataset.classes),
+        "per_class": per_class(found.confusion(), dataset.classes),
     }
+
+
+def _claimed(on: ClaimedOn, found: Predictions) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(on),
+        "error": found.error,
+        "accuracy": 100 - found.error,
+        "single_view_error": found.single_view_error,
+    }
+
+
+def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> None:
+    folder.mkdir(parents=True)
     store.write_json(folder / "metrics.json", metrics)
-    np.savetxt(folder / "confusion.csv", confusion, fmt="%d", delimiter=",")
+    np.savetxt(folder / "confusion.csv", found.confusion(), fmt="%d", delimiter=",")
     np.savez_compressed(
         folder / "predictions.npz",
         labels=found.labels.numpy().astype(np.uint16),
@@ -231,20 +299,13 @@ def _write_aggregate(
     folder: Path,
     benchmark: Benchmark,
     dataset: Dataset,
-    errors: Sequence[float],
-    tops: Sequence[float],
+    seeds: Sequence[dict[str, Any]],
     confusion: NDArray[np.int64],
 ) -> None:
-    mean = float(np.mean(errors))
-    interval = verdicts.shown(errors)
-    metrics = {
-        "error": mean,
-        "error_ci95_low": interval[0] if interval else None,
-        "error_ci95_high": interval[1] if interval else None,
-        "accuracy": 100 - mean,
-        "top5_error": float(np.mean(tops)),
-        "seeds": len(errors),
-    }
+    metrics = _mean("", [seed["error"] for seed in seeds])
+    metrics |= {"top5_error": float(np.mean([seed["top5_error"] for seed in seeds])), "seeds": len(seeds)}
+    if benchmark.evaluation.claimed_on is not None:
+        metrics |= _mean("claimed_on_", [seed["claimed_on"]["error"] for seed in seeds])
     store.write_json(folder / "metrics.json", metrics)
     with (folder / "confusion.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -259,6 +320,16 @@ def _write_aggregate(
         "test": dataset.test,
     }
     (folder / "classes.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _mean(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
+    mean, interval = float(np.mean(errors)), verdicts.shown(errors)
+    return {
+        f"{prefix}error": mean,
+        f"{prefix}error_ci95_low": interval[0] if interval else None,
+        f"{prefix}error_ci95_high": interval[1] if interval else None,
+        f"{prefix}accuracy": 100 - mean,
+    }
 
 
 def main() -> None:

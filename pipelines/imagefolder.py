@@ -125,6 +125,8 @@ def write(root: Path, name: str, source: Source, say: Callable[[str], None]) -> 
     where there is no archive, no images, a class in one split alone, or an image that cannot be decoded.
     """
     files, md5s = locate(root, name, source, say)
+    if not md5s:
+        say(f"datasets.{name} has no md5: when its files change, `dvc repro -f fetch@{name}` takes them in")
     try:
         layout = lay_out(files, source.train, source.val)
         say(f"{len(layout.slots)} images of {len(layout.classes)} classes in {files.label}")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipelines import benchmarks
+from pipelines.sdlm import SDLM
 
 
 def build_optimiser(chosen: benchmarks.Optimiser, model: nn.Module) -> torch.optim.Optimizer:
@@ -17,6 +18,8 @@ def build_optimiser(chosen: benchmarks.Optimiser, model: nn.Module) -> torch.opt
         return torch.optim.Adadelta(
             groups, lr=chosen.lr, rho=chosen.rho, eps=chosen.eps, weight_decay=chosen.weight_decay
         )
+    if chosen.name == "sdlm":
+        return SDLM(groups, lr=chosen.lr, mu=chosen.mu)
     return torch.optim.SGD(
         groups, lr=chosen.lr, momentum=chosen.momentum, nesterov=chosen.nesterov, weight_decay=chosen.weight_decay
     )

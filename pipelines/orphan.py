@@ -6,12 +6,12 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import psutil
 
 CHECK_EVERY_S = 0.5
 GRACE_S = 10.0  # for shutting Ray down; after that the process ends at once
-SHELLS = {"sh", "bash", "dash", "zsh", "ksh"}
 
 
 def end_on_sigterm() -> None:
@@ -25,11 +25,19 @@ def follow_dvc() -> None:
     end_on_sigterm()
     if "DVC_STAGE" not in os.environ:
         return
-    parent = psutil.Process().parent()
-    if parent is not None and parent.name() in SHELLS:  # DVC runs a stage's command through one, which outlives DVC
-        parent = parent.parent()
-    if parent is not None:
-        threading.Thread(target=_watch, args=(parent,), daemon=True, name="follow-dvc").start()
+    above = psutil.Process().parents()  # DVC runs a stage's command through a shell, which outlives DVC
+    dvc = next((process for process in above if _is_dvc(process)), None)
+    if dvc is None and len(above) <= 1:  # adopted by init: DVC ended while this process was starting
+        raise KeyboardInterrupt
+    if dvc is not None:
+        threading.Thread(target=_watch, args=(dvc,), daemon=True, name="follow-dvc").start()
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    try:
+        return any(Path(word).name == "dvc" for word in process.cmdline()[:4])  # dvc repro, python -m dvc repro
+    except psutil.Error:
+        return False
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines import benchmarks
-from pipelines.batches import Chunk, stream
-from pipelines.losses import LOSSES
+from pipelines.batches import Batches, Chunk, stream
+from pipelines.losses import build_loss
 from pipelines.optimisers import build_optimiser
+from pipelines.sdlm import SDLM
 
 
 class Classifier(pl.LightningModule):
@@ -40,7 +41,7 @@ class Classifier(pl.LightningModule):
         self.automatic_optimization = False
         self.model, self.recipe = model, recipe
         self.steps, self.stretch, self.seed, self.rank = steps, stretch, seed, rank
-        self.loss = LOSSES[recipe.loss]
+        self.loss = build_loss(recipe)
         self.random = any(isinstance(m, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)) for m in model.modules())
         # No buffers: DDP would overwrite them.
         self.loss_sum, self.wrong = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
@@ -55,17 +56,39 @@ class Classifier(pl.LightningModule):
         """A step of the optimiser for each minibatch of the chunk; the last one's loss, a scalar."""
         optimiser = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimiser, torch.optim.Optimizer)
+        if chunk.first == 0:
+            self.prepare_epoch(optimiser, self.trainer.train_dataloader.loader, chunk.epoch)
         for number, (images, labels) in enumerate(chunk.minibatches, chunk.first):
             self.prepare_step(optimiser, chunk.epoch, number)
             loss = self.judge(images, labels)
             optimiser.zero_grad()
             self.manual_backward(loss)
+            if isinstance(optimiser, SDLM):
+                optimiser.patterns = len(labels) * _world()
             optimiser.step()
         return loss.detach()
 
+    def prepare_epoch(self, optimiser: torch.optim.Optimizer, loader: Batches, epoch: int) -> None:
+        """Second derivatives for an optimiser that works with them; one resumed within an epoch has kept them.
+
+        Every worker sees the same samples; rank 0's are taken, as a GPU's sums are not the same twice. It is no hook of
+        Lightning's: that of the epoch's start is passed over where a trial resumes at the end of the one before.
+        """
+        if isinstance(optimiser, SDLM):
+            optimiser.estimate(self.model, self.loss, *loader.samples(self.recipe.optimiser.samples, epoch))
+            if _world() > 1:
+                for divisor in optimiser.divisors():
+                    dist.broadcast(divisor, src=0)
+
     def prepare_step(self, optimiser: torch.optim.Optimizer, epoch: int, number: int) -> None:
-        """Rate and dropout's randomness depend on (seed, epoch, number) alone, so that a resumed run repeats them."""
-        factor = self.recipe.schedule.factor((epoch + number / self.steps) * self.stretch)
+        """Rate and dropout's randomness depend on (seed, epoch, number) alone, so that a resumed run repeats them.
+
+        So does the member of a committee that trains; the others get no gradient, and nothing moves them.
+        """
+        place = (epoch + number / self.steps) * self.stretch  # in epochs of the paper's budget
+        factor = self.recipe.schedule.factor(place)
+        if self.recipe.boosting is not None:
+            self.model.member = self.recipe.boosting.member(place)  # type: ignore[assignment]
         for group in optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if self.random:
@@ -88,7 +111,7 @@ class Classifier(pl.LightningModule):
         Rank 0 holds them afterwards, the others nothing.
         """
         sums = torch.tensor([self.loss_sum, self.wrong, self.images], dtype=torch.float64, device=self.loss_sum.device)
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if _world() > 1:
             dist.all_reduce(sums)
         found: list[float] = sums.tolist()
         self._hold(found if self.rank == 0 else [0.0, 0.0, 0.0])
@@ -117,3 +140,8 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's optimiser."""
         return build_optimiser(self.recipe.optimiser, self.model)
+
+
+def _world() -> int:
+    """Workers that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1

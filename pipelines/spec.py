@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import datasets, store
+from pipelines import datasets, schema, store
 from pipelines.benchmarks import Benchmark, Params
 from pipelines.store import TrialFiles  # by its own name: a field called store hides the module
 
@@ -55,9 +55,16 @@ def plan(benchmark: Benchmark, budget: str, seed: int, *, data: Path, root: Path
     )
 
 
-def trials(params: Params, name: str, *, data: Path, root: Path) -> list[Spec]:
-    """The trials of one benchmark, a seed each: as the active suite runs it, or at the paper's budget outside it."""
+def trials(params: Params, name: str, *, data: Path, root: Path, budget: str | None = None) -> list[Spec]:
+    """The trials of one benchmark, a seed each, at ``budget`` or at its usual one; UserError for an unknown budget."""
     benchmark = params.benchmark(name)
-    entry = params.suite.benchmarks.get(name)
-    budget = entry.budget if entry else "paper"
+    budget = budget or usual_budget(params, name)
+    if budget not in benchmark.budgets:
+        raise schema.unknown(f"--budget: {name}: budget", budget, benchmark.budgets)
     return [plan(benchmark, budget, seed, data=data, root=root) for seed in benchmark.budgets[budget].seeds]
+
+
+def usual_budget(params: Params, name: str) -> str:
+    """What the active suite runs the benchmark at; the paper's budget outside it."""
+    entry = params.suite.benchmarks.get(name)
+    return entry.budget if entry else "paper"

@@ -25,9 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # The source files that decide a trial's weights, beside its family's own; dvc.yaml's train stage names the same.
 SOURCES = (
     "pipelines/batches.py",
+    "pipelines/boosting.py",
     "pipelines/losses.py",
     "pipelines/optimisers.py",
     "pipelines/recipe.py",
+    "pipelines/sdlm.py",
     "pipelines/subsets.py",
     "pipelines/transforms.py",
     "pipelines/trial.py",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.benchmarks import Subset
+from pipelines.benchmarks import ClaimedOn, Subset
 
 SAMPLE_SEED = 1989
 VALIDATION_SEED = 1998
@@ -25,6 +25,11 @@ def positions(count: int, chosen: Subset) -> NDArray[np.int64]:
     if chosen.sample is not None:
         kept = kept[draw(len(kept), chosen.sample, SAMPLE_SEED)]
     return kept
+
+
+def claimed_on(count: int, on: ClaimedOn) -> NDArray[np.int64]:
+    """Positions of the images that a claim was measured on, of ``count`` in the file."""
+    return on.first + draw(count - on.first, on.count, SAMPLE_SEED) if on.drawn else np.arange(on.first, on.end)
 
 
 def validation(count: int, size: int) -> NDArray[np.int64]:

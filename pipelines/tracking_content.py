@@ -22,6 +22,7 @@ CURVE_METRICS = {
     "images_per_s": "train/images_per_s",
 }
 TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss", "error_ci95_low", "error_ci95_high")
+CLAIMED_ON = "claimed_on"  # the figures on the images of the claim, where those are not the whole test set
 
 
 class Point(NamedTuple):
@@ -148,6 +149,7 @@ def _trial_evaluation(trial: Trial, evaluation: Evaluation) -> Part:
     def files() -> dict[str, bytes]:
         facts = {
             "test error": percent(evaluation.metrics.get("error")),
+            **_claimed_facts(evaluation.metrics),
             "protocol": evaluation.protocol,
             "budget": trial.budget,
             "trial": trial.key,
@@ -160,7 +162,7 @@ def _trial_evaluation(trial: Trial, evaluation: Evaluation) -> Part:
             matrices=[Matrix(name=f"seed {trial.seed}", counts=evaluation.counts)],
             curves=[_curve(trial)],
         )
-        subtitle = f"test error {percent(evaluation.metrics.get('error'))}, {evaluation.protocol}; cells: % of the row"
+        subtitle = f"test error {percent(evaluation.metrics.get('error'))}, {evaluation.protocol}; cells: % of row"
         return {
             **matrix_files(f"trial:{trial.key}", evaluation.counts, evaluation.classes, title, subtitle),
             EXPLORER: page.encode(),
@@ -173,6 +175,11 @@ def _trial_evaluation(trial: Trial, evaluation: Evaluation) -> Part:
         points=_test_points(evaluation.metrics, evaluation.time),
         files=files,
     )
+
+
+def _claimed_facts(metrics: Json) -> dict[str, str]:
+    found = metrics.get(CLAIMED_ON)
+    return {"error on the images of the claim": percent(found.get("error"))} if found else {}
 
 
 def benchmark_record(benchmark: Benchmark) -> Record:
@@ -206,7 +213,7 @@ def _benchmark_evaluation(benchmark: Benchmark) -> Part:
         total = np.sum([evaluation.counts for evaluation in evaluations], axis=0)
         error = 100 * (1 - float(np.trace(total)) / max(float(total.sum()), 1))
         seeds = f"{n} seed{'s' if n > 1 else ''}"
-        subtitle = f"test error {percent(error)}, {seeds}, {evaluations[0].protocol}; cells: % of the row"
+        subtitle = f"test error {percent(error)}, {seeds}, {evaluations[0].protocol}; cells: % of row"
         page = explorer_page(
             title=benchmark.name,
             facts={**(_row_facts(row) or {"mean test error": percent(error)}), "protocol": evaluations[0].protocol},
@@ -237,10 +244,15 @@ def _benchmark_evaluation(benchmark: Benchmark) -> Part:
 def _benchmark_ledger(row: Json, time: float) -> Part:
     """The row of the ledger: metrics in the claim's own unit, verdict as a tag, the whole as JSON and in words."""
     claim, interval = row["claim"], row.get("ci95") or (None, None)
+    tested = row.get("test_set") or {}
+    around = tested.get("ci95") or (None, None)
     values = {
         "ledger/mean": row.get("mean"),
         "ledger/ci95_low": interval[0],
         "ledger/ci95_high": interval[1],
+        "ledger/test_set_mean": tested.get("mean"),
+        "ledger/test_set_ci95_low": around[0],
+        "ledger/test_set_ci95_high": around[1],
         "ledger/seeds": row.get("n"),
         "ledger/claim": claim.get("value"),
         "ledger/claim_margin": row.get("margin"),
@@ -268,15 +280,15 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
 def note(row: Json) -> str:
     """The run's description, in Markdown: the verdict and what it rests on."""
     claim, metric = row["claim"], row.get("metric", "error")
-    interval = row.get("ci95")
-    spread = f", 95 % interval {interval[0]:.2f} to {interval[1]:.2f} %" if interval else ""
-    mean = "not measured" if row.get("mean") is None else f"{row['mean']:.2f} %{spread}, {row.get('n')} seeds"
+    mean = "not measured" if row.get("mean") is None else f"{_figure(row)}, {row.get('n')} seeds"
+    tested = row.get("test_set")
     lines = [
         f"**{row.get('verdict')}**",
         "",
         "| | |",
         "|---|---|",
-        f"| our {metric} | {mean} |",
+        f"| our {metric}{', on the images of the claim' if tested else ''} | {mean} |",
+        *([f"| our {metric} on the whole test set | {_figure(tested)} |"] if tested else []),
         f"| claimed {metric} | {claim.get('value')} {claim.get('unit', '%')} |",
         f"| source | {claim.get('source')} |",
         f"| protocol | {claim.get('protocol')} |",
@@ -285,9 +297,18 @@ def note(row: Json) -> str:
     ]
     seeds = ", ".join(f"{seed}: {value:.2f}" for seed, value in (row.get("per_seed") or {}).items())
     lines.append(f"| per seed, % | {seeds} |")
+    if row.get("difference"):
+        lines += ["", f"The images of the claim are not the whole test set. {row['difference']}"]
     if row.get("deviations"):
         lines += ["", "Deviations from the source:", "", *(f"- {deviation}" for deviation in row["deviations"])]
     return "\n".join(lines)
+
+
+def _figure(found: Json) -> str:
+    """Mean and interval of a ledger row, or of its test set."""
+    interval = found.get("ci95")
+    spread = f", 95 % interval {interval[0]:.2f} to {interval[1]:.2f} %" if interval else ""
+    return f"{found['mean']:.2f} %{spread}"
 
 
 def _row_facts(row: Json) -> dict[str, str]:
@@ -298,6 +319,9 @@ def _row_facts(row: Json) -> dict[str, str]:
     if row.get("mean") is not None:
         spread = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         facts["measured"] = f"{row['mean']:.2f} % {row.get('metric')}{spread}"
+    if row.get("test_set"):
+        facts["measured"] += ", on the images of the claim"
+        facts["on the test set"] = f"{row['test_set']['mean']:.2f} % {row.get('metric')}"
     return facts
 
 
@@ -311,7 +335,11 @@ def _curve(trial: Trial) -> Curve:
 
 
 def _test_points(metrics: Json, time: float) -> list[Point]:
-    return [Point(f"test/{key}", tidy(metrics[key]), 0, time) for key in TEST_METRICS if metrics.get(key) is not None]
+    """The figures of a trial or a benchmark, and those on the images of the claim, which the latter names flatly."""
+    claimed = metrics.get(CLAIMED_ON) or {key: metrics.get(f"{CLAIMED_ON}_{key}") for key in TEST_METRICS}
+    named = {f"test/{key}": metrics.get(key) for key in TEST_METRICS}
+    named |= {f"{CLAIMED_ON}/{key}": claimed.get(key) for key in TEST_METRICS}
+    return [Point(name, tidy(value), 0, time) for name, value in named.items() if value is not None]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -10,33 +10,41 @@ worker are plain Ray tasks (3 ms on a warm worker), trials of several are Ray Tr
 from __future__ import annotations
 
 import argparse
+import importlib
+import itertools
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines import benchmarks, cluster, estimate, orphan, progress, spec, store, tracking
+from pipelines import benchmarks, cluster, distributed, estimate, orphan, progress, spec, store, tracking
 from pipelines.errors import UserError, guard
 
 DATA = Path("datasets")
 RUNS = Path("runs")
 LIVE_EVERY_S = 0.5
 LINES_EVERY_S = 15.0  # where the output is no terminal
+Failure = tuple[spec.Spec, Exception]
 
 
 def train(params: benchmarks.Params, planned: Sequence[spec.Spec]) -> None:
-    """Bring every planned trial to its end; UserError for what can't be trained, before anything starts."""
-    from pipelines import trial  # torch and Lightning: not needed where all is trained already
+    """Bring every planned trial to its end; UserError for what can't be trained, before any of them starts.
 
-    for benchmark, budget in {(s.benchmark.name, s.budget): (s.benchmark, s.budget) for s in planned}.values():
-        trial.check(benchmark, budget, DATA)
-    _require_space(planned)
+    A trial that fails ends no other: once all have ended, UserError names those that failed.
+    """
+    # torch and Lightning, which are not needed where all is trained already, take as long to load as Ray to start.
+    threading.Thread(target=importlib.import_module, args=("pipelines.trial",), daemon=True, name="load").start()
     with cluster.connect() as ray_cluster:
-        for one in planned:
+        from pipelines import trial
+
+        kinds = {(one.benchmark.name, one.budget): one for one in planned}
+        weights = {kind: trial.check(one.benchmark, one.budget, DATA) for kind, one in kinds.items()}
+        for one in kinds.values():
             ray_cluster.require(one.benchmark)
+        _require_space([(one, weights[one.benchmark.name, one.budget]) for one in planned], ray_cluster)
         placed = [_place(s, ray_cluster) for s in planned]
         _announce(params, placed, ray_cluster)
         with _watching(placed), tracking.follow():
@@ -48,13 +56,14 @@ def _place(one: spec.Spec, ray_cluster: cluster.Cluster) -> spec.Spec:
     return one.on(device, threads=one.benchmark.resources.cpus)
 
 
-def _require_space(planned: Sequence[spec.Spec]) -> None:
-    """A checkpoint, its successor and the weights of each trial must fit; better said now than after hours."""
+def _require_space(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: cluster.Cluster) -> None:
+    """What the trials write must fit into the store; better said now than after hours."""
     root = store.default()
     root.mkdir(parents=True, exist_ok=True)
-    free, need = shutil.disk_usage(root).free, sum(estimate.disk_bytes(one) for one in planned)
+    free, need = shutil.disk_usage(root).free, estimate.disk_bytes(sized, ray_cluster)
     if need > free:
-        raise UserError(f"{root} has {free / 1e9:.2f} GB free; expected {need / 1e9:.2f} GB for {len(planned)} trials")
+        have, wanted = f"{free / 1e6:,.0f} MB free", f"{need / 1e6:,.0f} MB for {len(sized)} trials"
+        raise UserError(f"{root} has {have}; expected {wanted}")
 
 
 def _announce(params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> None:
@@ -98,15 +107,48 @@ def _unfinished_elsewhere(
 
 
 def _run_all(placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> None:
-    """Longest trials first, so that no long one is left to run alone at the end."""
+    """Longest trials first, so that no long one is left to run alone at the end. One that fails ends no other."""
+    order = sorted(placed, key=lambda one: -estimate.trial_seconds(one))
+    failed: list[Failure] = []
+    # First those of several workers, as nothing of ours then keeps Ray Train from placing all of them at once.
+    for one, error in itertools.chain(_run_distributed(order, ray_cluster), _run_packed(order, ray_cluster)):
+        failed.append((one, error))
+        if len(placed) > 1:
+            say(f"{one.name} failed, {len(placed) - len(failed)} others go on or are done: {_first_line(error)}")
+    if failed:
+        raise _told(failed)
+
+
+def _told(failed: Sequence[Failure]) -> Exception:
+    """What to raise when all trials have ended: a bug of ours as it is, else one line for the user."""
+    (_, first), *others = failed
+    for _, error in failed:
+        if not isinstance(error, UserError):
+            return error
+    names = ", ".join(one.name for one, _ in others)
+    return UserError(f"{first} (and {len(others)} more failed: {names})" if others else str(first))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _run_distributed(order: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> Iterator[Failure]:
+    """Those of several workers, one after the other; yields what fails."""
+    for one in order:
+        if one.benchmark.resources.workers > 1:
+            try:
+                distributed.train(one, ray_cluster.gpus_for(one.benchmark))
+            except Exception as error:
+                yield one, error
+
+
+def _run_packed(order: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> Iterator[Failure]:
+    """Those of one worker, as many side by side as the cluster holds; yields what fails when it does."""
     import ray
 
-    order = sorted(placed, key=lambda one: -estimate.trial_seconds(one))
     remote = ray.remote(max_retries=cluster.RETRIES)(_train_one)
     tasks: dict[Any, spec.Spec] = {}
-    for one in order:  # first, as nothing of ours then keeps Ray Train from placing all its workers at once
-        if one.benchmark.resources.workers > 1:
-            cluster.train_distributed(one, ray_cluster.gpus_for(one.benchmark))
     for one in order:
         if one.benchmark.resources.workers == 1:
             gpus = ray_cluster.gpus_for(one.benchmark)
@@ -114,30 +156,30 @@ def _run_all(placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> None:
     while tasks:
         done, _ = ray.wait(list(tasks), num_returns=1, timeout=1.0)
         for task in done:
-            _finish(task, tasks.pop(task))
+            one = tasks.pop(task)
+            error = _error_of(task, one)
+            if error is not None:
+                yield one, error
 
 
-def _finish(task: Any, one: spec.Spec) -> None:
-    """Turn what a task ended with into one line; a bug of ours stays a traceback."""
+def _error_of(task: Any, one: spec.Spec) -> Exception | None:
+    """What a task ended with, as a UserError unless it is a bug of ours."""
     import ray
 
     try:
         ray.get(task)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise
+        return UserError(str(error.cause)) if isinstance(error.cause, UserError) else error
     except (ray.exceptions.RayError, OSError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{one.name}: its worker was lost ({reason}); run the same command again, it goes on at the last checkpoint"
-        ) from None
+        return cluster.lost_worker(one, error)
+    return None
 
 
 def _train_one(one: spec.Spec) -> None:
     """Runs in a Ray worker process."""
     from pipelines import trial
 
+    cluster.end_with_raylet()
     trial.run(one)
 
 
@@ -211,20 +253,38 @@ def main() -> None:
     """Train the benchmarks named on the command line, or the active suite."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.train", description="Train benchmarks on Ray.")
     parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
+    parser.add_argument("--budget", help="for the benchmarks named: laptop or paper; by default what the suite says")
     args = parser.parse_args()
     orphan.follow_dvc()
     params = benchmarks.load()
+    if args.budget and not args.benchmarks:
+        raise UserError(f"--budget is {args.budget}; expected it beside names of benchmarks: a suite has its own")
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
-    planned = [one for name in names for one in spec.trials(params, name, data=DATA, root=store.default())]
+    found = {name: spec.trials(params, name, data=DATA, root=store.default(), budget=args.budget) for name in names}
+    planned = [one for trials in found.values() for one in trials]
     waiting = [one for one in planned if not one.files.finished]
     if len(waiting) < len(planned):
         say(f"{len(planned) - len(waiting)} of {len(planned)} trials are in the store already")
-    if waiting:
-        train(params, waiting)
-    collect(planned)
+    try:
+        if waiting:
+            train(params, waiting)
+    except UserError:  # of one trial, perhaps: the benchmarks that are complete have nothing to do with it
+        _keep(params, {name: trials for name, trials in found.items() if all(one.files.finished for one in trials)})
+        raise
+    _keep(params, found)
     sent = tracking.sync()
     if sent.line:
         say(sent.line)
+
+
+def _keep(params: benchmarks.Params, found: Mapping[str, Sequence[spec.Spec]]) -> None:
+    """Collect what the later stages expect; they look at each benchmark at its usual budget alone."""
+    for name, trials in found.items():
+        budget, usual = trials[0].budget, spec.usual_budget(params, name)
+        if budget == usual:
+            collect(trials)
+        else:
+            say(f"{name}: the trials at the {budget} budget stay in the store; runs/ is for the {usual} budget")
 
 
 if __name__ == "__main__":

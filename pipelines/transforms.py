@@ -58,6 +58,10 @@ def _positive(default: Any = MISSING) -> Any:
     return _argument("a number above 0", lambda value: _is_real(value) and value > 0, default)
 
 
+def _share(default: Any = MISSING) -> Any:
+    return _argument("a number from 0 to 1", lambda value: _is_real(value) and 0 <= value <= 1, default)
+
+
 def _count(default: Any = MISSING) -> Any:
     return _argument("a whole number of at least 1", lambda value: type(value) is int and value >= 1, default)
 
@@ -380,7 +384,8 @@ class Affine(AugmentOp):
 
     The result is sampled bilinearly; everything outside the image is ``fill``, which should be the background *after*
     preprocessing (-0.1 for ``scale: {low: -0.1, ...}``). The paper names the four kinds and not their ranges: the
-    defaults are our choice.
+    defaults are our choice. Its training set was 60,000 originals and 540,000 distorted patterns: ``originals``, the
+    share of images left exactly as they are, drawn for each, is then 0.1.
     """
 
     name = "affine"
@@ -389,13 +394,18 @@ class Affine(AugmentOp):
     scale: float = _non_negative(0.1)
     squeeze: float = _non_negative(0.1)
     shear: float = _non_negative(0.2)
+    originals: float = _share(0.0)
 
     def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
         draws = torch.rand((5, len(images)), generator=generator, dtype=torch.float64) * 2 - 1
         theta = self.sampling_matrices(draws, images.shape[2], images.shape[3]).to(images.device, torch.float32)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         sampled = F.grid_sample(images.float() - self.fill, grid, align_corners=False)  # outside the image: 0
-        return (sampled + self.fill).to(images.dtype)
+        distorted = (sampled + self.fill).to(images.dtype)
+        if not self.originals:
+            return distorted
+        left = (torch.rand(len(images), generator=generator, dtype=torch.float64) < self.originals).to(images.device)
+        return torch.where(left[:, None, None, None], images, distorted)
 
     def sampling_matrices(self, draws: Tensor, height: int, width: int) -> Tensor:
         """Turn ``draws`` (5, N) in -1..1 into the (N, 2, 3) inverse maps that ``torch.affine_grid`` takes."""

@@ -10,11 +10,14 @@ its last checkpoint, and on a CPU it then ends at the very weights of an undistu
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
+import functools
 import importlib
 import inspect
 import itertools
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -27,14 +30,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from pipelines import benchmarks, datasets, progress, provenance, schema, store, subsets, transforms
+from pipelines import benchmarks, boosting, datasets, progress, provenance, schema, store, subsets, transforms
 from pipelines.batches import Batches, Chunks, stream
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import UserError, guard
 from pipelines.journal import Journal, Worker
 from pipelines.optimisers import build_optimiser
 from pipelines.recipe import Classifier
-from pipelines.spec import Spec, plan
+from pipelines.spec import Spec, plan, usual_budget
 
 NO_SPACE = 2**20  # bytes free at which a failed write counts as a full disk
 WARM_UP = 2  # steps before a measurement begins
@@ -63,12 +66,15 @@ def _is_builder(value: Any, module: str) -> bool:
     return inspect.isfunction(value) and value.__module__ == module and not value.__name__.startswith("_")
 
 
-def check(benchmark: Benchmark, budget: str, data: Path) -> None:
-    """Everything that can be wrong with a benchmark and is found without training; UserError for the first thing."""
+def check(benchmark: Benchmark, budget: str, data: Path) -> int:
+    """Everything that can be wrong with a benchmark and is found without training; UserError for the first thing.
+
+    Returns the bytes of the model's weights, parameters and buffers.
+    """
     dataset = datasets.open_dataset(data, benchmark.dataset)
     dataset.verify("train")
     where = f"benchmarks.{benchmark.name}"
-    count = len(_positions(benchmark, dataset)[: benchmark.budgets[budget].train_images])
+    count = len(positions(benchmark, dataset)[: benchmark.budgets[budget].train_images])
     batch = benchmark.recipe.batch
     if batch > count:
         raise UserError(
@@ -78,6 +84,7 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> None:
     check_views(benchmark, dataset)
     check_claimed_on(benchmark, dataset)
     model = build_model(benchmark, dataset, shape).eval()
+    check_committee(benchmark, model)
     try:
         with torch.inference_mode():
             outputs = model(torch.zeros(1, *shape))
@@ -87,6 +94,19 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> None:
     if tuple(outputs.shape) != (1, len(dataset.classes)):
         got = tuple(outputs.shape)
         raise UserError(f"{where}.model: {benchmark.model.name} gives {got}; expected (1, {len(dataset.classes)})")
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def check_committee(benchmark: Benchmark, model: nn.Module) -> None:
+    """UserError where a committee is not boosted, or boosting has no committee."""
+    where, wanted = f"benchmarks.{benchmark.name}", boosting.MEMBERS if benchmark.recipe.boosting else 0
+    have = len(boosting.members(model))
+    if have and not wanted:
+        raise UserError(f"{where}.recipe.boosting is missing; expected with {benchmark.model.name}, a committee")
+    if have != wanted:
+        raise UserError(
+            f"{where}.recipe.boosting needs a committee of {wanted}; {benchmark.model.name} has {have or 'no'} members"
+        )
 
 
 def check_views(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
@@ -108,7 +128,7 @@ def check_claimed_on(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
         raise UserError(f"{where} is {on.words}; expected images among the {have:,} that {dataset.name} has there")
 
 
-def _positions(benchmark: Benchmark, dataset: datasets.Dataset) -> Tensor:
+def positions(benchmark: Benchmark, dataset: datasets.Dataset) -> Tensor:
     return torch.from_numpy(subsets.positions(dataset.train, benchmark.recipe.subset))
 
 
@@ -133,7 +153,7 @@ def fitted(
 
     Fitting GCN and ZCA on CIFAR-10 took 18 s on one core, and every seed would repeat it.
     """
-    recipe, positions = benchmark.recipe, _positions(benchmark, dataset)
+    recipe, places = benchmark.recipe, positions(benchmark, dataset)
     first, second = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
     identity = [dataset.digest, *map(str, benchmarks.plain((recipe.preprocess, recipe.augment, recipe.subset)))]
     identity.append(store.sources(benchmark.model.family)["pipelines/transforms.py"])
@@ -144,8 +164,8 @@ def fitted(
             preprocess = transforms.FittedPreprocess.restore(first, state["preprocess"])
             return preprocess, transforms.FittedAugment.restore(second, state["augment"])
         images, _ = dataset.split("train")
-        preprocess = transforms.fit(first, images, positions)
-        augment = transforms.fit_augment(second, preprocess, images, positions)
+        preprocess = transforms.fit(first, images, places)
+        augment = transforms.fit_augment(second, preprocess, images, places)
         with store.replacing(cached) as temporary:
             torch.save({"preprocess": preprocess.state_dict(), "augment": augment.state_dict()}, temporary)
     return preprocess, augment
@@ -233,7 +253,7 @@ def _settle(spec: Spec) -> None:
     torch.backends.cudnn.benchmark = False
     # Lightning's determinism has torch fill every new tensor with NaN, to show what reads it unset: a twentieth of the
     # time of a small network.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("high")
 
 
@@ -243,11 +263,25 @@ def prepare(spec: Spec, dataset: datasets.Dataset, worker: Worker) -> tuple[Batc
     device = torch.device(spec.device)
     shape = image_shape(benchmark, dataset)
     preprocess, augment = fitted(benchmark, dataset, spec.store)
+    torch.manual_seed(stream(spec.seed, "weights"))
+    model = build_model(benchmark, dataset, shape)
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stretch = benchmark.budgets["paper"].epochs / spec.epochs  # a shorter budget runs through the paper's schedule
+    kind: Callable[..., Batches] = Batches
+    if recipe.boosting is not None:
+        kind = functools.partial(
+            boosting.BoostedBatches,
+            boosting=recipe.boosting,
+            members=boosting.members(model),
+            stretch=stretch,
+            where=f"benchmarks.{benchmark.name}.recipe.boosting",
+        )
     images, labels = dataset.split("train")
-    loader = Batches(
+    loader = kind(
         images,
         labels,
-        _positions(benchmark, dataset)[: benchmark.budgets[spec.budget].train_images],
+        positions(benchmark, dataset)[: benchmark.budgets[spec.budget].train_images],
         batch=recipe.batch,
         seed=spec.seed,
         preprocess=preprocess.to(device),
@@ -258,18 +292,7 @@ def prepare(spec: Spec, dataset: datasets.Dataset, worker: Worker) -> tuple[Batc
         rank=worker.rank,
         workers=worker.workers,
     )
-    torch.manual_seed(stream(spec.seed, "weights"))
-    model = build_model(benchmark, dataset, shape)
-    if recipe.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = Classifier(
-        model,
-        recipe,
-        steps=len(loader),
-        stretch=benchmark.budgets["paper"].epochs / spec.epochs,  # a shorter budget runs through the paper's schedule
-        seed=spec.seed,
-        rank=worker.rank,
-    )
+    module = Classifier(model, recipe, steps=len(loader), stretch=stretch, seed=spec.seed, rank=worker.rank)
     return loader, module
 
 
@@ -317,7 +340,7 @@ def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.
         **{k: v for k, v in _identity(spec, dataset).items() if k != "dataset"},
         "dataset_digest": dataset.digest,
         # Passes over the images that the recipe trains on: fewer than counted where the budget cuts the data.
-        "epochs": round(images / len(_positions(spec.benchmark, dataset)), 3),
+        "epochs": round(images / len(positions(spec.benchmark, dataset)), 3),
         "images_seen": images,
         "wall_s": wall,
         "device_s": wall * journal.worker.workers,
@@ -341,10 +364,14 @@ def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.
 def measure(spec: Spec, budget_s: float) -> dict[str, float]:
     """Images a second and the bytes of the weights, from a few plain training steps; leaves nothing behind."""
     _settle(spec)
+    # Of a committee the first member, whose patterns need not be looked for.
+    recipe = dataclasses.replace(spec.benchmark.recipe, boosting=None)
+    spec = dataclasses.replace(spec, benchmark=dataclasses.replace(spec.benchmark, recipe=recipe))
     dataset = datasets.open_dataset(spec.data, spec.benchmark.dataset)
     loader, module = prepare(spec, dataset, Worker())
     module.to(spec.device)
     optimiser = build_optimiser(spec.benchmark.recipe.optimiser, module.model)
+    module.prepare_epoch(optimiser, loader, 0)
     half = spec.benchmark.recipe.precision == "bf16"
     began, images = 0.0, 0
     for step, (batch, labels) in enumerate(itertools.chain.from_iterable(itertools.repeat(loader))):
@@ -379,10 +406,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this as Ctrl-C does
     params = benchmarks.load()
     benchmark = params.benchmark(args.benchmark)
-    entry = params.suite.benchmarks.get(benchmark.name)
-    budget = args.budget or (entry.budget if entry else "paper")
+    budget = args.budget or usual_budget(params, benchmark.name)
     if budget not in benchmark.budgets:
         raise schema.unknown(f"--budget: {benchmark.name}: budget", budget, benchmark.budgets)
     if args.seed < 0:

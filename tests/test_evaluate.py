@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipelines import benchmarks, datasets, evaluate, spec, store, trial
+from pipelines import benchmarks, datasets, evaluate, spec, store, subsets, trial
 from pipelines.errors import UserError
 from pipelines.evaluate import Predictions
 from pipelines.train import collect
@@ -27,12 +27,19 @@ Array = npt.NDArray[Any]
 SHORT = {"recipe.subset": {"first": 600}}
 # One benchmark a protocol.
 CHANGES: dict[str, dict[str, object]] = {
-    "linear-mnist": {"budgets.laptop": {"epochs": 1, "seeds": [3, 5]}},  # single view
+    "linear-mnist": {  # single view
+        "budgets.laptop": {"epochs": 1, "seeds": [3, 5]},
+        "evaluation.claimed_on": {"split": "train", "first": 700, "count": 310},
+        "claim.test_images": 310,
+        "claim.difference": "These images are others.",
+    },
     "lenet5-mnist": {
         "recipe.augment": [{"shift": {"pixels": 3, "fill": -0.1}}],
         "recipe.batch": 8,
         "model.options": {"init": "sqrt_fan_in"},  # off the plateau at once
-        "evaluation": {"views": "random", "count": 4},
+        "evaluation": {"views": "random", "count": 4, "claimed_on": {"split": "test", "first": 130, "count": 200}},
+        "claim.test_images": 200,
+        "claim.difference": "These images are fewer.",
         "budgets.laptop": {"epochs": 2, "seeds": [0]},
     },
     "mlp300-mnist": {
@@ -201,6 +208,87 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert np.abs(confidence - single.max(1)).mean() > 0.005  # shifted by up to 3 pixels, it is another's answer
 
 
+def test_the_images_of_the_claim_are_looked_at_where_they_lie(evaluated: Path) -> None:
+    images, labels = (array[700:1010] for array in datasets.open_dataset(Path("datasets"), "mnist").split("train"))
+    for seed in (3, 5):
+        found = read(folder("linear-mnist", seed) / "metrics.json")["claimed_on"]
+        error = 100 * (linear(images, seed).argmax(1) != labels).mean()
+        assert found == {
+            **{"split": "train", "first": 700, "count": 310, "drawn": False},
+            **{"error": pytest.approx(error), "accuracy": pytest.approx(100 - error)},
+            "single_view_error": pytest.approx(error),
+        }
+        assert abs(error - read(folder("linear-mnist", seed) / "metrics.json")["error"]) > 0.01
+
+
+def test_a_part_of_the_test_split_is_what_was_said_of_the_whole(evaluated: Path) -> None:
+    """The views of an image must not depend on the range it is asked for in: 130 to 330 spans two batches."""
+    found = read(folder("lenet5-mnist", 0) / "metrics.json")
+    said = arrays(folder("lenet5-mnist", 0) / "predictions.npz")
+    wrong = said["predicted"] != said["labels"]
+    assert found["claimed_on"]["error"] == pytest.approx(100 * wrong[130:330].mean())
+    assert (found["error"], found["claimed_on"]["split"]) == (pytest.approx(100 * wrong.mean()), "test")
+
+
+class Reader(torch.nn.Module):
+    """Says what is written in the first pixel of an image of pixels 0 to 1."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot((images[:, 0, 0, 0] * 255).round().long(), 10).float()
+
+
+@pytest.mark.parametrize(
+    ("split", "first", "count", "wrong"),
+    [
+        ("train", 260, 250, 0),  # exactly the images that tell their class
+        ("train", 259, 250, 1),
+        ("train", 261, 250, 1),
+        ("train", 0, 600, 350),
+        ("test", 40, 10, 0),
+        ("test", 39, 10, 1),
+    ],
+)
+def test_exactly_the_named_images_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: Any, first: int, count: int, wrong: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def telling(total: int, start: int, end: int) -> tuple[Array, Array]:
+        labels = np.arange(total) % 10
+        images = np.zeros((total, 1, 4, 4), dtype=np.uint8)
+        right = (np.arange(total) >= start) & (np.arange(total) < end)
+        images[:, 0, 0, 0] = np.where(right, labels, (labels + 1) % 10)
+        return images, labels
+
+    train, test = telling(600, 260, 510), telling(70, 40, 50)
+    data = datasets.write_dataset(tmp_path, "mnist", classes=list("0123456789"), train=train, test=test)
+    benchmark = benchmarks.load(ROOT / "params.yaml").benchmark("linear-mnist")  # pixels to 0 to 1, single view
+    on = benchmarks.ClaimedOn(split=split, first=first, count=count)
+    tested = evaluate.predict(benchmark, data, Reader(), 0, "cpu")
+    found = evaluate.as_claimed(benchmark, data, Reader(), 0, "cpu", on=on, tested=tested)
+    assert len(found.labels) == len(found.single) == count
+    assert found.error == found.single_view_error == pytest.approx(100 * wrong / count)
+    assert tested.error == pytest.approx(100 * 60 / 70)
+
+
+def test_images_drawn_for_a_claim_are_the_same_for_every_seed() -> None:
+    on = benchmarks.ClaimedOn(split="test", count=2007, drawn=True)
+    places = subsets.claimed_on(10_000, on)
+    assert len(set(places.tolist())) == 2007 and places.max() > 9_000  # not the first ones: the easier half of MNIST's
+    assert np.array_equal(places, subsets.claimed_on(10_000, on))
+    assert on.words == "2,007 images drawn from the test file"
+
+
+def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> None:
+    benchmark, data = benchmarks.load().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
+    model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
+    which: Any = {"split": "train", "places": np.arange(260)}
+    first, again, other = (evaluate.predict(benchmark, data, model, seed, "cpu", **which) for seed in (0, 0, 1))
+    assert torch.equal(first.probabilities, again.probabilities)
+    assert not torch.equal(first.probabilities, other.probabilities)
+    assert torch.equal(first.single, other.single)
+
+
 def test_the_same_views_are_drawn_again(evaluated: Path) -> None:
     before = {path: path.read_bytes() for path in Path("evaluations/lenet5-mnist").rglob("*.csv")}
     confidence = arrays(folder("lenet5-mnist", 0) / "predictions.npz")["confidence"]
@@ -224,6 +312,20 @@ def test_the_aggregate_is_of_all_seeds(evaluated: Path) -> None:
     assert total["error_ci95_high"] == pytest.approx(total["error"] + half, rel=1e-3)
     alone = read(Path("evaluations/lenet5-mnist/metrics.json"))  # one seed has no interval
     assert alone["error_ci95_low"] is None and alone["error_ci95_high"] is None and alone["seeds"] == 1
+
+
+def test_the_aggregate_has_the_images_of_the_claim_beside_the_test_set(evaluated: Path) -> None:
+    errors = [read(folder("linear-mnist", seed) / "metrics.json")["claimed_on"]["error"] for seed in (3, 5)]
+    total = read(Path("evaluations/linear-mnist/metrics.json"))
+    assert all(isinstance(value, (int, float)) for value in total.values())  # DVC's metrics are flat
+    assert total["claimed_on_error"] == pytest.approx(sum(errors) / 2)
+    assert total["claimed_on_accuracy"] == pytest.approx(100 - sum(errors) / 2)
+    half = 12.706 * abs(errors[0] - errors[1]) / 2
+    assert total["claimed_on_error_ci95_low"] == pytest.approx(max(0, sum(errors) / 2 - half), rel=1e-3)
+    assert total["claimed_on_error_ci95_high"] == pytest.approx(sum(errors) / 2 + half, rel=1e-3)
+    assert read(Path("evaluations/lenet5-mnist/metrics.json"))["claimed_on_error_ci95_low"] is None
+    assert not [key for key in read(Path("evaluations/mlp300-mnist/metrics.json")) if "claimed" in key]
+    assert "claimed_on" not in read(folder("mlp300-mnist", 0) / "metrics.json")
 
 
 def test_the_aggregate_confusion_is_the_sum_with_names(evaluated: Path) -> None:
@@ -265,7 +367,7 @@ def test_large_photographs_are_kept_small(tmp_path: Path) -> None:
     data = datasets.write_dataset(tmp_path, "large", classes=["a", "b"], train=(bright, labels), test=(bright, labels))
     likely = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]])
     found = Predictions(
-        probabilities=likely, labels=torch.from_numpy(labels), loss=0.0, single_view_error=25.0, seconds=0.0
+        probabilities=likely, labels=torch.from_numpy(labels), single=torch.from_numpy(labels), seconds=0.0
     )
     evaluate._write_examples(tmp_path / "examples.npz", found, data)
     examples = arrays(tmp_path / "examples.npz")
@@ -307,8 +409,9 @@ def test_a_class_that_is_never_predicted_has_no_precision() -> None:
 def test_top_5_of_few_classes(classes: int, top: float) -> None:
     likely = torch.arange(classes, 0, -1).float().repeat(2, 1)
     labels = torch.tensor([0, classes - 1])  # the likeliest and the least likely
-    found = Predictions(probabilities=likely, labels=labels, loss=0.0, single_view_error=0.0, seconds=0.0)
-    assert (found.error, found.top_error) == (50.0, top)
+    found = Predictions(probabilities=likely, labels=labels, single=labels, seconds=0.0)
+    assert (found.error, found.top_error, found.single_view_error) == (50.0, top, 0.0)
+    assert (found.part(np.array([0])).error, found.part(np.array([1])).error) == (0.0, 100.0)
     assert found.confusion().tolist()[classes - 1][0] == 1 and found.confusion().sum() == 2
 
 
@@ -382,11 +485,33 @@ def test_crops_that_the_network_was_not_trained_on_are_one_line(copied: Path, cr
     assert str(caught.value) == line
 
 
-def test_a_damaged_test_split_is_one_line(copied: Path, mnist_slice: Path) -> None:
+@pytest.mark.parametrize(
+    ("on", "have"),
+    [
+        ({"split": "train", "first": 1990, "count": 11}, "images 1,991 to 2,001 of the training file; expected images"),
+        ({"split": "test", "first": 500, "count": 1}, "images 501 to 501 of the test file; expected images among the"),
+    ],
+)
+def test_images_of_the_claim_that_are_not_there_are_one_line(copied: Path, on: dict[str, Any], have: str) -> None:
+    changes = {"evaluation.claimed_on": on, "claim.test_images": on["count"]}
+    edit_params(Path("params.yaml"), linear_mnist=changes)
+    for check in (
+        lambda: run("linear-mnist"),
+        lambda: trial.check(benchmarks.load().benchmark("linear-mnist"), "laptop", Path("datasets")),  # before training
+    ):
+        with pytest.raises(UserError) as caught:
+            check()
+        assert str(caught.value).startswith(f"benchmarks.linear-mnist.evaluation.claimed_on is {have}")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_damaged_split_is_one_line(copied: Path, mnist_slice: Path, split: str) -> None:
     Path("datasets").unlink()
     shutil.copytree(mnist_slice, "datasets")
-    truncate(Path("datasets/mnist/test_images.npy"))
-    with pytest.raises(UserError, match=r"^datasets/mnist/test_images.npy: expected sha256 \w+, found \w+; ") as caught:
+    truncate(Path(f"datasets/mnist/{split}_images.npy"))
+    line = rf"^datasets/mnist/{split}_images.npy: expected sha256 \w+, found \w+; "
+    with pytest.raises(UserError, match=line) as caught:
         run("linear-mnist")
     assert "\n" not in str(caught.value)
 

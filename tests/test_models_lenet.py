@@ -80,6 +80,29 @@ def test_lenet4_pairs_share_a_first_level_map() -> None:
     assert changed.nonzero().flatten().tolist() == [2, 3]
 
 
+def test_boosted_lenet4_is_three_lenet4s_that_vote() -> None:
+    torch.manual_seed(0)
+    model = lenet.boosted_lenet4()
+    assert isinstance(model, lenet.Committee)
+    assert [sum(p.numel() for p in net.parameters()) for net in model.members] == [50_698] * 3
+    assert sum(p.numel() for p in model.parameters()) == 152_094
+    with torch.no_grad():
+        for weight in model.parameters():  # the paper's start says nearly the same of every image
+            weight.copy_(torch.randn_like(weight) * 0.3)
+    x = torch.randn(5, 1, 32, 32)
+    alone = [net(x) for net in model.members]
+    for number in range(3):
+        model.train().member = number
+        assert torch.equal(model(x), alone[number])
+    votes = sum(logits.softmax(1) for logits in alone)
+    torch.testing.assert_close(model.eval()(x).softmax(1), votes / 3)
+    with torch.no_grad():
+        model.members[0].head.bias[3] += 1e4  # certain to the last digit
+    found = model(x)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(5))
+
+
 def test_c3_sees_what_table_1_lists() -> None:
     torch.manual_seed(0)
     model = lenet.lenet5()

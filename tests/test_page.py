@@ -23,7 +23,7 @@ from pipelines.benchmarks import Params
 from pipelines.page import images, page, plots, table3
 from pipelines.page.markup import embedded, tag
 from pipelines.page.outcomes import Examples, LedgerRow, Outcome
-from tests.report_inputs import CLASSES, MADE, SEEDS, make, params
+from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params
 
 RUN = [name for name, made in MADE.items() if made.error is not None]
 VOID = {"img", "input", "meta"}  # elements that HTML never closes
@@ -124,6 +124,44 @@ def test_data_says_what_the_files_said(html: str, inputs: Inputs) -> None:
     assert by_name["ordinary-cifar10"]["claimed_error"] == pytest.approx(63.0)
 
 
+def test_marked_rows_show_both_figures(html: str, inputs: Inputs) -> None:
+    reader = read(html)
+    data = {b["name"]: b for b in json.loads(reader.data)["benchmarks"]}
+    words = " ".join(" ".join(reader.words).split())
+    for row in inputs[1]:
+        name, made = row["benchmark"], MADE[row["benchmark"]]
+        if name in data:
+            assert (data[name]["compared_error"] is None) is (made.claimed_on is None)
+        if row["test_set"] is None:
+            continue
+        assert f"{row['mean']:.2f} % † " in words
+        assert f"{row['test_set']['mean']:.2f} % on the test set" in words
+        assert f"{row['test_set']['mean']:.2f} % accuracy (" in words
+        assert data[name]["compared_error"] == pytest.approx(made.claimed_error)
+        assert data[name]["error"] == pytest.approx(100 - row["test_set"]["mean"], abs=1e-3)
+        assert f"; on the whole test set {row['test_set']['mean']:.2f} %" in plots.describe(row)
+    marked = [name for name in RUN if MADE[name].claimed_on]
+    assert words.count("% † ") == words.count(" % on the test set") == words.count(DIFFERENCE) == len(marked)
+    assert words.count("Accuracy† Test accuracy") == len(marked)
+    assert "single view, images 40,001 to 50,000 of the training file, last epoch, once" in words
+    assert words.count("single view, whole test set, last epoch, once") == len(MADE) - len(marked)
+    assert rings(reader) == 2 * len(marked)  # in the ledger and in the row's details
+
+
+def rings(reader: Reader) -> int:
+    """How often the whole test set is drawn beside the images of the claim."""
+    return reader.attributes.count(("circle", "class", "tested"))
+
+
+def test_the_mark_is_explained_only_where_it_is_used(html: str, inputs: Inputs) -> None:
+    whole, ledger, found = inputs
+    assert html.count("† measured on the images of the claim; the ring is ours on the whole test set") == 1
+    plain = {name: b for name, b in whole.benchmarks.items() if not MADE[name].claimed_on}
+    rows = [row for row in ledger if row["benchmark"] in plain]
+    built = page.build(replace(whole, benchmarks=plain), rows, {n: o for n, o in found.items() if n in plain})
+    assert "†" not in built
+
+
 def decode(source: str) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
 
@@ -205,6 +243,8 @@ def nasty_params() -> Params:
         block = found["benchmarks"][name]
         block["deviations"] = [NASTY]
         block["claim"] |= {"source": NASTY, "protocol": NASTY}
+        if MADE[name].claimed_on:
+            block["claim"]["difference"] = NASTY
     return benchmarks.build(found)
 
 
@@ -273,6 +313,11 @@ def test_the_ledgers_axis_has_room_for_every_figure(inputs: Inputs) -> None:
     for row in inputs[1]:
         error = plots.as_error(row["metric"], row["claim"]["value"])
         assert plots.EDGE < axis.place(error) < plots.WIDTH - plots.EDGE
+
+
+def test_an_axis_of_errors_ends_at_a_hundred() -> None:
+    assert plots.log_axis([61.0, 100.0]).ticks == (50.0, 100.0)
+    assert plots.log_axis([0.9, 47.0]).ticks == (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
 def test_a_linear_axis_has_round_ticks_and_survives_a_single_value() -> None:
@@ -357,6 +402,7 @@ def test_browser_draws_matrices_and_curves(html: str, tmp_path: Path) -> None:
     cells = [value for name, key, value in reader.attributes if (name, key) == ("button", "data-row")]
     assert len(cells) == 2 * 100
     assert reader.tags["polyline"] == len(RUN) * len(SEEDS)
+    assert rings(reader) == 3 * sum(MADE[name].claimed_on is not None for name in RUN)
     pressed = [v for name, key, v in reader.attributes if (name, key) == ("button", "aria-pressed") and v == "true"]
     assert len(pressed) == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from models import allcnn, lenet
 from pipelines import benchmarks, spec, transforms, trial
 from pipelines.batches import Batches, stream
 from pipelines.benchmarks import Optimiser, Recipe, Schedule
-from pipelines.losses import LOSSES, mean_squared_error
+from pipelines.losses import MaximumAPosteriori, MeanSquaredError, build_loss
 from pipelines.optimisers import build_optimiser
 from pipelines.recipe import Classifier
 from tests.conftest import ROOT, edit_params
@@ -39,27 +40,67 @@ def classifier(model: nn.Module, recipe: Recipe | None = None, **changes: int) -
 
 def test_mse_by_hand() -> None:
     outputs = torch.tensor([[1.0, -1.0, -1.0], [0.0, 0.5, 2.0]], requires_grad=True)
-    loss = mean_squared_error(outputs, torch.tensor([0, 1]))
+    loss = MeanSquaredError()(outputs, torch.tensor([0, 1]))
     assert loss.item() == ((0 + 0 + 0) + (1.0 + 0.25 + 9.0)) / 2  # targets (1, -1, -1) and (-1, 1, -1)
     (gradient,) = torch.autograd.grad(loss, outputs)
     assert gradient.tolist() == [[0.0, 0.0, 0.0], [1.0, -0.5, 3.0]]  # 2 (output - target) / N
 
 
 def test_every_loss_and_optimiser_that_may_be_written_exists() -> None:
-    hints = typing.get_type_hints(Recipe)
-    assert set(LOSSES) == set(typing.get_args(hints["loss"]))
+    for name in typing.get_args(typing.get_type_hints(Recipe)["loss"]):
+        assert callable(build_loss(Recipe(batch=1, optimiser=SGD, loss=name)))
     for name in typing.get_args(typing.get_type_hints(Optimiser)["name"]):
         assert build_optimiser(Optimiser(name=name, lr=0.1), nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize(("name", "perfect"), [("cross_entropy", 0.0), ("mse", 0.0)])
-def test_a_loss_is_a_mean_over_images_and_smallest_where_all_is_right(name: str, perfect: float) -> None:
+@pytest.mark.parametrize("name", ["cross_entropy", "mse", "map"])
+def test_a_loss_is_a_mean_over_images_and_smallest_where_all_is_right(name: Any) -> None:
+    loss = build_loss(Recipe(batch=1, optimiser=SGD, loss=name))
     labels = torch.tensor([0, 2, 1])
-    right = (F.one_hot(labels, 3) * 2.0 - 1) * (100.0 if name == "cross_entropy" else 1.0)
-    assert LOSSES[name](right, labels).item() == pytest.approx(perfect, abs=1e-6)
+    right = {
+        "cross_entropy": (F.one_hot(labels, 3) * 2.0 - 1) * 100,
+        "mse": F.one_hot(labels, 3) * 2.0 - 1,
+        "map": (F.one_hot(labels, 3) - 1) * 100.0,  # no penalty for the class
+    }
+    least = {"map": math.log(1 + math.exp(-benchmarks.MAP_CONSTANT))}
+    assert loss(right[name], labels).item() == pytest.approx(least.get(name, 0.0), abs=1e-6)
     outputs = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    each = [LOSSES[name](outputs[i : i + 1], labels[i : i + 1]).item() for i in range(3)]
-    assert LOSSES[name](outputs, labels).item() == pytest.approx(sum(each) / 3)
+    each = [loss(outputs[i : i + 1], labels[i : i + 1]).item() for i in range(3)]
+    assert loss(outputs, labels).item() == pytest.approx(sum(each) / 3)
+
+
+@pytest.mark.parametrize("constant", [0.1, 4.0, 50.0])
+def test_the_map_criterion_is_equation_9_written_out(constant: float) -> None:
+    random = np.random.default_rng(0)
+    penalties, labels = random.uniform(0, 9, (6, 4)), random.integers(4, size=6)
+    value = 0.0
+    gradient = np.zeros_like(penalties)
+    for p, c in enumerate(labels):
+        rivals = math.exp(-constant) + sum(math.exp(-d) for d in penalties[p])
+        value += (penalties[p, c] + math.log(rivals)) / 6
+        gradient[p] -= np.exp(-penalties[p]) / rivals / 6
+        gradient[p, c] += 1 / 6
+    outputs = torch.from_numpy(-penalties).requires_grad_()
+    loss = MaximumAPosteriori(constant)(outputs, torch.from_numpy(labels))
+    loss.backward()
+    assert loss.item() == pytest.approx(value, rel=1e-12)
+    assert outputs.grad is not None
+    np.testing.assert_allclose(-outputs.grad.numpy(), gradient, rtol=1e-10, atol=1e-15)
+
+
+def test_the_map_criterion_survives_distances_of_any_size() -> None:
+    for size in (1e-3, 300.0, 1e6):  # exp(-300) is nothing in single precision
+        outputs = torch.full((1, 10), -size, requires_grad=True)
+        loss = MaximumAPosteriori(1.0)(outputs, torch.tensor([0]))
+        loss.backward()
+        assert outputs.grad is not None and outputs.grad.isfinite().all()
+        assert loss.item() == pytest.approx(size + np.logaddexp(-1.0, math.log(10) - size), rel=1e-6)
+        assert -1 <= outputs.grad[0, 0] < -0.5  # it pulls towards the class
+
+
+def test_with_a_large_constant_the_map_criterion_is_the_cross_entropy() -> None:
+    outputs, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    torch.testing.assert_close(MaximumAPosteriori(1e4)(outputs, labels), F.cross_entropy(outputs, labels))
 
 
 # --- what an epoch adds up ---------------------------------------------------------------------------------------
@@ -249,7 +290,7 @@ def test_convnetjs_sums_gradients_over_a_batch_and_divides_them_with_the_decay()
         labels = torch.randint(3, (4,), generator=generator)
         optimiser.zero_grad()
         outputs = model(images)
-        LOSSES[recipe.loss](outputs, labels).backward()
+        build_loss(recipe)(outputs, labels).backward()
         summed = ((outputs.softmax(1) - F.one_hot(labels, 3)).T @ images).detach().numpy()
         expected = step(expected, (1e-4 * expected + summed) / 4)
         optimiser.step()

@@ -276,6 +276,48 @@ def test_class_rows_by_hand() -> None:
     assert rows[2] == ["c", None, None, None, 0]
 
 
+MARKED = {
+    "benchmark": "ordinary-cifar10",
+    "metric": "accuracy",
+    "claim": {"value": 37.0, "unit": "%"},
+    "verdict": "reproduced",
+    "n": 5,
+    "mean": 38.0,
+    "ci95": [37.8, 38.2],
+    "test_set": {"mean": 33.4, "ci95": [33.1, 33.7], "images": 10000, "per_seed": {}},
+    "difference": "They are images of the training file.",
+}
+
+
+def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None:
+    part = tracking_content._benchmark_ledger(MARKED, NOW)
+    values = {point.key: point.value for point in part.points}
+    assert (values["ledger/mean"], values["ledger/ci95_low"], values["ledger/claim"]) == (38.0, 37.8, 37.0)
+    ends = ("ledger/test_set_mean", "ledger/test_set_ci95_low", "ledger/test_set_ci95_high")
+    assert tuple(values[key] for key in ends) == (33.4, 33.1, 33.7)
+    note = part.tags["mlflow.note.content"]
+    assert "| our accuracy, on the images of the claim | 38.00 %, 95 % interval 37.80 to 38.20 %, 5 seeds |" in note
+    assert "| our accuracy on the whole test set | 33.40 %, 95 % interval 33.10 to 33.70 % |" in note
+    assert note.endswith("The images of the claim are not the whole test set. They are images of the training file.")
+    facts = tracking_content._row_facts(MARKED)
+    assert facts["measured"] == "38.00 % accuracy (37.80 to 38.20), on the images of the claim"
+    assert facts["on the test set"] == "33.40 % accuracy"
+    plain = {**MARKED, "test_set": None, "difference": None}
+    assert not [point for point in tracking_content._benchmark_ledger(plain, NOW).points if "test_set" in point.key]
+    assert "claim |" not in tracking_content.note(plain) and "test set" not in tracking_content.note(plain)
+
+
+def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures() -> None:
+    def points(metrics: dict[str, Any]) -> dict[str, float]:
+        return {point.key: point.value for point in tracking_content._test_points(metrics, NOW)}
+
+    trial = {"error": 62.0, "claimed_on": {"split": "train", "first": 0, "error": 61.5, "single_view_error": 61.6}}
+    assert points(trial) == {"test/error": 62.0, "claimed_on/error": 61.5, "claimed_on/single_view_error": 61.6}
+    summary = {"error": 62.0, "claimed_on_error": 61.5, "claimed_on_error_ci95_low": 61.0, "seeds": 5}
+    assert points(summary) == {"test/error": 62.0, "claimed_on/error": 61.5, "claimed_on/error_ci95_low": 61.0}
+    assert points({"error": 1.0, "claimed_on_error_ci95_low": None}) == {"test/error": 1.0}
+
+
 def test_params_are_flat() -> None:
     flat = tracking_content.flatten({"recipe": {"lr": 0.1, "augment": [{"flip": {}}], "subset": {}}, "x": None})
     assert flat == {"recipe.lr": "0.1", "recipe.augment": '[{"flip": {}}]', "recipe.subset": "{}", "x": ""}

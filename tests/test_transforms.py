@@ -360,6 +360,17 @@ def test_affine_of_no_range_is_the_identity() -> None:
     torch.testing.assert_close(still(images, seeded()), images, rtol=0, atol=2e-6)
 
 
+def test_affine_leaves_a_share_of_originals_to_the_bit() -> None:
+    images = distinct(2000, (1, 8, 8))
+    distorted = augmenter({"affine": {"fill": 0}})(images, seeded())
+    mixed = augmenter({"affine": {"fill": 0, "originals": 0.1}})(images, seeded())
+    left = (mixed == images).flatten(1).all(1)
+    assert 150 < int(left.sum()) < 250  # 200 +- 3.7 standard deviations
+    assert torch.equal(mixed[~left], distorted[~left])  # the draws of the distortions are the same
+    assert not (distorted == images).flatten(1).all(1).any()
+    assert torch.equal(augmenter({"affine": {"fill": 0, "originals": 1}})(images, seeded()), images)
+
+
 def test_pca_colour_adds_noise_along_the_rgb_axes() -> None:
     images = photos(200, seed=5)
     raw = fit(build_preprocess([{"raw": {}}]), images)
@@ -377,7 +388,7 @@ ALL_AUGMENTS: list[dict[str, Any]] = [
     {"shift": {"pixels": 2}},
     {"flip": {}},
     {"crop": {"size": 5}},
-    {"affine": {"fill": 0.0}},
+    {"affine": {"fill": 0.0, "originals": 0.1}},
     {"pca_colour": {"std": 0.1}},
 ]
 
@@ -490,6 +501,7 @@ def test_a_wrong_preprocess_list_says_what_is_allowed(spec: Any, line: str) -> N
         ([{"gcn": {}}], "'gcn' is no known operation; expected one of affine, crop, flip, pca_colour, shift"),
         ([{"affine": {}}], "affine: fill is missing; expected a finite number"),
         ([{"affine": {"fill": 0, "shear": -0.1}}], "affine: shear is -0.1; expected a number of at least 0"),
+        ([{"affine": {"fill": 0, "originals": 1.5}}], "affine: originals is 1.5; expected a number from 0 to 1"),
         ([{"shift": {"pixels": -1}}], "shift: pixels is -1; expected a whole number of at least 1"),
         ([{"flip": {"p": 0.5}}], "flip: p is 0.5; expected no argument"),
     ],

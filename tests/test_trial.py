@@ -249,3 +249,20 @@ def test_resolved_is_plain_and_complete() -> None:
         resolved = benchmark.resolved("paper")
         assert json.loads(json.dumps(resolved)) == resolved
         assert resolved["recipe"]["optimiser"]["lr"] == benchmark.recipe.optimiser.lr
+
+
+def test_training_never_reads_the_test_images(project: Path) -> None:
+    """From the checks before a trial to its weights; whoever opened them would find them gone."""
+    whole = project / "closed/mnist"
+    whole.mkdir(parents=True)
+    for file in (project / "datasets/mnist").iterdir():
+        if not file.name.startswith("test_"):
+            (whole / file.name).symlink_to(file.resolve())
+    one = planned()
+    there, blind = (
+        spec.plan(one.benchmark, "laptop", 0, data=data, root=project / str(i), threads=1)
+        for i, data in enumerate((Path("datasets"), Path("closed")))
+    )
+    trial.check(blind.benchmark, "laptop", blind.data)
+    assert trial.measure(blind, 0.01)["images_per_s"] > 0
+    assert same(weights(trial.run(there)), weights(trial.run(blind)))

@@ -6,6 +6,7 @@ it; a report made of half a result would look like a whole one.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import schema, store
+from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.errors import UserError
 
 EVALUATIONS = Path("evaluations")
@@ -35,8 +37,20 @@ class ClaimRow(TypedDict):
     certainty: str
 
 
+class TestSet(TypedDict):
+    """Our figures on the whole test split, of a row whose claim was measured on other images."""
+
+    per_seed: dict[str, float]
+    mean: float
+    ci95: list[float] | None
+    images: int
+
+
 class LedgerRow(TypedDict):
-    """One benchmark in report/ledger.json; figures in % and in the metric of the claim."""
+    """One benchmark in report/ledger.json; figures in % and in the metric of the claim.
+
+    ``per_seed``, ``mean``, ``ci95`` and so ``verdict`` are of the images that the claim was measured on.
+    """
 
     benchmark: str
     dataset: str
@@ -56,6 +70,8 @@ class LedgerRow(TypedDict):
     paper_epochs: int
     parameters: int | None
     margin: float  # the claim's own sampling error, in points
+    test_set: TestSet | None  # null: the claim was measured on the whole test split, or nothing was run
+    difference: str | None  # what it means that it was not, in one sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +84,17 @@ class Trial:
     confusion: Array  # (C, C) int64, rows actual, columns predicted
     curve: list[dict[str, Any]]
     result: dict[str, Any]
+    claimed_on: float | None = None  # error in % on the images that the claim was measured on; None: the test split
+
+    def tested(self, metric: str) -> float:
+        """The figure in % on the whole test split."""
+        return self.error if metric == "error" else self.accuracy
+
+    def compared(self, metric: str) -> float:
+        """The figure in % that is set beside the claim."""
+        if self.claimed_on is None:
+            return self.tested(metric)
+        return self.claimed_on if metric == "error" else 100 - self.claimed_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +122,27 @@ class Outcome:
     templates: Array | None  # (C, channels, H, W) float32
 
 
-def load(
-    name: str, *, seeds: Sequence[int], budget: str, evaluations: Path = EVALUATIONS, runs: Path = RUNS
-) -> Outcome | None:
-    """Read what was left of benchmark ``name``; None when it was never run, so that neither folder exists.
+def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> Outcome | None:
+    """Read what was left of a benchmark at a budget; None when it was never run, so that neither folder exists.
 
     Raises UserError for a file that is missing or damaged, or that another budget or data set left behind.
     """
+    name, on = benchmark.name, benchmark.evaluation.claimed_on
     folder = evaluations / name
     if not folder.exists() and not (runs / name).exists():
         return None
     about = _classes(folder / "classes.json")
     classes = [str(c) for c in about["classes"]]
     trials = tuple(
-        _trial(folder / "trials" / f"seed-{seed}", runs / name / f"seed-{seed}", seed=seed, budget=budget, about=about)
-        for seed in sorted(seeds)
+        _trial(
+            folder / "trials" / f"seed-{seed}",
+            runs / name / f"seed-{seed}",
+            seed=seed,
+            budget=budget,
+            about=about,
+            on=on,
+        )
+        for seed in sorted(benchmark.budgets[budget].seeds)
     )
     layer = _arrays(folder / "first_layer.npz", ()) if (folder / "first_layer.npz").exists() else {}
     return Outcome(
@@ -138,7 +171,9 @@ def _classes(path: Path) -> dict[str, Any]:
 _KINDS: Mapping[type, str] = {str: "text", int: "a whole number", dict: "an object"}
 
 
-def _trial(evaluated: Path, trained: Path, *, seed: int, budget: str, about: Mapping[str, Any]) -> Trial:
+def _trial(
+    evaluated: Path, trained: Path, *, seed: int, budget: str, about: Mapping[str, Any], on: ClaimedOn | None
+) -> Trial:
     metrics = store.read_json(evaluated / "metrics.json")
     error, accuracy = (_percent(evaluated / "metrics.json", metrics, key) for key in ("error", "accuracy"))
     confusion = _confusion(evaluated / "confusion.csv", size=len(about["classes"]), images=int(about["test"]))
@@ -153,13 +188,31 @@ def _trial(evaluated: Path, trained: Path, *, seed: int, budget: str, about: Map
     if metrics.get("key") != result.get("key"):
         line = f"the key is {schema.show(metrics.get('key'))}, that of the run {schema.show(result.get('key'))}"
         raise UserError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: run dvc repro")
-    return Trial(seed=seed, error=error, accuracy=accuracy, confusion=confusion, curve=curve, result=result)
+    return Trial(
+        seed=seed,
+        error=error,
+        accuracy=accuracy,
+        confusion=confusion,
+        curve=curve,
+        result=result,
+        claimed_on=_claimed_on(evaluated / "metrics.json", metrics.get("claimed_on"), on),
+    )
 
 
-def _percent(path: Path, found: Mapping[str, Any], key: str) -> float:
+def _claimed_on(path: Path, found: Any, on: ClaimedOn | None) -> float | None:
+    """The error in % on the images of ``on``."""
+    names = [field.name for field in dataclasses.fields(ClaimedOn)]
+    images = {key: found.get(key) for key in names} if isinstance(found, Mapping) else None
+    if images != (dataclasses.asdict(on) if on else None):
+        expected = f"the {on.words}" if on else "none, the whole test split"
+        raise UserError(f"{path}: claimed_on is {schema.show(images)}; expected {expected}: run dvc repro")
+    return None if on is None else _percent(path, found, "error", within="claimed_on.")
+
+
+def _percent(path: Path, found: Mapping[str, Any], key: str, within: str = "") -> float:
     value = found.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-        raise UserError(f"{path}: {key} is {schema.show(value)}; expected per cent, 0 to 100")
+        raise UserError(f"{path}: {within}{key} is {schema.show(value)}; expected per cent, 0 to 100")
     return float(value)
 
 

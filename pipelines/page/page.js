@@ -314,7 +314,7 @@
   function scalesOf(benchmark) {
     const lines = Object.values(benchmark.curves);
     const values = finite(lines.flatMap((line) => line[curves.metric]));
-    if (curves.metric === "error") values.push(benchmark.claimed_error, benchmark.error);
+    if (curves.metric === "error") values.push(benchmark.claimed_error, benchmark.error, ...finite([benchmark.compared_error]));
     const epochs = lines.flatMap((line) => line.epoch);
     const positive = values.filter((v) => v > 0);
     const [low, high] = [Math.min(...positive), Math.max(...values)];
@@ -349,15 +349,18 @@
     return svg("polyline", { points: points.join(" ") }, svg("title", {}, `seed ${seed}`));
   }
 
-  // On the error axis: what the source claims on the test set, and what we measured there at the end.
+  // On the error axis: what the source claims and what we measured at the end; a ring is the test set's, where those differ.
   function targets(benchmark, { y }) {
     if (curves.metric !== "error") return [];
     const { left, right, width } = frame;
-    const [claimed, tested] = [y.at(benchmark.claimed_error), y.at(benchmark.error)];
-    return [
+    const [claimed, compared] = [y.at(benchmark.claimed_error), y.at(benchmark.compared_error ?? benchmark.error)];
+    const [ours, tested] = ["our mean error on the images of the claim", "our mean test error"];
+    const marks = [
       svg("line", { class: "claimed", x1: left, x2: width - right, y1: claimed, y2: claimed }, svg("title", {}, "the claim")),
-      svg("circle", { class: "mean", cx: width - right, cy: tested, r: 4.5 }, svg("title", {}, "our mean test error")),
+      svg("circle", { class: "mean", cx: width - right, cy: compared, r: 4.5 }, svg("title", {}, benchmark.compared_error === null ? tested : ours)),
     ];
+    if (benchmark.compared_error === null) return marks;
+    return [...marks, svg("circle", { class: "tested", cx: width - right, cy: y.at(benchmark.error), r: 6.5 }, svg("title", {}, tested))];
   }
 
   function summary(benchmark) {
@@ -401,10 +404,14 @@
     document.getElementById("charts").replaceChildren(...data.benchmarks.map(chart));
   }
 
+  const key = ([kind, words]) => el("span", {}, el("i", { class: kind }), words);
+
   function keys() {
     const found = [["key-seed", "a seed"]];
-    if (curves.metric === "error") found.push(["key-line", "the claim (test error)"], ["key-ours", "our mean test error"]);
-    return found.map(([key, words]) => el("span", {}, el("i", { class: key }), words));
+    if (curves.metric !== "error") return found.map(key);
+    found.push(["key-line", "the claim"], ["key-ours", "ours, the mean over seeds"]);
+    if (data.benchmarks.some((b) => b.compared_error !== null)) found.push(["key-tested", "ours on the test set, where the claim is not of it"]);
+    return found.map(key);
   }
 
   function curveControls() {

@@ -46,6 +46,7 @@ def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Ou
         "facts": text(_facts(params, outcomes)),
         "table3_link": tag("a", "Table 3", href="#table3") if grid else Html(""),
         "table3": _table3(grid) if grid else Html(""),
+        "tested_key": _tested_key(ledger),
         "ledger": tables.ledger(ledger),
         "layers": tables.first_layers(outcomes),
         "rows": tables.details(ledger, params.benchmarks, outcomes),
@@ -62,6 +63,14 @@ def _tally(ledger: Sequence[LedgerRow]) -> Html:
     counts = {verdict: sum(row["verdict"] == verdict for row in ledger) for verdict in Verdict}
     items = (tag("li", tag("b", count), table3.badge(verdict)) for verdict, count in counts.items() if count)
     return joined(items)
+
+
+def _tested_key(ledger: Sequence[LedgerRow]) -> Html:
+    """What the mark means, where a row has one."""
+    if not any(row["test_set"] for row in ledger):
+        return Html("")
+    words = f"{table3.MARK} measured on the images of the claim; the ring is ours on the whole test set"
+    return tag("span", tag("i", class_="key-tested"), words)
 
 
 def _facts(params: Params, outcomes: Mapping[str, Outcome]) -> str:
@@ -103,7 +112,8 @@ def _table3(grid: Mapping[table3.Cell, LedgerRow]) -> Html:
 def _rules() -> Html:
     lead = (
         "An interval is Student's t at 95 % on the mean over seeds. The margin is the claim's own sampling error: "
-        "1.96 · √(p(1 − p)/images) on the images it was measured on. For an error (accuracies are the mirror image):"
+        "1.96 · √(p(1 − p)/images) on the images it was measured on, and ours is measured on the same. For an error "
+        "(accuracies are the mirror image):"
     )
     items = (tag("li", table3.badge(verdict), " ", rule) for verdict, rule in RULES.items())
     tail = f"Reproduced, better and not reproduced need at least {MIN_SEEDS} seeds."
@@ -135,6 +145,7 @@ def _data(ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> dict[
 
 def _about(row: LedgerRow, outcome: Outcome) -> dict[str, Any]:
     errors = {str(trial.seed): trial.error for trial in outcome.trials}
+    compared = [trial.compared("error") for trial in outcome.trials]
     return {
         "name": row["benchmark"],
         "dataset": outcome.dataset,
@@ -144,6 +155,7 @@ def _about(row: LedgerRow, outcome: Outcome) -> dict[str, Any]:
         "error": math.fsum(errors.values()) / len(errors),
         "errors": errors,
         "claimed_error": as_error(row["metric"], row["claim"]["value"]),
+        "compared_error": math.fsum(compared) / len(compared) if row["test_set"] else None,
     }
 
 

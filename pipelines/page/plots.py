@@ -34,7 +34,7 @@ def as_error(metric: str, value: float) -> float:
 def log_axis(errors: Iterable[float], width: float = WIDTH) -> Axis:
     """A logarithmic axis from the 1-2-5 step at or below the smallest error to the one at or above the largest."""
     positive = [e for e in errors if e > 0] or [1.0]
-    steps = [m * 10.0**k for k in range(-3, 3) for m in (1, 2, 5)]
+    steps = [*(m * 10.0**k for k in range(-3, 2) for m in (1, 2, 5)), 100.0]
     low = max((s for s in steps if s <= min(positive) * 0.97), default=steps[0])
     high = min((s for s in steps if s >= max(positive) * 1.03), default=100.0)
     scale = (width - 2 * EDGE) / math.log(high / low)
@@ -76,7 +76,8 @@ def ledger_axis(rows: Sequence[LedgerRow]) -> Axis:
 
 
 def _ours(row: LedgerRow) -> list[float]:
-    return [*row["per_seed"].values(), *(row["ci95"] or [])]
+    tested = [row["test_set"]["mean"]] if row["test_set"] else []
+    return [*row["per_seed"].values(), *(row["ci95"] or []), *tested]
 
 
 def describe(row: LedgerRow) -> str:
@@ -85,7 +86,8 @@ def describe(row: LedgerRow) -> str:
     if row["mean"] is None:
         return f"{row['benchmark']}: {row['metric']}, {claim}; not run"
     spread = f", 95 % interval {row['ci95'][0]:.2f} to {row['ci95'][1]:.2f} %" if row["ci95"] else ""
-    return f"{row['benchmark']}: {row['metric']}, {claim}; ours {row['mean']:.2f} %{spread}"
+    tested = f"; on the whole test set {row['test_set']['mean']:.2f} %" if row["test_set"] else ""
+    return f"{row['benchmark']}: {row['metric']}, {claim}; ours {row['mean']:.2f} %{spread}{tested}"
 
 
 def ticks(axis: Axis, *, width: float = WIDTH) -> Html:
@@ -114,7 +116,7 @@ def zoomed_plot(row: LedgerRow) -> Html:
 
 
 def _marks(row: LedgerRow, axis: Axis, read: Place, *, claim: tuple[float, float], ours: float) -> list[Html]:
-    """The claim's band and line, then our interval and mean, if we have them."""
+    """The claim's band and line, then our interval and mean, if we have them, and a ring at the whole test set's."""
     value, margin = row["claim"]["value"], row["margin"]
     ends = sorted(axis.place(read(value + m)) for m in (-margin, margin))
     top, bottom = claim
@@ -129,6 +131,8 @@ def _marks(row: LedgerRow, axis: Axis, read: Place, *, claim: tuple[float, float
         marks += [_vertical(x, ours - 4, ours + 4, "interval") for x in (low, high)]
     if row["mean"] is not None:
         marks.append(tag("circle", cx=_n(axis.place(read(row["mean"]))), cy=ours, r=3.2, class_="mean"))
+    if row["test_set"]:
+        marks.append(tag("circle", cx=_n(axis.place(read(row["test_set"]["mean"]))), cy=ours, r=5, class_="tested"))
     return marks
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.benchmarks import Benchmark
 from pipelines.page.markup import Html, joined, tag
-from pipelines.page.outcomes import LedgerRow
+from pipelines.page.outcomes import LedgerRow, TestSet
 from pipelines.verdicts import Verdict
 
 BASES = ("A", "B", "C")
@@ -23,6 +23,7 @@ PUBLISHED = {
 }
 
 NONE = "–"
+MARK = "†"  # of a figure that was measured, like its claim, on other images than the whole test set
 Cell = tuple[str, str]  # base, variant
 
 
@@ -66,13 +67,14 @@ def _square(base: str, variant: str, found: Mapping[Cell, LedgerRow]) -> Html:
     return tag("td", published, ours, badge(verdict))
 
 
-def plus_minus(row: LedgerRow | None) -> str:
+def plus_minus(found: LedgerRow | TestSet) -> str:
     """Our mean and half its interval, in two digits."""
-    if row is None or row["mean"] is None:
+    mean, ends = found["mean"], found["ci95"]
+    if mean is None:
         return NONE
     # The longer half: an interval is cut where percentages end.
-    half = f" ± {max(row['mean'] - row['ci95'][0], row['ci95'][1] - row['mean']):.2f}" if row["ci95"] else ""
-    return f"{row['mean']:.2f}{half}"
+    half = f" ± {max(mean - ends[0], ends[1] - mean):.2f}" if ends else ""
+    return f"{mean:.2f}{half}"
 
 
 SIGNS = {

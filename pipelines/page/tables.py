@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from pipelines.benchmarks import Benchmark
+from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.page import images, plots
 from pipelines.page.markup import Html, joined, tag
-from pipelines.page.outcomes import LedgerRow, Outcome, Trial
-from pipelines.page.table3 import NONE, badge
+from pipelines.page.outcomes import LedgerRow, Outcome, TestSet, Trial
+from pipelines.page.table3 import MARK, NONE, badge
 
 CERTAINTY = {
     "read": "read in a public source",
@@ -61,10 +61,19 @@ def _cell(label: str, *children: Html, class_: str | None = None) -> Html:
 
 
 def _ours(row: LedgerRow) -> list[Html]:
+    """Mean and interval; a figure on the claim's own images is marked and has the whole test set's below it."""
     if row["mean"] is None:
         return [tag("span", NONE)]
-    interval = f"{row['ci95'][0]:.2f} to {row['ci95'][1]:.2f}, " if row["ci95"] else ""
-    return [tag("strong", f"{row['mean']:.2f} %"), tag("small", f"{interval}{_seeds(row['n'])}")]
+    mark = tag("a", MARK, href=f"#row-{row['benchmark']}", title=row["difference"]) if row["test_set"] else Html("")
+    figure = [tag("strong", f"{row['mean']:.2f} %"), mark, tag("small", f"{_interval(row)}{_seeds(row['n'])}")]
+    if row["test_set"]:
+        mean = tag("b", f"{row['test_set']['mean']:.2f} %")
+        figure.append(tag("small", mean, " on the test set"))
+    return figure
+
+
+def _interval(found: LedgerRow | TestSet) -> str:
+    return f"{found['ci95'][0]:.2f} to {found['ci95'][1]:.2f}, " if found["ci95"] else ""
 
 
 def _epochs(row: LedgerRow) -> list[Html]:
@@ -85,25 +94,30 @@ def details(rows: Sequence[LedgerRow], benchmarks: Mapping[str, Benchmark], outc
 def _details(row: LedgerRow, benchmark: Benchmark, outcome: Outcome | None) -> Html:
     summary = tag("summary", tag("span", row["benchmark"], class_="name"), badge(row["verdict"]))
     left = [plots.zoomed_plot(row), _protocols(row, benchmark), _deviations(row)]
-    right = (
-        [_per_seed(outcome, row["metric"]), _provenance(outcome)] if outcome else [tag("p", "Not run in this suite.")]
-    )
+    right = [tag("p", "Not run in this suite.")]
+    if outcome:
+        right = [_per_seed(outcome, row["metric"], benchmark.evaluation.claimed_on), _provenance(outcome)]
     columns = tag("div", tag("div", *left), tag("div", *right), class_="columns")
     return tag("details", summary, columns, id=f"row-{row['benchmark']}", class_="row")
 
 
 def _protocols(row: LedgerRow, benchmark: Benchmark) -> Html:
-    claim = row["claim"]
+    claim, on, tested = row["claim"], benchmark.evaluation.claimed_on, row["test_set"]
     reported = f"{claim['value']:g} % {row['metric']}, ± {row['margin']:.2f} by chance alone"
-    return _list(
-        {
-            "Claim": f"{reported} on its {benchmark.claim.test_images:,} images",
-            "Source": f"{claim['source']} ({CERTAINTY[claim['certainty']]})",
-            "Its protocol": claim["protocol"],
-            "Ours": f"{benchmark.evaluation.protocol}, whole test set, last epoch, once",
-            "Model": f"{benchmark.model.name} ({_parameters(row)})",
-        }
-    )
+    images = "whole test set" if on is None else on.words
+    facts = {
+        "Claim": f"{reported} on its {benchmark.claim.test_images:,} images",
+        "Source": f"{claim['source']} ({CERTAINTY[claim['certainty']]})",
+        "Its protocol": claim["protocol"],
+        f"Ours{MARK if on else ''}": f"{benchmark.evaluation.protocol}, {images}, last epoch, once",
+    }
+    if tested:
+        facts["On the test set"] = (
+            f"{tested['mean']:.2f} % {row['metric']} ({_interval(tested)}all {tested['images']:,} images)"
+        )
+    if row["difference"]:
+        facts["The difference"] = row["difference"]
+    return _list(facts | {"Model": f"{benchmark.model.name} ({_parameters(row)})"})
 
 
 def _parameters(row: LedgerRow) -> str:
@@ -116,19 +130,21 @@ def _deviations(row: LedgerRow) -> Html:
     return joined([tag("h4", "Deviations"), tag("ul", *(tag("li", d) for d in row["deviations"]))])
 
 
-def _per_seed(outcome: Outcome, metric: str) -> Html:
-    head = tag("tr", *(tag("th", w, scope="col") for w in ("Seed", f"Test {metric}", "Training error", "Time")))
-    body = (_seed_row(trial, metric) for trial in outcome.trials)
+def _per_seed(outcome: Outcome, metric: str, on: ClaimedOn | None) -> Html:
+    words = ["Seed", *([f"{metric.capitalize()}{MARK}"] if on else []), f"Test {metric}", "Training error", "Time"]
+    head = tag("tr", *(tag("th", w, scope="col") for w in words))
+    body = (_seed_row(trial, metric, on) for trial in outcome.trials)
     return tag("table", tag("thead", head), tag("tbody", *body), class_="seeds")
 
 
-def _seed_row(trial: Trial, metric: str) -> Html:
+def _seed_row(trial: Trial, metric: str, on: ClaimedOn | None) -> Html:
     training = trial.curve[-1].get("train_error")
-    words = (
-        f"{trial.error if metric == 'error' else trial.accuracy:.2f} %",
+    words = [
+        *([f"{trial.compared(metric):.2f} %"] if on else []),
+        f"{trial.tested(metric):.2f} %",
         NONE if training is None else f"{training:.2f} %",
         duration(float(trial.result["wall_s"])),
-    )
+    ]
     return tag("tr", tag("th", trial.seed, scope="row"), *(tag("td", w) for w in words))
 
 

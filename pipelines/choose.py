@@ -1,0 +1,125 @@
+"""Choose a learning rate on a validation slice of the training images. The test images are not opened.
+
+    python -m pipelines.choose strided-c-cifar10                       the rates of the benchmark's block `choice`
+    python -m pipelines.choose mlp1000-mnist --rates 0.01 0.03 --epochs 5
+
+Each rate is trained without the slice (fixed for all benchmarks of a dataset) and judged on it after the last epoch.
+What was found is kept in results/choices/<benchmark>.json; the rate itself is then written into params.yaml by hand,
+where a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines import benchmarks, datasets, evaluate, orphan, provenance, spec, store, subsets, train, trial
+from pipelines.benchmarks import Benchmark, Choice
+from pipelines.errors import UserError, guard
+
+CHOICES = Path("results/choices")
+DATA = Path("datasets")
+
+
+def candidate(benchmark: Benchmark, lr: float, choice: Choice, epochs: int) -> Benchmark:
+    """The benchmark at the rate ``lr``, without the validation slice, for ``epochs``: its schedule runs faster then."""
+    recipe = dataclasses.replace(
+        benchmark.recipe,
+        optimiser=dataclasses.replace(benchmark.recipe.optimiser, lr=lr),
+        subset=dataclasses.replace(benchmark.recipe.subset, hold_out=choice.hold_out),
+    )
+    budget = benchmarks.Budget(epochs=epochs, seeds=choice.seeds)
+    return dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"choice": budget})
+
+
+def validation_error(one: spec.Spec, choice: Choice, device: str) -> float:
+    """Per cent of the slice that the finished trial takes for something else; one view an image."""
+    dataset = datasets.open_dataset(one.data, one.benchmark.dataset)
+    model = evaluate.load_network(one.benchmark, dataset, one.files.weights)
+    single = dataclasses.replace(one.benchmark, evaluation=benchmarks.Evaluation())
+    places = subsets.validation(dataset.train, choice.hold_out)
+    return evaluate.predict(single, dataset, model, one.seed, device, split="train", places=places).error
+
+
+def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epochs: int) -> dict[str, Any]:
+    """Train and judge every rate; the record that is kept."""
+    planned = {
+        lr: [
+            dataclasses.replace(
+                spec.plan(candidate(benchmark, lr, choice, epochs), "choice", seed, data=DATA, root=store.default()),
+                label=f"rate {lr:g}",
+            )
+            for seed in choice.seeds
+        ]
+        for lr in choice.rates
+    }
+    waiting = [one for specs in planned.values() for one in specs if not one.files.finished]
+    if waiting:
+        train.train(params, waiting)
+    device = trial.default_device()
+    found: dict[float, dict[str, float]] = {}
+    for lr, specs in planned.items():
+        found[lr] = {str(one.seed): validation_error(one, choice, device) for one in specs}
+        print(f"{benchmark.name} at {lr:g}: {_words(found[lr])} % wrong of the validation slice", flush=True)
+    means = {lr: float(np.mean(list(errors.values()))) for lr, errors in found.items()}
+    return {
+        "benchmark": benchmark.name,
+        "hold_out": choice.hold_out,
+        "epochs": epochs,
+        "paper_epochs": benchmark.budgets["paper"].epochs,
+        "seeds": list(choice.seeds),
+        "validation_error": [{"lr": lr, "per_seed": found[lr], "mean": means[lr]} for lr in choice.rates],
+        "chosen": min(means, key=lambda lr: means[lr]),
+        "config": candidate(benchmark, benchmark.recipe.optimiser.lr, choice, epochs).resolved("choice"),
+        "hardware": provenance.hardware(device),
+        "versions": provenance.versions(),
+        **provenance.git_state(),
+    }
+
+
+def _words(errors: dict[str, float]) -> str:
+    return ", ".join(f"{error:.2f}" for error in errors.values())
+
+
+def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
+    """What the benchmark says of its choice, with the rates of the command line if there are any."""
+    if benchmark.choice is None and not rates:
+        raise UserError(f"benchmarks.{benchmark.name}.choice is missing; expected it there, or --rates")
+    chosen = benchmark.choice or Choice(rates=tuple(rates or ()))
+    return dataclasses.replace(chosen, rates=tuple(rates)) if rates else chosen
+
+
+def main() -> None:
+    """Choose the rate of one benchmark."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.choose", description="Choose a learning rate on a validation slice."
+    )
+    parser.add_argument("benchmark", help="a name from params.yaml")
+    parser.add_argument("--rates", type=float, nargs="+", help="in place of those of the benchmark's block `choice`")
+    parser.add_argument("--epochs", type=int, help="passes to train each for; by default the paper's")
+    args = parser.parse_args()
+    orphan.follow_dvc()
+    params = benchmarks.load()
+    benchmark = params.benchmark(args.benchmark)
+    try:
+        choice = wanted(benchmark, args.rates)
+        epochs = benchmark.budgets["paper"].epochs if args.epochs is None else args.epochs
+        for lr in choice.rates:
+            candidate(benchmark, lr, choice, epochs)
+    except ValueError as error:  # what a dataclass says of its values
+        raise UserError(f"{benchmark.name}: {error}") from None
+    record = choose(params, benchmark, choice, epochs)
+    path = CHOICES / f"{benchmark.name}.json"
+    store.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    have = benchmark.recipe.optimiser.lr
+    print(f"chosen: {record['chosen']:g} (params.yaml has {have:g}); kept in {path.as_posix()}")
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,82 @@
+"""Rates are chosen on a slice of train: it is held out of training, and the test images stay closed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import benchmarks, choose, datasets, subsets, trial
+from tests.conftest import ROOT, edit_params, environment
+
+NAME = "linear-mnist"
+SMALL: dict[str, Any] = {
+    "choice": {"rates": [1e-7, 0.1], "hold_out": 400, "seeds": [0, 1]},
+    "budgets.paper": {"epochs": 2, "seeds": [0]},
+}
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines.choose", *words]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def test_the_better_rate_is_chosen_with_the_test_images_closed(project: Path) -> None:
+    edit_params(project / "params.yaml", linear_mnist=SMALL)
+    whole = project / "closed"
+    whole.mkdir()
+    for file in (project / "datasets/mnist").iterdir():  # whoever opened them would fail
+        if not file.name.startswith("test_"):
+            (whole / file.name).symlink_to(file.resolve())
+    (project / "datasets").unlink()
+    (project / "datasets").mkdir()
+    whole.rename(project / "datasets/mnist")
+    done = run(NAME)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((project / "results/choices/linear-mnist.json").read_text())
+    assert record["chosen"] == 0.1
+    found = {one["lr"]: one for one in record["validation_error"]}
+    assert found[0.1]["mean"] < 40 < found[1e-7]["mean"]
+    assert found[0.1]["mean"] == np.mean(list(found[0.1]["per_seed"].values()))
+    assert found[0.1]["per_seed"].keys() == {"0", "1"}
+    assert record["config"]["recipe"]["subset"]["hold_out"] == 400
+    assert "chosen: 0.1 (params.yaml has 0.1); kept in results/choices/linear-mnist.json" in done.stdout
+
+
+def test_the_slice_is_not_trained_on(project: Path) -> None:
+    params = edit_params(project / "params.yaml", linear_mnist=SMALL)
+    benchmark = params.benchmark(NAME)
+    assert benchmark.choice is not None
+    one = choose.candidate(benchmark, 0.5, benchmark.choice, 1)
+    assert one.recipe.optimiser.lr == 0.5 and one.budgets["choice"].epochs == 1
+    data = datasets.open_dataset(Path("datasets"), "mnist")
+    trained = set(trial.positions(one, data).tolist())
+    assert len(trained) == 1600 and not trained & set(subsets.validation(2000, 400).tolist())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ((NAME,), "error: benchmarks.linear-mnist.choice is missing; expected it there, or --rates\n"),
+        ((NAME, "--rates", "-1"), "error: linear-mnist: rates is [-1.0]; expected numbers above 0\n"),
+        ((NAME, "--rates", "0.1", "--epochs", "0"), "error: linear-mnist: epochs is 0; expected at least 1\n"),
+        (("liner-mnist",), "error: benchmark liner-mnist is not known; did you mean linear-mnist?"),
+    ],
+)
+def test_bad_input_is_one_line(project: Path, words: tuple[str, ...], line: str) -> None:
+    edit_params(project / "params.yaml", linear_mnist={"budgets.laptop": {"epochs": 1, "seeds": [0]}})
+    done = run(*words)
+    assert (done.returncode, done.stderr.startswith(line)) == (2, True), done.stderr
+
+
+def test_the_rates_in_use_are_those_that_were_chosen() -> None:
+    """results/choices keeps what a choice found; params.yaml must not drift from it."""
+    params = benchmarks.load(ROOT / "params.yaml")
+    for path in sorted((ROOT / choose.CHOICES).glob("*.json")):
+        record = json.loads(path.read_text())
+        assert params.benchmark(record["benchmark"]).recipe.optimiser.lr == record["chosen"], path.name
