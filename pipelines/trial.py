@@ -129,6 +129,7 @@ def check_claimed_on(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
 
 
 def positions(benchmark: Benchmark, dataset: datasets.Dataset) -> Tensor:
+    """Positions (n,) int64 in the training file of the images that the recipe trains on."""
     return torch.from_numpy(subsets.positions(dataset.train, benchmark.recipe.subset))
 
 
