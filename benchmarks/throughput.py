@@ -177,7 +177,8 @@ def on_ray(seeds: int, epochs: int) -> float:
         curves = [store.read_lines(one.files.curve) for one in specs]
     # From when the last of them has warmed up to when the first ends, all of them train.
     began, ended = max(curve[0]["time"] for curve in curves), min(curve[-1]["time"] for curve in curves)
-    return sum(_seen(curve, ended) - _seen(curve, began) for curve in curves) / (ended - began)
+    seen = sum(_seen(curve, ended) - _seen(curve, began) for curve in curves)
+    return seen / float(ended - began)
 
 
 def _seen(curve: list[dict[str, Any]], at: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,26 +12,38 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import benchmarks, boosting, datasets, estimate, journal, spec, store, trial
+from pipelines import benchmarks, boosting, datasets, estimate, journal, schema, spec, store, trial
 from pipelines.boosting import BoostedBatches, Patterns
 from pipelines.errors import UserError
 from pipelines.spec import Spec
-from tests.conftest import ROOT, edit_params
 
+NAME = "committee-mnist"
 COUNT, BATCH = 300, 20
 # Two epochs at twice the paper's pace: the first member trains for one, the others for half of the second one each.
-SMALL: dict[str, Any] = {
+BLOCK: dict[str, Any] = {
+    "dataset": "mnist",
     "model": {"family": "lenet", "name": "boosted_lenet4", "options": {"init": "sqrt_fan_in"}},  # learns in fewer steps
-    "recipe.subset": {"first": COUNT},
-    "recipe.batch": BATCH,
-    "recipe.augment": [{"affine": {"fill": -0.1, "originals": 0.1}}],
-    "recipe.optimiser": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
-    "recipe.schedule": {},
-    "recipe.boosting": {"epochs": [2, 1, 1], "candidates": 1400},
-    "budgets.paper": {"epochs": 4, "seeds": [0]},
-    "budgets.laptop": {"epochs": 2, "seeds": [0]},
+    "recipe": {
+        "preprocess": [{"pad": {"pixels": 2}}, {"scale": {"low": -0.1, "high": 1.175}}],
+        "augment": [{"affine": {"fill": -0.1, "originals": 0.1}}],
+        "subset": {"first": COUNT},
+        "batch": BATCH,
+        "optimiser": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
+        "boosting": {"epochs": [2, 1, 1], "candidates": 1400},
+    },
+    "evaluation": {},
+    "resources": {},
+    "budgets": {"paper": {"epochs": 4, "seeds": [0]}, "laptop": {"epochs": 2, "seeds": [0]}},
+    "claim": {
+        "metric": "error",
+        "value": 0.7,
+        "source": "this test",
+        "protocol": "none",
+        "certainty": "computed",
+        "test_images": 10_000,
+    },
 }
-FEWER: dict[str, Any] = {"recipe.boosting": {"epochs": [2, 1, 1], "candidates": 600}}  # than fill a set
+FEWER = {"recipe.boosting": {"epochs": [2, 1, 1], "candidates": 600}}  # than fill a set
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +56,13 @@ def one_thread() -> Iterator[None]:
 
 
 def planned(changes: Mapping[str, Any] | None = None, *, root: str = "store") -> Spec:
-    shutil.copy(ROOT / "params.yaml", "params.yaml")
-    params = edit_params(Path("params.yaml"), lenet5_mnist=copy.deepcopy({**SMALL, **(changes or {})}))
-    return spec.plan(params.benchmark("lenet5-mnist"), "laptop", 0, data=Path("datasets"), root=Path(root), threads=1)
+    """The trial of ``BLOCK`` with ``{"recipe.batch": 7}`` applied to it."""
+    block = copy.deepcopy(BLOCK)
+    for dotted, value in (changes or {}).items():
+        parent, _, last = dotted.rpartition(".")
+        (block[parent] if parent else block)[last] = value
+    benchmark = schema.parse(benchmarks.Benchmark, block, f"benchmarks.{NAME}", name=NAME)
+    return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=1)
 
 
 def prepared(one: Spec) -> BoostedBatches:
@@ -273,7 +288,7 @@ def test_what_cannot_be_boosted_is_said_when_params_are_read(project: Path, name
     changes, words = BAD[name]
     with pytest.raises(UserError) as caught:
         planned(changes)
-    assert words in str(caught.value) and str(caught.value).startswith("benchmarks.lenet5-mnist.")
+    assert words in str(caught.value) and str(caught.value).startswith("benchmarks.committee-mnist.")
     assert "\n" not in str(caught.value)
 
 
@@ -288,7 +303,7 @@ def test_a_committee_and_boosting_come_together(project: Path, changes: dict[str
     one = planned(changes)
     with pytest.raises(UserError) as caught:
         trial.check(one.benchmark, "laptop", one.data)
-    assert words in str(caught.value) and "benchmarks.lenet5-mnist.recipe." in str(caught.value)
+    assert words in str(caught.value) and "benchmarks.committee-mnist.recipe." in str(caught.value)
 
 
 @pytest.mark.parametrize(("member", "words"), [(1, "that the first member gets half wrong"), (2, "members disagree")])
@@ -297,5 +312,5 @@ def test_too_few_patterns_is_one_line(project: Path, member: int, words: str) ->
     with pytest.raises(UserError) as caught:
         loader.patterns(member)
     line = str(caught.value)
-    assert line.startswith("benchmarks.lenet5-mnist.recipe.boosting.candidates is 30; expected more: they gave ")
+    assert line.startswith("benchmarks.committee-mnist.recipe.boosting.candidates is 30; expected more: they gave ")
     assert words in line and line.endswith("a batch takes 20") and "\n" not in line

@@ -97,7 +97,7 @@ def test_boosted_lenet4_is_three_lenet4s_that_vote() -> None:
     votes = sum(logits.softmax(1) for logits in alone)
     torch.testing.assert_close(model.eval()(x).softmax(1), votes / 3)
     with torch.no_grad():
-        model.members[0].head.bias[3] += 1e4  # certain to the last digit
+        dict(model.members[0].named_parameters())["head.bias"][3] += 1e4  # certain to the last digit
     found = model(x)
     assert found.isfinite().all()
     torch.testing.assert_close(found.exp().sum(1), torch.ones(5))
