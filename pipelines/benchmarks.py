@@ -273,7 +273,7 @@ class Budget:
 
     epochs: int
     seeds: tuple[int, ...]
-    train_images: int | None = None  # only the first n of the images that the recipe trains on: less than one pass
+    train_images: int | None = None  # only n of the images that the recipe trains on, the same for every seed
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs is {self.epochs}; expected at least 1")

@@ -27,7 +27,7 @@ from pipelines.spec import Spec
 Endpoint = tuple[str, int]  # host and port
 CONNECT_S = 5.0
 WATCH_EVERY_S = 0.5
-LOST_S = 3.0  # without an answer
+LOST_S = 1.0  # without an answer, on this machine
 LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
 GRACE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
@@ -159,6 +159,8 @@ def _start(address: str | None) -> None:
 
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     if address is None:
+        # Nobody takes this machine away with a notice, and to watch for that costs a process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # An explicit "local": a bare init may join somebody else's cluster on this machine.
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
     else:

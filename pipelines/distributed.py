@@ -7,9 +7,9 @@ what a restarted attempt goes on from; Ray Train keeps none.
 from __future__ import annotations
 
 import shutil
-import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipelines import cluster
@@ -17,8 +17,8 @@ from pipelines.errors import UserError
 from pipelines.spec import Spec
 
 
-def train(spec: Spec, gpus: float) -> None:
-    """Train ``spec`` to its end, ``gpus`` a worker; workers that were lost are replaced, ``cluster.RETRIES`` times.
+def train(spec: Spec, ray_cluster: cluster.Cluster) -> None:
+    """Train ``spec`` to its end; workers that were lost are replaced, ``cluster.RETRIES`` times.
 
     Raises UserError for what a worker says to its user, and when workers are lost again and again.
     """
@@ -27,7 +27,7 @@ def train(spec: Spec, gpus: float) -> None:
 
     for left in reversed(range(1 + cluster.RETRIES)):
         try:
-            return _fit(spec, gpus)
+            return _fit(spec, ray_cluster)
         except (TrainingFailedError, RayError) as error:
             causes = list(_causes(error))
             said = next((str(cause) for cause in causes if isinstance(cause, UserError)), None)
@@ -42,12 +42,12 @@ def train(spec: Spec, gpus: float) -> None:
                 raise
 
 
-def _fit(spec: Spec, gpus: float) -> None:
+def _fit(spec: Spec, ray_cluster: cluster.Cluster) -> None:
     """One attempt. Ray Train itself repeats nothing: it would a damaged checkpoint too, and each time take minutes."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    asked = spec.benchmark.resources
+    asked, gpus = spec.benchmark.resources, ray_cluster.gpus_for(spec.benchmark)
     each: dict[str, float] = {"CPU": asked.cpus} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         _train_rank,
@@ -60,14 +60,43 @@ def _fit(spec: Spec, gpus: float) -> None:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=cluster.RETRIES),
         ),
     )
-    interrupt = signal.getsignal(signal.SIGINT)
+    if ray_cluster.address is None:
+        _leave_out_cleaner(trainer)
     try:
-        trainer.fit()
-    except SystemExit:  # Ray Train's own answer to Ctrl-C, with status 0
-        raise KeyboardInterrupt from None
+        _call(trainer.fit)
     finally:
-        signal.signal(signal.SIGINT, interrupt)
         shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
+
+
+def _leave_out_cleaner(trainer: Any) -> None:
+    """It frees what a dead controller had reserved, and asks the dashboard whether that lives.
+
+    A cluster of our own has none: the cleaner would wait for it ten seconds at the end of each trial, for nothing, as
+    the cluster ends with this process.
+    """
+    usual = trainer._create_default_callbacks
+
+    def others() -> list[Any]:
+        return [callback for callback in usual() if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    trainer._create_default_callbacks = others
+
+
+def _call(function: Callable[[], object]) -> None:
+    """Call in a thread: in the main one Ray Train answers Ctrl-C itself, and takes ten seconds and status 0 for it."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="ray-train")
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
 
 
 def _train_rank(config: dict[str, Any]) -> None:

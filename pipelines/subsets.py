@@ -27,6 +27,11 @@ def positions(count: int, chosen: Subset) -> NDArray[np.int64]:
     return kept
 
 
+def cut(kept: NDArray[np.int64], size: int | None) -> NDArray[np.int64]:
+    """``size`` of these positions at random, in their order: a file may be sorted by class. All of them for None."""
+    return kept if size is None else kept[draw(len(kept), size, SAMPLE_SEED)]
+
+
 def claimed_on(count: int, on: ClaimedOn) -> NDArray[np.int64]:
     """Positions of the images that a claim was measured on, of ``count`` in the file."""
     return on.first + draw(count - on.first, on.count, SAMPLE_SEED) if on.drawn else np.arange(on.first, on.end)

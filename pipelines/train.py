@@ -10,6 +10,7 @@ worker are plain Ray tasks (3 ms on a warm worker), trials of several are Ray Tr
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import itertools
 import shutil
@@ -62,7 +63,7 @@ def _require_space(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: cluster.
     root.mkdir(parents=True, exist_ok=True)
     free, need = shutil.disk_usage(root).free, estimate.disk_bytes(sized, ray_cluster)
     if need > free:
-        have, wanted = f"{free / 1e6:,.0f} MB free", f"{need / 1e6:,.0f} MB for {len(sized)} trials"
+        have, wanted = f"{free // 10**6:,} MB free", f"{-(-need // 10**6):,} MB for {len(sized)} trials"
         raise UserError(f"{root} has {have}; expected {wanted}")
 
 
@@ -138,7 +139,7 @@ def _run_distributed(order: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -
     for one in order:
         if one.benchmark.resources.workers > 1:
             try:
-                distributed.train(one, ray_cluster.gpus_for(one.benchmark))
+                distributed.train(one, ray_cluster)
             except Exception as error:
                 yield one, error
 
@@ -169,6 +170,8 @@ def _error_of(task: Any, one: spec.Spec) -> Exception | None:
     try:
         ray.get(task)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, OSError) and error.cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return UserError(f"{one.name}: no space left in {one.store}; make room and run this again")
         return UserError(str(error.cause)) if isinstance(error.cause, UserError) else error
     except (ray.exceptions.RayError, OSError) as error:
         return cluster.lost_worker(one, error)

@@ -74,7 +74,7 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> int:
     dataset = datasets.open_dataset(data, benchmark.dataset)
     dataset.verify("train")
     where = f"benchmarks.{benchmark.name}"
-    count = len(positions(benchmark, dataset)[: benchmark.budgets[budget].train_images])
+    count = len(budgeted(benchmark, budget, dataset))
     batch = benchmark.recipe.batch
     if batch > count:
         raise UserError(
@@ -131,6 +131,12 @@ def check_claimed_on(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
 def positions(benchmark: Benchmark, dataset: datasets.Dataset) -> Tensor:
     """Positions (n,) int64 in the training file of the images that the recipe trains on."""
     return torch.from_numpy(subsets.positions(dataset.train, benchmark.recipe.subset))
+
+
+def budgeted(benchmark: Benchmark, budget: str, dataset: datasets.Dataset) -> Tensor:
+    """Those of them that a budget leaves."""
+    kept = subsets.positions(dataset.train, benchmark.recipe.subset)
+    return torch.from_numpy(subsets.cut(kept, benchmark.budgets[budget].train_images))
 
 
 def image_shape(benchmark: Benchmark, dataset: datasets.Dataset) -> tuple[int, int, int]:
@@ -282,7 +288,7 @@ def prepare(spec: Spec, dataset: datasets.Dataset, worker: Worker) -> tuple[Batc
     loader = kind(
         images,
         labels,
-        positions(benchmark, dataset)[: benchmark.budgets[spec.budget].train_images],
+        budgeted(benchmark, spec.budget, dataset),
         batch=recipe.batch,
         seed=spec.seed,
         preprocess=preprocess.to(device),

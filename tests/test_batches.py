@@ -225,6 +225,14 @@ def test_a_validation_slice_is_fixed_and_is_never_trained_on() -> None:
     assert len(subsets.positions(1000, Subset(hold_out=100))) == 900
 
 
+def test_a_budget_cuts_at_random_since_a_file_may_be_sorted_by_class() -> None:
+    kept = subsets.positions(1000, Subset(first=900))
+    some = subsets.cut(kept, 100)
+    assert len(set(some.tolist())) == 100 and some.max() > 800 and (np.diff(some) > 0).all()
+    assert some.tolist() == subsets.cut(kept, 100).tolist()
+    assert subsets.cut(kept, None).tolist() == kept.tolist() == subsets.cut(kept, 5000).tolist()
+
+
 def test_a_sample_is_of_what_is_left() -> None:
     kept = subsets.positions(1000, Subset(skip_every=2, sample=100))
     assert len(set(kept.tolist())) == 100 and (kept % 2 == 1).all()

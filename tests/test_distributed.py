@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
+import pickle
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +17,47 @@ import psutil
 import pytest
 
 from pipelines import spec, store, trial
-from tests.conftest import ROOT, edit_params
-from tests.training import Run, only, same_weights, specs, train, until, worker_of
+from tests.conftest import ROOT, edit_params, environment
+from tests.training import Run, only, same_weights, specs, until, worker_of
 
 TWO: dict[str, Any] = {
     "recipe.batch": 32,
-    "budgets.laptop": {"epochs": 4, "seeds": [0]},
+    "budgets.laptop": {"epochs": 5, "seeds": [0]},
     "resources": {"workers": 2},
 }
+DIVERGING: dict[str, Any] = {
+    "recipe.subset": {"first": 600},
+    "recipe.loss": "mse",
+    "recipe.optimiser.lr": 1e30,
+    "budgets.laptop": {"epochs": 2, "seeds": [0]},
+    "resources": {"workers": 2},
+}
+
+PLAIN = """
+    import os, pickle, sys
+    from pipelines import trial
+    from pipelines.journal import Worker
+    one, rank = pickle.load(open(sys.argv[1], "rb")), int(os.environ["RANK"])
+    trial.run(one, Worker(rank=rank, workers=2, trainer={"strategy": "ddp", "devices": 2}))
+"""
 
 
 @pytest.fixture(scope="module")
 def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> spec.Spec:
-    """A trial of two workers that nothing has disturbed."""
+    """The trial on two workers that nothing disturbs: two processes under Lightning's own DDP, without Ray."""
     home = tmp_path_factory.mktemp("undisturbed")
     shutil.copy(ROOT / "params.yaml", home)
-    (home / "datasets").symlink_to(mnist_slice)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.delenv("RUN_STORE", raising=False)
-        only(home, lenet5_mnist=TWO)
-        done = train()
-        assert done.returncode == 0, done.stderr
-        (found,) = specs("lenet5-mnist")
-    return found
+    params = edit_params(home / "params.yaml", lenet5_mnist=TWO)
+    (one,) = spec.trials(params, "lenet5-mnist", data=mnist_slice, root=home / "store")
+    (home / "spec.pickle").write_bytes(pickle.dumps(one.on("cpu", threads=1)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PLAIN), str(home / "spec.pickle")]
+    places = [{"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "plain"} for rank in "01"]
+    both = [subprocess.Popen(command, env=environment(**meeting, **place)) for place in places]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    return one
 
 
 def test_two_workers_train_as_one_does(project: Path, undisturbed: spec.Spec) -> None:
@@ -46,17 +67,19 @@ def test_two_workers_train_as_one_does(project: Path, undisturbed: spec.Spec) ->
     for ours, theirs in zip(store.read_lines(undisturbed.files.curve), store.read_lines(alone.curve), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["train_error"] == pytest.approx(theirs["train_error"], abs=0.5)
-    result = store.read_json(undisturbed.files.result)
-    assert result["workers"] == 2 and result["resumed"] == 0
 
 
 def test_whatever_is_killed_both_workers_go_on_to_the_same_weights(project: Path, undisturbed: spec.Spec) -> None:
-    only(project, lenet5_mnist=TWO)
-    (one,) = specs("lenet5-mnist")
+    """And where a trial's loss ends as no number, all its workers end, at once, and no other trial."""
+    only(project, lenet5_mnist=TWO, linear_mnist=DIVERGING)
+    one, diverging = specs("lenet5-mnist")[0], specs("linear-mnist")[0]
 
     for how, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)):
         run = Run.start(project)
-        run.until_saved(one)
+        if how == signal.SIGTERM:  # the one that comes while Ray Train places its workers
+            run.until_said("to train")
+        else:
+            run.until_saved(one)
         assert run.kill(run.driver.pid, how) == status
         assert how == signal.SIGKILL or run.log.splitlines()[-1].startswith("error: interrupted")
 
@@ -64,32 +87,19 @@ def test_whatever_is_killed_both_workers_go_on_to_the_same_weights(project: Path
     run.until_saved(one)
     first = worker_of(one)
     (other,) = set(ranks(run)) - {first}
-    psutil.Process(other).kill()
+    os.kill(other, signal.SIGKILL)
     until(lambda: worker_of(one) != first)
-    run.finish()
+    run.finish(status=2)
     result = store.read_json(one.files.result)
-    assert result["resumed"] == 4 and result["workers"] == 2
+    assert result["resumed"] == 3 and result["workers"] == 2
     assert same_weights(one.files.weights, undisturbed.files.weights)
+
+    assert run.log.splitlines()[-1] == "error: linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr"
+    assert "Traceback" not in run.log
+    assert store.read_json(diverging.files.progress)["state"] == "failed"
 
 
 def ranks(run: Run) -> list[int]:
     """The processes that train; Ray names each after what it does."""
     family = psutil.Process(run.driver.pid).children(recursive=True)
     return [process.pid for process in family if "RayTrainWorker" in process.name()]
-
-
-def test_what_a_worker_says_to_its_user_is_one_line_and_is_not_tried_again(project: Path) -> None:
-    """Of two trials one has a checkpoint that can't be read, the other's loss ends as no number."""
-    changes = {"recipe.subset": {"first": 600}, "resources": {"workers": 2}, "recipe.batch": 32}
-    diverging = changes | {"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}
-    only(project, lenet5_mnist=changes | TWO, linear_mnist=diverging | {"budgets.laptop": {"epochs": 2, "seeds": [0]}})
-    (damaged,) = specs("lenet5-mnist")
-    damaged.files.folder.mkdir(parents=True)
-    damaged.files.checkpoint.write_bytes(b"no checkpoint")
-    done = train()
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert f"{damaged.files.checkpoint} is damaged or foreign" in done.stdout + line
-    assert "linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr" in done.stdout + line
-    assert "(and 1 more failed: " in line
-    assert json.loads((project / "store" / "rates.json").read_text())

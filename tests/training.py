@@ -46,7 +46,7 @@ class Often(importlib.abc.MetaPathFinder):
 def often(agree):
     def agree_often(self, now, number):
         if os.path.exists(os.path.join(os.path.dirname(__file__), "slow")):
-            time.sleep(0.2)
+            time.sleep(0.5)
         self.saving_s = 0.0
         return agree(self, now, 0)
     return agree_often
@@ -81,7 +81,7 @@ def train(*words: str, **extra: str) -> subprocess.CompletedProcess[str]:
 
 @dataclasses.dataclass
 class Run:
-    """A training of lenet5-mnist in ``project``, with checkpoints as often as can be; output in ``project/log``."""
+    """A training of the suite of ``project``, with checkpoints as often as can be; output in ``project/log``."""
 
     project: Path
     driver: subprocess.Popen[bytes]
@@ -92,15 +92,17 @@ class Run:
         (project / "slow").touch()
         paths = os.pathsep.join([str(project), str(ROOT)])
         with (project / "log").open("wb") as log:
-            started = subprocess.Popen(
-                [*TRAIN, "lenet5-mnist"], env=environment(**QUIET) | {"PYTHONPATH": paths}, stdout=log, stderr=log
-            )
+            started = subprocess.Popen(TRAIN, env=environment(**QUIET) | {"PYTHONPATH": paths}, stdout=log, stderr=log)
         return cls(project, started)
 
     def until_saved(self, *trials: spec.Spec) -> None:
         """Wait for a new checkpoint of each; they go on training."""
         began = {one.key: stamp(one.files.checkpoint) for one in trials}
         self.until(lambda: all(stamp(one.files.checkpoint) > began[one.key] for one in trials))
+
+    def until_said(self, words: str) -> None:
+        """Wait until the log holds ``words``."""
+        self.until(lambda: words in self.log)
 
     def until(self, condition: Callable[[], bool]) -> None:
         until(lambda: condition() or self.driver.poll() is not None)
@@ -118,10 +120,10 @@ class Run:
         assert not alive
         return status
 
-    def finish(self) -> None:
+    def finish(self, *, status: int = 0) -> None:
         """Let it end by itself."""
         (self.project / "slow").unlink()
-        assert self.driver.wait(timeout=180) == 0, self.log
+        assert self.driver.wait(timeout=180) == status, self.log
 
     @property
     def log(self) -> str:
