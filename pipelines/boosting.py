@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.batches import Batches, stream
-from pipelines.benchmarks import Boosting
 from pipelines.errors import UserError
+from pipelines.schedules import Boosting
 
 MEMBERS = 3
 LOOK = 256  # candidates at a time

@@ -60,21 +60,27 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
         for lr in choice.rates
     }
     waiting = [one for specs in planned.values() for one in specs if not one.files.finished]
-    if waiting:
-        train.train(params, waiting)
-    device = trial.default_device()
-    found: dict[float, dict[str, float]] = {}
+    try:
+        if waiting:
+            train.train(params, waiting)
+    except UserError as error:  # a rate at which the loss diverges is an answer too
+        if not any(all(one.files.finished for one in specs) for specs in planned.values()):
+            raise
+        print(error, flush=True)
+    device = trial.chosen_device(None)
+    found: dict[float, dict[str, float] | None] = {}
     for lr, specs in planned.items():
-        found[lr] = {str(one.seed): validation_error(one, choice, device) for one in specs}
-        print(f"{benchmark.name} at {lr:g}: {_words(found[lr])} % wrong of the validation slice", flush=True)
-    means = {lr: float(np.mean(list(errors.values()))) for lr, errors in found.items()}
+        whole = all(one.files.finished for one in specs)
+        found[lr] = {str(one.seed): validation_error(one, choice, device) for one in specs} if whole else None
+        print(f"{benchmark.name} at {lr:g}: {_words(found[lr])}", flush=True)
+    means = {lr: float(np.mean(list(errors.values()))) for lr, errors in found.items() if errors}
     return {
         "benchmark": benchmark.name,
         "hold_out": choice.hold_out,
         "epochs": epochs,
         "paper_epochs": benchmark.budgets["paper"].epochs,
         "seeds": list(choice.seeds),
-        "validation_error": [{"lr": lr, "per_seed": found[lr], "mean": means[lr]} for lr in choice.rates],
+        "validation_error": [{"lr": lr, "per_seed": found[lr], "mean": means.get(lr)} for lr in choice.rates],
         "chosen": min(means, key=lambda lr: means[lr]),
         "config": candidate(benchmark, benchmark.recipe.optimiser.lr, choice, epochs).resolved("choice"),
         "hardware": provenance.hardware(device),
@@ -83,8 +89,10 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
     }
 
 
-def _words(errors: dict[str, float]) -> str:
-    return ", ".join(f"{error:.2f}" for error in errors.values())
+def _words(errors: dict[str, float] | None) -> str:
+    if errors is None:
+        return "not trained to its end"
+    return ", ".join(f"{error:.2f}" for error in errors.values()) + " % wrong of the validation slice"
 
 
 def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:

@@ -17,7 +17,7 @@ from pipelines import cluster, datasets, spec, store, subsets
 from pipelines.benchmarks import Optimiser
 
 MEASURE_S = 1.0  # of training steps a benchmark, after two to warm up
-STATES = 2  # of the size of the weights: Adadelta's squares of gradients and of steps
+STATES = {"sdlm": 1, "adadelta": 2}  # tensors of the size of the weights that an optimiser keeps
 CANDIDATE = 1.2  # training images: one member's answer to a candidate of boosting and two members' to another, measured
 SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surrounds the tensors in two checkpoints
 
@@ -116,8 +116,7 @@ def disk_bytes(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: cluster.Clus
 
 
 def _states(optimiser: Optimiser) -> int:
-    """Tensors of the size of the weights that the optimiser keeps."""
-    return int(optimiser.momentum > 0) if optimiser.name == "sgd" else STATES
+    return int(optimiser.momentum > 0) if optimiser.name == "sgd" else STATES[optimiser.name]
 
 
 def _fitted_bytes(specs: Iterable[spec.Spec]) -> int:

@@ -340,7 +340,7 @@ def main() -> None:
     args = parser.parse_args()
     orphan.follow_dvc()
     params = benchmarks.load()
-    device = args.device or trial.default_device()
+    device = trial.chosen_device(args.device)
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
     for name in names:
         planned = spec.trials(params, name, data=DATA, root=store.default())

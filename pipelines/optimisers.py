@@ -30,10 +30,11 @@ def parameter_groups(chosen: benchmarks.Optimiser, model: nn.Module) -> list[dic
 
     ValueError when ``layer_decay`` names a layer that the model does not have.
     """
-    unknown = set(chosen.layer_decay) - {name for name, _ in model.named_modules()}
+    layers = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
+    unknown = set(chosen.layer_decay) - set(layers)
     if unknown:
-        layers = ", ".join(name for name, part in model.named_modules() if any(True for _ in part.parameters(False)))
-        raise ValueError(f"layer_decay names {', '.join(sorted(unknown))}; expected layers of the model: {layers}")
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"layer_decay names {names}; expected layers of the model: {', '.join(layers)}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")

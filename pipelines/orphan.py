@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -45,8 +46,9 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _watch(parent: psutil.Process) -> None:
-    while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(CHECK_EVERY_S)
+    with contextlib.suppress(psutil.NoSuchProcess):  # gone between the two calls
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(CHECK_EVERY_S)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
     os._exit(1)

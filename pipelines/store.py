@@ -29,6 +29,7 @@ SOURCES = (
     "pipelines/losses.py",
     "pipelines/optimisers.py",
     "pipelines/recipe.py",
+    "pipelines/schedules.py",
     "pipelines/sdlm.py",
     "pipelines/subsets.py",
     "pipelines/transforms.py",

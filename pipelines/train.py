@@ -76,10 +76,20 @@ def _announce(params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluste
     here = estimate.seconds(placed, ray_cluster)
     budgets = " and ".join(sorted({one.budget for one in placed}))
     say(f"{len(placed)} trials to train at the {budgets} budget, about {progress.duration(here)}")
+    for name, trials in _by_benchmark(placed).items():
+        each = estimate.trial_seconds(trials[0])
+        say(f"  {name}: {len(trials)} of about {progress.duration(each)} each")
     rest = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
     if rest:
         whole = estimate.seconds([*placed, *rest], ray_cluster)
         say(f"whole suite {params.suite.name}: {len(placed) + len(rest)} trials, about {progress.duration(whole)}")
+
+
+def _by_benchmark(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:
+    found: dict[str, list[spec.Spec]] = {}
+    for one in placed:
+        found.setdefault(one.benchmark.name, []).append(one)
+    return found
 
 
 def _trainable(params: benchmarks.Params, name: str, ray_cluster: cluster.Cluster) -> bool:
@@ -265,7 +275,8 @@ def main() -> None:
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
     found = {name: spec.trials(params, name, data=DATA, root=store.default(), budget=args.budget) for name in names}
     planned = [one for trials in found.values() for one in trials]
-    waiting = [one for one in planned if not one.files.finished]
+    # By key: two benchmarks may differ in nothing that decides weights.
+    waiting = list({one.key: one for one in planned if not one.files.finished}.values())
     if len(waiting) < len(planned):
         say(f"{len(planned) - len(waiting)} of {len(planned)} trials are in the store already")
     try:

@@ -30,11 +30,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from pipelines import benchmarks, boosting, datasets, progress, provenance, schema, store, subsets, transforms
+from pipelines import benchmarks, boosting, datasets, progress, provenance, schema, sdlm, store, subsets, transforms
 from pipelines.batches import Batches, Chunks, stream
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import UserError, guard
 from pipelines.journal import Journal, Worker
+from pipelines.losses import build_loss
 from pipelines.optimisers import build_optimiser
 from pipelines.recipe import Classifier
 from pipelines.spec import Spec, plan, usual_budget
@@ -94,7 +95,21 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> int:
     if tuple(outputs.shape) != (1, len(dataset.classes)):
         got = tuple(outputs.shape)
         raise UserError(f"{where}.model: {benchmark.model.name} gives {got}; expected (1, {len(dataset.classes)})")
+    check_optimiser(benchmark, model, shape)
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def check_optimiser(benchmark: Benchmark, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """UserError where the optimiser names layers that the model lacks, or has no rule for what the model computes."""
+    where = f"benchmarks.{benchmark.name}.recipe.optimiser"
+    try:
+        optimiser = build_optimiser(benchmark.recipe.optimiser, model)
+        if isinstance(optimiser, sdlm.SDLM):
+            sdlm.curvature(
+                model, build_loss(benchmark.recipe), torch.zeros(1, *shape), torch.zeros(1, dtype=torch.long)
+            )
+    except (UserError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def check_committee(benchmark: Benchmark, model: nn.Module) -> None:
@@ -163,13 +178,18 @@ def fitted(
     recipe, places = benchmark.recipe, positions(benchmark, dataset)
     first, second = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
     identity = [dataset.digest, *map(str, benchmarks.plain((recipe.preprocess, recipe.augment, recipe.subset)))]
-    identity.append(store.sources(benchmark.model.family)["pipelines/transforms.py"])
+    sources = store.sources(benchmark.model.family)
+    identity += [sources["pipelines/subsets.py"], sources["pipelines/transforms.py"]]
     cached = root / "fitted" / f"{stream(*identity):016x}.pt"
     with store.lock(cached.with_suffix(".lock"), f"fitting the preprocessing of {benchmark.name}", patience_s=600):
         if cached.exists():
-            state = load_tensors(cached, f"the fitted preprocessing of {benchmark.name}; delete it to fit again")
-            preprocess = transforms.FittedPreprocess.restore(first, state["preprocess"])
-            return preprocess, transforms.FittedAugment.restore(second, state["augment"])
+            what = f"the fitted preprocessing of {benchmark.name}; delete it to fit again"
+            state = load_tensors(cached, what)
+            try:
+                preprocess = transforms.FittedPreprocess.restore(first, state["preprocess"])
+                return preprocess, transforms.FittedAugment.restore(second, state["augment"])
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"{cached} is foreign; expected {what}") from None
         images, _ = dataset.split("train")
         preprocess = transforms.fit(first, images, places)
         augment = transforms.fit_augment(second, preprocess, images, places)
@@ -261,7 +281,7 @@ def _settle(spec: Spec) -> None:
     # Lightning's determinism has torch fill every new tensor with NaN, to show what reads it unset: a twentieth of the
     # time of a small network.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("highest")  # fp32 is fp32; who wants speed says bf16
 
 
 def prepare(spec: Spec, dataset: datasets.Dataset, worker: Worker) -> tuple[Batches, Classifier]:
@@ -397,9 +417,12 @@ def measure(spec: Spec, budget_s: float) -> dict[str, float]:
     return {"images_per_s": images / (time.monotonic() - began), "weight_bytes": weights}
 
 
-def default_device() -> str:
-    """``cuda`` where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def chosen_device(asked: str | None) -> str:
+    """The device asked for, or the GPU where there is one; UserError for one that is not there."""
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise UserError("--device is cuda; torch finds no GPU here, expected cpu")
+    return asked or ("cuda" if there else "cpu")
 
 
 def main() -> None:
@@ -410,7 +433,7 @@ def main() -> None:
     parser.add_argument("--budget", help="laptop or paper; by default what the active suite says")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="where the datasets are")
     parser.add_argument("--store", type=Path, default=None, help="the run store; $RUN_STORE or store/")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this as Ctrl-C does
@@ -423,8 +446,7 @@ def main() -> None:
         raise UserError(f"--seed is {args.seed}; expected a whole number from 0")
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads is {args.threads}; expected at least 1")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda; torch finds no GPU here, expected cpu")
+    device = chosen_device(args.device)
     check(benchmark, budget, args.data)
     spec = plan(
         benchmark,
@@ -432,10 +454,14 @@ def main() -> None:
         args.seed,
         data=args.data,
         root=args.store or store.default(),
-        device=args.device,
+        device=device,
         threads=args.threads,
     )
     print(f"{spec.name}: {budget} budget, {spec.epochs} epochs, on {provenance.hardware(spec.device)}", flush=True)
+    if not spec.files.finished:
+        images = spec.epochs * len(budgeted(benchmark, budget, datasets.open_dataset(spec.data, benchmark.dataset)))
+        expected = images / measure(spec, 1.0)["images_per_s"]
+        print(f"{spec.name}: about {progress.duration(expected)} from its start to its end", flush=True)
     try:
         files = run(spec, watch=_printer(spec.name))
     except SystemExit:  # Lightning's own answer to Ctrl-C and SIGTERM, the latter with status 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import benchmarks, boosting, datasets, estimate, journal, schema, spec, store, trial
+from pipelines import benchmarks, boosting, datasets, estimate, journal, schedules, schema, spec, store, trial
 from pipelines.boosting import BoostedBatches, Patterns
 from pipelines.errors import UserError
 from pipelines.spec import Spec
@@ -257,8 +257,8 @@ def test_the_estimate_counts_the_search_for_patterns(project: Path) -> None:
 
 def test_rates_and_members_change_together() -> None:
     points = ((0.0, 1.0), (20.0, 0.0), (20.001, 1.0), (25.0, 0.0), (25.001, 1.0), (30.0, 0.0))
-    schedule = benchmarks.Schedule(points=points, between="linear")
-    committee = benchmarks.Boosting(epochs=(20, 5, 5), candidates=1)
+    schedule = schedules.Schedule(points=points, between="linear")
+    committee = schedules.Boosting(epochs=(20, 5, 5), candidates=1)
     steps = 938
     for epochs in (30, 12, 7, 6):  # a budget's; the others are not cut into whole epochs
         place = [(n // steps + n % steps / steps) * 30 / epochs for n in range(epochs * steps)]

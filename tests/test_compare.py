@@ -270,7 +270,6 @@ def test_a_damaged_file_is_named(project: Path, file: str) -> None:
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "claimed_on is null; expected the images 40,001 to"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": {**ON, "first": 0}}, "of the training file: run dvc repro"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": ON}, "claimed_on.error is null; expected per cent, 0 to 100"),
-        (f"{RUN}/result.json", {"budget": "paper"}, "budget is 'paper'; the active suite asks for 'laptop'"),
         (f"{RUN}/result.json", {"epochs": None}, "epochs is null; expected a number"),
         (f"{RUN}/result.json", {"versions": []}, "versions is []; expected an object"),
     ],

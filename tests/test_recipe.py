@@ -20,10 +20,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from models import allcnn, lenet
 from pipelines import benchmarks, spec, transforms, trial
 from pipelines.batches import Batches, stream
-from pipelines.benchmarks import Optimiser, Recipe, Schedule
+from pipelines.benchmarks import Optimiser, Recipe
 from pipelines.losses import MaximumAPosteriori, MeanSquaredError, build_loss
 from pipelines.optimisers import build_optimiser
 from pipelines.recipe import Classifier
+from pipelines.schedules import Schedule
 from tests.conftest import ROOT, edit_params
 
 Array = npt.NDArray[np.float64]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import convnetjs, lenet, lenet1989, linear, mlp
-from pipelines import benchmarks, journal, losses, spec, store, transforms, trial
+from pipelines import benchmarks, journal, losses, schedules, spec, store, transforms, trial
 from pipelines.batches import Batches
 from pipelines.benchmarks import Optimiser
 from pipelines.errors import UserError
@@ -310,7 +310,7 @@ def test_a_minibatch_makes_the_sum_of_its_patterns_steps() -> None:
 
 def test_the_published_rates_are_what_a_schedule_gives() -> None:
     """0.0005 twice, 0.0002 three times, 0.0001 three times, 0.00005 four times, then 0.00001: 20 passes."""
-    schedule = benchmarks.Schedule(points=((0, 1.0), (2, 0.4), (5, 0.2), (8, 0.1), (12, 0.02)))
+    schedule = schedules.Schedule(points=((0, 1.0), (2, 0.4), (5, 0.2), (8, 0.1), (12, 0.02)))
     rates = [PUBLISHED.lr * schedule.factor(epoch) for epoch in range(20)]
     assert rates == pytest.approx([5e-4] * 2 + [2e-4] * 3 + [1e-4] * 3 + [5e-5] * 4 + [1e-5] * 8)
 

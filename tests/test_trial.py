@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +155,8 @@ def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> No
 
 
 def test_the_modules_below_trial_import_neither_ray_nor_mlflow_nor_dvc() -> None:
-    names = ["trial", "journal", "spec", "store", "recipe", "batches", "transforms", "datasets", "benchmarks", "schema"]
-    for name in [*names, "provenance", "progress", "errors"]:
+    names = ["benchmarks", "datasets", "errors", "journal", "progress", "provenance", "schema", "spec", "store"]
+    for name in [*names, "yamlfile", *(Path(source).stem for source in store.SOURCES)]:
         tree = ast.parse((ROOT / f"pipelines/{name}.py").read_text())
         imports = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         imports |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -266,3 +270,98 @@ def test_training_never_reads_the_test_images(project: Path) -> None:
     trial.check(blind.benchmark, "laptop", blind.data)
     assert trial.measure(blind, 0.01)["images_per_s"] > 0
     assert same(weights(trial.run(there)), weights(trial.run(blind)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"recipe.optimiser": {"name": "sgd", "lr": 0.1, "layer_decay": {"hed": 0.1}}},
+            "benchmarks.lenet5-mnist.recipe.optimiser: layer_decay names hed; expected layers of the model: c1, s2",
+        ),
+        (  # a container has no weights of its own
+            {"recipe.optimiser": {"name": "sgd", "lr": 0.1, "layer_decay": {"full": 0.1}}},
+            "benchmarks.lenet5-mnist.recipe.optimiser: layer_decay names full; expected layers of the model: ",
+        ),
+        (
+            {
+                "model": {"family": "alexnet", "name": "alexnet"},
+                "recipe.preprocess": [{"resize": {"size": 224}}],
+                "recipe.optimiser": {"name": "sdlm", "lr": 0.1},
+            },
+            "benchmarks.lenet5-mnist.recipe.optimiser: ",
+        ),
+    ],
+)
+def test_an_optimiser_that_does_not_fit_the_model_is_one_line(
+    project: Path, changes: dict[str, Any], line: str
+) -> None:
+    one = planned(changes)
+    with pytest.raises(UserError) as caught:
+        trial.check(one.benchmark, "laptop", one.data)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+
+
+def test_a_signal_ends_the_command_with_one_line(project: Path) -> None:
+    planned({"budgets.laptop": {"epochs": 5000, "seeds": [0, 1]}})
+    trials = spec.trials(benchmarks.load(), NAME, data=Path("datasets"), root=Path("store"))
+    command = [sys.executable, "-W", "ignore", "-m", "pipelines.trial", NAME, "--device=cpu", "--threads=1", "--seed"]
+    started = [
+        subprocess.Popen([*command, str(one.seed)], env=environment(), stderr=subprocess.PIPE, text=True)
+        for one in trials
+    ]
+    for process, one, how in zip(started, trials, (signal.SIGINT, signal.SIGTERM), strict=True):
+        while not one.files.progress.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert said.splitlines() == ["error: interrupted; the same command continues where this one stopped"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("a file system of its own can't be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("written_next", ["progress", "checkpoint"])
+def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
+    project: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, written_next: str
+) -> None:
+    undisturbed = trial.run(planned(root="undisturbed"))
+    monkeypatch.setattr(journal.Journal, "_agree", lambda self, now, batch: True)
+    monkeypatch.setattr(journal, "PROGRESS_EVERY_S", 0.0)
+    one = planned(root=str(small_disk / "store"))
+    filler = small_disk / "filler"
+
+    def fill(told: Mapping[str, Any]) -> None:
+        if one.files.checkpoint.exists() and not filler.exists():
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            monkeypatch.setattr(journal, "PROGRESS_EVERY_S", 0.0 if written_next == "progress" else math.inf)
+
+    with pytest.raises(UserError) as caught:
+        trial.run(one, watch=fill)
+    assert str(caught.value).startswith(f"no space left in {small_disk / 'store'} (0 MB free)")
+    assert one.files.checkpoint.exists()
+    filler.unlink()
+    trial.run(one)
+    assert store.read_json(one.files.result)["resumed"] == 1
+    assert same(weights(one.files), weights(undisturbed))
+
+
+def test_weights_that_do_not_fit_are_one_line(small_disk: Path) -> None:
+    with (
+        pytest.raises(UserError, match="no space left in"),
+        trial._full_disk_said(small_disk),
+        store.replacing(small_disk / "weights.pt") as temporary,
+    ):
+        torch.save(torch.zeros(1_000_000), temporary)
