@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -26,10 +27,10 @@ from pipelines.spec import Spec
 
 Endpoint = tuple[str, int]  # host and port
 CONNECT_S = 5.0
-WATCH_EVERY_S = 0.5
 LOST_S = 1.0  # without an answer, on this machine
 LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
 GRACE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
+FOLLOW_EVERY_S = 0.5
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
 OBJECT_STORE_BYTES = 80 * 2**20  # trials pass files, not objects: the least that Ray takes, with room to spare
@@ -179,8 +180,9 @@ def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
     if address is not None and address.startswith("ray://"):
         return (_host_port(address),)
     context = ray.get_runtime_context()
-    mine = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    return _host_port(context.gcs_address), (mine["NodeManagerAddress"], mine["NodeManagerPort"])
+    mine = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+    raylets = ((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in mine)
+    return _host_port(context.gcs_address), *raylets
 
 
 class _Watch(threading.Thread):
@@ -206,7 +208,7 @@ class _Watch(threading.Thread):
         """Interrupt the main thread when nothing has answered for some time; end the process if that does not."""
         patience = LOST_S if self.address is None else LOST_ELSEWHERE_S
         answered = time.monotonic()
-        while not self.over.wait(WATCH_EVERY_S):
+        while not self.over.wait(patience / 4):
             if all(map(_answers, self.endpoints)):
                 answered = time.monotonic()
             elif time.monotonic() - answered > patience:
@@ -248,6 +250,7 @@ def _end_children() -> None:
             process.kill()
 
 
+@functools.cache  # a worker may be used for one task after the other
 def end_with_raylet() -> None:
     """In a Ray worker: end this process as soon as the raylet that started it is gone.
 
@@ -258,7 +261,7 @@ def end_with_raylet() -> None:
 
 def _follow(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(WATCH_EVERY_S)
+        time.sleep(FOLLOW_EVERY_S)
     os._exit(1)
 
 

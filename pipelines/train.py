@@ -10,16 +10,16 @@ worker are plain Ray tasks (3 ms on a warm worker), trials of several are Ray Tr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
-import importlib
 import itertools
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines import benchmarks, cluster, distributed, estimate, orphan, progress, spec, store, tracking
 from pipelines.errors import UserError, guard
@@ -29,6 +29,7 @@ RUNS = Path("runs")
 LIVE_EVERY_S = 0.5
 LINES_EVERY_S = 15.0  # where the output is no terminal
 Failure = tuple[spec.Spec, Exception]
+T = TypeVar("T")
 
 
 def train(params: benchmarks.Params, planned: Sequence[spec.Spec]) -> None:
@@ -36,20 +37,44 @@ def train(params: benchmarks.Params, planned: Sequence[spec.Spec]) -> None:
 
     A trial that fails ends no other: once all have ended, UserError names those that failed.
     """
-    # torch and Lightning, which are not needed where all is trained already, take as long to load as Ray to start.
-    threading.Thread(target=importlib.import_module, args=("pipelines.trial",), daemon=True, name="load").start()
+    kinds = {(one.benchmark.name, one.budget): one for one in planned}
     with cluster.connect() as ray_cluster:
-        from pipelines import trial
-
-        kinds = {(one.benchmark.name, one.budget): one for one in planned}
-        weights = {kind: trial.check(one.benchmark, one.budget, DATA) for kind, one in kinds.items()}
         for one in kinds.values():
             ray_cluster.require(one.benchmark)
+        weights = dict(zip(kinds, _on_worker(_check, list(kinds.values())), strict=True))
         _require_space([(one, weights[one.benchmark.name, one.budget]) for one in planned], ray_cluster)
         placed = [_place(s, ray_cluster) for s in planned]
         _announce(params, placed, ray_cluster)
         with _watching(placed), tracking.follow():
             _run_all(placed, ray_cluster)
+
+
+def _on_worker(function: Callable[..., T], *words: Any) -> T:
+    """Call in a Ray worker, which has to load torch and Lightning anyway: this process does without them."""
+    import ray
+
+    try:
+        found: T = ray.get(ray.remote(function).options(num_cpus=0).remote(*words))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+    return found
+
+
+def _check(planned: Sequence[spec.Spec]) -> list[int]:
+    """UserError for what can't be trained; the bytes of each trial's weights. Runs in a Ray worker process."""
+    from pipelines import trial
+
+    cluster.end_with_raylet()
+    return [trial.check(one.benchmark, one.budget, one.data) for one in planned]
+
+
+def _hardware() -> str:
+    """Runs in a Ray worker process."""
+    from pipelines import provenance
+
+    return provenance.hardware("cpu")
 
 
 def _place(one: spec.Spec, ray_cluster: cluster.Cluster) -> spec.Spec:
@@ -69,10 +94,8 @@ def _require_space(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: cluster.
 
 def _announce(params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> None:
     """Device, resources, and how long it will take; the suite's other benchmarks as far as their data is there."""
-    from pipelines import provenance
-
     devices = " and ".join(sorted({one.device for one in placed}))
-    say(f"{ray_cluster}; training on {devices}, this machine: {provenance.hardware('cpu')}")
+    say(f"{ray_cluster}; training on {devices}: {_on_worker(_hardware)}")
     here = estimate.seconds(placed, ray_cluster)
     budgets = " and ".join(sorted({one.budget for one in placed}))
     say(f"{len(placed)} trials to train at the {budgets} budget, about {progress.duration(here)}")
@@ -92,29 +115,18 @@ def _by_benchmark(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:
     return found
 
 
-def _trainable(params: benchmarks.Params, name: str, ray_cluster: cluster.Cluster) -> bool:
-    """Whether another benchmark can be measured for the estimate; what is wrong with it, its own stage will say."""
-    from pipelines import trial
-
-    try:
-        ray_cluster.require(params.benchmarks[name])
-        trial.check(params.benchmarks[name], params.suite.benchmarks[name].budget, DATA)
-    except UserError:
-        return False
-    return True
-
-
 def _unfinished_elsewhere(
     params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster
 ) -> list[spec.Spec]:
-    names = set(params.suite.benchmarks) - {one.benchmark.name for one in placed}
-    there = [name for name in sorted(names) if _trainable(params, name, ray_cluster)]
-    return [
-        one
-        for name in there
-        for one in spec.trials(params, name, data=DATA, root=store.default())
-        if not one.files.finished
-    ]
+    """What else of the suite can be trained; what is wrong with the rest, its own stage will say."""
+    found: list[spec.Spec] = []
+    for name in sorted(set(params.suite.benchmarks) - {one.benchmark.name for one in placed}):
+        with contextlib.suppress(UserError):
+            trials = spec.trials(params, name, data=DATA, root=store.default())
+            ray_cluster.require(params.benchmarks[name])
+            _on_worker(_check, trials[:1])
+            found += [one for one in trials if not one.files.finished]
+    return found
 
 
 def _run_all(placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> None:
@@ -125,7 +137,7 @@ def _run_all(placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> None:
     for one, error in itertools.chain(_run_distributed(order, ray_cluster), _run_packed(order, ray_cluster)):
         failed.append((one, error))
         if len(placed) > 1:
-            say(f"{one.name} failed, {len(placed) - len(failed)} others go on or are done: {_first_line(error)}")
+            say(f"{one.name} failed: {_first_line(error).removeprefix(f'{one.name}: ')}")
     if failed:
         raise _told(failed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ import yaml
 from pipelines import benchmarks, datasets
 
 ROOT = Path(__file__).resolve().parent.parent
+# A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
 
 

@@ -109,8 +109,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("stop_at", [0.4, 1.0, 1.2, 3.0])
+@pytest.mark.parametrize(  # epochs: in the first, between two, in the second, behind the last
+    ("recipe", "stop_at"),
+    [("momentum", 0.4), ("augmented", 1.2), ("augmented", 3.0), ("dropout", 0.4), ("dropout", 1.0)],
+)
 def test_a_killed_trial_ends_at_the_weights_of_an_undisturbed_one(
     project: Path, recipe: str, stop_at: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,23 +255,6 @@ def test_resolved_is_plain_and_complete() -> None:
         resolved = benchmark.resolved("paper")
         assert json.loads(json.dumps(resolved)) == resolved
         assert resolved["recipe"]["optimiser"]["lr"] == benchmark.recipe.optimiser.lr
-
-
-def test_training_never_reads_the_test_images(project: Path) -> None:
-    """From the checks before a trial to its weights; whoever opened them would find them gone."""
-    whole = project / "closed/mnist"
-    whole.mkdir(parents=True)
-    for file in (project / "datasets/mnist").iterdir():
-        if not file.name.startswith("test_"):
-            (whole / file.name).symlink_to(file.resolve())
-    one = planned()
-    there, blind = (
-        spec.plan(one.benchmark, "laptop", 0, data=data, root=project / str(i), threads=1)
-        for i, data in enumerate((Path("datasets"), Path("closed")))
-    )
-    trial.check(blind.benchmark, "laptop", blind.data)
-    assert trial.measure(blind, 0.01)["images_per_s"] > 0
-    assert same(weights(trial.run(there)), weights(trial.run(blind)))
 
 
 @pytest.mark.parametrize(
