@@ -53,11 +53,12 @@ def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS
 
 
 def make_ledger(params: Params, found: Mapping[str, Outcome]) -> list[LedgerRow]:
-    """One row a benchmark, in the order of params.yaml."""
-    return [
+    """One row a benchmark, in the order of params.yaml; what was not run stands below what was."""
+    rows = [
         make_row(benchmark, budget=_budget(params, name), outcome=found.get(name))
         for name, benchmark in params.benchmarks.items()
     ]
+    return sorted(rows, key=lambda row: row["n"] == 0)
 
 
 def _budget(params: Params, name: str) -> str | None:
@@ -204,20 +205,27 @@ def _one_line(words: str) -> str:
     return " ".join(words.split()).replace("<", "&lt;")
 
 
+def _marked(ledger: Sequence[LedgerRow]) -> bool:
+    return any(row["test_set"] for row in ledger)
+
+
 def terminal_table(ledger: Sequence[LedgerRow]) -> Table:
     """The ledger for the end of ``dvc repro``, narrow enough for eighty columns."""
-    marked = any(row["test_set"] for row in ledger)
+    shown = [row for row in ledger if row["n"]]
+    notes = [f"{MARK} on the images of the claim; below it, on the whole test set"] if _marked(shown) else []
+    if len(shown) < len(ledger):
+        notes.append(f"{len(ledger) - len(shown)} other benchmarks are untested; the report lists them")
     table = Table(
         title="Claims and ours, %",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption=f"{MARK} on the images of the claim; below it, on the whole test set" if marked else None,
+        caption="\n".join(notes) or None,
         caption_justify="left",
     )
     for words in ("benchmark", "", "claim", "ours", "n", "epochs", "verdict"):
         table.add_column(words, justify="right" if words in ("claim", "n", "epochs") else "left", overflow="fold")
-    for row in ledger:
+    for row in shown:
         verdict = Text(row["verdict"], style=COLOURS[Verdict(row["verdict"])])
         epochs = f"{NONE if row['epochs'] is None else format(row['epochs'], 'g')}/{row['paper_epochs']}"
         claim = f"{row['claim']['value']:g}"
