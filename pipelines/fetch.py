@@ -300,8 +300,17 @@ def _cached(pin: Pin, cache: Path) -> Path:
 
 
 def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run DVC; interrupted, leave not even a zombie of it, which the next DVC would take for the owner of a lock."""
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @contextmanager

@@ -197,7 +197,7 @@ def test_the_raw_files_travel_through_a_remote(checkout: Checkout, tmp_path: Pat
 
 def test_a_killed_dvc_takes_its_stage_along_and_is_continued(tmp_path: Path, mirror: Path) -> None:
     found = Checkout(tmp_path / "killed", mirror)
-    found.small(epochs=3, images=8_000)
+    found.small(epochs=12, images=8_000)
     (found.folder / "sitecustomize.py").write_text("from pipelines import journal; journal.CHECKPOINT_EVERY_S = 0.5")
     found.run("dvc", "repro", "fetch@mnist")
     with (found.folder / "log").open("wb") as log:
