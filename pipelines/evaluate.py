@@ -302,7 +302,8 @@ def _write_aggregate(
     seeds: Sequence[dict[str, Any]],
     confusion: NDArray[np.int64],
 ) -> None:
-    metrics = _mean("", [seed["error"] for seed in seeds])
+    # No key is called just "error": DVC would take the file for one that it could not read.
+    metrics = _mean("test_", [seed["error"] for seed in seeds])
     metrics |= {"top5_error": float(np.mean([seed["top5_error"] for seed in seeds])), "seeds": len(seeds)}
     if benchmark.evaluation.claimed_on is not None:
         metrics |= _mean("claimed_on_", [seed["claimed_on"]["error"] for seed in seeds])

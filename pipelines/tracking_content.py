@@ -337,7 +337,7 @@ def _curve(trial: Trial) -> Curve:
 def _test_points(metrics: Json, time: float) -> list[Point]:
     """The figures of a trial or a benchmark, and those on the images of the claim, which the latter names flatly."""
     claimed = metrics.get(CLAIMED_ON) or {key: metrics.get(f"{CLAIMED_ON}_{key}") for key in TEST_METRICS}
-    named = {f"test/{key}": metrics.get(key) for key in TEST_METRICS}
+    named = {f"test/{key}": metrics.get(key, metrics.get(f"test_{key}")) for key in TEST_METRICS}
     named |= {f"{CLAIMED_ON}/{key}": claimed.get(key) for key in TEST_METRICS}
     return [Point(name, tidy(value), 0, time) for name, value in named.items() if value is not None]
 

@@ -303,15 +303,15 @@ def test_the_aggregate_is_of_all_seeds(evaluated: Path) -> None:
     errors = [metrics["error"] for metrics in each]
     total = read(Path("evaluations/linear-mnist/metrics.json"))
     assert total["seeds"] == 2 and errors[0] != errors[1]
-    assert total["error"] == pytest.approx(sum(errors) / 2) and total["accuracy"] == pytest.approx(
+    assert total["test_error"] == pytest.approx(sum(errors) / 2) and total["test_accuracy"] == pytest.approx(
         100 - sum(errors) / 2
     )
     assert total["top5_error"] == pytest.approx(sum(metrics["top5_error"] for metrics in each) / 2)
     half = 12.706 * abs(errors[0] - errors[1]) / 2  # Student's t at 95 %, one degree of freedom; deviation / sqrt(2)
-    assert total["error_ci95_low"] == pytest.approx(total["error"] - half, rel=1e-3)
-    assert total["error_ci95_high"] == pytest.approx(total["error"] + half, rel=1e-3)
+    assert total["test_error_ci95_low"] == pytest.approx(total["test_error"] - half, rel=1e-3)
+    assert total["test_error_ci95_high"] == pytest.approx(total["test_error"] + half, rel=1e-3)
     alone = read(Path("evaluations/lenet5-mnist/metrics.json"))  # one seed has no interval
-    assert alone["error_ci95_low"] is None and alone["error_ci95_high"] is None and alone["seeds"] == 1
+    assert alone["test_error_ci95_low"] is None and alone["test_error_ci95_high"] is None and alone["seeds"] == 1
 
 
 def test_the_aggregate_has_the_images_of_the_claim_beside_the_test_set(evaluated: Path) -> None:

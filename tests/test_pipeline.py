@@ -136,7 +136,7 @@ def test_afterwards_nothing_is_left_to_do(checkout: Checkout) -> None:
 def test_dvc_shows_the_table_and_the_confusion_matrices(checkout: Checkout) -> None:
     shown = checkout.json("dvc", "metrics", "show", "--json")
     metrics = shown[""]["data"]["evaluations/lenet5-mnist/metrics.json"]["data"]
-    assert metrics["seeds"] == 2 and metrics["accuracy"] == pytest.approx(100 - metrics["error"])
+    assert metrics["seeds"] == 2 and metrics["test_accuracy"] == pytest.approx(100 - metrics["test_error"])
     plots = checkout.json("dvc", "plots", "show", "--json")
     (plot,) = plots["data"]["evaluations/lenet5-mnist/confusion.csv"]
     cells = json.loads(plot["content"])["data"]["values"] if isinstance(plot["content"], str) else plot["content"]

@@ -149,7 +149,8 @@ class Project:
             "test": 10_000,
         }
         self.write(f"evaluations/{name}/classes.json", about)
-        summary = {"error": mean, "error_ci95_low": mean - 0.1, "error_ci95_high": mean + 0.1, "accuracy": 100 - mean}
+        interval = {"test_error_ci95_low": mean - 0.1, "test_error_ci95_high": mean + 0.1}
+        summary = {"test_error": mean, **interval, "test_accuracy": 100 - mean}
         self.write(f"evaluations/{name}/metrics.json", {**summary, "seeds": len(keys)})
         self.rows.append(
             {
