@@ -106,11 +106,14 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
 def main() -> None:
     """Choose the rate of one benchmark."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.choose", description="Choose a learning rate on a validation slice."
+        prog="python -m pipelines.choose",
+        description="Train a benchmark at each of some learning rates without a slice of the training images, judge "
+        "each on that slice, and keep the errors in results/choices/. The test images are not opened, and params.yaml "
+        "is not written.",
     )
-    parser.add_argument("benchmark", help="a name from params.yaml")
+    parser.add_argument("benchmark", help="a name from params.yaml, such as mlp1000-mnist")
     parser.add_argument("--rates", type=float, nargs="+", help="in place of those of the benchmark's block `choice`")
-    parser.add_argument("--epochs", type=int, help="passes to train each for; by default the paper's")
+    parser.add_argument("--epochs", type=int, help="passes for each rate; by default those of its `paper` budget")
     args = parser.parse_args()
     orphan.follow_dvc()
     params = benchmarks.load()

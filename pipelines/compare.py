@@ -20,11 +20,11 @@ from rich.text import Text
 from pipelines import benchmarks, orphan, store, tracking
 from pipelines.benchmarks import Benchmark, Params
 from pipelines.errors import guard
-from pipelines.page import outcomes, page
+from pipelines.page import outcomes, page, table3
 from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet
 from pipelines.page.table3 import MARK, NONE, plus_minus
-from pipelines.page.tables import commit, each
-from pipelines.verdicts import Verdict, claim_margin, judge, shown
+from pipelines.page.tables import commit, each, versions
+from pipelines.verdicts import MEANING, Verdict, claim_margin, judge, shown
 
 REPORT = Path("report")
 DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
@@ -101,6 +101,7 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
         "verdict": verdict.value,
         "wall_s": round(sum(float(t.result["wall_s"]) for t in trials), 2) if trials else None,
         "hardware": each(t.result["hardware"] for t in trials) if trials else None,
+        "versions": versions(t.result for t in trials) if trials else None,
         "git_commit": each(commit(t.result) for t in trials) if trials else None,
         "epochs": epochs,
         "paper_epochs": paper_epochs,
@@ -108,6 +109,7 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
         "margin": round(claim_margin(claim.value, claim.test_images), DIGITS),
         "test_set": _test_set(benchmark, outcome) if outcome else None,
         "difference": claim.difference,
+        "remarks": benchmark.remarks,
     }
 
 
@@ -174,7 +176,10 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
         f"{MARK} marks a figure measured on the images of its claim, which are not the whole test set; what that means "
         "stands below, at the benchmark.",
         "",
+        f"What the verdicts mean: {'; '.join(f'*{verdict}*, {MEANING[verdict]}' for verdict in Verdict)}.",
+        "",
     ]
+    lines += [*table3.markdown(grid), ""] if (grid := table3.cells(params.benchmarks, ledger)) else []
     for row in ledger:
         lines += _markdown_details(row, params.benchmarks[row["benchmark"]])
     return "\n".join(lines).rstrip() + "\n"
@@ -191,9 +196,11 @@ def _markdown_details(row: LedgerRow, benchmark: Benchmark) -> list[str]:
         lines.append(f"- On the whole test set ({row['test_set']['images']:,} images): {_figure(row['test_set'])} %")
     if row["n"]:
         lines.append(
-            f"- Run on {_one_line(str(row['hardware']))}, commit {row['git_commit']}, {row['wall_s']:.0f} s in all"
+            f"- Run on {_one_line(str(row['hardware']))}, {row['versions']}, commit {row['git_commit']}, "
+            f"{row['wall_s']:.0f} s in all"
         )
     lines += [f"- Deviation: {_one_line(deviation)}" for deviation in row["deviations"]]
+    lines += [f"- Tried, and left to try: {_one_line(row['remarks'])}"] if row["remarks"] else []
     return [*lines, ""]
 
 

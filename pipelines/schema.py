@@ -30,6 +30,8 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
         raise UserError(f"{where} is {show(value)}; expected a mapping")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in given}  # type: ignore[arg-type]
     for key in value:
+        if key not in fields and isinstance(key, int) and value[key] is None:  # what YAML makes of {lr: 0,1}
+            raise UserError(f"{where}.{key} is not known; expected a decimal point, if a number before it has a comma")
         if key not in fields:
             raise UserError(f"{where}.{key} is not known; {_suggest(str(key), fields)}")
     hints = typing.get_type_hints(cls)
@@ -99,11 +101,19 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     """``hint`` is one of bool, int, float, str; YAML's own booleans are no numbers, and NaN is no value."""
     accepted = (int, float) if hint is float else (hint,)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, accepted):
-        quoted = ", without the quotes" if isinstance(value, str) and _is_number(hint, value) else ""
-        raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{quoted}")
+        raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{_slip(hint, value)}")
     if hint is float and not _is_number(float, value):
         raise UserError(f"{where} is {show(value)}; expected a finite number")
     return float(value) if hint is float else value
+
+
+def _slip(hint: Any, value: Any) -> str:
+    """What keeps a text from being the number it looks like."""
+    if not isinstance(value, str):
+        return ""
+    if _is_number(hint, value):
+        return ", without the quotes"
+    return ", with a decimal point" if _is_number(hint, value.replace(",", ".")) else ""
 
 
 def _is_number(hint: Any, value: Any) -> bool:

@@ -47,15 +47,20 @@ def switch(name: str, path: Path = benchmarks.PARAMS) -> None:
 
 def main() -> None:
     """List the suites, or switch to one."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.suite", description="Choose what dvc repro runs.")
-    parser.add_argument("name", nargs="?", help="a suite of params.yaml")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.suite",
+        description="List the suites of benchmarks, * before the active one, or make another the active one: "
+        "what dvc repro and make repro run. Only the block `suite` at the end of params.yaml is written.",
+    )
+    parser.add_argument("name", nargs="?", help="the suite to switch to, such as mnist; `laptop` is the default")
     args = parser.parse_args()
     if args.name:
         switch(args.name)
     params = benchmarks.load()
     for name, plan in params.suites.items():
         mark = "*" if name == params.suite.name else " "
-        print(f"{mark} {name:<12} {len(plan.benchmarks):>3} benchmarks at the {plan.budget} budget")
+        noun = "benchmark " if len(plan.benchmarks) == 1 else "benchmarks"
+        print(f"{mark} {name:<12} {len(plan.benchmarks):>3} {noun} at the {plan.budget} budget")
 
 
 if __name__ == "__main__":

@@ -301,6 +301,8 @@ def note(row: Json) -> str:
         lines += ["", f"The images of the claim are not the whole test set. {row['difference']}"]
     if row.get("deviations"):
         lines += ["", "Deviations from the source:", "", *(f"- {deviation}" for deviation in row["deviations"])]
+    if row.get("remarks"):
+        lines += ["", f"Tried, and left to try: {row['remarks']}"]
     return "\n".join(lines)
 
 

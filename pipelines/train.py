@@ -276,7 +276,11 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Train the benchmarks named on the command line, or the active suite."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.train", description="Train benchmarks on Ray.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.train",
+        description="Train every seed of the benchmarks on Ray, as many trials at once as fit: here, or on the cluster "
+        "that RAY_ADDRESS names. What the run store has is not trained again; what was begun goes on.",
+    )
     parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
     parser.add_argument("--budget", help="for the benchmarks named: laptop or paper; by default what the suite says")
     args = parser.parse_args()

@@ -11,8 +11,9 @@ holds is the verdict (an accuracy claim is read as the mirror image: higher is b
 1   no seed was run                                                 untested
 2   ``n >= 5`` and ``high < c - m``                                 better
 3   ``n >= 5`` and ``high <= c + m``                                reproduced
-4   trained shorter than published, and not there: ``high > c + m``,  under budget
-    or a single seed, which has no interval
+4   trained for fewer epochs than the budget ``paper`` (the source's  under budget
+    length, or ours where it gives none), and not there:
+    ``high > c + m``, or a single seed, which has no interval
 5   ``n < 5``                                                       inconclusive
 6   ``low > c + m``                                                 not reproduced
 7   anything else: the interval straddles ``c + m``                 inconclusive
@@ -50,6 +51,18 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
     UNDER_BUDGET = "under budget"
     UNTESTED = "untested"
+
+
+# For readers of a report; the rules themselves are the table above.
+MEANING = {
+    Verdict.REPRODUCED: "the worse end of our interval is no worse than the claim by more than the claim's margin",
+    Verdict.BETTER: "our whole interval is better than the claim by more than its margin",
+    Verdict.NOT_REPRODUCED: "our whole interval is worse than the claim by more than its margin",
+    Verdict.INCONCLUSIVE: f"neither can be said, or fewer than {MIN_SEEDS} seeds were run",
+    Verdict.UNDER_BUDGET: "not there, but trained for fewer epochs than the source (or, where its length is not "
+    "published, than our `paper` budget)",
+    Verdict.UNTESTED: "not run",
+}
 
 
 class Interval(NamedTuple):

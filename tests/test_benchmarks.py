@@ -91,6 +91,9 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{OPTIMISER}/lr", "fast", " is 'fast'; expected a number"),
     (f"{OPTIMISER}/lr", "0.02", " is '0.02'; expected a number, without the quotes"),
     (f"{OPTIMISER}/lr", True, " is true; expected a number"),
+    (f"{OPTIMISER}/lr", "0,02", " is '0,02'; expected a number, with a decimal point"),
+    # what YAML reads in {name: sgd, lr: 0,02}
+    (OPTIMISER, {"name": "sgd", "lr": 0, 2: None}, ".2 is not known; expected a decimal point, if a number before it "),
     (f"{OPTIMISER}/lr", [0.1], " is [0.1]; expected a number"),
     (f"{OPTIMISER}/lr", NOTHING, " is missing; expected a number"),
     (f"{OPTIMISER}/momentum", 1.0, " is 1.0; expected at least 0 and below 1"),
@@ -426,7 +429,7 @@ def test_the_committed_block_is_what_switching_writes() -> None:
 
 
 def test_a_suite_that_cannot_be_switched_to_leaves_the_file(switched: Path) -> None:
-    with pytest.raises(UserError, match=r"^suite labtop is not known; did you mean laptop\? \(allowed: imagenette, la"):
+    with pytest.raises(UserError, match=r"^suite labtop is not known; did you mean laptop\? \(allowed: cifar10, im"):
         suite.switch("labtop", switched)
     assert switched.read_bytes() == COMMITTED.read_bytes()
     longer = COMMITTED.read_text() + "# what is below the block would be lost\n"
@@ -441,8 +444,8 @@ def test_the_command_says_one_line_and_exits_2(switched: Path) -> None:
     where, env = switched.parent, environment()
     done = subprocess.run([*command, "imagnette"], cwd=where, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (errors.USER_ERROR, "")
-    line = "error: suite imagnette is not known; did you mean imagenette? (allowed: imagenette, laptop, mnist, paper)\n"
-    assert done.stderr == line
+    allowed = "(allowed: cifar10, imagenette, laptop, mnist, paper)"
+    assert done.stderr == f"error: suite imagnette is not known; did you mean imagenette? {allowed}\n"
     done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.splitlines()[0].split() == ["*", "laptop", "6", "benchmarks", "at", "the", "laptop", "budget"]

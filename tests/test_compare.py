@@ -18,12 +18,13 @@ import yaml
 from pipelines import benchmarks, compare
 from pipelines.errors import UserError
 from pipelines.page.outcomes import LedgerRow
-from tests.report_inputs import DIFFERENCE, MADE, SEEDS, claimed_on, make
+from tests.report_inputs import DIFFERENCE, MADE, REMARKS, SEEDS, claimed_on, make
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
     *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
     *("wall_s", "hardware", "git_commit", "epochs", "paper_epochs", "parameters", "margin", "test_set", "difference"),
+    *("versions", "remarks"),
 }
 TEST_SET_KEYS = {"per_seed", "mean", "ci95", "images"}
 CLAIM_KEYS = {"value", "unit", "source", "protocol", "certainty"}
@@ -77,6 +78,27 @@ def test_figures_come_from_the_seeds(project: Path) -> None:
     assert (found["n"], found["epochs"], found["paper_epochs"]) == (5, 10, 20)
     assert found["wall_s"] == pytest.approx(5 * 75)
     assert found["git_commit"] == "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_versions_and_remarks_stand_in_every_form_of_the_ledger(project: Path) -> None:
+    found = row(report(), "lenet5-mnist")
+    assert found["remarks"] == REMARKS and row(report(), "linear-mnist")["remarks"] is None
+    assert found["versions"] is not None and "torch 2." in found["versions"]
+    text = (project / "report" / "ledger.md").read_text()
+    assert f"- Tried, and left to try: {REMARKS}" in text and found["versions"] in text
+    assert REMARKS in (project / "report" / "index.html").read_text()
+
+
+def test_table_3_stands_in_the_markdown_with_every_cell_filled_or_marked(project: Path) -> None:
+    report()
+    lines = (project / "report" / "ledger.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|  | Model |"))
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start : start + 5]]
+    assert table[0] == ["", "Model", "Strided-CNN", "ConvPool-CNN", "All-CNN"]
+    cells = {(line[0], name): cell for line in table[2:] for name, cell in zip(table[0][1:], line[1:], strict=True)}
+    run = cells.pop(("C", "All-CNN"))
+    assert re.fullmatch(r"9\.08; \d\d\.\d\d ± \d\.\d\d, under budget", run)
+    assert len(cells) == 11 and all(re.fullmatch(r"\d+\.\d\d; untested", cell) for cell in cells.values())
 
 
 def test_accuracy_claims_are_compared_as_accuracy_on_the_images_of_the_claim(project: Path) -> None:

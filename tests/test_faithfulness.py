@@ -349,8 +349,10 @@ def test_ml4as_nets_are_trained_as_its_page_does(name: str) -> None:
 def test_the_suites_are_the_promised_ones() -> None:
     assert set(PARAMS.suites["mnist"].benchmarks) == {n for n, b in PARAMS.benchmarks.items() if b.dataset == "mnist"}
     assert set(PARAMS.suites["paper"].benchmarks) == set(PARAMS.benchmarks) - set(ALEXNET)
-    for name in ("mnist", "paper"):
+    for name in ("mnist", "cifar10", "paper"):
         assert PARAMS.suites[name].budget == "paper"
+    reachable = {"ordinary-cifar10", "convnetjs-cifar10", "layers-80sec-cifar10"}  # on a CPU
+    assert reachable <= set(PARAMS.suites["cifar10"].benchmarks)
     laptop = PARAMS.suites["laptop"]
     for name in laptop.benchmarks:
         assert len(PARAMS.benchmarks[name].budgets[laptop.budget].seeds) > 1, name

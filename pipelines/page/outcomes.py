@@ -65,6 +65,7 @@ class LedgerRow(TypedDict):
     verdict: str
     wall_s: float | None  # training time, summed over the seeds
     hardware: str | None
+    versions: str | None  # of Python and the libraries that trained
     git_commit: str | None  # with -dirty where the tree had uncommitted changes
     epochs: float | None  # of the shortest trial: passes over the training images
     paper_epochs: int
@@ -72,6 +73,7 @@ class LedgerRow(TypedDict):
     margin: float  # the claim's own sampling error, in points
     test_set: TestSet | None  # null: the claim was measured on the whole test split, or nothing was run
     difference: str | None  # what it means that it was not, in one sentence
+    remarks: str | None  # what was tried to reach the claim, and what is left to try
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,20 +20,11 @@ from pipelines.page.images import Sheet
 from pipelines.page.markup import Html, embedded, joined, tag, text
 from pipelines.page.outcomes import Array, Examples, LedgerRow, Outcome
 from pipelines.page.plots import as_error
-from pipelines.verdicts import MIN_SEEDS, Verdict
+from pipelines.verdicts import MEANING, MIN_SEEDS, Verdict
 
 SOURCE = Path(__file__).parent
 MOST_CLASSES = 30  # of a confusion matrix that fits a page; beyond it the commonest confusions are listed
 MOST_CONFUSIONS = 40
-
-RULES = {
-    Verdict.REPRODUCED: "the upper end of our interval is at most the claim plus its margin.",
-    Verdict.BETTER: "the whole of our interval lies below the claim minus its margin.",
-    Verdict.NOT_REPRODUCED: "the whole of our interval lies above the claim plus its margin.",
-    Verdict.INCONCLUSIVE: f"neither can be said, or fewer than {MIN_SEEDS} seeds were run.",
-    Verdict.UNDER_BUDGET: "trained for fewer epochs than published, and not there.",
-    Verdict.UNTESTED: "not run.",
-}
 
 
 def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> str:
@@ -112,10 +103,9 @@ def _table3(grid: Mapping[table3.Cell, LedgerRow]) -> Html:
 def _rules() -> Html:
     lead = (
         "An interval is Student's t at 95 % on the mean over seeds. The margin is the claim's own sampling error: "
-        "1.96 · √(p(1 − p)/images) on the images it was measured on, and ours is measured on the same. For an error "
-        "(accuracies are the mirror image):"
+        "1.96 · √(p(1 − p)/images) on the images it was measured on, and ours is measured on the same."
     )
-    items = (tag("li", table3.badge(verdict), " ", rule) for verdict, rule in RULES.items())
+    items = (tag("li", table3.badge(verdict), f" {words.replace('`', '')}.") for verdict, words in MEANING.items())
     tail = f"Reproduced, better and not reproduced need at least {MIN_SEEDS} seeds."
     return joined([tag("p", lead), tag("ul", *items, class_="rules"), tag("p", tail)])
 

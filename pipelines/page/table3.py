@@ -58,6 +58,28 @@ def grid(found: Mapping[Cell, LedgerRow]) -> Html:
     return tag("table", tag("thead", head), tag("tbody", *body), class_="table3")
 
 
+def markdown(found: Mapping[Cell, LedgerRow]) -> list[str]:
+    """The same table as the lines of a Markdown section: the paper's figure, ours, and the verdict in each cell."""
+    lines = [
+        "## Table 3 of “Striving for Simplicity”",
+        "",
+        "Test error in % on CIFAR-10 without augmentation: the paper's figure, then ours.",
+        "",
+        f"|  | {' | '.join(VARIANTS.values())} |",
+        f"|{' --- |' * (len(VARIANTS) + 1)}",
+    ]
+    for base in BASES:
+        squares = (_words(base, variant, found.get((base, variant))) for variant in VARIANTS)
+        lines.append(f"| {base} | {' | '.join(squares)} |")
+    return lines
+
+
+def _words(base: str, variant: str, row: LedgerRow | None) -> str:
+    if row is None or not row["n"]:
+        return f"{row['claim']['value'] if row else PUBLISHED[base][variant]:.2f}; {Verdict.UNTESTED.value}"
+    return f"{row['claim']['value']:.2f}; {plus_minus(row)}, {row['verdict']}"
+
+
 def _square(base: str, variant: str, found: Mapping[Cell, LedgerRow]) -> Html:
     row = found.get((base, variant))
     claim = row["claim"]["value"] if row else PUBLISHED[base][variant]

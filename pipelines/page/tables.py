@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.page import images, plots
@@ -93,7 +94,7 @@ def details(rows: Sequence[LedgerRow], benchmarks: Mapping[str, Benchmark], outc
 
 def _details(row: LedgerRow, benchmark: Benchmark, outcome: Outcome | None) -> Html:
     summary = tag("summary", tag("span", row["benchmark"], class_="name"), badge(row["verdict"]))
-    left = [plots.zoomed_plot(row), _protocols(row, benchmark), _deviations(row)]
+    left = [plots.zoomed_plot(row), _protocols(row, benchmark), _deviations(row), _remarks(row)]
     right = [tag("p", "Not run in this suite.")]
     if outcome:
         right = [_per_seed(outcome, row["metric"], benchmark.evaluation.claimed_on), _provenance(outcome)]
@@ -130,6 +131,12 @@ def _deviations(row: LedgerRow) -> Html:
     return joined([tag("h4", "Deviations"), tag("ul", *(tag("li", d) for d in row["deviations"]))])
 
 
+def _remarks(row: LedgerRow) -> Html:
+    if not row["remarks"]:
+        return Html("")
+    return joined([tag("h4", "Tried, and left to try"), tag("p", row["remarks"])])
+
+
 def _per_seed(outcome: Outcome, metric: str, on: ClaimedOn | None) -> Html:
     words = ["Seed", *([f"{metric.capitalize()}{MARK}"] if on else []), f"Test {metric}", "Training error", "Time"]
     head = tag("tr", *(tag("th", w, scope="col") for w in words))
@@ -150,13 +157,12 @@ def _seed_row(trial: Trial, metric: str, on: ClaimedOn | None) -> Html:
 
 def _provenance(outcome: Outcome) -> Html:
     results = [trial.result for trial in outcome.trials]
-    versions = {f"{name} {v}": None for r in results for name, v in r["versions"].items() if v}
     config = json.dumps(results[0].get("config"), indent=2, sort_keys=True)
     facts = {
         "Commit": each(commit(r) for r in results),
         "Hardware": each(r["hardware"] for r in results),
         "Device": each(f"{r.get('device')}, {r.get('workers', 1)} worker(s)" for r in results),
-        "Versions": ", ".join(versions),
+        "Versions": versions(results),
         "Data": f"{outcome.dataset}, digest {each(str(r.get('dataset_digest'))[:16] for r in results)}",
         "Speed": _speed(results),
         "Resumed": f"{sum(int(r.get('resumed') or 0) for r in results)} times, over all seeds",
@@ -178,6 +184,11 @@ def _list(facts: Mapping[str, object]) -> Html:
 def each(values: Iterable[object]) -> str:
     """The distinct values in their order, as text."""
     return ", ".join(dict.fromkeys(str(v) for v in values))
+
+
+def versions(results: Iterable[Mapping[str, Any]]) -> str:
+    """Python and the libraries that trained, each with its version or versions."""
+    return each(f"{name} {version}" for r in results for name, version in r["versions"].items() if version)
 
 
 def commit(result: Mapping[str, object]) -> str:

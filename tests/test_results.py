@@ -1,0 +1,56 @@
+"""The ledgers committed below results/: about these claims, from committed code, with the verdict of their seeds.
+
+No figure is expected here: a rerun may say something else, and then the ledger is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import benchmarks
+from pipelines.verdicts import Verdict, judge
+from tests.conftest import ROOT
+
+PARAMS = benchmarks.load(ROOT / "params.yaml")
+LEDGERS = sorted((ROOT / "results").glob("*.json"))
+ROWS = [
+    pytest.param(path, row, id=f"{path.stem}-{row['benchmark']}")
+    for path in LEDGERS
+    for row in json.loads(path.read_text())
+    if row["n"]
+]
+THERE = (Verdict.REPRODUCED, Verdict.BETTER)
+
+
+def test_there_are_ledgers_and_each_can_be_read_by_a_person_too() -> None:
+    assert LEDGERS
+    for path in LEDGERS:
+        assert path.with_suffix(".md").exists()
+
+
+@pytest.mark.parametrize(("path", "row"), ROWS)
+def test_a_committed_row_is_what_its_seeds_say_of_the_claim(path: Path, row: dict[str, Any]) -> None:
+    claim = PARAMS.benchmarks[row["benchmark"]].claim
+    assert (row["claim"]["value"], row["metric"]) == (claim.value, claim.metric)
+    values = list(row["per_seed"].values())
+    short = row["epochs"] < row["paper_epochs"]
+    verdict = judge(metric=claim.metric, claim=claim.value, test_images=claim.test_images, values=values, short=short)
+    assert row["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("path", "row"), ROWS)
+def test_a_committed_row_says_where_it_comes_from(path: Path, row: dict[str, Any]) -> None:
+    budget = PARAMS.benchmarks[row["benchmark"]].budgets[row["budget"]]
+    assert list(row["per_seed"]) == [str(seed) for seed in budget.seeds], "all the seeds of the budget, none picked"
+    assert row["paper_epochs"] == PARAMS.benchmarks[row["benchmark"]].budgets["paper"].epochs
+    assert "-dirty" not in row["git_commit"] and "torch" in row["versions"] and row["hardware"]
+
+
+@pytest.mark.parametrize(("path", "row"), ROWS)
+def test_a_claim_missed_at_the_papers_budget_has_its_paragraph(path: Path, row: dict[str, Any]) -> None:
+    if row["budget"] == "paper" and row["verdict"] not in THERE:
+        assert PARAMS.benchmarks[row["benchmark"]].remarks, "expected what was tried, and what is left to try"
