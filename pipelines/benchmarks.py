@@ -19,6 +19,7 @@ from pipelines.schedules import Boosting, Schedule
 from pipelines.schema import require
 
 PARAMS = Path("params.yaml")
+SUITE_BLOCK = re.compile(r"^suite:\n(?:(?:[ \t].*)?\n)*\Z", re.MULTILINE)  # the last block of the file
 MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 

@@ -44,7 +44,8 @@ def validation_error(one: spec.Spec, choice: Choice, device: str) -> float:
     model = evaluate.load_network(one.benchmark, dataset, one.files.weights)
     single = dataclasses.replace(one.benchmark, evaluation=benchmarks.Evaluation())
     places = subsets.validation(dataset.train, choice.hold_out)
-    return evaluate.predict(single, dataset, model, one.seed, device, split="train", places=places).error
+    error = evaluate.predict(single, dataset, model, one.seed, device, split="train", places=places).error
+    return round(error, 4)
 
 
 def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epochs: int) -> dict[str, Any]:

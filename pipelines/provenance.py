@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from pipelines import store
+from pipelines.benchmarks import PARAMS, SUITE_BLOCK
 
 
 def hardware(device: str) -> str:
@@ -42,15 +43,27 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit of the source tree and whether it was changed since; None outside Git."""
+    """The commit of the source tree and whether it was changed since; None outside Git.
+
+    Another active suite is no change: it says which benchmarks run, and nothing about one of them.
+    """
 
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(["git", *words], cwd=store.ROOT, capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return done.stdout.rstrip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no")
+    if changed == f" M {PARAMS}":
+        committed = git("show", f"HEAD:{PARAMS}")
+        found = (store.ROOT / PARAMS).read_text(encoding="utf-8")
+        if committed is not None and _but_for_the_suite(committed) == _but_for_the_suite(found):
+            changed = ""
     return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}
+
+
+def _but_for_the_suite(params: str) -> str:
+    return SUITE_BLOCK.sub("", params.rstrip() + "\n").rstrip()

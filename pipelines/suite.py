@@ -10,13 +10,10 @@ agrees with the benchmarks is checked whenever params.yaml is read.
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 from pipelines import benchmarks, schema, store
 from pipelines.errors import UserError, guard
-
-MARK = re.compile(r"^suite:\n(?:(?:[ \t].*)?\n)*\Z", re.MULTILINE)  # the last block of the file
 
 
 def block(params: benchmarks.Params, name: str) -> str:
@@ -40,9 +37,9 @@ def switch(name: str, path: Path = benchmarks.PARAMS) -> None:
     empty = {"name": name, "datasets": [], "benchmarks": {}}
     params = benchmarks.build(benchmarks.read(path) | {"suite": empty}, str(path), switching=True)
     text = path.read_text(encoding="utf-8")
-    if not MARK.search(text):
+    if not benchmarks.SUITE_BLOCK.search(text):
         raise UserError(f"{path} does not end in a block `suite:`; expected it last, since it is rewritten as a whole")
-    store.write_bytes(path, MARK.sub(lambda _: block(params, name), text).encode())
+    store.write_bytes(path, benchmarks.SUITE_BLOCK.sub(lambda _: block(params, name), text).encode())
 
 
 def main() -> None:
