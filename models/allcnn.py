@@ -19,7 +19,24 @@ Section 3.1, three changes to each (Table 2 draws them for C):
   convpool a 3x3 convolution of the same width is added before each pooling
   allcnn   each pooling becomes a 3x3 convolution of the same width with stride 2
 
-Parameters, exact for 10 classes, and the paper's Table 3 in brackets:
+All-CNN-C, the net of Table 2's last column, layer by layer:
+
+| layer | kernel       | output    | parameters |
+|-------|--------------|-----------|------------|
+| 1     | 3x3x3x96     | 96x32x32  | 2,688      |
+| 2     | 3x3x96x96    | 96x32x32  | 83,040     |
+| 3     | 3x3x96x96/2  | 96x16x16  | 83,040     |
+| 4     | 3x3x96x192   | 192x16x16 | 166,080    |
+| 5     | 3x3x192x192  | 192x16x16 | 331,968    |
+| 6     | 3x3x192x192/2 | 192x8x8  | 331,968    |
+| 7     | 3x3x192x192  | 192x6x6   | 331,968    |
+| 8     | 1x1x192x192  | 192x6x6   | 37,056     |
+| 9     | 1x1x192x10   | 10x6x6    | 1,930      |
+
+The layers that only other nets have: 5x5x3x96 (7,296) and 5x5x96x192 (460,992) in A and B, 1x1x96x96 (9,312) and
+1x1x192x192 (37,056) in B. A ConvPool-CNN has All-CNN's layers 3 and 6 at stride 1, each before a pooling.
+
+Parameters in all, exact for 10 classes, and the paper's Table 3 in brackets:
 
 |   | base              | strided | convpool           | allcnn            |
 |---|-------------------|---------|--------------------|-------------------|

@@ -7,6 +7,7 @@ model exist, does the batch fit the data) is checked by ``pipelines.trial.check`
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from pipelines.schema import require
 PARAMS = Path("params.yaml")
 SUITE_BLOCK = re.compile(r"^suite:\n(?:(?:[ \t].*)?\n)*\Z", re.MULTILINE)  # the last block of the file
 MAP_CONSTANT = 1.0  # ours: the paper calls it positive
+PINNED = ("mnist", "cifar10")  # datasets that are a kind each; data.dvc pins their raw files
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 
 
@@ -42,10 +44,14 @@ class Source:
         if self.kind == "imagefolder":
             one = (self.archive is None) != (self.folder is None)
             require(one, f"archive is {archive} and folder {folder}; expected exactly one of the two")
+            whole = "\0" not in f"{self.archive}{self.folder}"
+            require(whole, f"archive is {archive} and folder {folder}; expected no zero byte in a name")
             require(self.size >= 8, f"size is {self.size}; expected at least 8 pixels")
         else:
-            require(self.archive is None, f"archive is {archive}; expected none with kind: {self.kind}")
-            require(self.folder is None, f"folder is {folder}; expected none with kind: {self.kind}")
+            for key in dataclasses.fields(self):
+                value = getattr(self, key.name)
+                unset = key.name == "kind" or value == key.default
+                require(unset, f"{key.name} is {schema.show(value)}; expected none with kind: {self.kind}")
         md5 = self.md5 is None or re.fullmatch("[0-9a-f]{32}", self.md5)
         require(bool(md5), f"md5 is {schema.show(self.md5)}; expected 32 hexadecimal digits")
         require(self.bytes is None or self.bytes >= 1, f"bytes is {self.bytes}; expected at least 1")
@@ -209,6 +215,8 @@ class Evaluation:
         )
         beside = f"crop is {self.crop}; expected it beside views: ten_crop alone"
         require(self.views == "ten_crop" or self.crop is None, beside)
+        beside = f"count is {self.count}; expected it beside views: random alone"
+        require(self.views == "random" or self.count == Evaluation.count, beside)
 
     @property
     def protocol(self) -> str:
@@ -438,7 +446,7 @@ def build(found: Mapping[str, Any], where: str = "params.yaml", *, switching: bo
             raise UserError(f"{where}: {key} is missing; expected a mapping")
         if not isinstance(found[key], Mapping):
             raise UserError(f"{where}: {key} is {schema.show(found[key])}; expected a mapping")
-    datasets = schema.convert(dict[str, Source], found["datasets"], "datasets")
+    datasets = _datasets(found["datasets"], Path(where).parent)
     benchmarks = {str(n): _benchmark(str(n), v, datasets) for n, v in found["benchmarks"].items()}
     suites = _suites(found["suites"], benchmarks)
     suite = schema.parse(Suite, found["suite"], "suite")
@@ -446,6 +454,36 @@ def build(found: Mapping[str, Any], where: str = "params.yaml", *, switching: bo
     if not switching:
         _check_plan(suite, suites)
     return Params(datasets=datasets, benchmarks=benchmarks, suites=suites, suite=suite)
+
+
+def _datasets(value: Mapping[Any, Any], root: Path) -> dict[str, Source]:
+    datasets = {str(name): _dataset(str(name), entry) for name, entry in value.items()}
+    for name, source in datasets.items():
+        for output in datasets:
+            _check_apart(name, source, root, f"datasets/{output}")
+    return datasets
+
+
+def _dataset(name: str, value: Any) -> Source:
+    if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name):
+        expected = "expected a name of small letters, digits, hyphens and underscores, like my-photos"
+        raise UserError(f"datasets.{name}: {expected}")
+    source = schema.parse(Source, value, f"datasets.{name}")
+    kind = name if name in PINNED else "imagefolder"
+    if source.kind != kind:
+        other = f"the name {source.kind}" if source.kind in PINNED else "another name"
+        raise UserError(f"datasets.{name}.kind is {schema.show(source.kind)}; expected {kind}, or {other}")
+    return source
+
+
+def _check_apart(name: str, source: Source, root: Path, output: str) -> None:
+    """Fetch and DVC replace ``output`` whole; what a dataset is made from must not stand there."""
+    for key, value, place in (("folder", source.folder, root), ("archive", source.archive, root / "data")):
+        if value is not None:
+            here, there = (Path(os.path.realpath(path)) for path in (place / value, root / output))
+            if here.is_relative_to(there) or there.is_relative_to(here):
+                apart = f"expected one apart from {output}, which fetch replaces"
+                raise UserError(f"datasets.{name}.{key} is {schema.show(value)}; {apart}")
 
 
 def _suites(value: Any, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuitePlan]:

@@ -97,7 +97,14 @@ def _words(errors: dict[str, float] | None) -> str:
 
 
 def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
-    """What the benchmark says of its choice, with the rates of the command line if there are any."""
+    """What the benchmark says of its choice, with the rates of the command line if there are any.
+
+    UserError for a benchmark whose claim is of training images: the slice would hold some of them.
+    """
+    on = benchmark.evaluation.claimed_on
+    if on is not None and on.split == "train":
+        line = f"{benchmark.name}: its claim is of {on.words}"
+        raise UserError(f"{line}; expected another benchmark: a rate is never chosen on what is judged")
     if benchmark.choice is None and not rates:
         raise UserError(f"benchmarks.{benchmark.name}.choice is missing; expected it there, or --rates")
     chosen = benchmark.choice or Choice(rates=tuple(rates or ()))

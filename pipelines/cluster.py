@@ -123,7 +123,7 @@ def connect() -> Iterator[Cluster]:
 
     Raises UserError when ``RAY_ADDRESS`` can't be reached, and when the cluster is lost in the meantime.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or None  # set to nothing is not set
     _start(address)
     import ray
 
@@ -154,6 +154,8 @@ def _start(address: str | None) -> None:
     # is refused before.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(24 * 3600))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A worker that Ray ends for want of memory would be started again for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     # A cluster of our own is guarded by Ray's token, as it should be; that needs no warning every time.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     import ray
@@ -279,6 +281,7 @@ def _host_port(address: str) -> Endpoint:
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # as a connection would, with a traceback for "head..cluster"
     except ValueError:
         host = port = None
     if not host or not port:

@@ -23,7 +23,7 @@ from pipelines.errors import guard
 from pipelines.page import outcomes, page, table3
 from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet
 from pipelines.page.table3 import MARK, NONE, plus_minus
-from pipelines.page.tables import commit, each, versions
+from pipelines.page.tables import CERTAINTY, commit, each, versions
 from pipelines.verdicts import MEANING, Verdict, claim_margin, judge, shown
 
 REPORT = Path("report")
@@ -188,7 +188,8 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
 def _markdown_details(row: LedgerRow, benchmark: Benchmark) -> list[str]:
     claim = row["claim"]
     lines = [f"## {row['benchmark']}", ""]
-    lines.append(f"- Claim: {_one_line(claim['source'])} ({claim['certainty']}); {_one_line(claim['protocol'])}")
+    source = f"{_one_line(claim['source'])} ({CERTAINTY[claim['certainty']]})"
+    lines.append(f"- Claim: {source}; {_one_line(claim['protocol'])}")
     on = benchmark.evaluation.claimed_on
     if on is not None:
         lines.append(f"- Measured {MARK} on {on.words}: {_one_line(row['difference'] or '')}")

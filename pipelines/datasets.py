@@ -142,11 +142,14 @@ def new_dataset(
 
     When the block ends well they become ``<root>/<name>``, statistics and digests included; when it raises, nothing
     is left behind. Two writers of one dataset must exclude each other (``fetch`` holds a lock). A disk too small is
-    an ``OSError`` before the block begins: a page of a mapped file that finds no room would be a SIGBUS.
+    an ``OSError`` before the block begins: a page of a mapped file that finds no room would be a SIGBUS. Raises
+    ``UserError`` where ``root`` cannot be written, or other files than a dataset's stand in its place.
     """
     partial = root / f".{name}.partial"
-    _remove(partial)
-    partial.mkdir(parents=True)
+    with writing(root):
+        _check_place(root / name)
+        _remove(partial)
+        partial.mkdir(parents=True)
     try:
         arrays: dict[str, tuple[Images, Labels]] = {}
         for split, count in (("train", train), ("test", test)):
@@ -174,6 +177,15 @@ def new_dataset(
         _put_in_place(partial, root / name)
     finally:
         _remove(partial)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make one line of what keeps the block from creating ``path`` or something in it: no right, a file in the way."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
@@ -259,6 +271,18 @@ def _check_labels(name: str, arrays: Mapping[str, tuple[Images, Labels]], classe
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
             found = f"{labels.min()} to {labels.max()}"
             raise UserError(f"{name}: {split} labels {found}, expected 0 to {classes - 1}")
+
+
+def _check_place(final: Path) -> None:
+    """Refuse to replace what nobody can fetch again; of a link, only the link would go."""
+    if final.is_symlink() or not final.exists():
+        return
+    if not final.is_dir():
+        raise UserError(f"{final}: a file stands where a dataset belongs; move it away")
+    ours = {META, *_files("train"), *_files("test")}
+    foreign = sorted(path.name for path in final.iterdir() if path.name not in ours)
+    if foreign:
+        raise UserError(f"{final}: holds {foreign[0]}, which is no part of a dataset and would be lost; move it away")
 
 
 def _put_in_place(partial: Path, final: Path) -> None:

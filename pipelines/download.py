@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -93,9 +93,8 @@ def md5_of(path: Path) -> str:
 
 
 def shown(url: str) -> str:
-    """A URL as it may stand in a log: without user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    """A URL as it may stand in a log, be it one or not: without user, password and query."""
+    return re.sub(r"(?<=://)[^/]*@", "", re.split("[?#]", url)[0]).rstrip("/")
 
 
 @contextmanager
@@ -158,12 +157,17 @@ def _lines(label: str, total: int | None, unit: str) -> Advance:
 
 def _reach(url: str, seconds: float) -> None:
     """Fail within ``seconds`` where no connection can be had: a dead resolver or dropped packets take minutes else."""
-    parts = urlsplit(url)
-    if parts.hostname is None:
-        raise SourceDown("not an address")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        (host or "").encode("idna")  # the resolver's first step
+    except ValueError:  # its text may hold a part of a password
+        host = None
+    if host is None:
+        raise SourceDown("not an address; expected one like http://host:8000/data")
     if get_environ_proxies(url):  # the proxy is what gets connected to
         return
-    address = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+    address = (host, port)
     failure: list[str] = [f"no answer within {seconds:g} s"]
 
     def connect() -> None:

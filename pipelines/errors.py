@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 
 USER_ERROR = 2  # exit status of every error that a user can mend
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG)
 
 
 class UserError(Exception):
@@ -14,15 +16,17 @@ class UserError(Exception):
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Run a command's ``main``; a ``UserError``, a full disk or Ctrl-C becomes one line and an exit status."""
+    """Run a command's ``main``; a ``UserError``, a disk that is full or refuses, or Ctrl-C becomes one line."""
     try:
         main()
     except UserError as error:
         fail(str(error), USER_ERROR)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        fail(f"no space left on the disk that holds {error.filename or 'the working directory'}", USER_ERROR)
+        if error.errno in FULL:
+            fail(f"no space left on the disk that holds {error.filename or 'the working directory'}", USER_ERROR)
+        if error.errno in REFUSED and error.filename is not None:
+            fail(f"{error.filename}: {error.strerror}; expected a place that can be read and written", USER_ERROR)
+        raise
     except KeyboardInterrupt:
         fail("interrupted; the same command continues where this one stopped", 130)
 

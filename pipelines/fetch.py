@@ -25,9 +25,9 @@ from typing import Any
 import yaml
 
 from pipelines import orphan, rawfiles
-from pipelines.datasets import open_dataset
+from pipelines.datasets import open_dataset, writing
 from pipelines.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
-from pipelines.errors import UserError, guard
+from pipelines.errors import FULL, UserError, guard
 from pipelines.sources import (
     UNPACKED,
     Gzips,
@@ -128,6 +128,8 @@ def fetch_raw(root: Path, name: str, raw: RawDataset, sources: Sequence[Source],
     with locked(root, name, say):
         with locked(root, PINS, say):
             pins = read_pins(root / PINS, name, raw.files)
+        with writing(folder):
+            (folder / PARTS).mkdir(parents=True, exist_ok=True)
         cache = dvc_cache(root, say)
         missing = take_what_is_here(root, pins, cache, say)
         check_space(root, name, pins, missing, raw.scratch)
@@ -219,8 +221,8 @@ def _take_from(source: Source, root: Path, pins: Sequence[Pin], patience: Patien
     for pin in pins:
         folder = (root / pin.path).parent
         work = folder / PARTS / slug(source)
-        work.mkdir(parents=True, exist_ok=True)
         try:
+            work.mkdir(parents=True, exist_ok=True)
             path = source.get(pin, work, patience)
             problem = mismatch(path, pin.size, pin.md5)
             if problem is not None:
@@ -232,6 +234,11 @@ def _take_from(source: Source, root: Path, pins: Sequence[Pin], patience: Patien
             return missing, isinstance(error, SourceSlow)
         except SourceError as error:
             say(f"{pin.file}: not from {source.label}: {error}")
+            continue
+        except OSError as error:  # a mirror's file that cannot be read, say
+            if error.errno in FULL:  # no source's fault
+                raise
+            say(f"{pin.file}: not from {source.label}: {error.strerror or error}")
             continue
         path.replace(root / pin.path)
         say(f"{pin.file}: from {source.label}, md5 ok")
@@ -284,7 +291,12 @@ def _from_cache(root: Path, pin: Pin, cache: Path, say: Say) -> bool:
     cached = _cached(pin, cache)
     if not cached.is_file():
         return False
-    if mismatch(cached, pin.size, pin.md5) is not None:
+    try:
+        damaged = mismatch(cached, pin.size, pin.md5) is not None
+    except OSError as error:
+        say(f"{pin.file}: its copy in DVC's cache cannot be read ({error.strerror})")
+        return False
+    if damaged:
         say(f"{pin.file}: its copy in DVC's cache is damaged (md5 {md5_of(cached)}); removed")
         cached.unlink()
         return False
@@ -317,11 +329,9 @@ def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def locked(root: Path, what: str, say: Say) -> Iterator[None]:
     """Hold the lock ``data/.<what>.lock``; the kernel frees it when a process dies, however it dies."""
     path = root / "data" / f".{what}.lock"
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -337,7 +347,7 @@ def _fetch_folder(root: Path, name: str, say: Say) -> None:
     from pipelines.benchmarks import load
 
     known = load(root / "params.yaml").datasets
-    if name not in known or known[name].kind != "imagefolder":
+    if name not in known:
         raise UserError(f"dataset {name!r} is not known; expected one of {', '.join([*RAW, *(known.keys() - RAW)])}")
     with locked(root, name, say):
         imagefolder.write(root, name, known[name], say)

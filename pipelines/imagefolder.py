@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import lzma
 import os
@@ -13,6 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from pipelines.benchmarks import Source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+# What the readers of archives and images raise; RuntimeError is zipfile's for a password or a method that it lacks.
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, struct.error),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes and scales outside Python's lock
 IN_FLIGHT = 32  # images a thread that wait, packed, in memory
 RELEASE_EVERY = 500  # images
@@ -69,7 +73,11 @@ class Folder:
 
     def read(self, wanted: Slots) -> Iterator[tuple[str, bytes]]:  # noqa: D102
         for name in wanted:
-            yield name, (self.root / name).read_bytes()
+            try:
+                packed = (self.root / name).read_bytes()
+            except OSError as error:  # a link to nowhere, say
+                raise UserError(f"{self.label}: {name} cannot be read ({error.strerror})") from None
+            yield name, packed
 
 
 @dataclass(frozen=True)
@@ -127,12 +135,9 @@ def write(root: Path, name: str, source: Source, say: Callable[[str], None]) -> 
     files, md5s = locate(root, name, source, say)
     if not md5s:
         say(f"datasets.{name} has no md5: when its files change, `dvc repro -f fetch@{name}` takes them in")
-    try:
-        layout = lay_out(files, source.train, source.val)
-        say(f"{len(layout.slots)} images of {len(layout.classes)} classes in {files.label}")
-        _decode_all(root, name, source.size, files, layout, md5s)
-    except UNREADABLE as error:
-        raise UserError(f"{files.label}: cannot be read through ({error}); expected a whole tar, tgz or zip") from None
+    layout = lay_out(files, source.train, source.val)
+    say(f"{len(layout.slots)} images of {len(layout.classes)} classes in {files.label}")
+    _decode_all(root, name, source.size, files, layout, md5s)
 
 
 def locate(root: Path, name: str, source: Source, say: Callable[[str], None]) -> tuple[Files, dict[str, str]]:
@@ -145,14 +150,14 @@ def locate(root: Path, name: str, source: Source, say: Callable[[str], None]) ->
     assert source.archive is not None
     path = _find_archive(root, name, source.archive, source, say)
     md5s = {} if source.md5 is None else {PurePosixPath(source.archive).name: source.md5}
-    return _open_archive(path, source.archive), md5s
+    with _reading(source.archive):
+        return _open_archive(path, source.archive), md5s
 
 
 def lay_out(files: Files, train: str, val: str) -> Layout:
     """Sort the images of ``files`` into splits and classes; the two split folders may lie below a common folder."""
-    images = dict.fromkeys(
-        name for name in files.names() if _is_image(name)
-    )  # tar may hold a file twice: the last counts
+    with _reading(files.label):  # a tar may hold a file twice: the last counts
+        images = dict.fromkeys(name for name in files.names() if _is_image(name))
     found: dict[tuple[str, Split], dict[str, list[str]]] = {}
     for image in images:
         for split, folder in (("train", train), ("test", val)):
@@ -210,11 +215,26 @@ def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, 
             split, slot = layout.slots[image]
             try:
                 arrays[split][0][slot] = decode(packed, size)
-            except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+            except (*UNREADABLE, SyntaxError, Image.DecompressionBombError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UserError(f"{files.label}: {image} cannot be decoded ({_without_address(reason)})") from None
 
-        _in_threads(files.read(layout.slots), store, advance, arrays)
+        _in_threads(_contents(files, layout.slots), store, advance, arrays)
+
+
+@contextmanager
+def _reading(label: str) -> Iterator[None]:
+    """Around what reads ``label`` and does nothing else: a full disk, or a bug of ours, is no damaged archive."""
+    try:
+        yield
+    except (*UNREADABLE, KeyError) as error:  # KeyError: a hard link to what the tar does not hold
+        whole = "expected a whole tar, tgz or zip (of method Deflate, without a password)"
+        raise UserError(f"{label}: cannot be read through ({error}); {whole}") from None
+
+
+def _contents(files: Files, wanted: Slots) -> Iterator[tuple[str, bytes]]:
+    with _reading(files.label):
+        yield from files.read(wanted)
 
 
 def _in_threads(
@@ -252,10 +272,8 @@ def _find_archive(root: Path, name: str, archive: str, source: Source, say: Call
     places = [Path(mirror, archive)] if mirror and not remote else []
     seen = []
     for path in (*places, root / "data" / archive):
-        problem = "absent"
-        if path.is_file():
-            problem = mismatch(path, source.bytes, source.md5) or ""
-        if not problem:
+        problem = _problem(path, source)
+        if problem is None:
             say(f"{archive}: {path}" + (", md5 ok" if source.md5 else ""))
             return path
         seen.append(f"{path}: {problem}")
@@ -271,6 +289,18 @@ def _find_archive(root: Path, name: str, archive: str, source: Source, say: Call
             say(f"{archive}: not from {shown(url)}: {error}")
     hint = "put it into data/ or point DATA_MIRROR at a directory or URL that has it"
     raise UserError(f"datasets.{name}.archive: {archive} was not found ({'; '.join(seen)}); {hint}")
+
+
+def _problem(path: Path, source: Source) -> str | None:
+    """What keeps the archive from being taken from ``path``, if anything."""
+    try:
+        if not path.is_file():
+            return "absent"
+        with path.open("rb") as file:
+            file.read(1)  # without an md5 nothing else reads it here, while there are other places to try
+        return mismatch(path, source.bytes, source.md5)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _download(root: Path, name: str, archive: str, remote: Remote, say: Callable[[str], None]) -> Path:

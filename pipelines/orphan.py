@@ -1,4 +1,4 @@
-"""Die with DVC. Killed, DVC leaves its stage running, and the next ``dvc repro`` would start a second one beside it."""
+"""Die with DVC or make: killed, they leave what they started running, and the next `dvc repro` would meet it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -22,21 +23,22 @@ def end_on_sigterm() -> None:
 
 
 def follow_dvc() -> None:
-    """End this process (as Ctrl-C would) once the DVC that started it is gone; nothing outside a DVC stage."""
+    """End this process (as Ctrl-C would) once the DVC or the make that started it is gone; by hand, it stays."""
     end_on_sigterm()
-    if "DVC_STAGE" not in os.environ:
+    names = [name for name, sign in (("dvc", "DVC_STAGE"), ("make", "MAKELEVEL")) if sign in os.environ]
+    if not names:
         return
     above = psutil.Process().parents()  # DVC runs a stage's command through a shell, which outlives DVC
-    dvc = next((process for process in above if _is_dvc(process)), None)
-    if dvc is None and len(above) <= 1:  # adopted by init: DVC ended while this process was starting
+    leader = next((process for process in above if _runs(process, names)), None)
+    if leader is None and "dvc" in names and len(above) <= 1:  # adopted by init: DVC ended in the meantime
         raise KeyboardInterrupt
-    if dvc is not None:
-        threading.Thread(target=_watch, args=(dvc,), daemon=True, name="follow-dvc").start()
+    if leader is not None:
+        threading.Thread(target=_watch, args=(leader,), daemon=True, name="follow-dvc").start()
 
 
-def _is_dvc(process: psutil.Process) -> bool:
+def _runs(process: psutil.Process, names: Sequence[str]) -> bool:
     try:
-        return any(Path(word).name == "dvc" for word in process.cmdline()[:4])  # dvc repro, python -m dvc repro
+        return any(Path(word).name in names for word in process.cmdline()[:4])  # dvc repro, python -m dvc repro
     except psutil.Error:
         return False
 

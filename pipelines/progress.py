@@ -11,10 +11,11 @@ from typing import Any
 def read(path: Path, *, since: float) -> dict[str, Any] | None:
     """A trial's progress.json; None when there is none, or when it is older than ``since`` (a killed run's)."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(path.read_text())
+        told: dict[str, Any] = found if float(found["time"]) >= since else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if found.get("time", 0) >= since else None
+    return told or None
 
 
 def line(name: str, state: Mapping[str, Any] | None) -> str:

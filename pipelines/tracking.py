@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import tracking_client, tracking_spool
+from pipelines import tracking_client, tracking_content
 from pipelines.errors import UserError, guard
 from pipelines.tracking_client import AwayError, Sender
-from pipelines.tracking_cursor import clean, pending, safe, tracking_uri
+from pipelines.tracking_cursor import Cursor, address, clean, pending, safe, tracking_uri
 from pipelines.tracking_spool import Spool
 
 DEADLINE_S = 30.0  # for a server that answers, but slowly; one that does not answer is given up after 2 to 12 seconds
@@ -44,19 +44,24 @@ class SyncResult:
     trials_waiting: int = 0
     benchmarks_waiting: int = 0
     away: str | None = None  # why the server could not be reached, or was given up
-    refused: str | None = None  # the first thing the server did not want
+    refused: str | None = None  # the first run that could not be sent whole, and why
+    failed: str | None = None  # why none could be, though nobody is away: the address is none
     problems: tuple[str, ...] = ()  # files that can't be tracked
     busy: bool = False  # another process is sending to the same server
 
     @property
     def line(self) -> str | None:
         """What a person should know, in one line; None when all is well."""
+        if self.failed is not None:
+            left = f"; {self.waiting} in the spool" if self.trials_waiting or self.benchmarks_waiting else ""
+            return f"not tracked: {self.failed}{left}"
         if self.away is not None and (self.trials_waiting or self.benchmarks_waiting):
             left = f"{self.waiting} in the spool; they are sent by the next stage"
             return f"MLflow at {self.uri} is away ({self.away}): {left}"
         if self.refused is not None:
-            return f"MLflow at {self.uri} refused a run: {self.refused}; {self.waiting} in the spool"
-        return f"not tracked: {self.problems[0]}" if self.problems else None
+            return f"MLflow at {self.uri} lacks {self.refused}; {self.waiting} in the spool"
+        more = f" (and {len(self.problems) - 1} more like it)" if len(self.problems) > 1 else ""
+        return f"not tracked: {self.problems[0]}{more}" if self.problems else None
 
     @property
     def waiting(self) -> str:
@@ -117,6 +122,7 @@ class _Helper:
 
     def __init__(self, spool: Spool, *, interval_s: float | None) -> None:
         self.spool = spool
+        order = {"spool": spool.pack(), "uri": tracking_uri(spool.project), "interval_s": interval_s}
         root = str(Path(__file__).resolve().parent.parent)
         environment = {**tracking_client.ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -129,7 +135,6 @@ class _Helper:
             env=environment,
             start_new_session=True,  # Ctrl-C is the stage's to answer
         )
-        order = {"spool": spool.pack(), "uri": tracking_uri(spool.project), "interval_s": interval_s}
         self._write(json.dumps(order) + "\n")
 
     def __enter__(self) -> _Helper:
@@ -165,20 +170,27 @@ class _Helper:
 
 
 def _result(spool: Spool, said: dict[str, Any]) -> SyncResult:
-    uri = tracking_uri(spool.project)
-    waiting = [record.identity.partition(":")[0] for record in pending(spool, uri)]
+    uri = address(spool.project)
+    records, problems = tracking_content.gather(spool)
+    cursor = Cursor.of(spool, uri)
+    waiting = [record.identity.partition(":")[0] for record in records if cursor.lacks(record)]
     return SyncResult(
         uri=safe(uri),
         trials_waiting=waiting.count("trial"),
         benchmarks_waiting=waiting.count("benchmark"),
-        problems=tuple(tracking_spool.read(spool)[1]),
+        problems=tuple(line.encode(errors="backslashreplace").decode() for line in problems),  # a path may be no text
         **said,
     )
 
 
 def _failed(spool: Spool, error: Exception) -> SyncResult:
-    reason = clean(f"{type(error).__name__}: {error}", tracking_uri(spool.project))
-    return SyncResult(uri=safe(tracking_uri(spool.project)), refused=reason)
+    """Of an attempt that ended with **error**, which may come from whatever this asks in its turn. Never raises."""
+    uri = address(spool.project)
+    reason = str(error) if isinstance(error, UserError) else clean(f"{type(error).__name__}: {error}", uri)
+    try:
+        return _result(spool, {"failed": reason})
+    except Exception:
+        return SyncResult(uri=safe(uri), failed=reason)
 
 
 def helper_main() -> None:
@@ -208,7 +220,7 @@ def helper_main() -> None:
     except AwayError as error:
         said["away"] = str(error)
     except Exception as error:
-        said["refused"] = clean(f"{type(error).__name__}: {error}", order["uri"])
+        said["failed"] = clean(f"{type(error).__name__}: {error}", order["uri"])
     print(json.dumps({**said, "sent": sent + len(sender.sent)}), flush=True)
     os._exit(0)  # MLflow's threads have nothing left to say
 

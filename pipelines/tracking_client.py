@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipelines import tracking_content, tracking_spool, tracking_views
+from pipelines import tracking_content, tracking_views
 from pipelines.tracking_content import IDENTITY, Part, Point, Record
 from pipelines.tracking_cursor import Cursor, alone, arrived, clean, is_remote, sqlite_file
-from pipelines.tracking_spool import Spool
+from pipelines.tracking_spool import DamagedError, Spool
 
 PROBE_S = 2.0  # what a server may take to say that it is there
 REQUEST_S = 5  # what it may take over any later answer
@@ -61,7 +61,7 @@ class Sender:
         with alone(Cursor.of(self.spool, self.uri)) as mine:
             if mine:
                 cursor = Cursor.of(self.spool, self.uri)
-                everything = tracking_content.records(tracking_spool.read(self.spool)[0])
+                everything = tracking_content.gather(self.spool)[0]
                 if everything and (verify or any(map(cursor.lacks, everything))):
                     try:
                         self._connect()
@@ -84,11 +84,16 @@ class Sender:
         """Experiments are made or found, and the cursor is set right, before the first run is."""
         for name in dict.fromkeys(record.experiment for record in everything):
             if name not in self.experiments:
-                with answers(self.uri):
-                    found = self._experiment(name)
-                    self._recall(cursor, found, [record for record in everything if record.experiment == name])
-                self.experiments[name] = found
-        return [record for record in everything if cursor.lacks(record)]
+                mine = [record for record in everything if record.experiment == name]
+                try:
+                    with answers(self.uri):
+                        found = self._experiment(name)
+                        self._recall(cursor, found, mine)
+                except RefusedError as error:  # of this experiment alone: a dataset whose name the server won't have
+                    self.refused |= {record.identity: f"{record.name}: {error}" for record in mine}
+                else:
+                    self.experiments[name] = found
+        return [record for record in everything if record.identity not in self.refused and cursor.lacks(record)]
 
     def _experiment(self, name: str) -> str:
         """The id of the experiment, which is made when it is not there and has the views that the dashboard links."""
@@ -157,15 +162,28 @@ class Sender:
             entry = cursor.runs[record.identity] = {"run_id": self._create(cursor, record), "sent": {}}
             cursor.save()
         run_id, sent = entry["run_id"], entry["sent"]
-        parts = [part for part in record.parts if not arrived(part.name, part.mark, sent.get(part.name))]
+        parts: list[Part] = []
+        files: dict[str, bytes] = {}
+        damaged: str | None = None
+        for part in record.parts:
+            if not arrived(part.name, part.mark, sent.get(part.name)):
+                try:
+                    files |= part.files()
+                except Exception as error:  # of this part alone: a file behind it is damaged
+                    damaged = damaged or str(error)
+                else:
+                    parts.append(part)
         if any(part.name == "head" for part in parts):
             self._log_dataset(run_id, record)
         if parts:
             self._log(run_id, record, parts, int(sent.get("curve") or 0))
+            self._log_files(run_id, files)
         if sent.get("status") != record.status or record.status == "FINISHED":
             self._end(run_id, record)
         entry["sent"] = {**sent, **{part.name: part.mark for part in parts}, "status": record.status}
         cursor.save()
+        if damaged is not None:
+            raise DamagedError(damaged)
 
     def _create(self, cursor: Cursor, record: Record) -> str:
         tags = {IDENTITY: record.identity, **record.tags, "mlflow.user": user()}
@@ -203,7 +221,8 @@ class Sender:
             self.client.log_batch(run_id, params=settings[start : start + 100])
         for start in range(0, len(rest), BATCH):
             self.client.log_batch(run_id, rest[start : start + BATCH])
-        files = {path: content for part in parts for path, content in part.files().items()}
+
+    def _log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
         if files:
             with tempfile.TemporaryDirectory() as folder:
                 for path, content in files.items():
@@ -256,7 +275,7 @@ def probe(uri: str) -> None:
         raise AwayError(f"no answer within {PROBE_S:.0f} s") from None
     except requests.ConnectionError:
         raise AwayError("no connection") from None
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # the latter: a name that can't be looked up
         raise AwayError(clean(str(error), uri)) from None
     if status >= 500:
         raise AwayError(f"it answers with status {status}")

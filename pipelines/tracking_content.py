@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipelines import tracking_spool
 from pipelines.explorer import Curve, Matrix, explorer_page
 from pipelines.tracking_files import EXPLORER, LEDGER, matrix_files, table_tags
-from pipelines.tracking_spool import Benchmark, Evaluation, Json, Trial, digest
+from pipelines.tracking_spool import Benchmark, DamagedError, Evaluation, Json, Spool, Trial, digest
 
 FORMAT = 1  # raise it when what is drawn or written changes: every part is then sent again, over the old one
 IDENTITY = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
@@ -72,16 +74,34 @@ class Record:
         return {**{part.name: part.mark for part in self.parts}, "status": self.status}
 
 
-def records(benchmarks: Iterable[Benchmark]) -> list[Record]:
-    """All runs, each benchmark's right before its trials'."""
+def gather(spool: Spool) -> tuple[list[Record], list[str]]:
+    """All runs, each benchmark's right before its trials'; and one line for each file that can't be tracked."""
+    benchmarks, problems = tracking_spool.read(spool)
+    found = records(benchmarks, problems)
+    return found, list(dict.fromkeys(problems))  # one file may be behind several runs
+
+
+def records(benchmarks: Iterable[Benchmark], problems: list[str]) -> list[Record]:
+    """The runs of the benchmarks; what a damaged file would have given is a line in **problems** instead."""
     out = []
     for benchmark in benchmarks:
-        out.append(benchmark_record(benchmark))
-        out += [trial_record(trial) for trial in benchmark.trials]
+        out.append(benchmark_record(benchmark, problems))
+        out += [trial_record(trial, problems) for trial in benchmark.trials]
     return out
 
 
-def trial_record(trial: Trial) -> Record:
+def _part(file: Path | str, problems: list[str], build: Callable[[], Part]) -> list[Part]:
+    """The part that **build** makes of the file; none, and a line in **problems**, when the file does not serve."""
+    try:
+        return [build()]
+    except DamagedError as error:
+        problems.append(str(error))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problems.append(f"{file} is damaged ({type(error).__name__}: {error})")
+    return []
+
+
+def trial_record(trial: Trial, problems: list[str]) -> Record:
     """The child run of one trial, restarts included."""
     parts = [_trial_head(trial)]
     if trial.curve:
@@ -92,10 +112,11 @@ def trial_record(trial: Trial) -> Record:
             if line.get(key) is not None
         ]
         parts.append(Part(name="curve", mark=str(max(line["epoch"] for line in trial.curve)), points=points))
-    if trial.result is not None:
-        parts.append(_trial_result(trial, trial.result))
-    if trial.evaluation is not None:
-        parts.append(_trial_evaluation(trial, trial.evaluation))
+    result, evaluation = trial.result, trial.evaluation
+    if result is not None:
+        parts += _part(trial.folder / "result.json", problems, lambda: _trial_result(trial, result))
+    if evaluation is not None:
+        parts += _part(evaluation.folder / "metrics.json", problems, lambda: _trial_evaluation(trial, evaluation))
     return Record(
         identity=f"trial:{trial.key}",
         experiment=trial.dataset,
@@ -132,7 +153,7 @@ def _trial_result(trial: Trial, result: Json) -> Part:
     tags["checkpoint"] = str(trial.folder / "weights.pt")
     tags |= {f"version.{name}": str(version) for name, version in result.get("versions", {}).items() if version}
     if result.get("git_commit"):
-        tags["mlflow.source.git.commit"] = result["git_commit"]
+        tags["mlflow.source.git.commit"] = text(result["git_commit"])
     time = float(result["finished"])
     named = {
         "cost/wall_s": "wall_s",
@@ -141,7 +162,7 @@ def _trial_result(trial: Trial, result: Json) -> Part:
         "cost/images_seen": "images_seen",
         "cost/parameters": "parameters",
     }
-    points = [Point(name, float(result[key]), 0, time) for name, key in named.items() if result.get(key) is not None]
+    points = [Point(name, figure(result[key]), 0, time) for name, key in named.items() if result.get(key) is not None]
     return Part(name="result", mark=digest(FORMAT, result, tags), tags=tags, points=points)
 
 
@@ -182,14 +203,18 @@ def _claimed_facts(metrics: Json) -> dict[str, str]:
     return {"error on the images of the claim": percent(found.get("error"))} if found else {}
 
 
-def benchmark_record(benchmark: Benchmark) -> Record:
+def benchmark_record(benchmark: Benchmark, problems: list[str]) -> Record:
     """The parent run of a benchmark at one budget."""
     params = {"benchmark": benchmark.name, "budget": benchmark.budget, "dataset": benchmark.dataset}
     parts = [Part(name="head", mark=digest(FORMAT, params), params=params)]
+    row, told, ledger = benchmark.row, benchmark, []
+    if row is not None:
+        where = f"{benchmark.ledger_file}, row of {benchmark.name},"
+        ledger = _part(where, problems, lambda: _benchmark_ledger(row, benchmark.row_time))
+        told = benchmark if ledger else replace(benchmark, row=None)
     if benchmark.evaluations:
-        parts.append(_benchmark_evaluation(benchmark))
-    if benchmark.row is not None:
-        parts.append(_benchmark_ledger(benchmark.row, benchmark.row_time))
+        parts += _part(benchmark.summary_file, problems, lambda: _benchmark_evaluation(told))
+    parts += ledger
     return Record(
         identity=f"benchmark:{benchmark.name}/{benchmark.budget}",
         experiment=benchmark.dataset,
@@ -321,9 +346,9 @@ def _row_facts(row: Json) -> dict[str, str]:
     if row.get("mean") is not None:
         spread = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         facts["measured"] = f"{row['mean']:.2f} % {row.get('metric')}{spread}"
-    if row.get("test_set"):
-        facts["measured"] += ", on the images of the claim"
-        facts["on the test set"] = f"{row['test_set']['mean']:.2f} % {row.get('metric')}"
+        if row.get("test_set"):
+            facts["measured"] += ", on the images of the claim"
+            facts["on the test set"] = f"{row['test_set']['mean']:.2f} % {row.get('metric')}"
     return facts
 
 
@@ -364,7 +389,14 @@ def text(value: Any) -> str:
 
 def tidy(value: float) -> float:
     """A figure to four decimals, which no table of MLflow's has to cut off; test sets give no more."""
-    return round(float(value), 4)
+    return round(figure(value), 4)
+
+
+def figure(value: Any) -> float:
+    """A number from JSON; TypeError for what is none, a text of digits among it."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.60} is no number")
+    return float(value)
 
 
 def percent(value: float | None) -> str:

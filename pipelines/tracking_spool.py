@@ -1,7 +1,7 @@
 """What is there to track: the run store and the stages' outputs, read as they lie on disk.
 
 They are the spool. Nothing is written for MLflow's sake but a cursor, which remembers what one tracking server has got.
-A file that is missing, half written or damaged reads as absent: its own stage complains about it, tracking waits.
+A file that is missing or damaged reads as absent; the latter costs a line that names it, and nothing else its tracking.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import csv
 import hashlib
 import json
 import os
+import re
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,14 @@ from numpy.typing import NDArray
 from pipelines import store
 
 SILENT_S = 900.0  # a trial tells its progress every second; after this long without it is taken for dead
+SEED = re.compile(r"seed-(\d+)")  # a trial's folder below runs/ and evaluations/; another beside it is not ours
+MEASURED = ("loss", "train_error", "lr", "images_per_s")  # of an epoch; None or NaN, too
 Json = dict[str, Any]
+T = TypeVar("T")
+
+
+class DamagedError(Exception):
+    """A file that is there and can't be tracked; its text is the line a user reads, and names the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +95,27 @@ class Evaluation:
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """The confusion matrix (C, C): rows actual, columns predicted."""
-        rows = list(csv.reader(StringIO((self.folder / "confusion.csv").read_text())))
-        return np.array(rows, dtype=np.int64).reshape(len(self.classes), len(self.classes))
+        path, size = self.folder / "confusion.csv", len(self.classes)
+        try:
+            rows = list(csv.reader(StringIO(path.read_text())))
+            return np.array(rows, dtype=np.int64).reshape(size, size)
+        except (OSError, ValueError, OverflowError, csv.Error):
+            raise DamagedError(f"{path} is damaged; expected {size} rows of {size} counts") from None
 
     @cached_property
     def digest(self) -> str:
         """Of all that is shown of it."""
-        matrix = (self.folder / "confusion.csv").read_bytes()
+        path = self.folder / "confusion.csv"
+        try:
+            matrix = path.read_bytes()
+        except OSError as error:
+            raise DamagedError(f"{path} can't be read ({error.strerror})") from None
         return digest(self.metrics, self.classes, self.protocol, hashlib.sha256(matrix).hexdigest())
 
     @property
     def time(self) -> float:
         """When it was made, unix seconds."""
-        return (self.folder / "metrics.json").stat().st_mtime
+        return modified(self.folder / "metrics.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +153,7 @@ class Trial:
             return float(self.result["finished"] - self.result["wall_s"])
         if self.curve:
             return float(self.curve[0]["time"] - self.curve[0]["seconds"])
-        return next((self.folder / n).stat().st_mtime for n in ("trial.json", ".") if (self.folder / n).exists())
+        return modified(self.folder / "trial.json") or modified(self.folder)
 
     @property
     def ended(self) -> float | None:
@@ -146,7 +162,8 @@ class Trial:
             return float(self.result["finished"])
         if self.status == "RUNNING":
             return None
-        return float((self.progress or {}).get("time") or time.time())
+        told = (self.progress or {}).get("time")
+        return float(told) if is_number(told) else time.time()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +175,20 @@ class Benchmark:
     dataset: str
     trials: tuple[Trial, ...]
     evaluations: tuple[Evaluation, ...] = ()
-    summary: Json = field(default_factory=dict)  # evaluations/<benchmark>/metrics.json
-    summary_time: float = 0.0
+    summary_file: Path  # evaluations/<benchmark>/metrics.json
+    summary: Json = field(default_factory=dict)
+    ledger_file: Path
     row: Json | None = None
-    row_time: float = 0.0
+
+    @property
+    def summary_time(self) -> float:
+        """When its evaluations were summed up, unix seconds; 0 where they are not."""
+        return modified(self.summary_file) if self.evaluations else 0.0
+
+    @property
+    def row_time(self) -> float:
+        """When its row of the ledger was written, unix seconds; 0 where there is none."""
+        return 0.0 if self.row is None else modified(self.ledger_file)
 
     @property
     def status(self) -> str:
@@ -195,9 +222,11 @@ class Benchmark:
 
 def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
     """Everything to track, benchmarks in the order of their first trial; and one line for each thing that can't be."""
-    evaluations, problems = _evaluations(spool)
-    trials = _trials(spool, {evaluation.key: evaluation for found in evaluations.values() for evaluation in found})
-    rows, row_time = _ledger(spool)
+    problems: list[str] = []
+    evaluations = _evaluations(spool, problems)
+    by_key = {evaluation.key: evaluation for found in evaluations.values() for evaluation in found}
+    trials = _trials(spool, by_key, problems)
+    rows = _ledger(spool, problems)
     datasets = {(t.benchmark, t.budget): t.dataset for t in trials} | {key: row["dataset"] for key, row in rows.items()}
     found = []
     for (name, budget), dataset in datasets.items():
@@ -212,110 +241,209 @@ def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
                 dataset=dataset,
                 trials=mine,
                 evaluations=evaluated,
-                summary=(load(summary) or {}) if evaluated else {},
-                summary_time=summary.stat().st_mtime if evaluated and summary.exists() else 0.0,
+                summary_file=summary,
+                summary=(_try(problems, load, summary) or {}) if evaluated else {},
+                ledger_file=spool.report / "ledger.json",
                 row=rows.get((name, budget)),
-                row_time=row_time if (name, budget) in rows else 0.0,
             )
         )
     return sorted(found, key=lambda b: (b.started, b.name)), problems
 
 
-def _trials(spool: Spool, evaluations: Mapping[str, Evaluation]) -> list[Trial]:
+def _trials(spool: Spool, evaluations: Mapping[str, Evaluation], problems: list[str]) -> list[Trial]:
     """Each trial once: as the store has it, else as a stage collected it (and ``dvc pull`` may bring it)."""
     found: dict[str, Trial] = {}
-    folders = [*sorted(spool.store.glob("*/trial.json")), *sorted(spool.runs.glob("*/seed-*/result.json"))]
-    for path in folders:
-        identity = load(path)
-        if identity is None or identity.get("key") in found or not spool.wants(identity.get("benchmark", "")):
-            continue
-        trial = _trial(path.parent, identity, evaluations)
-        if trial is not None:
-            found[trial.key] = trial
+    collected = [path for path in spool.runs.glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)]
+    for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
+        try:
+            identity = load(path)
+            if identity is not None:
+                need(path, identity, TEXT, "key", "benchmark", "budget")
+                if identity["key"] not in found and spool.wants(identity["benchmark"]):
+                    found[identity["key"]] = _trial(path, identity, evaluations, problems)
+        except DamagedError as error:
+            problems.append(str(error))
     return sorted(found.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
 
 
-def _trial(folder: Path, identity: Json, evaluations: Mapping[str, Evaluation]) -> Trial | None:
-    try:
-        dataset = identity.get("dataset") or {"digest": identity["dataset_digest"]}
-        return Trial(
-            folder=folder,
-            key=identity["key"],
-            benchmark=identity["benchmark"],
-            budget=identity["budget"],
-            seed=identity["seed"],
-            dataset=dataset.get("name") or identity["config"]["dataset"],
-            dataset_digest=dataset["digest"],
-            config=identity["config"],
-            curve=tuple(_curve(folder / "curve.jsonl")),
-            progress=load(folder / "progress.json"),
-            result=load(folder / "result.json", "finished", "wall_s"),
-            evaluation=evaluations.get(identity["key"]),
-        )
-    except (KeyError, TypeError, AttributeError):
-        return None
+def _trial(path: Path, identity: Json, evaluations: Mapping[str, Evaluation], problems: list[str]) -> Trial:
+    need(path, identity, WHOLE, "seed")
+    need(path, identity, OBJECT, "config", *(["dataset"] if identity.get("dataset") else []))
+    data = identity.get("dataset") or {"digest": identity.get("dataset_digest")}
+    about = {"name": data.get("name") or identity["config"].get("dataset"), "digest": data.get("digest")}
+    need(path, about, TEXT, "name", "digest", what="dataset's ")
+    folder = path.parent
+    return Trial(
+        folder=folder,
+        key=identity["key"],
+        benchmark=identity["benchmark"],
+        budget=identity["budget"],
+        seed=identity["seed"],
+        dataset=about["name"],
+        dataset_digest=about["digest"],
+        config=identity["config"],
+        curve=tuple(_try(problems, _curve, folder / "curve.jsonl") or ()),
+        progress=_try(problems, load, folder / "progress.json"),
+        result=_try(problems, _result, folder / "result.json"),
+        evaluation=evaluations.get(identity["key"]),
+    )
 
 
-def _evaluations(spool: Spool) -> tuple[dict[str, list[Evaluation]], list[str]]:
+def _result(path: Path) -> Json | None:
+    found = load(path)
+    if found is not None:
+        need(path, found, NUMBER, "finished", "wall_s")
+    return found
+
+
+def _evaluations(spool: Spool, problems: list[str]) -> dict[str, list[Evaluation]]:
     found: dict[str, list[Evaluation]] = {}
-    problems = []
     for path in sorted(spool.evaluations.glob("*/trials/seed-*/metrics.json")):
-        name, metrics, about = path.parts[-4], load(path), load(path.parents[2] / "classes.json")
-        if not spool.wants(name) or metrics is None or about is None or not (path.parent / "confusion.csv").exists():
-            continue
-        if "key" not in metrics:
-            problems.append(f"{path} has no 'key', so it can't be told which trial was evaluated")
-            continue
-        found.setdefault(name, []).append(
-            Evaluation(
-                folder=path.parent,
-                seed=int(path.parent.name.removeprefix("seed-")),
-                key=metrics["key"],
-                metrics=metrics,
-                classes=tuple(about["classes"]),
-                protocol=str(about.get("protocol", "single view")),
-            )
-        )
-    return {name: sorted(mine, key=lambda e: e.seed) for name, mine in found.items()}, problems
+        name = path.parts[-4]
+        evaluation = _try(problems, _evaluation, path) if spool.wants(name) else None
+        if evaluation is not None:
+            found.setdefault(name, []).append(evaluation)
+    return {name: sorted(mine, key=lambda e: e.seed) for name, mine in found.items()}
 
 
-def _ledger(spool: Spool) -> tuple[dict[tuple[str, str], Json], float]:
+def _evaluation(path: Path) -> Evaluation | None:
+    seed, beside = SEED.fullmatch(path.parent.name), path.parents[2] / "classes.json"
+    if seed is None:
+        return None
+    metrics, about = load(path), load(beside)
+    if metrics is None or about is None or not os.path.exists(path.parent / "confusion.csv"):
+        return None
+    if "key" not in metrics:
+        raise DamagedError(f"{path} has no 'key', so it can't be told which trial was evaluated")
+    need(path, metrics, TEXT, "key")
+    need(beside, about, TEXTS, "classes")
+    return Evaluation(
+        folder=path.parent,
+        seed=int(seed[1]),
+        key=metrics["key"],
+        metrics=metrics,
+        classes=tuple(about["classes"]),
+        protocol=str(about.get("protocol", "single view")),
+    )
+
+
+def _ledger(spool: Spool, problems: list[str]) -> dict[tuple[str, Any], Json]:
     path = spool.report / "ledger.json"
-    try:
-        rows = [row for row in json.loads(path.read_text()) if row["dataset"] and row["claim"].keys()]
-        wanted = {(row["benchmark"], row["budget"]): row for row in rows if spool.wants(row["benchmark"])}
-        return wanted, path.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}, 0.0
+    found: dict[tuple[str, Any], Json] = {}  # benchmark, budget; the latter None for one outside the suite
+    for place, row in enumerate(_try(problems, _rows, path) or [], 1):
+        try:
+            if not isinstance(row, dict):
+                raise DamagedError(f"{path} is damaged: its row {place} is a {type(row).__name__}; expected an object")
+            what = f"row {place}'s "
+            need(path, row, TEXT, "benchmark", what=what)
+            if row.get("dataset") and spool.wants(row["benchmark"]):
+                need(path, row, TEXT, "dataset", *(["budget"] if row.get("budget") is not None else []), what=what)
+                need(path, row, OBJECT, "claim", what=what)
+                found[row["benchmark"], row.get("budget")] = row
+        except DamagedError as error:
+            problems.append(str(error))
+    return found
 
 
-def load(path: Path, *needed: str) -> Json | None:
-    """The JSON object in ``path``, None when there is none to be read or one of the **needed** keys is missing."""
+def _rows(path: Path) -> list[Any] | None:
+    found: list[Any] | None = _read(path, list, "a list")
+    return found
+
+
+def load(path: Path) -> Json | None:
+    """The JSON object in ``path``, None when there is no such file. Raises DamagedError."""
+    found: Json | None = _read(path, dict, "an object")
+    return found
+
+
+def _read(path: Path, kind: type, expected: str) -> Any:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return found if isinstance(found, dict) and found.keys() >= set(needed) else None
+    except OSError as error:
+        raise DamagedError(f"{path} can't be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({error}); expected JSON") from None
+    if not isinstance(found, kind):
+        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected {expected}")
+    return found
+
+
+def _try(problems: list[str], read: Callable[[Path], T | None], path: Path) -> T | None:
+    """What **read** makes of the file, or None and a line in **problems**."""
+    try:
+        return read(path)
+    except DamagedError as error:
+        problems.append(str(error))
+        return None
+
+
+def need(path: Path, found: Json, kind: str, *keys: str, what: str = "") -> None:
+    """Raise DamagedError unless each of the **keys** has a value of that kind."""
+    for key in keys:
+        if not KINDS[kind](found.get(key)):
+            is_now = f"is {found[key]!r:.60}" if found.get(key) is not None else "is missing"
+            raise DamagedError(f"{path} is damaged: {what}'{key}' {is_now}; expected {kind}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from JSON can be reckoned with: no text, no NaN, no infinity, nothing beyond a double."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+TEXT, TEXTS, WHOLE, NUMBER, OBJECT = "a text", "a list of texts", "a whole number", "a number", "an object"
+KINDS: Mapping[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str) and value != "",
+    TEXTS: lambda value: isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value),
+    WHOLE: lambda value: isinstance(value, int) and is_number(value),
+    NUMBER: is_number,
+    OBJECT: lambda value: isinstance(value, dict),
+}
+
+
+def modified(path: Path) -> float:
+    """When the file was written, unix seconds; 0 when there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _curve(path: Path) -> list[Json]:
+    """The curve's lines; one without an end is still being written."""
     try:
-        lines = [json.loads(text) for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
-        return [line for line in lines if {"epoch", "time", "seconds"} <= line.keys()]
-    except (OSError, ValueError, AttributeError):
+        written = path.read_text().splitlines(keepends=True)
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} can't be read ({error})") from None
+    lines = []
+    for place, text in enumerate((text for text in written if text.endswith("\n")), 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(f"{path} is damaged in line {place} ({error}); expected JSON") from None
+        if not isinstance(line, dict):
+            raise DamagedError(f"{path} is damaged: line {place} is a {type(line).__name__}; expected an object")
+        what = f"line {place}'s "
+        need(path, line, WHOLE, "epoch", what=what)
+        measured = [key for key in MEASURED if line.get(key) is not None and not isinstance(line[key], float)]
+        need(path, line, NUMBER, "time", "seconds", *measured, what=what)
+        lines.append(line)
+    return lines
 
 
 def alive(progress: Mapping[str, Any]) -> bool:
     """Whether the process that wrote ``progress`` still trains, as far as can be told from here."""
-    if time.time() - float(progress.get("time", 0)) > SILENT_S:
+    told, pid = progress.get("time"), progress.get("pid")
+    if not is_number(told) or time.time() - float(told) > SILENT_S:
         return False
-    pid = progress.get("pid")
-    if progress.get("host") != socket.gethostname() or not isinstance(pid, int):
+    if progress.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return True  # on another machine: its silence will tell
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import itertools
 import shutil
 import threading
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines import benchmarks, cluster, distributed, estimate, orphan, progress, spec, store, tracking
-from pipelines.errors import UserError, guard
+from pipelines.errors import FULL, UserError, guard
 
 DATA = Path("datasets")
 RUNS = Path("runs")
@@ -192,7 +191,7 @@ def _error_of(task: Any, one: spec.Spec) -> Exception | None:
     try:
         ray.get(task)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, OSError) and error.cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error.cause, OSError) and error.cause.errno in FULL:
             return UserError(f"{one.name}: no space left in {one.store}; make room and run this again")
         return UserError(str(error.cause)) if isinstance(error.cause, UserError) else error
     except (ray.exceptions.RayError, OSError) as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import functools
 import importlib
 import inspect
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 from pipelines import benchmarks, boosting, datasets, progress, provenance, schema, sdlm, store, subsets, transforms
 from pipelines.batches import Batches, Chunks, stream
 from pipelines.benchmarks import Benchmark
-from pipelines.errors import UserError, guard
+from pipelines.errors import FULL, UserError, guard
 from pipelines.journal import Journal, Worker
 from pipelines.losses import build_loss
 from pipelines.optimisers import build_optimiser
@@ -58,8 +57,9 @@ def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[in
             raise schema.unknown(f"{where}.options: {benchmark.model.name}: option", option, allowed)
     try:
         model: nn.Module = build(classes=len(dataset.classes), in_shape=shape, **benchmark.model.options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: {benchmark.model.name}: {error}") from None
+    except (ValueError, TypeError, RuntimeError) as error:  # the last is torch's own, for a size or a deviation
+        line = str(error).partition("\n")[0]
+        raise UserError(f"{where}: {benchmark.model.name}: {line}") from None
     return model
 
 
@@ -239,7 +239,7 @@ def _full_disk_said(root: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(error, OSError) and error.errno in FULL
         if full or shutil.disk_usage(root).free < NO_SPACE:
             free = shutil.disk_usage(root).free / 1e6
             raise UserError(f"no space left in {root} ({free:.0f} MB free); make room and run this again") from error

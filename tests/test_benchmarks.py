@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import copy
 import math
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from dvc.utils.serialize import load_yaml, parse_yaml
 
-from pipelines import benchmarks, errors, store, suite
+from pipelines import benchmarks, errors, schema, store, suite
 from pipelines.errors import UserError
 from tests.conftest import ROOT, environment
 
@@ -132,6 +133,8 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/evaluation", {"views": "ten_crop"}, ".crop is missing; expected the pixels of the ten crops"),
     (f"{B}/evaluation", {"views": "ten_crop", "crop": 0}, ".crop is 0; expected at least 1 pixel"),
     (f"{B}/evaluation", {"views": "single", "crop": 28}, ".crop is 28; expected it beside views: ten_crop alone"),
+    (f"{B}/evaluation", {"views": "single", "count": 3}, ".count is 3; expected it beside views: random alone"),
+    (f"{B}/evaluation", {"views": "ten_crop", "crop": 24, "count": 10}, ".count is 10; expected it beside views: rand"),
     (f"{ON}", {"split": "val", "count": 9}, ".split is 'val'; allowed: test, train"),
     (f"{ON}", {"split": "test"}, ".count is missing; expected a whole number"),
     (f"{ON}", {"count": 9}, ".split is missing; expected one of train, test"),
@@ -173,10 +176,19 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/resources", {"gpus_if_any": 0.5, "workers": 2}, ".gpus_if_any is 0.5; expected 0 or a whole number"),
     # datasets
     ("datasets/imagenette/archive", NOTHING, " is null and folder null; expected exactly one of the two"),
+    ("datasets/imagenette/archive", "a\0", " is 'a\\x00' and folder null; expected no zero byte in a name"),
     ("datasets/imagenette/size", 4, " is 4; expected at least 8 pixels"),
     ("datasets/imagenette/md5", "xyz", " is 'xyz'; expected 32 hexadecimal digits"),
     ("datasets/imagenette/bytes", -4, " is -4; expected at least 1"),
     ("datasets/mnist/archive", "x.tar", " is 'x.tar'; expected none with kind: mnist"),
+    ("datasets/mnist/size", 64, " is 64; expected none with kind: mnist"),
+    ("datasets/mnist/md5", "0" * 32, f" is '{'0' * 32}'; expected none with kind: mnist"),
+    ("datasets/mnist/bytes", 5, " is 5; expected none with kind: mnist"),
+    ("datasets/cifar10/train", "a", " is 'a'; expected none with kind: cifar10"),
+    ("datasets/cifar10/val", "b", " is 'b'; expected none with kind: cifar10"),
+    ("datasets/mnist/kind", "cifar10", " is 'cifar10'; expected mnist, or the name cifar10"),
+    ("datasets/mnist", {"kind": "imagefolder", "folder": "x"}, ".kind is 'imagefolder'; expected mnist, or another na"),
+    ("datasets/cifar", {"kind": "cifar10"}, ".kind is 'cifar10'; expected imagefolder, or the name cifar10"),
 ]
 
 
@@ -261,6 +273,44 @@ def test_a_benchmark_is_named_as_its_folder_may_be(name: str) -> None:
     block = benchmarks.read(COMMITTED)["benchmarks"]["lenet5-mnist"]
     found = changed("benchmarks", {name: block})
     assert complaint(found).startswith(f"benchmarks.{name}: expected a name of small letters, digits and hyphens")
+
+
+@pytest.mark.parametrize("name", ["Pets", "my pets", "-pets", "../data", ".hidden", "a/b", ""])
+def test_a_dataset_is_named_as_its_folder_may_be(name: str) -> None:
+    line = complaint(changed("datasets", {name: {"kind": "imagefolder", "folder": "pictures"}}))
+    assert line.startswith(f"datasets.{name}: expected a name of small letters, digits, hyphens and underscores")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "datasets/imagenette",
+        "./data/../datasets/imagenette/",
+        "datasets/imagenette/raw",
+        "datasets",
+        ".",
+        "datasets/mnist",
+        "{cwd}/datasets/imagenette",
+        "{link}/imagenette",
+    ],
+)
+def test_pictures_do_not_lie_where_fetch_would_replace_them(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(Path("datasets").absolute())
+    place = folder.format(cwd=Path.cwd(), link=tmp_path / "link")
+    line = complaint(changed("datasets/imagenette", {"kind": "imagefolder", "folder": place}))
+    assert line.startswith(f"datasets.imagenette.folder is {schema.show(place)}; expected one apart from datasets/")
+    assert line.endswith(", which fetch replaces")
+
+
+def test_an_archive_does_not_lie_where_fetch_would_replace_it() -> None:
+    line = complaint(changed("datasets/imagenette/archive", "../datasets/imagenette/all.tar"))
+    assert line.endswith("/all.tar'; expected one apart from datasets/imagenette, which fetch replaces")
+
+
+@pytest.mark.parametrize("folder", ["pictures", "data/imagenette", "datasets-raw/imagenette", "datasets/imagenette2"])
+def test_pictures_may_lie_elsewhere(folder: str) -> None:
+    found = benchmarks.build(changed("datasets/imagenette", {"kind": "imagefolder", "folder": folder}))
+    assert found.datasets["imagenette"].folder == folder
 
 
 def test_a_missing_block_is_named() -> None:
@@ -541,6 +591,12 @@ def test_every_source_and_family_that_is_named_exists() -> None:
         for which in ("train", "evaluate"):
             for path in stage(which, name)["deps"]:
                 assert path.startswith(("datasets/", "runs/")) or (ROOT / path).is_file(), path
+
+
+def test_dvc_looks_for_no_updates_and_reports_nothing() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / ".dvc/config")
+    assert not config.getboolean("core", "check_update") and not config.getboolean("core", "analytics")
 
 
 # --- the reader of mappings --------------------------------------------------------------------------------------

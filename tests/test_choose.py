@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import benchmarks, choose, datasets, subsets, trial
+from pipelines import benchmarks, choose, datasets, schema, subsets, trial
 from tests.conftest import ROOT, edit_params, environment
 
 NAME = "linear-mnist"
@@ -65,6 +67,10 @@ def test_the_slice_is_not_trained_on(project: Path) -> None:
         ((NAME,), "error: benchmarks.linear-mnist.choice is missing; expected it there, or --rates\n"),
         ((NAME, "--rates", "-1"), "error: linear-mnist: rates is [-1.0]; expected numbers above 0\n"),
         ((NAME, "--rates", "0.1", "--epochs", "0"), "error: linear-mnist: epochs is 0; expected at least 1\n"),
+        (
+            ("ordinary-mnist", "--rates", "0.1"),
+            "error: ordinary-mnist: its claim is of images 50,001 to 60,000 of the training file; expected another ben",
+        ),
         (("liner-mnist",), "error: benchmark liner-mnist is not known; did you mean linear-mnist?"),
     ],
 )
@@ -74,9 +80,48 @@ def test_bad_input_is_one_line(project: Path, words: tuple[str, ...], line: str)
     assert (done.returncode, done.stderr.startswith(line)) == (2, True), done.stderr
 
 
-def test_the_rates_in_use_are_those_that_were_chosen() -> None:
+# --- the records committed below results/choices ------------------------------------------------------------------
+
+PARAMS = benchmarks.load(ROOT / "params.yaml")
+RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / choose.CHOICES).glob("*.json"))}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_rates_in_use_are_those_that_were_chosen(name: str) -> None:
     """results/choices keeps what a choice found; params.yaml must not drift from it."""
-    params = benchmarks.load(ROOT / "params.yaml")
-    for path in sorted((ROOT / choose.CHOICES).glob("*.json")):
-        record = json.loads(path.read_text())
-        assert params.benchmark(record["benchmark"]).recipe.optimiser.lr == record["chosen"], path.name
+    record, benchmark = RECORDS[name], PARAMS.benchmark(name)
+    assert (record["benchmark"], record["chosen"]) == (name, benchmark.recipe.optimiser.lr)
+    tried = {one["lr"]: one["mean"] for one in record["validation_error"]}
+    choice = benchmark.choice
+    assert choice is not None
+    assert (tuple(tried), record["hold_out"], tuple(record["seeds"])) == (choice.rates, choice.hold_out, choice.seeds)
+    whole = {lr: mean for lr, mean in tried.items() if mean is not None}  # None: the loss diverged
+    assert whole[record["chosen"]] == min(whole.values())
+    for one in record["validation_error"]:
+        if one["mean"] is not None:
+            assert one["mean"] == np.mean([one["per_seed"][str(seed)] for seed in choice.seeds])
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_rate_was_chosen_for_the_model_and_recipe_of_today(name: str) -> None:
+    benchmark, config = PARAMS.benchmark(name), RECORDS[name]["config"]
+    # read as params.yaml is, so that a field which is new since then has its default
+    then = schema.parse(benchmarks.Recipe, config["recipe"], name)
+    assert then.subset.hold_out == RECORDS[name]["hold_out"]
+    now = dataclasses.replace(
+        then,
+        optimiser=dataclasses.replace(then.optimiser, lr=benchmark.recipe.optimiser.lr),
+        subset=dataclasses.replace(then.subset, hold_out=benchmark.recipe.subset.hold_out),
+    )
+    assert now == benchmark.recipe
+    assert (config["dataset"], config["model"]) == (benchmark.dataset, dataclasses.asdict(benchmark.model))
+    # a schedule is stretched from the paper's length to that of the choice
+    assert config["paper_epochs"] == benchmark.budgets["paper"].epochs
+    assert not RECORDS[name]["git_dirty"], "expected a choice by committed code"
+
+
+@pytest.mark.parametrize("name", [name for name, benchmark in PARAMS.benchmarks.items() if benchmark.choice])
+def test_a_rate_has_its_record_or_says_that_it_was_not_chosen(name: str) -> None:
+    """One of the two: neither leaves a rate from nowhere, both a sentence that the choice has overtaken."""
+    says_so = any(re.search("not (yet )?chosen", one) for one in PARAMS.benchmark(name).deviations)
+    assert says_so != (name in RECORDS)

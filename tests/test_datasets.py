@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -170,6 +171,36 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".pets.partial" / "train_images.npy").write_bytes(b"half")
     write_dataset(tmp_path, "pets", classes=CLASSES, train=some_images(4, 5), test=some_images(4, 6)).verify()
     assert [path.name for path in tmp_path.iterdir()] == ["pets"]
+
+
+def test_files_that_are_no_datasets_are_not_replaced(pets: Dataset) -> None:
+    photo = pets.path / "train" / "photo.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"mine")
+    again = {"classes": CLASSES, "train": some_images(4, 5), "test": some_images(4, 6)}
+    with pytest.raises(UserError, match=r"pets: holds train, which is no part of a dataset and would be lost; move it"):
+        write_dataset(pets.path.parent, "pets", **again)  # type: ignore[arg-type]
+    assert photo.read_bytes() == b"mine"
+    pets.verify()
+    (pets.path.parent / "file").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"file: a file stands where a dataset belongs; move it away"):
+        write_dataset(pets.path.parent, "file", **again)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", [errno.ENOTDIR, errno.EROFS])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    root = tmp_path / "datasets"
+    if code == errno.ENOTDIR:
+        root.write_text("a file")
+    else:
+        monkeypatch.setattr(Path, "mkdir", read_only)
+    reason = {errno.ENOTDIR: "Not a directory", errno.EROFS: "Read-only file system"}[code]
+    with pytest.raises(UserError, match=rf"datasets: cannot be written \({reason}\)$"):
+        write_dataset(root, "pets", classes=CLASSES, train=some_images(4, 5), test=some_images(4, 6))
+
+
+def read_only(path: Path, **options: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
 
 def test_a_full_disk_is_an_error_not_a_bus_error(tmp_path: Path) -> None:

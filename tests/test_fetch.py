@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -339,6 +340,53 @@ def test_an_unreachable_server_and_an_absent_directory_are_one_line_each(root: P
     assert_complete(root)
 
 
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:80O0", "http://[::1/data", "http://a..b/data", "http://h:99999", "https:///data"]
+)
+def test_an_address_that_is_none_is_one_line(
+    root: Path, tmp_path: Path, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    with_secret = address.replace("://", "://user:s3cret@") + "?token=s3cret"
+    log = run(root, [Mirror(with_secret), Mirror(str(mirror))])
+    line = line_about(log, f"{IMAGES} and 3 more: not from $DATA_MIRROR {address}: not an address; expected one like ")
+    assert "s3cret" not in line
+    assert "Traceback" not in capfd.readouterr().err  # of a thread
+    assert_complete(root)
+
+
+def test_a_file_that_cannot_be_read_is_taken_from_the_next_source(root: Path, tmp_path: Path) -> None:
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    broken = write_files(tmp_path / "broken" / "mnist", FILES).parent
+    (broken / "mnist" / IMAGES).unlink()
+    (broken / "mnist" / IMAGES).symlink_to("/proc/self/mem")  # reading there is an input/output error
+    log = run(root, [Mirror("/" + "x" * 300), Mirror(str(broken)), Mirror(str(mirror))])
+    assert line_about(log, f"{IMAGES}: not from $DATA_MIRROR {broken}: Input/output error")
+    assert line_about(log, f"{IMAGES}: not from $DATA_MIRROR /xxx", "File name too long")
+    assert line_about(log, IMAGES, str(mirror), "md5 ok")
+    assert_complete(root)
+
+
+def test_a_copy_in_the_cache_that_cannot_be_read_is_passed_over(root: Path, tmp_path: Path) -> None:
+    pin = fetch.read_pins(root / "data.dvc", "mnist", [IMAGES])[0]
+    (tmp_path / pin.md5[:2]).mkdir()
+    (tmp_path / pin.md5[:2] / pin.md5[2:]).symlink_to("/proc/self/mem")
+    log: list[str] = []
+    assert fetch.take_what_is_here(root, [pin], tmp_path, log.append) == [pin]
+    assert log == [f"{IMAGES}: its copy in DVC's cache cannot be read (Input/output error)"]
+
+
+def test_a_full_disk_is_no_sources_fault(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipelines.sources._copy", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run(root, [Mirror(str(mirror))])
+
+
 def test_a_missing_file_is_taken_from_the_next_source(
     root: Path, serve: Callable[[Server], Server], tmp_path: Path
 ) -> None:
@@ -409,15 +457,62 @@ def test_an_archive_is_downloaded_once_for_all_files(root: Path, serve: Callable
     assert len(server.asked) == 1
 
 
-def test_an_archive_cannot_write_outside(root: Path, serve: Callable[[Server], Server], tmp_path: Path) -> None:
-    archive = packed_tar({"../../../../escaped": b"x"})
+@pytest.mark.parametrize("name", ["../../../../escaped", "a/../../escaped", "{tmp_path}/escaped"])
+def test_an_archive_cannot_write_outside(
+    root: Path, serve: Callable[[Server], Server], tmp_path: Path, name: str
+) -> None:
+    archive = packed_tar({name.format(tmp_path=tmp_path): b"x"})
     server = serve(Server(files={"all.tar.gz": archive}))
     log: list[str] = []
     with pytest.raises(UserError):
         source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
         fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
-    assert line_about(log, "cannot be unpacked")
+    assert line_about(log, "cannot be unpacked", "would lie outside it")
     assert not list(tmp_path.rglob("escaped"))
+
+
+def test_an_archives_links_lead_nowhere(root: Path, serve: Callable[[Server], Server], tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, kind, target in (
+            ("f", tarfile.SYMTYPE, f"{tmp_path}/outside"),
+            (f"g/{IMAGES}", tarfile.LNKTYPE, f"{tmp_path}/secret"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            tar.addfile(link)
+        for file, content in FILES.items():
+            member = tarfile.TarInfo(f"f/{file}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    server = serve(Server(files={"all.tar": buffer.getvalue()}))
+    run(root, [Tarball(Remote(url=f"{server.url}/all.tar"))])
+    assert_complete(root)
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_an_archive_that_contradicts_itself_is_asked_for_once(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files={"all.tar.gz": packed_tar({"f": b"x", f"f/{IMAGES}": FILES[IMAGES]})}))
+    log: list[str] = []
+    with pytest.raises(UserError):
+        source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
+        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
+    assert line_about(log, f"{IMAGES} and 3 more", "cannot be unpacked")
+    assert len(server.asked) == 1
+
+
+def test_archives_are_unpacked_by_the_first_pythons_too(
+    root: Path, serve: Callable[[Server], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 3.11.4 there is no ``filter``, and without one ``extractall`` writes wherever an archive says."""
+    monkeypatch.delattr(tarfile.TarFile, "extractall")
+    monkeypatch.delattr(tarfile.TarFile, "extract")
+    archive = packed_tar({f"f/{file}": content for file, content in FILES.items()})
+    server = serve(Server(files={"all.tar.gz": archive}))
+    run(root, [Tarball(Remote(url=f"{server.url}/all.tar.gz"))])
+    assert_complete(root)
 
 
 @pytest.fixture
@@ -546,6 +641,26 @@ def test_data_that_cannot_be_written(root: Path) -> None:
         run(root, [])
 
 
+def test_a_dataset_that_cannot_be_written(root: Path) -> None:
+    write_files(root / "data", {"mnist": b"a file"})
+    with pytest.raises(UserError, match=r"data/mnist: cannot be written \(Not a directory\)"):
+        run(root, [])
+    (root / "data" / "mnist").unlink()
+    write_files(root / "data" / "mnist", FILES)
+    (root / "datasets").write_text("a file")
+    with pytest.raises(UserError, match=r"datasets: cannot be written \(Not a directory\)"):
+        run(root, [])
+
+
+def test_a_read_only_disk_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(path: Path, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(UserError, match=r"data/\.mnist\.lock: cannot be written \(Read-only file system\)"):
+        run(root, [])
+
+
 def test_a_second_fetch_waits_for_the_first(root: Path, serve: Callable[[Server], Server]) -> None:
     server = serve(Server(files=as_mirror(FILES), pause=0.02))
     logs: list[list[str]] = [[], []]
@@ -626,6 +741,24 @@ def test_one_datasets_failure_does_not_keep_another_from_being_fetched(root: Pat
     mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
     done = command(root, "cifar10", "mnist", DATA_MIRROR=str(mirror))
     assert done.returncode == 2 and "data/cifar10/data_batch_1.bin is missing" in done.stderr
+    assert_complete(root)
+
+
+def test_a_mirrors_file_that_cannot_be_read_does_not_keep_another_dataset_from_being_fetched(
+    root: Path, tmp_path: Path
+) -> None:
+    write_files(tmp_path / "cifar10", {"data_batch_1.bin": b"x"})
+    write_pins(tmp_path, {file: b"x" for file in rawfiles.CIFAR10_FILES}, "cifar10")
+    outs = [yaml.safe_load((place / "data.dvc").read_text())["outs"] for place in (root, tmp_path)]
+    (root / "data.dvc").write_text(yaml.safe_dump({"outs": outs[0] + outs[1]}))
+    mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
+    (mirror / "cifar10").mkdir()
+    for file in rawfiles.CIFAR10_FILES:
+        (mirror / "cifar10" / file).symlink_to("/proc/self/mem")
+    done = command(root, "cifar10", "mnist", DATA_MIRROR=str(mirror))
+    assert done.returncode == 2 and "error: no source has data/cifar10/data_batch_1.bin, " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert f"data_batch_1.bin: not from $DATA_MIRROR {mirror}: Input/output error" in done.stdout
     assert_complete(root)
 
 

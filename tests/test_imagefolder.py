@@ -236,6 +236,61 @@ def test_a_truncated_archive(tmp_path: Path, pictures: dict[str, bytes], name: s
     assert line.startswith(f"{name}: cannot be read through") or "no images in" in line
 
 
+def test_a_link_to_nowhere(tmp_path: Path, pictures: dict[str, bytes]) -> None:
+    (as_folder(tmp_path / "mine", pictures) / "set/val/n02/9.png").symlink_to("/nowhere/9.png")
+    line = refused(tmp_path, Source(kind="imagefolder", folder="mine"))
+    assert line == "mine: set/val/n02/9.png cannot be read (No such file or directory)"
+
+
+@pytest.mark.parametrize(
+    ("field", "place", "value", "words"),
+    [
+        ("a password", 6, 1, "/n01/0.png' is encrypted, password required for extraction"),
+        ("the method Deflate64", 8, 9, "That compression method is not supported"),
+        ("a later version", 4, 99, "zip file version 9.9"),
+    ],
+)
+def test_a_zip_that_cannot_be_unpacked(
+    tmp_path: Path, pictures: dict[str, bytes], field: str, place: int, value: int, words: str
+) -> None:
+    """Each header is changed as its field asks; in the central directory the field lies 2 bytes further on."""
+    content = bytearray(as_archive(tmp_path / "data" / "pets.zip", pictures).read_bytes())
+    for mark, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        at = -1
+        while (at := content.find(mark, at + 1)) >= 0:
+            content[at + place + shift] = value
+    (tmp_path / "data" / "pets.zip").write_bytes(content)
+    line = refused(tmp_path, Source(kind="imagefolder", archive="pets.zip"))
+    assert line.startswith("pets.zip: cannot be read through (") and words in line
+    assert line.endswith("; expected a whole tar, tgz or zip (of method Deflate, without a password)")
+
+
+def test_a_hard_link_to_what_the_archive_does_not_hold(tmp_path: Path, pictures: dict[str, bytes]) -> None:
+    with tarfile.open(as_archive(tmp_path / "data" / "pets.tar", pictures), "a") as tar:
+        link = tarfile.TarInfo("set/val/n02/9.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "set/val/n02/absent.png"
+        tar.addfile(link)
+    assert "absent.png" in refused(tmp_path, Source(kind="imagefolder", archive="pets.tar"))
+
+
+def test_an_archive_that_cannot_be_read_is_passed_over(
+    tmp_path: Path, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_archive(tmp_path / "data" / "pets.tar", pictures)
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "pets.tar").symlink_to("/proc/self/mem")  # reading there is an input/output error
+    monkeypatch.setenv("DATA_MIRROR", str(tmp_path / "mirror"))
+    _, log = write(tmp_path, Source(kind="imagefolder", archive="pets.tar", size=8))
+    assert log[0] == f"pets.tar: not from {tmp_path}/mirror/pets.tar: cannot be read (Input/output error)"
+
+
+@pytest.mark.parametrize("mirror", ["http://127.0.0.1:80O0", "http://[::1/data"])
+def test_an_address_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str) -> None:
+    monkeypatch.setenv("DATA_MIRROR", mirror)
+    line = refused(tmp_path, Source(kind="imagefolder", archive="pets.tar"))
+    assert f"{mirror}/pets.tar: not an address; expected one like http://host:8000/data" in line
+
+
 def test_the_command_refuses_a_foreign_archive(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     as_archive(tmp_path / "data" / "imagenette2-224px.tar", {"x": b"x"})

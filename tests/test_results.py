@@ -50,6 +50,19 @@ def test_a_committed_row_says_where_it_comes_from(path: Path, row: dict[str, Any
     assert "-dirty" not in row["git_commit"] and "torch" in row["versions"] and row["hardware"]
 
 
+def test_every_mnist_row_is_measured_at_the_papers_budget() -> None:
+    """results/mnist.json is a whole run of suites.mnist, with seeds enough for an interval."""
+    path = ROOT / "results/mnist.json"
+    assert path in LEDGERS, "expected the ledger of the suite mnist"
+    measured = {
+        row["benchmark"]: (row["budget"], row["epochs"]) for row in json.loads(path.read_text()) if row["n"] >= 5
+    }
+    wanted = {
+        name: ("paper", PARAMS.benchmarks[name].budgets["paper"].epochs) for name in PARAMS.suites["mnist"].benchmarks
+    }
+    assert measured == wanted
+
+
 @pytest.mark.parametrize(("path", "row"), ROWS)
 def test_a_claim_missed_at_the_papers_budget_has_its_paragraph(path: Path, row: dict[str, Any]) -> None:
     if row["budget"] == "paper" and row["verdict"] not in THERE:

@@ -301,6 +301,10 @@ def user_error() -> None:
     raise UserError("batch is 0; expected at least 1")
 
 
+def no_folder() -> None:
+    Path("/dev/null/store").mkdir(parents=True)
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 
@@ -310,6 +314,7 @@ def interrupt() -> None:
     [
         (user_error, 2, "error: batch is 0; expected at least 1\n"),
         (full_disk, 2, "error: no space left on the disk that holds "),
+        (no_folder, 2, "error: /dev/null/store: Not a directory; expected a place that can be read and written\n"),
         (interrupt, 130, "error: interrupted; "),
     ],
 )

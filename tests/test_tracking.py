@@ -269,6 +269,133 @@ def test_status_of_a_trial_whose_process_is_gone(tmp_path: Path) -> None:
         assert tracking_spool.read(project.spool)[0][0].trials[0].status == status
 
 
+NO_TIMES: dict[str, Any] = {
+    "null": None,
+    "text": "soon",
+    "list": [],
+    "nan": float("nan"),
+    "infinite": float("inf"),
+    "huge": 10**400,
+}
+
+
+@pytest.mark.parametrize("told", NO_TIMES.values(), ids=NO_TIMES)
+def test_progress_at_no_time_is_of_no_living_process(tmp_path: Path, told: Any) -> None:
+    here = {"pid": os.getpid(), "host": socket.gethostname()}
+    assert tracking_spool.alive({**here, "time": time.time()})
+    assert not tracking_spool.alive({**here, "time": told})
+    assert not tracking_spool.alive({**here, "time": time.time(), "pid": 2**70})
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
+    project.write(f"store/{key}/progress.json", {**here, "state": "running", "time": told})
+    record = next(r for r in tracking_content.gather(project.spool)[0] if r.identity == f"trial:{key}")
+    assert record.status == "KILLED" and record.ended == pytest.approx(time.time(), abs=60)
+
+
+def test_a_copy_beside_the_trials_is_not_one_of_them(tmp_path: Path) -> None:
+    """``cp -r seed-0 seed-0.bak``, below evaluations/ and runs/, with a key of its own."""
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    before = tracking_content.gather(project.spool)
+    identity = json.loads(next((tmp_path / "store").glob("*/result.json")).read_text())
+    for stray in ("seed-0.bak", "seed-", "seed-x"):
+        folder = tmp_path / "evaluations/lenet5-mnist/trials"
+        shutil.copytree(folder / "seed-0", folder / stray)
+        project.write(f"runs/lenet5-mnist/{stray}/result.json", {**identity, "key": f"of {stray}"})
+    after = tracking_content.gather(project.spool)
+    assert after[1] == before[1] == []
+    assert [r.marks for r in after[0]] == [r.marks for r in before[0]] and len(after[0]) == 3
+
+
+def change(path: Path, **new: Any) -> None:
+    """Give some keys of a JSON file other values; the row 0 of a ledger's."""
+    found = json.loads(path.read_text())
+    (found[0] if isinstance(found, list) else found).update(new)
+    path.write_text(json.dumps(found))
+
+
+def replaced_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
+    ("store/{key}/trial.json", lambda path: change(path, seed="0"), "'seed' is '0'; expected a whole number"),
+    ("store/{key}/trial.json", lambda path: change(path, key=[1]), "'key' is [1]; expected a text"),
+    ("store/{key}/trial.json", lambda path: change(path, benchmark={}), "'benchmark' is {}; expected a text"),
+    (
+        "store/{key}/trial.json",
+        lambda path: change(path, dataset={"name": 1}),
+        "dataset's 'name' is 1; expected a text",
+    ),
+    ("store/{key}/trial.json", lambda path: path.write_bytes(b"\xff"), "can't decode"),
+    ("store/{key}/trial.json", lambda path: path.write_text("[" * 10**5), "recursion"),
+    ("store/{key}/trial.json", replaced_by_a_folder, "can't be read (Is a directory)"),
+    ("store/{key}/result.json", lambda path: change(path, finished="now"), "'finished' is 'now'; expected a number"),
+    ("store/{key}/result.json", lambda path: change(path, wall_s=None), "'wall_s' is missing; expected a number"),
+    ("store/{key}/result.json", lambda path: change(path, versions="all"), "'str' object has no attribute 'items'"),
+    ("store/{key}/result.json", lambda path: change(path, parameters="60"), "'60' is no number"),
+    ("store/{key}/progress.json", lambda path: path.write_text("[]"), "it holds a list; expected an object"),
+    ("store/{key}/curve.jsonl", lambda path: path.write_text("epoch 1\n"), "line 1"),
+    ("store/{key}/curve.jsonl", lambda path: path.write_text("1\n"), "line 1 is a int; expected an object"),
+    ("store/{key}/curve.jsonl", lambda path: path.write_text('{"epoch": 1.5}\n'), "line 1's 'epoch' is 1.5"),
+    (
+        "store/{key}/curve.jsonl",
+        lambda path: path.write_text('{"epoch": 1, "time": 1, "seconds": 1, "loss": "low"}\n'),
+        "line 1's 'loss' is 'low'; expected a number",
+    ),
+    ("evaluations/a-mnist/trials/seed-0/metrics.json", lambda path: change(path, key={}), "'key' is {}"),
+    ("evaluations/a-mnist/trials/seed-0/metrics.json", lambda path: change(path, error="1"), "'1' is no number"),
+    ("evaluations/a-mnist/trials/seed-0/metrics.json", lambda path: change(path, claimed_on=[1]), "AttributeError"),
+    ("evaluations/a-mnist/trials/seed-0/confusion.csv", replaced_by_a_folder, "can't be read (Is a directory)"),
+    ("evaluations/a-mnist/classes.json", lambda path: change(path, classes=None), "'classes' is missing"),
+    ("evaluations/a-mnist/metrics.json", lambda path: change(path, test_error=[1]), "[1] is no number"),
+    ("report/ledger.json", lambda path: change(path, claim=None), "row 1's 'claim' is missing; expected an object"),
+    ("report/ledger.json", lambda path: change(path, dataset=[1]), "row 1's 'dataset' is [1]; expected a text"),
+    ("report/ledger.json", lambda path: change(path, mean="1"), "row of a-mnist, is damaged"),
+    ("report/ledger.json", lambda path: change(path, ci95=[1]), "row of a-mnist, is damaged"),
+    ("report/ledger.json", lambda path: path.write_text("[1, " + path.read_text()[1:]), "row 1 is a int"),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "says"), DAMAGES, ids=[f"{file} {says}" for file, _, says in DAMAGES])
+def test_a_damaged_file_costs_itself_and_one_line(
+    tmp_path: Path, file: str, damage: Callable[[Path], object], says: str
+) -> None:
+    project = Project(tmp_path)
+    project.benchmark("a-mnist", "mnist", 1.0, 2)
+    project.benchmark("b-mnist", "mnist", 5.0, 2, at=1000)
+    project.ledger()
+    before, problems = tracking_content.gather(project.spool)
+    assert problems == [] and len(before) == 6
+    key = next(r for r in before if r.name == "a-mnist seed 0").identity.partition(":")[2]
+    path = tmp_path / file.format(key=key)
+    damage(path)
+    after, (problem,) = tracking_content.gather(project.spool)
+    assert problem.startswith(str(path)) and says in problem and "\n" not in problem
+    marks = {r.identity: r.marks for r in after}
+    whole = {r.identity: r.marks for r in before}
+    assert all(marks[r.identity] == r.marks for r in before if r.name.startswith("b-mnist"))
+    parts = sum(map(len, whole.values())) - sum(map(len, marks.values()))
+    all_of_it = {"trial.json": 6, "classes.json": 3}  # a trial; the evaluations of two seeds, and that of both
+    assert parts <= all_of_it.get(path.name, 2)
+
+
+def test_a_damaged_cursor_has_the_server_asked_again(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    uri = "http://127.0.0.1:9"
+    cursor = tracking_cursor.Cursor.of(project.spool, uri)
+    everything = tracking_content.gather(project.spool)[0]
+    entries = {r.identity: {"run_id": "1", "sent": r.marks} for r in everything}
+    for damaged in (None, {"run_id": "1", "sent": {"curve": "ten"}}, {"run_id": 1, "sent": {}}, {"run_id": "1"}):
+        project.write(str(cursor.path), {"uri": uri, "runs": {**entries, everything[0].identity: damaged}})
+        assert [r.name for r in tracking_cursor.pending(project.spool, uri)] == ["lenet5-mnist (laptop)"]
+    for text in ("{", "[]", '{"runs": null}', '{"runs": [1]}'):
+        project.write(str(cursor.path), text)
+        assert len(tracking_cursor.pending(project.spool, uri)) == 2
+
+
 def test_class_rows_by_hand() -> None:
     counts = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
     rows = tracking_files.class_rows(counts, ["a", "b", "c"])
@@ -346,6 +473,124 @@ def test_credentials_are_not_printed() -> None:
     uri = "https://me:s3cret@host:5000/path?token=s3cret"
     assert tracking_cursor.safe(uri) == "https://host:5000/path"
     assert "s3cret" not in tracking_cursor.clean(f"can't reach {uri} as me:s3cret\nmore", uri)
+
+
+NO_ADDRESS = {  # as it is set: as it is shown
+    "http://[::1:5000": None,
+    "http://host:50OO": None,
+    "http://host:99999": None,
+    "http://me:s3cret@[::1:5000": "http://***@[::1:5000",
+    "http://me:s3cret/s3cret#s3cret@host:5000": "http://***@host:5000",
+    "http://me:s3cret@": "http://***@",
+    "http://": None,
+    "http:/host:5000": None,
+    "http://a host:5000": None,
+    "https://h\udcffst": None,
+    "ftp://x": None,
+    "ftp://me:s3cret@x": "ftp://x",
+    "localhost:5000": None,
+    "127.0.0.1:5000": None,
+    "me:s3cret@host:5000": "me:***@host:5000",
+    "sqlite://mlflow.db": None,
+    "sqlite:///": None,
+    "sqlite:///:memory:": None,
+}
+
+
+@pytest.mark.parametrize("value", NO_ADDRESS)
+def test_what_is_no_address_is_told_in_one_line_and_all_stays_spooled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+    monkeypatch.setattr(subprocess, "Popen", None)  # nobody has to be asked
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    with tracking.follow(project.spool) as results:
+        trained = True
+    assert trained
+    for result in (*results, tracking.sync(project.spool)):
+        assert result.line == (
+            f"not tracked: MLFLOW_TRACKING_URI is {(NO_ADDRESS[value] or value)!r}; expected http://HOST:PORT, "
+            "https://HOST:PORT, or sqlite:/// and the path of a file; 2 trials and 1 benchmark wait in the spool"
+        )
+        assert "s3cret" not in repr(result)
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI is .*; expected http://HOST:PORT"):
+        tracking.replay(project.spool)
+
+
+def test_a_directory_is_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    project = Project(tmp_path)
+    project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}")
+    said = f"not tracked: MLFLOW_TRACKING_URI is 'sqlite:///{tmp_path}', which is a directory; expected http://HOST"
+    assert (tracking.sync(project.spool).line or "").startswith(said)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (tmp_path / "mlflow.db").mkdir()
+    said = f"not tracked: {tmp_path}/mlflow.db is a directory; expected MLflow's database, which is a file; 1 trial"
+    assert (tracking.sync(project.spool).line or "").startswith(said)
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+def test_an_empty_address_is_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+    assert tracking_cursor.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://[::1]:5000",
+        "HTTPS://host/path",
+        "http://me:p%40ss@host",
+        "postgresql+psycopg://me:pass@host/db",
+        "databricks://scope:prefix",
+        "mlruns",
+        "file:///srv/a@b",
+        "sqlite:////srv/mlflow.db",
+    ],
+)
+def test_an_address_is_passed_on_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+    assert tracking_cursor.tracking_uri(tmp_path) == value
+    assert tracking_cursor.is_remote(value) is value.lower().startswith("http")
+    assert "me:" not in tracking_cursor.safe(value)
+
+
+def test_a_bug_in_reading_the_spool_ends_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9")
+
+    def fail(spool: Spool) -> None:
+        raise RuntimeError("s3cret at http://me:s3cret@127.0.0.1:9")
+
+    monkeypatch.setattr(tracking_content, "gather", fail)
+    result = tracking.sync(Spool.below(tmp_path))
+    assert result.line == "not tracked: RuntimeError: *** at http://127.0.0.1:9"
+
+
+def test_a_name_that_cannot_be_looked_up_is_away() -> None:
+    with pytest.raises(tracking_client.AwayError, match="empty or too long"):
+        tracking_client.probe("http://a..b:5000")
+
+
+def test_an_experiment_that_is_refused_holds_back_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(tmp_path)
+    project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    project.trial("lenet5-odd", "what?", 0, epochs=2)
+    sender = Sender(project.spool, "http://127.0.0.1:9")
+
+    def experiment(name: str) -> str:
+        if name == "what?":
+            raise tracking_client.RefusedError("no such name")
+        return "1"
+
+    monkeypatch.setattr(sender, "_connect", lambda: None)
+    monkeypatch.setattr(sender, "_experiment", experiment)
+    monkeypatch.setattr(sender, "_recall", lambda *_: None)
+    monkeypatch.setattr(sender, "_deliver", lambda *_: None)
+    assert sender.round()
+    assert len(sender.sent) == 2 and sender.sent[0] == "benchmark:lenet5-mnist/laptop"
+    assert list(sender.refused.values()) == ["lenet5-odd (laptop): no such name", "lenet5-odd seed 0: no such name"]
 
 
 # MLflow on its sqlite store, in this process.
@@ -544,6 +789,10 @@ def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
         "lenet5-mnist (laptop)",
         "lenet5-mnist seed 0",
     ]
+    assert all("seed-0/confusion.csv is damaged; expected 10" in why for why in sender.refused.values())
+    run = runs(sender.client, "trial")["lenet5-mnist seed 0"]  # what is not damaged arrives
+    assert run.info.status == "FINISHED" and "cost/wall_s" in run.data.metrics and "test/error" not in run.data.metrics
+    assert len(sender.client.get_metric_history(run.info.run_id, "train/loss")) == 10
 
 
 def test_a_diverged_trial_and_a_long_one(local: Path) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import socket
+import struct
+import subprocess
 import sys
+import termios
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +26,8 @@ from pipelines import cluster, estimate, spec, store, trial
 from pipelines import train as stage
 from pipelines.cluster import Cluster, Node
 from pipelines.errors import UserError
-from tests.conftest import ROOT, edit_params
-from tests.training import Run, only, same_weights, specs, train, until, worker_of
+from tests.conftest import ROOT, edit_params, environment
+from tests.training import QUIET, TRAIN, Run, only, same_weights, specs, train, until, worker_of
 
 SHORT: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 2, "seeds": [0, 1]}}
 DIVERGING = SHORT | {"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}
@@ -44,6 +51,26 @@ def test_packed_trials_end_as_plain_ones_whatever_becomes_of_the_others(project:
     again = train("mlp300-mnist")
     assert again.returncode == 0, again.stderr
     assert "2 of 2 trials are in the store already" in again.stdout and "to train" not in again.stdout
+
+
+def test_a_terminal_shows_a_live_line_for_each_trial(project: Path) -> None:
+    only(project, linear_mnist=SHORT | {"budgets.laptop": {"epochs": 30, "seeds": [0, 1]}})
+    seen, window = pty.openpty()
+    fcntl.ioctl(window, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    running = subprocess.Popen(TRAIN, env=environment(**QUIET, TERM="xterm"), stdout=window, stderr=window)
+    os.close(window)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side is closed when the command has ended
+        while part := os.read(seen, 65536):
+            shown += part
+    os.close(seen)
+    assert running.wait(timeout=60) == 0, shown.decode()
+    text = shown.decode()
+    assert "Ray started here: " in text and "2 trials to train at the laptop budget, about " in text
+    assert "  linear-mnist: 2 of about " in text
+    assert re.search(r"linear-mnist seed 0 +epoch +\d+\.\d/30  loss \d\.\d+  [\d,]+ images/s  \d+ s left", text)
+    assert "\x1b[1A" in text or "\x1b[2K" in text  # drawn over, not below one another
+    assert "2 of 2 trials done, 0 waiting" in text
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +172,31 @@ def test_the_disk_that_a_trial_is_said_to_need_is_what_it_takes(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=r"store has \d MB free; expected \d MB for 2 trials"):
         stage._require_space([(one, weights), (other, weights)], held)
+
+
+@pytest.mark.parametrize("address", ["head", "head:ray", "head..cluster:6379", ":6379"])
+def test_a_malformed_cluster_address_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    line = f"^RAY_ADDRESS is {address}; expected host:port, ray://host:port, auto, or nothing$"
+    with pytest.raises(UserError, match=line), cluster.connect():
+        pass
+
+
+@pytest.mark.parametrize("leader", ["make", "dvc"])
+def test_what_make_or_dvc_started_ends_with_it(tmp_path: Path, leader: str) -> None:
+    """Killed, neither tells its children; by the next run they must not be in the way."""
+    code = "import time; from pipelines import orphan; orphan.follow_dvc(); open('up', 'w'); time.sleep(60)"
+    (tmp_path / "Makefile").write_text(f'all:\n\t@{sys.executable} -c "{code}"; true\n')
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"one": {"cmd": f'{sys.executable} -c "{code}"'}}}))
+    words = {"make": ["make", "-s"], "dvc": [str(Path(sys.executable).parent / "dvc"), "repro"]}[leader]
+    if leader == "dvc":
+        subprocess.run([words[0], "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    started = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    until(lambda: (tmp_path / "up").exists(), 60)
+    family = psutil.Process(started.pid).children(recursive=True)
+    started.kill()
+    started.wait()
+    assert family and not psutil.wait_procs(family, timeout=20)[1]
 
 
 def test_an_unreachable_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

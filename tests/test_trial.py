@@ -210,6 +210,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown model": ({"model.name": "lenet6"}, "model lenet6 is not known; did you mean lenet"),
     "unknown option": ({"model.options": {"haed": "softmax"}}, "option haed is not known; did you mean head"),
     "bad option": ({"model.options": {"head": "svm"}}, "head 'svm' must be"),
+    "impossible size": ({"model": {"family": "mlp", "name": "mlp", "options": {"hidden": [10**12]}}}, "mlp: "),
     "unknown transform": ({"recipe.preprocess": [{"skale": {}}]}, "'skale' is no known operation"),
     "misspelt argument": ({"recipe.preprocess": [{"scale": {"lo": 0, "high": 1}}]}, "scale: lo is 0"),
     "misfitting shape": ({"recipe.preprocess": [{"scale": {"low": 0, "high": 1}}, {"pad": {"pixels": 1}}]}, "pad"),

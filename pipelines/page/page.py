@@ -71,7 +71,8 @@ def _facts(params: Params, outcomes: Mapping[str, Outcome]) -> str:
         return run
     spent = sum(float(r["wall_s"]) for r in results)
     last = tables.day(max(float(r["finished"]) for r in results))
-    return f"{run}, {len(results)} trials, {tables.duration(spent)} of training in all, the last finished on {last}."
+    trials = f"{len(results)} trials, {tables.duration(spent)} of training summed over them"
+    return f"{run}, {trials}, the last finished on {last}."
 
 
 def _footer(outcomes: Mapping[str, Outcome]) -> str:

@@ -1,0 +1,61 @@
+"""Each block of params.yaml as it stands: its model, loss, optimiser, preprocessing and views work together.
+
+Two steps on invented images of the right shape, in small batches; whether a net learns is not asked here. A committee
+must learn, or its members would not disagree: tests/test_boosting.py trains it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import benchmarks, datasets, evaluate, spec, store, trial
+from pipelines.benchmarks import Budget
+from tests.conftest import ROOT
+
+PARAMS = benchmarks.load(ROOT / "params.yaml")
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenette": (3, 256, 256)}
+FEW = {"imagenette": 40}  # images, where the usual 520 would be too much
+TEST, BATCH = 3, 8  # at most
+
+
+@pytest.fixture(scope="module")
+def invented(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, random = tmp_path_factory.mktemp("invented"), np.random.default_rng(0)
+
+    def split(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return random.integers(0, 256, (count, *SHAPES[name]), dtype=np.uint8), np.arange(count) % 10
+
+    for name in SHAPES:
+        classes = [str(number) for number in range(10)]
+        datasets.write_dataset(
+            root, name=name, classes=classes, train=split(name, FEW.get(name, 520)), test=split(name, TEST)
+        )
+    return root
+
+
+@pytest.mark.parametrize("name", [name for name, one in PARAMS.benchmarks.items() if one.recipe.boosting is None])
+def test_it_trains_and_is_evaluated_as_its_block_says(
+    name: str, invented: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(invented)  # one store for all: ZCA is fitted once
+    benchmark = PARAMS.benchmarks[name]
+    recipe = dataclasses.replace(benchmark.recipe, batch=min(benchmark.recipe.batch, BATCH))
+    short = Budget(epochs=1, seeds=(0,), train_images=2 * recipe.batch)
+    benchmark = dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"short": short})
+    one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=1)
+    dataset = datasets.open_dataset(invented, benchmark.dataset)
+    torch.manual_seed(0)
+    start = trial.build_model(benchmark, dataset, trial.image_shape(benchmark, dataset)).state_dict()
+    files = trial.run(one)
+    (point,) = store.read_lines(files.curve)
+    assert np.isfinite(point["loss"]) and point["lr"] > 0
+    model = evaluate.load_network(benchmark, dataset, files.weights)
+    moved = [key for key, value in model.named_parameters() if not torch.equal(value, start[key])]
+    assert moved
+    found = evaluate.predict(benchmark, dataset, model, 0, "cpu")
+    assert 0 <= found.error <= 100
