@@ -17,7 +17,7 @@ repro: install
 	dvc repro
 
 test: install lint
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 lint: install
 	ruff check .
