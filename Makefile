@@ -17,7 +17,7 @@ repro: install
 	dvc repro
 
 test: install lint
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	ruff check .
