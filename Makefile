@@ -17,7 +17,7 @@ repro: install
 	dvc repro
 
 test: install lint
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	python -m pytest
 
 lint: install
 	ruff check .
