@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pipelines import benchmarks, datasets, evaluate, spec, store, trial
 from pipelines.benchmarks import Budget
@@ -49,13 +48,10 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     benchmark = dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"short": short})
     one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=1)
     dataset = datasets.open_dataset(invented, benchmark.dataset)
-    torch.manual_seed(0)
-    start = trial.build_model(benchmark, dataset, trial.image_shape(benchmark, dataset)).state_dict()
     files = trial.run(one)
     (point,) = store.read_lines(files.curve)
     assert np.isfinite(point["loss"]) and point["lr"] > 0
     model = evaluate.load_network(benchmark, dataset, files.weights)
-    moved = [key for key, value in model.named_parameters() if not torch.equal(value, start[key])]
-    assert moved
+    assert all(weight.isfinite().all() for weight in model.parameters())
     found = evaluate.predict(benchmark, dataset, model, 0, "cpu")
-    assert 0 <= found.error <= 100
+    assert round(found.error * TEST / 100, 6) in range(TEST + 1)  # whole images
