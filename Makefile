@@ -16,8 +16,11 @@ repro: install
 	python -m pipelines.train
 	dvc repro
 
+# Tests that kill clusters have time limits, which they keep only where nothing else takes the processors.
 test: install lint
-	python -m pytest
+	python -m pipelines.fetch mnist
+	python -m pytest -m "not alone" -n 2 --dist loadfile
+	python -m pytest -m alone
 
 lint: install
 	ruff check .

@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", help="in place of those of the benchmark's block `choice`")
     parser.add_argument("--epochs", type=int, help="passes for each rate; by default those of its `paper` budget")
     args = parser.parse_args()
-    orphan.follow_dvc()
+    orphan.follow()
     params = benchmarks.load()
     benchmark = params.benchmark(args.benchmark)
     try:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ LOST_S = 1.0  # without an answer, on this machine
 LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
 GRACE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 FOLLOW_EVERY_S = 0.5
+STARTS = 3  # attempts at starting Ray on this machine
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
 OBJECT_STORE_BYTES = 80 * 2**20  # trials pass files, not objects: the least that Ray takes, with room to spare
@@ -164,8 +165,7 @@ def _start(address: str | None) -> None:
     if address is None:
         # Nobody takes this machine away with a notice, and to watch for that costs a process.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # An explicit "local": a bare init may join somebody else's cluster on this machine.
-        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
+        _start_here(common)
     else:
         _probe(address)
         try:
@@ -173,6 +173,26 @@ def _start(address: str | None) -> None:
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise _unreachable(address, " ".join(str(error).split())[:200] or type(error).__name__) from None
     orphan.end_on_sigterm()  # Ray has put a handler of its own in place, which aborts the process
+
+
+def _start_here(common: dict[str, Any]) -> None:
+    """Ray gives its own processes 15 s to come up, which can't be changed and is short for a machine that is busy."""
+    import ray
+
+    others = psutil.Process().children(recursive=True)
+    for left in reversed(range(STARTS)):
+        try:
+            # An explicit "local": a bare init may join somebody else's cluster on this machine.
+            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
+        except Exception as error:  # Ray's is one of no class of its own
+            if "timed out during startup" not in str(error):
+                raise
+            _end_children(but=others)
+        else:
+            return
+        print(f"Ray's processes did not come up in time{'; trying again' if left else ''}", flush=True)
+    line = f"Ray could not be started on this machine in {STARTS} attempts, as its processes came up too slowly"
+    raise UserError(f"{line}; expected a machine less busy (their logs: /tmp/ray/session_latest/logs)")
 
 
 def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
@@ -246,8 +266,8 @@ def _answers(endpoint: Endpoint) -> bool:
     return True
 
 
-def _end_children() -> None:
-    for process in psutil.Process().children(recursive=True):
+def _end_children(*, but: Sequence[psutil.Process] = ()) -> None:
+    for process in set(psutil.Process().children(recursive=True)) - set(but):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 

@@ -259,7 +259,7 @@ def write(params: Params, found: Mapping[str, Outcome], folder: Path = REPORT) -
 
 def main() -> None:
     """Write the report of the active suite and show the ledger."""
-    orphan.follow_dvc()
+    orphan.follow()
     params = benchmarks.load()
     ledger = write(params, gather(params))
     console = Console()

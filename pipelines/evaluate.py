@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     args = parser.parse_args()
-    orphan.follow_dvc()
+    orphan.follow()
     params = benchmarks.load()
     device = trial.chosen_device(args.device)
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)

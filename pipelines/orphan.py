@@ -22,7 +22,7 @@ def end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, _interrupt)
 
 
-def follow_dvc() -> None:
+def follow() -> None:
     """End this process (as Ctrl-C would) once the DVC or the make that started it is gone; by hand, it stays."""
     end_on_sigterm()
     names = [name for name, sign in (("dvc", "DVC_STAGE"), ("make", "MAKELEVEL")) if sign in os.environ]
@@ -33,7 +33,7 @@ def follow_dvc() -> None:
     if leader is None and "dvc" in names and len(above) <= 1:  # adopted by init: DVC ended in the meantime
         raise KeyboardInterrupt
     if leader is not None:
-        threading.Thread(target=_watch, args=(leader,), daemon=True, name="follow-dvc").start()
+        threading.Thread(target=_watch, args=(leader,), daemon=True, name="follow").start()
 
 
 def _runs(process: psutil.Process, names: Sequence[str]) -> bool:

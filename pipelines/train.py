@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
     parser.add_argument("--budget", help="for the benchmarks named: laptop or paper; by default what the suite says")
     args = parser.parse_args()
-    orphan.follow_dvc()
+    orphan.follow()
     params = benchmarks.load()
     if args.budget and not args.benchmarks:
         raise UserError(f"--budget is {args.budget}; expected it beside names of benchmarks: a suite has its own")

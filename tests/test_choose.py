@@ -16,6 +16,8 @@ import pytest
 from pipelines import benchmarks, choose, datasets, schema, subsets, trial
 from tests.conftest import ROOT, edit_params, environment
 
+pytestmark = pytest.mark.alone
+
 NAME = "linear-mnist"
 SMALL: dict[str, Any] = {
     "choice": {"rates": [1e-7, 0.1], "hold_out": 400, "seeds": [0, 1]},

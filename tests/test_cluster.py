@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +19,10 @@ from pipelines import benchmarks, cluster, estimate, spec, train
 from pipelines.benchmarks import Benchmark, Resources
 from pipelines.cluster import Cluster, Node
 from pipelines.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment
 from tests.training import QUIET, only, specs
+
+pytestmark = pytest.mark.alone
 
 
 def asking(**resources: Any) -> Benchmark:
@@ -165,3 +171,32 @@ def test_a_named_cluster_is_joined_and_left_running(
     host, port = two_nodes.split(":")
     with socket.create_connection((host, int(port)), timeout=5):
         pass  # still there for the others
+
+
+SLOW_AGENT = """
+    import os, sys, time
+    if any(word.endswith("dashboard/agent.py") for word in sys.orig_argv):
+        try:
+            open(os.path.join(os.path.dirname(__file__), "slow"), "x").close()
+            time.sleep(60)
+        except FileExistsError:
+            pass
+"""
+
+
+def test_a_machine_too_busy_to_start_ray_in_time_is_asked_again(project: Path) -> None:
+    """Ray's raylet aborts where its agent takes more than 15 s to come up."""
+    (project / "sitecustomize.py").write_text(textwrap.dedent(SLOW_AGENT))
+    code = "from pipelines import cluster\nwith cluster.connect() as found: print(found)"
+    paths = os.pathsep.join([str(project), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment() | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    said = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert said[0] == "Ray's processes did not come up in time; trying again"
+    assert said[1].startswith("Ray started here")

@@ -20,6 +20,8 @@ from pipelines import spec, store, trial
 from tests.conftest import ROOT, edit_params, environment
 from tests.training import Run, only, same_weights, specs, until, worker_of
 
+pytestmark = pytest.mark.alone
+
 TWO: dict[str, Any] = {
     "recipe.batch": 32,
     "budgets.laptop": {"epochs": 5, "seeds": [0]},

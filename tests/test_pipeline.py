@@ -21,6 +21,8 @@ import yaml
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.alone
+
 BIN = Path(sys.executable).parent
 SUITE = ["linear-mnist", "lenet5-mnist"]
 LEDGER_KEYS = {
@@ -195,11 +197,9 @@ def test_the_raw_files_travel_through_a_remote(checkout: Checkout, tmp_path: Pat
     assert file.stat().st_size == 10_008
 
 
-def test_a_killed_dvc_takes_its_stage_along_and_is_continued(tmp_path: Path, mirror: Path) -> None:
-    found = Checkout(tmp_path / "killed", mirror)
-    found.small(epochs=12, images=8_000)
-    (found.folder / "sitecustomize.py").write_text("from pipelines import journal; journal.CHECKPOINT_EVERY_S = 0.5")
-    found.run("dvc", "repro", "fetch@mnist")
+def training(found: Checkout) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
+    """DVC with LeNet-5's stage, in a process group of its own, once both trials have saved; and all it started."""
+    before = {path: path.stat().st_mtime_ns for path in found.folder.glob("store/*/last.ckpt")}
     with (found.folder / "log").open("wb") as log:
         dvc = subprocess.Popen(
             [str(BIN / "dvc"), "repro", "train@lenet5-mnist"],
@@ -207,19 +207,38 @@ def test_a_killed_dvc_takes_its_stage_along_and_is_continued(tmp_path: Path, mir
             env=found.environment,
             stdout=log,
             stderr=log,
+            process_group=0,  # for a Ctrl-C that reaches these processes alone
         )
     deadline = time.monotonic() + 120
-    while len(list(found.folder.glob("store/*/last.ckpt"))) < 2:
+    while sum(p.stat().st_mtime_ns != before.get(p) for p in found.folder.glob("store/*/last.ckpt")) < 2:
         assert time.monotonic() < deadline and dvc.poll() is None, (found.folder / "log").read_text()
         time.sleep(0.1)
-    family = [p for p in psutil.Process(dvc.pid).children(recursive=True) if not p.name().endswith("Agent")]
+    return dvc, [p for p in psutil.Process(dvc.pid).children(recursive=True) if not p.name().endswith("Agent")]
+
+
+def test_a_dvc_that_ends_takes_its_stage_along_and_is_continued(tmp_path: Path, mirror: Path) -> None:
+    """Ctrl-C, which a terminal sends to all that runs there, and kill -9, of which only DVC hears."""
+    found = Checkout(tmp_path / "killed", mirror)
+    found.small(epochs=12, images=8_000)
+    (found.folder / "sitecustomize.py").write_text("from pipelines import journal; journal.CHECKPOINT_EVERY_S = 0.5")
+    found.run("dvc", "repro", "fetch@mnist")
+
+    dvc, family = training(found)
+    os.killpg(dvc.pid, signal.SIGINT)
+    assert dvc.wait(timeout=60) != 0
+    assert not psutil.wait_procs(family, timeout=30)[1]
+    said = (found.folder / "log").read_text()
+    assert "error: interrupted" in said and "Traceback" not in said
+
+    dvc, family = training(found)
     dvc.send_signal(signal.SIGKILL)
     dvc.wait()
     assert not psutil.wait_procs(family, timeout=30)[1]
+
     found.run("dvc", "repro", "train@lenet5-mnist")
     for seed in (0, 1):
         collected = found.folder / f"runs/lenet5-mnist/seed-{seed}"
-        assert json.loads((collected / "result.json").read_text())["resumed"] == 1
+        assert json.loads((collected / "result.json").read_text())["resumed"] == 2
         # Undisturbed, from the same seed, elsewhere: the same weights.
         found.run(
             "python",

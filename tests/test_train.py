@@ -29,6 +29,8 @@ from pipelines.errors import UserError
 from tests.conftest import ROOT, edit_params, environment
 from tests.training import QUIET, TRAIN, Run, only, same_weights, specs, train, until, worker_of
 
+pytestmark = pytest.mark.alone
+
 SHORT: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 2, "seeds": [0, 1]}}
 DIVERGING = SHORT | {"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}
 
@@ -187,7 +189,7 @@ def test_a_malformed_cluster_address_is_one_line(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("leader", ["make", "dvc"])
 def test_what_make_or_dvc_started_ends_with_it(tmp_path: Path, leader: str) -> None:
     """Killed, neither tells its children; by the next run they must not be in the way."""
-    code = "import time; from pipelines import orphan; orphan.follow_dvc(); open('up', 'w'); time.sleep(60)"
+    code = "import time; from pipelines import orphan; orphan.follow(); open('up', 'w'); time.sleep(60)"
     (tmp_path / "Makefile").write_text(f'all:\n\t@{sys.executable} -c "{code}"; true\n')
     (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"one": {"cmd": f'{sys.executable} -c "{code}"'}}}))
     words = {"make": ["make", "-s"], "dvc": [str(Path(sys.executable).parent / "dvc"), "repro"]}[leader]
