@@ -249,16 +249,18 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The grid of rates from which ``pipelines.choose`` takes the best, by the error on a slice of train."""
+    """The grid from which ``pipelines.choose`` takes the best, by the error on a slice of train."""
 
     rates: tuple[float, ...]
+    mus: tuple[float, ...] = ()  # each with each rate; for sdlm
     hold_out: int = 10_000  # images of the validation slice
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         require(len(self.rates) > 0, "rates is []; expected at least one rate")
-        require(len(set(self.rates)) == len(self.rates), f"rates is {list(self.rates)}; expected each once")
-        require(all(rate > 0 for rate in self.rates), f"rates is {list(self.rates)}; expected numbers above 0")
+        for name, values in (("rates", self.rates), ("mus", self.mus)):
+            require(len(set(values)) == len(values), f"{name} is {list(values)}; expected each once")
+            require(all(value > 0 for value in values), f"{name} is {list(values)}; expected numbers above 0")
         require(self.hold_out >= 1, f"hold_out is {self.hold_out}; expected at least 1")
         require(len(self.seeds) > 0, "seeds is []; expected at least one seed")
 
@@ -334,6 +336,9 @@ class Benchmark:
         views = "evaluation.views is 'random'; expected recipe.augment to say what the views are drawn from"
         require(self.evaluation.views != "random" or len(self.recipe.augment) > 0, views)
         self._check_claimed_on()
+        mus = self.choice.mus if self.choice else ()
+        told = f"choice.mus is {list(mus)}; expected nothing: recipe.optimiser.name is {self.recipe.optimiser.name}"
+        require(not mus or self.recipe.optimiser.name == "sdlm", told)
 
     def _check_boosting(self) -> None:
         boosting, epochs, workers = self.recipe.boosting, self.budgets["paper"].epochs, self.resources.workers

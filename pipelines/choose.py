@@ -1,17 +1,20 @@
 """Choose a learning rate on a validation slice of the training images. The test images are not opened.
 
+SDLM's mu, which bounds its rates from above, is chosen together with them where the block `choice` lists some.
+
     python -m pipelines.choose strided-c-cifar10                       the rates of the benchmark's block `choice`
     python -m pipelines.choose mlp1000-mnist --rates 0.01 0.03 --epochs 5
 
 Each rate is trained without the slice (fixed for all benchmarks of a dataset) and judged on it after the last epoch.
-What was found is kept in results/choices/<benchmark>.json; the rate itself is then written into params.yaml by hand,
-where a test holds the two together.
+What was found is kept in results/choices/<benchmark>.json; the choice is then written into params.yaml by hand, where a
+test holds the two together.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +23,25 @@ from typing import Any
 import numpy as np
 
 from pipelines import benchmarks, datasets, evaluate, orphan, provenance, spec, store, subsets, train, trial
-from pipelines.benchmarks import Benchmark, Choice
+from pipelines.benchmarks import Benchmark, Choice, Optimiser
 from pipelines.errors import UserError, guard
 
 CHOICES = Path("results/choices")
 DATA = Path("datasets")
 
 
-def candidate(benchmark: Benchmark, lr: float, choice: Choice, epochs: int) -> Benchmark:
-    """The benchmark at the rate ``lr``, without the validation slice, for ``epochs``: its schedule runs faster then."""
+def tried(benchmark: Benchmark, choice: Choice) -> list[Optimiser]:
+    """Every optimiser of the grid; without ``mus`` in ``choice`` they differ in the rate alone."""
+    given = benchmark.recipe.optimiser
+    pairs = itertools.product(choice.rates, choice.mus or (given.mu,))
+    return [dataclasses.replace(given, lr=lr, mu=mu) for lr, mu in pairs]
+
+
+def candidate(benchmark: Benchmark, optimiser: Optimiser, choice: Choice, epochs: int) -> Benchmark:
+    """The benchmark with ``optimiser``, without the validation slice, for ``epochs``: its schedule runs faster then."""
     recipe = dataclasses.replace(
         benchmark.recipe,
-        optimiser=dataclasses.replace(benchmark.recipe.optimiser, lr=lr),
+        optimiser=optimiser,
         subset=dataclasses.replace(benchmark.recipe.subset, hold_out=choice.hold_out),
     )
     budget = benchmarks.Budget(epochs=epochs, seeds=choice.seeds)
@@ -49,45 +59,52 @@ def validation_error(one: spec.Spec, choice: Choice, device: str) -> float:
 
 
 def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epochs: int) -> dict[str, Any]:
-    """Train and judge every rate; the record that is kept."""
-    planned = {
-        lr: [
+    """Train and judge every candidate; the record that is kept."""
+    grid = tried(benchmark, choice)
+    planned = [
+        [
             dataclasses.replace(
-                spec.plan(candidate(benchmark, lr, choice, epochs), "choice", seed, data=DATA, root=store.default()),
-                label=f"rate {lr:g}",
+                spec.plan(candidate(benchmark, one, choice, epochs), "choice", seed, data=DATA, root=store.default()),
+                label=_named(one, choice),
             )
             for seed in choice.seeds
         ]
-        for lr in choice.rates
-    }
-    waiting = [one for specs in planned.values() for one in specs if not one.files.finished]
+        for one in grid
+    ]
+    waiting = [one for specs in planned for one in specs if not one.files.finished]
     try:
         if waiting:
             train.train(params, waiting)
     except UserError as error:  # a rate at which the loss diverges is an answer too
-        if not any(all(one.files.finished for one in specs) for specs in planned.values()):
+        if not any(all(one.files.finished for one in specs) for specs in planned):
             raise
         print(error, flush=True)
     device = trial.chosen_device(None)
-    found: dict[float, dict[str, float] | None] = {}
-    for lr, specs in planned.items():
-        whole = all(one.files.finished for one in specs)
-        found[lr] = {str(one.seed): validation_error(one, choice, device) for one in specs} if whole else None
-        print(f"{benchmark.name} at {lr:g}: {_words(found[lr])}", flush=True)
-    means = {lr: float(np.mean(list(errors.values()))) for lr, errors in found.items() if errors}
+    found: list[dict[str, Any]] = []
+    for one, specs in zip(grid, planned, strict=True):
+        whole = all(each.files.finished for each in specs)
+        errors = {str(each.seed): validation_error(each, choice, device) for each in specs} if whole else None
+        print(f"{benchmark.name} at {_named(one, choice)}: {_words(errors)}", flush=True)
+        mean = float(np.mean(list(errors.values()))) if errors else None
+        found.append({"lr": one.lr} | ({"mu": one.mu} if choice.mus else {}) | {"per_seed": errors, "mean": mean})
+    best = min((one for one in found if one["mean"] is not None), key=lambda one: one["mean"])
     return {
         "benchmark": benchmark.name,
         "hold_out": choice.hold_out,
         "epochs": epochs,
         "paper_epochs": benchmark.budgets["paper"].epochs,
         "seeds": list(choice.seeds),
-        "validation_error": [{"lr": lr, "per_seed": found[lr], "mean": means.get(lr)} for lr in choice.rates],
-        "chosen": min(means, key=lambda lr: means[lr]),
-        "config": candidate(benchmark, benchmark.recipe.optimiser.lr, choice, epochs).resolved("choice"),
+        "validation_error": found,
+        "chosen": {key: best[key] for key in ("lr", "mu") if key in best},
+        "config": candidate(benchmark, benchmark.recipe.optimiser, choice, epochs).resolved("choice"),
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
         **provenance.git_state(),
     }
+
+
+def _named(one: Optimiser, choice: Choice) -> str:
+    return f"rate {one.lr:g}" + (f", mu {one.mu:g}" if choice.mus else "")
 
 
 def _words(errors: dict[str, float] | None) -> str:
@@ -129,15 +146,16 @@ def main() -> None:
     try:
         choice = wanted(benchmark, args.rates)
         epochs = benchmark.budgets["paper"].epochs if args.epochs is None else args.epochs
-        for lr in choice.rates:
-            candidate(benchmark, lr, choice, epochs)
+        for one in tried(benchmark, choice):
+            candidate(benchmark, one, choice, epochs)
     except ValueError as error:  # what a dataclass says of its values
         raise UserError(f"{benchmark.name}: {error}") from None
     record = choose(params, benchmark, choice, epochs)
     path = CHOICES / f"{benchmark.name}.json"
     store.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
-    have = benchmark.recipe.optimiser.lr
-    print(f"chosen: {record['chosen']:g} (params.yaml has {have:g}); kept in {path.as_posix()}")
+    best = dataclasses.replace(benchmark.recipe.optimiser, **record["chosen"])
+    have = _named(benchmark.recipe.optimiser, choice)
+    print(f"chosen: {_named(best, choice)} (params.yaml has {have}); kept in {path.as_posix()}")
 
 
 if __name__ == "__main__":

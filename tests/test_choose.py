@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipelines import benchmarks, choose, datasets, schema, subsets, trial
+from pipelines.errors import UserError
 from tests.conftest import ROOT, edit_params, environment
 
 pytestmark = pytest.mark.alone
@@ -43,24 +44,38 @@ def test_the_better_rate_is_chosen_with_the_test_images_closed(project: Path) ->
     done = run(NAME)
     assert done.returncode == 0, done.stderr
     record = json.loads((project / "results/choices/linear-mnist.json").read_text())
-    assert record["chosen"] == 0.1
+    assert record["chosen"] == {"lr": 0.1}
     found = {one["lr"]: one for one in record["validation_error"]}
     assert found[0.1]["mean"] < 40 < found[1e-7]["mean"]
     assert found[0.1]["mean"] == np.mean(list(found[0.1]["per_seed"].values()))
     assert found[0.1]["per_seed"].keys() == {"0", "1"}
     assert record["config"]["recipe"]["subset"]["hold_out"] == 400
-    assert "chosen: 0.1 (params.yaml has 0.1); kept in results/choices/linear-mnist.json" in done.stdout
+    assert "chosen: rate 0.1 (params.yaml has rate 0.1); kept in results/choices/linear-mnist.json" in done.stdout
 
 
 def test_the_slice_is_not_trained_on(project: Path) -> None:
     params = edit_params(project / "params.yaml", linear_mnist=SMALL)
     benchmark = params.benchmark(NAME)
     assert benchmark.choice is not None
-    one = choose.candidate(benchmark, 0.5, benchmark.choice, 1)
+    one = choose.candidate(benchmark, dataclasses.replace(benchmark.recipe.optimiser, lr=0.5), benchmark.choice, 1)
     assert one.recipe.optimiser.lr == 0.5 and one.budgets["choice"].epochs == 1
     data = datasets.open_dataset(Path("datasets"), "mnist")
     trained = set(trial.positions(one, data).tolist())
     assert len(trained) == 1600 and not trained & set(subsets.validation(2000, 400).tolist())
+
+
+def test_mu_is_chosen_with_the_rate(project: Path) -> None:
+    choice = {"rates": [1e-4, 1e-3], "mus": [0.02, 0.1]}
+    params = edit_params(
+        project / "params.yaml", lenet5_mnist={"recipe.optimiser": {"name": "sdlm", "lr": 1e-3}, "choice": choice}
+    )
+    benchmark = params.benchmark("lenet5-mnist")
+    assert benchmark.choice is not None
+    found = [(one.lr, one.mu) for one in choose.tried(benchmark, benchmark.choice)]
+    assert found == [(1e-4, 0.02), (1e-4, 0.1), (1e-3, 0.02), (1e-3, 0.1)]
+    line = r"choice.mus is \[0.02, 0.1\]; expected nothing: recipe.optimiser.name is sgd$"
+    with pytest.raises(UserError, match=line):
+        edit_params(project / "params.yaml", lenet5_mnist={"recipe.optimiser": {"name": "sgd", "lr": 0.1}})
 
 
 @pytest.mark.parametrize(
@@ -92,16 +107,17 @@ RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / ch
 def test_the_rates_in_use_are_those_that_were_chosen(name: str) -> None:
     """results/choices keeps what a choice found; params.yaml must not drift from it."""
     record, benchmark = RECORDS[name], PARAMS.benchmark(name)
-    assert (record["benchmark"], record["chosen"]) == (name, benchmark.recipe.optimiser.lr)
-    tried = {one["lr"]: one["mean"] for one in record["validation_error"]}
-    choice = benchmark.choice
+    choice, used = benchmark.choice, dataclasses.asdict(benchmark.recipe.optimiser)
     assert choice is not None
-    assert (tuple(tried), record["hold_out"], tuple(record["seeds"])) == (choice.rates, choice.hold_out, choice.seeds)
-    whole = {lr: mean for lr, mean in tried.items() if mean is not None}  # None: the loss diverged
-    assert whole[record["chosen"]] == min(whole.values())
-    for one in record["validation_error"]:
-        if one["mean"] is not None:
-            assert one["mean"] == np.mean([one["per_seed"][str(seed)] for seed in choice.seeds])
+    keys = ("lr", "mu") if choice.mus else ("lr",)
+    assert (record["benchmark"], record["chosen"]) == (name, {key: used[key] for key in keys})
+    assert (record["hold_out"], tuple(record["seeds"])) == (choice.hold_out, choice.seeds)
+    tried = [[one[key] for key in keys] for one in record["validation_error"]]
+    assert tried == [[getattr(one, key) for key in keys] for one in choose.tried(benchmark, choice)]
+    whole = [one for one in record["validation_error"] if one["mean"] is not None]  # None: the loss diverged
+    assert record["chosen"].items() <= min(whole, key=lambda one: one["mean"]).items()
+    for one in whole:
+        assert one["mean"] == np.mean([one["per_seed"][str(seed)] for seed in choice.seeds])
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -112,7 +128,9 @@ def test_a_rate_was_chosen_for_the_model_and_recipe_of_today(name: str) -> None:
     assert then.subset.hold_out == RECORDS[name]["hold_out"]
     now = dataclasses.replace(
         then,
-        optimiser=dataclasses.replace(then.optimiser, lr=benchmark.recipe.optimiser.lr),
+        optimiser=dataclasses.replace(
+            then.optimiser, **{key: getattr(benchmark.recipe.optimiser, key) for key in RECORDS[name]["chosen"]}
+        ),
         subset=dataclasses.replace(then.subset, hold_out=benchmark.recipe.subset.hold_out),
     )
     assert now == benchmark.recipe
