@@ -1,1 +1,11 @@
 """The pipeline: fetch, train, evaluate, compare; and what tracks it."""
+
+import signal
+import sys
+
+from pipelines import errors
+
+# `python -m pipelines.train` imports for seconds before its own handling of Ctrl-C is in place (errors.guard); Python
+# says "-m" for as long as it looks for the module.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, errors.interrupted_early)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 USER_ERROR = 2  # exit status of every error that a user can mend
 FULL = (errno.ENOSPC, errno.EDQUOT)
+INTERRUPTED = "interrupted; the same command continues where this one stopped"
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG)
 
 
@@ -17,6 +21,8 @@ class UserError(Exception):
 
 def guard(main: Callable[[], None]) -> None:
     """Run a command's ``main``; a ``UserError``, a disk that is full or refuses, or Ctrl-C becomes one line."""
+    if signal.getsignal(signal.SIGINT) is interrupted_early:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserError as error:
@@ -28,7 +34,7 @@ def guard(main: Callable[[], None]) -> None:
             fail(f"{error.filename}: {error.strerror}; expected a place that can be read and written", USER_ERROR)
         raise
     except KeyboardInterrupt:
-        fail("interrupted; the same command continues where this one stopped", 130)
+        fail(INTERRUPTED, 130)
 
 
 def fail(line: str, status: int) -> None:
@@ -36,3 +42,9 @@ def fail(line: str, status: int) -> None:
     sys.stdout.flush()
     print(f"error: {line}", file=sys.stderr, flush=True)
     raise SystemExit(status)
+
+
+def interrupted_early(number: int, frame: FrameType | None) -> None:
+    """End the process at once: Ctrl-C while a command is still being imported, and has nothing to put in order."""
+    os.write(2, f"error: {INTERRUPTED}\n".encode())
+    os._exit(130)
