@@ -253,12 +253,13 @@ class Choice:
 
     rates: tuple[float, ...]
     mus: tuple[float, ...] = ()  # each with each rate; for sdlm
+    batches: tuple[int, ...] = ()  # each with each of those; without any, the recipe's
     hold_out: int = 10_000  # images of the validation slice
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         require(len(self.rates) > 0, "rates is []; expected at least one rate")
-        for name, values in (("rates", self.rates), ("mus", self.mus)):
+        for name, values in (("rates", self.rates), ("mus", self.mus), ("batches", self.batches)):
             require(len(set(values)) == len(values), f"{name} is {list(values)}; expected each once")
             require(all(value > 0 for value in values), f"{name} is {list(values)}; expected numbers above 0")
         require(self.hold_out >= 1, f"hold_out is {self.hold_out}; expected at least 1")

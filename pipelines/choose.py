@@ -1,6 +1,7 @@
 """Choose a learning rate on a validation slice of the training images. The test images are not opened.
 
-SDLM's mu, which bounds its rates from above, is chosen together with them where the block `choice` lists some.
+SDLM's mu, which bounds its rates from above, and the batch are chosen together with it where the block `choice` lists
+some.
 
     python -m pipelines.choose strided-c-cifar10                       the rates of the benchmark's block `choice`
     python -m pipelines.choose mlp1000-mnist --rates 0.01 0.03 --epochs 5
@@ -16,36 +17,47 @@ import argparse
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines import benchmarks, datasets, evaluate, orphan, provenance, spec, store, subsets, train, trial
-from pipelines.benchmarks import Benchmark, Choice, Optimiser
+from pipelines.benchmarks import Benchmark, Choice
 from pipelines.errors import UserError, guard
 
 CHOICES = Path("results/choices")
 DATA = Path("datasets")
 
 
-def tried(benchmark: Benchmark, choice: Choice) -> list[Optimiser]:
-    """Every optimiser of the grid; without ``mus`` in ``choice`` they differ in the rate alone."""
-    given = benchmark.recipe.optimiser
-    pairs = itertools.product(choice.rates, choice.mus or (given.mu,))
-    return [dataclasses.replace(given, lr=lr, mu=mu) for lr, mu in pairs]
+def tried(benchmark: Benchmark, choice: Choice) -> list[dict[str, float]]:
+    """The grid: of each candidate the rate, and mu and the batch where ``choice`` lists several."""
+    axes = {"lr": choice.rates, "mu": choice.mus, "batch": choice.batches}
+    named = {name: values for name, values in axes.items() if values}
+    return [dict(zip(named, values, strict=True)) for values in itertools.product(*named.values())]
 
 
-def candidate(benchmark: Benchmark, optimiser: Optimiser, choice: Choice, epochs: int) -> Benchmark:
-    """The benchmark with ``optimiser``, without the validation slice, for ``epochs``: its schedule runs faster then."""
+def candidate(benchmark: Benchmark, values: Mapping[str, float], choice: Choice, epochs: int) -> Benchmark:
+    """The benchmark with one's ``values`` of the grid, without the validation slice, for ``epochs``.
+
+    Its schedule runs faster then.
+    """
+    optimiser: dict[str, Any] = {name: value for name, value in values.items() if name != "batch"}
     recipe = dataclasses.replace(
         benchmark.recipe,
-        optimiser=optimiser,
+        optimiser=dataclasses.replace(benchmark.recipe.optimiser, **optimiser),
+        batch=int(values.get("batch", benchmark.recipe.batch)),
         subset=dataclasses.replace(benchmark.recipe.subset, hold_out=choice.hold_out),
     )
     budget = benchmarks.Budget(epochs=epochs, seeds=choice.seeds)
     return dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"choice": budget})
+
+
+def in_use(benchmark: Benchmark, choice: Choice) -> dict[str, float]:
+    """What params.yaml has of the grid's values."""
+    have = {"lr": benchmark.recipe.optimiser.lr, "mu": benchmark.recipe.optimiser.mu, "batch": benchmark.recipe.batch}
+    return {name: have[name] for name in tried(benchmark, choice)[0]}
 
 
 def validation_error(one: spec.Spec, choice: Choice, device: str) -> float:
@@ -65,7 +77,7 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
         [
             dataclasses.replace(
                 spec.plan(candidate(benchmark, one, choice, epochs), "choice", seed, data=DATA, root=store.default()),
-                label=_named(one, choice),
+                label=_named(one),
             )
             for seed in choice.seeds
         ]
@@ -84,10 +96,10 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
     for one, specs in zip(grid, planned, strict=True):
         whole = all(each.files.finished for each in specs)
         errors = {str(each.seed): validation_error(each, choice, device) for each in specs} if whole else None
-        print(f"{benchmark.name} at {_named(one, choice)}: {_words(errors)}", flush=True)
+        print(f"{benchmark.name} at {_named(one)}: {_words(errors)}", flush=True)
         mean = float(np.mean(list(errors.values()))) if errors else None
-        found.append({"lr": one.lr} | ({"mu": one.mu} if choice.mus else {}) | {"per_seed": errors, "mean": mean})
-    best = min((one for one in found if one["mean"] is not None), key=lambda one: one["mean"])
+        found.append({**one, "per_seed": errors, "mean": mean})
+    best = min((i for i, one in enumerate(found) if one["mean"] is not None), key=lambda i: found[i]["mean"])
     return {
         "benchmark": benchmark.name,
         "hold_out": choice.hold_out,
@@ -95,16 +107,16 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
         "paper_epochs": benchmark.budgets["paper"].epochs,
         "seeds": list(choice.seeds),
         "validation_error": found,
-        "chosen": {key: best[key] for key in ("lr", "mu") if key in best},
-        "config": candidate(benchmark, benchmark.recipe.optimiser, choice, epochs).resolved("choice"),
+        "chosen": grid[best],
+        "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice"),
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
         **provenance.git_state(),
     }
 
 
-def _named(one: Optimiser, choice: Choice) -> str:
-    return f"rate {one.lr:g}" + (f", mu {one.mu:g}" if choice.mus else "")
+def _named(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{'rate' if name == 'lr' else name} {value:g}" for name, value in values.items())
 
 
 def _words(errors: dict[str, float] | None) -> str:
@@ -153,9 +165,8 @@ def main() -> None:
     record = choose(params, benchmark, choice, epochs)
     path = CHOICES / f"{benchmark.name}.json"
     store.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
-    best = dataclasses.replace(benchmark.recipe.optimiser, **record["chosen"])
-    have = _named(benchmark.recipe.optimiser, choice)
-    print(f"chosen: {_named(best, choice)} (params.yaml has {have}); kept in {path.as_posix()}")
+    chosen, have = _named(record["chosen"]), _named(in_use(benchmark, choice))
+    print(f"chosen: {chosen} (params.yaml has {have}); kept in {path.as_posix()}")
 
 
 if __name__ == "__main__":

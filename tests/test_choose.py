@@ -57,22 +57,29 @@ def test_the_slice_is_not_trained_on(project: Path) -> None:
     params = edit_params(project / "params.yaml", linear_mnist=SMALL)
     benchmark = params.benchmark(NAME)
     assert benchmark.choice is not None
-    one = choose.candidate(benchmark, dataclasses.replace(benchmark.recipe.optimiser, lr=0.5), benchmark.choice, 1)
+    one = choose.candidate(benchmark, {"lr": 0.5}, benchmark.choice, 1)
     assert one.recipe.optimiser.lr == 0.5 and one.budgets["choice"].epochs == 1
     data = datasets.open_dataset(Path("datasets"), "mnist")
     trained = set(trial.positions(one, data).tolist())
     assert len(trained) == 1600 and not trained & set(subsets.validation(2000, 400).tolist())
 
 
-def test_mu_is_chosen_with_the_rate(project: Path) -> None:
-    choice = {"rates": [1e-4, 1e-3], "mus": [0.02, 0.1]}
+def test_mu_and_batch_are_chosen_with_the_rate(project: Path) -> None:
     params = edit_params(
-        project / "params.yaml", lenet5_mnist={"recipe.optimiser": {"name": "sdlm", "lr": 1e-3}, "choice": choice}
+        project / "params.yaml",
+        lenet5_mnist={
+            "recipe.optimiser": {"name": "sdlm", "lr": 1e-3},
+            "choice": {"rates": [1e-4, 1e-3], "mus": [0.02, 0.1], "batches": [8]},
+        },
     )
     benchmark = params.benchmark("lenet5-mnist")
-    assert benchmark.choice is not None
-    found = [(one.lr, one.mu) for one in choose.tried(benchmark, benchmark.choice)]
-    assert found == [(1e-4, 0.02), (1e-4, 0.1), (1e-3, 0.02), (1e-3, 0.1)]
+    choice = benchmark.choice
+    assert choice is not None
+    grid = [(1e-4, 0.02), (1e-4, 0.1), (1e-3, 0.02), (1e-3, 0.1)]
+    assert choose.tried(benchmark, choice) == [{"lr": lr, "mu": mu, "batch": 8} for lr, mu in grid]
+    assert choose.in_use(benchmark, choice) == {"lr": 1e-3, "mu": 0.02, "batch": 64}
+    recipe = choose.candidate(benchmark, {"lr": 1e-4, "mu": 0.1, "batch": 8}, choice, 1).recipe
+    assert (recipe.optimiser.lr, recipe.optimiser.mu, recipe.batch) == (1e-4, 0.1, 8)
     line = r"choice.mus is \[0.02, 0.1\]; expected nothing: recipe.optimiser.name is sgd$"
     with pytest.raises(UserError, match=line):
         edit_params(project / "params.yaml", lenet5_mnist={"recipe.optimiser": {"name": "sgd", "lr": 0.1}})
@@ -107,13 +114,12 @@ RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / ch
 def test_the_rates_in_use_are_those_that_were_chosen(name: str) -> None:
     """results/choices keeps what a choice found; params.yaml must not drift from it."""
     record, benchmark = RECORDS[name], PARAMS.benchmark(name)
-    choice, used = benchmark.choice, dataclasses.asdict(benchmark.recipe.optimiser)
+    choice = benchmark.choice
     assert choice is not None
-    keys = ("lr", "mu") if choice.mus else ("lr",)
-    assert (record["benchmark"], record["chosen"]) == (name, {key: used[key] for key in keys})
+    assert (record["benchmark"], record["chosen"]) == (name, choose.in_use(benchmark, choice))
     assert (record["hold_out"], tuple(record["seeds"])) == (choice.hold_out, choice.seeds)
-    tried = [[one[key] for key in keys] for one in record["validation_error"]]
-    assert tried == [[getattr(one, key) for key in keys] for one in choose.tried(benchmark, choice)]
+    tried = [{k: v for k, v in one.items() if k not in ("per_seed", "mean")} for one in record["validation_error"]]
+    assert tried == choose.tried(benchmark, choice)
     whole = [one for one in record["validation_error"] if one["mean"] is not None]  # None: the loss diverged
     assert record["chosen"].items() <= min(whole, key=lambda one: one["mean"]).items()
     for one in whole:
@@ -126,11 +132,12 @@ def test_a_rate_was_chosen_for_the_model_and_recipe_of_today(name: str) -> None:
     # read as params.yaml is, so that a field which is new since then has its default
     then = schema.parse(benchmarks.Recipe, config["recipe"], name)
     assert then.subset.hold_out == RECORDS[name]["hold_out"]
+    used = RECORDS[name]["chosen"]
+    optimiser: dict[str, Any] = {key: value for key, value in used.items() if key != "batch"}
     now = dataclasses.replace(
         then,
-        optimiser=dataclasses.replace(
-            then.optimiser, **{key: getattr(benchmark.recipe.optimiser, key) for key in RECORDS[name]["chosen"]}
-        ),
+        optimiser=dataclasses.replace(then.optimiser, **optimiser),
+        batch=used.get("batch", then.batch),
         subset=dataclasses.replace(then.subset, hold_out=benchmark.recipe.subset.hold_out),
     )
     assert now == benchmark.recipe
