@@ -16,7 +16,8 @@ repro: install
 	python -m pipelines.train
 	dvc repro
 
-# Tests that kill clusters have time limits, which they keep only where nothing else takes the processors.
+# MNIST first, or each process of tests would fetch its own. A test that starts a cluster, or has a time limit, is `alone`:
+# beside others it would wait for the processors.
 test: install lint
 	python -m pipelines.fetch mnist
 	python -m pytest -m "not alone" -n 2 --dist loadfile

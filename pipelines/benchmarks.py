@@ -337,9 +337,15 @@ class Benchmark:
         views = "evaluation.views is 'random'; expected recipe.augment to say what the views are drawn from"
         require(self.evaluation.views != "random" or len(self.recipe.augment) > 0, views)
         self._check_claimed_on()
-        mus = self.choice.mus if self.choice else ()
-        told = f"choice.mus is {list(mus)}; expected nothing: recipe.optimiser.name is {self.recipe.optimiser.name}"
-        require(not mus or self.recipe.optimiser.name == "sdlm", told)
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        if self.choice is not None:
+            name, workers = self.recipe.optimiser.name, self.resources.workers
+            told = f"choice.mus is {list(self.choice.mus)}; expected nothing: recipe.optimiser.name is {name}"
+            require(not self.choice.mus or name == "sdlm", told)
+            told = f"choice.batches is {list(self.choice.batches)}; expected multiples of the {workers} workers"
+            require(all(batch % workers == 0 for batch in self.choice.batches), told)
 
     def _check_boosting(self) -> None:
         boosting, epochs, workers = self.recipe.boosting, self.budgets["paper"].epochs, self.resources.workers

@@ -3,12 +3,12 @@
 SDLM's mu, which bounds its rates from above, and the batch are chosen together with it where the block `choice` lists
 some.
 
-    python -m pipelines.choose strided-c-cifar10                       the rates of the benchmark's block `choice`
-    python -m pipelines.choose mlp1000-mnist --rates 0.01 0.03 --epochs 5
+    python -m pipelines.choose strided-c-cifar10                       the grid of the benchmark's block `choice`
+    python -m pipelines.choose mlp300-mnist --rates 0.01 0.03 --epochs 5
 
-Each rate is trained without the slice (fixed for all benchmarks of a dataset) and judged on it after the last epoch.
-What was found is kept in results/choices/<benchmark>.json; the choice is then written into params.yaml by hand, where a
-test holds the two together.
+Each candidate is trained without the slice (fixed for all benchmarks of a dataset) and judged on it after the last
+epoch. What was found is kept in results/choices/<benchmark>.json; the choice is then written into params.yaml by hand,
+where a test holds the two together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import benchmarks, datasets, evaluate, orphan, provenance, spec, store, subsets, train, trial
+from pipelines import benchmarks, datasets, evaluate, orphan, progress, provenance, spec, store, subsets, train, trial
 from pipelines.benchmarks import Benchmark, Choice
 from pipelines.errors import UserError, guard
 
@@ -31,17 +31,17 @@ CHOICES = Path("results/choices")
 DATA = Path("datasets")
 
 
-def tried(benchmark: Benchmark, choice: Choice) -> list[dict[str, float]]:
-    """The grid: of each candidate the rate, and mu and the batch where ``choice`` lists several."""
+def grid(choice: Choice) -> list[dict[str, float]]:
+    """The candidates: every rate, with every mu and every batch where ``choice`` lists any."""
     axes = {"lr": choice.rates, "mu": choice.mus, "batch": choice.batches}
     named = {name: values for name, values in axes.items() if values}
     return [dict(zip(named, values, strict=True)) for values in itertools.product(*named.values())]
 
 
 def candidate(benchmark: Benchmark, values: Mapping[str, float], choice: Choice, epochs: int) -> Benchmark:
-    """The benchmark with one's ``values`` of the grid, without the validation slice, for ``epochs``.
+    """The benchmark with a candidate's ``values``, without the validation slice, for ``epochs``.
 
-    Its schedule runs faster then.
+    The paper's schedule is run through in these.
     """
     optimiser: dict[str, Any] = {name: value for name, value in values.items() if name != "batch"}
     recipe = dataclasses.replace(
@@ -55,9 +55,9 @@ def candidate(benchmark: Benchmark, values: Mapping[str, float], choice: Choice,
 
 
 def in_use(benchmark: Benchmark, choice: Choice) -> dict[str, float]:
-    """What params.yaml has of the grid's values."""
+    """The values that params.yaml has, of those that the grid varies."""
     have = {"lr": benchmark.recipe.optimiser.lr, "mu": benchmark.recipe.optimiser.mu, "batch": benchmark.recipe.batch}
-    return {name: have[name] for name in tried(benchmark, choice)[0]}
+    return {name: have[name] for name in grid(choice)[0]}
 
 
 def validation_error(one: spec.Spec, choice: Choice, device: str) -> float:
@@ -72,7 +72,7 @@ def validation_error(one: spec.Spec, choice: Choice, device: str) -> float:
 
 def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epochs: int) -> dict[str, Any]:
     """Train and judge every candidate; the record that is kept."""
-    grid = tried(benchmark, choice)
+    candidates = grid(choice)
     planned = [
         [
             dataclasses.replace(
@@ -81,19 +81,20 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
             )
             for seed in choice.seeds
         ]
-        for one in grid
+        for one in candidates
     ]
     waiting = [one for specs in planned for one in specs if not one.files.finished]
     try:
         if waiting:
             train.train(params, waiting)
-    except UserError as error:  # a rate at which the loss diverges is an answer too
-        if not any(all(one.files.finished for one in specs) for specs in planned):
+    except UserError as error:  # a candidate at which the loss diverges is an answer too; nothing else is
+        diverged = all(_diverged(one) for one in waiting if not one.files.finished)
+        if not diverged or not any(all(one.files.finished for one in specs) for specs in planned):
             raise
         print(error, flush=True)
     device = trial.chosen_device(None)
     found: list[dict[str, Any]] = []
-    for one, specs in zip(grid, planned, strict=True):
+    for one, specs in zip(candidates, planned, strict=True):
         whole = all(each.files.finished for each in specs)
         errors = {str(each.seed): validation_error(each, choice, device) for each in specs} if whole else None
         print(f"{benchmark.name} at {_named(one)}: {_words(errors)}", flush=True)
@@ -107,7 +108,7 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
         "paper_epochs": benchmark.budgets["paper"].epochs,
         "seeds": list(choice.seeds),
         "validation_error": found,
-        "chosen": grid[best],
+        "chosen": candidates[best],
         "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice"),
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
@@ -115,8 +116,13 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
     }
 
 
+def _diverged(one: spec.Spec) -> bool:
+    told = progress.read(one.files.progress, since=0)
+    return told is not None and told["state"] == "failed"
+
+
 def _named(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{'rate' if name == 'lr' else name} {value:g}" for name, value in values.items())
+    return " ".join(f"{'rate' if name == 'lr' else name} {value:g}" for name, value in values.items())
 
 
 def _words(errors: dict[str, float] | None) -> str:
@@ -141,16 +147,21 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
 
 
 def main() -> None:
-    """Choose the rate of one benchmark."""
+    """Choose among one benchmark's candidates."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.choose",
-        description="Train a benchmark at each of some learning rates without a slice of the training images, judge "
-        "each on that slice, and keep the errors in results/choices/. The test images are not opened, and params.yaml "
-        "is not written.",
+        description="Train a benchmark at each of some learning rates (and at each of SDLM's mus and of the batches, "
+        "where its block `choice` lists some) without a slice of the training images, judge each on that slice, and "
+        "keep the errors in results/choices/. The test images are not opened, and params.yaml is not written.",
     )
     parser.add_argument("benchmark", help="a name from params.yaml, such as mlp1000-mnist")
-    parser.add_argument("--rates", type=float, nargs="+", help="in place of those of the benchmark's block `choice`")
-    parser.add_argument("--epochs", type=int, help="passes for each rate; by default those of its `paper` budget")
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        help="in place of those of the benchmark's block `choice`; its other values stay",
+    )
+    parser.add_argument("--epochs", type=int, help="passes for each candidate; by default those of its `paper` budget")
     args = parser.parse_args()
     orphan.follow()
     params = benchmarks.load()
@@ -158,7 +169,7 @@ def main() -> None:
     try:
         choice = wanted(benchmark, args.rates)
         epochs = benchmark.budgets["paper"].epochs if args.epochs is None else args.epochs
-        for one in tried(benchmark, choice):
+        for one in grid(choice):
             candidate(benchmark, one, choice, epochs)
     except ValueError as error:  # what a dataclass says of its values
         raise UserError(f"{benchmark.name}: {error}") from None

@@ -122,7 +122,8 @@ def _count(number: float, what: str) -> str:
 def connect() -> Iterator[Cluster]:
     """Join the cluster that ``RAY_ADDRESS`` names, or start one on this machine; leave or end it afterwards.
 
-    Raises UserError when ``RAY_ADDRESS`` can't be reached, and when the cluster is lost in the meantime.
+    Raises UserError when ``RAY_ADDRESS`` can't be reached, when Ray does not come up here, and when the cluster is lost
+    in the meantime.
     """
     address = os.environ.get("RAY_ADDRESS") or None  # set to nothing is not set
     _start(address)
@@ -176,7 +177,7 @@ def _start(address: str | None) -> None:
 
 
 def _start_here(common: dict[str, Any]) -> None:
-    """Ray gives its own processes 15 s to come up, which can't be changed and is short for a machine that is busy."""
+    """Start Ray on this machine: it gives its own processes a fixed 15 s to come up, which is short for a busy one."""
     import ray
 
     others = psutil.Process().children(recursive=True)
@@ -190,9 +191,10 @@ def _start_here(common: dict[str, Any]) -> None:
             _end_children(but=others)
         else:
             return
-        print(f"Ray's processes did not come up in time{'; trying again' if left else ''}", flush=True)
-    line = f"Ray could not be started on this machine in {STARTS} attempts, as its processes came up too slowly"
-    raise UserError(f"{line}; expected a machine less busy (their logs: /tmp/ray/session_latest/logs)")
+        if left:
+            print("Ray's processes did not come up in time; trying again", flush=True)
+    line = f"Ray's processes did not come up in time on this machine, {STARTS} times"
+    raise UserError(f"{line}; expected it less busy, or without what stopped them: see /tmp/ray/session_latest/logs")
 
 
 def _endpoints(address: str | None) -> tuple[Endpoint, ...]:

@@ -11,8 +11,8 @@ from types import FrameType
 
 USER_ERROR = 2  # exit status of every error that a user can mend
 FULL = (errno.ENOSPC, errno.EDQUOT)
-INTERRUPTED = "interrupted; the same command continues where this one stopped"
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG)
+INTERRUPTED = "interrupted; the same command continues where this one stopped"
 
 
 class UserError(Exception):
@@ -21,9 +21,9 @@ class UserError(Exception):
 
 def guard(main: Callable[[], None]) -> None:
     """Run a command's ``main``; a ``UserError``, a disk that is full or refuses, or Ctrl-C becomes one line."""
-    if signal.getsignal(signal.SIGINT) is interrupted_early:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if signal.getsignal(signal.SIGINT) is interrupted_early:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except UserError as error:
         fail(str(error), USER_ERROR)

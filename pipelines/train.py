@@ -36,16 +36,21 @@ def train(params: benchmarks.Params, planned: Sequence[spec.Spec]) -> None:
 
     A trial that fails ends no other: once all have ended, UserError names those that failed.
     """
-    kinds = {(one.benchmark.name, one.budget): one for one in planned}
+    kinds = {_kind(one): one for one in planned}
     with cluster.connect() as ray_cluster:
         for one in kinds.values():
             ray_cluster.require(one.benchmark)
         weights = dict(zip(kinds, _on_worker(_check, list(kinds.values())), strict=True))
-        _require_space([(one, weights[one.benchmark.name, one.budget]) for one in planned], ray_cluster)
+        _require_space([(one, weights[_kind(one)]) for one in planned], ray_cluster)
         placed = [_place(s, ray_cluster) for s in planned]
         _announce(params, placed, ray_cluster)
         with _watching(placed), tracking.follow():
             _run_all(placed, ray_cluster)
+
+
+def _kind(one: spec.Spec) -> tuple[str, str, str]:
+    """Trials that differ in their seeds alone have it in common; ``choose`` labels its candidates."""
+    return one.benchmark.name, one.label, one.budget
 
 
 def _on_worker(function: Callable[..., T], *words: Any) -> T:
@@ -98,7 +103,7 @@ def _announce(params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluste
     here = estimate.seconds(placed, ray_cluster)
     budgets = " and ".join(sorted({one.budget for one in placed}))
     say(f"{len(placed)} trials to train at the {budgets} budget, about {progress.duration(here)}")
-    for name, trials in _by_benchmark(placed).items():
+    for name, trials in _by_kind(placed).items():
         each = estimate.trial_seconds(trials[0])
         say(f"  {name}: {len(trials)} of about {progress.duration(each)} each")
     rest = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
@@ -107,10 +112,10 @@ def _announce(params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluste
         say(f"whole suite {params.suite.name}: {len(placed) + len(rest)} trials, about {progress.duration(whole)}")
 
 
-def _by_benchmark(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:
+def _by_kind(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:
     found: dict[str, list[spec.Spec]] = {}
     for one in placed:
-        found.setdefault(one.benchmark.name, []).append(one)
+        found.setdefault(" ".join(filter(None, (one.benchmark.name, one.label))), []).append(one)
     return found
 
 

@@ -174,6 +174,11 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/resources", {"gpus": 1.5}, ".gpus is 1.5; expected a fraction up to 1, or a whole number"),
     (f"{B}/resources", {"gpus": 0.5, "workers": 2}, ".gpus is 0.5; expected 0 or a whole number with several workers"),
     (f"{B}/resources", {"gpus_if_any": 0.5, "workers": 2}, ".gpus_if_any is 0.5; expected 0 or a whole number"),
+    # the grid of a choice
+    (f"{B}/choice", {"rates": []}, ".rates is []; expected at least one rate"),
+    (f"{B}/choice", {"rates": [0.1], "mus": [0.1]}, ".mus is [0.1]; expected nothing: recipe.optimiser.name is sgd"),
+    (f"{B}/choice", {"rates": [0.1], "batches": [8, 8]}, ".batches is [8, 8]; expected each once"),
+    (f"{B}/choice", {"rates": [0.1], "batches": [0]}, ".batches is [0]; expected numbers above 0"),
     # datasets
     ("datasets/imagenette/archive", NOTHING, " is null and folder null; expected exactly one of the two"),
     ("datasets/imagenette/archive", "a\0", " is 'a\\x00' and folder null; expected no zero byte in a name"),

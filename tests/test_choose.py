@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import benchmarks, choose, datasets, schema, subsets, trial
+from pipelines import benchmarks, choose, datasets, schema, subsets, train, trial
 from pipelines.errors import UserError
 from tests.conftest import ROOT, edit_params, environment
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.alone
 
 NAME = "linear-mnist"
 SMALL: dict[str, Any] = {
-    "choice": {"rates": [1e-7, 0.1], "hold_out": 400, "seeds": [0, 1]},
+    "choice": {"rates": [1e-7, 0.1], "batches": [64], "hold_out": 400, "seeds": [0, 1]},
     "budgets.paper": {"epochs": 2, "seeds": [0]},
 }
 
@@ -44,13 +44,16 @@ def test_the_better_rate_is_chosen_with_the_test_images_closed(project: Path) ->
     done = run(NAME)
     assert done.returncode == 0, done.stderr
     record = json.loads((project / "results/choices/linear-mnist.json").read_text())
-    assert record["chosen"] == {"lr": 0.1}
+    assert record["chosen"] == {"lr": 0.1, "batch": 64}
     found = {one["lr"]: one for one in record["validation_error"]}
     assert found[0.1]["mean"] < 40 < found[1e-7]["mean"]
     assert found[0.1]["mean"] == np.mean(list(found[0.1]["per_seed"].values()))
     assert found[0.1]["per_seed"].keys() == {"0", "1"}
     assert record["config"]["recipe"]["subset"]["hold_out"] == 400
-    assert "chosen: rate 0.1 (params.yaml has rate 0.1); kept in results/choices/linear-mnist.json" in done.stdout
+    assert (
+        "chosen: rate 0.1 batch 64 (params.yaml has rate 0.1 batch 128); kept in results/choices/linear-mnist.json"
+        in done.stdout
+    )
 
 
 def test_the_slice_is_not_trained_on(project: Path) -> None:
@@ -64,6 +67,27 @@ def test_the_slice_is_not_trained_on(project: Path) -> None:
     assert len(trained) == 1600 and not trained & set(subsets.validation(2000, 400).tolist())
 
 
+def test_a_rate_that_diverges_is_an_answer_and_no_other_failure_is(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = edit_params(
+        project / "params.yaml", linear_mnist=SMALL | {"recipe.loss": "mse", "choice.rates": [1e30, 0.01]}
+    )
+    benchmark = params.benchmark(NAME)
+    assert benchmark.choice is not None
+    record = choose.choose(params, benchmark, benchmark.choice, 1)
+    assert [one["mean"] is None for one in record["validation_error"]] == [True, False]
+    assert record["chosen"] == {"lr": 0.01, "batch": 64}
+
+    def lose(*_: object) -> None:
+        raise UserError("the Ray cluster was lost")
+
+    monkeypatch.setattr(train, "train", lose)
+    more = dataclasses.replace(benchmark.choice, rates=(0.01, 0.02))
+    with pytest.raises(UserError, match="the Ray cluster was lost"):
+        choose.choose(params, benchmark, more, 1)
+
+
 def test_mu_and_batch_are_chosen_with_the_rate(project: Path) -> None:
     params = edit_params(
         project / "params.yaml",
@@ -75,8 +99,8 @@ def test_mu_and_batch_are_chosen_with_the_rate(project: Path) -> None:
     benchmark = params.benchmark("lenet5-mnist")
     choice = benchmark.choice
     assert choice is not None
-    grid = [(1e-4, 0.02), (1e-4, 0.1), (1e-3, 0.02), (1e-3, 0.1)]
-    assert choose.tried(benchmark, choice) == [{"lr": lr, "mu": mu, "batch": 8} for lr, mu in grid]
+    pairs = [(1e-4, 0.02), (1e-4, 0.1), (1e-3, 0.02), (1e-3, 0.1)]
+    assert choose.grid(choice) == [{"lr": lr, "mu": mu, "batch": 8} for lr, mu in pairs]
     assert choose.in_use(benchmark, choice) == {"lr": 1e-3, "mu": 0.02, "batch": 64}
     recipe = choose.candidate(benchmark, {"lr": 1e-4, "mu": 0.1, "batch": 8}, choice, 1).recipe
     assert (recipe.optimiser.lr, recipe.optimiser.mu, recipe.batch) == (1e-4, 0.1, 8)
@@ -119,7 +143,7 @@ def test_the_rates_in_use_are_those_that_were_chosen(name: str) -> None:
     assert (record["benchmark"], record["chosen"]) == (name, choose.in_use(benchmark, choice))
     assert (record["hold_out"], tuple(record["seeds"])) == (choice.hold_out, choice.seeds)
     tried = [{k: v for k, v in one.items() if k not in ("per_seed", "mean")} for one in record["validation_error"]]
-    assert tried == choose.tried(benchmark, choice)
+    assert tried == choose.grid(choice)
     whole = [one for one in record["validation_error"] if one["mean"] is not None]  # None: the loss diverged
     assert record["chosen"].items() <= min(whole, key=lambda one: one["mean"]).items()
     for one in whole:

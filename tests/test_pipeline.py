@@ -10,7 +10,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,8 @@ def test_the_raw_files_travel_through_a_remote(checkout: Checkout, tmp_path: Pat
     assert file.stat().st_size == 10_008
 
 
-def training(found: Checkout) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
+@contextmanager
+def training(found: Checkout) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
     """DVC with LeNet-5's stage, in a process group of its own, once both trials have saved; and all it started."""
     before = {path: path.stat().st_mtime_ns for path in found.folder.glob("store/*/last.ckpt")}
     with (found.folder / "log").open("wb") as log:
@@ -209,11 +211,16 @@ def training(found: Checkout) -> tuple[subprocess.Popen[bytes], list[psutil.Proc
             stderr=log,
             process_group=0,  # for a Ctrl-C that reaches these processes alone
         )
-    deadline = time.monotonic() + 120
-    while sum(p.stat().st_mtime_ns != before.get(p) for p in found.folder.glob("store/*/last.ckpt")) < 2:
-        assert time.monotonic() < deadline and dvc.poll() is None, (found.folder / "log").read_text()
-        time.sleep(0.1)
-    return dvc, [p for p in psutil.Process(dvc.pid).children(recursive=True) if not p.name().endswith("Agent")]
+    try:
+        deadline = time.monotonic() + 120
+        while sum(p.stat().st_mtime_ns != before.get(p) for p in found.folder.glob("store/*/last.ckpt")) < 2:
+            assert time.monotonic() < deadline and dvc.poll() is None, (found.folder / "log").read_text()
+            time.sleep(0.1)
+        yield dvc, [p for p in psutil.Process(dvc.pid).children(recursive=True) if not p.name().endswith("Agent")]
+    finally:
+        if dvc.poll() is None:
+            os.killpg(dvc.pid, signal.SIGKILL)
+            dvc.wait()
 
 
 def test_a_dvc_that_ends_takes_its_stage_along_and_is_continued(tmp_path: Path, mirror: Path) -> None:
@@ -223,16 +230,16 @@ def test_a_dvc_that_ends_takes_its_stage_along_and_is_continued(tmp_path: Path, 
     (found.folder / "sitecustomize.py").write_text("from pipelines import journal; journal.CHECKPOINT_EVERY_S = 0.5")
     found.run("dvc", "repro", "fetch@mnist")
 
-    dvc, family = training(found)
-    os.killpg(dvc.pid, signal.SIGINT)
-    assert dvc.wait(timeout=60) != 0
+    with training(found) as (dvc, family):
+        os.killpg(dvc.pid, signal.SIGINT)
+        assert dvc.wait(timeout=60) != 0
     assert not psutil.wait_procs(family, timeout=30)[1]
     said = (found.folder / "log").read_text()
     assert "error: interrupted" in said and "Traceback" not in said
 
-    dvc, family = training(found)
-    dvc.send_signal(signal.SIGKILL)
-    dvc.wait()
+    with training(found) as (dvc, family):
+        dvc.kill()
+        dvc.wait()
     assert not psutil.wait_procs(family, timeout=30)[1]
 
     found.run("dvc", "repro", "train@lenet5-mnist")

@@ -905,6 +905,7 @@ def remote(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> P
     return Project(tmp_path)
 
 
+@pytest.mark.alone
 def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
     remote: Project, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -941,6 +942,7 @@ def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
         assert len([path for path in files(client, run) if path.startswith("images/")]) == 2
 
 
+@pytest.mark.alone
 def test_a_stopped_server_is_given_up_in_time(
     remote: Project, server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -961,6 +963,7 @@ def test_a_stopped_server_is_given_up_in_time(
     assert "s3cret" not in repr(result)
 
 
+@pytest.mark.alone
 def test_a_server_that_stops_answering_later_meets_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -990,6 +993,7 @@ def test_two_at_once_the_second_leaves_it_to_the_first(remote: Project) -> None:
     assert result.busy and result.sent == 0 and result.line is None
 
 
+@pytest.mark.alone
 def test_follow_shows_a_trial_while_it_trains(remote: Project, server: Server) -> None:
     key = remote.trial("lenet5-follow", "follow", 0, epochs=5, done=1)
     client = tracking_client.connect(server.uri)
@@ -1019,6 +1023,7 @@ with tracking.follow(Spool.below(pathlib.Path(sys.argv[1]))):
 """
 
 
+@pytest.mark.alone
 def test_the_helper_ends_with_its_stage(tmp_path: Path) -> None:
     """kill -9 of the stage leaves nothing behind."""
     import psutil
