@@ -160,9 +160,14 @@ def _measure(one: spec.Spec, budget_s: float) -> dict[str, float]:
 
 
 def _rate_key(one: spec.Spec) -> str:
-    """Model, recipe and device decide the rate; so does the machine, but a shared store serves machines alike."""
+    """Model, recipe and device decide the speed of a trial; so does the machine, but a store serves machines alike.
+
+    The learning rate and mu do not: the candidates of ``choose`` would each be measured.
+    """
     config = one.benchmark.resolved(one.budget)
-    identity = [config["model"], config["recipe"], one.device, one.threads, store.sources(one.benchmark.model.family)]
+    optimiser = {key: value for key, value in config["recipe"]["optimiser"].items() if key not in ("lr", "mu")}
+    recipe = config["recipe"] | {"optimiser": optimiser}
+    identity = [config["model"], recipe, one.device, one.threads, store.sources(one.benchmark.model.family)]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

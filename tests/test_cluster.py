@@ -113,6 +113,18 @@ def test_the_estimate_packs_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seconds(of((8, 0)), {"workers": 2}, [5, 5]) == 10  # one after the other
 
 
+def test_candidates_of_one_speed_are_measured_once(tmp_path: Path) -> None:
+    def key(**recipe: Any) -> str:
+        benchmark = asking()
+        changed = dataclasses.replace(benchmark, recipe=dataclasses.replace(benchmark.recipe, **recipe))
+        one = spec.Spec(benchmark=changed, seed=0, budget="laptop", data=tmp_path, store=tmp_path)
+        return estimate._rate_key(one.on("cpu", threads=1))
+
+    optimiser = asking().recipe.optimiser
+    assert key(optimiser=dataclasses.replace(optimiser, lr=0.5)) == key()
+    assert len({key(), key(batch=8), key(optimiser=dataclasses.replace(optimiser, momentum=0.0))}) == 3
+
+
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[str]:
     """The address of a cluster that somebody else started: two nodes, each of two CPUs and what passes for a GPU."""

@@ -440,7 +440,9 @@ DEPARTURES: dict[str, tuple[Callable[[Benchmark], bool], str]] = {
         "SGD .*in place of .*(Levenberg-Marquardt|Newton|optimiser)",
     ),
     "a rate and a mu of our own": (
-        lambda b: b.recipe.optimiser.name == "sdlm" and (b.recipe.optimiser.lr, b.recipe.optimiser.mu) != (0.0005, 0.02),
+        lambda b: (
+            b.recipe.optimiser.name == "sdlm" and (b.recipe.optimiser.lr, b.recipe.optimiser.mu) != (0.0005, 0.02)
+        ),
         "rate and mu .* in place of 0.0005 and 0.02",
     ),
     "a wider start": (lambda b: option(b, "init") == "sqrt_fan_in", "2.4 over the root of the fan-in"),
