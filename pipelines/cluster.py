@@ -23,7 +23,6 @@ import psutil
 from pipelines import orphan
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import USER_ERROR, UserError
-from pipelines.spec import Spec
 
 Endpoint = tuple[str, int]  # host and port
 CONNECT_S = 5.0
@@ -317,9 +316,13 @@ def _unreachable(address: str, reason: str) -> UserError:
     )
 
 
-def lost_worker(spec: Spec, error: BaseException) -> UserError:
-    """What the user is told of a trial whose worker process died once too often."""
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return UserError(
-        f"{spec.name}: its worker was lost ({reason}); run the same command again, it goes on at the last checkpoint"
-    )
+def lost_worker(what: str, error: BaseException) -> UserError:
+    """What the user is told of a trial, or of what comes before it, whose worker process died once too often."""
+    import ray
+
+    if isinstance(error, ray.exceptions.OutOfMemoryError):  # its own text is a page
+        reason = "out of memory: fewer trials run at once where each asks for more resources.cpus"
+    else:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    again = "run the same command again, it goes on at the last checkpoint"
+    return UserError(f"{what}: its worker was lost ({reason}); {again}")

@@ -35,7 +35,7 @@ def train(spec: Spec, ray_cluster: cluster.Cluster) -> None:
                 raise UserError(said) from None
             lost = [cause for cause in causes if isinstance(cause, RayError) and not isinstance(cause, RayTaskError)]
             if not left and lost:
-                raise cluster.lost_worker(spec, lost[0]) from None
+                raise cluster.lost_worker(spec.name, lost[0]) from None
             # The others fail in a collective operation when one is lost, and may be the first to say so: torch's
             # RuntimeError. Anything else that a worker raises is a bug, which would show again.
             if not left or not (lost or any(isinstance(cause, (RuntimeError, OSError)) for cause in causes)):

@@ -63,6 +63,8 @@ def _on_worker(function: Callable[..., T], *words: Any) -> T:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
         raise
+    except ray.exceptions.RayError as error:
+        raise cluster.lost_worker("before training", error) from None
     return found
 
 
@@ -200,7 +202,7 @@ def _error_of(task: Any, one: spec.Spec) -> Exception | None:
             return UserError(f"{one.name}: no space left in {one.store}; make room and run this again")
         return UserError(str(error.cause)) if isinstance(error.cause, UserError) else error
     except (ray.exceptions.RayError, OSError) as error:
-        return cluster.lost_worker(one, error)
+        return cluster.lost_worker(one.name, error)
     return None
 
 

@@ -178,6 +178,16 @@ def test_the_disk_that_a_trial_is_said_to_need_is_what_it_takes(
         stage._require_space([(one, weights), (other, weights)], held)
 
 
+def test_a_machine_without_memory_is_one_line_after_some_attempts(project: Path) -> None:
+    """Ray would start what it ended for want of memory again for ever."""
+    only(project, linear_mnist=SHORT)
+    done = train(RAY_memory_usage_threshold="0.001")
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: before training: its worker was lost (out of memory: ") and "Traceback" not in last
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("address", ["head", "head:ray", "head..cluster:6379", ":6379"])
 def test_a_malformed_cluster_address_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
