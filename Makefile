@@ -16,8 +16,7 @@ repro: install
 	python -m pipelines.train
 	dvc repro
 
-# MNIST first, or each process of tests would fetch its own. A test that starts a cluster, or has a time limit, is `alone`:
-# beside others it would wait for the processors.
+# MNIST first, or each process of tests would fetch its own. What has time limits that other work could break is `alone`.
 test: install lint
 	python -m pipelines.fetch mnist
 	python -m pytest -m "not alone" -n 2 --dist loadfile

@@ -192,7 +192,7 @@ def _start_here(common: dict[str, Any]) -> None:
             return
         if left:
             print("Ray's processes did not come up in time; trying again", flush=True)
-    line = f"Ray's processes did not come up in time on this machine, {STARTS} times"
+    line = f"Ray's processes did not come up in time on this machine, tried {STARTS} times"
     raise UserError(f"{line}; expected it less busy, or without what stopped them: see /tmp/ray/session_latest/logs")
 
 

@@ -17,8 +17,6 @@ from pipelines import benchmarks, choose, datasets, schema, subsets, train, tria
 from pipelines.errors import UserError
 from tests.conftest import ROOT, edit_params, environment
 
-pytestmark = pytest.mark.alone
-
 NAME = "linear-mnist"
 SMALL: dict[str, Any] = {
     "choice": {"rates": [1e-7, 0.1], "batches": [64], "hold_out": 400, "seeds": [0, 1]},

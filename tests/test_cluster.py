@@ -22,8 +22,6 @@ from pipelines.errors import UserError
 from tests.conftest import ROOT, environment
 from tests.training import QUIET, only, specs
 
-pytestmark = pytest.mark.alone
-
 
 def asking(**resources: Any) -> Benchmark:
     benchmark = benchmarks.load(ROOT / "params.yaml").benchmark("lenet5-mnist")
@@ -195,17 +193,18 @@ SLOW_AGENT = """
 """
 
 
+@pytest.mark.alone
 def test_a_machine_too_busy_to_start_ray_in_time_is_asked_again(tmp_path: Path) -> None:
     """Ray's raylet aborts where its agent takes more than 15 s: here once in one folder, each time in another."""
-    code = "from pipelines import cluster, errors\ncluster.STARTS = 2\nwith cluster.connect() as found: print(found)"
+    code = "from pipelines import cluster\ncluster.STARTS = {}\nwith cluster.connect() as found: print(found)"
     started = []
-    for name in ("once", "always"):
+    for name, attempts in (("once", 3), ("always", 1)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "sitecustomize.py").write_text(textwrap.dedent(SLOW_AGENT))
         paths = os.pathsep.join([str(tmp_path / name), str(ROOT)])
         started.append(
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", code],
+                [sys.executable, "-W", "ignore", "-c", code.format(attempts)],
                 env={k: v for k, v in environment().items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": paths},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -217,5 +216,5 @@ def test_a_machine_too_busy_to_start_ray_in_time_is_asked_again(tmp_path: Path) 
     again = "Ray's processes did not come up in time; trying again"
     assert started[0].returncode == 0, error
     assert once.splitlines()[0] == again and once.splitlines()[1].startswith("Ray started here")
-    assert always.splitlines() == [again]
-    assert "UserError: Ray's processes did not come up in time on this machine, 2 times; expected it less busy" in last
+    assert always == ""
+    assert "UserError: Ray's processes did not come up in time on this machine, tried 1 times; expected it less" in last

@@ -22,8 +22,6 @@ import yaml
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.alone
-
 BIN = Path(sys.executable).parent
 SUITE = ["linear-mnist", "lenet5-mnist"]
 LEDGER_KEYS = {
@@ -223,6 +221,7 @@ def training(found: Checkout) -> Iterator[tuple[subprocess.Popen[bytes], list[ps
             dvc.wait()
 
 
+@pytest.mark.alone
 def test_a_dvc_that_ends_takes_its_stage_along_and_is_continued(tmp_path: Path, mirror: Path) -> None:
     """Ctrl-C, which a terminal sends to all that runs there, and kill -9, of which only DVC hears."""
     found = Checkout(tmp_path / "killed", mirror)

@@ -424,7 +424,6 @@ def test_it_learns_and_its_speed_can_be_measured(project: Path) -> None:
     assert curve[1]["train_error"] < curve[0]["train_error"] < 80
 
 
-@pytest.mark.alone
 def test_two_workers_train_as_one_does(project: Path) -> None:
     """The same estimate, and steps of the same patterns, sharded: but for the order of sums, the same curve."""
     only(project, lenet5_mnist=SDLM_RECIPE)

@@ -29,8 +29,6 @@ from pipelines.errors import UserError
 from tests.conftest import ROOT, edit_params, environment
 from tests.training import QUIET, TRAIN, Run, only, same_weights, specs, train, until, worker_of
 
-pytestmark = pytest.mark.alone
-
 SHORT: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 2, "seeds": [0, 1]}}
 DIVERGING = SHORT | {"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}
 
@@ -55,6 +53,7 @@ def test_packed_trials_end_as_plain_ones_whatever_becomes_of_the_others(project:
     assert "2 of 2 trials are in the store already" in again.stdout and "to train" not in again.stdout
 
 
+@pytest.mark.alone
 def test_a_terminal_shows_a_live_line_for_each_trial(project: Path) -> None:
     only(project, lenet5_mnist=SHORT | {"budgets.laptop": {"epochs": 100, "seeds": [0, 1]}})  # some seconds
     seen, window = pty.openpty()
@@ -94,6 +93,7 @@ def long(seeds: list[int]) -> dict[str, Any]:
     return {"recipe.batch": 32, "budgets.laptop": {"epochs": 6, "seeds": seeds}}
 
 
+@pytest.mark.alone
 def test_whatever_is_killed_training_goes_on_to_the_same_weights(project: Path, undisturbed: list[spec.Spec]) -> None:
     """Each kill comes when the trial has gone on from the one before."""
     only(project, lenet5_mnist=long([0]))

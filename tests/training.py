@@ -113,10 +113,10 @@ class Run:
         family = psutil.Process(self.driver.pid).children(recursive=True)
         assert any(one.name().startswith("ray::") for one in family)
         os.kill(process, how)
-        status = self.driver.wait(timeout=60)
+        status = self.driver.wait(timeout=120)
         # Two agents of Ray's, which train nothing, look for a killed cluster for a minute before they follow it.
         agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent") if how == signal.SIGKILL else ()
-        _, alive = psutil.wait_procs([one for one in family if not named(one, agents)], timeout=20)
+        _, alive = psutil.wait_procs([one for one in family if not named(one, agents)], timeout=60)
         assert not alive
         return status
 
