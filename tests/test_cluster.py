@@ -193,7 +193,6 @@ SLOW_AGENT = """
 """
 
 
-@pytest.mark.alone
 def test_a_machine_too_busy_to_start_ray_in_time_is_asked_again(tmp_path: Path) -> None:
     """Ray's raylet aborts where its agent takes more than 15 s: here once in one folder, each time in another."""
     code = "from pipelines import cluster\ncluster.STARTS = {}\nwith cluster.connect() as found: print(found)"

@@ -20,8 +20,6 @@ from pipelines import spec, store, trial
 from tests.conftest import ROOT, edit_params, environment
 from tests.training import Run, only, same_weights, specs, until, worker_of
 
-pytestmark = pytest.mark.alone
-
 TWO: dict[str, Any] = {
     "recipe.batch": 32,
     "budgets.laptop": {"epochs": 5, "seeds": [0]},
@@ -58,7 +56,7 @@ def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PLAIN), str(home / "spec.pickle")]
     places = [{"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "plain"} for rank in "01"]
     both = [subprocess.Popen(command, env=environment(**meeting, **place)) for place in places]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
     return one
 
 

@@ -93,7 +93,6 @@ def long(seeds: list[int]) -> dict[str, Any]:
     return {"recipe.batch": 32, "budgets.laptop": {"epochs": 6, "seeds": seeds}}
 
 
-@pytest.mark.alone
 def test_whatever_is_killed_training_goes_on_to_the_same_weights(project: Path, undisturbed: list[spec.Spec]) -> None:
     """Each kill comes when the trial has gone on from the one before."""
     only(project, lenet5_mnist=long([0]))
@@ -210,7 +209,7 @@ def test_what_make_or_dvc_started_ends_with_it(tmp_path: Path, leader: str) -> N
     family = psutil.Process(started.pid).children(recursive=True)
     started.kill()
     started.wait()
-    assert family and not psutil.wait_procs(family, timeout=20)[1]
+    assert family and not psutil.wait_procs(family, timeout=60)[1]
 
 
 def test_an_unreachable_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

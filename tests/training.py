@@ -75,7 +75,7 @@ def specs(name: str, root: str = "store") -> list[spec.Spec]:
 def train(*words: str, **extra: str) -> subprocess.CompletedProcess[str]:
     """Train to the end."""
     return subprocess.run(
-        [*TRAIN, *words], env=environment(**QUIET, **extra), capture_output=True, text=True, timeout=240
+        [*TRAIN, *words], env=environment(**QUIET, **extra), capture_output=True, text=True, timeout=400
     )
 
 
@@ -123,14 +123,14 @@ class Run:
     def finish(self, *, status: int = 0) -> None:
         """Let it end by itself."""
         (self.project / "slow").unlink()
-        assert self.driver.wait(timeout=180) == status, self.log
+        assert self.driver.wait(timeout=300) == status, self.log
 
     @property
     def log(self) -> str:
         return (self.project / "log").read_text()
 
 
-def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+def until(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
