@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,9 +15,9 @@ import requests
 import urllib3
 from requests.utils import get_environ_proxies
 
+from pipelines.progress import counting
+
 CHUNK = 1 << 14  # bytes; also the most that a broken connection loses
-LOG_EVERY = 10.0  # seconds between progress lines where no terminal shows a bar
-Advance = Callable[[int], None]
 
 
 class SourceError(Exception):
@@ -97,64 +94,6 @@ def shown(url: str) -> str:
     return re.sub(r"(?<=://)[^/]*@", "", re.split("[?#]", url)[0]).rstrip("/")
 
 
-@contextmanager
-def progress(label: str, total: int | None, unit: str = "MB") -> Iterator[Advance]:
-    """Give a function to call with each amount done: a bar on a terminal, a line now and then elsewhere.
-
-    Amounts are bytes where ``unit`` is MB, otherwise counts; ``total`` None means that the end is not known.
-    """
-    if sys.stderr.isatty():
-        with _bar(label, total, unit) as advance:
-            yield advance
-    else:
-        yield _lines(label, total, unit)
-
-
-@contextmanager
-def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if unit == "MB" else []
-    if total is not None and unit != "MB":
-        counts.append(MofNCompleteColumn())
-    clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), *counts, clock)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(label, total=total)
-        yield lambda amount: bars.advance(task, amount)
-
-
-def _lines(label: str, total: int | None, unit: str) -> Advance:
-    started = said = time.monotonic()
-    done = 0
-    scale = 1_000_000 if unit == "MB" else 1
-
-    def advance(amount: int) -> None:
-        nonlocal done, said
-        done += amount
-        now = time.monotonic()
-        if now - said < LOG_EVERY:
-            return
-        said = now
-        seconds = now - started
-        amounts = f"{done // scale} of {total // scale} {unit}" if total else f"{done // scale} {unit}" if done else ""
-        rate = f"{done / scale / seconds:.1f} {unit}/s" if done else ""
-        print(f"fetch: {label}: {', '.join(filter(None, (amounts, rate, f'{seconds:.0f} s')))}", flush=True)
-
-    return advance
-
-
 def _reach(url: str, seconds: float) -> None:
     """Fail within ``seconds`` where no connection can be had: a dead resolver or dropped packets take minutes else."""
     try:
@@ -220,7 +159,7 @@ def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> boo
         total = offset + int(length) if length.isdigit() else remote.size
         if remote.size is not None and total is not None and total > remote.size:
             raise SourceError(f"expected {remote.size} bytes, the server offers {total}")
-        with part.open("r+b" if offset else "wb") as file, progress(label, total) as advance:
+        with part.open("r+b" if offset else "wb") as file, counting(f"fetch: {label}", total) as advance:
             file.seek(offset)
             file.truncate()
             advance(offset)

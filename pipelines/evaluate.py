@@ -136,21 +136,24 @@ def predict(
             outputs: Tensor = model(batch)
         return outputs.float().softmax(1)
 
-    for start in range(0, len(places), BATCH):
-        batch = preprocess(torch.from_numpy(np.array(images[places[start : start + BATCH]])).to(device))
-        alone = look(next(views(batch, "single", augment=augment))).cpu()
-        single.append(alone.argmax(1))
-        if chosen.views == "single":
-            kept.append(alone)
-            continue
-        generator = torch.Generator().manual_seed(stream(seed, *named, start))
-        seen = [
-            look(view).cpu()
-            for view in views(
-                batch, chosen.views, augment=augment, generator=generator, count=chosen.count, size=chosen.crop
-            )
-        ]
-        kept.append(torch.stack(seen).mean(0))
+    with progress.counting(f"{benchmark.name} seed {seed}", len(places), "images") as advance:
+        for start in range(0, len(places), BATCH):
+            batch = preprocess(torch.from_numpy(np.array(images[places[start : start + BATCH]])).to(device))
+            alone = look(next(views(batch, "single", augment=augment))).cpu()
+            single.append(alone.argmax(1))
+            if chosen.views == "single":
+                kept.append(alone)
+                advance(len(batch))
+                continue
+            generator = torch.Generator().manual_seed(stream(seed, *named, start))
+            seen = [
+                look(view).cpu()
+                for view in views(
+                    batch, chosen.views, augment=augment, generator=generator, count=chosen.count, size=chosen.crop
+                )
+            ]
+            kept.append(torch.stack(seen).mean(0))
+            advance(len(batch))
     return Predictions(
         probabilities=torch.cat(kept),
         labels=torch.from_numpy(np.array(labels[places])),
@@ -345,7 +348,7 @@ def main() -> None:
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
     for name in names:
         planned = spec.trials(params, name, data=DATA, root=store.default())
-        print(f"{name}: {len(planned)} trials, {params.benchmark(name).evaluation.protocol}, on {device}", flush=True)
+        print(f"{name}: {params.benchmark(name).evaluation.protocol}, on {device}", flush=True)
         evaluate(params.benchmark(name), planned, device)
 
 

@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image
 
 from pipelines.datasets import Images, Labels, Split, new_dataset, release_pages
-from pipelines.download import Patience, Remote, SourceError, download, mismatch, progress, shown
+from pipelines.download import Patience, Remote, SourceError, download, mismatch, shown
 from pipelines.errors import UserError
+from pipelines.progress import counting
 
 if TYPE_CHECKING:
     from pipelines.benchmarks import Source
@@ -206,7 +207,7 @@ def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, 
             test=counts["test"],
             source_md5=md5s,
         ) as arrays,
-        progress(f"{name}: decoding", len(layout.slots), unit="images") as advance,
+        counting(f"fetch: {name}: decoding", len(layout.slots), unit="images") as advance,
     ):
         for split, labels in layout.labels.items():
             arrays[split][1][:] = labels

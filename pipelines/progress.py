@@ -1,11 +1,17 @@
-"""How far trials are, as text: one line a trial."""
+"""How far trials are, one line a trial; and how far anything else is that takes its time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LOG_EVERY_S = 10.0  # between lines where no terminal shows a bar
+Advance = Callable[[int], None]
 
 
 def read(path: Path, *, since: float) -> dict[str, Any] | None:
@@ -45,3 +51,61 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s" if seconds % 60 else f"{seconds // 60} min"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+@contextmanager
+def counting(label: str, total: int | None, unit: str = "MB") -> Iterator[Advance]:
+    """Give a function to call with each amount done: a bar on a terminal, a line now and then elsewhere.
+
+    Amounts are bytes where ``unit`` is MB, otherwise counts; ``total`` None means that the end is not known.
+    """
+    if sys.stderr.isatty():
+        with _bar(label, total, unit) as advance:
+            yield advance
+    else:
+        yield _lines(label, total, unit)
+
+
+@contextmanager
+def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if unit == "MB" else []
+    if total is not None and unit != "MB":
+        counts.append(MofNCompleteColumn())
+    clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, clock)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda amount: bars.advance(task, amount)
+
+
+def _lines(label: str, total: int | None, unit: str) -> Advance:
+    started = said = time.monotonic()
+    done = 0
+    scale = 1_000_000 if unit == "MB" else 1
+
+    def advance(amount: int) -> None:
+        nonlocal done, said
+        done += amount
+        now = time.monotonic()
+        if now - said < LOG_EVERY_S:
+            return
+        said = now
+        seconds = now - started
+        amounts = f"{done // scale} of {total // scale} {unit}" if total else f"{done // scale} {unit}" if done else ""
+        rate = f"{done / scale / seconds:.1f} {unit}/s" if done else ""
+        print(f"{label}: {', '.join(filter(None, (amounts, rate, f'{seconds:.0f} s')))}", flush=True)
+
+    return advance

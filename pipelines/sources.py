@@ -21,8 +21,9 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from pipelines.download import Patience, Remote, SourceDown, SourceError, download, progress, shown
+from pipelines.download import Patience, Remote, SourceDown, SourceError, download, shown
 from pipelines.errors import FULL
+from pipelines.progress import counting
 
 NPM_ANSWERS = 60.0  # seconds in which a registry has to name a package
 NPM_PACKS = 1800.0  # seconds in which it has to deliver one
@@ -216,7 +217,7 @@ def _copy(original: Path, target: Path, label: str) -> None:
     with (
         original.open("rb") as source,
         target.open("wb") as file,
-        progress(label, original.stat().st_size) as advance,
+        counting(f"fetch: {label}", original.stat().st_size) as advance,
     ):
         while chunk := source.read(COPY):
             file.write(chunk)
@@ -259,7 +260,7 @@ def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> No
         raise SourceDown("npm is not installed")
     environment = os.environ | {"npm_config_update_notifier": "false", "npm_config_fund": "false"}
     errors = folder / "npm.err"
-    with errors.open("wb") as stderr, progress(label, None, unit="") as advance:
+    with errors.open("wb") as stderr, counting(f"fetch: {label}", None, unit="") as advance:
         process = subprocess.Popen(
             [npm, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
         )

@@ -104,7 +104,8 @@ def _announce(params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluste
     say(f"{ray_cluster}; training on {devices}: {_on_worker(_hardware)}")
     here = estimate.seconds(placed, ray_cluster)
     budgets = " and ".join(sorted({one.budget for one in placed}))
-    say(f"{len(placed)} trials to train at the {budgets} budget, about {progress.duration(here)}")
+    count = "1 trial" if len(placed) == 1 else f"{len(placed)} trials"
+    say(f"{count} to train at the {budgets} budget, about {progress.duration(here)}")
     for name, trials in _by_kind(placed).items():
         each = estimate.trial_seconds(trials[0])
         say(f"  {name}: {len(trials)} of about {progress.duration(each)} each")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import download, progress
+from pipelines import progress
 
 TOLD: dict[str, Any] = {
     "state": "running",
@@ -60,8 +60,8 @@ def test_what_is_of_this_run_is_read(tmp_path: Path) -> None:
 def test_a_download_in_a_log_says_now_and_then_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(download, "LOG_EVERY", 0.0)
-    with download.progress("train-images", 10_000_000) as advance:
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
+    with progress.counting("fetch: train-images", 10_000_000) as advance:
         advance(4_000_000)
     said = capsys.readouterr().out
     assert said.startswith("fetch: train-images: 4 of 10 MB, ") and said.count("\n") == 1
@@ -72,7 +72,7 @@ def test_a_download_on_a_terminal_has_a_bar(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    with download.progress("train-images", 10_000_000) as advance:
+    with progress.counting("fetch: train-images", 10_000_000) as advance:
         advance(10_000_000)
     shown = capsys.readouterr().err
     assert "train-images" in shown and "10.0/10.0 MB" in shown
