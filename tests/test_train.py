@@ -183,7 +183,7 @@ def test_a_machine_without_memory_is_one_line_after_some_attempts(project: Path)
     done = train(RAY_memory_usage_threshold="0.001")
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: before training: its worker was lost (out of memory: ") and "Traceback" not in last
+    assert last.startswith("error: before training: its worker was lost (out of memory: ")
     assert "Traceback" not in done.stderr
 
 
@@ -198,7 +198,7 @@ def test_a_malformed_cluster_address_is_one_line(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("leader", ["make", "dvc"])
 def test_what_make_or_dvc_started_ends_with_it(tmp_path: Path, leader: str) -> None:
     """Killed, neither tells its children; by the next run they must not be in the way."""
-    code = "import time; from pipelines import orphan; orphan.follow(); open('up', 'w'); time.sleep(60)"
+    code = "import time; from pipelines import orphan; orphan.follow(); open('up', 'w'); time.sleep(600)"
     (tmp_path / "Makefile").write_text(f'all:\n\t@{sys.executable} -c "{code}"; true\n')
     (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"one": {"cmd": f'{sys.executable} -c "{code}"'}}}))
     words = {"make": ["make", "-s"], "dvc": [str(Path(sys.executable).parent / "dvc"), "repro"]}[leader]

@@ -116,7 +116,7 @@ class Run:
         status = self.driver.wait(timeout=120)
         # Two agents of Ray's, which train nothing, look for a killed cluster for a minute before they follow it.
         agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent") if how == signal.SIGKILL else ()
-        _, alive = psutil.wait_procs([one for one in family if not named(one, agents)], timeout=60)
+        _, alive = psutil.wait_procs([one for one in family if not named(one, agents)], timeout=40)
         assert not alive
         return status
 
