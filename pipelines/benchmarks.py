@@ -321,12 +321,14 @@ class Benchmark:
     evaluation: Evaluation  # this and the next may be {}, but must stand there: dvc.yaml names them for every benchmark
     resources: Resources
     deviations: tuple[str, ...] = ()
+    label: str | None = None  # what must stand beside the verdict: a variant, a stand-in, an uncertain definition
     remarks: str | None = None  # where the claim is missed: what was tried, what is left to try
     choice: Choice | None = None
 
     def __post_init__(self) -> None:
-        empty = self.remarks is not None and not self.remarks.strip()
-        require(not empty, f"remarks is {schema.show(self.remarks)}; expected a paragraph, or nothing")
+        for key, words, expected in (("label", self.label, "a few words"), ("remarks", self.remarks, "a paragraph")):
+            empty = words is not None and not words.strip()
+            require(not empty, f"{key} is {schema.show(words)}; expected {expected}, or nothing")
         require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
         cut = self.budgets["paper"].train_images
         require(cut is None, f"budgets.paper.train_images is {cut}; expected nothing: the paper's budget is never cut")

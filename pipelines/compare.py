@@ -23,7 +23,7 @@ from pipelines.errors import guard
 from pipelines.page import outcomes, page, table3
 from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet
 from pipelines.page.table3 import MARK, NONE, plus_minus
-from pipelines.page.tables import CERTAINTY, commit, each, versions
+from pipelines.page.tables import CERTAINTY, commit, each, stuck, versions
 from pipelines.verdicts import MEANING, Verdict, claim_margin, judge, shown
 
 REPORT = Path("report")
@@ -83,6 +83,7 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
     )
     return {
         "benchmark": benchmark.name,
+        "label": benchmark.label,
         "dataset": benchmark.dataset,
         "metric": claim.metric,
         "claim": {
@@ -99,6 +100,7 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
         "mean": _mean(figures) if figures else None,
         "ci95": _ci95(figures),
         "verdict": verdict.value,
+        "at_chance": [trial.seed for trial in trials if trial.at_chance],
         "wall_s": round(sum(float(t.result["wall_s"]) for t in trials), 2) if trials else None,
         "hardware": each(t.result["hardware"] for t in trials) if trials else None,
         "versions": versions(t.result for t in trials) if trials else None,
@@ -106,6 +108,7 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
         "epochs": epochs,
         "paper_epochs": paper_epochs,
         "parameters": int(trials[0].result["parameters"]) if trials else None,
+        "config": trials[0].result["config"] if trials else None,
         "margin": round(claim_margin(claim.value, claim.test_images), DIGITS),
         "test_set": _test_set(benchmark, outcome) if outcome else None,
         "difference": claim.difference,
@@ -167,7 +170,8 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
     for row in ledger:
         recalled = "*" if row["claim"]["certainty"] == "recalled" else ""
         claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}{recalled}"
-        name = f"[{row['benchmark']}](#{row['benchmark']})"
+        label = f" ({row['label']})" if row["label"] else ""
+        name = f"[{row['benchmark']}](#{row['benchmark']}){label}"
         cells = (name, row["dataset"], row["metric"], claim, ours(row), str(row["n"]), budget(row), row["verdict"])
         lines.append(_table_line(cells))
     lines += [
@@ -195,6 +199,8 @@ def _markdown_details(row: LedgerRow, benchmark: Benchmark) -> list[str]:
         lines.append(f"- Measured {MARK} on {on.words}: {_one_line(row['difference'] or '')}")
     if row["test_set"]:
         lines.append(f"- On the whole test set ({row['test_set']['images']:,} images): {_figure(row['test_set'])} %")
+    if row["at_chance"]:
+        lines.append(f"- At chance: {stuck(row)}, no better on the test set than guessing")
     if row["n"]:
         lines.append(
             f"- Run on {_one_line(str(row['hardware']))}, {row['versions']}, commit {row['git_commit']}, "
@@ -240,8 +246,16 @@ def terminal_table(ledger: Sequence[LedgerRow]) -> Table:
         figure = plus_minus(row)
         if row["test_set"]:
             figure += f"{MARK}\n{plus_minus(row['test_set'])}"
-        table.add_row(row["benchmark"], row["metric"][:3], claim, figure, str(row["n"]), epochs, verdict)
+        table.add_row(_name(row), row["metric"][:3], claim, figure, str(row["n"]), epochs, verdict)
     return table
+
+
+def _name(row: LedgerRow) -> Text:
+    """The benchmark, and below it what must stand beside its verdict."""
+    name = Text(row["benchmark"])
+    for note in (row["label"], f"{stuck(row)} at chance" if row["at_chance"] else None):
+        name.append(f"\n{note}" if note else "", style="dim")
+    return name
 
 
 def write(params: Params, found: Mapping[str, Outcome], folder: Path = REPORT) -> list[LedgerRow]:

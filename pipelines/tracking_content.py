@@ -308,7 +308,7 @@ def note(row: Json) -> str:
     mean = "not measured" if row.get("mean") is None else f"{_figure(row)}, {row.get('n')} seeds"
     tested = row.get("test_set")
     lines = [
-        f"**{row.get('verdict')}**",
+        f"**{row.get('verdict')}**" + (f", {row['label']}" if row.get("label") else ""),
         "",
         "| | |",
         "|---|---|",
@@ -322,6 +322,8 @@ def note(row: Json) -> str:
     ]
     seeds = ", ".join(f"{seed}: {value:.2f}" for seed, value in (row.get("per_seed") or {}).items())
     lines.append(f"| per seed, % | {seeds} |")
+    if row.get("at_chance"):
+        lines += ["", f"{len(row['at_chance'])} of {row.get('n')} seeds end no better on the test set than guessing."]
     if row.get("difference"):
         lines += ["", f"The images of the claim are not the whole test set. {row['difference']}"]
     if row.get("deviations"):

@@ -65,6 +65,13 @@ def project(tmp_path: Path, mnist_slice: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
+def hide_test_images(project: Path, mnist_slice: Path) -> None:
+    """Leave the project no file of the test split that it could open."""
+    (project / "datasets").unlink()
+    shutil.copytree(mnist_slice, project / "datasets", ignore=shutil.ignore_patterns("test_*"))
+    assert not list((project / "datasets").rglob("test_*")) and list((project / "datasets").rglob("train_*"))
+
+
 def edit_params(path: Path, **benchmark_changes: dict[str, Any]) -> benchmarks.Params:
     """Rewrite params.yaml with ``name={"recipe.batch": 7}`` applied to benchmarks (hyphens as underscores)."""
     found = yaml.safe_load(path.read_text())

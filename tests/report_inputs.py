@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from pipelines.benchmarks import ClaimedOn
+from pipelines import benchmarks
+from pipelines.benchmarks import Benchmark, ClaimedOn
 
 Array = npt.NDArray[Any]
 
@@ -28,6 +29,7 @@ CLASSES = {
 }
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 SEEDS = (0, 1, 2, 3, 4)
+LABEL = "softmax variant"
 REMARKS = "Rates were tried on a validation slice; a longer run is left."
 DIFFERENCE = "The figure is of images that the net was trained on, so it says nothing about new ones."
 
@@ -83,10 +85,11 @@ def make(folder: Path, *, test_images: int = 400, datasets: Path | None = None, 
     """Write params.yaml, runs/ and evaluations/ below ``folder`` and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
+    written = benchmarks.load(folder / "params.yaml")
     tests = {name: _test_split(name, test_images, datasets) for name in CLASSES}
     for name, made in MADE.items():
         if made.error is not None:
-            _write_benchmark(folder, name, made, *tests[made.dataset], per_cell=per_cell)
+            _write_benchmark(folder, written.benchmarks[name], made, *tests[made.dataset], per_cell=per_cell)
     return folder
 
 
@@ -124,7 +127,7 @@ def _benchmark(name: str, made: Made) -> dict[str, Any]:
             **({"difference": DIFFERENCE} if made.claimed_on else {}),
         },
         "deviations": ["Minibatches of 32, not one pattern at a time.", "A softmax head in place of the RBF units."],
-        **({"remarks": REMARKS} if name == "lenet5-mnist" else {}),
+        **({"label": LABEL, "remarks": REMARKS} if name == "lenet5-mnist" else {}),
     }  # fmt: skip
 
 
@@ -146,7 +149,10 @@ def _test_split(name: str, count: int, datasets: Path | None) -> tuple[Array, Ar
     )
 
 
-def _write_benchmark(folder: Path, name: str, made: Made, images: Array, labels: Array, *, per_cell: int) -> None:
+def _write_benchmark(
+    folder: Path, benchmark: Benchmark, made: Made, images: Array, labels: Array, *, per_cell: int
+) -> None:
+    name = benchmark.name
     assert made.error is not None
     random = np.random.default_rng(sum(name.encode()))
     # Some pairs of classes look alike and some do not, the same ones for every seed.
@@ -164,7 +170,7 @@ def _write_benchmark(folder: Path, name: str, made: Made, images: Array, labels:
         total += matrix
         errors.append(_write_seed(folder, name, seed, made=made, matrix=matrix, predicted=predicted, labels=labels,
                                   confidence=confidence))  # fmt: skip
-        _write_run(folder / "runs" / name / f"seed-{seed}", name, made, seed, random)
+        _write_run(folder / "runs" / name / f"seed-{seed}", benchmark, made, seed, random)
         if seed == SEEDS[0]:
             _write_examples(folder / "evaluations" / name, images, labels, predicted, confidence, per_cell)
     _write_summary(folder / "evaluations" / name, made, total, errors, len(labels))
@@ -228,7 +234,7 @@ def _write_first_layer(place: Path, made: Made, images: Array, labels: Array, ra
     np.savez(place / "first_layer.npz", **arrays)  # type: ignore[arg-type]
 
 
-def _write_run(place: Path, name: str, made: Made, seed: int, random: np.random.Generator) -> None:
+def _write_run(place: Path, benchmark: Benchmark, made: Made, seed: int, random: np.random.Generator) -> None:
     place.mkdir(parents=True)
     assert made.error is not None
     lines = []
@@ -240,8 +246,8 @@ def _write_run(place: Path, name: str, made: Made, seed: int, random: np.random.
         lines.append(json.dumps(line))
     (place / "curve.jsonl").write_text("\n".join(lines) + "\n")
     result = {
-        "benchmark": name, "seed": seed, "key": f"{seed:016x}", "budget": "laptop", "dataset_digest": "ab" * 32,
-        "config": {"dataset": made.dataset, "epochs": made.epochs}, "epochs": made.epochs,
+        "benchmark": benchmark.name, "seed": seed, "key": f"{seed:016x}", "budget": "laptop",
+        "dataset_digest": "ab" * 32, "config": benchmark.resolved("laptop"), "epochs": made.epochs,
         "images_seen": 60000 * made.epochs,
         "wall_s": 7.5 * made.epochs, "device_s": 7.5 * made.epochs, "images_per_s": 8000.0, "workers": 1,
         "hardware": "Example CPU 3000, 2 cores", "device": "cpu",

@@ -16,6 +16,7 @@ from pipelines import benchmarks, boosting, datasets, estimate, journal, schedul
 from pipelines.boosting import BoostedBatches, Patterns
 from pipelines.errors import UserError
 from pipelines.spec import Spec
+from tests.conftest import hide_test_images
 
 NAME = "committee-mnist"
 COUNT, BATCH = 300, 20
@@ -205,8 +206,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("stop_at", "training"), [(1.0, 0), (1.2, 1), (1.6, 2)])
 def test_a_resumed_trial_ends_at_the_same_weights_and_moves_one_member_at_a_time(
-    project: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path, stop_at: float, training: int
+    project: Path,
+    mnist_slice: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Path,
+    stop_at: float,
+    training: int,
 ) -> None:
+    hide_test_images(project, mnist_slice)
     straight = torch.load(trial.run(planned(root=str(undisturbed))).weights, weights_only=True)
     one = planned()
     fresh = [dict(net.state_dict()) for net in prepared(one).members]

@@ -17,14 +17,15 @@ import yaml
 
 from pipelines import benchmarks, compare
 from pipelines.errors import UserError
+from pipelines.page import table3
 from pipelines.page.outcomes import LedgerRow
-from tests.report_inputs import DIFFERENCE, MADE, REMARKS, SEEDS, claimed_on, make
+from tests.report_inputs import DIFFERENCE, LABEL, MADE, REMARKS, SEEDS, claimed_on, make
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
     *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
     *("wall_s", "hardware", "git_commit", "epochs", "paper_epochs", "parameters", "margin", "test_set", "difference"),
-    *("versions", "remarks"),
+    *("versions", "remarks", "label", "at_chance", "config"),
 }
 TEST_SET_KEYS = {"per_seed", "mean", "ci95", "images"}
 CLAIM_KEYS = {"value", "unit", "source", "protocol", "certainty"}
@@ -89,6 +90,49 @@ def test_versions_and_remarks_stand_in_every_form_of_the_ledger(project: Path) -
     assert REMARKS in (project / "report" / "index.html").read_text()
 
 
+def test_a_label_stands_beside_the_verdict_in_every_form_of_the_ledger(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare.main()
+    assert capsys.readouterr().out.count(LABEL) == 1
+    found = json.loads((project / "report" / "ledger.json").read_text())
+    assert {entry["benchmark"]: entry["label"] for entry in found if entry["label"]} == {"lenet5-mnist": LABEL}
+    assert f"[lenet5-mnist](#lenet5-mnist) ({LABEL}) |" in (project / "report" / "ledger.md").read_text()
+    assert (project / "report" / "index.html").read_text().count(LABEL) == 2  # the table, and the row's own section
+
+
+def test_seeds_that_never_left_guessing_are_counted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seed 1 calls every image a 3, seed 2 is right on one more image in ten than that."""
+    for seed, right in ((1, 0), (2, 40)):
+        folder = project / f"evaluations/lenet5-mnist/trials/seed-{seed}"
+        matrix = np.zeros((10, 10), dtype=int)
+        matrix[:, 3] = 40
+        matrix[0, 3], matrix[0, 0] = 40 - right, right
+        np.savetxt(folder / "confusion.csv", matrix, fmt="%d", delimiter=",")
+        error = 90 - right / 4
+        edit_json(folder / "metrics.json", error=error, accuracy=100 - error)
+    compare.main()
+    assert "1 of 5 seeds at chance" in capsys.readouterr().out
+    found = json.loads((project / "report" / "ledger.json").read_text())
+    assert {entry["benchmark"]: entry["at_chance"] for entry in found if entry["at_chance"]} == {"lenet5-mnist": [1]}
+    assert "- At chance: 1 of 5 seeds, no better on the" in (project / "report" / "ledger.md").read_text()
+    assert "1 of 5 seeds at chance" in (project / "report" / "index.html").read_text()
+
+
+def test_the_configuration_that_was_trained_stands_in_the_ledger(project: Path) -> None:
+    config = row(report(), "lenet5-mnist")["config"]
+    assert config is not None and config["recipe"]["optimiser"]["lr"] == 0.02 and config["epochs"] == 10
+
+
+def test_figures_of_another_recipe_are_refused(project: Path) -> None:
+    """The claim's deviations are of the recipe as it is now."""
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("lr: 0.02", "lr: 0.03", 1))
+    line = "result.json: config.recipe.optimiser.lr is 0.02, and 0.03 in params.yaml; expected a trial of what stands"
+    with pytest.raises(UserError, match=re.escape(line)):
+        report()
+
+
 def test_table_3_stands_in_the_markdown_with_every_cell_filled_or_marked(project: Path) -> None:
     report()
     lines = (project / "report" / "ledger.md").read_text().splitlines()
@@ -98,7 +142,13 @@ def test_table_3_stands_in_the_markdown_with_every_cell_filled_or_marked(project
     cells = {(line[0], name): cell for line in table[2:] for name, cell in zip(table[0][1:], line[1:], strict=True)}
     run = cells.pop(("C", "All-CNN"))
     assert re.fullmatch(r"9\.08; \d\d\.\d\d ± \d\.\d\d, under budget", run)
-    assert len(cells) == 11 and all(re.fullmatch(r"\d+\.\d\d; untested", cell) for cell in cells.values())
+    published = {
+        (base, name): f"{table3.PUBLISHED[base][variant]:.2f}; untested"
+        for base in table3.BASES
+        for variant, name in table3.VARIANTS.items()
+    }
+    del published["C", "All-CNN"]
+    assert cells == published
 
 
 def test_accuracy_claims_are_compared_as_accuracy_on_the_images_of_the_claim(project: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from torch import Tensor
 
 from pipelines import benchmarks, datasets, evaluate, spec, store, subsets, trial
 from pipelines.errors import UserError
@@ -206,6 +207,13 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert metrics["single_view_error"] == pytest.approx(100 * (single.argmax(1) != labels).mean())
     confidence = arrays(folder("lenet5-mnist", 0) / "predictions.npz")["confidence"]
     assert np.abs(confidence - single.max(1)).mean() > 0.005  # shifted by up to 3 pixels, it is another's answer
+    seen: list[Tensor] = []
+    model.register_forward_hook(lambda _, __, out: seen.append(out.double().softmax(1)))
+    evaluate.predict(benchmark, data, model, 0, "cpu")
+    first = seen[: 1 + 4]  # of the first piece: the image as it is, then four views
+    assert len(seen) == len(first) * -(-TEST // len(first[0]))
+    averaged = torch.stack(first[1:]).mean(0).max(1).values.numpy()
+    np.testing.assert_allclose(confidence[: len(averaged)], averaged, atol=1e-3)
 
 
 def test_the_images_of_the_claim_are_looked_at_where_they_lie(evaluated: Path) -> None:

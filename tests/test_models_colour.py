@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models import alexnet, allcnn, convnetjs, krizhevsky, ml4a, mlp
 
@@ -280,12 +281,19 @@ def test_all_cnn_initial_weights(init: str, std: float) -> None:
     assert second.bias is not None and (second.bias == 0).all()
 
 
-def test_all_cnn_starts_off_the_plateau() -> None:
-    """With He's start and the ReLU on the logits, a standardised image must not have all ten logits at zero."""
+@pytest.mark.parametrize("logits_relu", [True, False])
+def test_all_logits_at_zero_are_a_plateau_for_the_relu_alone(logits_relu: bool) -> None:
+    """The trap behind 2.303: with table 1's last ReLU, logits that fell below zero have no gradient to come back by."""
     torch.manual_seed(0)
-    with torch.no_grad():
-        logits = allcnn.allcnn()(torch.randn(16, 3, 32, 32))
-    assert (logits > 0).any(1).all()
+    model = allcnn.allcnn(logits_relu=logits_relu, dropout=False)
+    last = [layer for layer in model.children() if isinstance(layer, nn.Conv2d)][-1]
+    assert last.bias is not None
+    nn.init.constant_(last.bias, -1e3)  # alike for all classes: the softmax does not see it, a ReLU does
+    loss = F.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    moved = [weight.grad is not None and bool((weight.grad != 0).any()) for weight in model.parameters()]
+    assert (loss.item() == pytest.approx(math.log(10), abs=1e-6)) is logits_relu
+    assert not any(moved) if logits_relu else all(moved)
 
 
 def test_all_cnn_in_bfloat16_and_channels_last() -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from pipelines import benchmarks
-from pipelines.verdicts import Verdict, judge
+from pipelines import benchmarks, compare
+from pipelines.page import table3
+from pipelines.verdicts import Verdict, claim_margin, judge, shown
 from tests.conftest import ROOT
 
 PARAMS = benchmarks.load(ROOT / "params.yaml")
+README = (ROOT / "README.md").read_text()
 LEDGERS = sorted((ROOT / "results").glob("*.json"))
 ROWS = [
     pytest.param(path, row, id=f"{path.stem}-{row['benchmark']}")
@@ -61,6 +63,43 @@ def test_every_mnist_row_is_measured_at_the_papers_budget() -> None:
         name: ("paper", PARAMS.benchmarks[name].budgets["paper"].epochs) for name in PARAMS.suites["mnist"].benchmarks
     }
     assert measured == wanted
+
+
+@pytest.mark.parametrize(("path", "row"), ROWS)
+def test_a_committed_row_was_trained_as_its_block_says_today(path: Path, row: dict[str, Any]) -> None:
+    """A recipe that is changed takes its figures with it: the suite is run again, or the row goes."""
+    assert row["config"] == json.loads(json.dumps(PARAMS.benchmarks[row["benchmark"]].resolved(row["budget"])))
+
+
+@pytest.mark.parametrize(("path", "row"), ROWS)
+def test_mean_interval_and_margin_are_those_of_the_row(path: Path, row: dict[str, Any]) -> None:
+    values, claim = list(row["per_seed"].values()), PARAMS.benchmarks[row["benchmark"]].claim
+    assert row["mean"] == pytest.approx(sum(values) / len(values), abs=1e-3)
+    assert row["margin"] == pytest.approx(claim_margin(claim.value, claim.test_images), abs=1e-3)
+    assert row["ci95"] == pytest.approx(shown(values), abs=1e-3)
+
+
+@pytest.mark.parametrize(("path", "row"), ROWS)
+def test_the_readme_and_the_markdown_say_what_the_row_says(path: Path, row: dict[str, Any]) -> None:
+    label = f" ({row['label']})" if row["label"] else ""
+    claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}"
+    epochs = f"{row['epochs']:g} of {row['paper_epochs']}"
+    cells = (row["metric"], claim, compare.ours(row), str(row["n"]))  # type: ignore[arg-type]
+    line = f"| {' | '.join((row['benchmark'] + label, *cells, epochs, row['verdict']))} |"
+    assert line in README
+    assert (
+        f" | {' | '.join(cells)} | {epochs} ({row['budget']}) | {row['verdict']} |"
+        in path.with_suffix(".md").read_text()
+    )
+
+
+def test_the_readme_has_table_3_as_the_ledgers_have_it() -> None:
+    rows = {row.values[1]["benchmark"]: row.values[1] for row in ROWS}
+    ledger = [rows.get(one["benchmark"], one) for one in compare.make_ledger(PARAMS, {})]
+    found = table3.cells(PARAMS.benchmarks, ledger)
+    assert found is not None
+    lines = [line for line in table3.markdown(found) if line.startswith("|")]
+    assert "\n".join(lines) in README
 
 
 @pytest.mark.parametrize(("path", "row"), ROWS)

@@ -7,6 +7,7 @@ it; a report made of half a result would look like a whole one.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from pipelines import schema, store
 from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.errors import UserError
+from pipelines.verdicts import claim_margin
 
 EVALUATIONS = Path("evaluations")
 RUNS = Path("runs")
@@ -53,6 +55,7 @@ class LedgerRow(TypedDict):
     """
 
     benchmark: str
+    label: str | None  # a variant, a stand-in, an uncertain definition: what must stand beside the verdict
     dataset: str
     metric: str
     claim: ClaimRow
@@ -63,6 +66,7 @@ class LedgerRow(TypedDict):
     mean: float | None
     ci95: list[float] | None  # [low, high]; null with fewer than two seeds
     verdict: str
+    at_chance: list[int]  # the seeds that did no better on the test set than guessing does
     wall_s: float | None  # training time, summed over the seeds
     hardware: str | None
     versions: str | None  # of Python and the libraries that trained
@@ -70,6 +74,7 @@ class LedgerRow(TypedDict):
     epochs: float | None  # of the shortest trial: passes over the training images
     paper_epochs: int
     parameters: int | None
+    config: dict[str, Any] | None  # model, recipe and length as they were trained
     margin: float  # the claim's own sampling error, in points
     test_set: TestSet | None  # null: the claim was measured on the whole test split, or nothing was run
     difference: str | None  # what it means that it was not, in one sentence
@@ -97,6 +102,16 @@ class Trial:
         if self.claimed_on is None:
             return self.tested(metric)
         return self.claimed_on if metric == "error" else 100 - self.claimed_on
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether it is no better, by more than luck, than naming the commonest class for every test image.
+
+        A net whose loss never left ln C, the plateau of C classes, ends there.
+        """
+        images = int(self.confusion.sum())
+        guessing = 100 * (1 - int(self.confusion.sum(axis=1).max()) / images)
+        return self.error >= guessing - claim_margin(guessing, images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +155,9 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
             folder / "trials" / f"seed-{seed}",
             runs / name / f"seed-{seed}",
             seed=seed,
-            budget=budget,
             about=about,
             on=on,
+            config=json.loads(json.dumps(benchmark.resolved(budget))),
         )
         for seed in sorted(benchmark.budgets[budget].seeds)
     )
@@ -174,7 +189,13 @@ _KINDS: Mapping[type, str] = {str: "text", int: "a whole number", dict: "an obje
 
 
 def _trial(
-    evaluated: Path, trained: Path, *, seed: int, budget: str, about: Mapping[str, Any], on: ClaimedOn | None
+    evaluated: Path,
+    trained: Path,
+    *,
+    seed: int,
+    about: Mapping[str, Any],
+    on: ClaimedOn | None,
+    config: Mapping[str, Any],
 ) -> Trial:
     metrics = store.read_json(evaluated / "metrics.json")
     error, accuracy = (_percent(evaluated / "metrics.json", metrics, key) for key in ("error", "accuracy"))
@@ -186,7 +207,7 @@ def _trial(
     curve = store.read_lines(trained / "curve.jsonl")
     if not curve:
         raise UserError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
-    result = _result(trained / "result.json")
+    result = _result(trained / "result.json", config)
     if metrics.get("key") != result.get("key"):
         line = f"the key is {schema.show(metrics.get('key'))}, that of the run {schema.show(result.get('key'))}"
         raise UserError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: run dvc repro")
@@ -231,8 +252,14 @@ def _confusion(path: Path, *, size: int, images: int) -> Array:
     return matrix
 
 
-def _result(path: Path) -> dict[str, Any]:
+def _result(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The trial's own account; a claim's deviations as they are now must not stand beside another recipe's figures."""
     result = store.read_json(path)
+    differs = _difference(result.get("config"), config)
+    if differs is not None:
+        key, was, now = differs
+        line = f"config{key} is {schema.show(was)}, and {schema.show(now)} in params.yaml"
+        raise UserError(f"{path}: {line}; expected a trial of what stands there: run dvc repro")
     for key in ("epochs", "parameters", "wall_s", "finished"):
         value = result.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -241,6 +268,14 @@ def _result(path: Path) -> dict[str, Any]:
         if not isinstance(result.get(key), kind):
             raise UserError(f"{path}: {key} is {schema.show(result.get(key))}; expected {_KINDS[kind]}")
     return result
+
+
+def _difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two nests of dicts and plain values differ: its dotted key and both values."""
+    if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
+        return None if was == now else (key, was, now)
+    found = (_difference(was.get(one), now.get(one), f"{key}.{one}") for one in sorted({*was, *now}))
+    return next((one for one in found if one is not None), None)
 
 
 def _arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:

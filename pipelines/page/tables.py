@@ -47,14 +47,27 @@ def _ledger_row(row: LedgerRow, axis: plots.Axis) -> Html:
     alone = tag("div", plots.ticks(axis), class_="alone")
     return tag(
         "tr",
-        tag("th", name, tag("small", row["dataset"]), scope="row", role="rowheader"),
+        tag("th", name, tag("small", row["dataset"]), _label(row), scope="row", role="rowheader"),
         _cell("Claim", tag("span", value, f" {row['metric']}", recalled), tag("small", claim["source"])),
         _cell("Ours", *_ours(row)),
         _cell("Error, %", plots.ledger_plot(row, axis), alone, class_="plotted"),
-        _cell("Verdict", badge(row["verdict"])),
+        _cell("Verdict", badge(row["verdict"]), *_at_chance(row)),
         _cell("Epochs", *_epochs(row)),
         role="row",
     )
+
+
+def _label(row: LedgerRow) -> Html:
+    return tag("small", row["label"], class_="label") if row["label"] else Html("")
+
+
+def _at_chance(row: LedgerRow) -> list[Html]:
+    return [tag("small", f"{stuck(row)} at chance")] if row["at_chance"] else []
+
+
+def stuck(row: LedgerRow) -> str:
+    """How many of a row's seeds did no better on the test set than guessing, in words."""
+    return f"{len(row['at_chance'])} of {_seeds(row['n'])}"
 
 
 def _cell(label: str, *children: Html, class_: str | None = None) -> Html:
@@ -93,7 +106,8 @@ def details(rows: Sequence[LedgerRow], benchmarks: Mapping[str, Benchmark], outc
 
 
 def _details(row: LedgerRow, benchmark: Benchmark, outcome: Outcome | None) -> Html:
-    summary = tag("summary", tag("span", row["benchmark"], class_="name"), badge(row["verdict"]))
+    label = f", {row['label']}" if row["label"] else ""
+    summary = tag("summary", tag("span", f"{row['benchmark']}{label}", class_="name"), badge(row["verdict"]))
     left = [plots.zoomed_plot(row), _protocols(row, benchmark), _deviations(row), _remarks(row)]
     right = [tag("p", "Not run in this suite.")]
     if outcome:
