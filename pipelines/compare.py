@@ -99,6 +99,7 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
         "n": len(figures),
         "mean": _mean(figures) if figures else None,
         "ci95": _ci95(figures),
+        "views": outcome.protocol if outcome else None,
         "verdict": verdict.value,
         "at_chance": [trial.seed for trial in trials if trial.at_chance],
         "wall_s": round(sum(float(t.result["wall_s"]) for t in trials), 2) if trials else None,
@@ -253,8 +254,8 @@ def terminal_table(ledger: Sequence[LedgerRow]) -> Table:
 def _name(row: LedgerRow) -> Text:
     """The benchmark, and below it what must stand beside its verdict."""
     name = Text(row["benchmark"])
-    for note in (row["label"], f"{stuck(row)} at chance" if row["at_chance"] else None):
-        name.append(f"\n{note}" if note else "", style="dim")
+    for note in filter(None, (row["label"], f"{stuck(row)} at chance" if row["at_chance"] else None)):
+        name.append(f"\n{note}", style="dim")
     return name
 
 

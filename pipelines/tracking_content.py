@@ -290,7 +290,7 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
         "claim_source": text(claim.get("source")),
         "mlflow.note.content": note(row),
     }
-    tags |= {key: text(row[key]) for key in ("hardware", "git_commit") if row.get(key)}
+    tags |= {key: text(row[key]) for key in ("label", "hardware", "git_commit") if row.get(key)}
     if row.get("git_commit"):
         tags["mlflow.source.git.commit"] = text(row["git_commit"])
     return Part(
@@ -308,7 +308,7 @@ def note(row: Json) -> str:
     mean = "not measured" if row.get("mean") is None else f"{_figure(row)}, {row.get('n')} seeds"
     tested = row.get("test_set")
     lines = [
-        f"**{row.get('verdict')}**" + (f", {row['label']}" if row.get("label") else ""),
+        f"**{row.get('verdict')}**" + (f" ({row['label']})" if row.get("label") else ""),
         "",
         "| | |",
         "|---|---|",
@@ -344,7 +344,11 @@ def _row_facts(row: Json) -> dict[str, str]:
     if not row:
         return {}
     interval = row.get("ci95")
-    facts = {"verdict": text(row.get("verdict")), "claimed": f"{row['claim'].get('value')} % {row.get('metric')}"}
+    label = f" ({row['label']})" if row.get("label") else ""
+    facts = {
+        "verdict": f"{text(row.get('verdict'))}{label}",
+        "claimed": f"{row['claim'].get('value')} % {row.get('metric')}",
+    }
     if row.get("mean") is not None:
         spread = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         facts["measured"] = f"{row['mean']:.2f} % {row.get('metric')}{spread}"

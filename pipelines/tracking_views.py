@@ -77,7 +77,7 @@ def curves_view() -> dict[str, Any]:
 def ledger_view() -> dict[str, Any]:
     """The list of runs with the columns of the ledger; the + of a benchmark shows its trials."""
     metrics = [f"metrics.`{key}`" for key in (*LEDGER_METRICS, "test/error")]
-    columns = ["tags.`verdict`", "tags.`metric`", *metrics, "params.`seed`"]
+    columns = ["tags.`verdict`", "tags.`label`", "tags.`metric`", *metrics, "params.`seed`"]
     return {**ALL, "selectedColumns": columns, "columnOrder": columns}
 
 

@@ -19,9 +19,10 @@ holds is the verdict (an accuracy claim is read as the mirror image: higher is b
 7   anything else: the interval straddles ``c + m``                 inconclusive
 ==  ==============================================================  ==============
 
-Most claims were measured on the very test images that ours are, so that source and rerun share much of that luck: the
-margin is then the most by which two nets that are equally good may differ there, and errs on the side of the claim.
-Where both are of images that were trained on (``evaluation.claimed_on``), *better* means: better remembered.
+The margin is the claim's error alone, as if on images of its own. Most claims were measured on the very test images
+that ours are: the two then share some of that luck, how much is not known. The interval has the luck of the seeds, and
+not that of the test images. Where both are of images that were trained on (``evaluation.claimed_on``), *better* means:
+better remembered.
 
 Three decisions are in it. *Better* needs the whole interval to lie below the claim **and its margin**: below the claim
 alone could be the luck of the source's test set. The rules are one-sided: an interval that starts below

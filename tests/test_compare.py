@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
     *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
     *("wall_s", "hardware", "git_commit", "epochs", "paper_epochs", "parameters", "margin", "test_set", "difference"),
-    *("versions", "remarks", "label", "at_chance", "config"),
+    *("versions", "remarks", "label", "at_chance", "config", "views"),
 }
 TEST_SET_KEYS = {"per_seed", "mean", "ci95", "images"}
 CLAIM_KEYS = {"value", "unit", "source", "protocol", "certainty"}
@@ -128,7 +128,13 @@ def test_figures_of_another_recipe_are_refused(project: Path) -> None:
     """The claim's deviations are of the recipe as it is now."""
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("lr: 0.02", "lr: 0.03", 1))
-    line = "result.json: config.recipe.optimiser.lr is 0.02, and 0.03 in params.yaml; expected a trial of what stands"
+    line = "result.json: config.recipe.optimiser.lr is 0.02, and 0.03 by params.yaml; expected a trial of what stands"
+    with pytest.raises(UserError, match=re.escape(line)):
+        report()
+    (project / "params.yaml").write_text(text.replace("views: single", "views: ten_crop\n      crop: 24", 1))
+    line = (
+        "classes.json: protocol is single view, and 10-crop averaged in params.yaml; expected the same: run dvc repro"
+    )
     with pytest.raises(UserError, match=re.escape(line)):
         report()
 

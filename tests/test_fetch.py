@@ -324,7 +324,7 @@ def test_a_server_that_hangs_is_left(root: Path, serve: Callable[[Server], Serve
     mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
     started = time.monotonic()
     log = run(root, [Mirror(server.url), Mirror(str(mirror))])
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert line_about(log, f"{IMAGES} and 3 more: not from", server.url, "unreachable (timed out)")
     assert_complete(root)
 

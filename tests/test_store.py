@@ -249,7 +249,7 @@ def test_a_killed_holder_lets_go_at_once(tmp_path: Path) -> None:
         with store.lock(tmp_path / "lock", "another", patience_s=20):
             waited = time.monotonic() - began
             assert (tmp_path / "lock").read_text().startswith(f"{os.getpid()} on ")
-    assert 0.2 < waited < 5
+    assert 0.2 < waited < 10
 
 
 def test_a_killed_holders_children_do_not_keep_the_lock(tmp_path: Path) -> None:

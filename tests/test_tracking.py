@@ -165,6 +165,8 @@ class Project:
                 "mean": mean,
                 "ci95": [mean - 0.1, mean + 0.1],
                 "verdict": "reproduced",
+                "label": "softmax variant" if name == "lenet5-mnist" else None,
+                "at_chance": [],
                 "margin": 0.2,
                 "hardware": "a CPU, 2 cores",
                 "git_commit": "0123456789abcdef0123456789abcdef01234567",
@@ -430,9 +432,13 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     facts = tracking_content._row_facts(MARKED)
     assert facts["measured"] == "38.00 % accuracy (37.80 to 38.20), on the images of the claim"
     assert facts["on the test set"] == "33.40 % accuracy"
-    plain = {**MARKED, "test_set": None, "difference": None}
+    plain = {**MARKED, "test_set": None, "difference": None, "label": "a variant", "at_chance": [0, 3]}
     assert not [point for point in tracking_content._benchmark_ledger(plain, NOW).points if "test_set" in point.key]
-    assert "claim |" not in tracking_content.note(plain) and "test set" not in tracking_content.note(plain)
+    note = tracking_content.note(plain)
+    assert "claim |" not in note and "on the whole test set" not in note
+    assert note.startswith("**reproduced** (a variant)\n")
+    assert note.endswith("2 of 5 seeds end no better on the test set than guessing.")
+    assert tracking_content._row_facts(plain)["verdict"] == "reproduced (a variant)"
 
 
 def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures() -> None:

@@ -76,6 +76,7 @@ class LedgerRow(TypedDict):
     parameters: int | None
     config: dict[str, Any] | None  # model, recipe and length as they were trained
     margin: float  # the claim's own sampling error, in points
+    views: str | None  # how we looked at a test image
     test_set: TestSet | None  # null: the claim was measured on the whole test split, or nothing was run
     difference: str | None  # what it means that it was not, in one sentence
     remarks: str | None  # what was tried to reach the claim, and what is left to try
@@ -149,6 +150,9 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
     if not folder.exists() and not (runs / name).exists():
         return None
     about = _classes(folder / "classes.json")
+    if about["protocol"] != benchmark.evaluation.protocol:
+        line = f"protocol is {about['protocol']}, and {benchmark.evaluation.protocol} in params.yaml"
+        raise UserError(f"{folder / 'classes.json'}: {line}; expected the same: run dvc repro")
     classes = [str(c) for c in about["classes"]]
     trials = tuple(
         _trial(
@@ -255,11 +259,12 @@ def _confusion(path: Path, *, size: int, images: int) -> Array:
 def _result(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The trial's own account; a claim's deviations as they are now must not stand beside another recipe's figures."""
     result = store.read_json(path)
-    differs = _difference(result.get("config"), config)
+    differs = difference(result.get("config"), config)
     if differs is not None:
         key, was, now = differs
-        line = f"config{key} is {schema.show(was)}, and {schema.show(now)} in params.yaml"
-        raise UserError(f"{path}: {line}; expected a trial of what stands there: run dvc repro")
+        line = f"config{key} is {schema.show(was)}, and {schema.show(now)} by params.yaml"
+        again = f"run dvc repro, or dvc repro -f train@{path.parent.parent.name} where it finds nothing to do"
+        raise UserError(f"{path}: {line}; expected a trial of what stands there: {again}")
     for key in ("epochs", "parameters", "wall_s", "finished"):
         value = result.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -270,11 +275,14 @@ def _result(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two nests of dicts and plain values differ: its dotted key and both values."""
+def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two nests of dicts and plain values differ: its dotted key and both values.
+
+    A key that is missing counts as one without a value: a field may be added that says nothing where it is unset.
+    """
     if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
         return None if was == now else (key, was, now)
-    found = (_difference(was.get(one), now.get(one), f"{key}.{one}") for one in sorted({*was, *now}))
+    found = (difference(was.get(one), now.get(one), f"{key}.{one}") for one in sorted({*was, *now}))
     return next((one for one in found if one is not None), None)
 
 
