@@ -7,8 +7,10 @@ some.
     python -m pipelines.choose mlp300-mnist --rates 0.01 0.03 --epochs 5
 
 Each candidate is trained without the slice (fixed for all benchmarks of a dataset) and judged on it after the last
-epoch. What was found is kept in results/choices/<benchmark>.json; the choice is then written into params.yaml by hand,
-where a test holds the two together.
+epoch. Among batches the slice decides only as far as it can tell: of the candidates within one standard error of the
+best, those of the largest batch remain, which cost the least, and of these the best is chosen. What was found is kept
+in results/choices/<benchmark>.json; the choice is then written into params.yaml by hand, where a test holds the two
+together.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +103,6 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
         print(f"{benchmark.name} at {_named(one)}: {_words(errors)}", flush=True)
         mean = float(np.mean(list(errors.values()))) if errors else None
         found.append({**one, "per_seed": errors, "mean": mean})
-    best = min((i for i, one in enumerate(found) if one["mean"] is not None), key=lambda i: found[i]["mean"])
     return {
         "benchmark": benchmark.name,
         "hold_out": choice.hold_out,
@@ -108,12 +110,21 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
         "paper_epochs": benchmark.budgets["paper"].epochs,
         "seeds": list(choice.seeds),
         "validation_error": found,
-        "chosen": candidates[best],
+        "chosen": pick(found, candidates, choice.hold_out),
         "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice"),
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
         **provenance.git_state(),
     }
+
+
+def pick(found: Sequence[Mapping[str, Any]], candidates: Sequence[dict[str, float]], images: int) -> dict[str, float]:
+    """The candidate that is chosen, by the mean errors in % that each had on as many ``images``; None has none."""
+    judged = [(one["mean"], values) for one, values in zip(found, candidates, strict=True) if one["mean"] is not None]
+    best = min(mean for mean, _ in judged)
+    near = [(mean, values) for mean, values in judged if mean <= best + math.sqrt(best * (100 - best) / images)]
+    largest = max(values.get("batch", 0) for _, values in near)
+    return min((one for one in near if one[1].get("batch", 0) == largest), key=lambda one: one[0])[1]
 
 
 def _diverged(one: spec.Spec) -> bool:

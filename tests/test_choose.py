@@ -54,6 +54,19 @@ def test_the_better_rate_is_chosen_with_the_test_images_closed(project: Path) ->
     )
 
 
+def test_of_what_the_slice_cannot_tell_apart_the_largest_batch_is_chosen() -> None:
+    """10,000 images at 4 % have a standard error of 0.196 points."""
+    grid: list[dict[str, float]] = [{"lr": lr, "batch": batch} for batch in (8, 32, 128) for lr in (0.1, 0.2)]
+
+    def chosen(*means: float | None) -> dict[str, float]:
+        return choose.pick([{"mean": mean} for mean in means], grid, 10_000)
+
+    assert chosen(4.0, 4.1, 4.19, 4.15, 4.2, 5.0) == {"lr": 0.2, "batch": 32}
+    assert chosen(4.0, 4.1, 4.21, 4.3, 4.2, 5.0) == {"lr": 0.1, "batch": 8}
+    assert chosen(4.0, 4.1, None, None, 4.19, None) == {"lr": 0.1, "batch": 128}
+    assert choose.pick([{"mean": 4.05}, {"mean": 4.0}], [{"lr": 0.1}, {"lr": 0.2}], 10_000) == {"lr": 0.2}
+
+
 def test_the_slice_is_not_trained_on(project: Path) -> None:
     params = edit_params(project / "params.yaml", linear_mnist=SMALL)
     benchmark = params.benchmark(NAME)
@@ -143,7 +156,15 @@ def test_the_rates_in_use_are_those_that_were_chosen(name: str) -> None:
     tried = [{k: v for k, v in one.items() if k not in ("per_seed", "mean")} for one in record["validation_error"]]
     assert tried == choose.grid(choice)
     whole = [one for one in record["validation_error"] if one["mean"] is not None]  # None: the loss diverged
-    assert record["chosen"].items() <= min(whole, key=lambda one: one["mean"]).items()
+    best = min(one["mean"] for one in whole)
+    near = [
+        one for one in whole if one["mean"] <= best + 100 * ((best / 100) * (1 - best / 100) / choice.hold_out) ** 0.5
+    ]
+    if choice.batches:
+        near = [one for one in near if one["batch"] == max(one["batch"] for one in near)]
+        assert record["chosen"].items() <= min(near, key=lambda one: one["mean"]).items()
+    else:
+        assert record["chosen"].items() <= min(whole, key=lambda one: one["mean"]).items()
     for one in whole:
         assert one["mean"] == np.mean([one["per_seed"][str(seed)] for seed in choice.seeds])
 
