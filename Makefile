@@ -19,7 +19,7 @@ repro: install
 # MNIST first, or each process of tests would fetch its own. What has time limits that other work could break is `alone`.
 test: install lint
 	python -m pipelines.fetch mnist
-	python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
+	python -m pytest -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
 	python -m pytest -m alone
 
 lint: install

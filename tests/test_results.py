@@ -19,12 +19,8 @@ from tests.conftest import ROOT
 PARAMS = benchmarks.load(ROOT / "params.yaml")
 README = (ROOT / "README.md").read_text()
 LEDGERS = sorted((ROOT / "results").glob("*.json"))
-ROWS = [
-    pytest.param(path, row, id=f"{path.stem}-{row['benchmark']}")
-    for path in LEDGERS
-    for row in json.loads(path.read_text())
-    if row["n"]
-]
+RUN: list[tuple[Path, Any]] = [(path, row) for path in LEDGERS for row in json.loads(path.read_text()) if row["n"]]
+ROWS = [pytest.param(path, row, id=f"{path.stem}-{row['benchmark']}") for path, row in RUN]
 THERE = (Verdict.REPRODUCED, Verdict.BETTER)
 
 
@@ -98,7 +94,7 @@ def test_the_readme_and_the_markdown_say_what_the_row_says(path: Path, row: dict
 
 def test_the_readme_has_table_3_as_the_ledgers_have_it() -> None:
     """A cell is filled by what was trained as long as the paper did."""
-    rows = {row["benchmark"]: row for _, row in (one.values for one in ROWS) if row["budget"] == "paper"}
+    rows = {row["benchmark"]: row for _, row in RUN if row["budget"] == "paper"}
     ledger = [rows.get(one["benchmark"], one) for one in compare.make_ledger(PARAMS, {})]
     found = table3.cells(PARAMS.benchmarks, ledger)
     assert found is not None
