@@ -20,6 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
+LONGEST = ("test_pipeline", "test_distributed", "test_train")  # minutes each, most of it waiting for Ray and DVC
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: the last to begin would keep one process at work when the others have nothing left."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")
