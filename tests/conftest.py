@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
-LONGEST = ("test_pipeline", "test_distributed", "test_train")  # minutes each, most of it waiting for Ray and DVC
+# Minutes each, most of it waiting for Ray and DVC.
+LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_train")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +39,12 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, home)
     subprocess.run([sys.executable, "-m", "pipelines.fetch", "mnist"], cwd=home, env=environment(), check=True)
     return home / "datasets"
+
+
+@pytest.fixture(scope="session")
+def mirror(mnist: Path) -> Path:
+    """MNIST's raw files, laid out as $DATA_MIRROR is."""
+    return mnist.parent / "data"
 
 
 @pytest.fixture(scope="session")

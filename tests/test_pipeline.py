@@ -3,102 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import torch
-import yaml
 
-from tests.conftest import ROOT
+from tests.checkout import SUITE, Checkout
 
-BIN = Path(sys.executable).parent
-SUITE = ["linear-mnist", "lenet5-mnist"]
 LEDGER_KEYS = {
     *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
     *("wall_s", "hardware", "git_commit"),
 }
-
-
-class Checkout:
-    """A copy of the project's files in a Git repository of its own, with a small suite."""
-
-    def __init__(self, folder: Path, mirror: Path) -> None:
-        self.folder = folder
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-        )
-        names = listed.stdout.splitlines() if listed.returncode == 0 else []
-        for name in names or [
-            str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts
-        ]:
-            if (
-                (ROOT / name).is_file()
-                and not name.startswith(("tests/", "evaluations/", "report/"))
-                and name != "dvc.lock"
-            ):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, folder / name)
-        self.environment = {k: v for k, v in os.environ.items() if k not in ("RUN_STORE", "RAY_ADDRESS", "PYTHONPATH")}
-        self.environment |= {
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "DATA_MIRROR": str(mirror),
-            "PYTHONPATH": str(folder),  # an editable install points at the checkout under test, not at this copy
-        }
-        self.environment.pop("MLFLOW_TRACKING_URI", None)
-        self.git("init", "-q")
-        self.git("add", "-A")
-        self.git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
-
-    def git(self, *words: str) -> None:
-        subprocess.run(["git", *words], cwd=self.folder, check=True, capture_output=True)
-
-    def run(self, *words: str, ok: bool = True) -> str:
-        done = subprocess.run(
-            [str(BIN / words[0]), *words[1:]], cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
-        assert (done.returncode == 0) == ok, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def json(self, *words: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.JSONDecoder().raw_decode(self.run(*words))[0]
-        return found
-
-    def edit(self, change: Callable[[dict[str, Any]], None]) -> None:
-        path = self.folder / "params.yaml"
-        found = yaml.safe_load(path.read_text())
-        change(found)
-        path.write_text(yaml.safe_dump(found, sort_keys=False))
-
-    def small(self, epochs: int = 2, images: int = 20_000) -> None:
-        def change(found: dict[str, Any]) -> None:
-            for name in SUITE:
-                found["benchmarks"][name]["budgets"]["laptop"] = {
-                    "epochs": epochs,
-                    "train_images": images,
-                    "seeds": [0, 1],
-                }
-            found["suites"]["laptop"]["benchmarks"] = SUITE
-            found["suite"]["datasets"] = ["mnist"]
-            found["suite"]["benchmarks"] = {n: found["suite"]["benchmarks"][n] for n in SUITE}
-
-        self.edit(change)
-
-
-@pytest.fixture(scope="module")
-def mirror(mnist: Path) -> Path:
-    """MNIST's raw files, laid out as $DATA_MIRROR is."""
-    return mnist.parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -194,63 +112,6 @@ def test_the_raw_files_travel_through_a_remote(checkout: Checkout, tmp_path: Pat
     shutil.rmtree(checkout.folder / ".dvc/cache/files/md5/27")
     checkout.run("dvc", "pull", str(file))
     assert file.stat().st_size == 10_008
-
-
-@contextmanager
-def training(found: Checkout) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
-    """DVC with LeNet-5's stage, in a process group of its own, once both trials have saved; and all it started."""
-    before = {path: path.stat().st_mtime_ns for path in found.folder.glob("store/*/last.ckpt")}
-    with (found.folder / "log").open("wb") as log:
-        dvc = subprocess.Popen(
-            [str(BIN / "dvc"), "repro", "train@lenet5-mnist"],
-            cwd=found.folder,
-            env=found.environment,
-            stdout=log,
-            stderr=log,
-            process_group=0,  # for a Ctrl-C that reaches these processes alone
-        )
-    try:
-        deadline = time.monotonic() + 240
-        while sum(p.stat().st_mtime_ns != before.get(p) for p in found.folder.glob("store/*/last.ckpt")) < 2:
-            assert time.monotonic() < deadline and dvc.poll() is None, (found.folder / "log").read_text()
-            time.sleep(0.1)
-        yield dvc, [p for p in psutil.Process(dvc.pid).children(recursive=True) if not p.name().endswith("Agent")]
-    finally:
-        if dvc.poll() is None:
-            os.killpg(dvc.pid, signal.SIGKILL)
-            dvc.wait()
-
-
-def test_a_dvc_that_ends_takes_its_stage_along_and_is_continued(tmp_path: Path, mirror: Path) -> None:
-    """Ctrl-C, which a terminal sends to all that runs there, and kill -9, of which only DVC hears."""
-    found = Checkout(tmp_path / "killed", mirror)
-    found.small(epochs=12, images=8_000)
-    (found.folder / "sitecustomize.py").write_text("from pipelines import journal; journal.CHECKPOINT_EVERY_S = 0.5")
-    found.run("dvc", "repro", "fetch@mnist")
-
-    with training(found) as (dvc, family):
-        os.killpg(dvc.pid, signal.SIGINT)
-        assert dvc.wait(timeout=120) != 0
-    assert not psutil.wait_procs(family, timeout=60)[1]
-    said = (found.folder / "log").read_text()
-    assert "error: interrupted" in said and "Traceback" not in said
-
-    with training(found) as (dvc, family):
-        dvc.kill()
-        dvc.wait()
-    assert not psutil.wait_procs(family, timeout=60)[1]
-
-    found.run("dvc", "repro", "train@lenet5-mnist")
-    for seed in (0, 1):
-        result = json.loads((found.folder / f"runs/lenet5-mnist/seed-{seed}/result.json").read_text())
-        assert result["resumed"] == 2
-    # One of them undisturbed, elsewhere: the same weights.
-    words = ("--seed=0", "--store=elsewhere", "--threads=1", "--device=cpu")
-    found.run("python", "-m", "pipelines.trial", "lenet5-mnist", *words)
-    (other,) = found.folder.glob("elsewhere/*/weights.pt")
-    both = (found.folder / "runs/lenet5-mnist/seed-0/weights.pt", other)
-    ours, theirs = (torch.load(path, weights_only=True) for path in both)
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize(
