@@ -308,7 +308,7 @@ def note(row: Json) -> str:
     mean = "not measured" if row.get("mean") is None else f"{_figure(row)}, {row.get('n')} seeds"
     tested = row.get("test_set")
     lines = [
-        f"**{row.get('verdict')}**" + (f" ({row['label']})" if row.get("label") else ""),
+        f"**{_verdict(row)}**",
         "",
         "| | |",
         "|---|---|",
@@ -333,6 +333,11 @@ def note(row: Json) -> str:
     return "\n".join(lines)
 
 
+def _verdict(row: Json) -> str:
+    """The verdict, and what it must not be read without."""
+    return text(row.get("verdict")) + (f" ({row['label']})" if row.get("label") else "")
+
+
 def _figure(found: Json) -> str:
     """Mean and interval of a ledger row, or of its test set."""
     interval = found.get("ci95")
@@ -344,11 +349,7 @@ def _row_facts(row: Json) -> dict[str, str]:
     if not row:
         return {}
     interval = row.get("ci95")
-    label = f" ({row['label']})" if row.get("label") else ""
-    facts = {
-        "verdict": f"{text(row.get('verdict'))}{label}",
-        "claimed": f"{row['claim'].get('value')} % {row.get('metric')}",
-    }
+    facts = {"verdict": _verdict(row), "claimed": f"{row['claim'].get('value')} % {row.get('metric')}"}
     if row.get("mean") is not None:
         spread = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         facts["measured"] = f"{row['mean']:.2f} % {row.get('metric')}{spread}"

@@ -436,7 +436,7 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     assert not [point for point in tracking_content._benchmark_ledger(plain, NOW).points if "test_set" in point.key]
     note = tracking_content.note(plain)
     assert "claim |" not in note and "on the whole test set" not in note
-    assert note.startswith("**reproduced** (a variant)\n")
+    assert note.startswith("**reproduced (a variant)**\n")
     assert note.endswith("2 of 5 seeds end no better on the test set than guessing.")
     assert tracking_content._row_facts(plain)["verdict"] == "reproduced (a variant)"
 
