@@ -7,6 +7,7 @@ untested.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -177,9 +178,10 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
         lines.append(_table_line(cells))
     lines += [
         "",
-        "± is the claim's own sampling error; * marks a claim recalled, not confirmed against its source. "
-        f"{MARK} marks a figure measured on the images of its claim, which are not the whole test set; what that means "
-        "stands below, at the benchmark.",
+        "± is half the claim's own 95 % interval, binomial, on the images it was measured on; the interval of ours is "
+        "Student's t over seeds. * marks a claim recalled, not confirmed against its source. "
+        f"{MARK} marks a figure measured on images chosen like those of its claim, which are not the whole test set; "
+        "what that means stands below, at the benchmark.",
         "",
         f"What the verdicts mean: {'; '.join(f'*{verdict}*, {MEANING[verdict]}' for verdict in Verdict)}.",
         "",
@@ -274,6 +276,10 @@ def write(params: Params, found: Mapping[str, Outcome], folder: Path = REPORT) -
 
 def main() -> None:
     """Write the report of the active suite and show the ledger."""
+    argparse.ArgumentParser(
+        prog="python -m pipelines.compare",
+        description="Write report/ from what train and evaluate left of the active suite, and show the ledger.",
+    ).parse_args()
     orphan.follow()
     params = benchmarks.load()
     ledger = write(params, gather(params))

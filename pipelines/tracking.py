@@ -11,6 +11,7 @@ The run store and the stages' outputs are the spool, so nothing is lost while a 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -247,11 +248,14 @@ def replay(spool: Spool) -> None:
 
 def main() -> None:
     """Send what is waiting."""
-    if sys.argv[1:] == ["--helper"]:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.tracking",
+        description="Send to MLflow what waits in the run store, and say what was sent. $MLFLOW_TRACKING_URI names the "
+        "server; without it, mlflow.db.",
+    )
+    parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)  # the process that sync starts
+    if parser.parse_args().helper:
         helper_main()
-    if sys.argv[1:]:
-        print(__doc__)
-        raise SystemExit(0 if sys.argv[1] in ("-h", "--help") else 2)
     replay(Spool.here())
 
 

@@ -134,7 +134,8 @@ def test_mu_and_batch_are_chosen_with_the_rate(project: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(project: Path, words: tuple[str, ...], line: str) -> None:
-    edit_params(project / "params.yaml", linear_mnist={"budgets.laptop": {"epochs": 1, "seeds": [0]}})
+    short = {"budgets.laptop": {"epochs": 1, "seeds": [0]}, "choice": None}
+    edit_params(project / "params.yaml", linear_mnist=short)
     done = run(*words)
     assert (done.returncode, done.stderr.startswith(line)) == (2, True), done.stderr
 

@@ -43,6 +43,7 @@ def project(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A copy of the project to damage, as the working directory."""
     shutil.copytree(pristine, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr("sys.argv", ["compare"])
     return tmp_path / "project"
 
 

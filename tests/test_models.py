@@ -95,6 +95,61 @@ def test_the_text_states_the_count(
     assert count - head - other_classes in stated
 
 
+def stated(text: str | None, which: int) -> list[tuple[str, int]]:
+    """Output and parameters of each layer that has some, from a text's table number ``which``.
+
+    Of a sum ("784 x 10 + 10 = 7,850") the result is taken, of several nets' counts ("650 or 10,250") the first.
+    """
+    lines = [line.strip() for line in (text or "").splitlines()]
+    blocks = "\n".join(line if line.startswith("|") else "" for line in lines).strip("\n")
+    header, _, *rows = re.split(r"\n{2,}", blocks)[which].splitlines()
+    titles = [cell.strip() for cell in header.strip("|").split("|")]
+    output = titles.index("output")
+    parameters = next(i for i, title in enumerate(titles) if title.startswith("parameters"))
+    found = []
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        count = re.match(r"\d[\d,]*", cells[parameters].split("= ")[-1])
+        if count and count[0] != "0" and cells[0] != "total":
+            found.append((cells[output], int(count[0].replace(",", ""))))
+    return found
+
+
+TABLES = [
+    pytest.param(linear, 0, linear.linear(), (1, 28, 28), id="linear"),
+    pytest.param(ml4a, 0, ml4a.ordinary(), (3, 32, 32), id="ml4a"),
+    pytest.param(lenet, 0, lenet.lenet5(), (1, 32, 32), id="lenet5"),
+    pytest.param(lenet.lenet1, 0, lenet.lenet1(), (1, 28, 28), id="lenet1"),
+    pytest.param(lenet.lenet4, 0, lenet.lenet4(), (1, 32, 32), id="lenet4"),
+    pytest.param(convnetjs, 0, convnetjs.cifar10(), (3, 32, 32), id="convnetjs-cifar10"),
+    pytest.param(convnetjs, 1, convnetjs.mnist(), (1, 24, 24), id="convnetjs-mnist"),
+    pytest.param(krizhevsky, 0, krizhevsky.layers_80sec(), (3, 32, 32), id="layers-80sec"),
+    pytest.param(krizhevsky, 1, krizhevsky.conv_local_13pct(), (3, 24, 24), id="conv-local-13pct"),
+    pytest.param(allcnn, 1, allcnn.allcnn(), (3, 32, 32), id="allcnn-c"),
+]
+
+
+@pytest.mark.parametrize(("text", "which", "model", "shape"), TABLES)
+def test_the_table_of_layers_is_the_models(
+    text: Any, which: int, model: nn.Module, shape: tuple[int, int, int]
+) -> None:
+    """Layer by layer, of those with parameters: what comes out, and how many there are."""
+    found: list[tuple[str, int]] = []
+
+    def note(layer: nn.Module, _: object, out: torch.Tensor) -> None:
+        sides = "x".join(map(str, out.shape[1:]))
+        found.append((sides, sum(weight.numel() for weight in layer.parameters())))
+
+    for layer in model.modules():
+        if list(layer.parameters(recurse=False)):
+            layer.register_forward_hook(note)
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *shape))
+    # LeNet-5's C5 is a convolution whose maps are one unit each: a full layer
+    table = [(output.replace("120x1x1", "120"), count) for output, count in stated(text.__doc__, which)]
+    assert found == table != []
+
+
 @pytest.mark.parametrize(("builder", "count", "shape", "options"), ROWS)
 def test_the_seed_decides_the_weights(
     builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]

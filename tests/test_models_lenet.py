@@ -88,6 +88,7 @@ def test_lenet4_layers() -> None:
     assert len({frozenset(inputs) for inputs in lenet.LENET4_MAPS}) == 16
     assert all(len({i // 2 for i in inputs}) == 3 for inputs in lenet.LENET4_MAPS), "one first-level map seen twice"
     assert set(Counter(i for inputs in lenet.LENET4_MAPS for i in inputs).values()) == {6}
+    assert sum(connections(model, torch.randn(1, 1, 32, 32)).values()) == 262_306  # the paper: about 260,000
 
 
 def test_lenet4_pairs_share_a_first_level_map() -> None:
@@ -225,6 +226,11 @@ def test_lenet1989_layers() -> None:
         "output.weight": (10, 30),
         "output.bias": (10,),
     }
+    # a unit for each of its biases, which has a connection to each weight of its map and one to the bias
+    kernels = [(shapes_of[f"h{i}_bias"], shapes_of[f"h{i}_weight"]) for i in (1, 2)]
+    kernels += [(shapes_of[f"{name}.bias"], shapes_of[f"{name}.weight"]) for name in ("h3", "output")]
+    assert 16 * 16 + sum(int(np.prod(units)) for units, _ in kernels) == 1_256
+    assert sum(int(np.prod(units)) * (int(np.prod(weights[1:])) + 1) for units, weights in kernels) == 64_660
 
 
 def test_lenet1989_equals_a_loop_over_planes_and_places() -> None:

@@ -60,7 +60,7 @@ def _tested_key(ledger: Sequence[LedgerRow]) -> Html:
     """What the mark means, where a row has one."""
     if not any(row["test_set"] for row in ledger):
         return Html("")
-    words = f"{table3.MARK} measured on the images of the claim; the ring is ours on the whole test set"
+    words = f"{table3.MARK} measured on images chosen like those of the claim; the ring is ours on the whole test set"
     return tag("span", tag("i", class_="key-tested"), words)
 
 
@@ -97,14 +97,15 @@ def _table3(grid: Mapping[table3.Cell, LedgerRow]) -> Html:
         tag("h2", "Table 3 of “Striving for Simplicity”"),
         tag("p", words),
         tag("div", table3.grid(grid), class_="scroll"),
+        tag("p", table3.counts(), class_="muted"),
         id="table3",
     )
 
 
 def _rules() -> Html:
     lead = (
-        "An interval is Student's t at 95 % on the mean over seeds. The margin is the claim's own sampling error: "
-        "1.96 · √(p(1 − p)/images) on the images it was measured on, and ours is measured on the same."
+        "An interval is Student's t at 95 % on the mean over seeds. The margin is the claim's own 95 % sampling error: "
+        "1.96 · √(p(1 − p)/images) on the images it was measured on."
     )
     items = (tag("li", table3.badge(verdict), f" {words.replace('`', '')}.") for verdict, words in MEANING.items())
     tail = f"Reproduced, better and not reproduced need at least {MIN_SEEDS} seeds."

@@ -21,6 +21,12 @@ PUBLISHED = {
     "B": {"base": 10.20, "strided": 10.98, "convpool": 9.33, "allcnn": 9.10},
     "C": {"base": 9.74, "strided": 10.19, "convpool": 9.31, "allcnn": 9.08},
 }
+# Of Model and Strided-CNN, then of ConvPool-CNN and All-CNN: what the layers have, and what the table says they have.
+PARAMETERS = {
+    "A": ((839_242, "0.9 M"), (1_254_250, "1.28 M")),
+    "B": ((885_610, "1 M"), (1_300_618, "1.35 M")),
+    "C": ((954_730, "1.3 M"), (1_369_738, "1.4 M")),
+}
 
 NONE = "–"
 MARK = "†"  # of a figure that was measured, like its claim, on other images than the whole test set
@@ -71,7 +77,19 @@ def markdown(found: Mapping[Cell, LedgerRow]) -> list[str]:
     for base in BASES:
         squares = (_words(base, variant, found.get((base, variant))) for variant in VARIANTS)
         lines.append(f"| {base} | {' | '.join(squares)} |")
-    return lines
+    return [*lines, "", counts()]
+
+
+def counts() -> str:
+    """The column of parameters in a sentence: the paper has one, and one of its figures does not fit its layers."""
+    pairs = (
+        f"{base} {plain[0]:,} ({plain[1]}) and {longer[0]:,} ({longer[1]})"
+        for base, (plain, longer) in PARAMETERS.items()
+    )
+    return (
+        "Parameters of Model and Strided-CNN, and of ConvPool-CNN and All-CNN, counted here (and printed there): "
+        f"{', '.join(pairs)}. The 1.3 M of Model C does not fit the paper's own layers."
+    )
 
 
 def _words(base: str, variant: str, row: LedgerRow | None) -> str:
