@@ -23,6 +23,7 @@ from pipelines.benchmarks import Params
 from pipelines.page import images, page, plots, table3
 from pipelines.page.markup import embedded, tag
 from pipelines.page.outcomes import Examples, LedgerRow, Outcome
+from pipelines.verdicts import Verdict
 from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params
 
 RUN = [name for name, made in MADE.items() if made.error is not None]
@@ -162,6 +163,16 @@ def test_the_mark_is_explained_only_where_it_is_used(html: str, inputs: Inputs) 
     rows = [row for row in ledger if row["benchmark"] in plain]
     built = page.build(replace(whole, benchmarks=plain), rows, {n: o for n, o in found.items() if n in plain})
     assert "†" not in built
+
+
+def test_verdicts_are_counted_with_those_that_are_qualified(html: str, inputs: Inputs) -> None:
+    ledger = inputs[1]
+    tally = " ".join(" ".join(read(html).words).split()).partition("Ledger Table 3")[0]
+    verdict = next(row["verdict"] for row in ledger if row["label"])
+    assert f"{verdict} (1 qualified)" in tally and tally.count("qualified)") == 1
+    for one in Verdict:
+        rows = [row for row in ledger if row["verdict"] == one]
+        assert not rows or re.search(rf"\b{len(rows)} \S {one}\b", tally), one
 
 
 def decode(source: str) -> np.ndarray[Any, Any]:

@@ -51,8 +51,14 @@ def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Ou
 
 
 def _tally(ledger: Sequence[LedgerRow]) -> Html:
-    counts = {verdict: sum(row["verdict"] == verdict for row in ledger) for verdict in Verdict}
-    items = (tag("li", tag("b", count), table3.badge(verdict)) for verdict, count in counts.items() if count)
+    """How many rows have each verdict, and how many of these have a label that it must not be read without."""
+    items = []
+    for verdict in Verdict:
+        rows = [row for row in ledger if row["verdict"] == verdict]
+        labelled = sum(row["label"] is not None and row["n"] > 0 for row in rows)
+        note = tag("span", f" ({labelled} qualified)", class_="muted") if labelled else Html("")
+        if rows:
+            items.append(tag("li", tag("b", len(rows)), table3.badge(verdict), note))
     return joined(items)
 
 
