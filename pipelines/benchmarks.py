@@ -253,13 +253,15 @@ class Choice:
 
     rates: tuple[float, ...]
     mus: tuple[float, ...] = ()  # each with each rate; for sdlm
+    map_constants: tuple[float, ...] = ()  # each with each of those; for the loss map
     batches: tuple[int, ...] = ()  # each with each of those; without any, the recipe's
     hold_out: int = 10_000  # images of the validation slice
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         require(len(self.rates) > 0, "rates is []; expected at least one rate")
-        for name, values in (("rates", self.rates), ("mus", self.mus), ("batches", self.batches)):
+        for name in ("rates", "mus", "map_constants", "batches"):
+            values = getattr(self, name)
             require(len(set(values)) == len(values), f"{name} is {list(values)}; expected each once")
             require(all(value > 0 for value in values), f"{name} is {list(values)}; expected numbers above 0")
         require(self.hold_out >= 1, f"hold_out is {self.hold_out}; expected at least 1")
@@ -346,6 +348,8 @@ class Benchmark:
             name, workers = self.recipe.optimiser.name, self.resources.workers
             told = f"choice.mus is {list(self.choice.mus)}; expected nothing: recipe.optimiser.name is {name}"
             require(not self.choice.mus or name == "sdlm", told)
+            told = f"choice.map_constants is {list(self.choice.map_constants)}; expected nothing: recipe.loss is"
+            require(not self.choice.map_constants or self.recipe.loss == "map", f"{told} {self.recipe.loss}")
             told = f"choice.batches is {list(self.choice.batches)}; expected multiples of the {workers} workers"
             require(all(batch % workers == 0 for batch in self.choice.batches), told)
 

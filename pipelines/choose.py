@@ -1,7 +1,7 @@
 """Choose a learning rate on a validation slice of the training images. The test images are not opened.
 
-SDLM's mu, which bounds its rates from above, and the batch are chosen together with it where the block `choice` lists
-some.
+SDLM's mu, which bounds its rates from above, the MAP criterion's constant and the batch are chosen together with it
+where the block `choice` lists some.
 
     python -m pipelines.choose strided-c-cifar10                       the grid of the benchmark's block `choice`
     python -m pipelines.choose mlp300-mnist --rates 0.01 0.03 --epochs 5
@@ -35,8 +35,8 @@ DATA = Path("datasets")
 
 
 def grid(choice: Choice) -> list[dict[str, float]]:
-    """The candidates: every rate, with every mu and every batch where ``choice`` lists any."""
-    axes = {"lr": choice.rates, "mu": choice.mus, "batch": choice.batches}
+    """The candidates: every rate, with every mu, constant and batch where ``choice`` lists any."""
+    axes = {"lr": choice.rates, "mu": choice.mus, "map_constant": choice.map_constants, "batch": choice.batches}
     named = {name: values for name, values in axes.items() if values}
     return [dict(zip(named, values, strict=True)) for values in itertools.product(*named.values())]
 
@@ -46,11 +46,12 @@ def candidate(benchmark: Benchmark, values: Mapping[str, float], choice: Choice,
 
     The paper's schedule is run through in these.
     """
-    optimiser: dict[str, Any] = {name: value for name, value in values.items() if name != "batch"}
+    optimiser: dict[str, Any] = {name: value for name, value in values.items() if name in ("lr", "mu")}
     recipe = dataclasses.replace(
         benchmark.recipe,
         optimiser=dataclasses.replace(benchmark.recipe.optimiser, **optimiser),
         batch=int(values.get("batch", benchmark.recipe.batch)),
+        map_constant=values.get("map_constant", benchmark.recipe.map_constant),
         subset=dataclasses.replace(benchmark.recipe.subset, hold_out=choice.hold_out),
     )
     budget = benchmarks.Budget(epochs=epochs, seeds=choice.seeds)
@@ -59,7 +60,9 @@ def candidate(benchmark: Benchmark, values: Mapping[str, float], choice: Choice,
 
 def in_use(benchmark: Benchmark, choice: Choice) -> dict[str, float]:
     """The values that params.yaml has, of those that the grid varies."""
-    have = {"lr": benchmark.recipe.optimiser.lr, "mu": benchmark.recipe.optimiser.mu, "batch": benchmark.recipe.batch}
+    recipe = benchmark.recipe
+    have = {"lr": recipe.optimiser.lr, "mu": recipe.optimiser.mu}
+    have |= {"map_constant": recipe.map_constant, "batch": recipe.batch}
     return {name: have[name] for name in grid(choice)[0]}
 
 
@@ -133,7 +136,8 @@ def _diverged(one: spec.Spec) -> bool:
 
 
 def _named(values: Mapping[str, float]) -> str:
-    return " ".join(f"{'rate' if name == 'lr' else name} {value:g}" for name, value in values.items())
+    words = {"lr": "rate", "map_constant": "constant"}
+    return " ".join(f"{words.get(name, name)} {value:g}" for name, value in values.items())
 
 
 def _words(errors: dict[str, float] | None) -> str:
@@ -161,9 +165,10 @@ def main() -> None:
     """Choose among one benchmark's candidates."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.choose",
-        description="Train a benchmark at each of some learning rates (and at each of SDLM's mus and of the batches, "
-        "where its block `choice` lists some) without a slice of the training images, judge each on that slice, and "
-        "keep the errors in results/choices/. The test images are not opened, and params.yaml is not written.",
+        description="Train a benchmark at each of some learning rates (and at each of SDLM's mus, of the MAP "
+        "criterion's constants and of the batches, where its block `choice` lists some) without a slice of the "
+        "training images, judge each on that slice, and keep the errors in results/choices/. The test images are not "
+        "opened, and params.yaml is not written.",
     )
     parser.add_argument("benchmark", help="a name from params.yaml, such as mlp1000-mnist")
     parser.add_argument(

@@ -177,6 +177,11 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     # the grid of a choice
     (f"{B}/choice", {"rates": []}, ".rates is []; expected at least one rate"),
     (f"{B}/choice", {"rates": [0.1], "mus": [0.1]}, ".mus is [0.1]; expected nothing: recipe.optimiser.name is sgd"),
+    (
+        f"{B}/choice",
+        {"rates": [0.1], "map_constants": [1]},
+        ".map_constants is [1.0]; expected nothing: recipe.loss is cross_entropy",
+    ),
     (f"{B}/choice", {"rates": [0.1], "batches": [8, 8]}, ".batches is [8, 8]; expected each once"),
     (f"{B}/choice", {"rates": [0.1], "batches": [0]}, ".batches is [0]; expected numbers above 0"),
     # datasets

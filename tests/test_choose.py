@@ -99,25 +99,27 @@ def test_a_rate_that_diverges_is_an_answer_and_no_other_failure_is(
         choose.choose(params, benchmark, more, 1)
 
 
-def test_mu_and_batch_are_chosen_with_the_rate(project: Path) -> None:
+def test_mu_constant_and_batch_are_chosen_with_the_rate(project: Path) -> None:
     params = edit_params(
         project / "params.yaml",
-        lenet5_mnist={
+        lenet5_rbf_mnist={
             "recipe.optimiser": {"name": "sdlm", "lr": 1e-3},
-            "choice": {"rates": [1e-4, 1e-3], "mus": [0.02, 0.1], "batches": [8]},
+            "choice": {"rates": [1e-4, 1e-3], "mus": [0.02, 0.1], "map_constants": [0.3], "batches": [8]},
         },
     )
-    benchmark = params.benchmark("lenet5-mnist")
+    benchmark = params.benchmark("lenet5-rbf-mnist")
     choice = benchmark.choice
     assert choice is not None
     pairs = [(1e-4, 0.02), (1e-4, 0.1), (1e-3, 0.02), (1e-3, 0.1)]
-    assert choose.grid(choice) == [{"lr": lr, "mu": mu, "batch": 8} for lr, mu in pairs]
-    assert choose.in_use(benchmark, choice) == {"lr": 1e-3, "mu": 0.02, "batch": 64}
-    recipe = choose.candidate(benchmark, {"lr": 1e-4, "mu": 0.1, "batch": 8}, choice, 1).recipe
-    assert (recipe.optimiser.lr, recipe.optimiser.mu, recipe.batch) == (1e-4, 0.1, 8)
+    assert choose.grid(choice) == [{"lr": lr, "mu": mu, "map_constant": 0.3, "batch": 8} for lr, mu in pairs]
+    assert choose.in_use(benchmark, choice) == {"lr": 1e-3, "mu": 0.02, "map_constant": 0.1, "batch": 16}
+    recipe = choose.candidate(benchmark, choose.grid(choice)[1], choice, 1).recipe
+    assert (recipe.optimiser.lr, recipe.optimiser.mu, recipe.map_constant, recipe.batch) == (1e-4, 0.1, 0.3, 8)
+    # what is not in the grid stays as it is
+    assert choose.candidate(benchmark, {"lr": 1e-4}, choice, 1).recipe.map_constant == 0.1
     line = r"choice.mus is \[0.02, 0.1\]; expected nothing: recipe.optimiser.name is sgd$"
     with pytest.raises(UserError, match=line):
-        edit_params(project / "params.yaml", lenet5_mnist={"recipe.optimiser": {"name": "sgd", "lr": 0.1}})
+        edit_params(project / "params.yaml", lenet5_rbf_mnist={"recipe.optimiser": {"name": "sgd", "lr": 0.1}})
 
 
 @pytest.mark.parametrize(
@@ -177,11 +179,12 @@ def test_a_rate_was_chosen_for_the_model_and_recipe_of_today(name: str) -> None:
     then = schema.parse(benchmarks.Recipe, config["recipe"], name)
     assert then.subset.hold_out == RECORDS[name]["hold_out"]
     used = RECORDS[name]["chosen"]
-    optimiser: dict[str, Any] = {key: value for key, value in used.items() if key != "batch"}
+    optimiser: dict[str, Any] = {key: value for key, value in used.items() if key in ("lr", "mu")}
     now = dataclasses.replace(
         then,
         optimiser=dataclasses.replace(then.optimiser, **optimiser),
         batch=used.get("batch", then.batch),
+        map_constant=used.get("map_constant", then.map_constant),
         subset=dataclasses.replace(then.subset, hold_out=benchmark.recipe.subset.hold_out),
     )
     assert now == benchmark.recipe
