@@ -513,6 +513,10 @@ DEPARTURES: dict[str, tuple[Callable[[Benchmark], bool], str]] = {
         r"\blengths?\b|how many (epochs )?follow",  # not "epochs" alone, which others of these sentences name
     ),
     "a rate that the paper does not give": (lambda b: b.model.family == "allcnn", r"\brate\b"),
+    "a batch that the paper does not give": (
+        lambda b: b.model.family == "allcnn",
+        r"batch (\d+) is neon's",
+    ),
     "a stand-in for the zip codes": (lambda b: b.model.family == "lenet1989", "stands in for the zip-code digits"),
 }
 
