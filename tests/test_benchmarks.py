@@ -237,7 +237,7 @@ def test_misspelt_keys_are_found_at_every_depth() -> None:
 
 def test_values_that_do_not_go_together() -> None:
     assert complaint(changed(f"{B}/resources", {"workers": 3})) == (
-        "benchmarks.lenet5-mnist.recipe.batch is 64; expected a multiple of the 3 workers"
+        "benchmarks.lenet5-mnist.recipe.batch is 128; expected a multiple of the 3 workers"
     )
     adadelta = {"name": "adadelta", "lr": 1.0}
     assert complaint(changed(OPTIMISER, adadelta | {"momentum": 0.9})) == (
@@ -369,10 +369,10 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     """PyYAML alone takes 1e-3 for text; DVC, which compares the file with its lock, takes it for a number."""
     for text, value in {"1e-3": 1e-3, "1E-3": 1e-3, "2e1": 20.0, "1.e-3": 1e-3, "+1e-2": 0.01, ".5e-1": 0.05}.items():
-        path = edited(tmp_path, "lr: 0.04", f"lr: {text}")
+        path = edited(tmp_path, "lr: 0.08", f"lr: {text}")
         lr = benchmarks.load(path).benchmarks["lenet5-mnist"].recipe.optimiser.lr
         assert lr == value == parse_yaml(text, "text")
-    path = edited(tmp_path, "lr: 0.04", "lr: -1e-3")
+    path = edited(tmp_path, "lr: 0.08", "lr: -1e-3")
     assert line_of(path) == "benchmarks.lenet5-mnist.recipe.optimiser.lr is -0.001; expected a number above 0"
 
 

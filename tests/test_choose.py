@@ -49,7 +49,7 @@ def test_the_better_rate_is_chosen_with_the_test_images_closed(project: Path) ->
     assert found[0.1]["per_seed"].keys() == {"0", "1"}
     assert record["config"]["recipe"]["subset"]["hold_out"] == 400
     assert (
-        "chosen: rate 0.1 batch 64 (params.yaml has rate 0.1 batch 128); kept in results/choices/linear-mnist.json"
+        "chosen: rate 0.1 batch 64 (params.yaml has rate 1 batch 128); kept in results/choices/linear-mnist.json"
         in done.stdout
     )
 
