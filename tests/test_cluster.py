@@ -26,7 +26,7 @@ from tests.training import QUIET, only, specs
 def asking(**resources: Any) -> Benchmark:
     benchmark = benchmarks.load(ROOT / "params.yaml").benchmark("lenet5-mnist")
     recipe = dataclasses.replace(benchmark.recipe, batch=60)
-    return dataclasses.replace(benchmark, recipe=recipe, resources=Resources(**resources))
+    return dataclasses.replace(benchmark, recipe=recipe, resources=Resources(**resources), choice=None)
 
 
 def of(*nodes: tuple[int, int]) -> Cluster:
