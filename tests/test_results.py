@@ -40,6 +40,14 @@ def test_a_committed_row_is_what_its_seeds_say_of_the_claim(path: Path, row: dic
     assert row["verdict"] == verdict
 
 
+@pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.stem)
+def test_a_row_of_another_suite_is_untested_and_has_no_budget(path: Path) -> None:
+    """A ledger is what ``compare`` writes of one suite, and nothing put together by hand."""
+    plan = PARAMS.suites[path.stem]
+    for row in json.loads(path.read_text()):
+        assert row["budget"] == (plan.budget if row["benchmark"] in plan.benchmarks else None), row["benchmark"]
+
+
 @pytest.mark.parametrize(("path", "row"), ROWS)
 def test_a_committed_row_says_where_it_comes_from(path: Path, row: dict[str, Any]) -> None:
     budget = PARAMS.benchmarks[row["benchmark"]].budgets[row["budget"]]
