@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import benchmarks, datasets, evaluate, orphan, progress, provenance, spec, store, subsets, train, trial
+from pipelines import benchmarks, datasets, ending, evaluate, progress, provenance, spec, store, subsets, train, trial
 from pipelines.benchmarks import Benchmark, Choice
 from pipelines.errors import UserError, guard
 
@@ -179,7 +179,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, help="passes for each candidate; by default those of its `paper` budget")
     args = parser.parse_args()
-    orphan.follow()
+    ending.follow()
     params = benchmarks.load()
     benchmark = params.benchmark(args.benchmark)
     try:

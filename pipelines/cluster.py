@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -12,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from pipelines import orphan
+from pipelines import ending
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import USER_ERROR, UserError
 
@@ -172,7 +171,7 @@ def _start(address: str | None) -> None:
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise _unreachable(address, " ".join(str(error).split())[:200] or type(error).__name__) from None
-    orphan.end_on_sigterm()  # Ray has put a handler of its own in place, which aborts the process
+    ending.end_on_sigterm()  # Ray has put a handler of its own in place, which aborts the process
 
 
 def _start_here(common: dict[str, Any]) -> None:
@@ -187,7 +186,7 @@ def _start_here(common: dict[str, Any]) -> None:
         except Exception as error:  # Ray's is one of no class of its own
             if "timed out during startup" not in str(error):
                 raise
-            _end_children(but=others)
+            ending.end_children(but=others)
         else:
             return
         if left:
@@ -239,7 +238,7 @@ class _Watch(threading.Thread):
                 os.kill(os.getpid(), signal.SIGTERM)
                 break
         if self.lost.is_set() and not self.ended.wait(GRACE_S):
-            _end_children()
+            ending.end_children()
             print(f"error: {self.line}", file=sys.stderr, flush=True)
             os._exit(USER_ERROR)
 
@@ -265,12 +264,6 @@ def _answers(endpoint: Endpoint) -> bool:
     except OSError:
         return False
     return True
-
-
-def _end_children(*, but: Sequence[psutil.Process] = ()) -> None:
-    for process in set(psutil.Process().children(recursive=True)) - set(but):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 @functools.cache  # a worker may be used for one task after the other

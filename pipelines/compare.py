@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines import benchmarks, orphan, store, tracking
+from pipelines import benchmarks, ending, store, tracking
 from pipelines.benchmarks import Benchmark, Params
 from pipelines.errors import guard
 from pipelines.page import outcomes, page, table3
@@ -280,7 +280,7 @@ def main() -> None:
         prog="python -m pipelines.compare",
         description="Write report/ from what train and evaluate left of the active suite, and show the ledger.",
     ).parse_args()
-    orphan.follow()
+    ending.follow()
     params = benchmarks.load()
     ledger = write(params, gather(params))
     console = Console()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 USER_ERROR = 2  # exit status of every error that a user can mend
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -34,7 +36,9 @@ def guard(main: Callable[[], None]) -> None:
             fail(f"{error.filename}: {error.strerror}; expected a place that can be read and written", USER_ERROR)
         raise
     except KeyboardInterrupt:
-        fail(INTERRUPTED, 130)
+        with contextlib.suppress(OSError):  # a pipe that nobody reads any more
+            sys.stdout.flush()
+        end_interrupted()
 
 
 def fail(line: str, status: int) -> None:
@@ -46,5 +50,12 @@ def fail(line: str, status: int) -> None:
 
 def interrupted_early(number: int, frame: FrameType | None) -> None:
     """End the process at once: Ctrl-C while a command is still being imported, and has nothing to put in order."""
-    os.write(2, f"error: {INTERRUPTED}\n".encode())
-    os._exit(130)
+    end_interrupted()
+
+
+def end_interrupted() -> NoReturn:
+    """Say so and end the process at once: at a usual exit Python waits for threads, and libraries for each other."""
+    try:
+        os.write(2, f"error: {INTERRUPTED}\n".encode())
+    finally:
+        os._exit(130)

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import benchmarks, datasets, orphan, progress, spec, store, subsets, trial, verdicts
+from pipelines import benchmarks, datasets, ending, progress, spec, store, subsets, trial, verdicts
 from pipelines.batches import stream
 from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.datasets import Dataset
@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     args = parser.parse_args()
-    orphan.follow()
+    ending.follow()
     params = benchmarks.load()
     device = trial.chosen_device(args.device)
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from pipelines import orphan, rawfiles
+from pipelines import ending, rawfiles
 from pipelines.datasets import open_dataset, writing
 from pipelines.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
 from pipelines.errors import FULL, UserError, guard
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help="a dataset of params.yaml, such as mnist or cifar10")
     names = list(dict.fromkeys(parser.parse_args().names))
-    orphan.follow()
+    ending.follow()
     failures = []
     for name in names:
         try:

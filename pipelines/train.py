@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines import benchmarks, cluster, distributed, estimate, orphan, progress, spec, store, tracking
+from pipelines import benchmarks, cluster, distributed, ending, estimate, progress, spec, store, tracking
 from pipelines.errors import FULL, UserError, guard
 
 DATA = Path("datasets")
@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
     parser.add_argument("--budget", help="for the benchmarks named: laptop or paper; by default what the suite says")
     args = parser.parse_args()
-    orphan.follow()
+    ending.follow()
     params = benchmarks.load()
     if args.budget and not args.benchmarks:
         raise UserError(f"--budget is {args.budget}; expected it beside names of benchmarks: a suite has its own")

@@ -305,17 +305,12 @@ def no_folder() -> None:
     Path("/dev/null/store").mkdir(parents=True)
 
 
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
     ("main", "status", "words"),
     [
         (user_error, 2, "error: batch is 0; expected at least 1\n"),
         (full_disk, 2, "error: no space left on the disk that holds "),
         (no_folder, 2, "error: /dev/null/store: Not a directory; expected a place that can be read and written\n"),
-        (interrupt, 130, "error: interrupted; "),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_a_status(

@@ -195,23 +195,6 @@ def test_a_malformed_cluster_address_is_one_line(monkeypatch: pytest.MonkeyPatch
         pass
 
 
-@pytest.mark.parametrize("leader", ["make", "dvc"])
-def test_what_make_or_dvc_started_ends_with_it(tmp_path: Path, leader: str) -> None:
-    """Killed, neither tells its children; by the next run they must not be in the way."""
-    code = "import time; from pipelines import orphan; orphan.follow(); open('up', 'w'); time.sleep(600)"
-    (tmp_path / "Makefile").write_text(f'all:\n\t@{sys.executable} -c "{code}"; true\n')
-    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"one": {"cmd": f'{sys.executable} -c "{code}"'}}}))
-    words = {"make": ["make", "-s"], "dvc": [str(Path(sys.executable).parent / "dvc"), "repro"]}[leader]
-    if leader == "dvc":
-        subprocess.run([words[0], "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
-    started = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
-    until(lambda: (tmp_path / "up").exists(), 60)
-    family = psutil.Process(started.pid).children(recursive=True)
-    started.kill()
-    started.wait()
-    assert family and not psutil.wait_procs(family, timeout=60)[1]
-
-
 def test_an_unreachable_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound but not listening: nobody else can answer there
         taken.bind(("127.0.0.1", 0))

@@ -28,7 +28,9 @@ QUIET = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
 # project has a file "slow", training that takes its time to be disturbed. Done at the moment of import: Ray's own
 # processes run this file too, and would each take seconds to load torch.
 OFTEN = """
-import importlib.abc, importlib.util, os, sys, time
+import faulthandler, importlib.abc, importlib.util, os, signal, sys, time
+
+faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 class Often(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -113,12 +115,25 @@ class Run:
         family = psutil.Process(self.driver.pid).children(recursive=True)
         assert any(one.name().startswith("ray::") for one in family)
         os.kill(process, how)
-        status = self.driver.wait(timeout=120)
+        status = self._ended()
         # Two agents of Ray's, which train nothing, look for a killed cluster for a minute before they follow it.
         agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent") if how == signal.SIGKILL else ()
         _, alive = psutil.wait_procs([one for one in family if not named(one, agents)], timeout=40)
         assert not alive
         return status
+
+    def _ended(self) -> int:
+        """The exit status; where it does not end, what each of its threads is at, and nothing is left of it."""
+        try:
+            return self.driver.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            self.driver.send_signal(signal.SIGUSR1)
+            time.sleep(2)
+            for child in psutil.Process(self.driver.pid).children(recursive=True):
+                child.kill()
+            self.driver.kill()
+            self.driver.wait()
+            raise AssertionError(f"did not end: {self.log}") from None
 
     def finish(self, *, status: int = 0) -> None:
         """Let it end by itself."""
