@@ -124,7 +124,19 @@ def connect() -> Iterator[Cluster]:
     in the meantime.
     """
     address = os.environ.get("RAY_ADDRESS") or None  # set to nothing is not set
-    _start(address)
+    others = psutil.Process().children(recursive=True)
+    try:
+        _start(address)
+        with _watched(address) as found:
+            yield found
+    except KeyboardInterrupt:
+        if address is None:  # it may have come while Ray started or was shut down
+            ending.end_children(but=others)
+        raise
+
+
+@contextmanager
+def _watched(address: str | None) -> Iterator[Cluster]:
     import ray
 
     watch = _Watch(address, _endpoints(address))
@@ -145,6 +157,8 @@ def connect() -> Iterator[Cluster]:
     finally:
         with watch.ending():
             ray.shutdown()
+        if watch.lost.is_set():
+            ending.dealt_with()
 
 
 def _start(address: str | None) -> None:
@@ -158,20 +172,27 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     # A cluster of our own is guarded by Ray's token, as it should be; that needs no warning every time.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    try:
+        if address is None:
+            # Nobody takes this machine away with a notice, and to watch for that costs a process.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            _start_here(common)
+        else:
+            _probe(address)
+            _join(address, common)
+    except SystemExit:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from None
+    ending.heed(signal.SIGTERM)
+
+
+def _join(address: str, common: dict[str, Any]) -> None:
     import ray
 
-    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
-    if address is None:
-        # Nobody takes this machine away with a notice, and to watch for that costs a process.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        _start_here(common)
-    else:
-        _probe(address)
-        try:
-            ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise _unreachable(address, " ".join(str(error).split())[:200] or type(error).__name__) from None
-    ending.end_on_sigterm()  # Ray has put a handler of its own in place, which aborts the process
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise _unreachable(address, " ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
 def _start_here(common: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-from pipelines import tracking, tracking_client, tracking_views
+from pipelines import ending, tracking, tracking_client, tracking_views
 from pipelines.errors import UserError, guard
 from pipelines.tracking_client import AwayError
 from pipelines.tracking_cursor import clean, is_remote, safe, sqlite_file, tracking_uri
@@ -149,10 +149,6 @@ def _send_waiting(spool: Spool) -> None:
         print(sent.line, flush=True)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Serve until Ctrl-C; or, where a server runs already, say where to look."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.dashboard", description="Show the results in MLflow.")
@@ -161,8 +157,8 @@ def main() -> None:
     args = parser.parse_args()
     spool = Spool.here()
     uri = tracking_uri(spool.project)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # the latter: the terminal is closed
-        signal.signal(number, _interrupt)
+    ending.follow()
+    ending.heed(signal.SIGHUP)  # the terminal is closed
     if is_remote(uri):
         _send_waiting(spool)
         try:

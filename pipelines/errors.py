@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def interrupted_early(number: int, frame: FrameType | None) -> None:
 def end_interrupted() -> NoReturn:
     """Say so and end the process at once: at a usual exit Python waits for threads, and libraries for each other."""
     try:
-        os.write(2, f"error: {INTERRUPTED}\n".encode())
+        if select.select([], [2], [], 0)[1]:  # or it would wait for the reader of a full pipe
+            os.write(2, f"error: {INTERRUPTED}\n".encode())
     finally:
         os._exit(130)

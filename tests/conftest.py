@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines import benchmarks, datasets
+from pipelines import benchmarks, datasets, ending
 
 ROOT = Path(__file__).resolve().parent.parent
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
@@ -27,6 +27,12 @@ LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_tra
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: the last to begin would keep one process at work when the others have nothing left."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ``main`` that is called here takes over no signals: they are this process's."""
+    monkeypatch.setattr(ending, "follow", lambda: None)
 
 
 @pytest.fixture(scope="session")
