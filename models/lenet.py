@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 AMPLITUDE, SLOPE = 1.7159, 2 / 3  # f(a) = A tanh(S a): f(1) = 1, f(-1) = -1 (appendix A)
-INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (appendix A)
+INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (appendix A, recalled)
 
 # Table I: the S2 maps that feed each of the 16 maps of C3.
 C3_MAPS: tuple[tuple[int, ...], ...] = (
@@ -87,7 +87,8 @@ def lenet5(
         head: "softmax" ends in a trained 84 -> ``classes`` layer and returns logits. "rbf" ends in the paper's 10
             Euclidean RBF units with fixed centres and returns *negative* squared distances, so that argmax decides as
             the paper does (smallest penalty); the MAP criterion over them is the recipe's.
-        init: the range of the uniform initial weights, "fan_in" 2.4/F (the paper) or "sqrt_fan_in" 2.4/sqrt(F).
+        init: the range of the uniform initial weights, "fan_in" 2.4/F (the paper, recalled) or "sqrt_fan_in", 2.4 over
+            the root of F.
         classes: 10 for the RBF head.
         in_shape: (channels, height, width); the sides must leave C5 a whole map (12 + a multiple of 4, from 16 up).
 

@@ -14,7 +14,7 @@ import math
 
 from torch import nn
 
-INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (LeCun 1998, appendix)
+INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (LeCun 1998, appendix; recalled)
 
 
 def linear(*, classes: int = 10, in_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Module:

@@ -19,8 +19,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-AMPLITUDE, SLOPE = 1.7159, 2 / 3  # f(a) = A tanh(S a): f(1) = 1, f(-1) = -1 (LeCun 1998, appendix)
-INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (the same appendix)
+AMPLITUDE, SLOPE = 1.7159, 2 / 3  # f(a) = A tanh(S a): f(1) = 1, f(-1) = -1 (LeCun 1998, appendix; recalled)
+INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (the same appendix; recalled)
 
 
 class ScaledTanh(nn.Module):

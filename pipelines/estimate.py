@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import cluster, datasets, spec, store, subsets
+from pipelines import cluster, datasets, spec, store, workload
 from pipelines.benchmarks import Optimiser
 
 MEASURE_S = 1.0  # of training steps a benchmark, after two to warm up
 STATES = {"sdlm": 1, "adadelta": 2}  # tensors of the size of the weights that an optimiser keeps
-CANDIDATE = 1.2  # training images: one member's answer to a candidate of boosting and two members' to another, measured
 SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surrounds the tensors in two checkpoints
 
 
@@ -82,22 +81,7 @@ def trial_seconds(one: spec.Spec) -> float:
         return 0.0
     told = _read(one.files.progress)
     share = 1 - min(1.0, float(told.get("epoch", 0.0)) / one.epochs)
-    return share * (one.epochs * images(one) + _searched(one)) / (rate * one.benchmark.resources.workers)
-
-
-def _searched(one: spec.Spec) -> float:
-    """Training images that take as long as looking for the patterns of a committee's later members."""
-    boosting = one.benchmark.recipe.boosting
-    if boosting is None:
-        return 0.0
-    return CANDIDATE * boosting.candidates * one.epochs / one.benchmark.budgets["paper"].epochs
-
-
-def images(one: spec.Spec) -> int:
-    """Training images an epoch."""
-    whole = datasets.open_dataset(one.data, one.benchmark.dataset).train
-    count = len(subsets.positions(whole, one.benchmark.recipe.subset))
-    return min(count, one.benchmark.budgets[one.budget].train_images or count)
+    return share * workload.images(one) / (rate * one.benchmark.resources.workers)
 
 
 def disk_bytes(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: cluster.Cluster) -> int:

@@ -115,7 +115,7 @@ def predict(
     seed: int,
     device: str,
     *,
-    split: Literal["train", "test"] = "test",
+    split: Literal["train", "test"],
     places: NDArray[np.int64] | None = None,
 ) -> Predictions:
     """Look at the images of ``split`` at ``places``, at all by default, once a view; ``seed`` draws random views."""
@@ -210,7 +210,7 @@ def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) ->
     shutil.rmtree(target, ignore_errors=True)
     seeds, total = [], np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
     for number, (one, model) in enumerate(zip(planned, models, strict=True)):
-        found = predict(benchmark, dataset, model, one.seed, device)
+        found = predict(benchmark, dataset, model, one.seed, device, split="test")
         metrics = {"key": one.key, **_metrics(found, dataset)}
         line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:

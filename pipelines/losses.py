@@ -43,7 +43,7 @@ class CrossEntropy:
 class MeanSquaredError:
     """Squared distance to targets of +1 for the class and -1 for the others, summed over classes.
 
-    LeCun et al. 1998, section II.A, equation 8 (but for the factor 1/2).
+    LeCun et al. 1998 train by mean squared error; that its targets are these is recalled.
     """
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def _announce(params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluste
     say(f"{count} to train at the {budgets} budget, about {progress.duration(here)}")
     for name, trials in _by_kind(placed).items():
         each = estimate.trial_seconds(trials[0])
-        say(f"  {name}: {len(trials)} of about {progress.duration(each)} each")
+        say(f"  {name}: {len(trials)} of {f'about {progress.duration(each)}' if each else 'unknown length'} each")
     rest = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
     if rest:
         whole = estimate.seconds([*placed, *rest], ray_cluster)

@@ -29,7 +29,19 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from pipelines import benchmarks, boosting, datasets, progress, provenance, schema, sdlm, store, subsets, transforms
+from pipelines import (
+    benchmarks,
+    boosting,
+    datasets,
+    progress,
+    provenance,
+    schema,
+    sdlm,
+    store,
+    subsets,
+    transforms,
+    workload,
+)
 from pipelines.batches import Batches, Chunks, stream
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import FULL, UserError, guard
@@ -430,7 +442,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.trial", description="Train one benchmark from one seed.")
     parser.add_argument("benchmark", help="a name from params.yaml, such as lenet5-mnist")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", help="laptop or paper; by default what the active suite says")
+    parser.add_argument("--budget", help="laptop or paper; by default the active suite's, and paper outside it")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="where the datasets are")
     parser.add_argument("--store", type=Path, default=None, help="the run store; $RUN_STORE or store/")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
@@ -459,8 +471,7 @@ def main() -> None:
     )
     print(f"{spec.name}: {budget} budget, {spec.epochs} epochs, on {provenance.hardware(spec.device)}", flush=True)
     if not spec.files.finished:
-        images = spec.epochs * len(budgeted(benchmark, budget, datasets.open_dataset(spec.data, benchmark.dataset)))
-        expected = images / measure(spec, 1.0)["images_per_s"]
+        expected = workload.images(spec) / measure(spec, 1.0)["images_per_s"]
         print(f"{spec.name}: about {progress.duration(expected)} from its start to its end", flush=True)
     try:
         files = run(spec, watch=_printer(spec.name))

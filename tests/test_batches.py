@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import datasets, estimate, journal, spec, subsets, transforms, trial
+from pipelines import datasets, journal, spec, subsets, transforms, trial, workload
 from pipelines.batches import CHUNK_VALUES, Batches, Chunks, stream
 from pipelines.benchmarks import Subset
 from tests.conftest import edit_params
@@ -252,7 +252,7 @@ def test_the_estimate_counts_the_images_that_are_trained_on(
     loader, _ = trial.prepare(one, datasets.open_dataset(one.data, "mnist"), journal.Worker())
     visited = torch.cat([labels for _, labels in loader])
     expected = {"": 2000, "skip_every": 1714, "first": 333, "first skip_every": 285}[" ".join(chosen)]
-    assert estimate.images(one) == len(visited) == min(expected, cut or expected)
+    assert workload.images(one) == len(visited) == min(expected, cut or expected)
 
 
 # --- random streams ----------------------------------------------------------------------------------------------

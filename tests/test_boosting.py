@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +14,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import benchmarks, boosting, datasets, estimate, journal, schedules, schema, spec, store, trial
+from pipelines import (
+    benchmarks,
+    boosting,
+    datasets,
+    estimate,
+    journal,
+    progress,
+    schedules,
+    schema,
+    spec,
+    store,
+    trial,
+    workload,
+)
 from pipelines.boosting import BoostedBatches, Patterns
 from pipelines.errors import UserError
 from pipelines.spec import Spec
@@ -256,7 +271,23 @@ def test_the_estimate_counts_the_search_for_patterns(project: Path) -> None:
     rates = {estimate._rate_key(each): {"images_per_s": 100.0} for each in (one, ordinary)}
     store.write_json(estimate._path(), rates)
     assert estimate.trial_seconds(ordinary) == pytest.approx(2 * COUNT / 100)
-    assert estimate.trial_seconds(one) == pytest.approx((2 * COUNT + estimate.CANDIDATE * 700) / 100)
+    assert estimate.trial_seconds(one) == pytest.approx((2 * COUNT + workload.CANDIDATE * 700) / 100)
+
+
+def test_a_trial_by_hand_says_how_long_the_search_takes_too(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise UserError("before it trains")
+
+    monkeypatch.setattr(sys, "argv", ["trial", "lenet4-boosted-mnist", "--budget", "paper"])
+    monkeypatch.setattr(trial, "measure", lambda *_: {"images_per_s": 100.0})
+    monkeypatch.setattr(trial, "run", stop)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(UserError, match="before it trains"):
+        trial.main()
+    expected = progress.duration((30 * 2000 + workload.CANDIDATE * 600_000) / 100)
+    assert f"lenet4-boosted-mnist seed 0: about {expected} from its start to its end\n" in capsys.readouterr().out
 
 
 # --- the schedule of a committee ---

@@ -209,7 +209,7 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert np.abs(confidence - single.max(1)).mean() > 0.005  # shifted by up to 3 pixels, it is another's answer
     seen: list[Tensor] = []
     model.register_forward_hook(lambda _, __, out: seen.append(out.double().softmax(1)))
-    evaluate.predict(benchmark, data, model, 0, "cpu")
+    evaluate.predict(benchmark, data, model, 0, "cpu", split="test")
     first = seen[: 1 + 4]  # of the first piece: the image as it is, then four views
     assert len(seen) == len(first) * -(-TEST // len(first[0]))
     averaged = torch.stack(first[1:]).mean(0).max(1).values.numpy()
@@ -272,7 +272,7 @@ def test_exactly_the_named_images_are_counted(
     data = datasets.write_dataset(tmp_path, "mnist", classes=list("0123456789"), train=train, test=test)
     benchmark = benchmarks.load(ROOT / "params.yaml").benchmark("linear-mnist")  # pixels to 0 to 1, single view
     on = benchmarks.ClaimedOn(split=split, first=first, count=count)
-    tested = evaluate.predict(benchmark, data, Reader(), 0, "cpu")
+    tested = evaluate.predict(benchmark, data, Reader(), 0, "cpu", split="test")
     found = evaluate.as_claimed(benchmark, data, Reader(), 0, "cpu", on=on, tested=tested)
     assert len(found.labels) == len(found.single) == count
     assert found.error == found.single_view_error == pytest.approx(100 * wrong / count)

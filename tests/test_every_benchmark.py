@@ -70,5 +70,5 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     assert np.isfinite(point["loss"]) and point["lr"] > 0
     model = evaluate.load_network(benchmark, dataset, files.weights)
     assert all(weight.isfinite().all() for weight in model.parameters())
-    found = evaluate.predict(benchmark, dataset, model, 0, "cpu")
+    found = evaluate.predict(benchmark, dataset, model, 0, "cpu", split="test")
     assert round(found.error * TEST / 100, 6) in range(TEST + 1)  # whole images

@@ -498,11 +498,16 @@ DEPARTURES: dict[str, tuple[Callable[[Benchmark], bool], str]] = {
         "mean is subtracted before the crop",
     ),
     "a wider start": (lambda b: option(b, "init") == "sqrt_fan_in", "2.4 over the root of the fan-in"),
+    "squashed outputs": (lambda b: option(b, "output") == "tanh" and b.model.family == "mlp", "tanh outputs"),
+    "momentum that holds gradients": (
+        lambda b: b.model.family == "krizhevsky" and len(b.recipe.schedule.points) > 1,
+        "momentum holds gradients",
+    ),
     "squashing units recalled": (lambda b: b.model.family == "mlp", "tanh units are recalled"),
     "distortions that are not made beforehand": (
         lambda b: any("affine" in op for op in b.recipe.augment),
-        f"distort.*drawn anew.* ours, moved by up to {AFFINE.translate:g} pixels, scaled and squeezed by up to "
-        f"{1 + AFFINE.scale:g}, sheared by up to {AFFINE.shear:g}",
+        f"distort.*drawn anew for nine patterns of ten.* ours, moved by up to {AFFINE.translate:g} pixels, scaled and "
+        f"squeezed by up to {1 + AFFINE.scale:g}, sheared by up to {AFFINE.shear:g}",
     ),
     "another order in each pass": (
         lambda b: b.model.family in ("lenet1989", "krizhevsky") and b.recipe.shuffle,
@@ -618,3 +623,15 @@ def test_the_page_has_a_benchmark_for_every_cell_of_table_3() -> None:
     assert found == {(row.options["base"], row.options["variant"]): (name, row.claim) for name, row in CELLS.items()}
     # and what the page prints where a cell has no benchmark
     assert {key: table3.PUBLISHED[key[0]][key[1]] for key in found} == {key: claim for key, (_, claim) in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("lender", "borrower"),
+    [("lenet5-rbf-mnist", "lenet5-distorted-mnist"), ("lenet4-mnist", "lenet4-boosted-mnist")],
+)
+def test_a_row_without_a_choice_of_its_own_has_that_of_the_row_it_names(lender: str, borrower: str) -> None:
+    one, other = PARAMS.benchmark(lender), PARAMS.benchmark(borrower)
+    assert one.choice is not None and other.choice is None
+    assert any(lender in line for line in other.deviations)
+    a, b = one.recipe, other.recipe
+    assert (a.optimiser, a.batch, a.loss, a.map_constant) == (b.optimiser, b.batch, b.loss, b.map_constant)

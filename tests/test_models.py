@@ -269,3 +269,16 @@ def test_the_families_import_nothing_but_torch() -> None:
         named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         named |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
         assert {name.split(".")[0] for name in named} <= allowed, path.name
+
+
+def test_the_table_of_the_mlps_is_the_models() -> None:
+    """Each row a net: its units, and the parameters of each layer."""
+    rows = re.findall(r"\| ([\d-]+-10) +\| ([\d,+ ]+) = ([\d,]+) +\|", str(mlp.__doc__))
+    assert len(rows) == 4
+    for units, sums, total in rows:
+        pixels, *hidden, classes = map(int, units.split("-"))
+        model = mlp.mlp(hidden=hidden)
+        layers = [layer for layer in model.modules() if list(layer.parameters(recurse=False))]
+        assert (pixels, classes) == (784, 10)
+        assert [parameters(layer) for layer in layers] == [int(part.replace(",", "")) for part in sums.split("+")]
+        assert parameters(model) == int(total.replace(",", ""))
