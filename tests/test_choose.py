@@ -104,6 +104,7 @@ def test_mu_constant_and_batch_are_chosen_with_the_rate(project: Path) -> None:
         project / "params.yaml",
         lenet5_rbf_mnist={
             "recipe.optimiser": {"name": "sdlm", "lr": 1e-3},
+            "recipe.map_constant": 0.1,
             "choice": {"rates": [1e-4, 1e-3], "mus": [0.02, 0.1], "map_constants": [0.3], "batches": [8]},
         },
     )
