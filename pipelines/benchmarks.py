@@ -20,6 +20,7 @@ from pipelines.schedules import Boosting, Schedule
 from pipelines.schema import require
 
 PARAMS = Path("params.yaml")
+CHOICES = Path("results/choices")  # the records of choose
 SUITE_BLOCK = re.compile(r"^suite:\n(?:(?:[ \t].*)?\n)*\Z", re.MULTILINE)  # the last block of the file
 MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 PINNED = ("mnist", "cifar10")  # datasets that are a kind each; data.dvc pins their raw files

@@ -27,10 +27,9 @@ from typing import Any
 import numpy as np
 
 from pipelines import benchmarks, datasets, ending, evaluate, progress, provenance, spec, store, subsets, train, trial
-from pipelines.benchmarks import Benchmark, Choice
+from pipelines.benchmarks import CHOICES, Benchmark, Choice
 from pipelines.errors import UserError, guard
 
-CHOICES = Path("results/choices")
 DATA = Path("datasets")
 
 

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from pipelines import store
-from pipelines.benchmarks import PARAMS, SUITE_BLOCK
+from pipelines.benchmarks import CHOICES, PARAMS, SUITE_BLOCK
 
 
 def hardware(device: str) -> str:
@@ -45,7 +45,8 @@ def versions() -> dict[str, str | None]:
 def git_state() -> dict[str, Any]:
     """The commit of the source tree and whether it was changed since; None outside Git.
 
-    Another active suite is no change: it says which benchmarks run, and nothing about one of them.
+    Another active suite is no change: it says which benchmarks run, and nothing about one of them. Nor is the record of
+    a choice: it would say so of the next one.
     """
 
     def git(*words: str) -> str | None:
@@ -56,7 +57,7 @@ def git_state() -> dict[str, Any]:
         return done.stdout.rstrip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{CHOICES}")
     if changed == f" M {PARAMS}":
         committed = git("show", f"HEAD:{PARAMS}")
         found = (store.ROOT / PARAMS).read_text(encoding="utf-8")

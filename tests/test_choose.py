@@ -146,7 +146,7 @@ def test_bad_input_is_one_line(project: Path, words: tuple[str, ...], line: str)
 # --- the records committed below results/choices ------------------------------------------------------------------
 
 PARAMS = benchmarks.load(ROOT / "params.yaml")
-RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / choose.CHOICES).glob("*.json"))}
+RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / benchmarks.CHOICES).glob("*.json"))}
 
 
 @pytest.mark.parametrize("name", RECORDS)

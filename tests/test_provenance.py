@@ -1,4 +1,4 @@
-"""What is said of the commit: a change is a change, but another active suite is none."""
+"""What is said of the commit: a change is a change, but another active suite is none, nor a choice."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of its own that holds params.yaml and one more file, both committed."""
+    """A repository of its own that holds params.yaml, code, and results, all committed."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "model.py").write_text("LAYERS = 5\n")
+    (tmp_path / "results/choices").mkdir(parents=True)
+    for name in ("laptop", "choices/linear-mnist"):
+        (tmp_path / f"results/{name}.json").write_text("[]\n")
     who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
     for words in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "Begin")):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
@@ -33,6 +36,15 @@ def test_another_active_suite_is_no_change(tree: Path) -> None:
     suite.switch("mnist", tree / "params.yaml")
     assert "  name: mnist\n" in (tree / "params.yaml").read_text()
     assert provenance.git_state()["git_dirty"] is False
+
+
+def test_a_choice_that_was_recorded_is_no_change(tree: Path) -> None:
+    (tree / "results/choices/linear-mnist.json").write_text("{}\n")
+    assert provenance.git_state()["git_dirty"] is False
+    suite.switch("mnist", tree / "params.yaml")
+    assert provenance.git_state()["git_dirty"] is False
+    (tree / "results/laptop.json").write_text("{}\n")
+    assert provenance.git_state()["git_dirty"] is True
 
 
 def test_anything_else_is_one(tree: Path) -> None:
