@@ -291,7 +291,8 @@ def _answers(endpoint: Endpoint) -> bool:
 def end_with_raylet() -> None:
     """In a Ray worker: end this process as soon as the raylet that started it is gone.
 
-    Ray lets a busy worker go on, and starts its task again elsewhere: two processes would train the same trial.
+    Ray lets a busy worker go on, and starts its task again elsewhere: two processes would train the same trial. Called
+    before anything is imported: who asks when the raylet has gone follows whoever has taken this process over.
     """
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-raylet").start()
 

@@ -101,13 +101,13 @@ def _call(function: Callable[[], object]) -> None:
 
 def _train_rank(config: dict[str, Any]) -> None:
     """One worker of a distributed trial; runs in a Ray Train worker process."""
+    cluster.end_with_raylet()
     import ray.train
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
     from pipelines import trial
     from pipelines.journal import Worker
 
-    cluster.end_with_raylet()
     context = ray.train.get_context()
     settings = {"strategy": RayDDPStrategy(), "plugins": [RayLightningEnvironment()], "devices": "auto"}
     worker = Worker(

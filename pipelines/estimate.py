@@ -76,7 +76,7 @@ class _Room:
 
 def trial_seconds(one: spec.Spec) -> float:
     """Seconds that are left of one trial, by the measured rate; 0 when it was never measured."""
-    rate = float(_known().get(_rate_key(one), {}).get("images_per_s", 0.0))
+    rate = float(_known().get(_rate_key(one), 0.0))
     if not rate:
         return 0.0
     told = _read(one.files.progress)
@@ -136,10 +136,10 @@ def _measure_unknown(specs: Sequence[spec.Spec]) -> None:
             store.write_json(_path(), _known() | {key: ray.get(task)})
 
 
-def _measure(one: spec.Spec, budget_s: float) -> dict[str, float]:
+def _measure(one: spec.Spec, budget_s: float) -> float:
+    cluster.end_with_raylet()
     from pipelines import trial
 
-    cluster.end_with_raylet()
     return trial.measure(one, budget_s)
 
 

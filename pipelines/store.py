@@ -42,20 +42,23 @@ def default() -> Path:
     return Path(os.environ.get("RUN_STORE") or "store").absolute()
 
 
-def key(config: Mapping[str, Any], dataset_digest: str, seed: int) -> str:
-    """The trial's key: 16 hex digits of the hash of its config, its data, the source files behind it and its seed."""
+def key(config: Mapping[str, Any], dataset_digest: str, seed: int, behind: Mapping[str, str] | None = None) -> str:
+    """The trial's key: 16 hex digits of the hash of its config, its data, the source files behind it and its seed.
+
+    The files are hashed as they are now, unless ``behind`` has what ``sources`` returned when they were loaded.
+    """
     identity = {
         "config": config,
         "dataset": dataset_digest,
-        "sources": sources(config["model"]["family"]),
+        "sources": sources(config["model"]["family"]) if behind is None else behind,
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sources(family: str) -> dict[str, str]:
-    """sha256 of each source file that decides the weights of a trial of this model family."""
-    names = (f"models/{family}.py", *SOURCES)
+def sources(family: str | None) -> dict[str, str]:
+    """sha256 of each source file that decides the weights of a trial of this model family, or of any."""
+    names = (*([f"models/{family}.py"] if family else []), *SOURCES)
     return {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in names}
 
 

@@ -70,9 +70,9 @@ def _on_worker(function: Callable[..., T], *words: Any) -> T:
 
 def _check(planned: Sequence[spec.Spec]) -> list[int]:
     """UserError for what can't be trained; the bytes of each trial's weights. Runs in a Ray worker process."""
+    cluster.end_with_raylet()
     from pipelines import trial
 
-    cluster.end_with_raylet()
     return [trial.check(one.benchmark, one.budget, one.data) for one in planned]
 
 
@@ -209,9 +209,9 @@ def _error_of(task: Any, one: spec.Spec) -> Exception | None:
 
 def _train_one(one: spec.Spec) -> None:
     """Runs in a Ray worker process."""
+    cluster.end_with_raylet()
     from pipelines import trial
 
-    cluster.end_with_raylet()
     trial.run(one)
 
 

@@ -457,7 +457,6 @@ PREPROCESS_OPS: dict[str, type[PreprocessOp]] = {
     op.name: op for op in (CenterCrop, GCN, MeanSubtract, Pad, Raw, Resize, Scale, Standardise, ZCA)
 }
 AUGMENT_OPS: dict[str, type[AugmentOp]] = {op.name: op for op in (Affine, Crop, Flip, PCAColour, Shift)}
-OPS: dict[str, tuple[str, ...]] = {"preprocess": tuple(PREPROCESS_OPS), "augment": tuple(AUGMENT_OPS)}
 
 Spec = Sequence[Mapping[str, Mapping[str, Any] | None]]
 OpT = TypeVar("OpT", bound=Op)

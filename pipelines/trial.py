@@ -53,6 +53,7 @@ from pipelines.spec import Spec, plan, usual_budget
 
 NO_SPACE = 2**20  # bytes free at which a failed write counts as a full disk
 WARM_UP = 2  # steps before a measurement begins
+LOADED = store.sources(None)  # of what this process runs, whatever becomes of the files
 
 
 def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[int, ...]) -> nn.Module:
@@ -261,8 +262,9 @@ def _full_disk_said(root: Path) -> Iterator[None]:
 def _train(spec: Spec, worker: Worker, watch: Callable[[Mapping[str, Any]], None]) -> None:
     _settle(spec)
     dataset = datasets.open_dataset(spec.data, spec.benchmark.dataset)
+    identity = _identity(spec, dataset) | provenance.git_state()
     if worker.rank == 0:
-        store.write_json(spec.files.trial, _identity(spec, dataset))
+        store.write_json(spec.files.trial, identity)
     loader, module = prepare(spec, dataset, worker)
     journal = Journal(spec, loader, worker, watch)
     trainer = worker.prepare(build_trainer(spec, worker, journal))
@@ -271,7 +273,7 @@ def _train(spec: Spec, worker: Worker, watch: Callable[[Mapping[str, Any]], None
         _check_checkpoint(checkpoint, spec, journal)
     trainer.fit(module, train_dataloaders=Chunks(loader), ckpt_path=checkpoint)
     if worker.rank == 0:
-        _finish(spec, module, journal, dataset)
+        _finish(spec, module, journal, identity, len(positions(spec.benchmark, dataset)))
 
 
 def _check_checkpoint(path: Path, spec: Spec, journal: Journal) -> None:
@@ -357,29 +359,45 @@ def build_trainer(spec: Spec, worker: Worker, journal: Journal) -> pl.Trainer:
 
 
 def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
+    """What is trained, by which code; UserError where this is not the code that the trial was planned with.
+
+    Hours may lie between the two, and the files be edited in them: weights must not be kept under another's key.
+    """
+    config, family = spec.benchmark.resolved(spec.budget), spec.benchmark.model.family
+    behind = _behind(family)
+    if store.key(config, dataset.digest, spec.seed, behind) != spec.key:
+        raise UserError(f"{spec.name}: the source files or the data were changed after it was planned; run this again")
     return {
         "benchmark": spec.benchmark.name,
         "seed": spec.seed,
         "key": spec.key,
         "budget": spec.budget,
-        "config": spec.benchmark.resolved(spec.budget),
+        "config": config,
         "dataset": {"name": dataset.name, "digest": dataset.digest},
-        "sources": store.sources(spec.benchmark.model.family),
+        "sources": behind,
     }
 
 
-def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.Dataset) -> None:
-    """Weights, provenance, and last of all the mark that the trial is finished."""
+@functools.cache  # a family's file, too, is loaded once
+def _behind(family: str) -> dict[str, str]:
+    return store.sources(family) | LOADED
+
+
+def _finish(spec: Spec, module: Classifier, journal: Journal, identity: Mapping[str, Any], per_epoch: int) -> None:
+    """Weights, provenance, and last of all the mark that the trial is finished.
+
+    ``per_epoch`` is how many images the recipe trains on where no budget cuts them.
+    """
     last = journal.curve[-1]
     with store.replacing(spec.files.weights) as temporary:
         torch.save(module.model.state_dict(), temporary)
     images = spec.epochs * len(journal.loader.positions)
     wall = last["seconds"]
     result = {
-        **{k: v for k, v in _identity(spec, dataset).items() if k != "dataset"},
-        "dataset_digest": dataset.digest,
+        **{k: v for k, v in identity.items() if k != "dataset"},
+        "dataset_digest": identity["dataset"]["digest"],
         # Passes over the images that the recipe trains on: fewer than counted where the budget cuts the data.
-        "epochs": round(images / len(positions(spec.benchmark, dataset)), 3),
+        "epochs": round(images / per_epoch, 3),
         "images_seen": images,
         "wall_s": wall,
         "device_s": wall * journal.worker.workers,
@@ -389,7 +407,6 @@ def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.
         "device": spec.device,
         "threads": torch.get_num_threads(),
         "versions": provenance.versions(),
-        **provenance.git_state(),
         "parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
         "resumed": journal.resumed,
         "finished": time.time(),
@@ -400,8 +417,8 @@ def _finish(spec: Spec, module: Classifier, journal: Journal, dataset: datasets.
     spec.files.checkpoint.unlink(missing_ok=True)
 
 
-def measure(spec: Spec, budget_s: float) -> dict[str, float]:
-    """Images a second and the bytes of the weights, from a few plain training steps; leaves nothing behind."""
+def measure(spec: Spec, budget_s: float) -> float:
+    """Images a second, from a few plain training steps; leaves nothing behind."""
     _settle(spec)
     # Of a committee the first member, whose patterns need not be looked for.
     recipe = dataclasses.replace(spec.benchmark.recipe, boosting=None)
@@ -425,8 +442,7 @@ def measure(spec: Spec, budget_s: float) -> dict[str, float]:
             images += len(labels)
             if time.monotonic() - began > budget_s:
                 break
-    weights = sum(p.numel() * p.element_size() for p in module.model.parameters())
-    return {"images_per_s": images / (time.monotonic() - began), "weight_bytes": weights}
+    return images / (time.monotonic() - began)
 
 
 def chosen_device(asked: str | None) -> str:
@@ -471,7 +487,7 @@ def main() -> None:
     )
     print(f"{spec.name}: {budget} budget, {spec.epochs} epochs, on {provenance.hardware(spec.device)}", flush=True)
     if not spec.files.finished:
-        expected = workload.images(spec) / measure(spec, 1.0)["images_per_s"]
+        expected = workload.images(spec) / measure(spec, 1.0)
         print(f"{spec.name}: about {progress.duration(expected)} from its start to its end", flush=True)
     try:
         files = run(spec, watch=_printer(spec.name))

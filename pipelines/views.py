@@ -13,13 +13,6 @@ VIEWS = ("single", "random", "ten_crop")
 RANDOM_VIEWS = 6  # ConvNetJS's CIFAR-10 demo (demo/js/images-demo.js)
 
 
-def view_count(kind: str, count: int = RANDOM_VIEWS) -> int:
-    """How many batches ``views`` yields for ``kind``; ValueError for an unknown kind."""
-    if kind not in VIEWS:
-        raise ValueError(f"views are {kind!r}; expected one of {', '.join(VIEWS)}")
-    return {"single": 1, "random": count, "ten_crop": 10}[kind]
-
-
 def views(
     images: Tensor,
     kind: str,
@@ -38,7 +31,8 @@ def views(
 
     ``size`` is the crop's side and comes from ``augment`` unless given. ValueError names what a kind lacks.
     """
-    view_count(kind)
+    if kind not in VIEWS:
+        raise ValueError(f"views are {kind!r}; expected one of {', '.join(VIEWS)}")
     if size is None and augment is not None:
         size = augment.crop_size
     if size is not None and not 1 <= size <= min(images.shape[2:]):

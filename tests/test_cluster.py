@@ -20,7 +20,7 @@ from pipelines.benchmarks import Benchmark, Resources
 from pipelines.cluster import Cluster, Node
 from pipelines.errors import UserError
 from tests.conftest import ROOT, environment
-from tests.training import QUIET, only, specs
+from tests.training import QUIET, only, runs, specs, until
 
 
 def asking(**resources: Any) -> Benchmark:
@@ -129,9 +129,17 @@ def two_nodes() -> Iterator[str]:
     from ray.cluster_utils import Cluster as RayCluster
 
     node = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": cluster.OBJECT_STORE_BYTES}
-    started = RayCluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    for left in (2, 1, 0):
+        started = RayCluster()
+        try:
+            started.add_node(**node, include_dashboard=False)
+            started.add_node(**node)
+            break
+        except Exception:  # a raylet ends itself where the machine is too busy to start its agent in time
+            started.shutdown()
+            if not left:
+                raise
     try:
-        started.add_node(**node)
         yield started.address
     finally:
         started.shutdown()
@@ -155,8 +163,7 @@ def test_ray_places_as_is_reckoned_here(two_nodes: str, tmp_path: Path, monkeypa
             folder.mkdir()
             place = ray.remote(there).options(num_cpus=1, num_gpus=gpus)
             tasks = [place.remote(folder, number) for number in range(6)]
-            while len(list(folder.iterdir())) < at_once:  # for ever, where Ray places fewer
-                time.sleep(0.05)
+            until(lambda: len(list(folder.iterdir())) >= at_once)  # noqa: B023
             time.sleep(1.0)  # for one too many
             assert len(list(folder.iterdir())) == at_once
             (folder / "go").touch()
@@ -181,6 +188,38 @@ def test_a_named_cluster_is_joined_and_left_running(
     host, port = two_nodes.split(":")
     with socket.create_connection((host, int(port)), timeout=5):
         pass  # still there for the others
+
+
+IMPORTING = """
+    import importlib.abc, sys, time
+
+    class Waiting(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "pipelines.trial":
+                print("importing", flush=True)
+                time.sleep(600)
+
+    sys.meta_path.insert(0, Waiting())
+    from pipelines import distributed, estimate, train
+"""
+RAYLET = """
+    import subprocess, sys
+    worker = subprocess.Popen([sys.executable, "-W", "ignore", "-c", sys.argv[1]], stdout=subprocess.PIPE)
+    worker.stdout.readline()
+    print(worker.pid)
+"""
+
+
+@pytest.mark.parametrize(
+    "task", ["train._check([])", "train._train_one(None)", "estimate._measure(None, 1)", "distributed._train_rank({})"]
+)
+def test_a_worker_ends_with_its_raylet_even_while_it_imports(task: str) -> None:
+    """Seconds go by before torch is there: whoever asked for its parent only then would follow another process."""
+    code = f"{textwrap.dedent(IMPORTING)}\n{task}"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RAYLET), code], env=environment(), stdout=subprocess.PIPE, timeout=240
+    )
+    until(lambda: not runs(int(done.stdout)), 60)
 
 
 SLOW_AGENT = """
@@ -214,6 +253,7 @@ def test_a_machine_too_busy_to_start_ray_in_time_is_asked_again(tmp_path: Path) 
     (once, error), (always, last) = (process.communicate(timeout=240) for process in started)
     again = "Ray's processes did not come up in time; trying again"
     assert started[0].returncode == 0, error
-    assert once.splitlines()[0] == again and once.splitlines()[1].startswith("Ray started here")
+    *tried, found = once.splitlines()  # more than once, where the machine is as busy as that
+    assert set(tried) == {again} and found.startswith("Ray started here")
     assert always == ""
     assert "UserError: Ray's processes did not come up in time on this machine, tried 1 times; expected it less" in last

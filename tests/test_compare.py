@@ -156,6 +156,16 @@ def test_table_3_stands_in_the_markdown_with_every_cell_filled_or_marked(project
     }
     del published["C", "All-CNN"]
     assert cells == published
+    assert lines[start + 6].startswith("Parameters of Model and ")
+
+
+def test_what_no_verdict_of_table_3_must_be_read_without_stands_below_it(project: Path) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["benchmarks"]["allcnn-c-cifar10"]["label"] = LABEL
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    report()
+    for name in ("ledger.md", "index.html"):
+        assert f"Ours: {LABEL}. Parameters of Model and " in (project / "report" / name).read_text()
 
 
 def test_accuracy_claims_are_compared_as_accuracy_on_the_images_of_the_claim(project: Path) -> None:

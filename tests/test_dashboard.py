@@ -175,6 +175,6 @@ def test_a_server_that_is_away(tmp_path: Path) -> None:
 
 
 def test_nothing_to_show_yet(tmp_path: Path) -> None:
-    done = run(tmp_path, "--port", "5999")
+    done = run(tmp_path)
     assert done.returncode == 2 and "run `make repro` first" in done.stderr
     assert len(done.stderr.splitlines()) == 1

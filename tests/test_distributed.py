@@ -74,14 +74,14 @@ def test_whatever_is_killed_both_workers_go_on_to_the_same_weights(project: Path
     only(project, lenet5_mnist=TWO, linear_mnist=DIVERGING)
     one, diverging = specs("lenet5-mnist")[0], specs("linear-mnist")[0]
 
-    for how, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)):
-        run = Run.start(project)
-        if how == signal.SIGTERM:  # the one that comes while Ray Train places its workers
-            run.until_said("to train")
-        else:
-            run.until_saved(one)
-        assert run.kill(run.driver.pid, how) == status
-        assert how == signal.SIGKILL or run.log.splitlines()[-1].startswith("error: interrupted")
+    run = Run.start(project)
+    run.until_saved(one)
+    assert run.kill(run.driver.pid, signal.SIGKILL) == -9
+
+    run = Run.start(project)
+    run.until(lambda: bool(ranks(run)))  # Ray Train, which has an answer of its own to Ctrl-C, places its workers
+    assert run.kill(run.driver.pid, signal.SIGINT) == 130
+    assert run.log.splitlines()[-1].startswith("error: interrupted")
 
     run = Run.start(project)
     run.until_saved(one)
@@ -91,7 +91,7 @@ def test_whatever_is_killed_both_workers_go_on_to_the_same_weights(project: Path
     until(lambda: worker_of(one) != first)
     run.finish(status=2)
     result = store.read_json(one.files.result)
-    assert result["resumed"] == 3 and result["workers"] == 2
+    assert result["resumed"] == 2 and result["workers"] == 2
     assert same_weights(one.files.weights, undisturbed.files.weights)
 
     assert run.log.splitlines()[-1] == "error: linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr"

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import environment
-from tests.training import until
+from tests.training import runs, until
 
 PRELUDE = """
     import os, signal, subprocess, sys, threading, time
@@ -90,7 +90,7 @@ def test_a_command_that_goes_on_is_not_ended() -> None:
     """A lost cluster interrupts what waits for it; what is complete is collected then."""
     done = ended("""
         def main():
-            ending.GRACE_S = 1.0
+            ending.GRACE_S = 4.0
             ending.follow()
             for _ in range(2):
                 try:
@@ -98,17 +98,10 @@ def test_a_command_that_goes_on_is_not_ended() -> None:
                     time.sleep(600)
                 except KeyboardInterrupt:
                     ending.dealt_with()
-            time.sleep(3)
+            time.sleep(6)
             print("collected")
     """)
     assert (done.returncode, done.stdout, done.stderr) == (0, "collected\n", "")
-
-
-def runs(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_a_second_interrupt_leaves_alone_what_the_first_set_going() -> None:

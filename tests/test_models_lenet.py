@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import lenet, lenet1989
+from models import lenet, lenet1989, linear, ml4a, mlp
 
 # Table I of the paper, as rows: for each S2 map the C3 maps it feeds.
 TABLE = {
@@ -211,6 +212,38 @@ def test_initial_weights_fill_their_range(init: str, power: float) -> None:
     assert 0.9 * 2.4 / 150**power < last.abs().max() <= 2.4 / 150**power
     assert p["s4.weight"].abs().max() <= 2.4 / 4**power
     assert all((weight == 0).all() for name, weight in p.items() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize(
+    ("build", "fan_in", "power"),
+    [
+        (linear.linear, {"1.weight": 784}, 1.0),
+        (lambda: mlp.mlp(hidden=[300, 100]), {"1.weight": 784, "3.weight": 300, "5.weight": 100}, 1.0),
+        (lenet1989.lenet1989, {"h1_weight": 25, "h2_weight": 200, "h3.weight": 192, "output.weight": 30}, 0.5),
+    ],
+    ids=["linear", "mlp", "lenet1989"],
+)
+def test_initial_weights_of_the_others_fill_theirs(
+    build: Callable[[], nn.Module], fan_in: dict[str, int], power: float
+) -> None:
+    torch.manual_seed(0)
+    model = build()
+    p = dict(model.named_parameters())
+    assert {name for name in p if name.endswith("weight")} == fan_in.keys()
+    for name, inputs in fan_in.items():
+        assert 0.9 * 2.4 / inputs**power < p[name].abs().max() <= 2.4 / inputs**power, name
+    biases = {name: bias for name, bias in p.items() if name.endswith("bias")}
+    if isinstance(model, lenet1989.LeNet1989):  # karpathy/lecun1989-repro: most outputs' targets are -1
+        assert (biases.pop("output.bias") == -1).all()
+    assert biases and all((bias == 0).all() for bias in biases.values())
+
+
+def test_ml4as_ordinary_net_starts_as_convnetjs_does() -> None:
+    torch.manual_seed(0)
+    p = dict(ml4a.ordinary().named_parameters())
+    assert p["1.weight"].std().item() == pytest.approx(3072**-0.5, rel=0.05)
+    assert p["3.weight"].std().item() == pytest.approx(10**-0.5, rel=0.3)  # 100 weights
+    assert (p["1.bias"] == 0).all() and (p["3.bias"] == 0).all()
 
 
 def test_lenet1989_layers() -> None:

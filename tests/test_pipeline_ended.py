@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from tests.checkout import BIN, Checkout
+from tests.training import OFTEN
 
 
 @contextmanager
@@ -45,8 +46,9 @@ def training(found: Checkout) -> Iterator[tuple[subprocess.Popen[bytes], list[ps
 def test_a_dvc_that_ends_takes_its_stage_along_and_is_continued(tmp_path: Path, mirror: Path) -> None:
     """Ctrl-C, which a terminal sends to all that runs there, and kill -9, of which only DVC hears."""
     found = Checkout(tmp_path / "killed", mirror)
-    found.small(epochs=12, images=8_000)
-    (found.folder / "sitecustomize.py").write_text("from pipelines import journal; journal.CHECKPOINT_EVERY_S = 0.5")
+    found.small(epochs=10, images=8_000)
+    (found.folder / "sitecustomize.py").write_text(OFTEN)
+    (found.folder / "slow").touch()
     found.run("dvc", "repro", "fetch@mnist")
 
     with training(found) as (dvc, family):
@@ -61,6 +63,7 @@ def test_a_dvc_that_ends_takes_its_stage_along_and_is_continued(tmp_path: Path, 
         dvc.wait()
     assert not psutil.wait_procs(family, timeout=60)[1]
 
+    (found.folder / "slow").unlink()
     found.run("dvc", "repro", "train@lenet5-mnist")
     for seed in (0, 1):
         result = json.loads((found.folder / f"runs/lenet5-mnist/seed-{seed}/result.json").read_text())

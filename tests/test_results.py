@@ -57,7 +57,7 @@ def test_a_committed_row_says_where_it_comes_from(path: Path, row: dict[str, Any
 
 
 def test_every_mnist_row_is_measured_at_the_papers_budget() -> None:
-    """results/mnist.json is a whole run of suites.mnist, with seeds enough for an interval."""
+    """results/mnist.json has each row of suites.mnist, with seeds enough for an interval."""
     path = ROOT / "results/mnist.json"
     assert path in LEDGERS, "expected the ledger of the suite mnist"
     measured = {

@@ -20,7 +20,6 @@ from torch import Tensor
 from pipelines import transforms
 from pipelines.transforms import (
     AUGMENT_OPS,
-    OPS,
     PREPROCESS_OPS,
     FittedAugment,
     FittedPreprocess,
@@ -458,9 +457,9 @@ def test_a_chain_of_everything_has_the_announced_shape() -> None:
     np.testing.assert_array_equal(images, untouched)
 
 
-def test_ops_names_what_may_be_written() -> None:
-    assert set(OPS["preprocess"]) == {name for item in ALL_PREPROCESS for name in item}
-    assert set(OPS["augment"]) == {name for item in ALL_AUGMENTS for name in item}
+def test_every_operation_is_among_these() -> None:
+    assert set(PREPROCESS_OPS) == {name for item in ALL_PREPROCESS for name in item}
+    assert set(AUGMENT_OPS) == {name for item in ALL_AUGMENTS for name in item}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import benchmarks, datasets, journal, spec, store, subsets, trial
+from pipelines import benchmarks, datasets, journal, provenance, spec, store, subsets, trial
 from pipelines.errors import UserError
 from pipelines.spec import Spec
 from tests.conftest import ROOT, edit_params, environment, hide_test_images
@@ -61,6 +61,30 @@ def test_a_trial_learns_and_says_where_its_numbers_come_from(project: Path) -> N
     assert result["versions"]["torch"] == torch.__version__
     assert set(result["sources"]) == {"models/lenet.py", *store.SOURCES}
     assert not files.checkpoint.exists()
+
+
+def test_other_code_than_it_was_planned_with_does_not_train_a_trial(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the store would hand out its weights as those of the code that the key stands for."""
+    one = planned()
+    trial._behind.cache_clear()
+    with monkeypatch.context() as edited:
+        edited.setattr(trial, "LOADED", trial.LOADED | {"pipelines/losses.py": "edited since"})
+        with pytest.raises(UserError, match="lenet5-mnist seed 0: the source files or the data were changed after it"):
+            trial.run(one)
+    assert not one.files.trial.exists()
+    trial._behind.cache_clear()
+    trial.run(one)
+
+
+def test_a_trial_names_the_commit_that_it_began_with(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours later the checkout may be at another."""
+    one = planned()
+    states = iter([{"git_commit": "a" * 40, "git_dirty": False}, {"git_commit": "b" * 40, "git_dirty": True}])
+    monkeypatch.setattr(provenance, "git_state", lambda: next(states))
+    result = store.read_json(trial.run(one).result)
+    assert (result["git_commit"], result["git_dirty"]) == ("a" * 40, False)
 
 
 def test_a_finished_trial_is_not_trained_again(project: Path) -> None:

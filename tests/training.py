@@ -102,10 +102,6 @@ class Run:
         began = {one.key: stamp(one.files.checkpoint) for one in trials}
         self.until(lambda: all(stamp(one.files.checkpoint) > began[one.key] for one in trials))
 
-    def until_said(self, words: str) -> None:
-        """Wait until the log holds ``words``."""
-        self.until(lambda: words in self.log)
-
     def until(self, condition: Callable[[], bool]) -> None:
         until(lambda: condition() or self.driver.poll() is not None)
         assert self.driver.poll() is None, self.log
@@ -150,6 +146,14 @@ def until(condition: Callable[[], bool], seconds: float = 180) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def runs(process: int) -> bool:
+    """Whether it is there, and more than a name in the table."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def stamp(path: Path) -> int:

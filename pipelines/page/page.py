@@ -103,7 +103,7 @@ def _table3(grid: Mapping[table3.Cell, LedgerRow]) -> Html:
         tag("h2", "Table 3 of “Striving for Simplicity”"),
         tag("p", words),
         tag("div", table3.grid(grid), class_="scroll"),
-        tag("p", table3.counts(), class_="muted"),
+        tag("p", f"{table3.labels(grid)}{table3.counts()}", class_="muted"),
         id="table3",
     )
 

@@ -77,7 +77,13 @@ def markdown(found: Mapping[Cell, LedgerRow]) -> list[str]:
     for base in BASES:
         squares = (_words(base, variant, found.get((base, variant))) for variant in VARIANTS)
         lines.append(f"| {base} | {' | '.join(squares)} |")
-    return [*lines, "", counts()]
+    return [*lines, "", f"{labels(found)}{counts()}"]
+
+
+def labels(found: Mapping[Cell, LedgerRow]) -> str:
+    """What no verdict of the table must be read without, in a sentence; empty where there is nothing."""
+    told = sorted({row["label"] for row in found.values() if row["label"]})
+    return f"Ours: {'; '.join(told)}. " if told else ""
 
 
 def counts() -> str:
