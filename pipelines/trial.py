@@ -191,8 +191,7 @@ def fitted(
     recipe, places = benchmark.recipe, positions(benchmark, dataset)
     first, second = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
     identity = [dataset.digest, *map(str, benchmarks.plain((recipe.preprocess, recipe.augment, recipe.subset)))]
-    sources = store.sources(benchmark.model.family)
-    identity += [sources["pipelines/subsets.py"], sources["pipelines/transforms.py"]]
+    identity += [LOADED["pipelines/subsets.py"], LOADED["pipelines/transforms.py"]]
     cached = root / "fitted" / f"{stream(*identity):016x}.pt"
     with store.lock(cached.with_suffix(".lock"), f"fitting the preprocessing of {benchmark.name}", patience_s=600):
         if cached.exists():
@@ -378,8 +377,9 @@ def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
     }
 
 
-@functools.cache  # a family's file, too, is loaded once
+@functools.cache  # a family's file, too, is loaded once, and before it is hashed: an edit in between must be seen
 def _behind(family: str) -> dict[str, str]:
+    importlib.import_module(f"models.{family}")
     return store.sources(family) | LOADED
 
 

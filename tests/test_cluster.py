@@ -205,7 +205,7 @@ IMPORTING = """
 RAYLET = """
     import subprocess, sys
     worker = subprocess.Popen([sys.executable, "-W", "ignore", "-c", sys.argv[1]], stdout=subprocess.PIPE)
-    worker.stdout.readline()
+    assert worker.stdout.readline() == b"importing\\n"
     print(worker.pid)
 """
 
@@ -217,7 +217,11 @@ def test_a_worker_ends_with_its_raylet_even_while_it_imports(task: str) -> None:
     """Seconds go by before torch is there: whoever asked for its parent only then would follow another process."""
     code = f"{textwrap.dedent(IMPORTING)}\n{task}"
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RAYLET), code], env=environment(), stdout=subprocess.PIPE, timeout=240
+        [sys.executable, "-c", textwrap.dedent(RAYLET), code],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        timeout=240,
+        check=True,
     )
     until(lambda: not runs(int(done.stdout)), 60)
 

@@ -175,6 +175,9 @@ def test_a_server_that_is_away(tmp_path: Path) -> None:
 
 
 def test_nothing_to_show_yet(tmp_path: Path) -> None:
-    done = run(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = run(tmp_path, "--port", str(port))
     assert done.returncode == 2 and "run `make repro` first" in done.stderr
     assert len(done.stderr.splitlines()) == 1

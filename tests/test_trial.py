@@ -79,7 +79,7 @@ def test_other_code_than_it_was_planned_with_does_not_train_a_trial(
 
 
 def test_a_trial_names_the_commit_that_it_began_with(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hours later the checkout may be at another."""
+    """Or last went on with: hours later the checkout may be at another."""
     one = planned()
     states = iter([{"git_commit": "a" * 40, "git_dirty": False}, {"git_commit": "b" * 40, "git_dirty": True}])
     monkeypatch.setattr(provenance, "git_state", lambda: next(states))
