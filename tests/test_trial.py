@@ -81,10 +81,24 @@ def test_other_code_than_it_was_planned_with_does_not_train_a_trial(
 def test_a_trial_names_the_commit_that_it_began_with(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or last went on with: hours later the checkout may be at another."""
     one = planned()
-    states = iter([{"git_commit": "a" * 40, "git_dirty": False}, {"git_commit": "b" * 40, "git_dirty": True}])
-    monkeypatch.setattr(provenance, "git_state", lambda: next(states))
+
+    def state() -> dict[str, Any]:  # the curve is there as soon as it trains
+        later = one.files.curve.exists()
+        return {"git_commit": ("b" if later else "a") * 40, "git_dirty": later}
+
+    monkeypatch.setattr(provenance, "git_state", state)
     result = store.read_json(trial.run(one).result)
     assert (result["git_commit"], result["git_dirty"]) == ("a" * 40, False)
+
+
+def test_what_is_fitted_is_kept_under_the_code_that_fitted_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not under the file as it has become since."""
+    one = planned()
+    data, fits = datasets.open_dataset(one.data, "mnist"), one.store / "fitted"
+    for loaded, kept in (("as it is", 1), ("as it is", 1), ("edited", 2)):
+        monkeypatch.setattr(trial, "LOADED", trial.LOADED | {"pipelines/transforms.py": loaded})
+        trial.fitted(one.benchmark, data, one.store)
+        assert len(list(fits.glob("*.pt"))) == kept
 
 
 def test_a_finished_trial_is_not_trained_again(project: Path) -> None:
