@@ -1,5 +1,6 @@
 # make repro      set everything up and reproduce the default suite
 # make test       set everything up and pass the tests
+# make fuzz       random input for ten minutes
 # make dashboard  MLflow over what was tracked
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro test lint dashboard benchmark install clean
+.PHONY: repro test fuzz lint dashboard benchmark install clean
 
 # The suite is trained at once, so that seeds of all benchmarks are packed side by side; `dvc repro` alone, which runs
 # one stage after another, gives the same results.
@@ -21,6 +22,9 @@ test: install lint
 	python -m pipelines.fetch mnist
 	python -m pytest -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
 	python -m pytest -m alone
+
+fuzz: install
+	python -m tests.fuzz
 
 lint: install
 	ruff check .
