@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from pipelines import ending
+from pipelines import ending, localray
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import USER_ERROR, UserError
 
@@ -29,10 +29,8 @@ LOST_S = 1.0  # without an answer, on this machine
 LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
 GRACE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 FOLLOW_EVERY_S = 0.5
-STARTS = 3  # attempts at starting Ray on this machine
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
-OBJECT_STORE_BYTES = 80 * 2**20  # trials pass files, not objects: the least that Ray takes, with room to spare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +122,7 @@ def connect() -> Iterator[Cluster]:
     in the meantime.
     """
     address = os.environ.get("RAY_ADDRESS") or None  # set to nothing is not set
+    localray.tighten()
     others = psutil.Process().children(recursive=True)
     try:
         _start(address)
@@ -175,9 +174,7 @@ def _start(address: str | None) -> None:
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:
-            # Nobody takes this machine away with a notice, and to watch for that costs a process.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            _start_here(common)
+            localray.start(common)
         else:
             _probe(address)
             _join(address, common)
@@ -193,27 +190,6 @@ def _join(address: str, common: dict[str, Any]) -> None:
         ray.init(address=address, **common)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _unreachable(address, " ".join(str(error).split())[:200] or type(error).__name__) from None
-
-
-def _start_here(common: dict[str, Any]) -> None:
-    """Start Ray on this machine: it gives its own processes a fixed 15 s to come up, which is short for a busy one."""
-    import ray
-
-    others = psutil.Process().children(recursive=True)
-    for left in reversed(range(STARTS)):
-        try:
-            # An explicit "local": a bare init may join somebody else's cluster on this machine.
-            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
-        except Exception as error:  # Ray's is one of no class of its own
-            if "timed out during startup" not in str(error):
-                raise
-            ending.end_children(but=others)
-        else:
-            return
-        if left:
-            print("Ray's processes did not come up in time; trying again", flush=True)
-    line = f"Ray's processes did not come up in time on this machine, tried {STARTS} times"
-    raise UserError(f"{line}; expected it less busy, or without what stopped them: see /tmp/ray/session_latest/logs")
 
 
 def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
