@@ -20,6 +20,7 @@ OBJECT_STORE_BYTES = 80 * 2**20  # trials pass files, not objects: the least tha
 SOCKET_BYTES = 107  # of a Unix socket's path
 # The longest that Ray makes below its folder.
 SOCKET = "/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store"
+TOKEN = "expected RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -45,6 +46,8 @@ def start(common: dict[str, Any]) -> None:
                 _temp_dir=str(folder),
                 **common,
             )
+        except ray.exceptions.AuthenticationError as error:
+            raise no_token(error) from None
         except Exception as error:  # Ray's is one of no class of its own
             if "timed out during startup" not in str(error):
                 raise
@@ -113,6 +116,11 @@ def _fits(folder: Path) -> bool:
 def _check_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
+
+
+def no_token(error: Exception) -> UserError:
+    """What the user is told where the environment names a token that can't be read."""
+    return UserError(f"{str(error).partition('. ')[0]}; {TOKEN}")
 
 
 def tighten() -> None:
