@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import select
 import signal
@@ -13,8 +14,20 @@ from types import FrameType
 from typing import NoReturn
 
 USER_ERROR = 2  # exit status of every error that a user can mend
+UNREAD = 128 + signal.SIGPIPE  # as a shell reports a command whose output nobody reads any more
 FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ENAMETOOLONG)
+REFUSED = (
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+)
+TORCH_MEMORY = "can't allocate memory"  # within a RuntimeError of its own
+SHORT = "not enough memory; expected more of it free, or allowed (ulimit -v)"
 INTERRUPTED = "interrupted; the same command continues where this one stopped"
 
 
@@ -22,31 +35,82 @@ class UserError(Exception):
     """A problem with the input or the surroundings; its text is the whole line a user reads."""
 
 
+def printable(text: str) -> str:
+    """``text`` on one line that moves no cursor: what is no printable character is written as its backslash escape.
+
+    For whatever others have named: files, classes, hosts, the answers of servers.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def guard(main: Callable[[], None]) -> None:
-    """Run a command's ``main``; a ``UserError``, a disk that is full or refuses, or Ctrl-C becomes one line."""
+    """Run a command's ``main``; what a user can mend becomes one line, and so does Ctrl-C.
+
+    That is a ``UserError``, a disk that is full or refuses, a want of memory. Where the reader of the output has gone
+    (``| head``), the command ends without a word.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is escaped, too
+            stream.reconfigure(errors="backslashreplace")
     try:
         if signal.getsignal(signal.SIGINT) is interrupted_early:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
-    except UserError as error:
-        fail(str(error), USER_ERROR)
-    except OSError as error:
-        if error.errno in FULL:
-            fail(f"no space left on the disk that holds {error.filename or 'the working directory'}", USER_ERROR)
-        if error.errno in REFUSED and error.filename is not None:
-            fail(f"{error.filename}: {error.strerror}; expected a place that can be read and written", USER_ERROR)
-        raise
+        print(end="", flush=True)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # a pipe that nobody reads any more
-            sys.stdout.flush()
+            print(end="", flush=True)
         end_interrupted()
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            raise SystemExit(UNREAD) from None
+        line = _told(error)
+        if line is None:
+            raise
+        fail(line, USER_ERROR)
+    finally:
+        _drop_unwritable()
 
 
-def fail(line: str, status: int) -> None:
+def _told(error: Exception) -> str | None:
+    """The line for the user; None for a bug of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return SHORT if isinstance(error, MemoryError) or TORCH_MEMORY in str(error) else None
+    if error.errno == errno.ENOMEM:
+        return SHORT
+    if error.errno in FULL:
+        return f"no space left on the disk that holds {error.filename or 'the working directory'}"
+    if error.errno in REFUSED and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; expected a place that can be read and written"
+    return None
+
+
+def fail(line: str, status: int) -> NoReturn:
     """Print ``error: line`` and exit with ``status``."""
-    sys.stdout.flush()
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # each stream may be a pipe that nobody reads any more
+        print(end="", flush=True)
+    with contextlib.suppress(OSError):
+        print(f"error: {printable(line)}", file=sys.stderr, flush=True)
     raise SystemExit(status)
+
+
+def _unread() -> bool:
+    """Whether output goes to a pipe whose reader has gone; other pipes and connections break, too."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _drop_unwritable() -> None:
+    """Leave nothing in a stream that can't be written, or Python complains of it at its very end."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def interrupted_early(number: int, frame: FrameType | None) -> None:

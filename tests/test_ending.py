@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines import errors
 from tests.conftest import environment
 from tests.training import runs, until
 
@@ -118,6 +120,64 @@ def test_a_second_interrupt_leaves_alone_what_the_first_set_going() -> None:
                 print("in order")
     """)
     assert is_interrupted(done) and done.stdout == "in order\n"
+
+
+def piped(code: str, **extra: str) -> tuple[int, bytes]:
+    """Status and error output of a command whose output nobody reads any more."""
+    whole = f"{textwrap.dedent(PRELUDE)}{textwrap.dedent(code)}\nerrors.guard(main)\n"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", whole], env=environment(**extra), stdout=write, stderr=subprocess.PIPE, timeout=180
+    )
+    os.close(write)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("body", ["print('line', flush=True)", "print('line')", "raise errors.UserError('wrong')"])
+def test_a_reader_that_has_gone_ends_a_command_without_a_word_of_its_own(body: str) -> None:
+    """Python would add to it when it flushes at its very end."""
+    status, told = piped(f"def main(): {body}")
+    assert (status, told) == ((2, b"error: wrong\n") if "raise" in body else (141, b""))
+
+
+def test_another_pipe_that_breaks_is_a_bug() -> None:
+    done = ended("def main(): raise BrokenPipeError")
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise MemoryError",
+        "raise OSError(12, 'Cannot allocate memory')",
+        "import torch; torch.empty(2**60, dtype=torch.int8)",
+    ],
+)
+def test_a_want_of_memory_is_one_line(body: str) -> None:
+    done = ended(f"def main(): {body}")
+    line = "error: not enough memory; expected more of it free, or allowed (ulimit -v)\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])
+def test_output_never_fails_for_what_an_encoding_lacks(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = ended("""
+        def main():
+            print("88.1 \\u2190 \\u5be6")
+            raise errors.UserError("class \\u5be6\\x1b[2J\\nnext \\udcff")
+    """)
+    shown = "\u5be6" if encoding == "utf-8" else "\\u5be6"
+    assert done.stdout.endswith(f" {shown}\n")
+    assert (done.returncode, done.stderr) == (2, f"error: class {shown}\\x1b[2J\\nnext \\udcff\n")
+
+
+def test_what_moves_the_cursor_is_escaped() -> None:
+    assert errors.printable("a b\t\x1b]0;x\x07\r\n\x00\x7f\x9b\u202e\u2028\udcff") == (
+        r"a b\t\x1b]0;x\x07\r\n\x00\x7f\x9b\u202e\u2028\udcff"
+    )
+    assert errors.printable("Größe 實 🐟 C:\\") == "Größe 實 🐟 C:\\"
 
 
 @pytest.mark.parametrize("leader", ["make", "dvc"])
