@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import benchmarks, datasets, ending, progress, spec, store, subsets, trial, verdicts
+from pipelines import benchmarks, datasets, ending, progress, spec, store, subsets, tensors, trial, verdicts
 from pipelines.batches import stream
 from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.datasets import Dataset
@@ -98,7 +98,7 @@ class Predictions:
 def load_network(benchmark: Benchmark, dataset: Dataset, weights: Path) -> nn.Module:
     """The trained network in ``weights``; UserError when the file is damaged or another network's."""
     model = trial.build_model(benchmark, dataset, trial.image_shape(benchmark, dataset))
-    state = trial.load_tensors(weights, f"the weights of {benchmark.name}")
+    state = tensors.load(weights, f"the weights of {benchmark.name}")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -229,11 +229,14 @@ def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) ->
 
 
 def _trained(benchmark: Benchmark, dataset: Dataset, one: spec.Spec) -> nn.Module:
-    """The network that the stage train collected for this trial, and not for another one."""
-    folder = RUNS / benchmark.name / f"seed-{one.seed}"
-    if store.read_json(folder / "result.json").get("key") != one.key:
-        raise UserError(f"{folder} holds another trial than params.yaml describes; run the stage train first")
-    return load_network(benchmark, dataset, folder / "weights.pt")
+    """The network that the stage train collected for this trial, whole, and not for another one."""
+    files = store.TrialFiles(RUNS / benchmark.name / f"seed-{one.seed}")
+    try:
+        files.read_result(one.key)
+    except store.DamagedError as error:
+        again = f"run the stage train, which collects it anew: python -m pipelines.train {benchmark.name}"
+        raise UserError(f"{error}; {again}, or dvc repro") from None
+    return load_network(benchmark, dataset, files.weights)
 
 
 def _metrics(found: Predictions, dataset: Dataset) -> dict[str, Any]:

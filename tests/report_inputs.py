@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from pipelines import benchmarks
+from pipelines import benchmarks, store
 from pipelines.benchmarks import Benchmark, ClaimedOn
 
 Array = npt.NDArray[Any]
@@ -255,8 +255,8 @@ def _write_run(place: Path, benchmark: Benchmark, made: Made, seed: int, random:
         "git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": False, "parameters": made.parameters,
         "resumed": 0, "finished": 1.7e9 + seed, "final_loss": 0.05,
     }  # fmt: skip
-    (place / "result.json").write_text(json.dumps(result))
     (place / "weights.pt").write_bytes(b"")
+    store.TrialFiles(place).write_result(result)
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def _confusion(path: Path, *, size: int, images: int) -> Array:
 
 def _result(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The trial's own account; a claim's deviations as they are now must not stand beside another recipe's figures."""
-    result = store.read_json(path)
+    result = store.TrialFiles(path.parent).read_result(None)
     differs = difference(result.get("config"), config)
     if differs is not None:
         key, was, now = differs
