@@ -43,7 +43,7 @@ def line(name: str, state: Mapping[str, Any] | None) -> str:
     if not state:
         return f"{name:<28} waiting"
     epochs = state["epochs"]
-    parts = [f"{name:<28}", f"epoch {state['epoch']:>5.{1 if epochs >= 1 else 3}f}/{epochs:.6g}"]
+    parts = [f"{name:<28}", f"epoch {state['epoch']:>5.{1 if epochs >= 1 else 3}f}/{round(epochs, 3):g}"]
     if state.get("loss") is not None:
         parts.append(f"loss {state['loss']:.4f}")
     if state.get("images_per_s"):

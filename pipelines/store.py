@@ -287,9 +287,10 @@ def reading(path: Path) -> Iterator[BufferedReader]:
     except OSError as error:
         kind = DamagedError if error.errno in (errno.ELOOP, errno.ENXIO) else UserError  # a socket; no right
         raise kind(f"{path} can't be read ({error.strerror}); expected a file") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedError(f"{path} is no regular file; expected one")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DamagedError(f"{path} is no regular file; expected one")
         try:
             yield file
         except OSError as error:
@@ -386,14 +387,12 @@ def lock(path: Path, what: str, *, patience_s: float = 30.0) -> Iterator[None]:
 def _open_lock(path: Path) -> IO[str]:
     """Open or make it, for all who may write in its folder; UserError for what is no file."""
     try:
-        file = os.fdopen(
-            os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), "a+"
-        )
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno in FULL:
             raise
         raise UserError(f"{path}: {error.strerror}; expected a file that can be written, or none") from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise UserError(f"{path} is no regular file; expected one, or none")
-    return file
+    return os.fdopen(descriptor, "a+")

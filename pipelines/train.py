@@ -271,7 +271,7 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
     What another process works on is left to it.
     """
     for one in planned:
-        if one.files.folder.is_dir():
+        if os.path.lexists(one.files.folder):
             with contextlib.suppress(store.HeldError), store.lock(one.files.folder / "lock", one.name, patience_s=0):
                 for line in one.files.inspect(one.name):
                     say(line)

@@ -501,7 +501,8 @@ def _construct(item: Any, known: Mapping[str, type[OpT]]) -> OpT:
     fields = {field.name: field for field in dataclasses.fields(known[name])}
     for key, value in arguments.items():
         if key not in fields:
-            raise ValueError(f"{name}: {key if str(key).isidentifier() else show(key)} is {show(value)}; expected {_signature(fields)}")
+            told = key if str(key).isidentifier() else show(key)
+            raise ValueError(f"{name}: {told} is {show(value)}; expected {_signature(fields)}")
     for key, field in fields.items():
         if field.default is MISSING and key not in arguments:
             raise ValueError(f"{name}: {key} is missing; expected {field.metadata['allowed']}")

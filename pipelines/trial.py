@@ -79,11 +79,13 @@ def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[in
     options = _options(benchmark, build)
     try:
         model: nn.Module = build(classes=len(dataset.classes), in_shape=shape, **options)
-    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        # But for the first they are torch's own words, for a size or a deviation.
+    except ValueError as error:
+        raise UserError(f"{where}: {benchmark.model.name}: {error}") from None
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # torch's own, for a size or a deviation
         line = str(error).partition("\n")[0]
-        told = "" if isinstance(error, ValueError) else f" with the options {schema.show(options)}"
-        raise UserError(f"{where}: {benchmark.model.name}{told}: {line}") from None
+        if not isinstance(error, RuntimeError) or "allocate" in line:  # a size that fits no memory, or no number
+            line = "it is too large for this machine"
+        raise UserError(f"{where}: {benchmark.model.name} with the options {schema.show(options)}: {line}") from None
     return model
 
 
