@@ -56,7 +56,7 @@ class LeftOut:
         self.reasons[reason] = (count + 1, min(example, path))
 
     def __str__(self) -> str:
-        parts = (f"{count} {reason} ({brief(path)})" for reason, (count, path) in sorted(self.reasons.items()))
+        parts = (f"{reason}: {count} ({brief(path)})" for reason, (count, path) in sorted(self.reasons.items()))
         return ", ".join(parts) or "nothing"
 
 

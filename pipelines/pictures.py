@@ -60,6 +60,8 @@ def decode(packed: bytes, size: int) -> Images:
         return pixels.transpose(2, 0, 1)
     except MemoryError:
         raise Undecodable("not enough memory") from None
+    except Image.DecompressionBombError:
+        raise Undecodable(f"far more pixels than {LARGEST_AREA}") from None
     except Undecodable:
         raise
     except Exception as error:  # Pillow raises whatever its readers stumble over
