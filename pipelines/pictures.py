@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +33,6 @@ LARGEST_SIDE = 1 << 16  # pixels
 LARGEST_AREA = 1 << 26  # pixels: 8192 x 8192, for which the hungriest decoder takes 1.3 GB
 MOST_SCANS = 100  # of a progressive JPEG, which costs a pass over the whole picture each; usual are 10
 PAPER = (255, 255, 255, 255)  # what shines through where a picture is transparent
-Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 class Undecodable(Exception):
@@ -46,16 +44,16 @@ def decode(packed: bytes, size: int) -> Images:
 
     It is turned as its EXIF orientation asks, where that can be read. What is transparent shows white. Grey levels of
     16 bits (of 12, in a TIFF) are scaled by the range of their type; floating-point ones have to lie within 0 to 1.
-    Of several frames the first counts; colour profiles do not. Only what the square needs is scaled: for a square
-    picture the result is that of scaling the whole one, to the bit; for others, within 1 of 255, as Pillow takes the
-    place of a crop in single precision. Raises ``Undecodable``.
+    Of several frames the first counts; colour profiles do not. Only what the square needs is scaled, which is for a
+    square picture the same as to scale it whole, to the bit, and for others within 1 of 255, as Pillow's order of rows
+    and columns depends on what is scaled. Raises ``Undecodable``.
     """
     try:
         with _loaded(packed) as image:
             with contextlib.suppress(Exception):  # damaged EXIF says nothing of the orientation
                 ImageOps.exif_transpose(image, in_place=True)
-            frame, box = _crop(image.size, size)
-            square = _rgb(image, frame).resize((size, size), Image.Resampling.BILINEAR, box=box)
+            box = _centre(image.size, size)
+            square = _rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
             pixels: Images = np.asarray(square)
         return pixels.transpose(2, 0, 1)
     except MemoryError:
@@ -129,36 +127,31 @@ class _Room:
 _room = _Room(LARGEST_AREA)
 
 
-def _crop(sides: tuple[int, int], size: int) -> tuple[Box, tuple[float, float, float, float]]:
-    """What of a picture is needed, in its whole pixels, and the square within that, in fractions of them.
+def _centre(sides: tuple[int, int], size: int) -> tuple[float, float, float, float]:
+    """The centre square: left, top, right, bottom, in fractions of a pixel.
 
-    The picture would be scaled to whole pixels, and those cut that are nearest to its centre.
+    It is what would be cut, in whole pixels, from a picture that had been scaled in whole pixels.
     """
     scale = size / min(sides)
     spans = []
     for side in sides:
         scaled = max(size, round(side * scale))
         first = (scaled - size) // 2
-        low, high = first * side / scaled, (first + size) * side / scaled
-        reach = math.ceil(max(1.0, side / scaled)) + 1  # of the filter, beyond the square
-        start, stop = max(0, math.floor(low) - reach), min(side, math.ceil(high) + reach)
-        spans.append((start, stop, low - start, high - start))
-    (left, right, x0, x1), (top, bottom, y0, y1) = spans
-    return (left, top, right, bottom), (x0, y0, x1, y1)
+        spans.append((first * side / scaled, (first + size) * side / scaled))
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom
 
 
-def _rgb(image: Image.Image, frame: Box) -> Image.Image:
-    """``frame`` of ``image`` in RGB, 8 bits a channel."""
+def _rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB, 8 bits a channel."""
     if image.mode.startswith("I") or image.mode == "F":
-        left, top, right, bottom = frame
-        return Image.fromarray(_eight_bits(image)[top:bottom, left:right]).convert("RGB")
-    part = image.crop(frame)
-    if not part.has_transparency_data:
-        return part.convert("RGB")
-    if part.mode == "La":
-        part = part.convert("LA")
-    part = part.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", part.size, PAPER), part).convert("RGB")
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, PAPER), image).convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -26,7 +26,7 @@ MODES = {
     "WEBP": ("RGB", "RGBA"),
 }
 SLOW = ("AVIF", "JPEG2000")  # to encode: tried less often
-REFUSED = {("TIFF", "LAB"), ("TIFF", "I")}
+REFUSED = {("TIFF", "I")}
 SIZE = 8
 
 
