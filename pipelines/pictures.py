@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, PpmImagePlugin
+from PIL import Image, ImageOps, PpmImagePlugin, _imaging
 
 from pipelines.datasets import Images
 
@@ -30,7 +30,8 @@ FOREIGN = frozenset(  # suffixes of pictures that are not read
     )
 )
 LARGEST_SIDE = 1 << 16  # pixels
-LARGEST_AREA = 1 << 26  # pixels: 8192 x 8192, for which the hungriest decoder takes 1.3 GB
+LARGEST_AREA = 1 << 26  # pixels: 8192 x 8192, for which the hungriest decoder, of JPEG 2000, takes 1.3 GB
+BLOCK = 1 << 26  # bytes that Pillow asks for at once: from 32 MiB on, what it frees does not stay with the thread
 MOST_SCANS = 100  # of a progressive JPEG, which costs a pass over the whole picture each; usual are 10
 PAPER = (255, 255, 255, 255)  # what shines through where a picture is transparent
 
@@ -72,6 +73,7 @@ def _loaded(packed: bytes) -> Iterator[Image.Image]:
     """The picture of one file, decoded while there is room for it."""
     if packed.startswith(b"\xff\xd8") and (scans := packed.count(b"\xff\xda")) > MOST_SCANS:
         raise Undecodable(f"{scans} scans; expected at most {MOST_SCANS}")
+    _imaging.set_block_size(BLOCK)
     with contextlib.ExitStack() as held:
         sides = _webp_sides(packed)
         if sides is not None:
@@ -147,7 +149,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_eight_bits(image)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
     image = image.convert("RGBA")
