@@ -631,7 +631,7 @@ def test_too_small_a_disk_is_said_before_anything_is_fetched(
 
 def test_a_folder_in_a_files_place(root: Path) -> None:
     (root / "data" / "mnist" / IMAGES).mkdir(parents=True)
-    with pytest.raises(UserError, match=f"{IMAGES}: a folder stands where a raw file belongs"):
+    with pytest.raises(UserError, match=f"{IMAGES}: a folder stands where a file belongs; move it away"):
         run(root, [])
 
 
