@@ -45,11 +45,12 @@ class PreemptedError(UserError):
     """The trial was asked to make room: its checkpoint is saved, and it ends before it is trained."""
 
     def __init__(self, line: str, number: int) -> None:
-        super().__init__(line, number)
-        self.number = number
+        super().__init__(line)
+        self.number = number  # of the signal
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray sends it to another process."""
+        return type(self), (str(self), self.number)
 
 
 class Journal(pl.Callback):
