@@ -370,6 +370,16 @@ def test_an_epoch_is_a_pass_over_what_the_recipe_trains_on(project: Path) -> Non
     assert line.split()[1:3] == ["epoch", "0.257/0.257"]
 
 
+def test_a_trial_that_diverges_says_so_and_can_be_read(project: Path) -> None:
+    """In JSON that others read, too: NaN is none."""
+    one = planned({"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}, name="linear-mnist")
+    with pytest.raises(UserError, match=r"^linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr$"):
+        trial.run(one)
+    told = progress.read(one.files.progress, since=0.0)
+    assert told is not None and (told["state"], told["loss"]) == ("failed", None)
+    assert progress.line(one.name, told).endswith("failed")
+
+
 def test_resolved_is_plain_and_complete() -> None:
     params = benchmarks.load(ROOT / "params.yaml")
     for benchmark in params.benchmarks.values():
