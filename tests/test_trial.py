@@ -222,7 +222,7 @@ def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> No
 
 def test_the_modules_below_trial_import_neither_ray_nor_mlflow_nor_dvc() -> None:
     names = ["benchmarks", "datasets", "errors", "journal", "progress", "provenance", "schema", "spec", "store"]
-    for name in [*names, "yamlfile", *(Path(source).stem for source in store.SOURCES)]:
+    for name in [*names, "tensors", "yamlfile", *(Path(source).stem for source in store.SOURCES)]:
         tree = ast.parse((ROOT / f"pipelines/{name}.py").read_text())
         imports = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         imports |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -317,7 +317,7 @@ def test_a_builder_says_what_the_range_of_an_option_is(project: Path) -> None:
     one, data = planned({}), datasets.open_dataset(Path("datasets"), "mnist")
     for option, value in (("dropout", 1.5), ("dropout", -0.1), ("fc_std", -1.0), ("bias", 1e39)):
         model = benchmarks.Model(family="alexnet", name="alexnet", options={option: value})
-        with pytest.raises(UserError, match=r"^benchmarks\.lenet5-mnist\.model: alexnet"):
+        with pytest.raises(UserError, match=r"^benchmarks\.lenet5-mnist\.model(: alexnet|\.options\.)"):
             trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 67, 67))
 
 
@@ -368,6 +368,16 @@ def test_an_epoch_is_a_pass_over_what_the_recipe_trains_on(project: Path) -> Non
     assert curve[-1]["epoch"] == pytest.approx(77 / 300, abs=1e-6) and result["epochs"] == 0.257
     (line,) = [progress.line("x", told) for told in [store.read_json(short.files.progress)]]
     assert line.split()[1:3] == ["epoch", "0.257/0.257"]
+
+
+def test_a_trial_that_diverges_says_so_and_can_be_read(project: Path) -> None:
+    """In JSON that others read, too: NaN is none."""
+    one = planned({"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}, name="linear-mnist")
+    with pytest.raises(UserError, match=r"^linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr$"):
+        trial.run(one)
+    told = progress.read(one.files.progress, since=0.0)
+    assert told is not None and (told["state"], told["loss"]) == ("failed", None)
+    assert progress.line(one.name, told).endswith("failed")
 
 
 def test_resolved_is_plain_and_complete() -> None:
