@@ -99,8 +99,8 @@ def fail(line: str, status: int) -> NoReturn:
 def _unread() -> bool:
     """Whether output goes to a pipe whose reader has gone; other pipes and connections break, too."""
     poll = select.poll()
-    for descriptor in (1, 2):
-        poll.register(descriptor, 0)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        poll.register(stream, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
@@ -121,7 +121,8 @@ def interrupted_early(number: int, frame: FrameType | None) -> None:
 def end_interrupted() -> NoReturn:
     """Say so and end the process at once: at a usual exit Python waits for threads, and libraries for each other."""
     try:
-        if select.select([], [2], [], 0)[1]:  # or it would wait for the reader of a full pipe
-            os.write(2, f"error: {INTERRUPTED}\n".encode())
+        shown = sys.stderr.fileno()
+        if select.select([], [shown], [], 0)[1]:  # or it would wait for the reader of a full pipe
+            os.write(shown, f"error: {INTERRUPTED}\n".encode())
     finally:
         os._exit(130)
