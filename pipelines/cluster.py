@@ -125,8 +125,7 @@ def connect() -> Iterator[Cluster]:
     Raises UserError when ``RAY_ADDRESS`` can't be reached, when Ray does not come up here, and when the cluster is lost
     in the meantime.
     """
-    named = os.environ.get("RAY_ADDRESS", "").strip()
-    address = None if named in ("", "local") else named
+    address = named_address()
     localray.tighten()
     others = psutil.Process().children(recursive=True)
     try:
@@ -138,6 +137,16 @@ def connect() -> Iterator[Cluster]:
         if address is None:  # it may have come while Ray started or was shut down
             ending.end_children(but=others)
         raise
+
+
+def named_address() -> str | None:
+    """What ``RAY_ADDRESS`` names; None where Ray is to be started here. Raises UserError for what is no address."""
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if named in ("", "local"):
+        return None
+    if named != "auto":
+        _host_port(named)
+    return named
 
 
 @contextmanager

@@ -109,8 +109,8 @@ def test_whatever_is_killed_training_goes_on_to_the_same_weights(project: Path, 
     run.until_saved(one)
     (raylet,) = (child for child in started_by(run.driver.pid) if name_of(child) == "raylet")
     assert run.kill(raylet.pid, signal.SIGKILL) == 2
-    assert "Traceback" not in run.log
     assert run.log.splitlines()[-1].startswith("error: the Ray cluster that was started here was lost; run the same")
+    run.says_nothing_of_rays()
 
     only(project, lenet5_mnist=long([0, 1]))
     trials = specs("lenet5-mnist")
@@ -183,9 +183,8 @@ def test_a_machine_without_memory_is_one_line_after_some_attempts(project: Path)
     only(project, linear_mnist=SHORT)
     done = train(RAY_memory_usage_threshold="0.001")
     assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: before training: its worker was lost (out of memory: ")
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: before training: its worker was lost (out of memory: ")
 
 
 @pytest.mark.parametrize("address", ["head", "head:ray", "head..cluster:6379", ":6379"])

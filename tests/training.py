@@ -136,6 +136,13 @@ class Run:
         (self.project / "slow").unlink()
         assert self.driver.wait(timeout=300) == status, self.log
 
+    def says_nothing_of_rays(self) -> None:
+        """Neither what Python prints of an exception nor what Ray prints by itself."""
+        found = [
+            words for words in ("Traceback", "(raylet)", "[state-dump]", ".cc:", "ray.", "(pid=") if words in self.log
+        ]
+        assert not found, self.log
+
     @property
     def log(self) -> str:
         return (self.project / "log").read_text()
