@@ -46,10 +46,10 @@ class UserError(Exception):
     Names in it may be of any length and hold anything: it is made ``printable``, and cut in its middle.
     """
 
-    def __init__(self, line: str) -> None:
+    def __init__(self, line: str, *more: object) -> None:
         shown = printable(line)
         half = LONGEST_LINE // 2 - 1
-        super().__init__(shown if len(shown) <= LONGEST_LINE else f"{shown[:half]}…{shown[-half:]}")
+        super().__init__(shown if len(shown) <= LONGEST_LINE else f"{shown[:half]}…{shown[-half:]}", *more)
 
 
 def guard(main: Callable[[], None]) -> None:

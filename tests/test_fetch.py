@@ -605,7 +605,9 @@ def test_a_malformed_idx_file_is_one_line(tmp_path: Path, content: bytes) -> Non
         (None, "missing; it pins the raw files"),
         ("outs: 3", "not a DVC file"),
         ("outs: [{md5: 1}]", "not a DVC file"),
-        (": [", "not a DVC file"),
+        (": [", "data.dvc line 1 is not valid YAML: "),
+        ("!!python/name:os.system x", "data.dvc line 1 is not valid YAML: the tag "),
+        (f"a: {'[' * 10**5}", "data.dvc line 1 is not valid YAML: mappings and lists lie more than 50 deep"),
         ("outs: []", f"data/mnist/{IMAGES} is missing"),
         (f"outs: [{{path: data/mnist/{IMAGES}, md5: abc, size: 1}}]", "'abc'; expected 32 hex digits"),
         (f"outs: [{{path: data/mnist/{IMAGES}, md5: {'a' * 32}, size: big}}]", "'big'; expected a number of bytes"),
@@ -631,7 +633,7 @@ def test_too_small_a_disk_is_said_before_anything_is_fetched(
 
 def test_a_folder_in_a_files_place(root: Path) -> None:
     (root / "data" / "mnist" / IMAGES).mkdir(parents=True)
-    with pytest.raises(UserError, match=f"{IMAGES}: a folder stands where a raw file belongs"):
+    with pytest.raises(UserError, match=f"{IMAGES}: a folder stands where a file belongs; move it away"):
         run(root, [])
 
 

@@ -22,6 +22,7 @@ from pipelines import imagefolder
 from pipelines.benchmarks import Source
 from pipelines.datasets import Dataset, open_dataset
 from pipelines.errors import UserError
+from pipelines.pictures import decode
 
 REPOSITORY = Path(__file__).parents[1]
 CLASSES = {"n02": 4, "n01": 3}  # pictures a class and split
@@ -107,8 +108,8 @@ def test_an_archive_becomes_arrays(tmp_path: Path, pictures: dict[str, bytes], n
     images, labels = dataset.split("train")
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     for row, seed in enumerate((4, 5, 6, 0, 1, 2, 3)):  # classes sorted, files sorted
-        np.testing.assert_array_equal(images[row], expected(seed, 8))
-    np.testing.assert_array_equal(dataset.split("test")[0][3], expected(7, 8))
+        np.testing.assert_allclose(images[row].astype(int), expected(seed, 8), atol=1)  # cropped before it is scaled
+    np.testing.assert_allclose(dataset.split("test")[0][3].astype(int), expected(7, 8), atol=1)
     assert json.loads((dataset.path / "meta.json").read_text())["source_md5"] == {name: source.md5}
     assert any("md5 ok" in line for line in log) and f"14 images of 2 classes in {name}" in log
 
@@ -138,18 +139,18 @@ def test_a_class_may_bear_the_name_of_a_split(tmp_path: Path, pictures: dict[str
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_every_picture_becomes_rgb(mode: str) -> None:
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    assert imagefolder.decode(packed(picture(0).convert(mode), kind), 8).shape == (3, 8, 8)
+    assert decode(packed(picture(0).convert(mode), kind), 8).shape == (3, 8, 8)
 
 
 def test_a_palette_with_transparency_is_no_warning() -> None:
     buffer = io.BytesIO()
     picture(0).convert("P").save(buffer, "PNG", transparency=bytes(range(256)))
-    assert imagefolder.decode(buffer.getvalue(), 8).shape == (3, 8, 8)
+    assert decode(buffer.getvalue(), 8).shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize(("width", "height"), [(8, 8), (9, 8), (8, 31), (3, 2), (1000, 1)])
 def test_any_proportions_fill_the_square(width: int, height: int) -> None:
-    pixels = imagefolder.decode(packed(Image.new("RGB", (width, height), (10, 20, 30))), 8)
+    pixels = decode(packed(Image.new("RGB", (width, height), (10, 20, 30))), 8)
     assert pixels.shape == (3, 8, 8) and (pixels == np.array([10, 20, 30])[:, None, None]).all()
 
 
@@ -225,7 +226,7 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pets.tar").write_bytes(b"no archive")
     line = refused(tmp_path, Source(kind="imagefolder", archive="pets.tar"))
-    assert line.endswith("pets.tar: not an archive; expected a tar, tgz or zip")
+    assert line.endswith("pets.tar: no archive, or its beginning is damaged; expected a tar, tgz or zip")
 
 
 @pytest.mark.parametrize("name", ["pets.tar", "pets.tgz"])
@@ -233,7 +234,7 @@ def test_a_truncated_archive(tmp_path: Path, pictures: dict[str, bytes], name: s
     whole = as_archive(tmp_path / "data" / name, pictures)
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3 + 100])
     line = refused(tmp_path, Source(kind="imagefolder", archive=name))
-    assert line.startswith(f"{name}: cannot be read through") or "no images in" in line
+    assert line.startswith(f"{name}: cannot be read through")
 
 
 def test_a_link_to_nowhere(tmp_path: Path, pictures: dict[str, bytes]) -> None:
@@ -245,7 +246,7 @@ def test_a_link_to_nowhere(tmp_path: Path, pictures: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("field", "place", "value", "words"),
     [
-        ("a password", 6, 1, "/n01/0.png' is encrypted, password required for extraction"),
+        ("a password", 6, 1, "set/train/n01/0.png is encrypted"),
         ("the method Deflate64", 8, 9, "That compression method is not supported"),
         ("a later version", 4, 99, "zip file version 9.9"),
     ],
@@ -270,7 +271,8 @@ def test_a_hard_link_to_what_the_archive_does_not_hold(tmp_path: Path, pictures:
         link = tarfile.TarInfo("set/val/n02/9.png")
         link.type, link.linkname = tarfile.LNKTYPE, "set/val/n02/absent.png"
         tar.addfile(link)
-    assert "absent.png" in refused(tmp_path, Source(kind="imagefolder", archive="pets.tar"))
+    line = refused(tmp_path, Source(kind="imagefolder", archive="pets.tar"))
+    assert line == "pets.tar: set/val/n02/9.png cannot be read (No such file or directory)"
 
 
 def test_an_archive_that_cannot_be_read_is_passed_over(
