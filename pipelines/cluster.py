@@ -125,18 +125,28 @@ def connect() -> Iterator[Cluster]:
     Raises UserError when ``RAY_ADDRESS`` can't be reached, when Ray does not come up here, and when the cluster is lost
     in the meantime.
     """
-    named = os.environ.get("RAY_ADDRESS", "").strip()
-    address = None if named in ("", "local") else named
+    address = named_address()
     localray.tighten()
     others = psutil.Process().children(recursive=True)
     try:
-        _start(address)
-        with _watched(address) as found:
-            yield found
+        with _native_output_dropped():
+            _start(address)
+            with _watched(address) as found:
+                yield found
     except KeyboardInterrupt:
         if address is None:  # it may have come while Ray started or was shut down
             ending.end_children(but=others)
         raise
+
+
+def named_address() -> str | None:
+    """What ``RAY_ADDRESS`` names; None where Ray is to be started here. Raises UserError for what is no address."""
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if named in ("", "local"):
+        return None
+    if named != "auto":
+        _host_port(named)
+    return named
 
 
 @contextmanager
@@ -174,19 +184,49 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A worker that Ray ends for want of memory would be started again for ever.
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
-    # A cluster of our own is guarded by Ray's token, as it should be; that needs no warning every time.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:
-            localray.start(common)
+            folder = localray.prepare()
+        elif address != "auto":
+            _probe(address, _host_port(address))
+        _silence()
+        if address is None:
+            localray.start(folder, common)
         else:
-            if address != "auto":
-                _probe(address, _host_port(address))
             _join(address, common)
     except SystemExit:  # Ray's answer to SIGTERM
         raise KeyboardInterrupt from None
     ending.heed(signal.SIGTERM)
+
+
+def _silence() -> None:
+    """Keep from the terminal what Ray prints by itself, 130 lines of a dead raylet's log among it: its logs have it."""
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    ray._private.worker.print_to_stdstream = lambda *told, **how: None
+
+
+@contextmanager
+def _native_output_dropped() -> Iterator[None]:
+    """Let ``sys.stderr`` alone write to the error output: Ray's C++ code complains there, too, of what it loses."""
+    stream = sys.stderr
+    if stream is None:  # closed, and so there is nothing to keep clean
+        yield
+        return
+    shown = os.dup(2)
+    encoding, errors = (getattr(stream, name, None) for name in ("encoding", "errors"))
+    with open(os.devnull, "w") as away, open(shown, "w", buffering=1, encoding=encoding, errors=errors) as ours:
+        stream.flush()
+        os.dup2(away.fileno(), 2)
+        if stream is sys.__stderr__:
+            sys.stderr = ours
+        try:
+            yield
+        finally:
+            sys.stderr = stream
+            os.dup2(shown, 2)
 
 
 def _join(address: str, common: dict[str, Any]) -> None:

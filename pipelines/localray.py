@@ -24,15 +24,20 @@ TOKEN = "expected RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN, RAY_AUTH
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
-def start(common: dict[str, Any]) -> None:
-    """Start Ray, with ``common`` for ``ray.init``; UserError where it can't be kept anywhere or does not come up.
-
-    Ray gives its own processes a fixed 15 s to come up, which is short for a busy machine.
-    """
+def prepare() -> Path:
+    """Set what Ray reads while it is imported, and choose its folder; UserError where there can be none."""
     folder = _folder()
     _guard()
     # Nobody takes this machine away with a notice, and to watch for that costs a process.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    return folder
+
+
+def start(folder: Path, common: dict[str, Any]) -> None:
+    """Start Ray in ``folder``, with ``common`` for ``ray.init``; UserError where it does not come up.
+
+    Ray gives its own processes a fixed 15 s to come up, which is short for a busy machine.
+    """
     import ray
 
     others = psutil.Process().children(recursive=True)

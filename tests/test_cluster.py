@@ -20,7 +20,10 @@ from pipelines.benchmarks import Benchmark, Resources
 from pipelines.cluster import Cluster, Node
 from pipelines.errors import UserError
 from tests.conftest import ROOT, environment
-from tests.training import QUIET, only, runs, specs, until
+from tests.processes import runs, until
+from tests.training import QUIET, only, specs
+
+pytestmark = pytest.mark.usefixtures("ends_all")
 
 
 def asking(**resources: Any) -> Benchmark:

@@ -418,6 +418,7 @@ def test_an_optimiser_that_does_not_fit_the_model_is_one_line(
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("ends_all")
 def test_a_signal_ends_the_command_with_one_line(project: Path) -> None:
     planned({"budgets.laptop": {"epochs": 5000, "seeds": [0, 1]}})
     trials = spec.trials(benchmarks.load(), NAME, data=Path("datasets"), root=Path("store"))
