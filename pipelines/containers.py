@@ -195,7 +195,7 @@ class Members:
         elif path not in self.nodes:
             self._put(path, node)
         elif "folder" in (self.nodes[path].kind, node.kind):
-            if self.nodes[path] != node:
+            if self.nodes[path].kind != node.kind:
                 raise ValueError(f"{path} is a folder and something else")
         else:
             self.left_out.add("replaced by later ones of the same name", path)
@@ -420,13 +420,22 @@ def open_archive(path: Path, label: str) -> Files:
         start = _start(path)
         if start.startswith((b"PK\3\4", b"PK\5\6")):
             return Zip(path, label)
-        if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or tarfile.is_tarfile(path):
+        if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or _is_tar(start):
             return Tar(path, label)
         if zipfile.is_zipfile(path):  # behind a program that unpacks it
             return Zip(path, label)
     raise UserError(f"{brief(str(path))}: no archive, or its beginning is damaged; expected a tar, tgz or zip")
 
 
+def _is_tar(block: bytes) -> bool:
+    """Whether a tar begins so: with a member's header, or with its end."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return block == bytes(tarfile.BLOCKSIZE)
+    return True
+
+
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(8)
+        return file.read(tarfile.BLOCKSIZE)
