@@ -15,6 +15,7 @@ import mmap
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -253,7 +254,8 @@ def _from_meta(path: Path, meta: dict[str, Any]) -> Dataset:
         std=tuple(float(value) for value in meta["std"]),
         digests={file: str(meta["digests"][file]) for split in SPLITS for file in _files(split)},
     )
-    if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0:
+    images = math.prod(dataset.shape) * max(dataset.train, dataset.test)
+    if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0 or images > sys.maxsize:
         raise ValueError(f"sizes: {dataset.train} and {dataset.test} images of {dataset.shape}")
     if not all(map(math.isfinite, (*dataset.mean, *dataset.std))):
         raise ValueError(f"mean and std: {dataset.mean} and {dataset.std}")
