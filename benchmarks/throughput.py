@@ -183,7 +183,7 @@ def on_ray(seeds: int, epochs: int) -> float:
 
 def _seen(curve: list[dict[str, Any]], at: float) -> float:
     """Images that a trial has seen at a moment, between the ends of its epochs."""
-    return float(np.interp(at, [point["time"] for point in curve], [IMAGES * point["epoch"] for point in curve]))
+    return float(np.interp(at, [point["time"] for point in curve], [IMAGES * (n + 1) for n in range(len(curve))]))
 
 
 def _train(one: spec.Spec) -> None:

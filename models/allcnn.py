@@ -63,6 +63,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -96,12 +97,12 @@ INITS: dict[str, Callable[[Tensor], object]] = {
 
 def allcnn(
     *,
-    base: str = "C",
-    variant: str = "allcnn",
+    base: Literal["A", "B", "C"] = "C",
+    variant: Literal["base", "strided", "convpool", "allcnn"] = "allcnn",
     dropout: bool = True,
     logits_relu: bool = True,
     conv7_padding: int = 0,
-    init: str = "he",
+    init: Literal["he", "xavier", "caffe", "normal005"] = "he",
     classes: int = 10,
     in_shape: tuple[int, int, int] = (3, 32, 32),
 ) -> nn.Module:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +72,14 @@ DIGITS = """
 ..###..  .#####.  #######  .#####.  .....#.  .#####.  .#####.  ..#....  .#####.  .####..
 .......  .......  .......  .......  .......  .......  .......  .......  .......  .......
 """
+Init = Literal["fan_in", "sqrt_fan_in"]
 CODE = 84  # units of F6: 7 x 12 pixels
 
 
 def lenet5(
     *,
-    head: str = "softmax",
-    init: str = "fan_in",
+    head: Literal["softmax", "rbf"] = "softmax",
+    init: Init = "fan_in",
     classes: int = 10,
     in_shape: tuple[int, int, int] = (1, 32, 32),
 ) -> nn.Module:
@@ -106,7 +108,7 @@ def lenet5(
     )
 
 
-def lenet1(*, init: str = "fan_in", classes: int = 10, in_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Module:
+def lenet1(*, init: Init = "fan_in", classes: int = 10, in_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Module:
     """Build LeNet-1: (N, 1, 28, 28) -> logits (N, classes); 2,578 parameters ("about 2,600", section III.C).
 
     | layer  | what                                | output   | parameters | connections |
@@ -129,7 +131,7 @@ def lenet1(*, init: str = "fan_in", classes: int = 10, in_shape: tuple[int, int,
     return LeNet(in_shape=in_shape, maps=(4, 4, 12), table=LENET1_MAPS, full=(), classes=classes, init=init)
 
 
-def lenet4(*, init: str = "fan_in", classes: int = 10, in_shape: tuple[int, int, int] = (1, 32, 32)) -> nn.Module:
+def lenet4(*, init: Init = "fan_in", classes: int = 10, in_shape: tuple[int, int, int] = (1, 32, 32)) -> nn.Module:
     """Build our reading of LeNet-4: (N, 1, 32, 32) -> logits (N, classes); 50,698 parameters. Definition uncertain.
 
     | layer  | what                                      | output   | parameters | connections |
@@ -156,7 +158,7 @@ def lenet4(*, init: str = "fan_in", classes: int = 10, in_shape: tuple[int, int,
 
 
 def boosted_lenet4(
-    *, init: str = "fan_in", classes: int = 10, in_shape: tuple[int, int, int] = (1, 32, 32)
+    *, init: Init = "fan_in", classes: int = 10, in_shape: tuple[int, int, int] = (1, 32, 32)
 ) -> nn.Module:
     """Build boosted LeNet-4, three of our LeNet-4s: (N, 1, 32, 32) -> (N, classes); 152,094 parameters, 3 x 50,698.
 

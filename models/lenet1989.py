@@ -23,6 +23,8 @@ Open questions, and what we chose (the first four as in karpathy/lecun1989-repro
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,8 +39,8 @@ INIT_RANGE = 2.4
 
 def lenet1989(
     *,
-    output: str = "tanh",
-    init: str = "sqrt_fan_in",
+    output: Literal["tanh", "linear"] = "tanh",
+    init: Literal["sqrt_fan_in", "fan_in"] = "sqrt_fan_in",
     classes: int = 10,
     in_shape: tuple[int, int, int] = (1, 16, 16),
 ) -> nn.Module:

@@ -13,8 +13,8 @@ Source: LeCun, Bottou, Bengio, Haffner, Proc. IEEE 86(11), 1998, section III.C a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ class ScaledTanh(nn.Module):
 
 def mlp(
     *,
-    hidden: Sequence[int] = (300,),
-    output: str = "linear",
+    hidden: tuple[int, ...] = (300,),
+    output: Literal["linear", "tanh"] = "linear",
     classes: int = 10,
     in_shape: tuple[int, int, int] = (1, 28, 28),
 ) -> nn.Module:

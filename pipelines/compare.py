@@ -8,10 +8,12 @@ untested.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from rich import box
 from rich.console import Console
@@ -20,12 +22,14 @@ from rich.text import Text
 
 from pipelines import benchmarks, ending, store, tracking
 from pipelines.benchmarks import Benchmark, Params
-from pipelines.errors import guard
-from pipelines.page import outcomes, page, table3
+from pipelines.errors import UserError, guard, printable
+from pipelines.page import markup, outcomes, page, table3
+from pipelines.page.markup import prose
 from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet
-from pipelines.page.table3 import MARK, NONE, plus_minus
+from pipelines.page.table3 import MARK
 from pipelines.page.tables import CERTAINTY, commit, each, stuck, versions
-from pipelines.verdicts import MEANING, Verdict, claim_margin, judge, shown
+from pipelines.page.words import NONE, figure, plus_minus
+from pipelines.verdicts import MEANING, MIN_SPREAD, Verdict, claim_margin, judge, shown
 
 REPORT = Path("report")
 DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
@@ -50,6 +54,10 @@ def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS
         outcome = outcomes.load(benchmark, budget=entry.budget, evaluations=evaluations, runs=runs)
         if outcome is not None:
             found[name] = outcome
+    for first, (name, outcome) in itertools.product(found.values(), found.items()):
+        if first.dataset == outcome.dataset and first.shape != outcome.shape:
+            told = f"images of {outcome.shape} from {outcome.dataset}, another benchmark of {first.shape}"
+            raise UserError(f"{evaluations / name} has {told}; expected the same: run dvc repro")
     return found
 
 
@@ -141,16 +149,9 @@ def _ci95(figures: Sequence[float]) -> list[float] | None:
 
 
 def ours(row: LedgerRow) -> str:
-    """Our figure as a reader's table shows it: mean and interval; a marked one has the test set's beside it."""
-    if row["mean"] is None:
-        return NONE
-    beside = f"{MARK}; test set {_figure(row['test_set'])}" if row["test_set"] else ""
-    return f"{_figure(row)}{beside}"
-
-
-def _figure(found: LedgerRow | TestSet) -> str:
-    spread = f" [{found['ci95'][0]:.2f}, {found['ci95'][1]:.2f}]" if found["ci95"] else ""
-    return f"{found['mean']:.2f}{spread}"
+    """Our figure as a reader's table shows it; a marked one has the test set's beside it."""
+    beside = f"{MARK}; test set {figure(row['test_set'])}" if row["test_set"] else ""
+    return f"{figure(row)}{beside}"
 
 
 def budget(row: LedgerRow) -> str:
@@ -163,23 +164,22 @@ def budget(row: LedgerRow) -> str:
 def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
     """report/ledger.md: the table, then source, protocol and deviations of each row."""
     head = ("Benchmark", "Data", "Metric", "Claim, %", "Ours, % [95 %]", "Seeds", "Epochs", "Verdict")
-    lines = [
-        "# Ledger",
-        "",
-        f"Suite `{params.suite.name}`. Each claim beside our mean over seeds, on the whole test set unless marked.",
-    ]
+    beside = "Each claim beside our mean over seeds, on the whole test set unless marked."
+    lines = ["# Ledger", "", f"Suite {_code(params.suite.name)}. {beside}"]
     lines += ["", _table_line(head), _table_line(["---"] * len(head))]
     for row in ledger:
         recalled = "*" if row["claim"]["certainty"] == "recalled" else ""
         claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}{recalled}"
         label = f" ({row['label']})" if row["label"] else ""
-        name = f"[{row['benchmark']}](#{row['benchmark']}){label}"
-        cells = (name, row["dataset"], row["metric"], claim, ours(row), str(row["n"]), budget(row), row["verdict"])
+        name = f"[{markup.name(row['benchmark'])}](#{quote(row['benchmark'])}){label}"
+        data = markup.name(row["dataset"])
+        cells = (name, data, row["metric"], claim, ours(row), str(row["n"]), markup.name(budget(row)), row["verdict"])
         lines.append(_table_line(cells))
     lines += [
         "",
         "± is half the claim's own 95 % interval, binomial, on the images it was measured on; the interval of ours is "
-        "Student's t over seeds. * marks a claim recalled, not confirmed against its source. "
+        f"Student's t over seeds, and of fewer than {MIN_SPREAD} seeds the figures themselves stand there. "
+        "* marks a claim recalled, not confirmed against its source. "
         f"{MARK} marks a figure measured on images chosen like those of its claim, which are not the whole test set; "
         "what that means stands below, at the benchmark.",
         "",
@@ -194,40 +194,39 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
 
 def _markdown_details(row: LedgerRow, benchmark: Benchmark) -> list[str]:
     claim = row["claim"]
-    lines = [f"## {row['benchmark']}", ""]
-    source = f"{_one_line(claim['source'])} ({CERTAINTY[claim['certainty']]})"
-    lines.append(f"- Claim: {source}; {_one_line(claim['protocol'])}")
+    lines = [f"## {markup.name(row['benchmark'])}", ""]
+    source = f"{prose(claim['source'])} ({CERTAINTY[claim['certainty']]})"
+    lines.append(f"- Claim: {source}; {prose(claim['protocol'])}")
     on = benchmark.evaluation.claimed_on
     if on is not None:
-        lines.append(f"- Measured {MARK} on {on.words}: {_one_line(row['difference'] or '')}")
+        lines.append(f"- Measured {MARK} on {on.words}: {prose(row['difference'] or '')}")
     if row["test_set"]:
-        lines.append(f"- On the whole test set ({row['test_set']['images']:,} images): {_figure(row['test_set'])} %")
+        lines.append(f"- On the whole test set ({row['test_set']['images']:,} images): {figure(row['test_set'])} %")
     if row["at_chance"]:
         lines.append(f"- At chance: {stuck(row)}, no better on the test set than guessing")
     if row["n"]:
-        lines.append(
-            f"- Run on {_one_line(str(row['hardware']))}, {row['versions']}, commit {row['git_commit']}, "
-            f"{row['wall_s']:.0f} s in all"
-        )
-    lines += [f"- Deviation: {_one_line(deviation)}" for deviation in row["deviations"]]
-    lines += [f"- Tried, and left to try: {_one_line(row['remarks'])}"] if row["remarks"] else []
+        where = prose(f"{row['hardware']}, {row['versions']}, commit {row['git_commit']}")
+        lines.append(f"- Run on {where}, {row['wall_s']:.0f} s in all")
+    lines += [f"- Deviation: {prose(deviation)}" for deviation in row["deviations"]]
+    lines += [f"- Tried, and left to try: {prose(row['remarks'])}"] if row["remarks"] else []
     return [*lines, ""]
 
 
 def _table_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(prose(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _one_line(words: str) -> str:
-    return " ".join(words.split()).replace("<", "&lt;")
+def _code(words: str) -> str:
+    return f"`{printable(words)}`" if "`" not in words else markup.name(words)
 
 
 def _marked(ledger: Sequence[LedgerRow]) -> bool:
     return any(row["test_set"] for row in ledger)
 
 
-def terminal_table(ledger: Sequence[LedgerRow]) -> Table:
-    """The ledger for the end of ``dvc repro``, narrow enough for eighty columns."""
+def terminal_table(ledger: Sequence[LedgerRow], *, plain: bool = False) -> Table:
+    """The ledger for the end of ``dvc repro``, narrow enough for eighty columns; ``plain`` for a terminal of ASCII."""
+    signs = str.maketrans({"±": "+-", MARK: "*", NONE: "-"} if plain else {})
     shown = [row for row in ledger if row["n"]]
     notes = [f"{MARK} on the images of the claim; below it, on the whole test set"] if _marked(shown) else []
     if len(shown) < len(ledger):
@@ -237,27 +236,28 @@ def terminal_table(ledger: Sequence[LedgerRow]) -> Table:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption="\n".join(notes) or None,
+        caption="\n".join(notes).translate(signs) or None,
         caption_justify="left",
     )
     for words in ("benchmark", "", "claim", "ours", "n", "epochs", "verdict"):
         table.add_column(words, justify="right" if words in ("claim", "n", "epochs") else "left", overflow="fold")
     for row in shown:
-        verdict = Text(row["verdict"], style=COLOURS[Verdict(row["verdict"])])
+        verdict = Text(row["verdict"], style=COLOURS[Verdict(row["verdict"])])  # a plain str would be read for markup
         epochs = f"{NONE if row['epochs'] is None else format(row['epochs'], 'g')}/{row['paper_epochs']}"
         claim = f"{row['claim']['value']:g}"
-        figure = plus_minus(row)
+        found = plus_minus(row)
         if row["test_set"]:
-            figure += f"{MARK}\n{plus_minus(row['test_set'])}"
-        table.add_row(_name(row), row["metric"][:3], claim, figure, str(row["n"]), epochs, verdict)
+            found += f"{MARK}\n{plus_minus(row['test_set'])}"
+        figures = (Text(words.translate(signs)) for words in (found, str(row["n"]), epochs))
+        table.add_row(_name(row), row["metric"][:3], claim, *figures, verdict)
     return table
 
 
 def _name(row: LedgerRow) -> Text:
     """The benchmark, and below it what must stand beside its verdict."""
-    name = Text(row["benchmark"])
+    name = Text(printable(row["benchmark"]))
     for note in filter(None, (row["label"], f"{stuck(row)} at chance" if row["at_chance"] else None)):
-        name.append(f"\n{note}", style="dim")
+        name.append(f"\n{printable(note)}", style="dim")
     return name
 
 
@@ -269,8 +269,12 @@ def write(params: Params, found: Mapping[str, Outcome], folder: Path = REPORT) -
         "ledger.md": markdown(params, ledger),
         "index.html": page.build(params, ledger, found),
     }
+    store.require_folder(folder)
+    for name in files:
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name} is a folder; expected a file, or nothing")
     for name, content in files.items():
-        store.write_bytes(folder / name, content.encode())
+        store.write_bytes(folder / name, content.encode(errors="backslashreplace"))  # JSON's own escape of a surrogate
     return ledger
 
 
@@ -286,7 +290,7 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:  # a log has no width of its own to cut the table to
         console = Console(width=110)
-    console.print(terminal_table(ledger))
+    console.print(terminal_table(ledger, plain=console.options.ascii_only))
     console.print(f"The report: {(REPORT / 'index.html').as_posix()}", soft_wrap=True, highlight=False)
     sent = tracking.sync(deadline_s=60)
     if sent.line:

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipelines import cluster, datasets, spec, store, workload
+from pipelines import cluster, datasets, progress, spec, store, workload
 from pipelines.benchmarks import Optimiser
+from pipelines.errors import UserError
 
 MEASURE_S = 1.0  # of training steps a benchmark, after two to warm up
 STATES = {"sdlm": 1, "adadelta": 2}  # tensors of the size of the weights that an optimiser keeps
@@ -76,11 +76,11 @@ class _Room:
 
 def trial_seconds(one: spec.Spec) -> float:
     """Seconds that are left of one trial, by the measured rate; 0 when it was never measured."""
-    rate = float(_known().get(_rate_key(one), 0.0))
+    rate = _known().get(_rate_key(one), 0.0)
     if not rate:
         return 0.0
-    told = _read(one.files.progress)
-    share = 1 - min(1.0, float(told.get("epoch", 0.0)) / one.epochs)
+    told = progress.read(one.files.progress, since=0.0)
+    share = 1 - min(1.0, told["epoch"] / told["epochs"]) if told else 1.0
     return share * workload.images(one) / (rate * one.benchmark.resources.workers)
 
 
@@ -159,14 +159,10 @@ def _path() -> Path:
     return store.default() / "rates.json"
 
 
-def _known() -> dict[str, Any]:
-    return _read(_path())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """An estimate must never stop a run: what can't be read counts as unknown."""
+def _known() -> dict[str, float]:
+    """Rates by their keys. An estimate must never stop a run: what is damaged counts as unknown."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = store.read_json(_path())
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return {key: float(rate) for key, rate in found.items() if progress.is_number(rate) and rate > 0}

@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import hashlib
 import json
-import shutil
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +28,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import benchmarks, datasets, ending, progress, spec, store, subsets, trial, verdicts
+from pipelines import benchmarks, datasets, ending, examples, progress, spec, store, subsets, tensors, trial, verdicts
 from pipelines.batches import stream
 from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.datasets import Dataset
-from pipelines.errors import UserError, guard
+from pipelines.errors import UserError, guard, printable
 from pipelines.views import views
 
 EVALUATIONS = Path("evaluations")
@@ -38,8 +40,6 @@ DATA = Path("datasets")
 RUNS = Path("runs")
 BATCH = 250  # images at a time; fixed, since random views are drawn by the batch
 TOP = 5
-EXAMPLES_A_CELL = 12
-EXAMPLE_PIXELS = 64  # larger images are shrunk to this side before they are kept as examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Predictions:
 def load_network(benchmark: Benchmark, dataset: Dataset, weights: Path) -> nn.Module:
     """The trained network in ``weights``; UserError when the file is damaged or another network's."""
     model = trial.build_model(benchmark, dataset, trial.image_shape(benchmark, dataset))
-    state = trial.load_tensors(weights, f"the weights of {benchmark.name}")
+    state = tensors.load(weights, f"the weights of {benchmark.name}")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -136,7 +136,7 @@ def predict(
             outputs: Tensor = model(batch)
         return outputs.float().softmax(1)
 
-    with progress.counting(f"{benchmark.name} seed {seed}", len(places), "images") as advance:
+    with progress.counting(f"{printable(benchmark.name)} seed {seed}", len(places), "images") as advance:
         for start in range(0, len(places), BATCH):
             batch = preprocess(torch.from_numpy(np.array(images[places[start : start + BATCH]])).to(device))
             alone = look(next(views(batch, "single", augment=augment))).cpu()
@@ -184,56 +184,107 @@ def as_claimed(
 
 
 def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall and F1 (fractions) and support of each class; 0 where nothing was predicted."""
-    right = np.diag(confusion).astype(float)
-    predicted, actual = confusion.sum(0), confusion.sum(1)
-    precision = np.divide(right, predicted, out=np.zeros_like(right), where=predicted > 0)
-    recall = np.divide(right, actual, out=np.zeros_like(right), where=actual > 0)
-    total = precision + recall
-    f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(right), where=total > 0)
-    return [
-        {"class": name, "precision": p, "recall": r, "f1": f, "support": int(n)}
-        for name, p, r, f, n in zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), actual, strict=True)
-    ]
+    """Precision, recall and F1 (fractions) and support of each class; None where there is nothing to divide by.
+
+    Precision is undefined where the class was never predicted, recall where it has no image, and F1, which is
+    2 TP / (2 TP + FP + FN), where both are so: a class with images that is never predicted has an F1 of 0. (The
+    definitions of scikit-learn, which reports 0 for what is undefined unless told otherwise.)
+    """
+
+    def share(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    table = []
+    for i, name in enumerate(classes):
+        right, predicted, actual = int(confusion[i, i]), int(confusion[:, i].sum()), int(confusion[i].sum())
+        f1 = share(2 * right, predicted + actual)
+        figures = {"precision": share(right, predicted), "recall": share(right, actual), "f1": f1}
+        table.append({"class": name, **figures, "support": actual})
+    return table
 
 
 def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) -> Path:
-    """Write ``evaluations/<benchmark>/`` for the benchmark's trials; returns that folder."""
+    """Write ``evaluations/<benchmark>/`` for the benchmark's trials; returns that folder.
+
+    An earlier evaluation stays where it is until the new one is whole.
+    """
     dataset = datasets.open_dataset(DATA, benchmark.dataset)
+    _check_names(dataset)
     trial.check_views(benchmark, dataset)
     trial.check_claimed_on(benchmark, dataset)
     on = benchmark.evaluation.claimed_on
     dataset.verify(*({"test"} if on is None else {"test", on.split}))
     target = EVALUATIONS / benchmark.name
-    planned = sorted(planned, key=lambda one: one.seed)
+    with _replacing(target) as fresh:
+        _evaluate(fresh, benchmark, dataset, sorted(planned, key=lambda one: one.seed), device)
+    return target
+
+
+def _evaluate(folder: Path, benchmark: Benchmark, dataset: Dataset, planned: Sequence[spec.Spec], device: str) -> None:
+    on = benchmark.evaluation.claimed_on
     models = [_trained(benchmark, dataset, one) for one in planned]
-    shutil.rmtree(target, ignore_errors=True)
-    seeds, total = [], np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
-    for number, (one, model) in enumerate(zip(planned, models, strict=True)):
+    seeds: list[dict[str, Any]] = []
+    answers: list[Answers] = []
+    total = np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
+    for one, model in zip(planned, models, strict=True):
         found = predict(benchmark, dataset, model, one.seed, device, split="test")
         metrics = {"key": one.key, **_metrics(found, dataset)}
-        line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
+        line = f"{printable(one.name)}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:
             other = as_claimed(benchmark, dataset, model, one.seed, device, on=on, tested=found)
             metrics["claimed_on"] = _claimed(on, other)
             line += f"; {metrics['claimed_on']['error']:.2f} % on {on.words}"
-        _write_seed(target / "trials" / f"seed-{one.seed}", metrics, found)
-        if number == 0:
-            _write_examples(target / "examples.npz", found, dataset)
-            _write_first_layer(target / "first_layer.npz", model, dataset)
+        _write_seed(folder / "trials" / f"seed-{one.seed}", metrics, found)
         seeds.append(metrics)
+        answers.append(Answers.of(one.seed, found))
         total += found.confusion()
         print(line, flush=True)
-    _write_aggregate(target, benchmark, dataset, seeds, total)
-    return target
+    _write_examples(folder / "examples.npz", answers, dataset)
+    _write_first_layer(folder / "first_layer.npz", models[0], dataset)
+    _write_aggregate(folder, benchmark, dataset, seeds, total)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Give a new folder beside ``target``; on a clean exit it takes that name, otherwise ``target`` stays as it was."""
+    store.require_folder(target.parent)
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+        raise UserError(f"{target} is no folder; expected one that an earlier evaluation wrote, or nothing")
+    new, old = (target.with_name(f".{target.name}.{what}") for what in ("new", "old"))
+    place = hashlib.sha256(os.fsencode(target.absolute())).hexdigest()[:16]  # a store may serve several checkouts
+    with store.lock(store.default() / "evaluating" / f"{place}.lock", f"the evaluation of {target.name}"):
+        if os.path.lexists(old) and not os.path.lexists(target):  # ended between the two renames below
+            os.rename(old, target)
+        for left in (new, old):
+            store.remove(left)
+        new.mkdir()
+        try:
+            yield new
+            if target.exists():
+                os.rename(target, old)
+            os.rename(new, target)
+        finally:
+            for left in (new, old):
+                store.remove(left)
+
+
+def _check_names(dataset: Dataset) -> None:
+    """UserError for a class that no report could name: its folder's name is not UTF-8."""
+    for name in dataset.classes:
+        if name != name.encode(errors="replace").decode():
+            shown = ascii(name) if len(name) <= 80 else f"{ascii(name)[:80]}..."
+            raise UserError(f"{DATA / dataset.name}: the class {shown} is not UTF-8; expected names that are text")
 
 
 def _trained(benchmark: Benchmark, dataset: Dataset, one: spec.Spec) -> nn.Module:
-    """The network that the stage train collected for this trial, and not for another one."""
-    folder = RUNS / benchmark.name / f"seed-{one.seed}"
-    if store.read_json(folder / "result.json").get("key") != one.key:
-        raise UserError(f"{folder} holds another trial than params.yaml describes; run the stage train first")
-    return load_network(benchmark, dataset, folder / "weights.pt")
+    """The network that the stage train collected for this trial, whole, and not for another one."""
+    files = store.TrialFiles(RUNS / benchmark.name / f"seed-{one.seed}")
+    try:
+        files.read_result(one.key)
+    except store.DamagedError as error:
+        again = f"run the stage train, which collects it anew: python -m pipelines.train {benchmark.name}"
+        raise UserError(f"{error}; {again}, or dvc repro") from None
+    return load_network(benchmark, dataset, files.weights)
 
 
 def _metrics(found: Predictions, dataset: Dataset) -> dict[str, Any]:
@@ -269,22 +320,46 @@ def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> No
     )
 
 
-def _write_examples(path: Path, found: Predictions, dataset: Dataset) -> None:
-    """Images behind the cells of the confusion matrix: of each cell the first few, in the order of the test file."""
-    cells = found.labels * len(dataset.classes) + found.predicted
-    index = torch.cat([(cells == cell).nonzero()[:EXAMPLES_A_CELL, 0] for cell in cells.unique()]).sort().values
-    images = torch.from_numpy(np.array(dataset.split("test")[0][index.numpy()]))
-    if max(images.shape[2:]) > EXAMPLE_PIXELS:
-        small = nn.functional.interpolate(images.float(), size=EXAMPLE_PIXELS, mode="bilinear", antialias=True)
-        images = small.round().clamp(0, 255).to(torch.uint8)
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one seed said of the N test images, without the probabilities of the classes that it did not choose."""
+
+    seed: int
+    predicted: NDArray[np.int64]  # (N,)
+    confidence: NDArray[np.float16]  # (N,)
+
+    @classmethod
+    def of(cls, seed: int, found: Predictions) -> Answers:
+        """Those of a seed's predictions."""
+        confidence = found.probabilities.max(1).values.numpy().astype(np.float16)
+        return cls(seed=seed, predicted=found.predicted.numpy(), confidence=confidence)
+
+
+def _write_examples(path: Path, answers: Sequence[Answers], dataset: Dataset) -> None:
+    """Test images behind the cells of every seed's confusion matrix, and what each seed said of each of them."""
+    images, labels = dataset.split("test")
+    actual = np.array(labels, dtype=np.int64)
+    index = examples.bounded(actual, np.stack([one.predicted for one in answers]), len(dataset.classes))
+    parts = [_small(np.array(images[index[i : i + BATCH]])) for i in range(0, len(index), BATCH)]
     np.savez_compressed(
         path,
-        images=images.numpy(),
-        actual=found.labels[index].numpy(),
-        predicted=found.predicted[index].numpy(),
-        confidence=found.probabilities[index].max(1).values.numpy(),
-        index=index.numpy(),
+        images=np.concatenate(parts),
+        actual=actual[index],
+        index=index,
+        seeds=np.array([one.seed for one in answers]),
+        predicted=np.stack([one.predicted[index] for one in answers]),
+        confidence=np.stack([one.confidence[index] for one in answers]),
     )
+
+
+def _small(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images (N, C, H, W) as they are kept."""
+    _, height, width = examples.shape(images.shape[1:])
+    if (height, width) == images.shape[2:]:
+        return images
+    whole = torch.from_numpy(images).float()
+    small = nn.functional.interpolate(whole, size=(height, width), mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def _write_first_layer(path: Path, model: nn.Module, dataset: Dataset) -> None:
@@ -311,11 +386,12 @@ def _write_aggregate(
     if benchmark.evaluation.claimed_on is not None:
         metrics |= _mean("claimed_on_", [seed["claimed_on"]["error"] for seed in seeds])
     store.write_json(folder / "metrics.json", metrics)
-    with (folder / "confusion.csv").open("w", newline="") as file:
+    with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("actual", "predicted", "count"))
-        for actual, row in zip(dataset.classes, confusion.tolist(), strict=True):
-            writer.writerows((actual, predicted, n) for predicted, n in zip(dataset.classes, row, strict=True))
+        names = [printable(name) for name in dataset.classes]
+        for actual, row in zip(names, confusion.tolist(), strict=True):
+            writer.writerows((actual, predicted, n) for predicted, n in zip(names, row, strict=True))
     about = {
         "classes": list(dataset.classes),
         "shape": list(dataset.shape),
@@ -323,7 +399,7 @@ def _write_aggregate(
         "protocol": benchmark.evaluation.protocol,
         "test": dataset.test,
     }
-    (folder / "classes.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / "classes.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def _mean(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
@@ -348,7 +424,8 @@ def main() -> None:
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
     for name in names:
         planned = spec.trials(params, name, data=DATA, root=store.default())
-        print(f"{name}: {params.benchmark(name).evaluation.protocol}, on {device}", flush=True)
+        protocol = params.benchmark(name).evaluation.protocol
+        print(f"{printable(name)}: {protocol}, on {device}", flush=True)
         evaluate(params.benchmark(name), planned, device)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,6 +25,7 @@ from pipelines.spec import Spec
 
 CHECKPOINT_EVERY_S = 10.0  # at least; and never so often that saving takes more than a twentieth of the time
 PROGRESS_EVERY_S = 1.0
+PREEMPTED = "its checkpoint is saved, the same command goes on from there"
 AGREE_EVERY = 5  # chunks: how often several workers agree on whether to save
 
 
@@ -33,13 +37,32 @@ class Worker:
     workers: int = 1
     trainer: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[pl.Trainer], pl.Trainer] = lambda trainer: trainer
+    # That ask this process to save a checkpoint and end; for one worker, which trains in its process's main thread.
+    preempted_by: Sequence[signal.Signals] = ()
+
+
+class PreemptedError(UserError):
+    """The trial was asked to make room: its checkpoint is saved, and it ends before it is trained."""
+
+    def __init__(self, line: str, number: int) -> None:
+        super().__init__(line, number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Journal(pl.Callback):
-    """Keeps a trial's checkpoint, curve and progress on disk; on rank 0, but for the parts that all workers share."""
+    """Keeps a trial's checkpoint, curve and progress on disk; on rank 0, but for the parts that all workers share.
 
-    def __init__(self, spec: Spec, loader: Batches, worker: Worker, watch: Callable[[Mapping[str, Any]], None]) -> None:
-        self.spec, self.loader, self.worker, self.watch = spec, loader, worker, watch
+    ``whole`` is how many images the recipe trains on where no budget cuts them: an epoch that is told to anyone is a
+    pass over these, whatever the budget leaves.
+    """
+
+    def __init__(
+        self, spec: Spec, loader: Batches, worker: Worker, watch: Callable[[Mapping[str, Any]], None], whole: int
+    ) -> None:
+        self.spec, self.loader, self.worker, self.watch, self.whole = spec, loader, worker, watch, whole
         self.curve: list[dict[str, Any]] = []
         self.trained_s = 0.0  # in earlier processes
         self.resumed = 0
@@ -47,6 +70,11 @@ class Journal(pl.Callback):
         self.saving_s = 0.0
         self.images = 0  # in this process
         self.epoch_started_s = 0.0  # value of elapsed() when the epoch began
+        self.asked: int | None = None  # by a signal, to save and end
+
+    def passes(self, epochs: float) -> float:
+        """Passes over the images that the recipe trains on, in ``epochs`` over those that the budget leaves."""
+        return round(epochs * len(self.loader.positions) / self.whole, 6)
 
     def elapsed(self) -> float:
         """Seconds of training, restarts summed."""
@@ -64,22 +92,36 @@ class Journal(pl.Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Called by Lightning when it loads a checkpoint.
+        """Called by Lightning when it loads a checkpoint, wherever from; UserError for another trial's.
 
         Lightning itself gives a loader its position back in the middle of an epoch only; at the end of one, the next
         would begin with the order of the first.
         """
+        if state["key"] != self.spec.key:
+            raise UserError(f"a checkpoint of another trial (key {state['key']}); expected {self.spec.key}")
         self.loader.load_state_dict(state["position"])
         self.curve, self.trained_s = list(state["curve"]), state["trained_s"]
         self.resumed = state["resumed"] + 1
         self.epoch_started_s = state["epoch_started_s"]
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """The curve on disk may be ahead of the checkpoint, or behind it; the checkpoint is right."""
+        """The curve on disk may be ahead of the checkpoint, or behind it; the checkpoint is right.
+
+        Lightning has put its own handlers of signals in place before, and puts back afterwards what it found.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in self.worker.preempted_by:
+                signal.signal(number, self.preempt)
         self.started = self.saved = time.monotonic()
         if self.worker.rank == 0:
             self._write_curve()
             self.tell("running", None)
+
+    def preempt(self, number: int, frame: FrameType | None) -> None:
+        """Answer a signal: save at the end of the chunk, and end; a second one does not wait for it."""
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = number
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -90,17 +132,19 @@ class Journal(pl.Callback):
         now = time.monotonic()
         if self.worker.rank == 0 and now - self.told >= PROGRESS_EVERY_S:
             self.tell("running", float(outputs["loss"]))
-        if self.loader.done and self._agree(now, batch_idx):
+        if self.loader.done and (self.asked is not None or self._agree(now, batch_idx)):
             self._save(trainer)
+            self._make_room()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """One line of the curve; then save if it is time, or if this was the last epoch."""
         assert isinstance(module, Classifier)
         loss, error, images = module.drain()
         seconds = self.elapsed()
+        ended, last = trainer.current_epoch + 1, trainer.current_epoch + 1 == self.spec.epochs
         self.curve.append(
             {
-                "epoch": trainer.current_epoch + 1,
+                "epoch": self.passes(ended),
                 "loss": loss,
                 "train_error": error,
                 "lr": trainer.optimizers[0].param_groups[0]["lr"],
@@ -112,12 +156,19 @@ class Journal(pl.Callback):
         self.epoch_started_s = seconds
         if self.worker.rank == 0 and not math.isfinite(loss):
             self.tell("failed", None)
-            name, epoch = self.spec.name, trainer.current_epoch + 1
-            raise UserError(f"{name}: the loss of epoch {epoch} is {loss}; try a lower lr")
+            epoch = f"{self.passes(ended):g}"
+            raise UserError(f"{self.spec.name}: the loss of epoch {epoch} is {loss}; try a lower lr")
         if self.worker.rank == 0:
             self._write_curve()
-        if trainer.current_epoch + 1 == self.spec.epochs or self._agree(time.monotonic(), 0):
+        if last or self.asked is not None or self._agree(time.monotonic(), 0):
             self._save(trainer)
+            if not last:  # what is left takes no longer than to end does
+                self._make_room()
+
+    def _make_room(self) -> None:
+        if self.asked is not None:
+            how = signal.Signals(self.asked).name
+            raise PreemptedError(f"{self.spec.name} was ended by {how}; {PREEMPTED}", self.asked)
 
     def _agree(self, now: float, batch_idx: int) -> bool:
         """Whether to save now; workers save together or not at all, on rank 0's clock."""
@@ -133,13 +184,9 @@ class Journal(pl.Callback):
         return bool(flag.item())
 
     def _save(self, trainer: pl.Trainer) -> None:
-        """Replace the checkpoint in one step: a kill at any moment leaves the last one or the new one."""
+        """Replace the checkpoint (``tensors.Checkpoints``)."""
         begun = time.monotonic()
-        path = self.spec.files.checkpoint
-        temporary = path.with_name(f".{path.name}.new")
-        trainer.save_checkpoint(temporary)
-        if self.worker.rank == 0:
-            os.replace(temporary, path)
+        trainer.save_checkpoint(self.spec.files.checkpoint)
         self.saved = time.monotonic()
         self.saving_s = self.saved - begun
 
@@ -155,8 +202,8 @@ class Journal(pl.Callback):
         rate = self.images * self.worker.workers / max(time.monotonic() - self.started, 1e-9) if self.images else None
         told = {
             "state": state,
-            "epoch": position,
-            "epochs": self.spec.epochs,
+            "epoch": self.passes(position),
+            "epochs": self.passes(self.spec.epochs),
             "loss": loss if loss is not None else (self.curve[-1]["loss"] if self.curve else None),
             "images_per_s": rate,
             "eta_s": ahead * (1 - position / self.spec.epochs) / rate if rate else None,

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+from pipelines import store
+from pipelines.errors import UserError
 
 LOG_EVERY_S = 10.0  # between lines where no terminal shows a bar
 Advance = Callable[[int], None]
 
 
 def read(path: Path, *, since: float) -> dict[str, Any] | None:
-    """A trial's progress.json; None when there is none, or when it is older than ``since`` (a killed run's)."""
+    """A trial's progress.json; None for none, a damaged one, and one older than ``since`` (a killed run's)."""
     try:
-        found = json.loads(path.read_text())
-        told: dict[str, Any] = found if float(found["time"]) >= since else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        found = store.read_json(path)
+    except UserError:
         return None
-    return told or None
+    sound = (
+        isinstance(found.get("state"), str)
+        and all(is_number(found.get(key)) and found[key] >= 0 for key in ("time", "epoch", "epochs"))
+        and all(found.get(key) is None or is_number(found[key]) for key in ("loss", "images_per_s", "eta_s"))
+    )
+    return found if sound and found["epochs"] > 0 and found["time"] >= since else None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from JSON can be reckoned with: no text, no NaN, no infinity, nothing beyond a double."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def line(name: str, state: Mapping[str, Any] | None) -> str:
-    """One trial's line: name, epoch, loss, images/s and time left, from its progress.json."""
+    """One trial's line: name, epoch, loss, images/s and time left, from its progress.json.
+
+    An epoch is a pass over the images that the recipe trains on; of a budget that cuts the data it is a small number.
+    """
     if not state:
         return f"{name:<28} waiting"
     epochs = state["epochs"]
-    parts = [f"{name:<28}", f"epoch {state['epoch']:>5.1f}/{epochs}"]
+    parts = [f"{name:<28}", f"epoch {state['epoch']:>5.{1 if epochs >= 1 else 3}f}/{round(epochs, 3):g}"]
     if state.get("loss") is not None:
         parts.append(f"loss {state['loss']:.4f}")
     if state.get("images_per_s"):

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -208,11 +210,12 @@ def _error_of(task: Any, one: spec.Spec) -> Exception | None:
 
 
 def _train_one(one: spec.Spec) -> None:
-    """Runs in a Ray worker process."""
+    """Runs in a Ray worker process: in its main thread, so that a signal sent to that process ends the trial well."""
     cluster.end_with_raylet()
     from pipelines import trial
+    from pipelines.journal import Worker
 
-    trial.run(one)
+    trial.run(one, Worker(preempted_by=(signal.SIGUSR1,)))
 
 
 @contextmanager
@@ -262,18 +265,53 @@ def _lines(placed: Sequence[spec.Spec], began: float) -> list[str]:
     return [progress.line(one.name, progress.read(one.files.progress, since=began)) for one in placed]
 
 
+def inspect(planned: Sequence[spec.Spec]) -> None:
+    """Set aside what is damaged in the run store, and say so: a worker of Ray's would be heard by nobody.
+
+    What another process works on is left to it.
+    """
+    for one in planned:
+        if os.path.lexists(one.files.folder):
+            with contextlib.suppress(store.HeldError), store.lock(one.files.folder / "lock", one.name, patience_s=0):
+                for line in one.files.inspect(one.name):
+                    say(line)
+    for path in sorted((store.default() / "fitted").glob("*.pt")):
+        with contextlib.suppress(store.HeldError), store.lock(path.with_suffix(".lock"), str(path), patience_s=0):
+            try:
+                store.check_seal(path)
+            except store.DamagedError as error:
+                store.set_aside(path)
+                say(f"{error}; set aside, and fitted again where it is needed")
+
+
+def require_places(names: Sequence[str], runs: Path = RUNS) -> None:
+    """UserError where the run store or ``runs/`` can't be written; better said now than after hours."""
+    for folder in (store.default(), store.default() / "fitted", runs):
+        store.require_folder(folder)
+    for path in (runs / name for name in names):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+            raise UserError(f"{path} is no folder; expected one, which the trials are collected in, or nothing")
+
+
 def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
     """Copy finished trials from the store to ``runs/<benchmark>/``, which is what later stages and DVC see."""
-    for file in (file for one in planned for file in one.files.kept):
-        if not file.exists():
-            raise UserError(f"{file} is missing; expected a run store that every node shares ($RUN_STORE)")
-    for name in {one.benchmark.name for one in planned}:
-        shutil.rmtree(runs / name, ignore_errors=True)
     for one in planned:
-        target = runs / one.benchmark.name / f"seed-{one.seed}"
-        target.mkdir(parents=True)
-        for file in one.files.kept:
-            shutil.copyfile(file, target / file.name)
+        try:
+            one.files.read_result(one.key)
+        except store.MissingError as error:
+            line = str(error).partition(";")[0]
+            raise UserError(f"{line}; expected a run store that every node shares ($RUN_STORE)") from None
+    for name in {one.benchmark.name for one in planned}:
+        fresh = runs / f".{name}.new"  # what is there stays until all is
+        store.remove(fresh)
+        for one in planned:
+            if one.benchmark.name == name:
+                target = fresh / f"seed-{one.seed}"
+                target.mkdir(parents=True)
+                for file in one.files.kept:
+                    shutil.copyfile(file, target / file.name)
+        store.remove(runs / name)
+        fresh.rename(runs / name)
 
 
 def say(line: str) -> None:
@@ -298,6 +336,8 @@ def main() -> None:
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
     found = {name: spec.trials(params, name, data=DATA, root=store.default(), budget=args.budget) for name in names}
     planned = [one for trials in found.values() for one in trials]
+    require_places(names)
+    inspect(planned)
     # By key: two benchmarks may differ in nothing that decides weights.
     waiting = list({one.key: one for one in planned if not one.files.finished}.values())
     if len(waiting) < len(planned):

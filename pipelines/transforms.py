@@ -25,12 +25,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.schema import show
+
 Shape = tuple[int, int, int]  # (C, H, W)
 State = dict[str, Tensor]  # what an operation measured on train
 Images = Tensor | NDArray[np.uint8]  # (N, C, H, W) uint8; a memmap counts as an array
 Indices = Tensor | NDArray[np.integer[Any]] | Sequence[int]
 
 CHUNK_VALUES = 2**22  # pixels a chunk of a fit may hold: 32 MiB as float64
+FLOAT32_MAX = torch.finfo(torch.float32).max  # what is more is infinite to an image
+PIXELS = 4096  # of a side, at most
 ZCA_VALUES = 12288  # pixels an image may have under zca; its matrices are this squared (1.2 GB in float64)
 
 
@@ -43,7 +47,7 @@ def _argument(allowed: str, accepts: Callable[[Any], bool], default: Any = MISSI
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
 
 
 def _real(default: Any = MISSING) -> Any:
@@ -62,8 +66,8 @@ def _share(default: Any = MISSING) -> Any:
     return _argument("a number from 0 to 1", lambda value: _is_real(value) and 0 <= value <= 1, default)
 
 
-def _count(default: Any = MISSING) -> Any:
-    return _argument("a whole number of at least 1", lambda value: type(value) is int and value >= 1, default)
+def _count() -> Any:
+    return _argument(f"a whole number of 1 to {PIXELS:,}", lambda value: type(value) is int and 1 <= value <= PIXELS)
 
 
 # --- what operations share ---------------------------------------------------------------------------------------
@@ -80,7 +84,7 @@ class Op:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not field.metadata["accepts"](value):
-                raise ValueError(f"{self.name}: {field.name} is {value!r}; expected {field.metadata['allowed']}")
+                raise ValueError(f"{self.name}: {field.name} is {show(value)}; expected {field.metadata['allowed']}")
 
     def output_shape(self, shape: Shape) -> Shape:
         """(C, H, W) of the result for images of ``shape``; ValueError when they do not fit."""
@@ -481,23 +485,24 @@ def build_augment(spec: Spec) -> list[AugmentOp]:
 
 def _build(spec: Spec, known: Mapping[str, type[OpT]]) -> list[OpT]:
     if not isinstance(spec, list | tuple):
-        raise ValueError(f"{spec!r} is no list; expected operations like [{{{next(iter(known))}: {{...}}}}]")
+        raise ValueError(f"{show(spec)} is no list; expected operations like [{{{next(iter(known))}: {{...}}}}]")
     return [_construct(item, known) for item in spec]
 
 
 def _construct(item: Any, known: Mapping[str, type[OpT]]) -> OpT:
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise ValueError(f"{item!r} is no operation; expected a mapping with one key, like {{flip: {{}}}}")
+        raise ValueError(f"{show(item)} is no operation; expected a mapping with one key, like {{flip: {{}}}}")
     ((name, arguments),) = item.items()
     if name not in known:
-        raise ValueError(f"{name!r} is no known operation; expected one of {', '.join(known)}")
+        raise ValueError(f"{show(name)} is no known operation; expected one of {', '.join(known)}")
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, Mapping):
-        raise ValueError(f"{name}: arguments are {arguments!r}; expected a mapping")
+        raise ValueError(f"{name}: arguments are {show(arguments)}; expected a mapping")
     fields = {field.name: field for field in dataclasses.fields(known[name])}
     for key, value in arguments.items():
         if key not in fields:
-            raise ValueError(f"{name}: {key} is {value!r}; expected {_signature(fields)}")
+            told = key if str(key).isidentifier() else show(key)
+            raise ValueError(f"{name}: {told} is {show(value)}; expected {_signature(fields)}")
     for key, field in fields.items():
         if field.default is MISSING and key not in arguments:
             raise ValueError(f"{name}: {key} is missing; expected {field.metadata['allowed']}")

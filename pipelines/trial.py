@@ -5,6 +5,12 @@
 Needs torch, Lightning, NumPy and PyYAML alone; knows nothing of Ray, MLflow or DVC, so it runs under any of them or
 under none. The trial lives in the run store under its key: a finished one is returned at once, a killed one goes on at
 its last checkpoint, and on a CPU it then ends at the very weights of an undisturbed run.
+
+SIGUSR1 and SIGTERM, by which a scheduler such as SLURM takes a machine away, save a checkpoint after the minibatches at
+hand and end the command: with status 75 (EX_TEMPFAIL, "run it again") for SIGUSR1, 130 for SIGTERM. The same command
+then goes on from there, so a batch script may put itself back in the queue:
+
+    srun python -m pipelines.trial allcnn-c-cifar10 || [ $? -ne 75 ] || scontrol requeue $SLURM_JOB_ID
 """
 
 from __future__ import annotations
@@ -15,18 +21,22 @@ import functools
 import importlib
 import inspect
 import itertools
+import os
 import shutil
 import signal
 import sys
 import time
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from pipelines import (
@@ -39,13 +49,14 @@ from pipelines import (
     sdlm,
     store,
     subsets,
+    tensors,
     transforms,
     workload,
 )
 from pipelines.batches import Batches, Chunks, stream
 from pipelines.benchmarks import Benchmark
-from pipelines.errors import FULL, UserError, guard
-from pipelines.journal import Journal, Worker
+from pipelines.errors import FULL, UserError, fail, guard
+from pipelines.journal import Journal, PreemptedError, Worker
 from pipelines.losses import build_loss
 from pipelines.optimisers import build_optimiser
 from pipelines.recipe import Classifier
@@ -53,6 +64,7 @@ from pipelines.spec import Spec, plan, usual_budget
 
 NO_SPACE = 2**20  # bytes free at which a failed write counts as a full disk
 WARM_UP = 2  # steps before a measurement begins
+PREEMPTED = 75  # exit status: what is not done can be done later (EX_TEMPFAIL)
 LOADED = store.sources(None)  # of what this process runs, whatever becomes of the files
 
 
@@ -64,16 +76,29 @@ def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[in
     if benchmark.model.name not in known:
         raise schema.unknown(f"{where}.name: model", benchmark.model.name, known)
     build = known[benchmark.model.name]
+    options = _options(benchmark, build)
+    try:
+        model: nn.Module = build(classes=len(dataset.classes), in_shape=shape, **options)
+    except ValueError as error:
+        raise UserError(f"{where}: {benchmark.model.name}: {error}") from None
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # torch's own, for a size or a deviation
+        line = str(error).partition("\n")[0]
+        if not isinstance(error, RuntimeError) or "allocate" in line:  # a size that fits no memory, or no number
+            line = "it is too large for this machine"
+        raise UserError(f"{where}: {benchmark.model.name} with the options {schema.show(options)}: {line}") from None
+    return model
+
+
+def _options(benchmark: Benchmark, build: Callable[..., Any]) -> dict[str, Any]:
+    """The model's options, as the builder's signature wants them; UserError for one of another name or type."""
+    where = f"benchmarks.{benchmark.name}.model.options"
+    hints = typing.get_type_hints(build)
     allowed = set(inspect.signature(build).parameters) - {"classes", "in_shape"}
     for option in benchmark.model.options:
         if option not in allowed:
-            raise schema.unknown(f"{where}.options: {benchmark.model.name}: option", option, allowed)
-    try:
-        model: nn.Module = build(classes=len(dataset.classes), in_shape=shape, **benchmark.model.options)
-    except (ValueError, TypeError, RuntimeError) as error:  # the last is torch's own, for a size or a deviation
-        line = str(error).partition("\n")[0]
-        raise UserError(f"{where}: {benchmark.model.name}: {line}") from None
-    return model
+            raise schema.unknown(f"{where}: {benchmark.model.name}: option", option, allowed)
+    given = benchmark.model.options
+    return {name: schema.convert(hints[name], value, f"{where}.{name}") for name, value in given.items()}
 
 
 def _is_builder(value: Any, module: str) -> bool:
@@ -88,6 +113,7 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> int:
     dataset = datasets.open_dataset(data, benchmark.dataset)
     dataset.verify("train")
     where = f"benchmarks.{benchmark.name}"
+    check_counts(benchmark, budget, dataset)
     count = len(budgeted(benchmark, budget, dataset))
     batch = benchmark.recipe.batch
     if batch > count:
@@ -110,6 +136,24 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> int:
         raise UserError(f"{where}.model: {benchmark.model.name} gives {got}; expected (1, {len(dataset.classes)})")
     check_optimiser(benchmark, model, shape)
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def check_counts(benchmark: Benchmark, budget: str, dataset: datasets.Dataset) -> None:
+    """UserError where more images are asked for than there are."""
+    where, chosen = f"benchmarks.{benchmark.name}", benchmark.recipe.subset
+    whole = f"the {dataset.train:,} training images of {dataset.name}"
+    rest = len(subsets.positions(dataset.train, dataclasses.replace(chosen, sample=None)))
+    kept = min(rest, chosen.sample or rest)
+    for key, value, most, of in (
+        ("recipe.subset.first", chosen.first, dataset.train, whole),
+        ("recipe.subset.hold_out", chosen.hold_out, dataset.train - 1, f"{dataset.train - 1:,}, one less than {whole}"),
+        ("recipe.subset.sample", chosen.sample, rest, f"the {rest:,} that the rest of the subset leaves of {whole}"),
+        (f"budgets.{budget}.train_images", benchmark.budgets[budget].train_images, kept, f"{kept:,} of {whole}"),
+    ):
+        if value is not None and value > most:
+            raise UserError(f"{where}.{key} is {value}; expected at most {of}")
+    if not rest:
+        raise UserError(f"{where}.recipe.subset leaves none of {whole}; expected at least one")
 
 
 def check_optimiser(benchmark: Benchmark, model: nn.Module, shape: tuple[int, ...]) -> None:
@@ -194,34 +238,30 @@ def fitted(
     identity += [LOADED["pipelines/subsets.py"], LOADED["pipelines/transforms.py"]]
     cached = root / "fitted" / f"{stream(*identity):016x}.pt"
     with store.lock(cached.with_suffix(".lock"), f"fitting the preprocessing of {benchmark.name}", patience_s=600):
-        if cached.exists():
-            what = f"the fitted preprocessing of {benchmark.name}; delete it to fit again"
-            state = load_tensors(cached, what)
-            try:
+        try:
+            state = tensors.load_sealed(cached, f"the fitted preprocessing of {benchmark.name}")
+            with _foreign_said(cached):
                 preprocess = transforms.FittedPreprocess.restore(first, state["preprocess"])
                 return preprocess, transforms.FittedAugment.restore(second, state["augment"])
-            except (KeyError, TypeError, ValueError):
-                raise UserError(f"{cached} is foreign; expected {what}") from None
+        except store.MissingError:
+            pass
+        except store.DamagedError as error:
+            store.set_aside(cached)
+            print(f"{error}; set aside, and fitted again", flush=True)
         images, _ = dataset.split("train")
         preprocess = transforms.fit(first, images, places)
         augment = transforms.fit_augment(second, preprocess, images, places)
-        with store.replacing(cached) as temporary:
-            torch.save({"preprocess": preprocess.state_dict(), "augment": augment.state_dict()}, temporary)
+        tensors.save_sealed(cached, {"preprocess": preprocess.state_dict(), "augment": augment.state_dict()})
     return preprocess, augment
 
 
-def load_tensors(path: Path, what: str) -> dict[str, Any]:
-    """A file of plain tensors; UserError naming the file when it is missing, damaged or something else."""
+@contextmanager
+def _foreign_said(path: Path) -> Iterator[None]:
+    """DamagedError where a file of tensors is laid out otherwise than ours."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; expected {what}") from None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is damaged or foreign; expected {what} ({type(error).__name__}: {reason})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}; expected {what}")
-    return found
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise store.DamagedError(f"{path} is foreign: {type(error).__name__} {error!s:.80}") from None
 
 
 def run(
@@ -240,6 +280,9 @@ def run(
         _train(spec, worker, watch)
         return files
     with store.lock(files.folder / "lock", spec.name), _full_disk_said(spec.store):
+        for line in files.inspect(spec.name):
+            print(line, flush=True)
+        files.sweep()
         if not files.finished:  # another process may have finished it while this one waited
             _train(spec, worker, watch)
     return files
@@ -265,23 +308,52 @@ def _train(spec: Spec, worker: Worker, watch: Callable[[Mapping[str, Any]], None
     if worker.rank == 0:
         store.write_json(spec.files.trial, identity)
     loader, module = prepare(spec, dataset, worker)
-    journal = Journal(spec, loader, worker, watch)
+    journal = Journal(spec, loader, worker, watch, len(positions(spec.benchmark, dataset)))
     trainer = worker.prepare(build_trainer(spec, worker, journal))
-    checkpoint = spec.files.checkpoint if spec.files.checkpoint.exists() else None
-    if checkpoint is not None:
-        _check_checkpoint(checkpoint, spec, journal)
+    checkpoint = _checkpoint(spec, worker, module, journal)
     trainer.fit(module, train_dataloaders=Chunks(loader), ckpt_path=checkpoint)
     if worker.rank == 0:
-        _finish(spec, module, journal, identity, len(positions(spec.benchmark, dataset)))
+        _finish(spec, module, journal, identity)
 
 
-def _check_checkpoint(path: Path, spec: Spec, journal: Journal) -> None:
-    """A file that is damaged, or some other trial's, is said in one line rather than in Lightning's many."""
-    expected = f"a checkpoint of {spec.name} (key {spec.key}); delete it to train from the start"
-    found = load_tensors(path, expected)
-    key = found.get("callbacks", {}).get(journal.state_key, {}).get("key")
+def _checkpoint(spec: Spec, worker: Worker, module: Classifier, journal: Journal) -> Path | None:
+    """The checkpoint to go on from; one that is damaged, or of another trial, is said and set aside.
+
+    All workers come to the same answer, each from the file itself.
+    """
+    path = spec.files.checkpoint
+    try:
+        _check_checkpoint(path, spec, module, journal)
+    except store.MissingError:
+        return None
+    except store.DamagedError as error:
+        if worker.rank == 0:
+            store.set_aside(path)
+            print(f"{error}; set aside, and {spec.name} is trained from the start", flush=True)
+        return None
+    return path
+
+
+def _check_checkpoint(path: Path, spec: Spec, module: Classifier, journal: Journal) -> None:
+    """DamagedError for a file that Lightning would say so of in many lines, or not at all."""
+    found = tensors.load_sealed(path, f"a checkpoint of {spec.name}")
+    with _foreign_said(path):
+        key = found["callbacks"][journal.state_key]["key"]
+        have = [value.shape for value in found["state_dict"].values()]
+        fits = _fits(found["optimizer_states"][0]["state"], module.configure_optimizers())
+        names = list(found["state_dict"])
+    expected = module.state_dict()
     if key != spec.key:
-        raise UserError(f"{path} belongs to another trial (key {key}); expected {expected}")
+        raise store.DamagedError(f"{path} belongs to another trial (key {key}); expected {spec.key}")
+    if names != list(expected) or have != [value.shape for value in expected.values()] or not fits:
+        raise store.DamagedError(f"{path} holds tensors of other shapes than {spec.benchmark.model.name} has")
+
+
+def _fits(saved: Mapping[int, Mapping[str, Any]], optimiser: torch.optim.Optimizer) -> bool:
+    """Whether what an optimiser remembered of each parameter has its shape, or is a plain number."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    kept = [(parameters[at], value) for at, state in saved.items() for value in state.values()]
+    return all(value.shape in (p.shape, ()) for p, value in kept if isinstance(value, Tensor))
 
 
 def _settle(spec: Spec) -> None:
@@ -289,6 +361,7 @@ def _settle(spec: Spec) -> None:
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # who has a SLURM need not use it
     pl._logger.setLevel("ERROR")
     torch.backends.cudnn.benchmark = False
     # Lightning's determinism has torch fill every new tensor with NaN, to show what reads it unset: a twentieth of the
@@ -337,14 +410,21 @@ def prepare(spec: Spec, dataset: datasets.Dataset, worker: Worker) -> tuple[Batc
 
 
 def build_trainer(spec: Spec, worker: Worker, journal: Journal) -> pl.Trainer:
-    """Lightning's Trainer with nothing that costs time in every step."""
+    """Lightning's Trainer with nothing that costs time in every step.
+
+    It is told where it runs. Where it finds a SLURM by itself, it refuses ``--ntasks``, writes a checkpoint of its own
+    on SIGUSR1, and goes on from any such file in its folder, whichever trial's; so it is given none to look into.
+    """
     settings: dict[str, Any] = {
         "accelerator": "gpu" if spec.device == "cuda" else "cpu",
         "devices": 1,
         "deterministic": spec.device == "cpu",
-    }
+        "plugins": [LightningEnvironment()],
+    } | dict(worker.trainer)
+    settings["plugins"] = [*settings["plugins"], tensors.Checkpoints()]
     return pl.Trainer(
-        **(settings | dict(worker.trainer)),
+        **settings,
+        default_root_dir=os.devnull,
         max_epochs=spec.epochs,
         precision="bf16-mixed" if spec.benchmark.recipe.precision == "bf16" else "32-true",
         callbacks=[journal],
@@ -383,11 +463,8 @@ def _behind(family: str) -> dict[str, str]:
     return store.sources(family) | LOADED
 
 
-def _finish(spec: Spec, module: Classifier, journal: Journal, identity: Mapping[str, Any], per_epoch: int) -> None:
-    """Weights, provenance, and last of all the mark that the trial is finished.
-
-    ``per_epoch`` is how many images the recipe trains on where no budget cuts them.
-    """
+def _finish(spec: Spec, module: Classifier, journal: Journal, identity: Mapping[str, Any]) -> None:
+    """Weights, provenance, and last of all the mark that the trial is finished."""
     last = journal.curve[-1]
     with store.replacing(spec.files.weights) as temporary:
         torch.save(module.model.state_dict(), temporary)
@@ -397,7 +474,7 @@ def _finish(spec: Spec, module: Classifier, journal: Journal, identity: Mapping[
         **{k: v for k, v in identity.items() if k != "dataset"},
         "dataset_digest": identity["dataset"]["digest"],
         # Passes over the images that the recipe trains on: fewer than counted where the budget cuts the data.
-        "epochs": round(images / per_epoch, 3),
+        "epochs": round(last["epoch"], 3),
         "images_seen": images,
         "wall_s": wall,
         "device_s": wall * journal.worker.workers,
@@ -413,7 +490,7 @@ def _finish(spec: Spec, module: Classifier, journal: Journal, identity: Mapping[
         "final_loss": last["loss"],
     }
     journal.tell("done", last["loss"])
-    store.write_json(spec.files.result, result)
+    spec.files.write_result(result)
     spec.files.checkpoint.unlink(missing_ok=True)
 
 
@@ -465,6 +542,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this as Ctrl-C does
+    signal.signal(signal.SIGUSR1, _end_preempted)
     params = benchmarks.load()
     benchmark = params.benchmark(args.benchmark)
     budget = args.budget or usual_budget(params, benchmark.name)
@@ -475,13 +553,15 @@ def main() -> None:
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads is {args.threads}; expected at least 1")
     device = chosen_device(args.device)
+    root = args.store or store.default()
+    store.require_folder(root)
     check(benchmark, budget, args.data)
     spec = plan(
         benchmark,
         budget,
         args.seed,
         data=args.data,
-        root=args.store or store.default(),
+        root=root,
         device=device,
         threads=args.threads,
     )
@@ -489,13 +569,24 @@ def main() -> None:
     if not spec.files.finished:
         expected = workload.images(spec) / measure(spec, 1.0)
         print(f"{spec.name}: about {progress.duration(expected)} from its start to its end", flush=True)
+    worker = Worker(preempted_by=(signal.SIGUSR1, signal.SIGTERM))
     try:
-        files = run(spec, watch=_printer(spec.name))
-    except SystemExit:  # Lightning's own answer to Ctrl-C and SIGTERM, the latter with status 0
+        files = run(spec, worker, watch=_printer(spec.name))
+    except SystemExit:  # Lightning's own answer to Ctrl-C
         raise KeyboardInterrupt from None
+    except PreemptedError as error:
+        if error.number == signal.SIGTERM:
+            raise KeyboardInterrupt from None
+        fail(str(error), PREEMPTED)
     result = store.read_json(files.result)
     took = progress.duration(result["wall_s"])
     print(f"{spec.name}: trained in {took}, final loss {result['final_loss']:.4f}, weights in {files.weights}")
+
+
+def _end_preempted(number: int, frame: FrameType | None) -> NoReturn:
+    """End the process at once: it does not train at the moment, and there is nothing to save."""
+    os.write(2, b"error: ended by SIGUSR1 while it did not train; the same command goes on at its last checkpoint\n")
+    os._exit(PREEMPTED)
 
 
 def _printer(name: str) -> Callable[[Mapping[str, Any]], None]:

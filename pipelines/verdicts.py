@@ -13,11 +13,14 @@ holds is the verdict (an accuracy claim is read as the mirror image: higher is b
 3   ``n >= 5`` and ``high <= c + m``                                reproduced
 4   trained for fewer epochs than the budget ``paper`` (the source's  under budget
     length, or ours where it gives none), and not there:
-    ``high > c + m``, or a single seed, which has no interval
+    ``high > c + m``, or fewer than three seeds, which have no interval
 5   ``n < 5``                                                       inconclusive
 6   ``low > c + m``                                                 not reproduced
 7   anything else: the interval straddles ``c + m``                 inconclusive
 ==  ==============================================================  ==============
+
+Two seeds have no interval: Student's t, with one degree of freedom, would make it 13 times as wide as they are apart,
+and a percentage has no room for that. Their figures are reported one by one.
 
 The margin is the claim's error alone, as if on images of its own. Most claims were measured on the very test images
 that ours are: the two then share some of that luck, how much is not known. The interval has the luck of the seeds, and
@@ -43,6 +46,7 @@ from typing import NamedTuple
 from scipy.special import stdtrit  # the quantile behind scipy.stats.t.ppf, a second quicker to import
 
 MIN_SEEDS = 5  # fewer can neither confirm nor refute
+MIN_SPREAD = 3  # seeds that an interval needs
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.96  # two-sided 95 %, for the claim's binomial margin
 
@@ -78,9 +82,9 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Student's t interval on the mean of ``values``; None when fewer than two leave no spread to judge by."""
+    """Student's t interval on the mean of ``values``; None when fewer than three leave no spread to judge by."""
     n = len(values)
-    if n < 2:
+    if n < MIN_SPREAD:
         return None
     mean = statistics.fmean(values)
     quantile = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
@@ -89,7 +93,7 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def shown(values: Sequence[float]) -> Interval | None:
-    """The interval of figures in % as it is reported: two seeds can make it reach past 0 or 100, where it is cut."""
+    """The interval of figures in % as it is reported: where few seeds make it reach past 0 or 100, it is cut."""
     found = interval(values)
     return found and Interval(max(0.0, found.low), min(100.0, found.high))
 

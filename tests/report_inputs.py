@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from pipelines import benchmarks
+from pipelines import benchmarks, examples, store
 from pipelines.benchmarks import Benchmark, ClaimedOn
 
 Array = npt.NDArray[Any]
@@ -84,7 +84,7 @@ MADE = {
 def make(folder: Path, *, test_images: int = 400, datasets: Path | None = None, per_cell: int = 12) -> Path:
     """Write params.yaml, runs/ and evaluations/ below ``folder`` and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False), encoding="utf-8")
     written = benchmarks.load(folder / "params.yaml")
     tests = {name: _test_split(name, test_images, datasets) for name in CLASSES}
     for name, made in MADE.items():
@@ -160,7 +160,7 @@ def _write_benchmark(
     np.fill_diagonal(alike, 0)
     alike /= alike.sum(axis=1, keepdims=True)
     total = np.zeros((10, 10), dtype=np.int64)
-    errors = []
+    errors, said = [], []
     for seed in SEEDS:
         rate = made.error / 100 * (1 + 0.04 * random.standard_normal())
         predicted = np.where(random.random(len(labels)) < rate, [random.choice(10, p=alike[i]) for i in labels], labels)
@@ -171,8 +171,8 @@ def _write_benchmark(
         errors.append(_write_seed(folder, name, seed, made=made, matrix=matrix, predicted=predicted, labels=labels,
                                   confidence=confidence))  # fmt: skip
         _write_run(folder / "runs" / name / f"seed-{seed}", benchmark, made, seed, random)
-        if seed == SEEDS[0]:
-            _write_examples(folder / "evaluations" / name, images, labels, predicted, confidence, per_cell)
+        said.append((predicted, confidence))
+    _write_examples(folder / "evaluations" / name, images, labels, said, per_cell)
     _write_summary(folder / "evaluations" / name, made, total, errors, len(labels))
     _write_first_layer(folder / "evaluations" / name, made, images, labels, random)
 
@@ -189,7 +189,7 @@ def _write_seed(
         figure = made.claimed_error + 0.1 * (seed - 2)
         metrics["claimed_on"] = {**claimed_on(made), "error": figure, "accuracy": 100 - figure,
                                  "single_view_error": figure}  # fmt: skip
-    (place / "metrics.json").write_text(json.dumps(metrics))
+    (place / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     np.savetxt(place / "confusion.csv", matrix, fmt="%d", delimiter=",")
     np.savez(place / "predictions.npz", labels=labels.astype(np.uint16), predicted=predicted.astype(np.uint16),
              confidence=confidence)  # fmt: skip
@@ -199,25 +199,24 @@ def _write_seed(
 def _write_summary(place: Path, made: Made, total: Array, errors: Sequence[float], test: int) -> None:
     classes = CLASSES[made.dataset]
     mean = float(np.mean(errors))
-    (place / "metrics.json").write_text(json.dumps({"error": mean, "accuracy": 100 - mean, "seeds": len(errors)}))
+    (place / "metrics.json").write_text(json.dumps({"test_error": mean, "seeds": len(errors)}), encoding="utf-8")
     about = {"classes": classes, "shape": SHAPES[made.dataset], "dataset": made.dataset, "protocol": made.protocol,
              "test": test}  # fmt: skip
-    (place / "classes.json").write_text(json.dumps(about))
-    with (place / "confusion.csv").open("w", newline="") as file:
+    (place / "classes.json").write_text(json.dumps(about), encoding="utf-8")
+    with (place / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("actual", "predicted", "count"))
         writer.writerows((a, p, total[i, j]) for i, a in enumerate(classes) for j, p in enumerate(classes))
 
 
 def _write_examples(
-    place: Path, images: Array, labels: Array, predicted: Array, confidence: Array, per_cell: int
+    place: Path, images: Array, labels: Array, said: Sequence[tuple[Array, Array]], per_cell: int
 ) -> None:
-    kept: list[int] = []
-    for actual in range(10):
-        for said in range(10):
-            kept += np.flatnonzero((labels == actual) & (predicted == said))[:per_cell].tolist()
-    np.savez_compressed(place / "examples.npz", images=images[kept], actual=labels[kept], predicted=predicted[kept],
-                        confidence=confidence[kept], index=np.array(kept, dtype=np.int64))  # fmt: skip
+    predicted, confidence = (np.stack(found) for found in zip(*said, strict=True))
+    kept = examples.behind(labels * 10 + predicted, per_cell)
+    np.savez_compressed(place / "examples.npz", images=images[kept], actual=labels[kept], index=kept,
+                        seeds=np.array(SEEDS), predicted=predicted[:, kept].astype(np.uint16),
+                        confidence=confidence[:, kept])  # fmt: skip
 
 
 def _write_first_layer(place: Path, made: Made, images: Array, labels: Array, random: np.random.Generator) -> None:
@@ -244,7 +243,7 @@ def _write_run(place: Path, benchmark: Benchmark, made: Made, seed: int, random:
         line = {"epoch": epoch, "loss": train / 30, "train_error": train, "lr": 0.02, "images_per_s": 8000.0,
                 "seconds": 7.5 * epoch, "time": 1.7e9 + 7.5 * epoch}  # fmt: skip
         lines.append(json.dumps(line))
-    (place / "curve.jsonl").write_text("\n".join(lines) + "\n")
+    (place / "curve.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     result = {
         "benchmark": benchmark.name, "seed": seed, "key": f"{seed:016x}", "budget": "laptop",
         "dataset_digest": "ab" * 32, "config": benchmark.resolved("laptop"), "epochs": made.epochs,
@@ -255,8 +254,8 @@ def _write_run(place: Path, benchmark: Benchmark, made: Made, seed: int, random:
         "git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": False, "parameters": made.parameters,
         "resumed": 0, "finished": 1.7e9 + seed, "final_loss": 0.05,
     }  # fmt: skip
-    (place / "result.json").write_text(json.dumps(result))
     (place / "weights.pt").write_bytes(b"")
+    store.TrialFiles(place).write_result(result)
 
 
 if __name__ == "__main__":

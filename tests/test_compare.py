@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import yaml
 
-from pipelines import benchmarks, compare
+from pipelines import benchmarks, compare, store
 from pipelines.errors import UserError
 from pipelines.page import table3
 from pipelines.page.outcomes import LedgerRow
 from tests.report_inputs import DIFFERENCE, LABEL, MADE, REMARKS, SEEDS, claimed_on, make
 
+Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
     *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
@@ -104,6 +109,7 @@ def test_a_label_stands_beside_the_verdict_in_every_form_of_the_ledger(
 
 def test_seeds_that_never_left_guessing_are_counted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Seed 1 calls every image a 3, seed 2 is right on one more image in ten than that."""
+    keep_no_examples(project / "evaluations/lenet5-mnist")
     for seed, right in ((1, 0), (2, 40)):
         folder = project / f"evaluations/lenet5-mnist/trials/seed-{seed}"
         matrix = np.zeros((10, 10), dtype=int)
@@ -134,7 +140,7 @@ def test_figures_of_another_recipe_are_refused(project: Path) -> None:
         report()
     (project / "params.yaml").write_text(text.replace("views: single", "views: ten_crop\n      crop: 24", 1))
     line = (
-        "classes.json: protocol is single view, and 10-crop averaged in params.yaml; expected the same: run dvc repro"
+        "classes.json: protocol is 'single view', and 10-crop averaged in params.yaml; expected the same: run dvc repro"
     )
     with pytest.raises(UserError, match=re.escape(line)):
         report()
@@ -198,6 +204,7 @@ def test_rows_on_the_whole_test_set_have_no_other(project: Path) -> None:
 def test_the_verdict_is_on_the_images_of_the_claim(project: Path, claimed: float, tested: float, verdict: str) -> None:
     """A claim of 79 %: whether the whole test set comes up to it is another question."""
     name = "ml4a-convnet-cifar10"
+    keep_no_examples(project / "evaluations" / name)
     for seed in SEEDS:
         folder = project / f"evaluations/{name}/trials/seed-{seed}"
         on = {**claimed_on(MADE[name]), "error": claimed, "accuracy": 100 - claimed}
@@ -316,8 +323,31 @@ def test_terminal_table_fits_eighty_columns(project: Path, capsys: pytest.Captur
     assert max(map(len, (line.rstrip() for line in shown.splitlines()))) <= 84
 
 
+def edit_arrays(path: Path, change: Callable[[dict[str, Array]], object]) -> None:
+    with np.load(path) as found:
+        arrays = dict(found)
+    change(arrays)
+    np.savez(path, **arrays)
+
+
+def keep_no_examples(folder: Path) -> None:
+    """For a test that gives a seed another confusion matrix."""
+
+    def empty(arrays: dict[str, Array]) -> None:
+        for key in ("images", "actual", "index"):
+            arrays[key] = arrays[key][:0]
+        for key in ("predicted", "confidence"):
+            arrays[key] = arrays[key][:, :0]
+
+    edit_arrays(folder / "examples.npz", empty)
+
+
 def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    changed = {**json.loads(path.read_text()), **changes}
+    if path.name == "result.json":  # as its trial would have written it
+        store.TrialFiles(path.parent).write_result(changed)
+    else:
+        path.write_text(json.dumps(changed))
 
 
 SEED = "evaluations/lenet5-mnist/trials/seed-3"
@@ -366,7 +396,15 @@ def test_a_damaged_file_is_named(project: Path, file: str) -> None:
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "claimed_on is null; expected the images 40,001 to"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": {**ON, "first": 0}}, "of the training file: run dvc repro"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": ON}, "claimed_on.error is null; expected per cent, 0 to 100"),
+        ("evaluations/lenet5-mnist/classes.json", {"classes": ["one", 2]}, "expected a list of at least two names"),
+        ("evaluations/lenet5-mnist/classes.json", {"test": 10**400}, "expected the number of test images"),
+        ("evaluations/lenet5-mnist/classes.json", {"test": 0}, "test is 0; expected the number of test images"),
+        ("evaluations/lenet5-mnist/classes.json", {"shape": [1, None, 28]}, "expected channels, height and width"),
+        ("evaluations/lenet5-mnist/classes.json", {"dataset": "cifar10"}, "dataset is 'cifar10', and mnist in params"),
         (f"{RUN}/result.json", {"epochs": None}, "epochs is null; expected a number"),
+        (f"{RUN}/result.json", {"finished": 1e300}, "finished is 1e+300; expected a number from 0 to 1e+11"),
+        (f"{RUN}/result.json", {"images_per_s": "fast"}, "images_per_s is 'fast'; expected a number"),
+        (f"{RUN}/result.json", {"resumed": [1]}, "resumed is [1]; expected a number"),
         (f"{RUN}/result.json", {"versions": []}, "versions is []; expected an object"),
     ],
 )
@@ -379,30 +417,129 @@ def drop_a_row(path: Path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
 
 
-def lose_a_key(path: Path) -> None:
-    with np.load(path) as found:
-        kept = {key: found[key] for key in found.files if key != "index"}
-    np.savez(path, **kept)
+def test_an_inconsistent_file_is_named(project: Path) -> None:
+    drop_a_row(project / f"{SEED}/confusion.csv")
+    assert "holds 9x10 counts" in refused(project, f"{SEED}/confusion.csv")
 
 
-def foreign_class(path: Path) -> None:
-    with np.load(path) as found:
-        arrays = {key: found[key] for key in found.files}
-    arrays["predicted"] = arrays["predicted"] + 5
-    np.savez(path, **arrays)
+EXAMPLES = "evaluations/lenet5-mnist/examples.npz"
+WRONG: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
+    "a key is gone": (lambda found: found.pop("index"), "lacks index; expected the arrays images, actual, index"),
+    "foreign class": (lambda found: found.update(predicted=found["predicted"] + 5), "whole numbers from 0 to 9"),
+    "negative": (lambda found: found.update(actual=found["actual"] - 1), "actual holds something else; expected whole"),
+    "beyond the file": (lambda found: found.update(index=found["index"] + 399), "whole numbers from 0 to 399"),
+    "falling": (lambda found: found.update(index=found["index"][::-1]), "index does not rise"),
+    "no probability": (lambda found: found.update(confidence=found["confidence"] + 1), "probabilities, 0 to 1"),
+    "not a number": (lambda found: found.update(confidence=found["confidence"] * np.nan), "expected probabilities"),
+    "a seed is gone": (lambda found: found["seeds"].__setitem__(3, 9), "has nothing of seed 3; expected all that were"),
+    "of another seed": (lambda found: found.update(predicted=found["predicted"][::-1]), "more images of a cell"),
+    "fewer rows": (lambda found: found.update(predicted=found["predicted"][1:]), "predicted has shape (4, "),
+    "one axis": (lambda found: found.update(images=found["images"].ravel()), "images has shape ("),
+    "other images": (lambda found: found.update(images=found["images"][:, :, 1:]), "uint8 of shape (N, 1, 28, 28)"),
+    "floats": (lambda found: found.update(images=found["images"] / 2), "images is float64 of shape ("),
+    "objects": (lambda found: found.update(actual=np.array([{}], dtype=object)), "is damaged (an array of object and"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_examples_that_do_not_fit_are_one_line(project: Path, name: str) -> None:
+    change, words = WRONG[name]
+    edit_arrays(project / EXAMPLES, change)
+    assert words in refused(project, EXAMPLES)
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "words"),
+    ("filters", "words"),
     [
-        (f"{SEED}/confusion.csv", drop_a_row, "holds 9x10 counts"),
-        ("evaluations/lenet5-mnist/examples.npz", lose_a_key, "lacks index"),
-        ("evaluations/lenet5-mnist/examples.npz", foreign_class, "expected 0 to 9"),
+        (np.ones((3, 1, 5)), "filters is float64 of shape (3, 1, 5); expected finite floats on four axes"),
+        (np.ones((3, 1, 5, 0)), "of shape (3, 1, 5, 0); expected"),
+        (np.full((3, 1, 5, 5), np.inf), "expected finite floats"),
+        (np.full((3, 1, 5, 5), 1e300), "expected finite floats"),  # infinite as float32
+        (np.ones((3, 1, 5, 5), dtype=complex), "is damaged (an array of complex128"),
     ],
 )
-def test_an_inconsistent_file_is_named(project: Path, file: str, damage: Callable[[Path], None], words: str) -> None:
-    damage(project / file)
+def test_a_first_layer_that_is_none_is_one_line(project: Path, filters: Array, words: str) -> None:
+    file = "evaluations/lenet5-mnist/first_layer.npz"
+    np.savez(project / file, filters=filters)
     assert words in refused(project, file)
+
+
+def pack(path: Path, shape: tuple[int, ...], data: bytes) -> None:
+    """An .npz whose ``images`` claim a shape."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header.getvalue() + data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "half of it": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "nested": lambda path: path.write_bytes(b"[" * 100_000),
+    "null": lambda path: path.write_bytes(b"null\n"),
+    "no UTF-8": lambda path: path.write_bytes(b"\xff\xfe\n"),
+    "digits": lambda path: path.write_bytes(b"9" * 5_000 + b"\n"),
+    "claims more": lambda path: pack(path, (10**12,), bytes(800)),
+    "inflates": lambda path: pack(path, (8,), bytes(20_000_000)),
+}
+KINDS: dict[str, Callable[[Path], object]] = {
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_whatever_a_file_has_become_is_one_line(project: Path, file: str) -> None:
+    path = project / file
+    whole = path.read_bytes()
+    for damage in DAMAGE.values():
+        damage(path)
+        check(refused(project, path.parent.name))
+        path.write_bytes(whole)
+    for become in KINDS.values():
+        path.unlink()
+        become(path)
+        check(refused(project, path.parent.name))
+        path.rmdir() if path.is_dir() else path.unlink()
+        path.write_bytes(whole)
+    report()
+
+
+def check(line: str) -> None:
+    assert line.isprintable() and len(line) < 400
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "a folder"])
+def test_a_report_that_is_no_folder_is_one_line(project: Path, kind: str) -> None:
+    KINDS[kind](project / "report")
+    with pytest.raises(UserError, match=r"^report (is no folder; expected one|can't be made)"):
+        report()
+
+
+def test_a_page_that_is_a_folder_is_one_line_and_the_report_stays(project: Path) -> None:
+    report()
+    before = (project / "report/ledger.json").read_bytes()
+    (project / "report/index.html").unlink()
+    (project / "report/index.html").mkdir()
+    edit_json(project / "runs/linear-mnist/seed-1/result.json", git_dirty=True)
+    with pytest.raises(UserError, match=r"^report/index.html is a folder; expected a file, or nothing$"):
+        report()
+    assert (project / "report/ledger.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["epoch", "loss", "train_error"])
+def test_a_point_of_a_curve_that_is_none_is_one_line(project: Path, key: str) -> None:
+    path = project / f"{RUN}/curve.jsonl"
+    values: list[Any] = ["ten", True, [], {}, -(10**400)]
+    for value in values:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines[4][key] = value
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        edit_json(project / f"{RUN}/result.json")  # which vouches for it
+        assert f"curve.jsonl line 5: {key} is " in refused(project, f"{RUN}/curve.jsonl")
 
 
 def run_stage(project: Path) -> subprocess.CompletedProcess[str]:

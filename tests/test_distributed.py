@@ -18,7 +18,7 @@ import pytest
 
 from pipelines import spec, store, trial
 from tests.conftest import ROOT, edit_params, environment
-from tests.training import Run, only, same_weights, specs, until, worker_of
+from tests.training import Run, only, same_weights, slurm, specs, until, worker_of
 
 TWO: dict[str, Any] = {
     "recipe.batch": 32,
@@ -70,20 +70,24 @@ def test_two_workers_train_as_one_does(project: Path, undisturbed: spec.Spec) ->
 
 
 def test_whatever_is_killed_both_workers_go_on_to_the_same_weights(project: Path, undisturbed: spec.Spec) -> None:
-    """And where a trial's loss ends as no number, all its workers end, at once, and no other trial."""
+    """And where a trial's loss ends as no number, all its workers end, at once, and no other trial.
+
+    All that within a job of SLURM's, which Lightning would take for its own launcher.
+    """
     only(project, lenet5_mnist=TWO, linear_mnist=DIVERGING)
+    job = slurm(project)
     one, diverging = specs("lenet5-mnist")[0], specs("linear-mnist")[0]
 
-    run = Run.start(project)
+    run = Run.start(project, **job)
     run.until_saved(one)
     assert run.kill(run.driver.pid, signal.SIGKILL) == -9
 
-    run = Run.start(project)
+    run = Run.start(project, **job)
     run.until(lambda: bool(ranks(run)))  # Ray Train, which has an answer of its own to Ctrl-C, places its workers
     assert run.kill(run.driver.pid, signal.SIGINT) == 130
     assert run.log.splitlines()[-1].startswith("error: interrupted")
 
-    run = Run.start(project)
+    run = Run.start(project, **job)
     run.until_saved(one)
     first = worker_of(one)
     (other,) = set(ranks(run)) - {first}

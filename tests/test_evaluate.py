@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import benchmarks, datasets, evaluate, spec, store, subsets, trial
+from pipelines import benchmarks, datasets, evaluate, examples, spec, store, subsets, trial
 from pipelines.errors import UserError
 from pipelines.evaluate import Predictions
 from pipelines.train import collect
@@ -29,7 +29,7 @@ SHORT = {"recipe.subset": {"first": 600}}
 # One benchmark a protocol.
 CHANGES: dict[str, dict[str, object]] = {
     "linear-mnist": {  # single view
-        "budgets.laptop": {"epochs": 1, "seeds": [3, 5]},
+        "budgets.laptop": {"epochs": 1, "seeds": [3, 5, 6]},
         "evaluation.claimed_on": {"split": "train", "first": 700, "count": 310},
         "claim.test_images": 310,
         "claim.difference": "These images are others.",
@@ -37,6 +37,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "lenet5-mnist": {
         "recipe.augment": [{"shift": {"pixels": 3, "fill": -0.1}}],
         "recipe.batch": 8,
+        "recipe.optimiser.lr": 0.005,  # a third wrong on any processor; with 0.04 it is chance that decides
         "model.options": {"init": "sqrt_fan_in"},  # off the plateau at once
         "evaluation": {"views": "random", "count": 4, "claimed_on": {"split": "test", "first": 130, "count": 200}},
         "claim.test_images": 200,
@@ -112,7 +113,7 @@ def _layers(found: dict[str, Array]) -> list[tuple[Array, Array]]:
 
 
 def seeds() -> list[tuple[str, int]]:
-    return [("linear-mnist", 3), ("linear-mnist", 5), ("lenet5-mnist", 0), ("mlp300-mnist", 0)]
+    return [("linear-mnist", 3), ("linear-mnist", 6), ("lenet5-mnist", 0), ("mlp300-mnist", 0)]
 
 
 def folder(name: str, seed: int) -> Path:
@@ -158,7 +159,7 @@ def test_precision_recall_and_f1_of_each_class(evaluated: Path, name: str, seed:
         said, is_one = found["predicted"] == digit, found["labels"] == digit
         hits = int((said & is_one).sum())
         assert row["support"] == is_one.sum()
-        assert row["precision"] == pytest.approx(hits / said.sum() if said.any() else 0.0)
+        assert row["precision"] == (pytest.approx(hits / said.sum()) if said.any() else None)
         assert row["recall"] == pytest.approx(hits / is_one.sum())
         assert row["f1"] == pytest.approx(2 * hits / (said.sum() + is_one.sum()))
 
@@ -307,15 +308,14 @@ def test_the_same_views_are_drawn_again(evaluated: Path) -> None:
 
 
 def test_the_aggregate_is_of_all_seeds(evaluated: Path) -> None:
-    each = [read(folder("linear-mnist", seed) / "metrics.json") for seed in (3, 5)]
+    each = [read(folder("linear-mnist", seed) / "metrics.json") for seed in (3, 5, 6)]
     errors = [metrics["error"] for metrics in each]
     total = read(Path("evaluations/linear-mnist/metrics.json"))
-    assert total["seeds"] == 2 and errors[0] != errors[1]
-    assert total["test_error"] == pytest.approx(sum(errors) / 2) and total["test_accuracy"] == pytest.approx(
-        100 - sum(errors) / 2
-    )
-    assert total["top5_error"] == pytest.approx(sum(metrics["top5_error"] for metrics in each) / 2)
-    half = 12.706 * abs(errors[0] - errors[1]) / 2  # Student's t at 95 %, one degree of freedom; deviation / sqrt(2)
+    assert total["seeds"] == 3 and len(set(errors)) > 1
+    assert total["test_error"] == pytest.approx(sum(errors) / 3)
+    assert total["test_accuracy"] == pytest.approx(100 - sum(errors) / 3)
+    assert total["top5_error"] == pytest.approx(sum(metrics["top5_error"] for metrics in each) / 3)
+    half = 4.3027 * np.std(errors, ddof=1) / 3**0.5  # Student's t at 95 %, two degrees of freedom
     assert total["test_error_ci95_low"] == pytest.approx(total["test_error"] - half, rel=1e-3)
     assert total["test_error_ci95_high"] == pytest.approx(total["test_error"] + half, rel=1e-3)
     alone = read(Path("evaluations/lenet5-mnist/metrics.json"))  # one seed has no interval
@@ -323,14 +323,14 @@ def test_the_aggregate_is_of_all_seeds(evaluated: Path) -> None:
 
 
 def test_the_aggregate_has_the_images_of_the_claim_beside_the_test_set(evaluated: Path) -> None:
-    errors = [read(folder("linear-mnist", seed) / "metrics.json")["claimed_on"]["error"] for seed in (3, 5)]
+    errors = [read(folder("linear-mnist", seed) / "metrics.json")["claimed_on"]["error"] for seed in (3, 5, 6)]
     total = read(Path("evaluations/linear-mnist/metrics.json"))
     assert all(isinstance(value, (int, float)) for value in total.values())  # DVC's metrics are flat
-    assert total["claimed_on_error"] == pytest.approx(sum(errors) / 2)
-    assert total["claimed_on_accuracy"] == pytest.approx(100 - sum(errors) / 2)
-    half = 12.706 * abs(errors[0] - errors[1]) / 2
-    assert total["claimed_on_error_ci95_low"] == pytest.approx(max(0, sum(errors) / 2 - half), rel=1e-3)
-    assert total["claimed_on_error_ci95_high"] == pytest.approx(sum(errors) / 2 + half, rel=1e-3)
+    mean, half = sum(errors) / 3, 4.3027 * np.std(errors, ddof=1) / 3**0.5
+    assert total["claimed_on_error"] == pytest.approx(mean)
+    assert total["claimed_on_accuracy"] == pytest.approx(100 - mean)
+    assert total["claimed_on_error_ci95_low"] == pytest.approx(mean - half, rel=1e-3)
+    assert total["claimed_on_error_ci95_high"] == pytest.approx(mean + half, rel=1e-3)
     assert read(Path("evaluations/lenet5-mnist/metrics.json"))["claimed_on_error_ci95_low"] is None
     assert not [key for key in read(Path("evaluations/mlp300-mnist/metrics.json")) if "claimed" in key]
     assert "claimed_on" not in read(folder("mlp300-mnist", 0) / "metrics.json")
@@ -341,8 +341,8 @@ def test_the_aggregate_confusion_is_the_sum_with_names(evaluated: Path) -> None:
         rows = list(csv.DictReader(file))
     cells = {(row["actual"], row["predicted"]): int(row["count"]) for row in rows}
     assert len(rows) == len(cells) == 100
-    each = [np.loadtxt(folder("linear-mnist", seed) / "confusion.csv", delimiter=",", dtype=int) for seed in (3, 5)]
-    assert all(cells[str(i), str(j)] == each[0][i, j] + each[1][i, j] for i in range(10) for j in range(10))
+    each = [np.loadtxt(folder("linear-mnist", seed) / "confusion.csv", delimiter=",", dtype=int) for seed in (3, 5, 6)]
+    assert all(cells[str(i), str(j)] == sum(one[i, j] for one in each) for i in range(10) for j in range(10))
     about = read(Path("evaluations/linear-mnist/classes.json"))
     assert about["classes"] == list("0123456789")
     assert (about["shape"], about["dataset"], about["test"]) == ([1, 28, 28], "mnist", TEST)
@@ -353,19 +353,42 @@ def test_the_aggregate_confusion_is_the_sum_with_names(evaluated: Path) -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_examples_are_the_test_images_behind_the_cells(evaluated: Path, name: str) -> None:
-    seed = planned(name)[0].seed
     images, labels = published()
-    found, said = arrays(Path("evaluations") / name / "examples.npz"), arrays(folder(name, seed) / "predictions.npz")
+    found = arrays(Path("evaluations") / name / "examples.npz")
     index = found["index"]
-    assert found["images"].dtype == np.uint8
-    assert np.array_equal(found["images"], images[index])
+    assert found["images"].dtype == np.uint8 and np.array_equal(found["images"], images[index])
     assert np.array_equal(found["actual"], labels[index])
-    assert np.array_equal(found["predicted"], said["predicted"][index])
-    np.testing.assert_allclose(found["confidence"], said["confidence"][index], atol=1e-3)
-    expected = []  # the first dozen of each cell, in the order of the file
-    for cell in range(100):
-        expected += np.flatnonzero(labels * 10 + said["predicted"] == cell)[:12].tolist()
-    assert index.tolist() == sorted(expected)
+    assert found["seeds"].tolist() == [one.seed for one in planned(name)]
+    for seed, predicted, confidence in zip(found["seeds"], found["predicted"], found["confidence"], strict=True):
+        said = arrays(folder(name, seed) / "predictions.npz")
+        assert np.array_equal(predicted, said["predicted"][index])
+        assert np.array_equal(confidence, said["confidence"][index])
+        cells, kept = (np.bincount(at * 10 + it, minlength=100)
+                       for at, it in ((labels, said["predicted"]), (labels[index], predicted)))  # fmt: skip
+        assert (kept >= np.minimum(cells, 12)).all()  # every cell of every seed's matrix has its dozen, or all it holds
+
+
+def test_examples_are_few_since_they_serve_all_seeds() -> None:
+    actual = np.zeros(40, dtype=np.int64)
+    first = np.zeros(40, dtype=np.int64)
+    second = np.r_[np.zeros(20, dtype=np.int64), np.ones(20, dtype=np.int64)]
+    third = np.r_[np.ones(10, dtype=np.int64), np.zeros(30, dtype=np.int64)]
+    cells = actual * 2 + np.stack([first, second, third])
+    # Of cell 0 the ten that all three put there come first, then the first of the file; of cell 1 there are few.
+    assert examples.behind(cells[:1], 3).tolist() == [0, 1, 2]
+    assert examples.behind(cells, 12).tolist() == [*range(10), *range(10, 20), *range(20, 32)]
+    assert examples.behind(cells, 2).tolist() == [0, 1, 10, 11, 20, 21]
+
+
+def test_examples_are_bounded() -> None:
+    random = np.random.default_rng(0)
+    actual, predicted = random.integers(10, size=6000), random.integers(10, size=(5, 6000))
+    found = examples.bounded(actual, predicted, 10)
+    cells = actual * 10 + predicted
+    fewest = min(np.bincount(one[found], minlength=100).min() for one in cells)
+    assert 1500 < len(found) <= examples.MOST and 5 <= fewest  # fewer of each, and some of all
+    few = examples.bounded(actual, np.stack([(actual + 1) % 10, actual]), 10, most=7)  # ten classes, two cells each
+    assert len(few) == 7 and len(set(actual[few].tolist())) == 7
 
 
 def test_large_photographs_are_kept_small(tmp_path: Path) -> None:
@@ -377,12 +400,12 @@ def test_large_photographs_are_kept_small(tmp_path: Path) -> None:
     found = Predictions(
         probabilities=likely, labels=torch.from_numpy(labels), single=torch.from_numpy(labels), seconds=0.0
     )
-    evaluate._write_examples(tmp_path / "examples.npz", found, data)
-    examples = arrays(tmp_path / "examples.npz")
-    assert examples["images"].shape == (4, 3, 64, 64) and examples["images"].dtype == np.uint8
-    corners = examples["images"][:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    evaluate._write_examples(tmp_path / "examples.npz", [evaluate.Answers.of(4, found)], data)
+    kept = arrays(tmp_path / "examples.npz")
+    assert kept["images"].shape == (4, 3, 64, 64) and kept["images"].dtype == np.uint8
+    corners = kept["images"][:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert np.array_equal(corners, bright[:, :, [0, 0, -1, -1], [0, -1, 0, -1]])
-    assert examples["predicted"].tolist() == [0, 1, 0, 0]
+    assert kept["predicted"].tolist() == [[0, 1, 0, 0]] and kept["seeds"].tolist() == [4]
 
 
 def test_the_first_layer_is_the_trained_one(evaluated: Path) -> None:
@@ -400,7 +423,7 @@ def test_the_first_layer_is_the_trained_one(evaluated: Path) -> None:
 # --- by hand -----------------------------------------------------------------------------------------------------
 
 
-def test_a_class_that_is_never_predicted_has_no_precision() -> None:
+def test_where_there_is_nothing_to_divide_by_a_class_has_no_figure() -> None:
     table = evaluate.per_class(np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]]), ["a", "b", "c"])
     assert table[0] == {"class": "a", "precision": 0.6, "recall": 0.75, "f1": pytest.approx(2 / 3), "support": 4}
     assert table[1] == {
@@ -410,7 +433,10 @@ def test_a_class_that_is_never_predicted_has_no_precision() -> None:
         "f1": pytest.approx(8 / 11),
         "support": 6,
     }
-    assert table[2] == {"class": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert table[2] == {"class": "c", "precision": None, "recall": None, "f1": None, "support": 0}
+    absent, missed = evaluate.per_class(np.array([[0, 0], [3, 0]]), ["taken for", "never predicted"])
+    assert absent == {"class": "taken for", "precision": 0.0, "recall": None, "f1": 0.0, "support": 0}
+    assert missed == {"class": "never predicted", "precision": None, "recall": 0.0, "f1": 0.0, "support": 3}
 
 
 @pytest.mark.parametrize(("classes", "top"), [(6, 50.0), (3, 0.0)])

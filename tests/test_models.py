@@ -29,9 +29,9 @@ def builds(builder: Builder, count: int, shape: tuple[int, int, int], **options:
 ROWS = [
     builds(linear.linear, 7_850, (1, 28, 28)),
     builds(mlp.mlp, 238_510, (1, 28, 28)),
-    builds(mlp.mlp, 795_010, (1, 28, 28), hidden=[1000]),
-    builds(mlp.mlp, 266_610, (1, 28, 28), hidden=[300, 100], output="tanh"),
-    builds(mlp.mlp, 469_160, (1, 28, 28), hidden=[500, 150]),
+    builds(mlp.mlp, 795_010, (1, 28, 28), hidden=(1000,)),
+    builds(mlp.mlp, 266_610, (1, 28, 28), hidden=(300, 100), output="tanh"),
+    builds(mlp.mlp, 469_160, (1, 28, 28), hidden=(500, 150)),
     builds(lenet.lenet5, 60_850, (1, 32, 32)),
     builds(lenet.lenet5, 60_000, (1, 32, 32), head="rbf"),
     builds(lenet.lenet1, 2_578, (1, 28, 28)),
@@ -216,21 +216,21 @@ def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
         (lambda: lenet.lenet5(in_shape=(1, 30, 30)), r"\(1, 30, 30\).* 30 is not 12"),
         (lambda: lenet.lenet5(in_shape=(1, 12, 12)), r"\(1, 12, 12\).*from 16"),
         (lambda: lenet.lenet5(head="rbf", classes=26), "10 digits, not 26"),
-        (lambda: lenet.lenet5(head="svm"), "'svm' must be 'softmax' or 'rbf'"),
-        (lambda: lenet.lenet1(init="zero"), "'zero' must be 'fan_in'"),
-        (lambda: lenet1989.lenet1989(output="relu"), "'relu' must be 'tanh'"),
-        (lambda: lenet1989.lenet1989(init="he"), "'he' must be"),
-        (lambda: mlp.mlp(output="softmax"), "'softmax' must be 'linear'"),
-        (lambda: mlp.mlp(hidden=[300, 0]), r"\[300, 0\] must hold at least 1"),
+        (lambda: lenet.lenet5(head="svm"), "'svm' must be 'softmax' or 'rbf'"),  # type: ignore[arg-type]
+        (lambda: lenet.lenet1(init="zero"), "'zero' must be 'fan_in'"),  # type: ignore[arg-type]
+        (lambda: lenet1989.lenet1989(output="relu"), "'relu' must be 'tanh'"),  # type: ignore[arg-type]
+        (lambda: lenet1989.lenet1989(init="he"), "'he' must be"),  # type: ignore[arg-type]
+        (lambda: mlp.mlp(output="softmax"), "'softmax' must be 'linear'"),  # type: ignore[arg-type]
+        (lambda: mlp.mlp(hidden=(300, 0)), r"\[300, 0\] must hold at least 1"),
         (lambda: convnetjs.cifar10(in_shape=(3, 7, 32)), r"\(3, 7, 32\).*\(2, 2, 2\): it leaves 0x4"),
         (lambda: convnetjs.mnist(in_shape=(1, 5, 5)), r"\(1, 5, 5\) is too small"),
         (lambda: krizhevsky.layers_80sec(in_shape=(3, 11, 32)), r"\(3, 11, 32\).* 11 leaves 2"),
         (lambda: krizhevsky.conv_local_11pct(in_shape=(3, 24, 5)), r"\(3, 24, 5\).* 5 leaves 2"),
         (lambda: allcnn.allcnn(in_shape=(3, 11, 11)), r"\(3, 11, 11\).* 11 is below 12"),
-        (lambda: allcnn.allcnn(base="D"), "base 'D' must be one of A, B, C"),
-        (lambda: allcnn.allcnn(variant="pooled"), "variant 'pooled' must be one of base, strided"),
+        (lambda: allcnn.allcnn(base="D"), "base 'D' must be one of A, B, C"),  # type: ignore[arg-type]
+        (lambda: allcnn.allcnn(variant="pooled"), "variant 'pooled' must be one of base, strided"),  # type: ignore[arg-type]
         (lambda: allcnn.allcnn(conv7_padding=2), "conv7_padding 2 must be one of 0, 1"),
-        (lambda: allcnn.allcnn(init="lsuv"), "init 'lsuv' must be one of he"),
+        (lambda: allcnn.allcnn(init="lsuv"), "init 'lsuv' must be one of he"),  # type: ignore[arg-type]
         (lambda: alexnet.alexnet(in_shape=(3, 66, 227)), r"\(3, 66, 227\).* 66 is below 67"),
     ],
 )
@@ -277,7 +277,7 @@ def test_the_table_of_the_mlps_is_the_models() -> None:
     assert len(rows) == 4
     for units, sums, total in rows:
         pixels, *hidden, classes = map(int, units.split("-"))
-        model = mlp.mlp(hidden=hidden)
+        model = mlp.mlp(hidden=tuple(hidden))
         layers = [layer for layer in model.modules() if list(layer.parameters(recurse=False))]
         assert (pixels, classes) == (784, 10)
         assert [parameters(layer) for layer in layers] == [int(part.replace(",", "")) for part in sums.split("+")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_convnetjs_starts_as_its_code_does() -> None:
 
 def test_ml4a_and_mlp_layers() -> None:
     assert list(named_counts(ml4a.ordinary()).values()) == [30_730, 110]
-    assert list(named_counts(mlp.mlp(hidden=[300, 100])).values()) == [235_500, 30_100, 1_010]
+    assert list(named_counts(mlp.mlp(hidden=(300, 100))).values()) == [235_500, 30_100, 1_010]
     out = mlp.mlp(output="tanh")(100 * torch.randn(64, 1, 28, 28))
     assert out.abs().max() <= 1.7159
     torch.testing.assert_close(
@@ -208,7 +209,7 @@ def outline(model: nn.Module) -> list[str]:
     return words
 
 
-def convolutions_and_pools(base: str, variant: str) -> str:
+def convolutions_and_pools(base: Any, variant: Any) -> str:
     return " ".join(word for word in outline(allcnn.allcnn(base=base, variant=variant)) if word[0] in "cp")
 
 
@@ -248,7 +249,7 @@ def test_all_cnn_c_in_full() -> None:
 
 @pytest.mark.parametrize("variant", ["base", "strided", "convpool", "allcnn"])
 @pytest.mark.parametrize("logits_relu", [True, False])
-def test_every_convolution_has_a_relu_and_the_last_one_by_choice(variant: str, logits_relu: bool) -> None:
+def test_every_convolution_has_a_relu_and_the_last_one_by_choice(variant: Any, logits_relu: bool) -> None:
     words = outline(allcnn.allcnn(variant=variant, logits_relu=logits_relu))
     after = [words[i + 1] for i, word in enumerate(words) if word[0] == "c"]
     assert after == ["relu"] * (len(after) - 1) + ["relu" if logits_relu else "mean"]
@@ -256,8 +257,9 @@ def test_every_convolution_has_a_relu_and_the_last_one_by_choice(variant: str, l
 
 @pytest.mark.parametrize("variant", ["base", "strided", "convpool", "allcnn"])
 @pytest.mark.parametrize(("padding", "side"), [(0, 6), (1, 8)])
-def test_the_side_that_is_averaged(variant: str, padding: int, side: int) -> None:
-    for base in "ABC":
+def test_the_side_that_is_averaged(variant: Any, padding: int, side: int) -> None:
+    bases: tuple[Any, ...] = ("A", "B", "C")
+    for base in bases:
         shapes = list(
             named_shapes(allcnn.allcnn(base=base, variant=variant, conv7_padding=padding), (3, 32, 32)).values()
         )
@@ -274,7 +276,7 @@ def test_the_side_that_is_averaged(variant: str, padding: int, side: int) -> Non
         ("normal005", 0.05),
     ],
 )
-def test_all_cnn_initial_weights(init: str, std: float) -> None:
+def test_all_cnn_initial_weights(init: Any, std: float) -> None:
     torch.manual_seed(0)
     second = [layer for layer in allcnn.allcnn(init=init).children() if isinstance(layer, nn.Conv2d)][1]  # 3x3x96 -> 96
     assert second.weight.std().item() == pytest.approx(std, rel=0.02)

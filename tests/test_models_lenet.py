@@ -201,7 +201,7 @@ def test_the_bitmaps_are_ten_different_pictures_of_7_by_12() -> None:
 
 
 @pytest.mark.parametrize(("init", "power"), [("fan_in", 1.0), ("sqrt_fan_in", 0.5)])
-def test_initial_weights_fill_their_range(init: str, power: float) -> None:
+def test_initial_weights_fill_their_range(init: Any, power: float) -> None:
     torch.manual_seed(0)
     p = dict(lenet.lenet5(init=init).named_parameters())
     fan_in = {"c1.weight": 25, "full.0.weight": 400, "full.1.weight": 120, "head.weight": 84}
@@ -218,7 +218,7 @@ def test_initial_weights_fill_their_range(init: str, power: float) -> None:
     ("build", "fan_in", "power"),
     [
         (linear.linear, {"1.weight": 784}, 1.0),
-        (lambda: mlp.mlp(hidden=[300, 100]), {"1.weight": 784, "3.weight": 300, "5.weight": 100}, 1.0),
+        (lambda: mlp.mlp(hidden=(300, 100)), {"1.weight": 784, "3.weight": 300, "5.weight": 100}, 1.0),
         (lenet1989.lenet1989, {"h1_weight": 25, "h2_weight": 200, "h3.weight": 192, "output.weight": 30}, 0.5),
     ],
     ids=["linear", "mlp", "lenet1989"],

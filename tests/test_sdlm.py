@@ -117,7 +117,7 @@ def slope(a: Array) -> Array:
 
 
 def test_two_layers_against_the_recursion_written_out() -> None:
-    model = enlarged(mlp.mlp(hidden=[5], output="tanh", classes=3, in_shape=(1, 2, 2)))
+    model = enlarged(mlp.mlp(hidden=(5,), output="tanh", classes=3, in_shape=(1, 2, 2)))
     w1, b1, w2, b2 = (p.detach().numpy() for p in model.parameters())
     images, labels = drawn(6, 1, 2, 2), digits(6, 3)
     expected: list[list[Array]] = []
@@ -239,7 +239,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], Loss]] = 
     "lenet5, softmax": (lenet.lenet5, (1, 32, 32), CrossEntropy()),
     "lenet4": (lenet.lenet4, (1, 32, 32), CrossEntropy()),
     "lenet1": (lenet.lenet1, (1, 28, 28), CrossEntropy()),
-    "mlp": (lambda: mlp.mlp(hidden=[30, 20], output="tanh"), (1, 28, 28), MeanSquaredError()),
+    "mlp": (lambda: mlp.mlp(hidden=(30, 20), output="tanh"), (1, 28, 28), MeanSquaredError()),
     "lenet1989": (lenet1989.lenet1989, (1, 16, 16), MeanSquaredError()),
     "linear": (linear.linear, (1, 28, 28), CrossEntropy()),
     "convnetjs": (lambda: convnetjs.mnist(in_shape=(1, 24, 24)), (1, 24, 24), CrossEntropy()),

@@ -27,7 +27,7 @@ from pipelines import train as stage
 from pipelines.cluster import Cluster, Node
 from pipelines.errors import UserError
 from tests.conftest import ROOT, edit_params, environment
-from tests.training import QUIET, TRAIN, Run, only, same_weights, specs, train, until, worker_of
+from tests.training import QUIET, TRAIN, Run, only, same_weights, slurm, specs, train, until, worker_of
 
 SHORT: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 2, "seeds": [0, 1]}}
 DIVERGING = SHORT | {"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}
@@ -51,6 +51,14 @@ def test_packed_trials_end_as_plain_ones_whatever_becomes_of_the_others(project:
     again = train("mlp300-mnist")
     assert again.returncode == 0, again.stderr
     assert "2 of 2 trials are in the store already" in again.stdout and "to train" not in again.stdout
+
+    one, other = specs("mlp300-mnist")
+    shutil.copy(other.files.weights, one.files.weights)
+    again = train("mlp300-mnist")
+    assert again.returncode == 0, again.stderr
+    assert "set aside, and mlp300-mnist seed 0 is trained again" in again.stdout.splitlines()[0]
+    assert "1 of 2 trials are in the store already" in again.stdout
+    assert same_weights(project / "runs/mlp300-mnist/seed-0/weights.pt", Path("plain") / one.key / "weights.pt")
 
 
 @pytest.mark.alone
@@ -111,6 +119,15 @@ def test_whatever_is_killed_training_goes_on_to_the_same_weights(project: Path, 
     assert "Traceback" not in run.log
     assert run.log.splitlines()[-1].startswith("error: the Ray cluster that was started here was lost; run the same")
 
+    run = Run.start(project, **slurm(project))
+    run.until_saved(one)
+    os.kill(worker_of(one), signal.SIGUSR1)  # a scheduler wants the machine for another
+    assert run.driver.wait(timeout=120) == 2
+    assert run.log.splitlines()[-1] == (
+        "error: lenet5-mnist seed 0 was ended by SIGUSR1; its checkpoint is saved, the same command goes on from there"
+    )
+    assert not list(project.glob("hpc_ckpt_*"))
+
     only(project, lenet5_mnist=long([0, 1]))
     trials = specs("lenet5-mnist")
     run = Run.start(project)
@@ -119,7 +136,7 @@ def test_whatever_is_killed_training_goes_on_to_the_same_weights(project: Path, 
     os.kill(lost, signal.SIGKILL)
     until(lambda: worker_of(one) != lost)
     run.finish()
-    assert [store.read_json(found.files.result)["resumed"] for found in trials] == [4, 0]
+    assert [store.read_json(found.files.result)["resumed"] for found in trials] == [5, 0]
     for ours, theirs in zip(trials, undisturbed, strict=True):
         assert same_weights(ours.files.weights, theirs.files.weights)
 

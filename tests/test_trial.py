@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
+import importlib
+import inspect
 import json
 import math
 import pickle
@@ -13,7 +16,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import benchmarks, datasets, journal, provenance, spec, store, subsets, trial
+from pipelines import benchmarks, datasets, journal, progress, provenance, schema, spec, store, subsets, trial
 from pipelines.errors import UserError
 from pipelines.spec import Spec
 from tests.conftest import ROOT, edit_params, environment, hide_test_images
@@ -232,45 +236,37 @@ def test_a_model_file_imports_nothing_of_ours() -> None:
         assert not [m for m in modules if m.startswith("pipelines")], path
 
 
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (b"not a checkpoint", "damaged or foreign"),
-        (b"", "damaged or foreign"),
-    ],
-)
-def test_a_damaged_checkpoint_is_one_line(project: Path, damage: bytes, words: str) -> None:
-    one = planned()
-    one.files.folder.mkdir(parents=True)
-    one.files.checkpoint.write_bytes(damage)
-    with pytest.raises(UserError, match=words) as caught:
-        trial.run(one)
-    assert str(one.files.checkpoint) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_checkpoint_of_another_trial_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal.Journal, "_agree", lambda self, now, batch: True)
-    other = planned(name="linear-mnist", root="other")
-    kept: list[bytes] = []
-
-    def keep(told: Mapping[str, Any]) -> None:
-        if told["state"] == "done":
-            kept.append(other.files.checkpoint.read_bytes())
-
-    trial.run(other, watch=keep)
-    one = planned()
-    one.files.folder.mkdir(parents=True)
-    one.files.checkpoint.write_bytes(kept[0])
-    with pytest.raises(UserError, match="belongs to another trial"):
-        trial.run(one)
-
-
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "batch larger than the data": ({"recipe.batch": 4000}, "recipe.batch is 4000; expected at most the 300"),
     "unknown model": ({"model.name": "lenet6"}, "model lenet6 is not known; did you mean lenet"),
     "unknown option": ({"model.options": {"haed": "softmax"}}, "option haed is not known; did you mean head"),
-    "bad option": ({"model.options": {"head": "svm"}}, "head 'svm' must be"),
-    "impossible size": ({"model": {"family": "mlp", "name": "mlp", "options": {"hidden": [10**12]}}}, "mlp: "),
+    "bad name": ({"model.options": {"head": "svm"}}, ".model.options.head is 'svm'; allowed: rbf, softmax"),
+    "unit too few": (
+        {"model": {"family": "mlp", "name": "mlp", "options": {"hidden": [0]}}},
+        ".model: mlp: hidden [0]",
+    ),
+    "enormous size": (
+        {"model": {"family": "mlp", "name": "mlp", "options": {"hidden": [10**30]}}},
+        "it is too large for",
+    ),
+    "first beyond the data": ({"recipe.subset": {"first": 2001}}, "first is 2001; expected at most the 2,000 training"),
+    "hold_out of all": (
+        {"recipe.subset": {"hold_out": 2000}},
+        "hold_out is 2000; expected at most 1,999, one less than",
+    ),
+    "sample beyond the rest": (
+        {"recipe.subset": {"first": 300, "sample": 301}},
+        "sample is 301; expected at most the 300 that the rest of the subset leaves of the 2,000 training images of",
+    ),
+    "a rest of none": ({"recipe.subset": {"first": 1, "skip_every": 2}}, "recipe.subset leaves none of the 2,000"),
+    "budget beyond the recipe's": (
+        {"budgets.laptop": {"epochs": 1, "seeds": [0], "train_images": 301}},
+        "budgets.laptop.train_images is 301; expected at most 300 of the 2,000 training images of mnist",
+    ),
+    "impossible size": (
+        {"model": {"family": "mlp", "name": "mlp", "options": {"hidden": [10**12]}}},
+        "it is too large for",
+    ),
     "unknown transform": ({"recipe.preprocess": [{"skale": {}}]}, "'skale' is no known operation"),
     "misspelt argument": ({"recipe.preprocess": [{"scale": {"lo": 0, "high": 1}}]}, "scale: lo is 0"),
     "misfitting shape": ({"recipe.preprocess": [{"scale": {"low": 0, "high": 1}}, {"pad": {"pixels": 1}}]}, "pad"),
@@ -286,6 +282,55 @@ def test_what_cannot_be_trained_is_said_in_one_line_before_it_starts(project: Pa
         trial.check(one.benchmark, "laptop", one.data)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert "benchmarks.lenet5-mnist" in str(caught.value)
+
+
+NO_BOOLEANS = ["no", "false", "off", "0", 0, 1, 1.0, math.nan, {}, [], {"a": True}, None]
+OPTIONS: list[tuple[str, dict[str, Any], str, Sequence[Any], str]] = [
+    ("allcnn", {}, "logits_relu", NO_BOOLEANS, "expected true or false"),
+    ("allcnn", {}, "dropout", NO_BOOLEANS, "expected true or false"),
+    ("allcnn", {}, "conv7_padding", [True, "1", 1.0, None, {}], "expected a whole number"),
+    ("allcnn", {}, "base", [True, "D", 3, None, {}, ["A"]], "allowed: A, B, C"),
+    ("alexnet", {}, "bias", ["1", True, None, {}, [0.1]], "expected a number"),
+    ("alexnet", {}, "bias", [math.nan, math.inf, -math.inf, 10**400], "expected a finite number"),
+    ("mlp", {}, "hidden", ["300", 300, None, {}], "expected a list"),
+    ("mlp", {}, "hidden[1]", [[300, "100"], [300, 1.0], [300, True], [300, None]], "expected a whole number"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "option", "values", "words"), OPTIONS)
+def test_an_option_of_another_type_is_one_line(
+    project: Path, name: str, given: dict[str, Any], option: str, values: Sequence[Any], words: str
+) -> None:
+    """YAML 1.2's "no" is text, and would be true to a network."""
+    one, data = planned({}), datasets.open_dataset(Path("datasets"), "mnist")
+    for value in values:
+        options = {**given, option.partition("[")[0]: value}
+        model = benchmarks.Model(family=name, name=name, options=options)
+        with pytest.raises(UserError) as caught:
+            trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 227, 227))
+        line = str(caught.value)
+        assert line.startswith(f"benchmarks.lenet5-mnist.model.options.{option} is "), value
+        assert words in line and "\n" not in line
+
+
+def test_a_builder_says_what_the_range_of_an_option_is(project: Path) -> None:
+    one, data = planned({}), datasets.open_dataset(Path("datasets"), "mnist")
+    for option, value in (("dropout", 1.5), ("dropout", -0.1), ("fc_std", -1.0), ("bias", 1e39)):
+        model = benchmarks.Model(family="alexnet", name="alexnet", options={option: value})
+        with pytest.raises(UserError, match=r"^benchmarks\.lenet5-mnist\.model: alexnet"):
+            trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 67, 67))
+
+
+def test_every_option_of_every_builder_can_be_checked() -> None:
+    """Its annotation is one that a value from params.yaml is held to."""
+    for path in (ROOT / "models").glob("[a-z]*.py"):
+        module = importlib.import_module(f"models.{path.stem}")
+        for name, build in vars(module).items():
+            if trial._is_builder(build, module.__name__) and "in_shape" in inspect.signature(build).parameters:
+                for option, hint in typing.get_type_hints(build).items():
+                    if option not in ("classes", "in_shape", "return"):
+                        with pytest.raises(UserError, match=f"^{name} is "):
+                            schema.convert(hint, {"a": "mapping"}, name)
 
 
 def test_the_key_follows_everything_that_decides_the_weights(project: Path) -> None:
@@ -308,6 +353,21 @@ def test_progress_on_disk_ends_done(project: Path) -> None:
     trial.run(one, watch=lambda told: seen.append(dict(told)))
     assert seen[0]["state"] == "running" and seen[-1]["state"] == "done"
     assert json.loads(one.files.progress.read_text())["epoch"] == 3
+
+
+def test_an_epoch_is_a_pass_over_what_the_recipe_trains_on(project: Path) -> None:
+    """Not over what a budget leaves of it: the ledger counts so, and everybody else."""
+    seen: list[dict[str, Any]] = []
+    one = planned({"budgets.laptop": {"epochs": 3, "seeds": [0], "train_images": 200}})  # of 300
+    files = trial.run(one, watch=lambda told: seen.append(dict(told)))
+    assert [point["epoch"] for point in store.read_lines(files.curve)] == pytest.approx([2 / 3, 4 / 3, 2], abs=1e-6)
+    assert store.read_json(files.result)["epochs"] == 2 and store.read_json(files.result)["images_seen"] == 600
+    assert {told["epochs"] for told in seen} == {2.0} and (seen[0]["epoch"], seen[-1]["epoch"]) == (0, 2)
+    short = planned({"budgets.laptop": {"epochs": 1, "seeds": [0], "train_images": 77}})
+    curve, result = store.read_lines(trial.run(short).curve), store.read_json(short.files.result)
+    assert curve[-1]["epoch"] == pytest.approx(77 / 300, abs=1e-6) and result["epochs"] == 0.257
+    (line,) = [progress.line("x", told) for told in [store.read_json(short.files.progress)]]
+    assert line.split()[1:3] == ["epoch", "0.257/0.257"]
 
 
 def test_resolved_is_plain_and_complete() -> None:

@@ -74,6 +74,19 @@ def specs(name: str, root: str = "store") -> list[spec.Spec]:
     return [one.on("cpu", threads=1) for one in planned]
 
 
+def slurm(folder: Path) -> dict[str, str]:
+    """The environment of a task of two in a SLURM job, with an ``srun`` that does nothing."""
+    tools = folder / "slurm"
+    tools.mkdir(exist_ok=True)
+    for name in ("srun", "scontrol"):
+        (tools / name).write_text("#!/bin/sh\n")
+        (tools / name).chmod(0o755)
+    numbers = {"JOB_ID": 7, "NTASKS": 2, "PROCID": 1, "LOCALID": 1, "NODEID": 0, "NNODES": 1, "RESTART_COUNT": 0}
+    about = {f"SLURM_{name}": str(value) for name, value in numbers.items()}
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    return about | {"SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost", "PATH": path}
+
+
 def train(*words: str, **extra: str) -> subprocess.CompletedProcess[str]:
     """Train to the end."""
     return subprocess.run(
@@ -89,12 +102,14 @@ class Run:
     driver: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, project: Path) -> Run:
+    def start(cls, project: Path, **extra: str) -> Run:
         (project / "sitecustomize.py").write_text(OFTEN)
         (project / "slow").touch()
         paths = os.pathsep.join([str(project), str(ROOT)])
         with (project / "log").open("wb") as log:
-            started = subprocess.Popen(TRAIN, env=environment(**QUIET) | {"PYTHONPATH": paths}, stdout=log, stderr=log)
+            started = subprocess.Popen(
+                TRAIN, env=environment(**QUIET, **extra) | {"PYTHONPATH": paths}, stdout=log, stderr=log
+            )
         return cls(project, started)
 
     def until_saved(self, *trials: spec.Spec) -> None:

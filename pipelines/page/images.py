@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipelines import examples
 from pipelines.page.outcomes import Array, Examples
 
 COLUMNS = 40  # tiles a row of a sheet
-LARGEST = 64  # pixels; larger test images are shrunk to this
 JPEG_QUALITY = 88
+MOST_SHOWN = 24  # test images behind a cell, at a time
 SHEET_BYTES = 6_000_000  # of all sheets together, encoded; beyond it fewer images stand behind each cell
-PER_CELL = 12  # test images behind a confusion cell, as evaluate leaves them
 MOST_FILTERS = 256
 
 # Blue, white, red: the ends of ColorBrewer's RdBu scale, for weights below, at and above zero.
@@ -37,58 +37,44 @@ class Sheet:
     source: str  # data: address
     width: int  # pixels of one tile
     height: int
-    places: Mapping[int, int]  # position in the test file -> tile
+    places: Mapping[int, int]  # position in the test file -> tile, in the same order
+    actual: Sequence[int]  # the class that each tile shows
 
 
-def sheets(examples: Mapping[str, Iterable[Examples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
+def sheets(kept: Mapping[str, Iterable[Examples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
     """One sheet a data set, and how many images a cell they hold: twelve, or as many as ``budget`` bytes allow."""
-    listed = {dataset: list(found) for dataset, found in examples.items()}
-    per_cell = PER_CELL
+    listed = {dataset: list(found) for dataset, found in kept.items()}
+    a_cell = examples.A_CELL
     while True:
-        made = {dataset: _sheet(found, per_cell) for dataset, found in listed.items()}
+        made = {dataset: _sheet([shown(one, a_cell) for one in found]) for dataset, found in listed.items()}
         size = sum(len(sheet.source) for sheet in made.values())
-        if size <= budget or per_cell == 1:
-            return made, per_cell
-        per_cell = max(1, min(per_cell - 1, per_cell * budget // size))
+        if size <= budget or a_cell == 1:
+            return made, a_cell
+        a_cell = max(1, min(a_cell - 1, a_cell * budget // size))
 
 
-def shown(examples: Examples, per_cell: int) -> list[int]:
-    """Which of ``examples`` the page shows: the first ``per_cell`` of every confusion cell, in their order."""
-    taken: dict[tuple[int, int], int] = {}
-    kept = []
-    for i, cell in enumerate(zip(examples.actual.tolist(), examples.predicted.tolist(), strict=True)):
-        taken[cell] = taken.get(cell, 0) + 1
-        if taken[cell] <= per_cell:
-            kept.append(i)
-    return kept
+def shown(kept: Examples, a_cell: int) -> Examples:
+    """What the page has of ``kept``: of every cell of every seed's matrix ``a_cell`` images, or all that there are."""
+    classes = 1 + int(max(kept.actual.max(initial=0), kept.predicted.max(initial=0)))
+    return kept.part(examples.behind(kept.actual * classes + kept.predicted, a_cell))
 
 
-def _sheet(found: list[Examples], per_cell: int) -> Sheet:
-    tiles: dict[int, Array] = {}
-    for examples in found:
-        for i in shown(examples, per_cell):
-            tiles.setdefault(int(examples.index[i]), examples.images[i])
+def _sheet(found: Sequence[Examples]) -> Sheet:
+    tiles: dict[int, tuple[Array, int]] = {}
+    for one in found:
+        for index, image, actual in zip(one.index.tolist(), one.images, one.actual.tolist(), strict=True):
+            tiles.setdefault(index, (image, actual))
     if not tiles:
-        return Sheet(source="", width=0, height=0, places={})
+        return Sheet(source="", width=0, height=0, places={}, actual=())
     order = sorted(tiles)
-    pixels = np.stack([_shrunk(tiles[index]) for index in order])  # (N, H, W, C)
+    pixels = np.stack([tiles[index][0] for index in order]).transpose(0, 2, 3, 1)  # (N, H, W, C)
     return Sheet(
         source=address(_grid(pixels)),
         width=pixels.shape[2],
         height=pixels.shape[1],
         places={index: tile for tile, index in enumerate(order)},
+        actual=[tiles[index][1] for index in order],
     )
-
-
-def _shrunk(image: Array) -> Array:
-    """(C, H, W) to (h, w, C), no side above LARGEST."""
-    pixels: Array = np.ascontiguousarray(image.transpose(1, 2, 0))
-    if max(pixels.shape[:2]) <= LARGEST:
-        return pixels
-    picture = _picture(pixels)
-    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    small = np.asarray(picture)
-    return small[:, :, None] if small.ndim == 2 else small
 
 
 def _grid(tiles: Array, columns: int = COLUMNS) -> Array:

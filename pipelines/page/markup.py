@@ -1,11 +1,14 @@
-"""HTML in which nothing that came from a file can become markup: text is escaped unless it is already ``Html``."""
+"""HTML and Markdown in which nothing that came from a file becomes markup, or moves the cursor of who prints it."""
 
 from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
+
+from pipelines.errors import printable
 
 VOID = frozenset({"circle", "img", "line", "rect"})  # elements without content; SVG needs its slash
 
@@ -16,15 +19,20 @@ class Html(str):
     __slots__ = ()
 
 
+def visible(value: object) -> str:
+    """``value`` as text in which control characters, but for line feeds, are written as their escapes."""
+    return "\n".join(map(printable, str(value).split("\n")))
+
+
 def text(value: object) -> Html:
     """``value`` with the characters that mean something to HTML written as entities."""
-    return value if isinstance(value, Html) else Html(html.escape(str(value)))
+    return value if isinstance(value, Html) else Html(html.escape(visible(value)))
 
 
 def tag(name: str, *children: object, **attributes: object) -> Html:
     """An element; ``class_`` is class, ``data_x`` is data-x, and an attribute that is None is left out."""
     pairs = (
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(visible(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -41,3 +49,13 @@ def embedded(value: Any) -> Html:
     """``value`` as JSON for the inside of a script element, which no character in it can end."""
     written = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Html(written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def prose(words: str) -> str:
+    """A sentence of params.yaml on one line of Markdown, which its author may have used, and without HTML."""
+    return printable(" ".join(words.split())).replace("<", "&lt;")
+
+
+def name(words: str) -> str:
+    """A name in Markdown, none of whose characters means anything there."""
+    return re.sub(r"([\\`*_{}\[\]#~!])", r"\\\1", prose(words.replace("&", "&amp;")))

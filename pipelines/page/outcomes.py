@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +16,11 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from pipelines import schema, store
+from pipelines import examples, schema, store
 from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.errors import UserError
+from pipelines.page import arrays
+from pipelines.progress import is_number
 from pipelines.verdicts import claim_margin
 
 EVALUATIONS = Path("evaluations")
@@ -64,7 +64,7 @@ class LedgerRow(TypedDict):
     per_seed: dict[str, float]
     n: int
     mean: float | None
-    ci95: list[float] | None  # [low, high]; null with fewer than two seeds
+    ci95: list[float] | None  # [low, high]; null with fewer than three seeds
     verdict: str
     at_chance: list[int]  # the seeds that did no better on the test set than guessing does
     wall_s: float | None  # training time, summed over the seeds
@@ -117,13 +117,23 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Test images behind the cells of the lowest seed's confusion matrix."""
+    """Test images behind the cells of the confusion matrices, and what each of the S seeds said of each of them."""
 
     images: Array  # (M, C, H, W) uint8
     actual: Array  # (M,) int64
-    predicted: Array  # (M,) int64
-    confidence: Array  # (M,) float64, probability of the predicted class
-    index: Array  # (M,) int64, position in the test file
+    index: Array  # (M,) int64, rising: position in the test file
+    predicted: Array  # (S, M) int64
+    confidence: Array  # (S, M) float64, probability of the predicted class
+
+    def part(self, kept: Array) -> Examples:
+        """Those of the images at these positions."""
+        return Examples(
+            images=self.images[kept],
+            actual=self.actual[kept],
+            index=self.index[kept],
+            predicted=self.predicted[:, kept],
+            confidence=self.confidence[:, kept],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +142,11 @@ class Outcome:
 
     classes: list[str]
     dataset: str
+    shape: tuple[int, ...]  # of a test image
     protocol: str
     test: int
     trials: tuple[Trial, ...]  # by rising seed
-    examples: Examples
+    examples: Examples  # what was said of them by seed, in the order of the trials
     filters: Array | None  # (O, I, kH, kW) float32
     templates: Array | None  # (C, channels, H, W) float32
 
@@ -149,11 +160,11 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
     folder = evaluations / name
     if not folder.exists() and not (runs / name).exists():
         return None
-    about = _classes(folder / "classes.json")
-    if about["protocol"] != benchmark.evaluation.protocol:
-        line = f"protocol is {about['protocol']}, and {benchmark.evaluation.protocol} in params.yaml"
-        raise UserError(f"{folder / 'classes.json'}: {line}; expected the same: run dvc repro")
-    classes = [str(c) for c in about["classes"]]
+    about = _about(folder / "classes.json")
+    for key, now in (("protocol", benchmark.evaluation.protocol), ("dataset", benchmark.dataset)):
+        if about[key] != now:
+            line = f"{key} is {schema.show(about[key])}, and {now} in params.yaml"
+            raise UserError(f"{folder / 'classes.json'}: {line}; expected the same: run dvc repro")
     trials = tuple(
         _trial(
             folder / "trials" / f"seed-{seed}",
@@ -165,31 +176,37 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
         )
         for seed in sorted(benchmark.budgets[budget].seeds)
     )
-    layer = _arrays(folder / "first_layer.npz", ()) if (folder / "first_layer.npz").exists() else {}
+    layer = arrays.first_layer(folder / "first_layer.npz")
     return Outcome(
-        classes=classes,
-        dataset=str(about["dataset"]),
-        protocol=str(about["protocol"]),
-        test=int(about["test"]),
+        classes=about["classes"],
+        dataset=about["dataset"],
+        shape=tuple(about["shape"]),
+        protocol=about["protocol"],
+        test=about["test"],
         trials=trials,
-        examples=_examples(folder / "examples.npz", len(classes)),
-        filters=_four_axes(folder / "first_layer.npz", layer, "filters"),
-        templates=_four_axes(folder / "first_layer.npz", layer, "templates"),
+        examples=_examples(folder / "examples.npz", about, trials),
+        filters=layer.get("filters"),
+        templates=layer.get("templates"),
     )
 
 
-def _classes(path: Path) -> dict[str, Any]:
+def _about(path: Path) -> dict[str, Any]:
     about = store.read_json(path)
-    names = about.get("classes")
-    if not isinstance(names, list) or len(names) < 2:
+    names, shape = about.get("classes"), about.get("shape")
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: classes is {schema.show(names)}; expected a list of at least two names")
-    for key, kind in (("dataset", str), ("protocol", str), ("test", int)):
-        if not isinstance(about.get(key), kind):
-            raise UserError(f"{path}: {key} is {schema.show(about.get(key))}; expected {_KINDS[kind]}")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(_whole(side, 1, arrays.LONGEST) for side in shape):
+        raise UserError(f"{path}: shape is {schema.show(shape)}; expected channels, height and width")
+    for key in ("dataset", "protocol"):
+        if not isinstance(about.get(key), str):
+            raise UserError(f"{path}: {key} is {schema.show(about.get(key))}; expected text")
+    if not _whole(about.get("test"), 1, arrays.MOST):
+        raise UserError(f"{path}: test is {schema.show(about.get('test'))}; expected the number of test images")
     return about
 
 
-_KINDS: Mapping[type, str] = {str: "text", int: "a whole number", dict: "an object"}
+def _whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _trial(
@@ -208,9 +225,7 @@ def _trial(
     if abs(counted - error) > 0.01:
         line = f"error is {error:.2f} %, but {evaluated / 'confusion.csv'} counts {counted:.2f} %"
         raise UserError(f"{evaluated / 'metrics.json'}: {line}; expected files of one evaluation")
-    curve = store.read_lines(trained / "curve.jsonl")
-    if not curve:
-        raise UserError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
+    curve = _curve(trained / "curve.jsonl")
     result = _result(trained / "result.json", config)
     if metrics.get("key") != result.get("key"):
         line = f"the key is {schema.show(metrics.get('key'))}, that of the run {schema.show(result.get('key'))}"
@@ -244,35 +259,63 @@ def _percent(path: Path, found: Mapping[str, Any], key: str, within: str = "") -
 
 
 def _confusion(path: Path, *, size: int, images: int) -> Array:
+    with store.reading(path) as file:
+        text = file.read()
     try:
-        matrix = np.array([row.split(",") for row in path.read_text().split()], dtype=np.int64)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; expected a file that an earlier stage writes") from None
-    except (ValueError, UnicodeDecodeError):
+        matrix = np.array([row.split(",") for row in text.decode().split()], dtype=np.int64)
+    except (ValueError, OverflowError):
         raise UserError(f"{path} is damaged; expected {size} lines of {size} whole numbers") from None
-    if matrix.shape != (size, size) or matrix.min() < 0 or matrix.sum() != images:
+    if matrix.shape != (size, size) or matrix.min() < 0 or matrix.max() > images or matrix.sum() != images:
         found = f"{'x'.join(map(str, matrix.shape))} counts that sum to {int(matrix.sum())}"
         raise UserError(f"{path} holds {found}; expected {size}x{size} that sum to the {images} test images")
     return matrix
 
 
+def _curve(path: Path) -> list[dict[str, Any]]:
+    curve = store.read_lines(path)
+    if not curve:
+        raise UserError(f"{path} is missing or empty; expected one line an epoch")
+    for number, line in enumerate(curve, 1):
+        if not is_number(line.get("epoch")) or not 0 < line["epoch"] < 1e9:
+            told = schema.show(line.get("epoch"))
+            raise UserError(
+                f"{path} line {number}: epoch is {told}; expected how many passes over the images were made"
+            )
+        for key in ("loss", "train_error"):
+            value = line.get(key)
+            if not (value is None or isinstance(value, float) or is_number(value)):  # of a diverged trial NaN
+                raise UserError(f"{path} line {number}: {key} is {schema.show(value)}; expected a number, or null")
+    return curve
+
+
 def _result(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The trial's own account; a claim's deviations as they are now must not stand beside another recipe's figures."""
-    result = store.read_json(path)
+    result = store.TrialFiles(path.parent).read_result(None)
     differs = difference(result.get("config"), config)
     if differs is not None:
         key, was, now = differs
         line = f"config{key} is {schema.show(was)}, and {schema.show(now)} by params.yaml"
         again = f"run dvc repro, or dvc repro -f train@{path.parent.parent.name} where it finds nothing to do"
         raise UserError(f"{path}: {line}; expected a trial of what stands there: {again}")
-    for key in ("epochs", "parameters", "wall_s", "finished"):
+    for key, needed in _NUMBERS.items():
         value = result.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{path}: {key} is {schema.show(value)}; expected a number")
-    for key, kind in (("hardware", str), ("versions", dict)):
+        if not (is_number(value) and 0 <= value < LARGEST) and (needed or value is not None):
+            raise UserError(f"{path}: {key} is {schema.show(value)}; expected a number from 0 to {LARGEST:g}")
+    for key, kind, words in (("hardware", str, "text"), ("versions", dict, "an object")):
         if not isinstance(result.get(key), kind):
-            raise UserError(f"{path}: {key} is {schema.show(result.get(key))}; expected {_KINDS[kind]}")
+            raise UserError(f"{path}: {key} is {schema.show(result.get(key))}; expected {words}")
     return result
+
+
+LARGEST = 1e11  # of what a trial says of itself; as unix seconds the year 5138
+_NUMBERS = {
+    "epochs": True,
+    "parameters": True,
+    "wall_s": True,
+    "finished": True,
+    "images_per_s": False,
+    "resumed": False,
+}
 
 
 def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
@@ -286,44 +329,44 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
     return next((one for one in found if one is not None), None)
 
 
-def _arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; expected a file that an earlier stage writes") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run the stage again") from None
-    for key in keys:
-        if key not in found:
-            raise UserError(f"{path} lacks {key}; expected the arrays {', '.join(keys)}")
-    return found
-
-
-def _examples(path: Path, classes: int) -> Examples:
-    found = _arrays(path, ("images", "actual", "predicted", "confidence", "index"))
-    images = found["images"]
-    if images.ndim != 4 or images.dtype != np.uint8 or (len(images) and images.shape[1] not in (1, 3)):
-        raise UserError(f"{path}: images is {images.dtype} of shape {images.shape}; expected uint8 (N, 1 or 3, H, W)")
-    for key in ("actual", "predicted", "confidence", "index"):
-        if found[key].shape != (len(images),):
-            raise UserError(f"{path}: {key} has shape {found[key].shape}; expected ({len(images)},)")
-    labels = np.concatenate([found["actual"], found["predicted"]]).astype(np.int64)
-    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        raise UserError(f"{path}: a class is {int(labels.max())}; expected 0 to {classes - 1}")
+def _examples(path: Path, about: Mapping[str, Any], trials: Sequence[Trial]) -> Examples:
+    found = arrays.read(path, {"images": 4, "actual": 1, "index": 1, "seeds": 1, "predicted": 2, "confidence": 2})
+    _check_shapes(path, found, about)
+    seeds = found["seeds"].tolist()
+    lost = [trial.seed for trial in trials if trial.seed not in seeds]
+    if lost:
+        raise UserError(f"{path} has nothing of seed {lost[0]}; expected all that were evaluated: run dvc repro")
+    rows = [seeds.index(trial.seed) for trial in trials]
+    actual, predicted = found["actual"].astype(np.int64), found["predicted"][rows].astype(np.int64)
+    for trial, said in zip(trials, predicted, strict=True):
+        counted = np.zeros_like(trial.confusion)
+        np.add.at(counted, (actual, said), 1)
+        if (counted > trial.confusion).any():
+            raise UserError(f"{path} has more images of a cell than seed {trial.seed} put there; expected no more")
     return Examples(
-        images=images,
-        actual=found["actual"].astype(np.int64),
-        predicted=found["predicted"].astype(np.int64),
-        confidence=found["confidence"].astype(np.float64),
+        images=found["images"],
+        actual=actual,
         index=found["index"].astype(np.int64),
+        predicted=predicted,
+        confidence=found["confidence"][rows].astype(np.float64),
     )
 
 
-def _four_axes(path: Path, found: Mapping[str, Array], key: str) -> Array | None:
-    array = found.get(key)
-    if array is None:
-        return None
-    if array.ndim != 4 or 0 in array.shape or array.dtype.kind != "f" or not np.isfinite(array).all():
-        raise UserError(f"{path}: {key} is {array.dtype} of shape {array.shape}; expected finite floats on four axes")
-    return array.astype(np.float32)
+def _check_shapes(path: Path, found: Mapping[str, Array], about: Mapping[str, Any]) -> None:
+    """UserError for arrays that do not belong together, or hold what the test file and its classes can't."""
+    images, tile = found["images"], examples.shape(about["shape"])
+    if images.dtype != np.uint8 or images.shape[1:] != tile or tile[0] not in (1, 3):
+        told = f"{images.dtype} of shape {images.shape}"
+        raise UserError(f"{path}: images is {told}; expected uint8 of shape (N, {', '.join(map(str, tile))})")
+    one, each = (len(images),), (len(found["seeds"]), len(images))
+    for key, shape in (("actual", one), ("index", one), ("predicted", each), ("confidence", each)):
+        if found[key].shape != shape:
+            raise UserError(f"{path}: {key} has shape {found[key].shape}; expected {shape}")
+    classes = len(about["classes"])
+    for key, end in (("actual", classes), ("predicted", classes), ("index", about["test"])):
+        if found[key].dtype.kind not in "iu" or not ((found[key] >= 0) & (found[key] < end)).all():
+            raise UserError(f"{path}: {key} holds something else; expected whole numbers from 0 to {end - 1}")
+    if not (np.diff(found["index"].astype(np.int64)) > 0).all():
+        raise UserError(f"{path}: index does not rise; expected each image once, in the order of the test file")
+    if not ((found["confidence"] >= 0) & (found["confidence"] <= 1)).all():
+        raise UserError(f"{path}: confidence holds something else; expected probabilities, 0 to 1")

@@ -191,16 +191,45 @@
     pane.behind.replaceChildren(...behind(pane));
   }
 
+  // The images kept of a cell, the surest answer first: of the chosen seed, or of all. Each is a tile of the sheet with
+  // what was said of it, [seed, confidence in %] of the seeds that put it here.
+  function kept(pane) {
+    const { benchmark: { dataset, examples, seeds }, seed, cell: [row, column] } = pane;
+    const actual = data.sheets[dataset].actual;
+    const found = [];
+    examples.tiles.forEach((tile, i) => {
+      if (actual[tile] !== row) return;
+      const here = (seed === "all" ? seeds : [seed]).filter((s) => examples.predicted[s][i] === column);
+      const said = here.map((s) => [s, examples.confidence[s][i]]).sort((one, other) => other[1] - one[1]);
+      if (said.length) found.push({ tile, said });
+    });
+    return found.sort((one, other) => other.said[0][1] - one.said[0][1]);
+  }
+
+  function from(pane) {
+    const { seeds } = pane.benchmark;
+    if (pane.seed !== "all") return `seed ${pane.seed}`;
+    return seeds.length === 1 ? `seed ${seeds[0]}` : `seeds ${seeds.slice(0, -1).join(", ")} and ${seeds.at(-1)}`;
+  }
+
+  // Of one seed the matrix tells how many images the cell has; summed over seeds an image may count several times.
+  function note(pane, found, count) {
+    if (!found.length) return count ? "None of these test images was kept." : `No test image is in this cell with ${from(pane)}.`;
+    const shown = Math.min(found.length, data.most);
+    const one = pane.seed !== "all" || pane.benchmark.seeds.length === 1;
+    const many = one && shown < count ? `${shown} of the ${number(count)} test images` : shown === 1 ? "The test image" : `${shown} test images`;
+    const below = one ? "how sure the net was" : "how sure the net was, and from which seeds";
+    return `${many} of this cell with ${from(pane)}, the surest answer first; below each ${below}:`;
+  }
+
   function behind(pane) {
     const { benchmark: b, cell: [row, column] } = pane;
-    const found = (b.examples[`${row},${column}`] || []);
-    const title = b.matrices ? words(pane, counts(pane), row, column) : `${b.classes[row]} taken for ${b.classes[column]}`;
-    const note = found.length
-      ? `${found.length === 1 ? "A test image" : `${found.length} test images`} of this cell from seed ${b.seeds[0]}, and how sure the net was:`
-      : `No test image of this cell from seed ${b.seeds[0]}.`;
+    const found = kept(pane);
+    const matrix = b.matrices && counts(pane);
+    const title = matrix ? words(pane, matrix, row, column) : `${b.classes[row]} taken for ${b.classes[column]}`;
     const tiles = el("div", { class: "tiles" });
-    for (const [tile, confidence, index] of found) tiles.append(picture(b, row, column, tile, confidence, index));
-    return [el("h3", {}, title), el("small", {}, note), tiles];
+    for (const image of found.slice(0, data.most)) tiles.append(picture(pane, image));
+    return [el("h3", {}, title), el("small", {}, note(pane, found, matrix ? matrix[row][column] : found.length)), tiles];
   }
 
   const sheets = {};
@@ -214,13 +243,19 @@
     return sheets[dataset];
   }
 
-  function picture(benchmark, row, column, tile, confidence, index) {
-    const { width, height } = data.sheets[benchmark.dataset];
-    const label = `test image ${index}: ${benchmark.classes[row]}, called ${benchmark.classes[column]} with ${confidence} %`;
+  function picture(pane, { tile, said }) {
+    const { benchmark, cell: [row, column] } = pane;
+    const { width, height, index } = data.sheets[benchmark.dataset];
+    const sure = said.map(([seed, confidence]) => `${confidence} % by seed ${seed}`).join(", ");
+    const label = `test image ${index[tile]}: ${benchmark.classes[row]}, called ${benchmark.classes[column]} with ${sure}`;
     const canvas = el("canvas", { width, height, role: "img", "aria-label": label, title: label });
     const [x, y] = [(tile % data.columns) * width, Math.floor(tile / data.columns) * height];
     sheet(benchmark.dataset).then((image) => canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height));
-    return el("figure", {}, canvas, el("figcaption", {}, `${confidence} %`));
+    const caption = el("figcaption", {}, `${said[0][1]} %`);
+    if (pane.seed === "all" && benchmark.seeds.length > 1) {
+      caption.append(el("small", {}, said.length === benchmark.seeds.length ? "all seeds" : `seed ${said.map(([seed]) => seed).join(", ")}`));
+    }
+    return el("figure", {}, canvas, caption);
   }
 
   function show(pane, benchmark) {
@@ -231,15 +266,21 @@
     draw(pane);
   }
 
+  // The best net of a data set that the other pane does not show already, if there is one.
+  function another(pane, dataset) {
+    const shown = view.panes.filter((p) => p !== pane).map((p) => p.benchmark);
+    return byError(dataset).findLast((b) => !shown.includes(b)) || byError(dataset).at(-1);
+  }
+
   function chooser(pane) {
     const b = pane.benchmark;
     const names = byError(b.dataset).map((other) => [other.name, other.name]);
     const seeds = [["all", `all ${b.seeds.length}, summed`], ...b.seeds.map((s) => [String(s), String(s)])];
     const parts = [
-      select("Data", datasets().map((d) => [d, d]), b.dataset, (d) => show(pane, byError(d).at(-1))),
+      select("Data", datasets().map((d) => [d, d]), b.dataset, (d) => show(pane, another(pane, d))),
       select("Benchmark", names, b.name, (name) => show(pane, data.benchmarks.find((o) => o.name === name))),
     ];
-    if (b.matrices) parts.push(select("Seed", seeds, pane.seed, (seed) => { pane.seed = seed; draw(pane); }));
+    if (b.matrices && b.seeds.length > 1) parts.push(select("Seed", seeds, pane.seed, (seed) => { pane.seed = seed; draw(pane); }));
     return el("div", { class: "choose" }, ...parts);
   }
 
@@ -321,7 +362,7 @@
     const { left, right, top, bottom, width, height } = frame;
     const [y0, y1, x0, x1] = [height - bottom, top, left, width - right];
     return {
-      x: curves.logX ? logScale(1, Math.max(...epochs, 2), x0, x1) : linearScale(0, Math.max(...epochs), x0, x1),
+      x: curves.logX ? logScale(Math.min(...epochs), Math.max(...epochs), x0, x1) : linearScale(0, Math.max(...epochs), x0, x1),
       y: curves.logY && positive.length ? logScale(low, high, y0, y1) : linearScale(0, high, y0, y1),
     };
   }
@@ -333,10 +374,10 @@
       parts.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: y.at(tick), y2: y.at(tick) }),
         svg("text", { x: left - 5, y: y.at(tick) + 3, "text-anchor": "end" }, String(tick)));
     }
-    for (const tick of x.ticks.filter(Number.isInteger)) {
+    for (const tick of x.ticks) {
       parts.push(svg("text", { x: x.at(tick), y: height - bottom + 14, "text-anchor": "middle" }, String(tick)));
     }
-    parts.push(svg("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, "epoch"));
+    parts.push(svg("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, "passes over the training images (epochs)"));
     return parts;
   }
 
@@ -381,7 +422,8 @@
     const mean = values.reduce((a, b) => a + b, 0) / values.length;
     const rule = drawing.querySelector(".rule");
     set(rule, { x1: scales.x.at(near), x2: scales.x.at(near), visibility: "visible" });
-    note.textContent = values.length ? `epoch ${near}: ${name} ${mean.toPrecision(3)}${unit}, mean of ${seedsOf(values.length)}` : `epoch ${near}`;
+    const after = `after ${near} ${near === 1 ? "pass" : "passes"}`;
+    note.textContent = values.length ? `${after}: ${name} ${mean.toPrecision(3)}${unit}, mean of ${seedsOf(values.length)}` : after;
   }
 
   function chart(benchmark) {
@@ -420,14 +462,16 @@
     legend.append(...keys());
     document.getElementById("curve-controls").append(
       select("Show", [["error", "training error, %"], ["loss", "training loss"]], "error", change("metric")),
-      check("logarithmic", curves.logY, change("logY")), check("logarithmic epochs", curves.logX, change("logX")), legend,
+      check("logarithmic", curves.logY, change("logY")), check("logarithmic passes", curves.logX, change("logX")), legend,
     );
   }
 
   // ---- the page -------------------------------------------------------------------------------------------------------
 
   function openTarget() {
-    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    let name = location.hash.slice(1);
+    try { name = decodeURIComponent(name); } catch { /* somebody else's: not encoded */ }
+    const target = name && document.getElementById(name);
     if (target instanceof HTMLDetailsElement) target.open = true;
   }
 

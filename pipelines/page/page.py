@@ -17,7 +17,7 @@ import numpy as np
 from pipelines.benchmarks import Params
 from pipelines.page import images, table3, tables
 from pipelines.page.images import Sheet
-from pipelines.page.markup import Html, embedded, joined, tag, text
+from pipelines.page.markup import Html, embedded, joined, tag, text, visible
 from pipelines.page.outcomes import Array, Examples, LedgerRow, Outcome
 from pipelines.page.plots import as_error
 from pipelines.verdicts import MEANING, MIN_SEEDS, Verdict
@@ -124,17 +124,18 @@ def _data(ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> dict[
     by_dataset: dict[str, list[Examples]] = {}
     for name, outcome in outcomes.items():
         by_dataset.setdefault(outcome.dataset, []).append(wanted[name])
-    sheets, per_cell = images.sheets(by_dataset)
+    sheets, a_cell = images.sheets(by_dataset)
     rows = {row["benchmark"]: row for row in ledger}
     return {
         "columns": images.COLUMNS,
-        "sheets": {d: {"source": s.source, "width": s.width, "height": s.height} for d, s in sheets.items()},
+        "most": images.MOST_SHOWN,
+        "sheets": {visible(name): _tiles(sheet) for name, sheet in sheets.items()},
         "benchmarks": [
             {
                 **_about(rows[name], outcome),
                 **_matrices(outcome),
                 "curves": {str(trial.seed): _curve(trial.curve) for trial in outcome.trials},
-                "examples": _behind(wanted[name], sheets[outcome.dataset], per_cell),
+                "examples": _behind(images.shown(wanted[name], a_cell), sheets[outcome.dataset], outcome),
             }
             for name, outcome in outcomes.items()
         ],
@@ -145,10 +146,10 @@ def _about(row: LedgerRow, outcome: Outcome) -> dict[str, Any]:
     errors = {str(trial.seed): trial.error for trial in outcome.trials}
     compared = [trial.compared("error") for trial in outcome.trials]
     return {
-        "name": row["benchmark"],
-        "dataset": outcome.dataset,
+        "name": visible(row["benchmark"]),
+        "dataset": visible(outcome.dataset),
         "protocol": outcome.protocol,
-        "classes": outcome.classes,
+        "classes": [visible(name) for name in outcome.classes],
         "seeds": [trial.seed for trial in outcome.trials],
         "error": math.fsum(errors.values()) / len(errors),
         "errors": errors,
@@ -177,31 +178,30 @@ def _wanted(outcome: Outcome) -> Examples:
     found = outcome.examples
     if len(outcome.classes) <= MOST_CLASSES:
         return found
-    cells = {(i, j) for i, j, _ in _commonest(outcome)}
-    pairs = zip(found.actual.tolist(), found.predicted.tolist(), strict=True)
-    kept = np.array([pair in cells for pair in pairs], dtype=bool)
-    return Examples(
-        images=found.images[kept],
-        actual=found.actual[kept],
-        predicted=found.predicted[kept],
-        confidence=found.confidence[kept],
-        index=found.index[kept],
-    )
+    count = len(outcome.classes)
+    listed = [i * count + j for i, j, _ in _commonest(outcome)]
+    return found.part(np.flatnonzero(np.isin(found.actual * count + found.predicted, listed).any(axis=0)))
 
 
-def _behind(examples: Examples, sheet: Sheet, per_cell: int) -> dict[str, list[list[int]]]:
-    """For each cell "actual,predicted" its images: [tile, confidence in %, position in the test file]."""
-    cells: dict[str, list[list[int]]] = {}
-    for i in images.shown(examples, per_cell):
-        position = int(examples.index[i])
-        entry = [sheet.places[position], round(100 * float(examples.confidence[i])), position]
-        cells.setdefault(f"{examples.actual[i]},{examples.predicted[i]}", []).append(entry)
-    return cells
+def _tiles(sheet: Sheet) -> dict[str, Any]:
+    """A sheet, and of each of its tiles the position in the test file and the class that it shows."""
+    size = {"source": sheet.source, "width": sheet.width, "height": sheet.height}
+    return {**size, "index": list(sheet.places), "actual": list(sheet.actual)}
+
+
+def _behind(kept: Examples, sheet: Sheet, outcome: Outcome) -> dict[str, Any]:
+    """The tiles of a benchmark's examples, and what each seed called them with which confidence in %."""
+    seeds = [str(trial.seed) for trial in outcome.trials]
+    return {
+        "tiles": [sheet.places[index] for index in kept.index.tolist()],
+        "predicted": dict(zip(seeds, kept.predicted.tolist(), strict=True)),
+        "confidence": dict(zip(seeds, (100 * kept.confidence).round().astype(int).tolist(), strict=True)),
+    }
 
 
 def _curve(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {
-        "epoch": [line["epoch"] for line in lines],
+        "epoch": [float(f"{line['epoch']:.5g}") for line in lines],
         "loss": [_short(line.get("loss")) for line in lines],
         "error": [_short(line.get("train_error")) for line in lines],
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.page.markup import Html, joined, tag
 from pipelines.page.outcomes import LedgerRow
+from pipelines.page.words import centre, ends
 
 WIDTH = 330  # of the ledger's plot, in SVG units
 HEIGHT = 26
@@ -85,9 +86,9 @@ def describe(row: LedgerRow) -> str:
     claim = f"claim {row['claim']['value']:g} ± {row['margin']:.2f} %"
     if row["mean"] is None:
         return f"{row['benchmark']}: {row['metric']}, {claim}; not run"
-    spread = f", 95 % interval {row['ci95'][0]:.2f} to {row['ci95'][1]:.2f} %" if row["ci95"] else ""
-    tested = f"; on the whole test set {row['test_set']['mean']:.2f} %" if row["test_set"] else ""
-    return f"{row['benchmark']}: {row['metric']}, {claim}; ours {row['mean']:.2f} %{spread}{tested}"
+    spread = f", 95 % interval {ends(row, ' to ')} %" if row["ci95"] else ""
+    tested = f"; on the whole test set {centre(row['test_set'])} %" if row["test_set"] else ""
+    return f"{row['benchmark']}: {row['metric']}, {claim}; ours {centre(row)} %{spread}{tested}"
 
 
 def ticks(axis: Axis, *, width: float = WIDTH) -> Html:
@@ -116,7 +117,7 @@ def zoomed_plot(row: LedgerRow) -> Html:
 
 
 def _marks(row: LedgerRow, axis: Axis, read: Place, *, claim: tuple[float, float], ours: float) -> list[Html]:
-    """The claim's band and line, then our interval and mean, if we have them, and a ring at the whole test set's."""
+    """The claim's band and line, then our interval and mean, or few seeds, and a ring at the whole test set's mean."""
     value, margin = row["claim"]["value"], row["margin"]
     ends = sorted(axis.place(read(value + m)) for m in (-margin, margin))
     top, bottom = claim
@@ -129,8 +130,8 @@ def _marks(row: LedgerRow, axis: Axis, read: Place, *, claim: tuple[float, float
         low, high = sorted(axis.place(read(v)) for v in row["ci95"])
         marks.append(tag("line", x1=_n(low), x2=_n(high), y1=ours, y2=ours, class_="interval"))
         marks += [_vertical(x, ours - 4, ours + 4, "interval") for x in (low, high)]
-    if row["mean"] is not None:
-        marks.append(tag("circle", cx=_n(axis.place(read(row["mean"]))), cy=ours, r=3.2, class_="mean"))
+    dots = [row["mean"]] if row["ci95"] and row["mean"] is not None else row["per_seed"].values()
+    marks += [tag("circle", cx=_n(axis.place(read(v))), cy=ours, r=3.2, class_="mean") for v in dots]
     if row["test_set"]:
         marks.append(tag("circle", cx=_n(axis.place(read(row["test_set"]["mean"]))), cy=ours, r=5, class_="tested"))
     return marks

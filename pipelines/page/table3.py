@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipelines.benchmarks import Benchmark
-from pipelines.page.markup import Html, joined, tag
-from pipelines.page.outcomes import LedgerRow, TestSet
+from pipelines.page.markup import Html, joined, prose, tag
+from pipelines.page.outcomes import LedgerRow
+from pipelines.page.words import plus_minus
 from pipelines.verdicts import Verdict
 
 BASES = ("A", "B", "C")
@@ -28,7 +29,6 @@ PARAMETERS = {
     "C": ((954_730, "1.3 M"), (1_369_738, "1.4 M")),
 }
 
-NONE = "–"
 MARK = "†"  # of a figure that was measured, like its claim, on other images than the whole test set
 Cell = tuple[str, str]  # base, variant
 
@@ -77,7 +77,7 @@ def markdown(found: Mapping[Cell, LedgerRow]) -> list[str]:
     for base in BASES:
         squares = (_words(base, variant, found.get((base, variant))) for variant in VARIANTS)
         lines.append(f"| {base} | {' | '.join(squares)} |")
-    return [*lines, "", f"{labels(found)}{counts()}"]
+    return [*lines, "", prose(f"{labels(found)}{counts()}")]
 
 
 def labels(found: Mapping[Cell, LedgerRow]) -> str:
@@ -111,16 +111,6 @@ def _square(base: str, variant: str, found: Mapping[Cell, LedgerRow]) -> Html:
     published = tag("span", f"{claim:.2f}", class_="published")
     ours = tag("span", plus_minus(row), class_="ours") if row and row["n"] else Html("")
     return tag("td", published, ours, badge(verdict))
-
-
-def plus_minus(found: LedgerRow | TestSet) -> str:
-    """Our mean and half its interval, in two digits."""
-    mean, ends = found["mean"], found["ci95"]
-    if mean is None:
-        return NONE
-    # The longer half: an interval is cut where percentages end.
-    half = f" ± {max(mean - ends[0], ends[1] - mean):.2f}" if ends else ""
-    return f"{mean:.2f}{half}"
 
 
 SIGNS = {

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.page import images, plots
 from pipelines.page.markup import Html, joined, tag
 from pipelines.page.outcomes import LedgerRow, Outcome, TestSet, Trial
-from pipelines.page.table3 import MARK, NONE, badge
+from pipelines.page.table3 import MARK, badge
+from pipelines.page.words import NONE, centre, ends, seeds
 
 CERTAINTY = {
     "read": "read in a public source",
@@ -40,7 +42,7 @@ def ledger(rows: Sequence[LedgerRow]) -> Html:
 
 
 def _ledger_row(row: LedgerRow, axis: plots.Axis) -> Html:
-    name = tag("a", row["benchmark"], href=f"#row-{row['benchmark']}")
+    name = tag("a", row["benchmark"], href=f"#row-{quote(row['benchmark'])}")
     claim = row["claim"]
     recalled = tag("em", " recalled", title=CERTAINTY["recalled"]) if claim["certainty"] == "recalled" else Html("")
     value = tag("strong", f"{claim['value']:g} %", title=f"± {row['margin']:.2f}, the claim's sampling error")
@@ -67,7 +69,7 @@ def _at_chance(row: LedgerRow) -> list[Html]:
 
 def stuck(row: LedgerRow) -> str:
     """How many of a row's seeds did no better on the test set than guessing, in words."""
-    return f"{len(row['at_chance'])} of {_seeds(row['n'])}"
+    return f"{len(row['at_chance'])} of {seeds(row['n'])}"
 
 
 def _cell(label: str, *children: Html, class_: str | None = None) -> Html:
@@ -75,29 +77,26 @@ def _cell(label: str, *children: Html, class_: str | None = None) -> Html:
 
 
 def _ours(row: LedgerRow) -> list[Html]:
-    """Mean and interval; a figure on the claim's own images is marked and has the whole test set's below it."""
+    """Mean and interval, or each of few seeds; what is not of the whole test set is marked and has that below it."""
     if row["mean"] is None:
         return [tag("span", NONE)]
-    mark = tag("a", MARK, href=f"#row-{row['benchmark']}", title=row["difference"]) if row["test_set"] else Html("")
-    figure = [tag("strong", f"{row['mean']:.2f} %"), mark, tag("small", f"{_interval(row)}{_seeds(row['n'])}")]
+    mark = (
+        tag("a", MARK, href=f"#row-{quote(row['benchmark'])}", title=row["difference"]) if row["test_set"] else Html("")
+    )
+    figure = [tag("strong", f"{centre(row)} %"), mark, tag("small", f"{_interval(row)}{seeds(row['n'])}")]
     if row["test_set"]:
-        mean = tag("b", f"{row['test_set']['mean']:.2f} %")
-        figure.append(tag("small", mean, " on the test set"))
+        figure.append(tag("small", tag("b", f"{centre(row['test_set'])} %"), " on the test set"))
     return figure
 
 
 def _interval(found: LedgerRow | TestSet) -> str:
-    return f"{found['ci95'][0]:.2f} to {found['ci95'][1]:.2f}, " if found["ci95"] else ""
+    return f"{ends(found, ' to ')}, " if found["ci95"] else ""
 
 
 def _epochs(row: LedgerRow) -> list[Html]:
     if row["epochs"] is None:
         return [tag("span", f"{NONE} of {row['paper_epochs']}")]
     return [tag("span", f"{row['epochs']:g} of {row['paper_epochs']}"), tag("small", f"{row['budget']} budget")]
-
-
-def _seeds(n: int) -> str:
-    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def details(rows: Sequence[LedgerRow], benchmarks: Mapping[str, Benchmark], outcomes: Mapping[str, Outcome]) -> Html:
@@ -128,7 +127,7 @@ def _protocols(row: LedgerRow, benchmark: Benchmark) -> Html:
     }
     if tested:
         facts["On the test set"] = (
-            f"{tested['mean']:.2f} % {row['metric']} ({_interval(tested)}all {tested['images']:,} images)"
+            f"{centre(tested)} % {row['metric']} ({_interval(tested)}all {tested['images']:,} images)"
         )
     if row["difference"]:
         facts["The difference"] = row["difference"]
