@@ -33,6 +33,8 @@ UNREADABLE = (
 SYSTEM = frozenset(("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"))
 PIECE = 1 << 20  # bytes at a time, and the most that a header of a tar may take
 LARGEST_FILE = 1 << 28  # bytes of a picture
+MEMBERS = 2_000_000_000  # bytes of memory for the names in an archive: some five million
+MEMBER = 350  # bytes, beside the name
 LINKS_IN_TURN = 40  # as Linux has it
 PATH_MAX = 4096  # bytes, as Linux has it
 Kind = Literal["file", "folder", "nothing", "other"]
@@ -184,6 +186,7 @@ class Members:
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
+        self.room = MEMBERS
         self.nodes = {"": FOLDER}
         self.names: dict[str, set[str]] = {"": set()}  # of what lies in a folder, by its path
 
@@ -211,16 +214,23 @@ class Members:
         return [self._entry(folder, name) for name in sorted(self.names[folder])]
 
     def _put(self, path: str, node: Node) -> None:
-        self.nodes[path] = node
+        self._keep(path, node)
         if node.kind == "folder":
             self.names[path] = set()
         above, _, name = path.rpartition("/")
         while above not in self.names:  # an archive need not name its folders
             if above in self.nodes:
                 raise ValueError(f"{above} is a folder and something else")
-            self.nodes[above], self.names[above] = FOLDER, {name}
+            self._keep(above, FOLDER)
+            self.names[above] = {name}
             above, _, name = above.rpartition("/")
         self.names[above].add(name)
+
+    def _keep(self, path: str, node: Node) -> None:
+        self.nodes[path] = node
+        self.room -= MEMBER + len(path)
+        if self.room < 0:
+            raise ValueError(f"more members than fit into {MEMBERS} bytes of memory")
 
     def _entry(self, folder: str, name: str) -> Entry:
         path = f"{folder}/{name}" if folder else name
@@ -326,10 +336,12 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]
         blocks = _Blocks(stream)
         with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # all that it uses
             while (member := tar.next()) is not None:
+                blocks.heads = None
                 tar.members.clear()  # or they would all be kept
                 if member.size < 0 or tar.offset <= member.offset:
                     raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
                 yield member, tar
+                blocks.heads = PIECE
         if len(blocks.last) != tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it is cut short")
         rest = blocks.last
@@ -340,15 +352,20 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]
 
 
 class _Blocks:
-    """What a tar is read from: never more at once than its headers may take; keeps what was read last."""
+    """What a tar is read from: in pieces, and no more of them for one member's headers than those may take."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.last = file, b""
+        self.file, self.last = file, b""  # what was read last
         self.seek, self.tell = file.seek, file.tell
+        self.heads: int | None = PIECE  # bytes that headers may still take; None within a member
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= PIECE:
             raise tarfile.ReadError(f"a header claims {size} bytes")
+        if self.heads is not None:
+            self.heads -= size
+            if self.heads < 0:
+                raise tarfile.ReadError(f"the headers of a member take more than {PIECE} bytes")
         self.last = self.file.read(size)
         return self.last
 
