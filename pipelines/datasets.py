@@ -320,11 +320,20 @@ def _check_place(final: Path) -> None:
         raise UserError(f"{final}: holds {foreign[0]}, which is no part of a dataset and would be lost; move it away")
 
 
-def put_back(root: Path, name: str) -> None:
-    """Undo what was killed while it replaced ``<root>/<name>``, within the instant in which nothing has that name."""
-    old = _old(root / name)
-    if old.is_dir() and not os.path.lexists(root / name):
-        old.rename(root / name)
+def prepare(root: Path, name: str) -> None:
+    """Undo what was killed while it replaced ``<root>/<name>``, within the instant in which nothing has that name.
+
+    Raises ``UserError``, before anything long begins, where :func:`new_dataset` would once the bytes are there.
+    """
+    with writing(root):
+        if os.path.lexists(root) and not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if root.is_dir() and not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        old = _old(root / name)
+        if old.is_dir() and not os.path.lexists(root / name):
+            old.rename(root / name)
+        _check_place(root / name)
 
 
 def _old(final: Path) -> Path:

@@ -656,6 +656,16 @@ def test_a_dataset_that_cannot_be_written(root: Path) -> None:
         run(root, [])
 
 
+def test_a_place_that_will_not_do_is_said_before_anything_is_fetched(
+    root: Path, serve: Callable[[Server], Server]
+) -> None:
+    server = serve(Server(files=as_mirror(FILES)))
+    (root / "datasets").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"datasets: cannot be written \(Not a directory\)"):
+        run(root, [Mirror(server.url)])
+    assert not server.asked
+
+
 def test_a_read_only_disk_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(path: Path, **options: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
