@@ -109,7 +109,7 @@ def walk(root: str, entries: Callable[[str], Sequence[Entry]], left_out: LeftOut
         try:
             listed = entries(place)
         except OSError as error:
-            found.append(Found(f"{path}/*", "", error.strerror or "unreadable"))
+            found.append(Found(f"{path or '.'}/*", "", error.strerror or "unreadable"))
             continue
         for entry in listed:
             below = f"{path}/{entry.name}" if path else entry.name
@@ -394,11 +394,11 @@ class Zip:
                 mode = info.external_attr >> 16 if info.create_system == 3 else 0  # Unix
                 if stat.S_ISLNK(mode):
                     with _open_member(archive, info) as file:
-                        target = os.fsdecode(file.read(PATH_MAX))
+                        target = file.read(PATH_MAX).decode("utf-8", "surrogateescape")
                     members.add(_zip_name(info), Node("link", target=target))
                 else:
                     odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
-                    kind: Kind = "other" if odd else "folder" if info.is_dir() else "file"
+                    kind: Kind = "other" if odd else "folder" if info.is_dir() or stat.S_ISDIR(mode) else "file"
                     members.add(_zip_name(info), Node(kind, number))
         return walk("", members.entries, left_out)
 
@@ -421,7 +421,10 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     """The path of a member; most write it in UTF-8, few say so."""
     if info.flag_bits & 0x800:
         return info.filename
-    return info.filename.encode("cp437").decode("utf-8", "surrogateescape")
+    try:
+        return info.filename.encode("cp437").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a later Python has found its name in UTF-8 beside this one
+        return info.filename
 
 
 def _member(label: str, path: str, file: IO[bytes], size: int) -> bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import gzip
 import hashlib
 import io
 import itertools
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -126,6 +128,10 @@ def test_all_containers_give_the_same_dataset(tmp_path: Path, pictures: dict[str
     digests = {write(tmp_path, Source(kind="imagefolder", folder="mine", size=8))[0].digest}
     for name in ("pets.tar", "pets.zip"):
         digests.add(write(tmp_path, of_archive(as_archive(tmp_path / "data" / name, pictures)))[0].digest)
+    tar = (tmp_path / "data" / "pets.tar").read_bytes()
+    for name, compress in (("pets.tar.bz2", bz2.compress), ("pets.tar.xz", lzma.compress)):
+        (tmp_path / "data" / name).write_bytes(compress(tar))
+        digests.add(write(tmp_path, of_archive(tmp_path / "data" / name))[0].digest)
     assert len(digests) == 1
 
 
