@@ -33,6 +33,8 @@ UNREADABLE = (
 SYSTEM = frozenset(("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"))
 PIECE = 1 << 20  # bytes at a time, and the most that a header of a tar may take
 LARGEST_FILE = 1 << 28  # bytes of a picture
+MEMBERS = 2_000_000_000  # bytes of memory for the names in an archive: some five million
+MEMBER = 350  # bytes, beside the name
 LINKS_IN_TURN = 40  # as Linux has it
 PATH_MAX = 4096  # bytes, as Linux has it
 Kind = Literal["file", "folder", "nothing", "other"]
@@ -107,7 +109,7 @@ def walk(root: str, entries: Callable[[str], Sequence[Entry]], left_out: LeftOut
         try:
             listed = entries(place)
         except OSError as error:
-            found.append(Found(f"{path}/*", "", error.strerror or "unreadable"))
+            found.append(Found(f"{path or '.'}/*", "", error.strerror or "unreadable"))
             continue
         for entry in listed:
             below = f"{path}/{entry.name}" if path else entry.name
@@ -184,6 +186,7 @@ class Members:
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
+        self.room = MEMBERS
         self.nodes = {"": FOLDER}
         self.names: dict[str, set[str]] = {"": set()}  # of what lies in a folder, by its path
 
@@ -195,7 +198,7 @@ class Members:
         elif path not in self.nodes:
             self._put(path, node)
         elif "folder" in (self.nodes[path].kind, node.kind):
-            if self.nodes[path] != node:
+            if self.nodes[path].kind != node.kind:
                 raise ValueError(f"{path} is a folder and something else")
         else:
             self.left_out.add("replaced by later ones of the same name", path)
@@ -211,16 +214,23 @@ class Members:
         return [self._entry(folder, name) for name in sorted(self.names[folder])]
 
     def _put(self, path: str, node: Node) -> None:
-        self.nodes[path] = node
+        self._keep(path, node)
         if node.kind == "folder":
             self.names[path] = set()
         above, _, name = path.rpartition("/")
         while above not in self.names:  # an archive need not name its folders
             if above in self.nodes:
                 raise ValueError(f"{above} is a folder and something else")
-            self.nodes[above], self.names[above] = FOLDER, {name}
+            self._keep(above, FOLDER)
+            self.names[above] = {name}
             above, _, name = above.rpartition("/")
         self.names[above].add(name)
+
+    def _keep(self, path: str, node: Node) -> None:
+        self.nodes[path] = node
+        self.room -= MEMBER + len(path)
+        if self.room < 0:
+            raise ValueError(f"more members than fit into {MEMBERS} bytes of memory")
 
     def _entry(self, folder: str, name: str) -> Entry:
         path = f"{folder}/{name}" if folder else name
@@ -326,10 +336,12 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]
         blocks = _Blocks(stream)
         with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # all that it uses
             while (member := tar.next()) is not None:
+                blocks.heads = None
                 tar.members.clear()  # or they would all be kept
                 if member.size < 0 or tar.offset <= member.offset:
                     raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
                 yield member, tar
+                blocks.heads = PIECE
         if len(blocks.last) != tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it is cut short")
         rest = blocks.last
@@ -340,15 +352,20 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]
 
 
 class _Blocks:
-    """What a tar is read from: never more at once than its headers may take; keeps what was read last."""
+    """What a tar is read from: in pieces, and no more of them for one member's headers than those may take."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.last = file, b""
+        self.file, self.last = file, b""  # what was read last
         self.seek, self.tell = file.seek, file.tell
+        self.heads: int | None = PIECE  # bytes that headers may still take; None within a member
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= PIECE:
             raise tarfile.ReadError(f"a header claims {size} bytes")
+        if self.heads is not None:
+            self.heads -= size
+            if self.heads < 0:
+                raise tarfile.ReadError(f"the headers of a member take more than {PIECE} bytes")
         self.last = self.file.read(size)
         return self.last
 
@@ -377,11 +394,11 @@ class Zip:
                 mode = info.external_attr >> 16 if info.create_system == 3 else 0  # Unix
                 if stat.S_ISLNK(mode):
                     with _open_member(archive, info) as file:
-                        target = os.fsdecode(file.read(PATH_MAX))
+                        target = file.read(PATH_MAX).decode("utf-8", "surrogateescape")
                     members.add(_zip_name(info), Node("link", target=target))
                 else:
                     odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
-                    kind: Kind = "other" if odd else "folder" if info.is_dir() else "file"
+                    kind: Kind = "other" if odd else "folder" if info.is_dir() or stat.S_ISDIR(mode) else "file"
                     members.add(_zip_name(info), Node(kind, number))
         return walk("", members.entries, left_out)
 
@@ -404,7 +421,10 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     """The path of a member; most write it in UTF-8, few say so."""
     if info.flag_bits & 0x800:
         return info.filename
-    return info.filename.encode("cp437").decode("utf-8", "surrogateescape")
+    try:
+        return info.filename.encode("cp437").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a later Python has found its name in UTF-8 beside this one
+        return info.filename
 
 
 def _member(label: str, path: str, file: IO[bytes], size: int) -> bytes:
@@ -420,13 +440,22 @@ def open_archive(path: Path, label: str) -> Files:
         start = _start(path)
         if start.startswith((b"PK\3\4", b"PK\5\6")):
             return Zip(path, label)
-        if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or tarfile.is_tarfile(path):
+        if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or _is_tar(start):
             return Tar(path, label)
         if zipfile.is_zipfile(path):  # behind a program that unpacks it
             return Zip(path, label)
     raise UserError(f"{brief(str(path))}: no archive, or its beginning is damaged; expected a tar, tgz or zip")
 
 
+def _is_tar(block: bytes) -> bool:
+    """Whether a tar begins so: with a member's header, or with its end."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return block == bytes(tarfile.BLOCKSIZE)
+    return True
+
+
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(8)
+        return file.read(tarfile.BLOCKSIZE)

@@ -15,6 +15,7 @@ import mmap
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -253,7 +254,8 @@ def _from_meta(path: Path, meta: dict[str, Any]) -> Dataset:
         std=tuple(float(value) for value in meta["std"]),
         digests={file: str(meta["digests"][file]) for split in SPLITS for file in _files(split)},
     )
-    if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0:
+    images = math.prod(dataset.shape) * max(dataset.train, dataset.test)
+    if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0 or images > sys.maxsize:
         raise ValueError(f"sizes: {dataset.train} and {dataset.test} images of {dataset.shape}")
     if not all(map(math.isfinite, (*dataset.mean, *dataset.std))):
         raise ValueError(f"mean and std: {dataset.mean} and {dataset.std}")
@@ -318,11 +320,20 @@ def _check_place(final: Path) -> None:
         raise UserError(f"{final}: holds {foreign[0]}, which is no part of a dataset and would be lost; move it away")
 
 
-def put_back(root: Path, name: str) -> None:
-    """Undo what was killed while it replaced ``<root>/<name>``, within the instant in which nothing has that name."""
-    old = _old(root / name)
-    if old.is_dir() and not os.path.lexists(root / name):
-        old.rename(root / name)
+def prepare(root: Path, name: str) -> None:
+    """Undo what was killed while it replaced ``<root>/<name>``, within the instant in which nothing has that name.
+
+    Raises ``UserError``, before anything long begins, where :func:`new_dataset` would once the bytes are there.
+    """
+    with writing(root):
+        if os.path.lexists(root) and not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if root.is_dir() and not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        old = _old(root / name)
+        if old.is_dir() and not os.path.lexists(root / name):
+            old.rename(root / name)
+        _check_place(root / name)
 
 
 def _old(final: Path) -> Path:

@@ -141,22 +141,32 @@ def _is_here(host: str) -> bool:
         return host == "localhost"
 
 
+class _Session(requests.Session):
+    """Follows no redirection, nor looks where it leads: requests reads each to its end first, however long."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
 @contextmanager
 def _opened(url: str, headers: dict[str, str], patience: Patience) -> Iterator[requests.Response]:
-    """The answer behind all redirections. They are followed here: requests reads each to its end, however long."""
+    """The answer behind all redirections."""
     wait = (patience.connect, patience.read)
-    with requests.Session() as session:
+    with _Session() as session:
         for turn in range(1 + REDIRECTS):
             try:
                 _reach(url, session, patience.connect)
             except SourceDown as error:
                 raise SourceDown(f"redirected to {printable(shown(url))[:80]}: {error}" if turn else error) from None
-            with session.get(url, headers=headers, stream=True, timeout=wait, allow_redirects=False) as response:
-                onward = session.get_redirect_target(response)
+            with session.get(url, headers=headers, stream=True, timeout=wait) as response:
+                onward = super(_Session, session).get_redirect_target(response)
                 if onward is None:
                     yield response
                     return
-            url = urljoin(url, onward)
+            try:
+                url = urljoin(url, onward)
+            except ValueError:
+                raise SourceDown(f"redirected to {printable(onward)[:80]}, which is no address") from None
     raise SourceDown(f"redirected more than {REDIRECTS} times")
 
 

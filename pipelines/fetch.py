@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines import ending, rawfiles, schema, yamlfile
-from pipelines.datasets import expect_file, open_dataset, put_back, writing
+from pipelines.datasets import expect_file, open_dataset, prepare, writing
 from pipelines.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
 from pipelines.errors import FULL, SHORT, UserError, guard, printable
 from pipelines.sources import (
@@ -127,7 +127,7 @@ def fetch_raw(root: Path, name: str, raw: RawDataset, sources: Sequence[Source],
     """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
     folder = root / "data" / name
     with locked(root, name, say):
-        put_back(root / "datasets", name)
+        prepare(root / "datasets", name)
         with locked(root, PINS, say):
             pins = read_pins(root / PINS, name, raw.files)
         _make_parts(folder)
@@ -367,7 +367,7 @@ def _fetch_folder(root: Path, name: str, say: Say) -> None:
     if name not in known:
         raise UserError(f"dataset {name!r} is not known; expected one of {', '.join([*RAW, *(known.keys() - RAW)])}")
     with locked(root, name, say):
-        put_back(root / "datasets", name)
+        prepare(root / "datasets", name)
         imagefolder.write(root, name, known[name], say)
 
 

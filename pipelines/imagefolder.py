@@ -49,7 +49,8 @@ def write(root: Path, name: str, source: Source, say: Callable[[str], None]) -> 
     try:
         layout = lay_out(files.label, files.scan(left_out), folders, left_out)
     except UserError:
-        say(f"{files.label}: left out: {left_out}")
+        if left_out.reasons:
+            say(f"{files.label}: left out: {left_out}")
         raise
     images = sum(map(len, layout.pictures.values()))
     say(f"{images} images of {len(layout.classes)} classes in {files.label}")

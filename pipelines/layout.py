@@ -32,7 +32,7 @@ def check_folders(where: str, folders: Mapping[Split, str]) -> None:
             raise UserError(f"{where}.{keys[split]} is '{brief(folder)}'; expected a folder such as {keys[split]}")
     train, test = (PurePosixPath(folders[split]) for split in SPLITS)
     if train.is_relative_to(test) or test.is_relative_to(train):
-        both = f"train is {brief(folders['train'])} and val {brief(folders['test'])}"
+        both = f"train is '{brief(folders['train'])}' and val '{brief(folders['test'])}'"
         raise UserError(f"{where}.{both}; expected two folders, neither within the other")
 
 
@@ -75,7 +75,8 @@ def _below(path: str, folder: str) -> Iterator[tuple[str, str]]:
 
 def _base(label: str, by_base: Mapping[str, Mapping[Split, Kinds]], folders: Mapping[Split, str]) -> str:
     """The uppermost folder that holds both splits."""
-    bases = sorted((base for base, splits in by_base.items() if len(splits) == len(SPLITS)), key=_depth)
+    whole = (base for base, splits in by_base.items() if len(splits) == len(SPLITS))
+    bases = sorted(whole, key=lambda base: (_depth(base), base))
     if not bases:
         seen = {split for splits in by_base.values() for split in splits}
         lacking = [brief(folders[split]) for split in SPLITS if split not in seen]

@@ -44,10 +44,12 @@ def decode(packed: bytes, size: int) -> Images:
     """A picture's file as (3, size, size): RGB, short side scaled to ``size`` (bilinear, antialiased), centre crop.
 
     It is turned as its EXIF orientation asks, where that can be read. What is transparent shows white. Grey levels of
-    16 bits (of 12, in a TIFF) are scaled by the range of their type; floating-point ones have to lie within 0 to 1.
-    Of several frames the first counts; colour profiles do not. Only what the square needs is scaled, which is for a
-    square picture the same as to scale it whole, to the bit, and for others within 1 of 255, as Pillow's order of rows
-    and columns depends on what is scaled. Raises ``Undecodable``.
+    16 bits (of 12, in a TIFF) are scaled by the range of their type, colours of 16 bits keep the upper 8, and levels in
+    floating point have to lie within 0 to 1. Of several frames the first counts; colour profiles do not.
+
+    Only what the square needs is scaled: for a square picture the result is that of scaling it whole, to the bit; for
+    others it is within 1 of 255, as Pillow's order of rows and columns depends on what is scaled.
+    Raises ``Undecodable``.
     """
     try:
         with _loaded(packed) as image:

@@ -34,6 +34,13 @@ def packed(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    parts = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def refusal(content: bytes) -> str:
     with pytest.raises(Undecodable) as caught:
         decode(content, SIZE)
@@ -93,6 +100,19 @@ def test_sixteen_bits_are_scaled_to_eight(mode: str, kind: str) -> None:
     assert expected.max() == 255 and expected.min() == 0
     for channel in decode(packed(image, kind), SIZE):
         np.testing.assert_array_equal(channel, expected)
+
+
+def test_a_netpbm_file_names_its_white() -> None:
+    levels = ramp(1023, ">u2")
+    pixels = decode(b"P5 8 8 1023\n" + levels.tobytes(), SIZE)
+    np.testing.assert_allclose(pixels[0], levels * 255.0 / 1023, atol=0.51)
+
+
+def test_colours_of_sixteen_bits_keep_the_upper_eight() -> None:
+    levels = np.repeat(ramp(65535, ">u2")[:, :, None], 3, 2)
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    np.testing.assert_array_equal(decode(png(*chunks), SIZE).transpose(1, 2, 0), levels >> 8)
 
 
 def tiff(levels: npt.NDArray[Any], bits: int, *, photometric: int = 1, sample: int = 1) -> bytes:
@@ -173,11 +193,10 @@ def test_a_transparent_colour_shows_white() -> None:
     assert (decode(buffer, SIZE) == 255).all()
     levels = np.full((8, 8), 7000, "<u2")
     levels[0] = 65535 // 2
-    png = packed(Image.fromarray(levels))
-    place = png.index(b"IDAT") - 4
-    chunk = b"tRNS" + struct.pack(">H", 7000)
-    png = png[:place] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[place:]
-    pixels = decode(png, SIZE)[0]
+    content = packed(Image.fromarray(levels))
+    place = content.index(b"IDAT") - 4
+    chunk = png((b"tRNS", struct.pack(">H", 7000)))[8:]
+    pixels = decode(content[:place] + chunk + content[place:], SIZE)[0]
     assert (pixels[1:] == 255).all() and (pixels[0] == 127).all()
 
 
@@ -211,11 +230,7 @@ def test_damaged_exif_says_nothing() -> None:
 
 def png_header(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     head = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    parts = (
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in (head, *chunks, (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return png(head, *chunks, (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
 
 
 @pytest.mark.parametrize(

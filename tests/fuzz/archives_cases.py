@@ -68,7 +68,7 @@ def _outcome(folder: Path, source: Source) -> tuple[str, str]:
     except UserError as error:
         if not str(error).isprintable() or len(str(error)) > 500:
             raise
-        return "refused", str(error).replace(label, "") + said[-1].replace(label, "")
+        return "refused", " ".join([str(error), *said[-1:]]).replace(label, "")
     dataset = open_dataset(folder / "datasets", "pets")
     return dataset.digest, f"{dataset.classes} {said[-1].replace(label, '')}"
 
