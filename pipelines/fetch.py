@@ -22,9 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
-from pipelines import ending, rawfiles
+from pipelines import ending, rawfiles, schema, yamlfile
 from pipelines.datasets import open_dataset, writing
 from pipelines.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
 from pipelines.errors import FULL, UserError, guard
@@ -148,12 +146,11 @@ def sources_for(raw: RawDataset) -> list[Source]:
 
 def read_pins(path: Path, name: str, files: Sequence[str]) -> list[Pin]:
     """The pins of ``data/<name>/<file>`` in data.dvc; raises ``UserError`` where one is absent or malformed."""
+    if not path.exists():
+        raise UserError(f"{path}: missing; it pins the raw files, restore it with: git checkout {PINS}")
     try:
-        listing = yaml.safe_load(path.read_text(encoding="utf-8"))
-        outs = {str(out["path"]): out for out in listing["outs"]}
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; it pins the raw files, restore it with: git checkout {PINS}") from None
-    except (yaml.YAMLError, KeyError, TypeError):
+        outs = {out["path"]: out for out in yamlfile.read(path)["outs"]}
+    except (KeyError, TypeError):
         raise UserError(f"{path}: not a DVC file with a list of outs, each with a path") from None
     return [_pin(path, f"data/{name}/{file}", outs) for file in files]
 
@@ -164,9 +161,9 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
         raise UserError(f"{pins}: {path} is missing; expected an out with its md5 and size")
     md5, size = out.get("md5"), out.get("size")
     if not (isinstance(md5, str) and re.fullmatch("[0-9a-f]{32}", md5)):
-        raise UserError(f"{pins}: md5 of {path} is {md5!r}; expected 32 hex digits")
+        raise UserError(f"{pins}: md5 of {path} is {schema.show(md5)}; expected 32 hex digits")
     if isinstance(size, bool) or not isinstance(size, int):
-        raise UserError(f"{pins}: size of {path} is {size!r}; expected a number of bytes")
+        raise UserError(f"{pins}: size of {path} is {schema.show(size)}; expected a number of bytes")
     return Pin(path=path, md5=md5, size=size)
 
 
