@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import math
@@ -45,7 +46,7 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
             )
         if key not in fields:
             raise UserError(f"{place(where, key)} is not known; {_suggest(str(key), fields)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     found = dict(given)
     for name, field in fields.items():
         if name in value:
@@ -56,6 +57,11 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
         return cls(**found)
     except ValueError as error:  # a __post_init__ that looked at the values together
         raise UserError(f"{where}.{error}") from None
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
@@ -251,8 +257,8 @@ def short(text: str, room: int) -> str:
 
 def name(key: Any) -> str:
     """How a key or a name is written in an error: as it is where it is short and plain, and quoted otherwise."""
-    text = str(key) if isinstance(key, str) else show(key)
-    return text if len(text) <= SHOWN and text.isprintable() else show(key)
+    plain = isinstance(key, str) and 0 < len(key) <= SHOWN and key.isprintable() and key == key.strip()
+    return str(key) if plain else show(key)
 
 
 def place(where: str, key: Any) -> str:

@@ -363,7 +363,9 @@ def test_values_that_do_not_go_together() -> None:
 def test_a_benchmark_is_named_as_its_folder_may_be(name: str) -> None:
     block = benchmarks.read(COMMITTED)["benchmarks"]["lenet5-mnist"]
     found = changed("benchmarks", {name: block})
-    assert complaint(found).startswith(f"benchmarks.{name}: expected a name of small letters, digits and hyphens")
+    assert complaint(found).startswith(
+        f"benchmarks.{name or repr('')}: expected a name of small letters, digits and hyphens"
+    )
 
 
 PAPER = {"epochs": 20, "seeds": [0]}
@@ -381,7 +383,11 @@ WRONG_NAMES: list[tuple[str, dict[Any, Any], str]] = [
         "suites has the key 100000.0; expected text",
     ),
     (f"{B}/budgets", {None: PAPER, "paper": PAPER}, "benchmarks.lenet5-mnist.budgets has the key null; expected text"),
-    (f"{B}/budgets", {"": PAPER, "paper": PAPER}, "benchmarks.lenet5-mnist.budgets.: expected a name of small letters"),
+    (
+        f"{B}/budgets",
+        {"": PAPER, "paper": PAPER},
+        "benchmarks.lenet5-mnist.budgets.'': expected a name of small letters",
+    ),
     (
         f"{B}/budgets",
         {"a.b": PAPER, "paper": PAPER},
@@ -398,7 +404,9 @@ def test_what_is_called_by_a_name_has_one_that_every_tool_takes(place: str, valu
 @pytest.mark.parametrize("name", ["Pets", "my pets", "-pets", "../data", ".hidden", "a/b", ""])
 def test_a_dataset_is_named_as_its_folder_may_be(name: str) -> None:
     line = complaint(changed("datasets", {name: {"kind": "imagefolder", "folder": "pictures"}}))
-    assert line.startswith(f"datasets.{name}: expected a name of small letters, digits, hyphens and underscores")
+    assert line.startswith(
+        f"datasets.{name or repr('')}: expected a name of small letters, digits, hyphens and underscores"
+    )
 
 
 @pytest.mark.parametrize(
