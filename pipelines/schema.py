@@ -26,7 +26,8 @@ SHOWN = 60  # characters of a value in an error
 LISTED = 150  # characters of a list of names in an error
 WHOLE = 2**63 - 1  # what an int64 holds
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters but tab and line feed
+# Control characters but tab and line feed, and what ends a line or turns its direction.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
 
 
@@ -277,6 +278,8 @@ def listed(names: Iterable[Any]) -> str:
 
 def _suggest(key: str, known: Any) -> str:
     names = sorted(str(k) for k in known)
+    if not names:
+        return "there is none"
     near = difflib.get_close_matches(key[:SHOWN], names, n=1)
     allowed = "allowed: " + listed(names)
     return f"did you mean {name(near[0])}? ({allowed})" if near else allowed
