@@ -56,8 +56,9 @@ class Source:
             require(one, f"archive is {archive} and folder {folder}; expected exactly one of the two")
             require_within("size", self.size, 8, LARGEST_SIZE, " pixels")
             for name in ("archive", "folder", "train", "val"):
-                empty = getattr(self, name) is not None and not getattr(self, name).strip()
-                require(not empty, f"{name} is {schema.show(getattr(self, name))}; expected a name")
+                value = getattr(self, name)
+                named = value is None or (value.strip() and "\n" not in value)
+                require(bool(named), f"{name} is {schema.show(value)}; expected a name")
             for name, pin in (("md5", self.md5), ("bytes", self.bytes)):
                 alone = f"{name} is {schema.show(pin)}; expected it beside archive alone"
                 require(self.folder is None or pin is None, alone)
@@ -147,6 +148,9 @@ class Subset:
         require(self.skip_every is None or self.skip_every >= 2, f"skip_every is {self.skip_every}; expected 2 or more")
         for name, value in (("first", self.first), ("sample", self.sample), ("hold_out", self.hold_out)):
             require(value is None or value >= 1, f"{name} is {value}; expected 1 or more")
+        if self.first is not None and self.sample is not None:
+            told = f"sample is {self.sample}; expected at most {self.first}, the images that first leaves"
+            require(self.sample <= self.first, told)
 
 
 @dataclass(frozen=True, kw_only=True)

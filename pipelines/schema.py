@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import math
@@ -25,7 +26,8 @@ SHOWN = 60  # characters of a value in an error
 LISTED = 150  # characters of a list of names in an error
 WHOLE = 2**63 - 1  # what an int64 holds
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters but tab and line feed
+# Control characters but tab and line feed, and what ends a line or turns its direction.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
 
 
@@ -45,7 +47,7 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
             )
         if key not in fields:
             raise UserError(f"{place(where, key)} is not known; {_suggest(str(key), fields)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     found = dict(given)
     for name, field in fields.items():
         if name in value:
@@ -56,6 +58,11 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
         return cls(**found)
     except ValueError as error:  # a __post_init__ that looked at the values together
         raise UserError(f"{where}.{error}") from None
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
@@ -251,8 +258,8 @@ def short(text: str, room: int) -> str:
 
 def name(key: Any) -> str:
     """How a key or a name is written in an error: as it is where it is short and plain, and quoted otherwise."""
-    text = str(key) if isinstance(key, str) else show(key)
-    return text if len(text) <= SHOWN and text.isprintable() else show(key)
+    plain = isinstance(key, str) and 0 < len(key) <= SHOWN and key.isprintable() and key == key.strip()
+    return str(key) if plain else show(key)
 
 
 def place(where: str, key: Any) -> str:
@@ -271,6 +278,8 @@ def listed(names: Iterable[Any]) -> str:
 
 def _suggest(key: str, known: Any) -> str:
     names = sorted(str(k) for k in known)
+    if not names:
+        return "there is none"
     near = difflib.get_close_matches(key[:SHOWN], names, n=1)
     allowed = "allowed: " + listed(names)
     return f"did you mean {name(near[0])}? ({allowed})" if near else allowed

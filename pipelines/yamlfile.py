@@ -25,7 +25,7 @@ DIGITS = 1000  # of a whole number; Python itself reads no more than 4,300
 CORE = "tag:yaml.org,2002:"
 PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is many times faster, and in every wheel of PyYAML
 MERGE = object()  # the key <<
-# All that YAML 1.2 allows in a file but the byte order mark, which may begin it.
+# What YAML 1.2 does not allow in a file: control characters, and halves of characters.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -90,13 +90,15 @@ def parse(text: str, where: str) -> dict[str, Any]:
     """The mapping that the YAML ``text`` holds; UserErrors begin with ``where``."""
     try:
         _check_characters(text)
+        _check_directives(text)
         found = _build(yaml.parse(text, Loader=PARSER))
     except _Refused as error:
         raise UserError(f"{where} line {error.line} is not valid YAML: {error}") from None
-    except (yaml.YAMLError, OverflowError) as error:  # the latter for a code point that PyYAML's own parser finds
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two PyYAML's own, where libyaml has words
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line} is not valid YAML: {schema.short(problem or str(error), 200)}") from None
+        told = schema.short(problem or "it holds a character that does not exist", 200)
+        raise UserError(f"{where}{line} is not valid YAML: {told}") from None
     if not isinstance(found, dict):
         raise UserError(f"{where} holds {schema.show(found)}; expected a mapping")
     return found
@@ -119,6 +121,15 @@ def _check_characters(text: str) -> None:
     found = UNPRINTABLE.search(text)
     if found:
         raise _Refused(f"it holds the control character U+{ord(found[0]):04X}", text.count("\n", 0, found.start()) + 1)
+
+
+def _check_directives(text: str) -> None:
+    """DVC would go by %YAML 1.1; libyaml takes seconds for thousands of %TAG."""
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        if line.startswith("%") and line.split() != ["%YAML", "1.2"]:
+            raise _Refused(f"the directive {schema.show(line.strip())}; expected %YAML 1.2, or none", number)
+        if line.strip() and line[0] not in "%#":
+            return
 
 
 @dataclass
@@ -171,7 +182,8 @@ def _build(events: Iterable[yaml.Event]) -> Any:
     found: list[Any] = []
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
-            _check_document(event, first=not found)
+            if found:
+                raise _Refused("another document begins; expected one", _line(event))
         elif isinstance(event, yaml.CollectionStartEvent):
             _check_collection(event, len(opened))
             opened.append(_Open(event))
@@ -204,13 +216,6 @@ def _value(
         anchor, value = one.start.anchor, (one.close(), one.size)
     named[anchor] = value
     return value
-
-
-def _check_document(event: yaml.DocumentStartEvent, *, first: bool) -> None:
-    if not first:
-        raise _Refused("another document begins; expected one", _line(event))
-    if event.version not in (None, (1, 2)):  # DVC would go by it
-        raise _Refused("the directive %YAML; expected 1.2, or none", _line(event))
 
 
 def _check_collection(event: yaml.CollectionStartEvent, depth: int) -> None:

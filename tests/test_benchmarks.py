@@ -166,6 +166,11 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{LAPTOP}/seeds", "0, 1", " is '0, 1'; expected a list"),
     (f"{B}/recipe/subset", {"skip_every": 1}, ".skip_every is 1; expected 2 or more"),
     (f"{B}/recipe/subset", {"first": 0}, ".first is 0; expected 1 or more"),
+    (
+        f"{B}/recipe/subset",
+        {"first": 9, "sample": 10},
+        ".sample is 10; expected at most 9, the images that first leaves",
+    ),
     (f"{B}/evaluation", {"views": "random", "count": 0}, ".count is 0; expected at least 1"),
     (f"{B}/evaluation", {"views": "random", "count": 10**6}, ".count is 1000000; expected at most 1,000"),
     (f"{B}/evaluation", {"views": "ten_crop"}, ".crop is missing; expected the pixels of the ten crops"),
@@ -195,6 +200,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
         "a table (place recalled)",
         " says 'recalled'; expected that in certainty, or in protocol, al",
     ),
+    (f"{B}/claim/source", "a\u202eb", " is 'a\\u202eb'; expected text without control characters"),
     (f"{B}/claim/protocol", "", " is ''; expected how it was measured"),
     (f"{B}/label", "two\nlines", " is 'two\\nlines'; expected one line"),
     (f"{B}/deviations", ["a", ""], "[1] is ''; expected a sentence"),
@@ -257,6 +263,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     ("datasets/imagenette/archive", "a\0", " is 'a\\x00'; expected text without control characters"),
     ("datasets/imagenette/archive", " ", " is ' '; expected a name"),
     ("datasets/imagenette/train", "", " is ''; expected a name"),
+    ("datasets/imagenette/val", "a\nb", " is 'a\\nb'; expected a name"),
     ("datasets/imagenette/size", 4, " is 4; expected at least 8 pixels"),
     ("datasets/imagenette/size", 20000, " is 20000; expected at most 1,024 pixels"),
     (
@@ -363,7 +370,42 @@ def test_values_that_do_not_go_together() -> None:
 def test_a_benchmark_is_named_as_its_folder_may_be(name: str) -> None:
     block = benchmarks.read(COMMITTED)["benchmarks"]["lenet5-mnist"]
     found = changed("benchmarks", {name: block})
-    assert complaint(found).startswith(f"benchmarks.{name}: expected a name of small letters, digits and hyphens")
+    assert complaint(found).startswith(
+        f"benchmarks.{name or repr('')}: expected a name of small letters, digits and hyphens"
+    )
+
+
+PAPER = {"epochs": 20, "seeds": [0]}
+WRONG_NAMES: list[tuple[str, dict[Any, Any], str]] = [
+    ("benchmarks", {"a" * 61: {}}, f"benchmarks.'{'a' * 56}...: expected a name of at most 60 characters"),
+    ("benchmarks", {"a\x1b[31m\nb": {}}, "benchmarks.'a\\x1b[31m\\nb': expected a name of small letters"),
+    ("benchmarks", {123: {}}, "benchmarks has the key 123; expected text, in quotes where YAML reads something else"),
+    ("benchmarks", {None: {}}, "benchmarks has the key null; expected text"),
+    ("datasets", {True: {}}, "datasets has the key true; expected text"),
+    ("datasets", {"a" * 61: {}}, f"datasets.'{'a' * 56}...: expected a name of small letters"),
+    ("suites", {"a: b": {"budget": "paper", "benchmarks": ["linear-mnist"]}}, "suites.a: b: expected a name of small"),
+    (
+        "suites",
+        {1e5: {"budget": "paper", "benchmarks": ["linear-mnist"]}},
+        "suites has the key 100000.0; expected text",
+    ),
+    (f"{B}/budgets", {None: PAPER, "paper": PAPER}, "benchmarks.lenet5-mnist.budgets has the key null; expected text"),
+    (
+        f"{B}/budgets",
+        {"": PAPER, "paper": PAPER},
+        "benchmarks.lenet5-mnist.budgets.'': expected a name of small letters",
+    ),
+    (
+        f"{B}/budgets",
+        {"a.b": PAPER, "paper": PAPER},
+        "benchmarks.lenet5-mnist.budgets.a.b: expected a name of small le",
+    ),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "line"), WRONG_NAMES)
+def test_what_is_called_by_a_name_has_one_that_every_tool_takes(place: str, value: Any, line: str) -> None:
+    assert complaint(changed(place, value)).startswith(line)
 
 
 PAPER = {"epochs": 20, "seeds": [0]}
@@ -398,7 +440,9 @@ def test_what_is_called_by_a_name_has_one_that_every_tool_takes(place: str, valu
 @pytest.mark.parametrize("name", ["Pets", "my pets", "-pets", "../data", ".hidden", "a/b", ""])
 def test_a_dataset_is_named_as_its_folder_may_be(name: str) -> None:
     line = complaint(changed("datasets", {name: {"kind": "imagefolder", "folder": "pictures"}}))
-    assert line.startswith(f"datasets.{name}: expected a name of small letters, digits, hyphens and underscores")
+    assert line.startswith(
+        f"datasets.{name or repr('')}: expected a name of small letters, digits, hyphens and underscores"
+    )
 
 
 @pytest.mark.parametrize(
@@ -431,6 +475,10 @@ def test_an_archive_does_not_lie_where_fetch_would_replace_it() -> None:
 def test_pictures_may_lie_elsewhere(folder: str) -> None:
     found = benchmarks.build(changed("datasets/imagenette", {"kind": "imagefolder", "folder": folder}))
     assert found.datasets["imagenette"].folder == folder
+
+
+def test_where_nothing_is_declared_no_names_are_listed() -> None:
+    assert complaint(changed("suites", {})) == "suite.name: suite laptop is not known; there is none"
 
 
 def test_a_missing_block_is_named() -> None:
@@ -509,6 +557,8 @@ def test_anchors_and_merges_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     assert found["h"] == [found["a"], found["a"]]
     path.write_text("a: &a {b: 1, c: 2}\nd: &d {c: 4, e: 5}\nf: {c: 3, <<: *a}\ng: {<<: [*a, *d]}\n")
     assert benchmarks.read(path) == load_yaml(str(path))
+    path.write_text("# as below\n%YAML 1.2\n---\na: no\n")
+    assert benchmarks.read(path) == load_yaml(str(path)) == {"a": "no"}
     path.write_bytes(b"\xef\xbb\xbfa: b\r\nc: d\r\n")
     assert benchmarks.read(path) == load_yaml(str(path)) == {"a": "b", "c": "d"}
 
@@ -542,7 +592,11 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "a bool that is none": (b"a: !!bool no\n", " line 1 is not valid YAML: the tag !!bool stands before 'no'"),
     "a mapping that is none": (b"a: !!map [1]\n", " line 1 is not valid YAML: the tag !!map is not known; "),
     "two documents": (b"a: 1\n---\nb: 2\n", " line 2 is not valid YAML: another document begins; expected one"),
-    "another version": (b"%YAML 1.1\n---\na: no\n", " line 1 is not valid YAML: the directive %YAML; expected 1.2, or"),
+    "another version": (b"%YAML 1.1\n---\na: no\n", " line 1 is not valid YAML: the directive '%YAML 1.1'; expected"),
+    "thousands of directives": (
+        b"# a\n" + b"".join(b"%%TAG !a%d! x\n" % i for i in range(40_000)) + b"--- 1",
+        " line 2 is not valid YAML: the directive '%TAG !a0! x'; expected %YAML 1.2, or none",
+    ),
     "no text": (b"a: 1\nb: \xff\xfe\x00", " line 2 is not valid YAML: expected text in UTF-8"),
     "UTF-16": ("a: 1\n".encode("utf-16"), " line 1 is not valid YAML: expected text in UTF-8"),
     "a zero byte": (b"a: 1\nb: \x00\n", " line 2 is not valid YAML: it holds the control character U+0000"),
