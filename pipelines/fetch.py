@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines import ending, rawfiles, schema, yamlfile
-from pipelines.datasets import open_dataset, writing
+from pipelines.datasets import expect_file, open_dataset, prepare, writing
 from pipelines.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
 from pipelines.errors import FULL, SHORT, UserError, guard, printable
 from pipelines.sources import (
@@ -182,6 +182,8 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
         raise UserError(f"{pins}: md5 of {path} is {schema.show(md5)}; expected 32 hex digits")
     if isinstance(size, bool) or not isinstance(size, int):
         raise UserError(f"{pins}: size of {path} is {schema.show(size)}; expected a number of bytes")
+    if not 0 < size <= LARGEST:
+        raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST} bytes")
     return Pin(path=path, md5=md5, size=size)
 
 

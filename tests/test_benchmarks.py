@@ -408,35 +408,6 @@ def test_what_is_called_by_a_name_has_one_that_every_tool_takes(place: str, valu
     assert complaint(changed(place, value)).startswith(line)
 
 
-PAPER = {"epochs": 20, "seeds": [0]}
-WRONG_NAMES: list[tuple[str, dict[Any, Any], str]] = [
-    ("benchmarks", {"a" * 61: {}}, f"benchmarks.'{'a' * 56}...: expected a name of at most 60 characters"),
-    ("benchmarks", {"a\x1b[31m\nb": {}}, "benchmarks.'a\\x1b[31m\\nb': expected a name of small letters"),
-    ("benchmarks", {123: {}}, "benchmarks has the key 123; expected text, in quotes where YAML reads something else"),
-    ("benchmarks", {None: {}}, "benchmarks has the key null; expected text"),
-    ("datasets", {True: {}}, "datasets has the key true; expected text"),
-    ("datasets", {"a" * 61: {}}, f"datasets.'{'a' * 56}...: expected a name of small letters"),
-    ("suites", {"a: b": {"budget": "paper", "benchmarks": ["linear-mnist"]}}, "suites.a: b: expected a name of small"),
-    (
-        "suites",
-        {1e5: {"budget": "paper", "benchmarks": ["linear-mnist"]}},
-        "suites has the key 100000.0; expected text",
-    ),
-    (f"{B}/budgets", {None: PAPER, "paper": PAPER}, "benchmarks.lenet5-mnist.budgets has the key null; expected text"),
-    (f"{B}/budgets", {"": PAPER, "paper": PAPER}, "benchmarks.lenet5-mnist.budgets.: expected a name of small letters"),
-    (
-        f"{B}/budgets",
-        {"a.b": PAPER, "paper": PAPER},
-        "benchmarks.lenet5-mnist.budgets.a.b: expected a name of small le",
-    ),
-]
-
-
-@pytest.mark.parametrize(("place", "value", "line"), WRONG_NAMES)
-def test_what_is_called_by_a_name_has_one_that_every_tool_takes(place: str, value: Any, line: str) -> None:
-    assert complaint(changed(place, value)).startswith(line)
-
-
 @pytest.mark.parametrize("name", ["Pets", "my pets", "-pets", "../data", ".hidden", "a/b", ""])
 def test_a_dataset_is_named_as_its_folder_may_be(name: str) -> None:
     line = complaint(changed("datasets", {name: {"kind": "imagefolder", "folder": "pictures"}}))
