@@ -68,7 +68,11 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     except TimeoutError:
         if future.done():  # its own
             raise
-        raise AwayError(f"gives no answer within {seconds:g} s") from None
+        raise AwayError(_late(seconds)) from None
+
+
+def _late(seconds: float) -> str:
+    return f"gives no answer within {round(seconds, 1):g} s"
 
 
 class Bounded:
@@ -132,7 +136,7 @@ def _ask(uri: str) -> tuple[int, bytes]:
                     break
             return answer.status_code, body
     except requests.Timeout:
-        raise AwayError(f"gives no answer within {seconds:g} s") from None
+        raise AwayError(_late(seconds)) from None
     except requests.exceptions.SSLError as error:
         why = re.search(r"\] ([^()]+) \(_ssl", str(error))
         raise AwayError(f"is away (TLS fails{': ' + clean(why[1], uri) if why else ''})") from None
@@ -171,7 +175,7 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
     if any(isinstance(one, requests.exceptions.RetryError) for one in behind):
         return AwayError("answers with errors of its own")
     if any(isinstance(one, requests.Timeout) for one in behind):
-        return AwayError(f"gives no answer within {patience():g} s")
+        return AwayError(_late(patience()))
     if any(isinstance(one, requests.RequestException) for one in behind):
         return AwayError("is away (the connection broke off)")
     if isinstance(error, MlflowException | OSError):

