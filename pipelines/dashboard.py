@@ -33,6 +33,7 @@ from pipelines.tracking_spool import Spool
 
 HOST = "127.0.0.1"
 HEALTHY_WITHIN_S = 120.0  # importing MLflow's server takes 8 s on an idle machine
+LOOK_S = 60  # what a server that is there may take over each answer: a person waits for it, and no stage
 GRACE_S = 5.0
 SERVER = "--server"  # the process that is started, where MLflow runs
 SERVER_ENVIRONMENT = {
@@ -72,6 +73,7 @@ def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]
 
 def show(server: str, client: Any) -> str:
     """Print the addresses; returns the first. UserError when there is nothing to see, or it may not be seen."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(LOOK_S))
     try:
         with answers(server):
             found = addresses(server, client)

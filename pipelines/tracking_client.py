@@ -326,6 +326,8 @@ def _create_sqlite(file: Path) -> None:
     for left in file.parent.glob(f"{file.name}.new.*"):  # of a process that was killed
         left.unlink(missing_ok=True)
     temporary = file.with_name(f"{file.name}.new.{os.getpid()}")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.touch()  # where that can't be, MLflow would try for minutes
     made = SqlAlchemyStore(f"sqlite:///{temporary}", str(tracking_database.artifacts(file)))
     made.engine.dispose()
     os.replace(temporary, file)

@@ -7,11 +7,13 @@ A file that is missing or damaged reads as absent; the latter costs a line that 
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -108,7 +110,7 @@ class Evaluation:
         """The confusion matrix (C, C): rows actual, columns predicted."""
         path, size = self.folder / "confusion.csv", len(self.classes)
         try:
-            rows = list(csv.reader(StringIO(path.read_text())))
+            rows = list(csv.reader(StringIO(_bytes(path).decode())))
             return np.array(rows, dtype=np.int64).reshape(size, size)
         except (OSError, ValueError, OverflowError, csv.Error):
             raise DamagedError(f"{path} is damaged; expected {size} rows of {size} counts") from None
@@ -135,7 +137,7 @@ class Evaluation:
         """Of all that is shown of it."""
         path = self.folder / "confusion.csv"
         try:
-            matrix = path.read_bytes()
+            matrix = _bytes(path)
         except OSError as error:
             raise DamagedError(f"{path} can't be read ({error.strerror})") from None
         return digest(self.metrics, self.classes, self.protocol, hashlib.sha256(matrix).hexdigest())
@@ -389,7 +391,7 @@ def load(path: Path) -> Json | None:
 
 def _read(path: Path, kind: type, expected: str) -> Any:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -399,6 +401,14 @@ def _read(path: Path, kind: type, expected: str) -> Any:
     if not isinstance(found, kind):
         raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected {expected}")
     return found
+
+
+def _bytes(path: Path) -> bytes:
+    """The contents of a file. OSError also for what is no file: a FIFO would keep its reader waiting for ever."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "Is no file", str(path))
+        return file.read()
 
 
 def _try(problems: list[str], read: Callable[[Path], T | None], path: Path) -> T | None:
@@ -452,7 +462,7 @@ def modified(path: Path) -> float:
 def _curve(path: Path) -> list[Json]:
     """The curve's lines; one without an end is still being written."""
     try:
-        written = path.read_text().splitlines(keepends=True)
+        written = _bytes(path).decode().splitlines(keepends=True)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError) as error:

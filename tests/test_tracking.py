@@ -359,6 +359,11 @@ def change(path: Path, **new: Any) -> None:
     path.write_text(json.dumps(found))
 
 
+def replaced_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def replaced_by_a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -376,6 +381,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("store/{key}/trial.json", lambda path: path.write_bytes(b"\xff"), "can't decode"),
     ("store/{key}/trial.json", lambda path: path.write_text("[" * 10**5), "recursion"),
     ("store/{key}/trial.json", replaced_by_a_folder, "can't be read (Is a directory)"),
+    ("store/{key}/trial.json", replaced_by_a_pipe, "can't be read (Is no file)"),
     (
         "store/{key}/result.json",
         lambda path: change(path, finished="now"),
@@ -402,6 +408,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("evaluations/a-mnist/trials/seed-0/metrics.json", lambda path: change(path, error="1"), "'1' is no number"),
     ("evaluations/a-mnist/trials/seed-0/metrics.json", lambda path: change(path, claimed_on=[1]), "AttributeError"),
     ("evaluations/a-mnist/trials/seed-0/confusion.csv", replaced_by_a_folder, "can't be read (Is a directory)"),
+    ("evaluations/a-mnist/trials/seed-0/confusion.csv", replaced_by_a_pipe, "can't be read (Is no file)"),
     ("evaluations/a-mnist/classes.json", lambda path: change(path, classes=None), "'classes' is missing"),
     ("evaluations/a-mnist/metrics.json", lambda path: change(path, test_error=[1]), "[1] is no number"),
     ("report/ledger.json", lambda path: change(path, claim=None), "row 1's 'claim' is missing; expected an object"),
@@ -1044,6 +1051,37 @@ def test_what_is_wrong_with_a_database_is_said_in_one_line(local: Path, how: str
     damage(local / "mlflow.db")
     with pytest.raises(AwayError, match=rf"^can't be used \({says}"):
         Sender(project.spool, tracking_cursor.tracking_uri(local)).round()
+
+
+def test_a_full_disk_and_a_read_only_database_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "x.db"
+    execute(file, "CREATE TABLE t (c)")
+    words = []
+    for mode, limit in (("rw", "PRAGMA max_page_count = 3"), ("ro", "SELECT 1")):
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode={mode}", uri=True)) as database:
+            database.execute(limit)
+            with pytest.raises(sqlite3.Error) as raised:
+                database.execute("INSERT INTO t VALUES (?)", ("x" * 100_000,))
+        words.append(tracking_database.reason(raised.value))
+    assert words == ["no space left on its disk", "it is read-only"]
+    assert tracking_database.reason(ValueError("no such name")) is None
+
+
+def test_a_database_that_can_not_be_made_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AwayError, match=r"^can't be used \(.*file.*\)$"):
+        tracking_client.connect(f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+def test_a_project_in_whose_path_no_database_can_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLAlchemy takes what follows a question mark for options, and would make a database beside the project."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    project = Project(tmp_path / "why?")
+    project.trial("lenet5-mnist", "mnist", 0, epochs=1)
+    assert (tracking.sync(project.spool).line or "").startswith(
+        f"not tracked: MLflow can't keep a database in {tmp_path}/why?, for the question mark; set MLFLOW_TRACKING_URI"
+    )
+    assert tracking_cursor.sqlite_file("sqlite:////srv/x.db?timeout=3") == Path("/srv/x.db")
 
 
 def test_a_database_that_another_process_writes_is_said_to_be_locked(
