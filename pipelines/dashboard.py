@@ -169,6 +169,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
         while time.monotonic() < until and _group_lives(process):
             time.sleep(0.05)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _group_lives(process: subprocess.Popen[bytes]) -> bool:

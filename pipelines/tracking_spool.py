@@ -180,9 +180,9 @@ class Trial:
     def started(self) -> float:
         """Unix seconds, as near as the files tell."""
         if self.result is not None:
-            return max(float(self.result["finished"] - self.result["wall_s"]), 0.0)
+            return _time(self.result["finished"] - self.result["wall_s"])
         if self.curve:
-            return max(float(self.curve[0]["time"] - self.curve[0]["seconds"]), 0.0)
+            return _time(self.curve[0]["time"] - self.curve[0]["seconds"])
         return modified(self.folder / "trial.json") or modified(self.folder)
 
     @property
@@ -436,6 +436,10 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_time(value: object) -> TypeGuard[float]:
     """Whether a value from JSON can be a time in unix seconds."""
     return is_number(value) and 0 <= value <= LATEST
+
+
+def _time(reckoned: float) -> float:
+    return min(max(float(reckoned), 0.0), LATEST)
 
 
 TEXT, TEXTS, WHOLE, NUMBER, OBJECT = "a text", "a list of texts", "a whole number", "a number", "an object"
