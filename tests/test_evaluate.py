@@ -135,6 +135,7 @@ def arrays(path: Path) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize(("name", "seed"), seeds())
+@pytest.mark.numeric
 def test_all_files_of_a_trial_tell_of_the_same_predictions(evaluated: Path, name: str, seed: int) -> None:
     labels = published()[1]
     found = arrays(folder(name, seed) / "predictions.npz")
@@ -153,6 +154,7 @@ def test_all_files_of_a_trial_tell_of_the_same_predictions(evaluated: Path, name
 
 
 @pytest.mark.parametrize(("name", "seed"), seeds())
+@pytest.mark.numeric
 def test_precision_recall_and_f1_of_each_class(evaluated: Path, name: str, seed: int) -> None:
     found = arrays(folder(name, seed) / "predictions.npz")
     table = read(folder(name, seed) / "metrics.json")["per_class"]
@@ -167,6 +169,7 @@ def test_precision_recall_and_f1_of_each_class(evaluated: Path, name: str, seed:
 
 
 @pytest.mark.parametrize("seed", [3, 5])
+@pytest.mark.numeric
 def test_a_single_view_is_the_network_on_each_test_image(evaluated: Path, seed: int) -> None:
     images, labels = published()
     probabilities = linear(images, seed)
@@ -182,6 +185,7 @@ def test_a_single_view_is_the_network_on_each_test_image(evaluated: Path, seed: 
     assert metrics["single_view_error"] == pytest.approx(metrics["error"])
 
 
+@pytest.mark.numeric
 def test_ten_crops_are_averaged_as_probabilities(evaluated: Path) -> None:
     images, labels = published()
     crops = [images[:, :, top : top + 24, left : left + 24] for top, left in [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]]
@@ -197,6 +201,7 @@ def test_ten_crops_are_averaged_as_probabilities(evaluated: Path) -> None:
     assert read(Path("evaluations/mlp300-mnist/classes.json"))["protocol"] == "10-crop averaged"
 
 
+@pytest.mark.numeric
 def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> None:
     assert read(Path("evaluations/lenet5-mnist/classes.json"))["protocol"] == "4 random views averaged"
     assert read(Path("evaluations/linear-mnist/classes.json"))["protocol"] == "single view"
@@ -219,6 +224,7 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     np.testing.assert_allclose(confidence[: len(averaged)], averaged, atol=1e-3)
 
 
+@pytest.mark.numeric
 def test_the_images_of_the_claim_are_looked_at_where_they_lie(evaluated: Path) -> None:
     images, labels = (array[700:1010] for array in datasets.open_dataset(Path("datasets"), "mnist").split("train"))
     for seed in (3, 5):
@@ -232,6 +238,7 @@ def test_the_images_of_the_claim_are_looked_at_where_they_lie(evaluated: Path) -
         assert abs(error - read(folder("linear-mnist", seed) / "metrics.json")["error"]) > 0.01
 
 
+@pytest.mark.numeric
 def test_a_part_of_the_test_split_is_what_was_said_of_the_whole(evaluated: Path) -> None:
     """The views of an image must not depend on the range it is asked for in: 130 to 330 spans two batches."""
     found = read(folder("lenet5-mnist", 0) / "metrics.json")
@@ -290,6 +297,7 @@ def test_images_drawn_for_a_claim_are_the_same_for_every_seed() -> None:
     assert on.words == "2,007 images drawn from the test file"
 
 
+@pytest.mark.numeric
 def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> None:
     benchmark, data = benchmarks.load().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
     model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
@@ -300,6 +308,7 @@ def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> Non
     assert torch.equal(first.single, other.single)
 
 
+@pytest.mark.numeric
 def test_the_same_views_are_drawn_again(evaluated: Path) -> None:
     before = {path: path.read_bytes() for path in Path("evaluations/lenet5-mnist").rglob("*.csv")}
     confidence = arrays(folder("lenet5-mnist", 0) / "predictions.npz")["confidence"]
@@ -309,6 +318,7 @@ def test_the_same_views_are_drawn_again(evaluated: Path) -> None:
     assert np.array_equal(arrays(folder("lenet5-mnist", 0) / "predictions.npz")["confidence"], confidence)
 
 
+@pytest.mark.numeric
 def test_the_aggregate_is_of_all_seeds(evaluated: Path) -> None:
     each = [read(folder("linear-mnist", seed) / "metrics.json") for seed in (3, 5, 6)]
     errors = [metrics["error"] for metrics in each]
