@@ -1,5 +1,6 @@
 # make repro      set everything up and reproduce the default suite
 # make test       set everything up and pass the tests
+# make numeric    the tests that train, as if on another processor: CPU=avx2 or CPU=default, THREADS=2
 # make fuzz       random input for ten minutes
 # make dashboard  MLflow over what was tracked
 
@@ -8,7 +9,23 @@ VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: repro test fuzz lint dashboard benchmark install home outside-git clean
+# What an older processor would compute with: other instructions round otherwise. `make test` takes CPU and THREADS, too.
+ifeq ($(CPU),avx2)
+export ATEN_CPU_CAPABILITY := avx2
+export ONEDNN_MAX_CPU_ISA := AVX2
+export MKL_ENABLE_INSTRUCTIONS := AVX2
+else ifeq ($(CPU),default)
+export ATEN_CPU_CAPABILITY := default
+export ONEDNN_MAX_CPU_ISA := SSE41
+export MKL_ENABLE_INSTRUCTIONS := SSE4_2
+else ifdef CPU
+$(error CPU is $(CPU); expected avx2, default, or nothing for this processor as it is)
+endif
+ifdef THREADS
+export OMP_NUM_THREADS := $(THREADS)
+endif
+
+.PHONY: repro test numeric fuzz lint dashboard benchmark install home outside-git clean
 
 # The suite is trained at once, so that seeds of all benchmarks are packed side by side; `dvc repro` alone, which runs
 # one stage after another, gives the same results.
@@ -22,6 +39,9 @@ test: install lint
 	python -m pipelines.fetch mnist
 	python -m pytest -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
 	python -m pytest -m alone
+
+numeric: install
+	python -m pytest -m numeric -n 2 --dist loadfile
 
 fuzz: install
 	python -m tests.fuzz

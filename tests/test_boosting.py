@@ -140,6 +140,7 @@ def test_candidates_are_distorted_training_images_pass_after_pass(project: Path)
     assert not torch.equal(seen.labels, all_candidates(loader, 2).labels)
 
 
+@pytest.mark.numeric
 def test_the_first_member_is_right_on_half_of_the_seconds_patterns(project: Path) -> None:
     loader = taught(planned(FEWER))
     found, seen = loader.patterns(1), all_candidates(loader, 1)
@@ -151,6 +152,7 @@ def test_the_first_member_is_right_on_half_of_the_seconds_patterns(project: Path
     assert equal(found[torch.arange(half, 2 * half)], seen[right.nonzero()[:half, 0]])
 
 
+@pytest.mark.numeric
 def test_the_first_two_members_disagree_on_all_of_the_thirds_patterns(project: Path) -> None:
     loader = taught(planned(FEWER))
     seen = all_candidates(loader, 2)
@@ -160,6 +162,7 @@ def test_the_first_two_members_disagree_on_all_of_the_thirds_patterns(project: P
 
 
 @pytest.mark.parametrize("member", [1, 2])
+@pytest.mark.numeric
 def test_the_search_ends_with_as_many_as_there_are_training_images(
     project: Path, monkeypatch: pytest.MonkeyPatch, member: int
 ) -> None:

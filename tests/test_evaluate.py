@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import csv
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -133,6 +135,7 @@ def arrays(path: Path) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize(("name", "seed"), seeds())
+@pytest.mark.numeric
 def test_all_files_of_a_trial_tell_of_the_same_predictions(evaluated: Path, name: str, seed: int) -> None:
     labels = published()[1]
     found = arrays(folder(name, seed) / "predictions.npz")
@@ -151,6 +154,7 @@ def test_all_files_of_a_trial_tell_of_the_same_predictions(evaluated: Path, name
 
 
 @pytest.mark.parametrize(("name", "seed"), seeds())
+@pytest.mark.numeric
 def test_precision_recall_and_f1_of_each_class(evaluated: Path, name: str, seed: int) -> None:
     found = arrays(folder(name, seed) / "predictions.npz")
     table = read(folder(name, seed) / "metrics.json")["per_class"]
@@ -165,6 +169,7 @@ def test_precision_recall_and_f1_of_each_class(evaluated: Path, name: str, seed:
 
 
 @pytest.mark.parametrize("seed", [3, 5])
+@pytest.mark.numeric
 def test_a_single_view_is_the_network_on_each_test_image(evaluated: Path, seed: int) -> None:
     images, labels = published()
     probabilities = linear(images, seed)
@@ -180,6 +185,7 @@ def test_a_single_view_is_the_network_on_each_test_image(evaluated: Path, seed: 
     assert metrics["single_view_error"] == pytest.approx(metrics["error"])
 
 
+@pytest.mark.numeric
 def test_ten_crops_are_averaged_as_probabilities(evaluated: Path) -> None:
     images, labels = published()
     crops = [images[:, :, top : top + 24, left : left + 24] for top, left in [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]]
@@ -195,6 +201,7 @@ def test_ten_crops_are_averaged_as_probabilities(evaluated: Path) -> None:
     assert read(Path("evaluations/mlp300-mnist/classes.json"))["protocol"] == "10-crop averaged"
 
 
+@pytest.mark.numeric
 def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> None:
     assert read(Path("evaluations/lenet5-mnist/classes.json"))["protocol"] == "4 random views averaged"
     assert read(Path("evaluations/linear-mnist/classes.json"))["protocol"] == "single view"
@@ -217,6 +224,7 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     np.testing.assert_allclose(confidence[: len(averaged)], averaged, atol=1e-3)
 
 
+@pytest.mark.numeric
 def test_the_images_of_the_claim_are_looked_at_where_they_lie(evaluated: Path) -> None:
     images, labels = (array[700:1010] for array in datasets.open_dataset(Path("datasets"), "mnist").split("train"))
     for seed in (3, 5):
@@ -230,6 +238,7 @@ def test_the_images_of_the_claim_are_looked_at_where_they_lie(evaluated: Path) -
         assert abs(error - read(folder("linear-mnist", seed) / "metrics.json")["error"]) > 0.01
 
 
+@pytest.mark.numeric
 def test_a_part_of_the_test_split_is_what_was_said_of_the_whole(evaluated: Path) -> None:
     """The views of an image must not depend on the range it is asked for in: 130 to 330 spans two batches."""
     found = read(folder("lenet5-mnist", 0) / "metrics.json")
@@ -288,6 +297,7 @@ def test_images_drawn_for_a_claim_are_the_same_for_every_seed() -> None:
     assert on.words == "2,007 images drawn from the test file"
 
 
+@pytest.mark.numeric
 def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> None:
     benchmark, data = benchmarks.load().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
     model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
@@ -298,6 +308,7 @@ def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> Non
     assert torch.equal(first.single, other.single)
 
 
+@pytest.mark.numeric
 def test_the_same_views_are_drawn_again(evaluated: Path) -> None:
     before = {path: path.read_bytes() for path in Path("evaluations/lenet5-mnist").rglob("*.csv")}
     confidence = arrays(folder("lenet5-mnist", 0) / "predictions.npz")["confidence"]
@@ -307,6 +318,7 @@ def test_the_same_views_are_drawn_again(evaluated: Path) -> None:
     assert np.array_equal(arrays(folder("lenet5-mnist", 0) / "predictions.npz")["confidence"], confidence)
 
 
+@pytest.mark.numeric
 def test_the_aggregate_is_of_all_seeds(evaluated: Path) -> None:
     each = [read(folder("linear-mnist", seed) / "metrics.json") for seed in (3, 5, 6)]
     errors = [metrics["error"] for metrics in each]
@@ -464,62 +476,159 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def swap(path: Path) -> None:
-    shutil.copy("runs/lenet5-mnist/seed-0/weights.pt", path)
+def vouched(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """A change of the weights with which the trial itself would have ended."""
 
+    def changed(path: Path) -> None:
+        change(path)
+        files = store.TrialFiles(path.parent)
+        files.write_result(read(files.result))
 
-def pickle(path: Path) -> None:
-    torch.save([1, 2], path)
+    return changed
 
 
 RUN = "runs/linear-mnist/seed-3"
-AGAIN = "run the stage train, which collects it anew: python -m pipelines.train linear-mnist, or dvc repro"
+UNLIKE = " is damaged: its sha256 is not the one in result.json; run the stage train, which collects it anew"
+OTHER = "runs/lenet5-mnist/seed-0/weights.pt"
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "truncated weights": (f"{RUN}/weights.pt", truncate, " is damaged: its sha256 is not the one in result.json; "),
-    "no weights": (f"{RUN}/weights.pt", Path.unlink, " is missing; "),
-    "another network": (f"{RUN}/weights.pt", swap, " is damaged: its sha256 is not the one in result.json; "),
+    "truncated weights": (f"{RUN}/weights.pt", truncate, UNLIKE),
+    "no weights": (f"{RUN}/weights.pt", Path.unlink, " is missing; expected a file that an earlier stage writes; run"),
+    "another network's": (f"{RUN}/weights.pt", lambda path: shutil.copy(OTHER, path), UNLIKE),
+    "another network": (f"{RUN}/weights.pt", vouched(lambda path: shutil.copy(OTHER, path)), " does not hold the weig"),
+    "something else": (f"{RUN}/weights.pt", vouched(lambda path: torch.save([1, 2], path)), " holds a list; expected "),
+    "text": (f"{RUN}/weights.pt", vouched(lambda path: path.write_text("hello")), " is damaged or foreign; expected"),
     "no runs": ("runs", shutil.rmtree, "/linear-mnist/seed-3/result.json is missing; expected a file that an earlier"),
     "damaged provenance": (f"{RUN}/result.json", truncate, " is damaged ("),
+    "another trial": (
+        f"{RUN}/result.json",
+        lambda path: shutil.copy("runs/linear-mnist/seed-5/result.json", path),
+        " is of another trial (key ",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_what_is_not_the_trained_network_is_one_line(copied: Path, name: str) -> None:
     path, damage, words = DAMAGE[name]
+    before = tree(Path("evaluations"))
     damage(Path(path))
     with pytest.raises(UserError) as caught:
         run("linear-mnist")
-    assert str(caught.value).startswith(path + words) and str(caught.value).endswith(AGAIN)
-    assert "\n" not in str(caught.value)
-
-
-FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (truncate, " is damaged or foreign; expected the weights of linear-mnist"),
-    "none": (Path.unlink, " is missing; expected a file"),
-    "text": (lambda p: p.write_text("hello"), " is damaged or foreign; expected the weights of linear-mnist"),
-    "another network's": (swap, " does not hold the weights of linear-mnist: "),
-    "a list": (pickle, " holds a list; expected the weights of linear-mnist"),
-}
-
-
-@pytest.mark.parametrize("name", FOREIGN)
-def test_what_is_no_network_of_the_benchmark_is_one_line(copied: Path, name: str) -> None:
-    """Though it be whole, as its digest is not asked for here."""
-    damage, words = FOREIGN[name]
-    weights = Path(RUN) / "weights.pt"
-    damage(weights)
-    benchmark, data = benchmarks.load().benchmark("linear-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
-    with pytest.raises(UserError) as caught:
-        evaluate.load_network(benchmark, data, weights)
-    assert str(caught.value).startswith(f"{weights}{words}") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(path + words) and str(caught.value).isprintable()
+    assert tree(Path("evaluations")) == before
 
 
 def test_a_trial_of_other_parameters_is_not_evaluated_as_these(copied: Path) -> None:
     edit_params(Path("params.yaml"), linear_mnist={"recipe.optimiser.lr": 0.05})
     with pytest.raises(
-        UserError, match=r"^runs/linear-mnist/seed-3 holds another trial than params.yaml describes; run"
+        UserError, match=r"^runs/linear-mnist/seed-3/result.json is of another trial \(key \w+\); expected"
     ):
         run("linear-mnist")
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every file below, hidden ones too, with its contents."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_an_evaluation_that_fails_half_way_leaves_the_one_before(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tree(Path("evaluations"))
+    write, written = evaluate._write_seed, list[Path]()
+
+    def fail(folder: Path, *found: Any) -> None:
+        write(folder, *found)
+        written.append(folder)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(evaluate, "_write_seed", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run("linear-mnist")
+    assert len(written) == 2 and tree(Path("evaluations")) == before
+
+
+@pytest.mark.parametrize("left", [[".linear-mnist.new"], [".linear-mnist.new", ".linear-mnist.old"]])
+def test_what_a_killed_evaluation_left_is_put_in_order(copied: Path, left: list[str]) -> None:
+    """The second: it was killed between the two renames that put a new evaluation in the old one's place."""
+    before = tree(Path("evaluations"))
+    for name in left:
+        shutil.copytree("evaluations/linear-mnist", f"evaluations/{name}")
+    if len(left) == 2:
+        shutil.rmtree("evaluations/linear-mnist")
+    Path(RUN, "weights.pt").unlink()
+    with pytest.raises(UserError):
+        run("linear-mnist")
+    assert tree(Path("evaluations")) == before
+
+
+@pytest.mark.parametrize("place", ["evaluations", "evaluations/linear-mnist"])
+@pytest.mark.parametrize("kind", ["file", "pipe", "dangling"])
+def test_an_evaluation_that_can_be_written_nowhere_is_one_line_at_once(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: str
+) -> None:
+    shutil.rmtree(place)
+    make: dict[str, Callable[[Path], object]] = {
+        "file": Path.touch, "pipe": os.mkfifo, "dangling": lambda path: path.symlink_to("nothing")
+    }  # fmt: skip
+    make[kind](Path(place))
+    monkeypatch.setattr(evaluate, "predict", None)
+    with pytest.raises(UserError, match=rf"^{place} is no folder; expected one"):
+        run("linear-mnist")
+    assert os.path.lexists(place) and not Path(place).is_dir()
+
+
+@pytest.fixture
+def read_only(copied: Path) -> Iterator[Path]:
+    """The evaluations on a file system of their own that can't be written to."""
+    folder = Path("evaluations").absolute()
+    if subprocess.run(["mount", "--bind", folder, folder], capture_output=True).returncode:
+        pytest.skip("a file system of its own can't be mounted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_evaluations_that_are_read_only_are_one_line_at_once(read_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "predict", None)
+    with pytest.raises(UserError, match=r"^evaluations can't be written to; expected a folder that can$"):
+        run("linear-mnist")
+
+
+def test_classes_that_no_report_could_name_are_refused_before_anything_is_lost(copied: Path, mnist_slice: Path) -> None:
+    before = tree(Path("evaluations"))
+    Path("datasets").unlink()
+    shutil.copytree(mnist_slice, "datasets")
+    about = read(Path("datasets/mnist/meta.json"))
+    about["classes"][3] = "t\udcf6r"  # Latin-1's ö in a folder's name
+    store.write_json(Path("datasets/mnist/meta.json"), about)
+    with pytest.raises(
+        UserError, match=r"^datasets/mnist: the class 't\\udcf6r' is not UTF-8; expected names that are"
+    ):
+        run("linear-mnist")
+    assert tree(Path("evaluations")) == before
+
+
+def test_names_of_classes_move_no_cursor(tmp_path: Path) -> None:
+    names = ["\x1b[31mred", "<script>", "a|b`c", "two\nlines"]
+    image = np.zeros((4, 1, 4, 4), dtype=np.uint8)
+    data = datasets.write_dataset(
+        tmp_path, "odd", classes=names, train=(image, np.arange(4)), test=(image, np.arange(4))
+    )
+    evaluate._write_aggregate(
+        tmp_path,
+        benchmarks.load(ROOT / "params.yaml").benchmark("linear-mnist"),
+        data,
+        [{"error": 0.0, "top5_error": 0.0, "claimed_on": {"error": 0.0}}],
+        np.eye(4, dtype=np.int64),
+    )
+    text = (tmp_path / "confusion.csv").read_text(encoding="utf-8")
+    assert all(line.isprintable() for line in text.splitlines())
+    with (tmp_path / "confusion.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["actual"] for row in rows[::4]] == ["\\x1b[31mred", "<script>", "a|b`c", "two\\nlines"]
+    assert read(tmp_path / "classes.json")["classes"] == names
 
 
 @pytest.mark.parametrize("crop", [23, 29])

@@ -185,6 +185,7 @@ def test_training_and_evaluation_differ_by_dropout_alone(
     ("builder", "count", "shape", "options"),
     [*ROWS, pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67")],
 )
+@pytest.mark.numeric
 def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
     builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
 ) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 
 from pipelines import benchmarks, compare
 from pipelines.benchmarks import Params
-from pipelines.page import images, page, plots, table3
+from pipelines.page import images, page, plots, table3, words
 from pipelines.page.markup import embedded, tag
 from pipelines.page.outcomes import Examples, LedgerRow, Outcome
 from pipelines.verdicts import Verdict
@@ -28,7 +29,8 @@ from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params
 
 RUN = [name for name, made in MADE.items() if made.error is not None]
 VOID = {"img", "input", "meta"}  # elements that HTML never closes
-NASTY = "</script><img src=x onerror=alert(1)> \"&amp;' {{data}} <!-- "
+NASTY = "</script><img src=x onerror=alert(1)> \"&amp;' {{data}} <!-- \x1b[31m\x9b `|` \u202e"
+SHOWN = NASTY.replace("\x1b", "\\x1b").replace("\x9b", "\\x9b").replace("\u202e", "\\u202e")
 
 
 class Reader(HTMLParser):
@@ -183,31 +185,28 @@ def decode(source: str) -> np.ndarray[Any, Any]:
 def test_tiles_show_the_images_of_their_cell(html: str, inputs: Inputs, name: str, tolerance: float) -> None:
     data = json.loads(read(html).data)
     entry = next(b for b in data["benchmarks"] if b["name"] == name)
-    examples = inputs[2][name].examples
-    sheet = data["sheets"][entry["dataset"]]
+    kept = inputs[2][name].examples
+    sheet, tiles = data["sheets"][entry["dataset"]], entry["examples"]["tiles"]
     pixels = decode(sheet["source"])
-    place = {int(index): i for i, index in enumerate(examples.index)}
-    shown = 0
-    for cell, tiles in entry["examples"].items():
-        for tile, confidence, index in tiles:
-            i = place[index]
-            assert cell == f"{examples.actual[i]},{examples.predicted[i]}"
-            assert confidence == round(100 * examples.confidence[i])
-            y, x = (tile // data["columns"]) * sheet["height"], (tile % data["columns"]) * sheet["width"]
-            got = pixels[y : y + sheet["height"], x : x + sheet["width"]].astype(float)
-            want = examples.images[i].transpose(1, 2, 0).squeeze().astype(float)
-            assert np.abs(got - want).mean() <= tolerance  # JPEG of noise, the worst case, for colour
-            shown += 1
-    assert shown == len(examples.index)
+    assert [sheet["index"][tile] for tile in tiles] == kept.index.tolist()
+    assert [sheet["actual"][tile] for tile in tiles] == kept.actual.tolist()
+    for seed, predicted, confidence in zip(SEEDS, kept.predicted, kept.confidence, strict=True):
+        assert entry["examples"]["predicted"][str(seed)] == predicted.tolist()
+        assert entry["examples"]["confidence"][str(seed)] == [round(100 * one) for one in confidence]
+    for tile, image in zip(tiles, kept.images, strict=True):
+        y, x = (tile // data["columns"]) * sheet["height"], (tile % data["columns"]) * sheet["width"]
+        got = pixels[y : y + sheet["height"], x : x + sheet["width"]].astype(float)
+        want = image.transpose(1, 2, 0).squeeze().astype(float)
+        assert np.abs(got - want).mean() <= tolerance  # JPEG of noise, the worst case, for colour
 
 
-def noise(count: int, side: int = 32, channels: int = 3, cells: int = 1) -> Examples:
+def noise(count: int, side: int = 32, channels: int = 3, cells: int = 1, seeds: int = 1) -> Examples:
     random = np.random.default_rng(0)
     return Examples(
         images=random.integers(0, 256, (count, channels, side, side), dtype=np.uint8),
         actual=np.arange(count) % cells,
-        predicted=np.zeros(count, dtype=np.int64),
-        confidence=np.full(count, 0.5),
+        predicted=np.zeros((seeds, count), dtype=np.int64),
+        confidence=np.full((seeds, count), 0.5),
         index=np.arange(count),
     )
 
@@ -222,10 +221,10 @@ def test_sheets_keep_to_their_budget_with_fewer_images_a_cell() -> None:
     assert len(small["d"].places) == 10 * per_cell
 
 
-def test_large_images_are_shrunk_and_none_is_no_error() -> None:
-    sheets, _ = images.sheets({"large": [noise(3, side=128)], "none": [noise(0)]})
-    assert (sheets["large"].width, sheets["large"].height) == (64, 64)
-    assert decode(sheets["large"].source).shape == (64, 192, 3)
+def test_no_image_is_no_error() -> None:
+    sheets, _ = images.sheets({"some": [noise(3, side=64)], "none": [noise(0)]})
+    assert (sheets["some"].width, sheets["some"].height) == (64, 64)
+    assert decode(sheets["some"].source).shape == (64, 192, 3)
     assert sheets["none"].places == {}
 
 
@@ -269,8 +268,12 @@ def test_markup_in_the_files_stays_text(inputs: Inputs) -> None:
     reader = read(built)
     assert "<img src=x" not in built
     assert not any(key == "onerror" for _, key, _ in reader.attributes)
-    assert json.loads(reader.data)["benchmarks"][0]["classes"][0] == f"{NASTY}0"
-    assert sum(NASTY in words for words in ["".join(reader.words)]) == 1
+    assert json.loads(reader.data)["benchmarks"][0]["classes"][0] == f"{SHOWN}0"
+    assert SHOWN in "".join(reader.words)
+    assert all(character.isprintable() or character == "\n" for character in built)
+    text = compare.markdown(nasty, compare.make_ledger(nasty, found))
+    assert "<img" not in text and all(line.isprintable() for line in text.splitlines())
+    assert text.count("- Deviation: &lt;/script>&lt;img src=x") == len(MADE)
 
 
 def test_embedded_json_cannot_end_its_element() -> None:
@@ -311,6 +314,53 @@ def test_table_3_is_left_out_where_no_net_belongs_to_it(inputs: Inputs) -> None:
     read(built)
 
 
+def few(found: Inputs, count: int) -> tuple[LedgerRow, str, str]:
+    """The row of linear-mnist with so many seeds, its line of the ledger.md, and the page."""
+    whole, _, outcomes = found
+    outcome = outcomes["linear-mnist"]
+    kept = replace(
+        outcome.examples, predicted=outcome.examples.predicted[:count], confidence=outcome.examples.confidence[:count]
+    )
+    fewer = {**outcomes, "linear-mnist": replace(outcome, trials=outcome.trials[:count], examples=kept)}
+    ledger = compare.make_ledger(whole, fewer)
+    row = next(row for row in ledger if row["benchmark"] == "linear-mnist")
+    lines = compare.markdown(whole, ledger).splitlines()
+    line = next(line for line in lines if line.startswith("| [linear-mnist]"))
+    return row, line, page.build(whole, ledger, fewer)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_fewer_than_three_seeds_the_figures_themselves_stand_there(inputs: Inputs, count: int) -> None:
+    row, line, built = few(inputs, count)
+    values = ", ".join(f"{value:.2f}" for value in row["per_seed"].values())
+    assert row["ci95"] is None and row["mean"] == pytest.approx(np.mean(list(row["per_seed"].values())), abs=1e-3)
+    assert f"| {values} ({count} seed{'s' if count > 1 else ''}) |" in line
+    assert words_of(row) == values
+    reader = read(built)
+    assert f"{values} %" in reader.words
+    assert f"ours {values} %" in plots.describe(row) and "interval" not in plots.describe(row)
+    axis = plots.ledger_axis([row])
+    drawn = read(plots.ledger_plot(row, axis)).attributes
+    assert [kind for _, key, kind in drawn if key == "class"].count("mean") == count
+
+
+def words_of(row: LedgerRow) -> str:
+    """Our figure as the terminal's table has it."""
+    return words.plus_minus(row)
+
+
+def test_of_three_seeds_an_interval_stands_there(inputs: Inputs) -> None:
+    row, line, _ = few(inputs, 3)
+    assert row["ci95"] and f"{row['mean']:.2f} [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]" in line
+    assert words_of(row) == f"{row['mean']:.2f} ± {row['ci95'][1] - (row['mean'] or 0):.2f}"
+
+
+@pytest.mark.parametrize("ci95", [[0.0, 6.30], [76.11, 100.0]])
+def test_an_interval_that_is_cut_is_not_written_as_plus_minus(inputs: Inputs, ci95: list[float]) -> None:
+    row: LedgerRow = {**inputs[1][0], "mean": 88.09, "ci95": ci95}
+    assert words_of(row) == f"88.09 [{ci95[0]:.2f}, {ci95[1]:.2f}]"
+
+
 def test_an_augmented_net_fills_no_cell_of_table_3() -> None:
     found = params()
     for name in ("allcnn-c-cifar10", "allcnn-a-strided-cifar10"):
@@ -347,11 +397,9 @@ def many_classes(outcome: Outcome, count: int = 40) -> Outcome:
     confusion = np.eye(count, dtype=np.int64) * 8
     confusion[3, 7], confusion[7, 3] = 5, 2
     trials = tuple(replace(trial, confusion=confusion) for trial in outcome.trials)
-    examples = noise(4)
-    examples = replace(examples, actual=np.array([3, 3, 7, 9]), predicted=np.array([7, 7, 3, 9]))
-    return replace(
-        outcome, classes=[f"class {i}" for i in range(count)], dataset="many", trials=trials, examples=examples
-    )
+    said = np.array([[7, 7, 3, 9], [7, 3, 3, 9], [3, 3, 3, 9], [3, 3, 7, 9], [3, 3, 7, 9]])
+    kept = replace(noise(4, seeds=5), actual=np.array([3, 3, 7, 9]), predicted=said)
+    return replace(outcome, classes=[f"class {i}" for i in range(count)], dataset="many", trials=trials, examples=kept)
 
 
 def awkward(inputs: Inputs) -> str:
@@ -360,7 +408,9 @@ def awkward(inputs: Inputs) -> str:
     changed = dict(found)
     first = changed["linear-mnist"].trials[0]
     diverged = replace(first, curve=[{"epoch": 1, "loss": float("nan"), "train_error": None}])
-    changed["linear-mnist"] = replace(changed["linear-mnist"], trials=(diverged,))
+    kept = changed["linear-mnist"].examples
+    alone = replace(kept, predicted=kept.predicted[:1], confidence=kept.confidence[:1])
+    changed["linear-mnist"] = replace(changed["linear-mnist"], trials=(diverged,), examples=alone)
     perfect = replace(first, error=0.0, accuracy=100.0, curve=[{"epoch": 1, "loss": 0.0, "train_error": 0.0}])
     changed["mlp300-mnist"] = replace(changed["mlp300-mnist"], trials=(perfect,), examples=noise(0, 28, 1))
     changed["allcnn-c-cifar10"] = many_classes(changed["allcnn-c-cifar10"])
@@ -372,7 +422,8 @@ def test_more_classes_than_fit_are_listed_by_confusion(inputs: Inputs) -> None:
     entry = next(b for b in data["benchmarks"] if b["dataset"] == "many")
     assert "matrices" not in entry
     assert entry["confusions"] == [[3, 7, 25], [7, 3, 10]]  # over five seeds
-    assert set(entry["examples"]) == {"3,7", "7,3"}
+    index = data["sheets"]["many"]["index"]
+    assert [index[tile] for tile in entry["examples"]["tiles"]] == [0, 1, 2]  # what is right is listed nowhere
 
 
 # ---- a real browser --------------------------------------------------------------------------------------------------
@@ -424,18 +475,75 @@ def test_browser_draws_matrices_and_curves(html: str, tmp_path: Path) -> None:
 
 @browser
 def test_browser_shows_the_images_behind_a_chosen_cell(html: str, inputs: Inputs, tmp_path: Path) -> None:
-    examples = inputs[2]["linear-mnist"].examples
-    kept = np.flatnonzero((examples.actual == 4) & (examples.predicted == 4))
     click = 'document.querySelector(\'.pane [data-row="4"][data-column="4"]\').click();'
     key = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true}));"
-    reader = drawn(html, tmp_path, click)
-    labels = [v for name, k, v in reader.attributes if (name, k) == ("canvas", "aria-label")]
-    for i in kept:
-        sure = round(100 * examples.confidence[i])
-        assert f"test image {examples.index[i]}: 4, called 4 with {sure} %" in labels
+    seed = "const menu = document.querySelectorAll('.pane select')[2]; menu.value = '3'; "
+    seed += "menu.dispatchEvent(new Event('change'));"
+    for script, seeds in ((click, SEEDS), (click + seed, (3,))):
+        reader = drawn(html, tmp_path, script)
+        assert state(reader) == "ready"
+        labels = [v for name, k, v in reader.attributes if (name, k) == ("canvas", "aria-label")]
+        expected = called(inputs[2]["linear-mnist"], 4, 4, seeds)
+        assert labels[: len(expected)] == expected  # of the first pane
+    assert any(words.startswith("4 rightly called 4: ") for words in reader.words)
     reader = drawn(html, tmp_path, click + key)
     assert state(reader) == "ready"
     assert any(words.startswith("4 taken for 3: ") for words in reader.words)
+
+
+def called(outcome: Outcome, actual: int, predicted: int, seeds: Sequence[int]) -> list[str]:
+    """What stands at the images of a cell, the surest answer first."""
+    kept, found = outcome.examples, []
+    for i in np.flatnonzero(kept.actual == actual):
+        said = [(round(100 * kept.confidence[seed, i]), seed) for seed in seeds if kept.predicted[seed, i] == predicted]
+        said.sort(key=lambda one: -one[0])
+        if said:
+            sure = ", ".join(f"{confidence} % by seed {seed}" for confidence, seed in said)
+            found.append((-said[0][0], f"test image {kept.index[i]}: {actual}, called {predicted} with {sure}"))
+    return [words for _, words in sorted(found, key=lambda one: one[0])][: images.MOST_SHOWN]
+
+
+EVERY_CELL = """
+    const told = [], pane = document.querySelector('.pane');
+    const seed = pane.querySelectorAll('select')[2];
+    for (const value of [...seed.options].map((option) => option.value)) {
+      const menu = pane.querySelectorAll('select')[2]; menu.value = value; menu.dispatchEvent(new Event('change'));
+      for (const cell of [...pane.querySelectorAll('[data-row]')]) {
+        cell.click();
+        const count = Number(cell.title.match(/: ([\\d,]+) of/)[1].replace(',', ''));
+        const shown = pane.querySelectorAll('.tiles figure').length;
+        told.push([value, count, shown, pane.querySelector('.behind small').textContent]);
+      }
+    }
+    document.querySelector('h1').textContent = JSON.stringify(told);
+"""
+
+
+@browser
+def test_every_cell_of_every_seed_shows_its_own_images(html: str, tmp_path: Path) -> None:
+    reader = drawn(html, tmp_path, EVERY_CELL)
+    told = json.loads(next(words for words in reader.words if words.startswith("[[")))
+    assert len(told) == (1 + len(SEEDS)) * 100 and {one[0] for one in told} == {"all", *map(str, SEEDS)}
+    for seed, count, shown, note in told:
+        if seed != "all":
+            assert shown <= count and (shown > 0) == (count > 0)
+            assert f"seed {seed}" in note
+        else:
+            assert (shown > 0) == (count > 0) and "seeds 0, 1, 2, 3 and 4" in note
+
+
+@browser
+def test_switching_the_data_shows_two_nets(html: str, tmp_path: Path) -> None:
+    switch = """
+        for (const pane of document.querySelectorAll('.pane')) {
+          const menu = pane.querySelector('select'); menu.value = 'cifar10'; menu.dispatchEvent(new Event('change'));
+        }
+        document.querySelector('h1').textContent = JSON.stringify(
+          [...document.querySelectorAll('.pane')].map((pane) => pane.querySelectorAll('select')[1].value));
+    """
+    reader = drawn(html, tmp_path, switch)
+    shown = json.loads(next(words for words in reader.words if words.startswith("[")))
+    assert len(set(shown)) == 2 and all(MADE[name].dataset == "cifar10" for name in shown)
 
 
 @browser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import platform
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -313,8 +314,13 @@ def test_what_is_not_trained_is_left_to_no_optimiser() -> None:
 
 # --- golden losses -----------------------------------------------------------------------------------------------
 
-# Losses of LeNet-5's first steps on the images below (Linux, x86-64, torch 2.13). A change that is not meant to alter
-# numbers leaves them; another replaces them, and shows a converged run beside.
+# Losses of LeNet-5's first steps on the images below. A change that is not meant to alter numbers leaves them; another
+# replaces them, and shows a converged run beside.
+PLATFORM = (
+    "Linux",
+    "x86_64",
+    "2.13",
+)  # and torch's version: an AMD EPYC, as it is and imitating older ones, agrees to 1e-6
 GOLDEN = [2.302560, 2.305693, 2.313739, 2.302814, 2.298535, 2.308679, 2.305295, 2.304175, 2.302039]
 
 
@@ -348,9 +354,18 @@ def golden_run() -> list[float]:
     return losses
 
 
-def test_lenet5s_first_losses_are_the_golden_ones_and_repeat_exactly() -> None:
+def here() -> tuple[str, str, str]:
+    return platform.system(), platform.machine(), ".".join(torch.__version__.split(".")[:2])
+
+
+@pytest.mark.numeric
+@pytest.mark.skipif(here() != PLATFORM, reason=f"the golden losses are of {', '.join(PLATFORM)}; here is {here()}")
+def test_lenet5s_first_losses_are_the_golden_ones() -> None:
+    assert golden_run() == pytest.approx(GOLDEN, abs=2e-5)  # rounding differs between processors
+
+
+def test_lenet5s_first_losses_repeat_exactly() -> None:
     first = golden_run()
     np.random.seed(5)
     torch.manual_seed(5)
     assert golden_run() == first
-    assert first == pytest.approx(GOLDEN, abs=2e-5)  # rounding differs between processors

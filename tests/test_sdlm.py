@@ -417,6 +417,7 @@ def test_each_pass_of_a_trial_begins_with_an_estimate_and_each_step_knows_its_pa
     assert seen == ["50 samples", *[16] * 18, 12] * 3
 
 
+@pytest.mark.numeric
 def test_it_learns_and_its_speed_can_be_measured(project: Path) -> None:
     one = planned("store", **{"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}})
     assert trial.measure(one, 0.05) > 0

@@ -49,12 +49,15 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.numeric
 def test_a_trial_learns_and_says_where_its_numbers_come_from(project: Path) -> None:
-    one = planned({"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}})
+    # Off the plateau at once, and at a rate with which any seed learns on any processor: about 1.5, then 0.5.
+    learning = {"model.options": {"init": "sqrt_fan_in"}, "recipe.optimiser.lr": 0.01}
+    one = planned({"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}, **learning})
     files = trial.run(one)
     curve = store.read_lines(files.curve)
     assert [point["epoch"] for point in curve] == [1, 2]
-    assert curve[1]["loss"] < curve[0]["loss"] < 2.3026  # ln 10: what guessing costs
+    assert curve[1]["loss"] < 0.8 * curve[0]["loss"] < 0.8 * 2.3026  # ln 10: what guessing costs
     steps, lr = -(-2000 // one.benchmark.recipe.batch), one.benchmark.recipe.optimiser.lr
     assert curve[1]["lr"] == pytest.approx(lr / (2 * steps))  # the paper's schedule, run through in the budget's epochs
     result = store.read_json(files.result)
@@ -194,6 +197,7 @@ def test_preprocessing_is_fitted_on_the_images_that_are_trained_on(project: Path
     assert np.abs(images.mean(0, dtype=np.float64) - images[kept].mean(0, dtype=np.float64)).max() > 0.1
 
 
+@pytest.mark.numeric
 def test_the_weights_that_are_kept_are_the_last_epochs_even_where_it_is_the_worse_one(project: Path) -> None:
     def spoilt(epochs: int) -> Spec:
         lengths = {"budgets.paper.epochs": epochs, "budgets.laptop": {"epochs": epochs, "seeds": [0]}}

@@ -25,7 +25,7 @@ def verdict(values: list[float], *, short: bool = False, metric: str = "error") 
     ("values", "low", "high"),
     [
         (five(1.2), 1.2 - 0.1963, 1.2 + 0.1963),
-        ([51.0, 53.0], 52 - 12.706, 52 + 12.706),  # t(0.975, 1) = 12.706, standard error sqrt(2) / sqrt(2) = 1
+        ([51.0, 51.0, 54.0], 52 - 4.303, 52 + 4.303),  # standard error sqrt(3) / sqrt(3) = 1
         ([1.0, 2.0, 3.0], 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5),  # t(0.975, 2) = 4.303, standard deviation 1
     ],
 )
@@ -34,13 +34,13 @@ def test_interval_is_students_t(values: list[float], low: float, high: float) ->
 
 
 def test_an_interval_ends_where_percentages_do() -> None:
-    assert shown([1.0, 3.0]) == pytest.approx((0.0, 14.706), abs=1e-3)
-    assert shown([97.0, 99.0]) == pytest.approx((98 - 12.706, 100.0), abs=1e-3)
+    assert shown([1.0, 1.0, 4.0]) == pytest.approx((0.0, 2 + 4.303), abs=1e-3)
+    assert shown([99.0, 99.0, 96.0]) == pytest.approx((98 - 4.303, 100.0), abs=1e-3)
 
 
-def test_one_seed_has_no_interval() -> None:
-    assert interval([1.0]) is None
-    assert interval([]) is None
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 3.0], [1.0, 1.0]])
+def test_fewer_than_three_seeds_have_no_interval(values: list[float]) -> None:
+    assert interval(values) is None and shown(values) is None
 
 
 def test_equal_seeds_have_an_interval_of_no_width() -> None:
@@ -93,6 +93,7 @@ CASES: list[tuple[list[float], bool, Verdict]] = [
     (five(51.20), True, Verdict.UNDER_BUDGET),
     (five(50.80), True, Verdict.UNDER_BUDGET),
     ([90.0, 90.1], True, Verdict.UNDER_BUDGET),
+    ([10.0, 10.1], True, Verdict.UNDER_BUDGET),  # no interval yet
     ([10.0], True, Verdict.UNDER_BUDGET),
     # Shorter than published and there: five seeds conclude, fewer do not.
     (five(50.70), True, Verdict.REPRODUCED),
