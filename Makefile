@@ -25,11 +25,11 @@ ifdef THREADS
 export OMP_NUM_THREADS := $(THREADS)
 endif
 
-.PHONY: repro test numeric fuzz lint dashboard benchmark install clean
+.PHONY: repro test numeric fuzz lint dashboard benchmark install home outside-git clean
 
 # The suite is trained at once, so that seeds of all benchmarks are packed side by side; `dvc repro` alone, which runs
 # one stage after another, gives the same results.
-repro: install
+repro: install outside-git
 	dvc repro fetch
 	python -m pipelines.train
 	dvc repro
@@ -57,7 +57,11 @@ dashboard: install
 benchmark: install
 	python benchmarks/throughput.py
 
-install: $(VENV)/installed
+install: home $(VENV)/installed
+
+# DVC ends in a traceback where it is a file; there need be none.
+home:
+	@test ! -e "$$HOME" || test -d "$$HOME" || { echo "error: HOME is $$HOME; expected a folder" >&2; exit 2; }
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -65,6 +69,10 @@ $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
 	touch $@
+
+# An unpacked archive is no clone, and DVC then asks to be told so.
+outside-git:
+	@git rev-parse --git-dir > /dev/null 2>&1 || test -e .git || dvc config --local core.no_scm true
 
 clean:
 	rm -rf datasets runs evaluations report store mlflow.db mlartifacts

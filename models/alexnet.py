@@ -27,7 +27,9 @@ Open questions, and what we chose:
     reads;
   the paper starts the biases of conv2, conv4, conv5 and the hidden full layers at 1: so does ``bias=1.0``. BVLC found
     that "initialization to 1 gave flat loss" and took 0.1, with a deviation of 0.005 for fc6 and fc7: ``bias=0.1,
-    fc_std=0.005`` is the fallback.
+    fc_std=0.005`` is the fallback;
+  whether biases decay, and at which rate they are trained: the paper gives one decay and one rate for all layers, and
+    says nothing of biases. BVLC's do not decay, and have twice the weights' rate: the recipe follows it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The pipeline: fetch, train, evaluate, compare; and what tracks it."""
 
+import logging
 import signal
 import sys
 
@@ -9,3 +10,6 @@ from pipelines import errors
 # says "-m" for as long as it looks for the module.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, errors.interrupted_early)
+
+# Without a home that can be written matplotlib, which torchmetrics imports, says so each time, and does without.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -7,9 +7,10 @@ model exist, does the batch fit the data) is checked by ``pipelines.trial.check`
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,19 @@ from typing import Any, Literal
 from pipelines import schema, yamlfile
 from pipelines.errors import UserError
 from pipelines.schedules import Boosting, Schedule
-from pipelines.schema import require
+from pipelines.schema import require, require_within
 
 PARAMS = Path("params.yaml")
 CHOICES = Path("results/choices")  # the records of choose
-SUITE_BLOCK = re.compile(r"^suite:\n(?:(?:[ \t].*)?\n)*\Z", re.MULTILINE)  # the last block of the file
+SUITE_BLOCK = re.compile(r"^suite:(\r?\n)(?:(?:[ \t].*)?\r?\n)*(?:[ \t].*)?\Z", re.MULTILINE)  # the last of the file
+NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
+LONGEST_NAME = 60  # characters
+LARGEST_SIZE = 1024  # pixels: an image is stored as size x size x 3 bytes, then 3 MB
+MOST_EPOCHS = 1_000_000
+MOST_VIEWS = 1000  # of one test image
+MOST_CANDIDATES = 1000  # of a choice: each is trained
+MOST_IMAGES = 1_000_000_000  # of a claim's test set
+LEAST_GPU = 0.01  # the smallest share of one
 MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 PINNED = ("mnist", "cifar10")  # datasets that are a kind each; data.dvc pins their raw files
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
@@ -45,9 +54,14 @@ class Source:
         if self.kind == "imagefolder":
             one = (self.archive is None) != (self.folder is None)
             require(one, f"archive is {archive} and folder {folder}; expected exactly one of the two")
-            whole = "\0" not in f"{self.archive}{self.folder}"
-            require(whole, f"archive is {archive} and folder {folder}; expected no zero byte in a name")
-            require(self.size >= 8, f"size is {self.size}; expected at least 8 pixels")
+            require_within("size", self.size, 8, LARGEST_SIZE, " pixels")
+            for name in ("archive", "folder", "train", "val"):
+                value = getattr(self, name)
+                named = value is None or (value.strip() and "\n" not in value)
+                require(bool(named), f"{name} is {schema.show(value)}; expected a name")
+            for name, pin in (("md5", self.md5), ("bytes", self.bytes)):
+                alone = f"{name} is {schema.show(pin)}; expected it beside archive alone"
+                require(self.folder is None or pin is None, alone)
         else:
             for key in dataclasses.fields(self):
                 value = getattr(self, key.name)
@@ -107,7 +121,7 @@ class Optimiser:
         require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; expected at least 0")
         require(self.bias_lr > 0, f"bias_lr is {self.bias_lr}; expected a number above 0")
         for layer, decay in self.layer_decay.items():
-            require(decay >= 0, f"layer_decay.{layer} is {decay}; expected at least 0")
+            require(decay >= 0, f"{schema.place('layer_decay', layer)} is {decay}; expected at least 0")
         require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
@@ -117,6 +131,8 @@ class Optimiser:
             unset = one.default_factory() if callable(one.default_factory) else one.default
             fits = self.name in USED_BY.get(one.name, (self.name,)) or value == unset
             require(fits, f"{one.name} is {schema.show(value)}; expected none with {self.name}")
+        plain = not self.nesterov or self.momentum > 0
+        require(plain, "nesterov is true; expected it beside a momentum above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +148,9 @@ class Subset:
         require(self.skip_every is None or self.skip_every >= 2, f"skip_every is {self.skip_every}; expected 2 or more")
         for name, value in (("first", self.first), ("sample", self.sample), ("hold_out", self.hold_out)):
             require(value is None or value >= 1, f"{name} is {value}; expected 1 or more")
+        if self.first is not None and self.sample is not None:
+            told = f"sample is {self.sample}; expected at most {self.first}, the images that first leaves"
+            require(self.sample <= self.first, told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +228,7 @@ class Evaluation:
     claimed_on: ClaimedOn | None = None
 
     def __post_init__(self) -> None:
-        require(self.count >= 1, f"count is {self.count}; expected at least 1")
+        require_within("count", self.count, 1, MOST_VIEWS)
         require(self.crop is None or self.crop >= 1, f"crop is {self.crop}; expected at least 1 pixel")
         require(
             self.views != "ten_crop" or self.crop is not None, "crop is missing; expected the pixels of the ten crops"
@@ -239,13 +258,17 @@ class Budget:
     train_images: int | None = None  # only n of the images that the recipe trains on, the same for every seed
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, f"epochs is {self.epochs}; expected at least 1")
+        require_within("epochs", self.epochs, 1, MOST_EPOCHS)
         few = self.train_images
         require(few is None or few >= 1, f"train_images is {few}; expected at least 1, or nothing for all")
-        require(len(self.seeds) > 0, "seeds is []; expected at least one seed")
-        double = sorted({s for s in self.seeds if self.seeds.count(s) > 1})
-        require(not double, f"seeds names {', '.join(map(str, double))} more than once; expected distinct seeds")
-        require(all(s >= 0 for s in self.seeds), f"seeds is {list(self.seeds)}; expected whole numbers from 0")
+        _check_seeds(self.seeds)
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    require(len(seeds) > 0, "seeds is []; expected at least one seed")
+    double = schema.repeated(seeds)
+    require(not double, f"seeds names {schema.listed(double)} more than once; expected distinct seeds")
+    require(all(seed >= 0 for seed in seeds), f"seeds is {schema.show(seeds)}; expected whole numbers from 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,10 +286,14 @@ class Choice:
         require(len(self.rates) > 0, "rates is []; expected at least one rate")
         for name in ("rates", "mus", "map_constants", "batches"):
             values = getattr(self, name)
-            require(len(set(values)) == len(values), f"{name} is {list(values)}; expected each once")
-            require(all(value > 0 for value in values), f"{name} is {list(values)}; expected numbers above 0")
+            require(len(set(values)) == len(values), f"{name} is {schema.show(values)}; expected each once")
+            require(all(value > 0 for value in values), f"{name} is {schema.show(values)}; expected numbers above 0")
+        lengths = [max(1, len(axis)) for axis in (self.rates, self.mus, self.map_constants, self.batches)]
+        count = math.prod(lengths)
+        told = f"rates, mus, map_constants and batches make {count:,} candidates"
+        require(count <= MOST_CANDIDATES, f"{told}; expected at most {MOST_CANDIDATES:,}")
         require(self.hold_out >= 1, f"hold_out is {self.hold_out}; expected at least 1")
-        require(len(self.seeds) > 0, "seeds is []; expected at least one seed")
+        _check_seeds(self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,14 +311,18 @@ class Resources:
         for name, gpus in (("gpus", self.gpus), ("gpus_if_any", self.gpus_if_any)):
             require(gpus >= 0, f"{name} is {gpus}; expected at least 0")
             whole = gpus == int(gpus)
+            require(gpus == 0 or gpus >= LEAST_GPU, f"{name} is {gpus}; expected 0, or at least {LEAST_GPU}")
             require(gpus <= 1 or whole, f"{name} is {gpus}; expected a fraction up to 1, or a whole number")
             require(self.workers == 1 or whole, f"{name} is {gpus}; expected 0 or a whole number with several workers")
+        both = f"gpus is {self.gpus} and gpus_if_any {self.gpus_if_any}; expected at most one of the two"
+        require(not (self.gpus and self.gpus_if_any), both)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on.
 
+    ``certainty`` is that of ``source``, which holds no other: "a table (place recalled)" would be read and recalled.
     ``difference`` says in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.
     """
 
@@ -305,8 +336,12 @@ class Claim:
 
     def __post_init__(self) -> None:
         require(0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
-        require(self.test_images >= 1, f"test_images is {self.test_images}; expected at least 1")
+        require_within("test_images", self.test_images, 1, MOST_IMAGES)
         require(bool(self.source.strip()), f"source is {schema.show(self.source)}; expected where the figure stands")
+        told = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)
+        sure = f"source says {schema.show(told and told[0])}; expected that in certainty, or in protocol, alone"
+        require(told is None, sure)
+        require(bool(self.protocol.strip()), f"protocol is {schema.show(self.protocol)}; expected how it was measured")
         empty = self.difference is not None and not self.difference.strip()
         require(not empty, f"difference is {schema.show(self.difference)}; expected one sentence, or nothing")
 
@@ -332,26 +367,44 @@ class Benchmark:
         for key, words, expected in (("label", self.label, "a few words"), ("remarks", self.remarks, "a paragraph")):
             empty = words is not None and not words.strip()
             require(not empty, f"{key} is {schema.show(words)}; expected {expected}, or nothing")
+        require("\n" not in (self.label or "").strip(), f"label is {schema.show(self.label)}; expected one line")
+        for i, one in enumerate(self.deviations):
+            require(bool(one.strip()), f"deviations[{i}] is {schema.show(one)}; expected a sentence")
+        double = schema.repeated(self.deviations)
+        require(
+            not double, f"deviations has {schema.show(next(iter(double), None))} more than once; expected each once"
+        )
+        for name in self.budgets:
+            _check_name(name, f"{schema.place('budgets', name)}:", "paper")
         require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
         cut = self.budgets["paper"].train_images
         require(cut is None, f"budgets.paper.train_images is {cut}; expected nothing: the paper's budget is never cut")
         workers = self.resources.workers
         message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"
         require(self.recipe.batch % workers == 0, message)
+        self._check_schedule()
         self._check_boosting()
         views = "evaluation.views is 'random'; expected recipe.augment to say what the views are drawn from"
         require(self.evaluation.views != "random" or len(self.recipe.augment) > 0, views)
         self._check_claimed_on()
         self._check_choice()
 
+    def _check_schedule(self) -> None:
+        """A point behind the end of the paper's budget would never be reached; a line may lead to one."""
+        schedule, end = self.recipe.schedule, self.budgets["paper"].epochs
+        behind = [epoch for epoch, _ in schedule.points if epoch > end]
+        last = f"recipe.schedule.points has epoch {behind[-1]:g}" if behind else ""
+        reached = len(behind) <= (schedule.between == "linear")
+        require(reached, f"{last}; expected none behind {end}, budgets.paper.epochs")
+
     def _check_choice(self) -> None:
         if self.choice is not None:
             name, workers = self.recipe.optimiser.name, self.resources.workers
-            told = f"choice.mus is {list(self.choice.mus)}; expected nothing: recipe.optimiser.name is {name}"
+            told = f"choice.mus is {schema.show(self.choice.mus)}; expected nothing: recipe.optimiser.name is {name}"
             require(not self.choice.mus or name == "sdlm", told)
-            told = f"choice.map_constants is {list(self.choice.map_constants)}; expected nothing: recipe.loss is"
+            told = f"choice.map_constants is {schema.show(self.choice.map_constants)}; expected nothing: recipe.loss is"
             require(not self.choice.map_constants or self.recipe.loss == "map", f"{told} {self.recipe.loss}")
-            told = f"choice.batches is {list(self.choice.batches)}; expected multiples of the {workers} workers"
+            told = f"choice.batches is {schema.show(self.choice.batches)}; expected multiples of the {workers} workers"
             require(all(batch % workers == 0 for batch in self.choice.batches), told)
 
     def _check_boosting(self) -> None:
@@ -403,6 +456,10 @@ class Suite:
     datasets: tuple[str, ...]
     benchmarks: dict[str, Entry]
 
+    def __post_init__(self) -> None:
+        double = schema.repeated(self.datasets)
+        require(not double, f"datasets names {schema.listed(double)} more than once; expected each once")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SuitePlan:
@@ -413,8 +470,8 @@ class SuitePlan:
 
     def __post_init__(self) -> None:
         require(len(self.benchmarks) > 0, "benchmarks is []; expected at least one benchmark")
-        double = sorted({b for b in self.benchmarks if self.benchmarks.count(b) > 1})
-        require(not double, f"benchmarks names {', '.join(double)} more than once; expected each once")
+        double = schema.repeated(self.benchmarks)
+        require(not double, f"benchmarks names {schema.listed(double)} more than once; expected each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,16 +514,19 @@ def build(found: Mapping[str, Any], where: str = "params.yaml", *, switching: bo
 
     ``switching``: the block ``suite`` is about to be written and need not agree with the suites.
     """
+    keys = ("datasets", "benchmarks", "suites", "suite")
     for key in found:
-        if key not in ("datasets", "benchmarks", "suites", "suite"):
-            raise schema.unknown(f"{where}: the key", str(key), ("datasets", "benchmarks", "suites", "suite"))
-    for key in ("datasets", "benchmarks", "suites", "suite"):
+        if key not in keys:
+            raise schema.unknown(f"{where}: the key", key if isinstance(key, str) else schema.show(key), keys)
+    for key in keys:
         if key not in found:
             raise UserError(f"{where}: {key} is missing; expected a mapping")
         if not isinstance(found[key], Mapping):
             raise UserError(f"{where}: {key} is {schema.show(found[key])}; expected a mapping")
     datasets = _datasets(found["datasets"], Path(where).parent)
-    benchmarks = {str(n): _benchmark(str(n), v, datasets) for n, v in found["benchmarks"].items()}
+    families = {path.stem for path in (Path(__file__).parent.parent / "models").glob("*.py")} - {"__init__"}
+    schema.check_keys(found["benchmarks"], "benchmarks")
+    benchmarks = {name: _benchmark(name, one, datasets, families) for name, one in found["benchmarks"].items()}
     suites = _suites(found["suites"], benchmarks)
     suite = schema.parse(Suite, found["suite"], "suite")
     _check_suite(suite, datasets, benchmarks)
@@ -475,18 +535,23 @@ def build(found: Mapping[str, Any], where: str = "params.yaml", *, switching: bo
     return Params(datasets=datasets, benchmarks=benchmarks, suites=suites, suite=suite)
 
 
+def _check_name(name: str, where: str, example: str) -> None:
+    """ValueError for a name that could not stand in a path, a command or a line of DVC's."""
+    require(bool(NAME.fullmatch(name)), f"{where} expected a name of small letters, digits and hyphens, like {example}")
+    require(len(name) <= LONGEST_NAME, f"{where} expected a name of at most {LONGEST_NAME} characters")
+
+
 def _datasets(value: Mapping[Any, Any], root: Path) -> dict[str, Source]:
-    datasets = {str(name): _dataset(str(name), entry) for name, entry in value.items()}
-    for name, source in datasets.items():
-        for output in datasets:
-            _check_apart(name, source, root, f"datasets/{output}")
+    schema.check_keys(value, "datasets")
+    datasets = {name: _dataset(name, entry) for name, entry in value.items()}
+    _check_apart(datasets, root)
     return datasets
 
 
 def _dataset(name: str, value: Any) -> Source:
-    if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name):
-        expected = "expected a name of small letters, digits, hyphens and underscores, like my-photos"
-        raise UserError(f"datasets.{name}: {expected}")
+    if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name) or len(name) > LONGEST_NAME:
+        expected = f"small letters, digits, hyphens and underscores, at most {LONGEST_NAME}, like my-photos"
+        raise UserError(f"{schema.place('datasets', name)}: expected a name of {expected}")
     source = schema.parse(Source, value, f"datasets.{name}")
     kind = name if name in PINNED else "imagefolder"
     if source.kind != kind:
@@ -495,19 +560,25 @@ def _dataset(name: str, value: Any) -> Source:
     return source
 
 
-def _check_apart(name: str, source: Source, root: Path, output: str) -> None:
-    """Fetch and DVC replace ``output`` whole; what a dataset is made from must not stand there."""
-    for key, value, place in (("folder", source.folder, root), ("archive", source.archive, root / "data")):
-        if value is not None:
-            here, there = (Path(os.path.realpath(path)) for path in (place / value, root / output))
-            if here.is_relative_to(there) or there.is_relative_to(here):
-                apart = f"expected one apart from {output}, which fetch replaces"
+def _check_apart(datasets: Mapping[str, Source], root: Path) -> None:
+    """Fetch and DVC replace ``datasets/<name>`` whole; what a dataset is made from must not stand there."""
+    outputs = {Path(os.path.realpath(root / "datasets" / name)): name for name in datasets}
+    above = {folder: name for output, name in outputs.items() for folder in output.parents}
+    for name, source in datasets.items():
+        for key, value, place in (("folder", source.folder, root), ("archive", source.archive, root / "data")):
+            if value is None:
+                continue
+            here = Path(os.path.realpath(place / value))
+            there = next((outputs[path] for path in (here, *here.parents) if path in outputs), above.get(here))
+            if there is not None:
+                apart = f"expected one apart from datasets/{there}, which fetch replaces"
                 raise UserError(f"datasets.{name}.{key} is {schema.show(value)}; {apart}")
 
 
 def _suites(value: Any, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuitePlan]:
     suites: dict[str, SuitePlan] = schema.convert(dict[str, SuitePlan], value, "suites")
     for name, plan in suites.items():
+        _check_block_name("suites", name, "laptop")
         for benchmark in plan.benchmarks:
             if benchmark not in benchmarks:
                 raise schema.unknown(f"suites.{name}.benchmarks: benchmark", benchmark, benchmarks)
@@ -518,13 +589,18 @@ def _suites(value: Any, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuiteP
     return suites
 
 
-def _benchmark(name: str, value: Any, datasets: Mapping[str, Source]) -> Benchmark:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise UserError(f"benchmarks.{name}: expected a name of small letters, digits and hyphens, like lenet5-mnist")
+def _check_block_name(block: str, name: str, example: str) -> None:
+    try:
+        _check_name(name, f"{schema.place(block, name)}:", example)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _benchmark(name: str, value: Any, datasets: Mapping[str, Source], families: Collection[str]) -> Benchmark:
+    _check_block_name("benchmarks", name, "lenet5-mnist")
     benchmark = schema.parse(Benchmark, value, f"benchmarks.{name}", name=name)
     if benchmark.dataset not in datasets:
         raise schema.unknown(f"benchmarks.{name}.dataset: dataset", benchmark.dataset, datasets)
-    families = {p.stem for p in (Path(__file__).parent.parent / "models").glob("*.py")} - {"__init__"}
     if benchmark.model.family not in families:
         raise schema.unknown(f"benchmarks.{name}.model.family: model family", benchmark.model.family, families)
     return benchmark
@@ -546,7 +622,7 @@ def _check_suite(suite: Suite, datasets: Mapping[str, Source], benchmarks: Mappi
             ("dataset", entry.dataset, benchmark.dataset),
         ):
             if have != want:
-                raise UserError(f"suite.benchmarks.{name}.{key} is {have}; benchmarks.{name} says {want}")
+                raise UserError(f"suite.benchmarks.{name}.{key} is {schema.name(have)}; benchmarks.{name} says {want}")
         if benchmark.dataset not in suite.datasets:
             raise UserError(f"suite.datasets lacks {benchmark.dataset}, which suite.benchmarks.{name} needs")
 
@@ -558,7 +634,7 @@ def _check_plan(suite: Suite, suites: Mapping[str, SuitePlan]) -> None:
     plan = suites[suite.name]
     again = f"run `python -m pipelines.suite {suite.name}` to bring the block up to date"
     if set(suite.benchmarks) != set(plan.benchmarks):
-        differ = ", ".join(sorted(set(suite.benchmarks) ^ set(plan.benchmarks)))
+        differ = schema.listed(sorted(set(suite.benchmarks) ^ set(plan.benchmarks)))
         raise UserError(f"suite.benchmarks is not what suites.{suite.name} says ({differ}); {again}")
     for name, entry in suite.benchmarks.items():
         if entry.budget != plan.budget:

@@ -26,7 +26,20 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import benchmarks, datasets, ending, evaluate, progress, provenance, spec, store, subsets, train, trial
+from pipelines import (
+    benchmarks,
+    datasets,
+    ending,
+    evaluate,
+    progress,
+    provenance,
+    schema,
+    spec,
+    store,
+    subsets,
+    train,
+    trial,
+)
 from pipelines.benchmarks import CHOICES, Benchmark, Choice
 from pipelines.errors import UserError, guard
 
@@ -155,10 +168,12 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
     if on is not None and on.split == "train":
         line = f"{benchmark.name}: its claim is of {on.words}"
         raise UserError(f"{line}; expected another benchmark: a rate is never chosen on what is judged")
-    if benchmark.choice is None and not rates:
-        raise UserError(f"benchmarks.{benchmark.name}.choice is missing; expected it there, or --rates")
-    chosen = benchmark.choice or Choice(rates=tuple(rates or ()))
-    return dataclasses.replace(chosen, rates=tuple(rates)) if rates else chosen
+    if not rates:
+        if benchmark.choice is None:
+            raise UserError(f"benchmarks.{benchmark.name}.choice is missing; expected it there, or --rates")
+        return benchmark.choice
+    numbers = schema.convert(tuple[float, ...], rates, "--rates")
+    return dataclasses.replace(benchmark.choice, rates=numbers) if benchmark.choice else Choice(rates=numbers)
 
 
 def main() -> None:

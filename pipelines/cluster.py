@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,24 +16,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
-from pipelines import ending
+from pipelines import ending, localray
 from pipelines.benchmarks import Benchmark
 from pipelines.errors import USER_ERROR, UserError
 
 Endpoint = tuple[str, int]  # host and port
+CLIENT = "ray://"
+ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 CONNECT_S = 5.0
+ANSWER_S = 20.0  # the head may be busy
+NO_RAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED")
 LOST_S = 1.0  # without an answer, on this machine
 LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
 GRACE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 FOLLOW_EVERY_S = 0.5
-STARTS = 3  # attempts at starting Ray on this machine
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
-OBJECT_STORE_BYTES = 80 * 2**20  # trials pass files, not objects: the least that Ray takes, with room to spare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +125,28 @@ def connect() -> Iterator[Cluster]:
     Raises UserError when ``RAY_ADDRESS`` can't be reached, when Ray does not come up here, and when the cluster is lost
     in the meantime.
     """
-    address = os.environ.get("RAY_ADDRESS") or None  # set to nothing is not set
+    address = named_address()
+    localray.tighten()
     others = psutil.Process().children(recursive=True)
     try:
-        _start(address)
-        with _watched(address) as found:
-            yield found
+        with _native_output_dropped():
+            _start(address)
+            with _watched(address) as found:
+                yield found
     except KeyboardInterrupt:
         if address is None:  # it may have come while Ray started or was shut down
             ending.end_children(but=others)
         raise
+
+
+def named_address() -> str | None:
+    """What ``RAY_ADDRESS`` names; None where Ray is to be started here. Raises UserError for what is no address."""
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if named in ("", "local"):
+        return None
+    if named != "auto":
+        _host_port(named)
+    return named
 
 
 @contextmanager
@@ -170,57 +184,100 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A worker that Ray ends for want of memory would be started again for ever.
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
-    # A cluster of our own is guarded by Ray's token, as it should be; that needs no warning every time.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:
-            # Nobody takes this machine away with a notice, and to watch for that costs a process.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            _start_here(common)
+            folder = localray.prepare()
+        elif address != "auto":
+            _probe(address, _host_port(address))
+        _silence()
+        if address is None:
+            localray.start(folder, common)
         else:
-            _probe(address)
             _join(address, common)
     except SystemExit:  # Ray's answer to SIGTERM
         raise KeyboardInterrupt from None
     ending.heed(signal.SIGTERM)
 
 
+def _silence() -> None:
+    """Keep from the terminal what Ray prints by itself, 130 lines of a dead raylet's log among it: its logs have it."""
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    ray._private.worker.print_to_stdstream = lambda *told, **how: None
+
+
+@contextmanager
+def _native_output_dropped() -> Iterator[None]:
+    """Let ``sys.stderr`` alone write to the error output: Ray's C++ code complains there, too, of what it loses."""
+    stream = sys.stderr
+    if stream is None:  # closed, and so there is nothing to keep clean
+        yield
+        return
+    shown = os.dup(2)
+    encoding, errors = (getattr(stream, name, None) for name in ("encoding", "errors"))
+    with open(os.devnull, "w") as away, open(shown, "w", buffering=1, encoding=encoding, errors=errors) as ours:
+        stream.flush()
+        os.dup2(away.fileno(), 2)
+        if stream is sys.__stderr__:
+            sys.stderr = ours
+        try:
+            yield
+        finally:
+            sys.stderr = stream
+            os.dup2(shown, 2)
+
+
 def _join(address: str, common: dict[str, Any]) -> None:
     import ray
 
     try:
-        ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise _unreachable(address, " ".join(str(error).split())[:200] or type(error).__name__) from None
-
-
-def _start_here(common: dict[str, Any]) -> None:
-    """Start Ray on this machine: it gives its own processes a fixed 15 s to come up, which is short for a busy one."""
-    import ray
-
-    others = psutil.Process().children(recursive=True)
-    for left in reversed(range(STARTS)):
-        try:
-            # An explicit "local": a bare init may join somebody else's cluster on this machine.
-            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
-        except Exception as error:  # Ray's is one of no class of its own
-            if "timed out during startup" not in str(error):
-                raise
-            ending.end_children(but=others)
+        if address == "auto":  # what Ray finds on this machine, or was started there once
+            _probe(address, _host_port(ray._private.services.get_ray_address_from_environment(address, None)))
         else:
+            _ask(address)
+        ray.init(address=address, **common)
+    except UserError:
+        raise
+    except ray.exceptions.AuthenticationError as error:
+        raise localray.no_token(error) from None
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise _unreachable(address, _short(str(error) or type(error).__name__)) from None
+
+
+def _ask(address: str) -> None:
+    """UserError unless a Ray of this version answers there, and to the token in use here.
+
+    Ray itself tells the one from the other by waiting for minutes, and fills the terminal meanwhile.
+    """
+    import grpc
+    import ray
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import CheckAliveReply
+
+    client = address.startswith(CLIENT)
+    method = "/ray.rpc.RayletDriver/ClusterInfo" if client else "/ray.rpc.NodeInfoGcsService/CheckAlive"
+    options = [("grpc.enable_http_proxy", 0)]  # as Ray has it
+    with init_grpc_channel(address.removeprefix(CLIENT), options) as channel:
+        try:
+            answer = channel.unary_unary(method)(b"", timeout=ANSWER_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise UserError(f"RAY_ADDRESS is {address}, a cluster with another token; {localray.TOKEN}") from None
+            if not client or error.code().name in NO_RAY:
+                raise _unreachable(address, f"no Ray cluster answers there: {error.code().name.lower()}") from None
             return
-        if left:
-            print("Ray's processes did not come up in time; trying again", flush=True)
-    line = f"Ray's processes did not come up in time on this machine, tried {STARTS} times"
-    raise UserError(f"{line}; expected it less busy, or without what stopped them: see /tmp/ray/session_latest/logs")
+    version = ray.__version__ if client else CheckAliveReply.FromString(answer).ray_version
+    if version != ray.__version__:
+        raise _unreachable(address, f"it runs Ray {version}, not {ray.__version__}")
 
 
 def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
     """What this process can't do without: the cluster's head, and the raylet of the node that it has joined."""
     import ray
 
-    if address is not None and address.startswith("ray://"):
+    if address is not None and address.startswith(CLIENT):
         return (_host_port(address),)
     context = ray.get_runtime_context()
     mine = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
@@ -303,32 +360,35 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
-def _probe(address: str) -> None:
+def _probe(address: str, endpoint: Endpoint) -> None:
     """A TCP connection first: Ray itself tries an address that nobody answers for a minute."""
-    if address in ("auto", "local"):
-        return
     try:
-        socket.create_connection(_host_port(address), timeout=CONNECT_S).close()
+        socket.create_connection(endpoint, timeout=CONNECT_S).close()
     except OSError as error:
         raise _unreachable(address, error.strerror or str(error)) from None
 
 
 def _host_port(address: str) -> Endpoint:
-    parts = urlsplit(address if "://" in address else f"//{address}")
+    found = ADDRESS.fullmatch(address)
     try:
-        host, port = parts.hostname, parts.port
-        (host or "").encode("idna")  # as a connection would, with a traceback for "head..cluster"
+        host, port = (found["host"].strip("[]"), int(found["port"])) if found else ("", 0)
+        host.encode("idna")  # as a connection would, with a traceback for "head..cluster"
     except ValueError:
-        host = port = None
-    if not host or not port:
-        raise UserError(f"RAY_ADDRESS is {address}; expected host:port, ray://host:port, auto, or nothing")
+        port = 0
+    if not 0 < port < 2**16:
+        raise UserError(f"RAY_ADDRESS is {_short(address)}; expected host:port, ray://host:port, auto, or nothing")
     return host, port
 
 
+def _short(text: str) -> str:
+    """At most 200 characters of it, on a line."""
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else f"{line[:199]}…"
+
+
 def _unreachable(address: str, reason: str) -> UserError:
-    return UserError(
-        f"RAY_ADDRESS is {address}, which can't be reached ({reason}); expected a running Ray cluster, or unset it"
-    )
+    expected = "expected a running Ray cluster, or unset it"
+    return UserError(f"RAY_ADDRESS is {_short(address)}, which can't be reached ({reason}); {expected}")
 
 
 def lost_worker(what: str, error: BaseException) -> UserError:
@@ -338,6 +398,6 @@ def lost_worker(what: str, error: BaseException) -> UserError:
     if isinstance(error, ray.exceptions.OutOfMemoryError):  # its own text is a page
         reason = "out of memory: fewer trials run at once where each asks for more resources.cpus"
     else:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = _short(str(error)) or type(error).__name__
     again = "run the same command again, it goes on at the last checkpoint"
     return UserError(f"{what}: its worker was lost ({reason}); {again}")

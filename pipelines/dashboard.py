@@ -4,7 +4,8 @@
 
 Starts an MLflow server on 127.0.0.1 over the project's store, sends it what is waiting in the spool, and prints the
 addresses of the views that ``pipelines.tracking_views`` defines. With ``MLFLOW_TRACKING_URI`` naming an HTTP server
-nothing is started: the addresses lead there. Ctrl-C ends the server and everything it started.
+nothing is started: the addresses lead there. Ctrl-C ends the server and everything it started, and so does the end of
+this process, however it comes.
 """
 
 from __future__ import annotations
@@ -12,24 +13,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
-from pipelines import ending, tracking, tracking_client, tracking_views
+from pipelines import ending, tracking, tracking_client, tracking_database, tracking_views
 from pipelines.errors import UserError, guard
-from pipelines.tracking_client import AwayError
-from pipelines.tracking_cursor import clean, is_remote, safe, sqlite_file, tracking_uri
+from pipelines.tracking_cursor import clean, is_remote, place, safe, sqlite_file, tracking_uri
+from pipelines.tracking_server import AwayError, RefusedError, answers, probe, reach_local
 from pipelines.tracking_spool import Spool
 
 HOST = "127.0.0.1"
 HEALTHY_WITHIN_S = 120.0  # importing MLflow's server takes 8 s on an idle machine
+LOOK_S = 60  # what a server that is there may take over each answer: a person waits for it, and no stage
 GRACE_S = 5.0
+SERVER = "--server"  # the process that is started, where MLflow runs
 SERVER_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a queue and its workers, for MLflow's GenAI features alone
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -39,27 +45,40 @@ SERVER_ENVIRONMENT = {
 
 
 def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Per experiment of ours, by name: what is to be seen and where."""
+    """Per experiment of ours, by name: what is to be seen and where; nothing of one that holds no benchmark."""
     out = []
-    experiments = [
-        e for e in client.search_experiments() if f"mlflow.sharedViewState.{tracking_views.LEDGER}" in e.tags
-    ]
+    experiments = [e for e in client.search_experiments() if tracking_views.OURS in e.tags]
     for experiment in sorted(experiments, key=lambda e: int(e.experiment_id)):
+        identity = experiment.experiment_id
+        benchmarks = client.search_runs([identity], "tags.kind = 'benchmark'", order_by=["attributes.start_time ASC"])
+        explored = [run for run in benchmarks if run.data.tags.get("mlflow.loggedImages") == "True"]
+        trials = client.search_runs([identity], "tags.kind = 'trial'")
+        there = {
+            tracking_views.CONFUSION: bool(explored),
+            tracking_views.CURVES: any("train/loss" in run.data.metrics for run in trials),
+            tracking_views.LEDGER: True,
+        }
         mine = [
-            (title, tracking_views.view_address(server, experiment.experiment_id, view))
+            (title, tracking_views.view_address(server, identity, view))
             for view, title in tracking_views.VIEWS.items()
+            if there[view]
         ]
-        query = "tags.kind = 'benchmark' and tags.`mlflow.loggedImages` = 'True'"
-        for run in client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"]):
-            where = tracking_views.explorer_address(server, experiment.experiment_id, run.info.run_id)
+        for run in explored:
+            where = tracking_views.explorer_address(server, identity, run.info.run_id)
             mine.append((f"explorer of {run.info.run_name}", where))
-        out.append((experiment.name, mine))
+        if benchmarks:
+            out.append((experiment.name, mine))
     return out
 
 
 def show(server: str, client: Any) -> str:
-    """Print the addresses; returns the first. UserError when there is nothing to see."""
-    found = addresses(server, client)
+    """Print the addresses; returns the first. UserError when there is nothing to see, or it may not be seen."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(LOOK_S))
+    try:
+        with answers(server):
+            found = addresses(server, client)
+    except (AwayError, RefusedError) as error:
+        raise UserError(f"MLflow at {server} {error}") from None
     if not found:
         raise UserError(f"MLflow at {server} has no benchmark to show; run `make repro` first")
     for name, mine in found:
@@ -74,14 +93,16 @@ def show(server: str, client: Any) -> str:
 def serving(uri: str, spool: Spool, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """An MLflow server on **port**, healthy; gone with all its processes when the block is left, however."""
     require_free(port)
-    place = (sqlite_file(uri) or spool.project / "mlflow.db").absolute().parent / "mlartifacts"
+    artifacts = tracking_database.artifacts(sqlite_file(uri) or spool.project / "mlflow.db")
     environment = {**os.environ, **SERVER_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}  # out of sight of `ps`
     environment.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--artifacts-destination", place.as_uri()]
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "pipelines.dashboard", SERVER, "--host", HOST, "--port", str(port)]
+    command += ["--workers", "1", "--artifacts-destination", artifacts.as_uri()]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
         )
         try:
             address = f"http://{HOST}:{port}"
@@ -89,6 +110,22 @@ def serving(uri: str, spool: Spool, port: int) -> Iterator[tuple[str, subprocess
             yield address, process
         finally:
             end(process)
+
+
+def _serve() -> None:
+    """
+    MLflow's server, in the process that ``serving`` starts; it ends with the other end of the pipe at its input.
+
+    That holds however the dashboard ends. All that MLflow starts shares the process group.
+    """
+
+    def follow() -> None:
+        sys.stdin.buffer.read()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+    sys.argv = ["mlflow", "server", *sys.argv[2:]]
+    runpy.run_module("mlflow", run_name="__main__")
 
 
 def _await_health(address: str, process: subprocess.Popen[bytes], log: IO[bytes], uri: str) -> None:
@@ -99,7 +136,7 @@ def _await_health(address: str, process: subprocess.Popen[bytes], log: IO[bytes]
             lines = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise UserError(f"MLflow's server ended at once: {clean(lines[-1], uri)}")
         with contextlib.suppress(AwayError):
-            tracking_client.probe(address)
+            probe(address)
             return
         time.sleep(0.2)
     raise UserError(f"MLflow's server at {address} was not ready within {HEALTHY_WITHIN_S:.0f} s")
@@ -132,6 +169,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
         while time.monotonic() < until and _group_lives(process):
             time.sleep(0.05)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _group_lives(process: subprocess.Popen[bytes]) -> bool:
@@ -144,7 +183,10 @@ def _group_lives(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _send_waiting(spool: Spool) -> None:
+    """Send it; UserError where that shows that there will be nothing to see."""
     sent = tracking.sync(spool, deadline_s=120)
+    if sent.away and sent.line:
+        raise UserError(sent.line)
     if sent.line:
         print(sent.line, flush=True)
 
@@ -159,13 +201,15 @@ def main() -> None:
     uri = tracking_uri(spool.project)
     ending.follow()
     ending.heed(signal.SIGHUP)  # the terminal is closed
+    reach_local()
     if is_remote(uri):
         _send_waiting(spool)
         try:
-            tracking_client.probe(uri)
-        except AwayError as error:
-            raise UserError(f"MLflow at {safe(uri)} is away ({error})") from None
-        _open(show(safe(uri).rstrip("/"), tracking_client.connect(uri)), args.open)
+            probe(uri)
+            client = tracking_client.connect(uri)
+        except (AwayError, RefusedError) as error:
+            raise UserError(f"{place(safe(uri))} {error}") from None
+        _open(show(safe(uri).rstrip("/"), client), args.open)
         return
     require_free(args.port)
     _send_waiting(spool)
@@ -192,4 +236,4 @@ def _open(address: str, wanted: bool) -> None:
 
 
 if __name__ == "__main__":
-    guard(main)
+    guard(_serve if sys.argv[1:2] == [SERVER] else main)

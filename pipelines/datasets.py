@@ -7,12 +7,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import mmap
 import os
 import shutil
+import stat
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.errors import UserError
+from pipelines.errors import FULL, UserError, printable
 
 Split = Literal["train", "test"]
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
@@ -75,6 +78,7 @@ class Dataset:
         for split in splits or SPLITS:
             for file in _files(split):
                 path = self.path / file
+                expect_file(path)
                 if not path.is_file():
                     raise UserError(f"{path}: missing; {_again(self.name)}")
                 found = _sha256(path)
@@ -85,15 +89,16 @@ class Dataset:
 def open_dataset(root: Path, name: str) -> Dataset:
     """Read ``<root>/<name>/meta.json``; raises ``UserError`` where it is absent or damaged."""
     path = root / name
+    expect_file(path / META)
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such dataset; {_again(name)}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path / META}: unreadable ({_first_line(error)}); {_again(name)}") from None
     try:
         dataset = _from_meta(path, meta)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path / META}: damaged at {_first_line(error)}; {_again(name)}") from None
     if dataset.name != name:
         raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}; {_again(name)}")
@@ -179,12 +184,31 @@ def new_dataset(
         _remove(partial)
 
 
+def intruder(path: Path) -> str | None:
+    """What stands at ``path`` that is no file, if anything: who opens a FIFO may wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing, or a link to nothing
+        return None
+    kinds = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def expect_file(path: Path) -> None:
+    """Raise ``UserError`` where something else than a file stands at ``path``; nothing may."""
+    found = intruder(path)
+    if found is not None:
+        raise UserError(f"{path}: {found} stands where a file belongs; move it away")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Make one line of what keeps the block from creating ``path`` or something in it: no right, a file in the way."""
     try:
         yield
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
@@ -230,6 +254,11 @@ def _from_meta(path: Path, meta: dict[str, Any]) -> Dataset:
         std=tuple(float(value) for value in meta["std"]),
         digests={file: str(meta["digests"][file]) for split in SPLITS for file in _files(split)},
     )
+    images = math.prod(dataset.shape) * max(dataset.train, dataset.test)
+    if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0 or images > sys.maxsize:
+        raise ValueError(f"sizes: {dataset.train} and {dataset.test} images of {dataset.shape}")
+    if not all(map(math.isfinite, (*dataset.mean, *dataset.std))):
+        raise ValueError(f"mean and std: {dataset.mean} and {dataset.std}")
     if not len(dataset.mean) == len(dataset.std) == channels:
         raise ValueError(f"mean and std: {len(dataset.mean)} and {len(dataset.std)} values for {channels} channels")
     return dataset
@@ -241,11 +270,14 @@ def _files(split: Split) -> tuple[str, str]:
 
 def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     again = _again(path.parent.name)
+    expect_file(path)
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if math.prod(shape) else None)
+        if not isinstance(array, np.ndarray):  # of a zip archive, numpy makes something else
+            raise ValueError("several arrays")
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {again}") from None
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # whatever numpy stumbles over in a damaged header
         raise UserError(f"{path}: not a readable array ({_first_line(error)}); {again}") from None
     if array.dtype != dtype or array.shape != shape:
         found = f"{array.dtype} {array.shape}"
@@ -262,6 +294,9 @@ def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> n
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:  # neither call says which file it is about
+        if error.errno == errno.ENOMEM:
+            limit = "expected room for that in what may be mapped (ulimit -v)"
+            raise UserError(f"{path}: {math.prod(shape) * dtype.itemsize} bytes; {limit}") from None
         raise OSError(error.errno, error.strerror, str(path)) from None
     return array
 
@@ -280,14 +315,34 @@ def _check_place(final: Path) -> None:
     if not final.is_dir():
         raise UserError(f"{final}: a file stands where a dataset belongs; move it away")
     ours = {META, *_files("train"), *_files("test")}
-    foreign = sorted(path.name for path in final.iterdir() if path.name not in ours)
+    foreign = sorted(path.name for path in final.iterdir() if path.name not in ours or path.is_dir())
     if foreign:
         raise UserError(f"{final}: holds {foreign[0]}, which is no part of a dataset and would be lost; move it away")
 
 
+def prepare(root: Path, name: str) -> None:
+    """Undo what was killed while it replaced ``<root>/<name>``, within the instant in which nothing has that name.
+
+    Raises ``UserError``, before anything long begins, where :func:`new_dataset` would once the bytes are there.
+    """
+    with writing(root):
+        if os.path.lexists(root) and not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if root.is_dir() and not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        old = _old(root / name)
+        if old.is_dir() and not os.path.lexists(root / name):
+            old.rename(root / name)
+        _check_place(root / name)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
 def _put_in_place(partial: Path, final: Path) -> None:
     """Rename ``partial`` to ``final``; what was there goes only once its successor is complete."""
-    old = final.with_name(f".{final.name}.old")
+    old = _old(final)
     _remove(old)
     if final.is_dir() and not final.is_symlink():
         final.rename(old)
@@ -315,4 +370,4 @@ def _again(name: str) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return printable(lines[0][:200]) if lines else type(error).__name__

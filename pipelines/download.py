@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 from requests.utils import get_environ_proxies
 
+from pipelines.errors import printable
 from pipelines.progress import counting
 
 CHUNK = 1 << 14  # bytes; also the most that a broken connection loses
+REDIRECTS = 5  # in a row
 
 
 class SourceError(Exception):
@@ -59,7 +64,6 @@ def download(remote: Remote, part: Path, patience: Patience, label: str) -> None
     only if a later call can continue it.
     """
     part.parent.mkdir(parents=True, exist_ok=True)
-    _reach(remote.url, patience.connect)
     while True:
         continued = part.exists()
         _complete(remote, part, patience, label)
@@ -74,7 +78,7 @@ def download(remote: Remote, part: Path, patience: Patience, label: str) -> None
 def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
     """Compare a file with the size and md5 it should have; None where both agree, else expected and found."""
     found_size = path.stat().st_size
-    if md5 is None:
+    if md5 is None or (size is not None and found_size > size):  # however large it is, it need not be read
         return None if size in (None, found_size) else f"expected {size} bytes, found {found_size}"
     found = md5_of(path)
     if found == md5:
@@ -94,7 +98,12 @@ def shown(url: str) -> str:
     return re.sub(r"(?<=://)[^/]*@", "", re.split("[?#]", url)[0]).rstrip("/")
 
 
-def _reach(url: str, seconds: float) -> None:
+def is_url(place: str) -> bool:
+    """Whether a mirror is an address; else it is a directory."""
+    return place.lower().startswith(("http://", "https://"))
+
+
+def _reach(url: str, session: requests.Session, seconds: float) -> None:
     """Fail within ``seconds`` where no connection can be had: a dead resolver or dropped packets take minutes else."""
     try:
         parts = urlsplit(url)
@@ -102,9 +111,10 @@ def _reach(url: str, seconds: float) -> None:
         (host or "").encode("idna")  # the resolver's first step
     except ValueError:  # its text may hold a part of a password
         host = None
-    if host is None:
+    if host is None or not is_url(url):
         raise SourceDown("not an address; expected one like http://host:8000/data")
-    if get_environ_proxies(url):  # the proxy is what gets connected to
+    session.trust_env = not _is_here(host)
+    if session.trust_env and get_environ_proxies(url):  # the proxy is what gets connected to
         return
     address = (host, port)
     failure: list[str] = [f"no answer within {seconds:g} s"]
@@ -123,6 +133,43 @@ def _reach(url: str, seconds: float) -> None:
         raise SourceDown(f"unreachable ({failure[0]})")
 
 
+def _is_here(host: str) -> bool:
+    """Whether ``host`` is this machine, which no proxy leads back to."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _Session(requests.Session):
+    """Follows no redirection, nor looks where it leads: requests reads each to its end first, however long."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
+@contextmanager
+def _opened(url: str, headers: dict[str, str], patience: Patience) -> Iterator[requests.Response]:
+    """The answer behind all redirections."""
+    wait = (patience.connect, patience.read)
+    with _Session() as session:
+        for turn in range(1 + REDIRECTS):
+            try:
+                _reach(url, session, patience.connect)
+            except SourceDown as error:
+                raise SourceDown(f"redirected to {printable(shown(url))[:80]}: {error}" if turn else error) from None
+            with session.get(url, headers=headers, stream=True, timeout=wait) as response:
+                onward = super(_Session, session).get_redirect_target(response)
+                if onward is None:
+                    yield response
+                    return
+            try:
+                url = urljoin(url, onward)
+            except ValueError:
+                raise SourceDown(f"redirected to {printable(onward)[:80]}, which is no address") from None
+    raise SourceDown(f"redirected more than {REDIRECTS} times")
+
+
 def _complete(remote: Remote, part: Path, patience: Patience, label: str) -> None:
     """Transfer until the server says that ``part`` is complete, over several connections if need be."""
     for attempt in range(patience.attempts):
@@ -131,7 +178,7 @@ def _complete(remote: Remote, part: Path, patience: Patience, label: str) -> Non
             if _transfer(remote, part, patience, label):
                 return
             continue  # the server refused the range; part is gone
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # that of odd headers
             reason = _reason(error)
         if _size(part) <= before:
             if not attempt and not before:
@@ -146,20 +193,19 @@ def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> boo
     """Read one response into ``part``; False where the server has nothing from that offset on."""
     offset = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
-    wait = (patience.connect, patience.read)
-    with requests.get(remote.url, headers=headers, stream=True, timeout=wait) as response:
+    with _opened(remote.url, headers, patience) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             part.unlink()
             return False
         if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
-            raise SourceError(f"HTTP {response.status_code} {response.reason}".rstrip())
+            raise SourceError(printable(f"HTTP {response.status_code} {response.reason or ''}")[:120].rstrip())
         if not _continues(response, offset):
             offset = 0
         length = response.headers.get("Content-Length", "")
-        total = offset + int(length) if length.isdigit() else remote.size
+        total = offset + int(length) if re.fullmatch("[0-9]{1,18}", length) else remote.size
         if remote.size is not None and total is not None and total > remote.size:
             raise SourceError(f"expected {remote.size} bytes, the server offers {total}")
-        with part.open("r+b" if offset else "wb") as file, counting(f"fetch: {label}", total) as advance:
+        with part.open("r+b" if offset else "wb") as file, counting(f"fetch: {printable(label)}", total) as advance:
             file.seek(offset)
             file.truncate()
             advance(offset)
@@ -177,9 +223,10 @@ def _continues(response: requests.Response, offset: int) -> bool:
     """Whether the response's first byte is the one at ``offset``; a server may ignore the range asked for."""
     if response.status_code != requests.codes.partial_content:
         return offset == 0
-    start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    place = response.headers.get("Content-Range", "")
+    start = re.match(r"bytes ([0-9]{1,18})-", place)
     if start is None or int(start[1]) != offset:
-        raise SourceError(f"HTTP 206 from the wrong place ({response.headers.get('Content-Range')!r})")
+        raise SourceError(f"HTTP 206 from the wrong place ({printable(place)[:80]})")
     return True
 
 
@@ -217,4 +264,4 @@ def _reason(error: BaseException) -> str:
     inner = getattr(error, "reason", None) or next((a for a in reversed(error.args) if isinstance(a, Exception)), None)
     if isinstance(inner, BaseException):
         return _reason(inner)
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return printable((str(error).splitlines() or [type(error).__name__])[0][:120])

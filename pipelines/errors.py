@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 USER_ERROR = 2  # exit status of every error that a user can mend
+LONGEST_LINE = 500  # characters of an error
 UNREAD = 128 + signal.SIGPIPE  # as a shell reports a command whose output nobody reads any more
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (
@@ -31,16 +32,24 @@ SHORT = "not enough memory; expected more of it free, or allowed (ulimit -v)"
 INTERRUPTED = "interrupted; the same command continues where this one stopped"
 
 
-class UserError(Exception):
-    """A problem with the input or the surroundings; its text is the whole line a user reads."""
-
-
 def printable(text: str) -> str:
     """``text`` on one line that moves no cursor: what is no printable character is written as its backslash escape.
 
     For whatever others have named: files, classes, hosts, the answers of servers.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+class UserError(Exception):
+    """A problem with the input or the surroundings; its text is the whole line a user reads.
+
+    Names in it may be of any length and hold anything: it is made ``printable``, and cut in its middle.
+    """
+
+    def __init__(self, line: str, *more: object) -> None:
+        shown = printable(line)
+        half = LONGEST_LINE // 2 - 1
+        super().__init__(shown if len(shown) <= LONGEST_LINE else f"{shown[:half]}…{shown[-half:]}", *more)
 
 
 def guard(main: Callable[[], None]) -> None:
@@ -99,8 +108,8 @@ def fail(line: str, status: int) -> NoReturn:
 def _unread() -> bool:
     """Whether output goes to a pipe whose reader has gone; other pipes and connections break, too."""
     poll = select.poll()
-    for descriptor in (1, 2):
-        poll.register(descriptor, 0)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        poll.register(stream, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
@@ -121,7 +130,8 @@ def interrupted_early(number: int, frame: FrameType | None) -> None:
 def end_interrupted() -> NoReturn:
     """Say so and end the process at once: at a usual exit Python waits for threads, and libraries for each other."""
     try:
-        if select.select([], [2], [], 0)[1]:  # or it would wait for the reader of a full pipe
-            os.write(2, f"error: {INTERRUPTED}\n".encode())
+        shown = sys.stderr.fileno()
+        if select.select([], [shown], [], 0)[1]:  # or it would wait for the reader of a full pipe
+            os.write(shown, f"error: {INTERRUPTED}\n".encode())
     finally:
         os._exit(130)

@@ -280,10 +280,12 @@ def _trained(benchmark: Benchmark, dataset: Dataset, one: spec.Spec) -> nn.Modul
     """The network that the stage train collected for this trial, whole, and not for another one."""
     files = store.TrialFiles(RUNS / benchmark.name / f"seed-{one.seed}")
     try:
-        files.read_result(one.key)
+        key = files.read_result(None).get("key")
     except store.DamagedError as error:
         again = f"run the stage train, which collects it anew: python -m pipelines.train {benchmark.name}"
         raise UserError(f"{error}; {again}, or dvc repro") from None
+    if key != one.key:
+        raise UserError(f"{files.folder} holds another trial than params.yaml describes; run the stage train first")
     return load_network(benchmark, dataset, files.weights)
 
 

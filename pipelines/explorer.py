@@ -14,18 +14,23 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """A confusion matrix to choose on the page: **counts** (C, C), rows actual, columns predicted."""
+    """
+    A confusion matrix to choose on the page: **counts** (C, C), rows actual, columns predicted.
+
+    **figures**: of each class precision, recall and F1 in per cent, None where undefined, and images.
+    """
 
     name: str
     counts: NDArray[np.int64]
+    figures: Sequence[tuple[float | None, float | None, float | None, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A learning curve: one point an epoch of mean training loss and training error (%)."""
+    """A learning curve: mean training loss and training error (%) after so many passes over the training images."""
 
     name: str
-    epochs: Sequence[int]
+    epochs: Sequence[float]
     loss: Sequence[float | None]
     error: Sequence[float | None]
 
@@ -41,11 +46,14 @@ def explorer_page(
     """
     Build the page: the matrices as a heat map that answers to the pointer, the classes' table, the learning curves.
 
-    **facts** stand under the title in their order; the first of **matrices** is the one shown first.
+    **facts** stand under the title in their order; the first of **matrices** is the one shown first, of several that
+    of all seeds.
     """
     data: dict[str, Any] = {
         "classes": list(classes),
-        "matrices": [{"name": matrix.name, "cells": sparse(matrix.counts)} for matrix in matrices],
+        "matrices": [
+            {"name": matrix.name, "cells": sparse(matrix.counts), "classes": matrix.figures} for matrix in matrices
+        ],
         "curves": [
             {
                 "name": curve.name,
@@ -125,7 +133,7 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; f
 </section>
 <div id="cell" aria-live="polite"></div>
 <section id="rest">
-  <h2>Classes</h2>
+  <h2 id="about">Classes</h2>
   <div class="scroll"><table><thead><tr></tr></thead><tbody></tbody></table></div>
   <div id="curves"><div class="bar"><h2 style="margin:0">Learning curve</h2>
     <select id="metric">
@@ -140,16 +148,19 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; f
 const data = JSON.parse(document.getElementById("data").textContent);
 const names = data.classes, C = names.length, $ = q => document.querySelector(q);
 const HUES = ["#08519c", "#c2571a", "#2a7f4f", "#8c3b8f", "#b3261e", "#5b6770", "#0d8a8f", "#8a6d00", "#4452b8"];
-let counts, rows, columns, worst, picked = null, locked = false, order = {key: "recall", up: true};
+let counts, rows, columns, figures, worst, picked = null, locked = false, order = {key: "recall", up: true};
 
 function choose(index) {
   counts = Array.from({length: C}, () => new Float64Array(C));
   for (const [r, c, n] of data.matrices[index].cells) counts[r][c] = n;
   rows = counts.map(row => row.reduce((a, b) => a + b, 0));
   columns = names.map((_, c) => counts.reduce((a, row) => a + row[c], 0));
+  $("#about").textContent = data.matrices.length > 1 && +index === 0 ? "Classes, mean over seeds" : "Classes";
+  figures = data.matrices[index].classes.map(([precision, recall, f1, support]) => ({precision, recall, f1, support}));
   worst = data.matrices[index].cells.filter(([r, c]) => r !== c).sort((a, b) => b[2] - a[2])[0] || null;
 }
-const percent = x => !isFinite(x) ? "–" : x > 0 && x < 0.05 ? "<0.1" : x < 100 && x >= 99.95 ? "99.9" : x.toFixed(1);
+const percent = x => x === null || !isFinite(x) ? "–"
+  : x > 0 && x < 0.05 ? "<0.1" : x < 100 && x >= 99.95 ? "99.9" : x.toFixed(1);
 const number = n => n.toLocaleString("en");
 // Five stops of the sequential map of the figures, from white to dark blue.
 const STOPS = [[255, 255, 255], [198, 219, 239], [107, 174, 214], [33, 113, 181], [8, 48, 107]];
@@ -206,17 +217,14 @@ function tell() {
   head.textContent = right ? `${names[r]} recognised: ${number(n)}` : `${names[r]} taken for ${names[c]}: ${number(n)}`;
   share.textContent = `${percent(100 * n / rows[r])} % of the ${number(rows[r])} images of ${names[r]}; `
     + `${percent(100 * n / columns[c])} % of the ${number(columns[c])} predictions of ${names[c]}`;
-  rest.textContent = right ? `Recall ${percent(100 * n / rows[r])} %, precision ${percent(100 * n / columns[c])} %`
+  rest.textContent = right ? `Recall ${percent(figures[r].recall)} %, precision ${percent(figures[r].precision)} %`
     : `${percent(100 * n / errors)} % of all ${number(errors)} errors; the other way round: ${number(counts[c][r])}`;
   hint.textContent = picked ? "" : "The most frequent error. Point at a cell to read it, click to hold it.";
 }
 function table() {
   const heads = [["name", "class"], ["precision", "precision"], ["recall", "recall"], ["f1", "F1"]];
   heads.push(["support", "images"]);
-  const body = names.map((name, i) => {
-    const precision = 100 * counts[i][i] / columns[i], recall = 100 * counts[i][i] / rows[i];
-    return {i, name, precision, recall, f1: 2 * precision * recall / (precision + recall), support: rows[i]};
-  });
+  const body = names.map((name, i) => ({i, name, ...figures[i]}));
   const rank = row => order.key === "name" ? row.i : row[order.key] || 0;
   body.sort((a, b) => (order.up ? 1 : -1) * (rank(a) - rank(b)));
   $("thead tr").replaceChildren(...heads.map(([key, label]) => {
@@ -267,14 +275,13 @@ function curve() {
   const key = $("#metric").value, drawn = data.curves.filter(k => k[key].some(v => v !== null));
   if (!data.curves.some(k => k.epochs.length)) { $("#curves").hidden = true; return; }
   const values = drawn.flatMap(k => k[key].filter(v => v !== null));
-  const last = Math.max(1, ...drawn.flatMap(k => k.epochs));
+  const last = Math.max(...drawn.flatMap(k => k.epochs));
   const high = Math.max(1e-12, ...values), X = e => 46 + 500 * e / last, Y = v => 196 - 182 * v / high;
   let out = "";
   for (const v of ticks(0, high)) out += `<line x1="46" x2="546" y1="${Y(v)}" y2="${Y(v)}" stroke="#e7ecf1"/>`
     + `<text x="40" y="${Y(v) + 4}" text-anchor="end">${v}</text>`;
-  for (const e of ticks(0, last).filter(Number.isInteger))
-    out += `<text x="${X(e)}" y="212" text-anchor="middle">${e}</text>`;
-  out += `<text x="296" y="228" text-anchor="middle">epoch</text>`;
+  for (const e of ticks(0, last)) out += `<text x="${X(e)}" y="212" text-anchor="middle">${e}</text>`;
+  out += `<text x="296" y="226" text-anchor="middle">epochs, passes over the training images</text>`;
   drawn.forEach((k, i) => {
     const place = (e, v) => v === null ? null : [X(e).toFixed(1), Y(v).toFixed(1)];
     const points = k.epochs.map((e, j) => place(e, k[key][j])).filter(Boolean), hue = HUES[i % HUES.length];

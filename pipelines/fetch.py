@@ -22,12 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
-from pipelines import ending, rawfiles
-from pipelines.datasets import open_dataset, writing
+from pipelines import ending, rawfiles, schema, yamlfile
+from pipelines.datasets import expect_file, open_dataset, prepare, writing
 from pipelines.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
-from pipelines.errors import FULL, UserError, guard
+from pipelines.errors import FULL, SHORT, UserError, guard, printable
 from pipelines.sources import (
     UNPACKED,
     Gzips,
@@ -41,6 +39,7 @@ from pipelines.sources import (
 )
 
 PINS = "data.dvc"
+LARGEST = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
 PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu is known to give a quarter of it
 Say = Callable[[str], None]
@@ -103,6 +102,8 @@ def main() -> None:
             fetch(Path(), name)
         except UserError as error:
             failures.append(str(error))
+        except MemoryError:
+            failures.append(f"{name}: {SHORT}")
     if failures:
         raise UserError("; ".join(failures))
 
@@ -111,7 +112,7 @@ def fetch(root: Path, name: str) -> None:
     """Fetch one dataset of the project in ``root``; raises ``UserError`` where it cannot be had."""
 
     def say(line: str) -> None:
-        print(f"fetch {name}: {line}", flush=True)
+        print(printable(f"fetch {name}: {line}"), flush=True)
 
     if name in RAW:
         fetch_raw(root, name, RAW[name], sources_for(RAW[name]), PATIENCE, say)
@@ -126,10 +127,10 @@ def fetch_raw(root: Path, name: str, raw: RawDataset, sources: Sequence[Source],
     """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
     folder = root / "data" / name
     with locked(root, name, say):
+        prepare(root / "datasets", name)
         with locked(root, PINS, say):
             pins = read_pins(root / PINS, name, raw.files)
-        with writing(folder):
-            (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        _make_parts(folder)
         cache = dvc_cache(root, say)
         missing = take_what_is_here(root, pins, cache, say)
         check_space(root, name, pins, missing, raw.scratch)
@@ -140,6 +141,21 @@ def fetch_raw(root: Path, name: str, raw: RawDataset, sources: Sequence[Source],
         raw.write(folder, root / "datasets", name, {pin.file: pin.md5 for pin in pins})
 
 
+def _make_parts(folder: Path) -> None:
+    """The folder of unfinished files, without what a killed run unpacked, and what to open could take for ever."""
+    parts = folder / PARTS
+    with writing(folder):
+        if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
+            parts.unlink()
+        parts.mkdir(parents=True, exist_ok=True)
+        for path in parts.glob(f"*/{UNPACKED}*"):  # perhaps incomplete
+            shutil.rmtree(path, ignore_errors=True)
+        for path in sorted(parts.rglob("*")):
+            kept = path.is_dir() or (path.is_file() and path.parent != parts)
+            if path.is_symlink() or not kept:
+                path.unlink()
+
+
 def sources_for(raw: RawDataset) -> list[Source]:
     """All sources in order; ``$DATA_MIRROR`` comes first."""
     mirror = os.environ.get("DATA_MIRROR", "")
@@ -148,12 +164,11 @@ def sources_for(raw: RawDataset) -> list[Source]:
 
 def read_pins(path: Path, name: str, files: Sequence[str]) -> list[Pin]:
     """The pins of ``data/<name>/<file>`` in data.dvc; raises ``UserError`` where one is absent or malformed."""
+    if not path.exists():
+        raise UserError(f"{path}: missing; it pins the raw files, restore it with: git checkout {PINS}")
     try:
-        listing = yaml.safe_load(path.read_text(encoding="utf-8"))
-        outs = {str(out["path"]): out for out in listing["outs"]}
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; it pins the raw files, restore it with: git checkout {PINS}") from None
-    except (yaml.YAMLError, KeyError, TypeError):
+        outs = {out["path"]: out for out in yamlfile.read(path)["outs"]}
+    except (KeyError, TypeError):
         raise UserError(f"{path}: not a DVC file with a list of outs, each with a path") from None
     return [_pin(path, f"data/{name}/{file}", outs) for file in files]
 
@@ -164,9 +179,11 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
         raise UserError(f"{pins}: {path} is missing; expected an out with its md5 and size")
     md5, size = out.get("md5"), out.get("size")
     if not (isinstance(md5, str) and re.fullmatch("[0-9a-f]{32}", md5)):
-        raise UserError(f"{pins}: md5 of {path} is {md5!r}; expected 32 hex digits")
+        raise UserError(f"{pins}: md5 of {path} is {schema.show(md5)}; expected 32 hex digits")
     if isinstance(size, bool) or not isinstance(size, int):
-        raise UserError(f"{pins}: size of {path} is {size!r}; expected a number of bytes")
+        raise UserError(f"{pins}: size of {path} is {schema.show(size)}; expected a number of bytes")
+    if not 0 < size <= LARGEST:
+        raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST} bytes")
     return Pin(path=path, md5=md5, size=size)
 
 
@@ -175,9 +192,11 @@ def take_what_is_here(root: Path, pins: Sequence[Pin], cache: Path | None, say: 
     here, cached, missing = 0, 0, []
     for pin in pins:
         path = root / pin.path
-        if path.is_dir():
-            raise UserError(f"{path}: a folder stands where a raw file belongs; remove it")
-        problem = mismatch(path, pin.size, pin.md5) if path.exists() else None
+        expect_file(path)
+        try:
+            problem = mismatch(path, pin.size, pin.md5) if path.exists() else None
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
         if problem is not None:
             say(f"{pin.path}: {problem}; to be replaced")
         elif path.exists():
@@ -200,9 +219,6 @@ def obtain(root: Path, pins: Sequence[Pin], sources: Sequence[Source], patience:
     A source that is too slow is put off until the others have failed. Raises ``UserError`` naming what was tried.
     """
     missing = list(pins)
-    for path in {(root / pin.path).parent / PARTS for pin in pins}:
-        for stale in path.glob(f"*/{UNPACKED}*"):  # of a run that was killed, perhaps incomplete
-            shutil.rmtree(stale, ignore_errors=True)
     slow = []
     for source in sources:
         missing, was_slow = _take_from(source, root, missing, patience, say)
@@ -315,9 +331,9 @@ def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run DVC; interrupted, leave not even a zombie of it, which the next DVC would take for the owner of a lock."""
     command = [sys.executable, "-m", "dvc", *arguments]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
         try:
-            out, err = process.communicate()
+            out, err = (told.decode(errors="replace") for told in process.communicate())
         except BaseException:
             process.kill()
             process.wait()
@@ -331,6 +347,7 @@ def locked(root: Path, what: str, say: Say) -> Iterator[None]:
     path = root / "data" / f".{what}.lock"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        expect_file(path)
         file = path.open("a")
     with file:
         try:
@@ -350,6 +367,7 @@ def _fetch_folder(root: Path, name: str, say: Say) -> None:
     if name not in known:
         raise UserError(f"dataset {name!r} is not known; expected one of {', '.join([*RAW, *(known.keys() - RAW)])}")
     with locked(root, name, say):
+        prepare(root / "datasets", name)
         imagefolder.write(root, name, known[name], say)
 
 

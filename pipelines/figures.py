@@ -14,17 +14,28 @@ DPI = 125  # 800 × 800 pixels
 LABELLED = 20  # classes up to which every cell carries its figure and every row its name
 DARK = 0.55  # shade above which the figure in a cell is written in white
 INK = "#16202b"
+LONGEST, LONGEST_TITLE = 20, 52  # characters of a class name, and of what stands above the matrix
+FONT = "DejaVu Sans"  # which comes along with matplotlib
+# A dollar sign is one; and a user's matplotlibrc changes no letter.
+PLAIN = {"text.parse_math": False, "text.usetex": False, "font.family": FONT}
 
 
 def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title: str, subtitle: str) -> bytes:
     """
     Draw a confusion matrix and return it as the bytes of a PNG.
 
-    **counts** (C, C): rows actual, columns predicted. **classes**: C names in that order.
+    **counts** (C, C): rows actual, columns predicted. **classes**: C names in that order, whatever they hold.
 
     Each cell shows its share of its row in per cent, so the diagonal reads as recall and rows of different support
     compare. The shade is the square root of the share: a confusion of 1 % stays visible beside a diagonal of 99 %.
     """
+    from matplotlib import rc_context
+
+    with rc_context(PLAIN):
+        return _draw(counts, [drawable(name, LONGEST) for name in classes], drawable(title, LONGEST_TITLE), subtitle)
+
+
+def _draw(counts: NDArray[np.int64], classes: Sequence[str], title: str, subtitle: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -45,7 +56,7 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title
     if named:
         label_cells(axes, share, shade, classes)
     figure.text(0.02, 0.975, title, fontsize=17, fontweight="bold", color=INK, va="top")
-    figure.text(0.02, 0.935, subtitle, fontsize=12.5, color="#51606f", va="top")
+    figure.text(0.02, 0.935, drawable(subtitle, 2 * LONGEST_TITLE), fontsize=12.5, color="#51606f", va="top")
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -54,6 +65,7 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title
 def label_cells(axes: Any, share: NDArray[np.float64], shade: NDArray[np.float64], classes: Sequence[str]) -> None:
     """Write class names along both axes and the row's share in per cent into each cell that is not empty."""
     size = len(classes)
+    width = 72 * INCHES * axes.get_position().width / size  # of a cell, in points; four figures take 2.5 of a letter's
     slanted, letters = longest(classes) > 2, 13 if size <= 12 else 9
     axes.set_xticks(
         range(size), classes, fontsize=letters, rotation=35 if slanted else 0, ha="right" if slanted else "center"
@@ -69,9 +81,22 @@ def label_cells(axes: Any, share: NDArray[np.float64], shade: NDArray[np.float64
             percentage(100 * share[row, column]),
             ha="center",
             va="center",
-            fontsize=13 if size <= 12 else 7.5,
+            fontsize=min(13, width / 2.5),
             color="white" if shade[row, column] > DARK else INK,
         )
+
+
+def drawable(name: str, limit: int) -> str:
+    """A text of at most **limit** characters, all of them in the font; those that are not, by their number."""
+    from matplotlib.font_manager import findfont, get_font
+
+    letters = get_font(findfont(FONT)).get_charmap()
+    shown = "".join(
+        letter if letter.isprintable() and ord(letter) in letters else letter.encode("unicode_escape").decode("ascii")
+        for letter in name
+    )
+    half = (limit - 1) // 2
+    return shown if len(shown) <= limit else f"{shown[:half]}…{shown[-half:]}"
 
 
 def percentage(value: float) -> str:

@@ -45,11 +45,12 @@ class PreemptedError(UserError):
     """The trial was asked to make room: its checkpoint is saved, and it ends before it is trained."""
 
     def __init__(self, line: str, number: int) -> None:
-        super().__init__(line, number)
-        self.number = number
+        super().__init__(line)
+        self.number = number  # of the signal
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray sends it to another process."""
+        return type(self), (str(self), self.number)
 
 
 class Journal(pl.Callback):
@@ -199,12 +200,13 @@ class Journal(pl.Callback):
         self.told = time.monotonic()
         ahead = self.spec.epochs * len(self.loader.positions)
         position = min(self.loader.epoch + self.loader.done / len(self.loader), self.spec.epochs)
+        loss = self.curve[-1]["loss"] if loss is None and self.curve else loss
         rate = self.images * self.worker.workers / max(time.monotonic() - self.started, 1e-9) if self.images else None
         told = {
             "state": state,
             "epoch": self.passes(position),
             "epochs": self.passes(self.spec.epochs),
-            "loss": loss if loss is not None else (self.curve[-1]["loss"] if self.curve else None),
+            "loss": loss if loss is not None and math.isfinite(loss) else None,
             "images_per_s": rate,
             "eta_s": ahead * (1 - position / self.spec.epochs) / rate if rate else None,
             "pid": os.getpid(),

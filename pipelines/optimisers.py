@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines import benchmarks
+from pipelines import benchmarks, schema
 from pipelines.sdlm import SDLM
 
 
@@ -33,8 +33,8 @@ def parameter_groups(chosen: benchmarks.Optimiser, model: nn.Module) -> list[dic
     layers = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
     unknown = set(chosen.layer_decay) - set(layers)
     if unknown:
-        names = ", ".join(sorted(unknown))
-        raise ValueError(f"layer_decay names {names}; expected layers of the model: {', '.join(layers)}")
+        names = schema.listed(sorted(unknown))
+        raise ValueError(f"layer_decay names {names}; expected layers of the model: {schema.listed(layers)}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")

@@ -99,7 +99,7 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     if total is not None and unit != "MB":
         counts.append(MofNCompleteColumn())
     clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), *counts, clock)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts, clock)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(label, total=total)
         yield lambda amount: bars.advance(task, amount)

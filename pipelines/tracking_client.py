@@ -1,32 +1,31 @@
 """The MLflow side of tracking: sends what a server lacks, and remembers what it has got.
 
-Runs in a process of its own (see ``pipelines.tracking``), so it may hang or be killed at any moment. Whatever is sent
-twice lands where it landed before: a run is found again by its tag, a metric has the time of its file, a param its
-value, an artifact its path.
+Runs in a process of its own (see ``pipelines.tracking``), so it may hang or be killed at any moment. Nothing is doubled
+by what is sent twice: a run is found again by its tag, an artifact replaces what is at its path, and of metrics and
+params the server is asked what it has.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from pipelines import tracking_content, tracking_views
+from pipelines import tracking_content, tracking_database, tracking_limits, tracking_views
 from pipelines.tracking_content import IDENTITY, Part, Point, Record
-from pipelines.tracking_cursor import Cursor, alone, arrived, clean, is_remote, sqlite_file
+from pipelines.tracking_cursor import Cursor, alone, arrived, is_remote, sqlite_file
+from pipelines.tracking_server import AwayError, Bounded, RefusedError, answers, probe, reach_local
 from pipelines.tracking_spool import DamagedError, Spool
 
-PROBE_S = 2.0  # what a server may take to say that it is there
-REQUEST_S = 5  # what it may take over any later answer
 BATCH = 900  # metrics a call; MLflow takes 1000 metrics, params and tags together
 ENVIRONMENT = {  # a user's own settings stand
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_S),
-    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": str(2 * REQUEST_S),
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -35,10 +34,6 @@ ENVIRONMENT = {  # a user's own settings stand
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-
-class AwayError(Exception):
-    """The server does not answer, or not in time; what is not sent stays in the spool."""
 
 
 class Sender:
@@ -50,12 +45,16 @@ class Sender:
         self.experiments: dict[str, str] = {}  # name: id
         self.refused: dict[str, str] = {}  # identity: why, in this round
         self.sent: list[str] = []  # identities, in this round
+        self.served: set[str] = set()  # ids of the runs of which the cursor tells all there is
+        self.came_from: Path | None = None  # where a copied database kept its artifacts until now
 
-    def round(self, *, verify: bool = False, told: Callable[[str], None] = lambda line: None) -> bool:
+    def round(self, *, verify: bool = False, told: Callable[[str, str], None] = lambda identity, name: None) -> bool:
         """
-        Send what is lacking; False when another process is at it. Raises AwayError.
+        Send what is lacking; False when another process is at it. Raises AwayError, and RefusedError where it wants
+        none of it.
 
-        **verify** asks the server even when by the cursor it has got everything. **told** hears the name of each run.
+        **verify** asks the server even when by the cursor it has got everything. **told** hears identity and name of
+        each run that is sent.
         """
         self.sent, self.refused = [], {}
         with alone(Cursor.of(self.spool, self.uri)) as mine:
@@ -68,17 +67,26 @@ class Sender:
                         for record in self._lacking(cursor, everything):
                             self._send(cursor, record, told)
                     except AwayError:
-                        self.experiments.clear()  # it may come back as another server
+                        self._forget()  # it may come back as another server
                         raise
                     if self.refused:
-                        self.experiments.clear()  # somebody may have changed the server: look again next time
+                        self._forget()  # somebody may have changed the server: look again next time
             return mine
+
+    def _forget(self) -> None:
+        self.experiments.clear()
+        self.served.clear()
 
     def _connect(self) -> None:
         if is_remote(self.uri):
-            probe(self.uri)  # every round: a dead server is found out in two seconds and without importing MLflow
+            probe(self.uri)  # every round: a dead server is found out without importing MLflow
         if self.client is None:
-            self.client = connect(self.uri)
+            client, file = connect(self.uri), sqlite_file(self.uri)
+            with answers(self.uri):
+                client.search_experiments(max_results=1)  # whatever it holds against all there is, a login first
+                if file is not None:
+                    self.came_from = tracking_database.bring_home(file, tracking_views.OURS)
+            self.client = client
 
     def _lacking(self, cursor: Cursor, everything: list[Record]) -> list[Record]:
         """Experiments are made or found, and the cursor is set right, before the first run is."""
@@ -89,7 +97,7 @@ class Sender:
                     with answers(self.uri):
                         found = self._experiment(name)
                         self._recall(cursor, found, mine)
-                except RefusedError as error:  # of this experiment alone: a dataset whose name the server won't have
+                except RefusedError as error:  # of this experiment alone
                     self.refused |= {record.identity: f"{record.name}: {error}" for record in mine}
                 else:
                     self.experiments[name] = found
@@ -98,18 +106,15 @@ class Sender:
     def _experiment(self, name: str) -> str:
         """The id of the experiment, which is made when it is not there and has the views that the dashboard links."""
         file, views = sqlite_file(self.uri), tracking_views.experiment_views()
-        place = None if file is None else file.absolute().parent / "mlartifacts" / name
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            where = None if place is None else place.as_uri()
+            folder = tracking_limits.folder(name)
+            where = None if file is None else (tracking_database.artifacts(file) / folder).as_uri()
             about = {"mlflow.note.content": tracking_views.description(name)}
             tags = {"mlflow.experimentKind": "custom_model_development", **about, **views}
             return str(self.client.create_experiment(name, artifact_location=where, tags=tags))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        was = Path(unquote(urlsplit(found.artifact_location).path))
-        if place is not None and was != place and not was.parent.is_dir():  # MLflow keeps the absolute path
-            raise AwayError(f"it was made elsewhere, with artifacts in {was.parent}; delete it and it is made anew")
         for key, value in views.items():
             if found.tags.get(key) != value:
                 self.client.set_experiment_tag(found.experiment_id, key, value)
@@ -144,23 +149,25 @@ class Sender:
                 cursor.runs[record.identity] = {"run_id": info.run_id, "sent": {}}
         cursor.save()
 
-    def _send(self, cursor: Cursor, record: Record, told: Callable[[str], None]) -> None:
+    def _send(self, cursor: Cursor, record: Record, told: Callable[[str, str], None]) -> None:
         try:
             with answers(self.uri):
                 self._deliver(cursor, record)
-        except AwayError:
-            raise
-        except Exception as error:  # of this run alone: the server says no, or a file behind it is damaged
-            self.refused[record.identity] = clean(f"{record.name}: {error}", self.uri)
+        except (RefusedError, DamagedError) as error:  # of this run alone: it says no, or a file behind it is damaged
+            self.refused[record.identity] = f"{record.name}: {error}"
         else:
             self.sent.append(record.identity)
-            told(record.name)
+            told(record.identity, record.name)
 
     def _deliver(self, cursor: Cursor, record: Record) -> None:
         entry = cursor.runs.get(record.identity)
         if entry is None:
             entry = cursor.runs[record.identity] = {"run_id": self._create(cursor, record), "sent": {}}
+            self.served.add(entry["run_id"])
             cursor.save()
+            held = Held()
+        else:
+            held = Held.of(self.client.get_run(entry["run_id"]))
         run_id, sent = entry["run_id"], entry["sent"]
         parts: list[Part] = []
         files: dict[str, bytes] = {}
@@ -176,21 +183,48 @@ class Sender:
         if any(part.name == "head" for part in parts):
             self._log_dataset(run_id, record)
         if parts:
-            self._log(run_id, record, parts, int(sent.get("curve") or 0))
+            self._log(run_id, parts, self._lacks(run_id, held, parts, sent.get("curve")), held)
             self._log_files(run_id, files)
         if sent.get("status") != record.status or record.status == "FINISHED":
             self._end(run_id, record)
         entry["sent"] = {**sent, **{part.name: part.mark for part in parts}, "status": record.status}
+        self.served.add(run_id)
         cursor.save()
         if damaged is not None:
             raise DamagedError(damaged)
 
+    def _lacks(self, run_id: str, held: Held, parts: list[Part], done: str | None) -> list[Point]:
+        """
+        The points of the parts that the run has not.
+
+        A file that is written again has another time, and a resumed trial goes through some epochs a second time:
+        MLflow would show both. **done** is how far the curve is there by the cursor, which may be lost or behind.
+        """
+        points = []
+        last, curves = tracking_content.step(float(done or 0)), {}
+        for part in parts:
+            for point in part.points:
+                if part.name != "curve":
+                    if not same(held.metrics.get(point.key), point.value):
+                        points.append(point)
+                elif point.step > last:
+                    if point.key not in curves:
+                        known = run_id not in self.served and point.key in held.metrics
+                        history = self.client.get_metric_history(run_id, point.key) if known else []
+                        curves[point.key] = {one.step for one in history}, {one.timestamp for one in history}
+                    steps, times = curves[point.key]
+                    if point.step not in steps and milliseconds(point.time) not in times:
+                        points.append(point)
+        return points
+
     def _create(self, cursor: Cursor, record: Record) -> str:
-        tags = {IDENTITY: record.identity, **record.tags, "mlflow.user": user()}
+        given = {**record.tags, "mlflow.user": user()}
+        tags = {key: tracking_limits.value(value, tracking_limits.TAG) for key, value in given.items()}
+        tags[IDENTITY] = record.identity
         if record.parent is not None and record.parent in cursor.runs:
             tags["mlflow.parentRunId"] = cursor.runs[record.parent]["run_id"]
         experiment = self.experiments[record.experiment]
-        run = self.client.create_run(experiment, int(1000 * record.started), tags, record.name)
+        run = self.client.create_run(experiment, milliseconds(record.started), tags, record.name)
         return str(run.info.run_id)
 
     def _log_dataset(self, run_id: str, record: Record) -> None:
@@ -198,102 +232,90 @@ class Sender:
 
         if record.dataset_digest is not None:
             source = f"datasets/{record.experiment}"
-            used = Dataset(record.experiment, record.dataset_digest[:16], source_type="local", source=source)
+            digest = tracking_limits.name(record.dataset_digest[:16])
+            used = Dataset(record.experiment, digest, source_type="local", source=source)
             context = InputTag("mlflow.data.context", "train")
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
-    def _log(self, run_id: str, record: Record, parts: list[Part], epochs: int) -> None:
-        """Send several parts in as few calls as MLflow allows; of a curve only the epochs after **epochs**."""
+    def _log(self, run_id: str, parts: list[Part], points: list[Point], held: Held) -> None:
+        """Send several parts in as few calls as MLflow allows. A param can't change, so one that is there stays."""
         from mlflow.entities import Metric, Param, RunTag
 
-        points: list[Point] = []
         params: dict[str, str] = {}
         tags: dict[str, str] = {}
         for part in parts:
-            points += [p for p in part.points if part.name != "curve" or p.step > epochs]
-            params |= part.params
-            tags |= part.tags
-        metrics = [Metric(p.key, p.value, int(1000 * p.time), p.step) for p in points]
+            params |= {tracking_limits.key(key): value for key, value in part.params.items()}
+            tags |= {tracking_limits.key(key): value for key, value in part.tags.items()}
+        metrics = [Metric(tracking_limits.key(p.key), p.value, milliseconds(p.time), p.step) for p in points]
         first, rest = metrics[: BATCH - 200], metrics[BATCH - 200 :]
-        settings = [Param(key, value) for key, value in params.items()]
-        self.client.log_batch(run_id, first, settings[:100], [RunTag(key, value) for key, value in tags.items()])
+        settings = [
+            Param(key, tracking_limits.value(value, tracking_limits.PARAM))
+            for key, value in params.items()
+            if key not in held.params
+        ]
+        labels = [RunTag(key, tracking_limits.value(value, tracking_limits.TAG)) for key, value in tags.items()]
+        self.client.log_batch(run_id, first, settings[:100], labels)
         for start in range(100, len(settings), 100):
             self.client.log_batch(run_id, params=settings[start : start + 100])
         for start in range(0, len(rest), BATCH):
             self.client.log_batch(run_id, rest[start : start + BATCH])
 
     def _log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
-        if files:
-            with tempfile.TemporaryDirectory() as folder:
-                for path, content in files.items():
-                    target = Path(folder) / path
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(content)
-                self.client.log_artifacts(run_id, folder)
+        with tempfile.TemporaryDirectory() as folder:
+            for path, content in files.items():
+                target = Path(folder) / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+                self.client.log_artifact(run_id, str(target), os.path.dirname(path) or None)
 
     def _end(self, run_id: str, record: Record) -> None:
         if record.ended is None:
             self.client.update_run(run_id, record.status)
         else:
-            self.client.set_terminated(run_id, record.status, int(1000 * record.ended))
+            self.client.set_terminated(run_id, record.status, milliseconds(record.ended))
 
 
-class RefusedError(Exception):
-    """The server answered, and does not want this."""
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a run has got: the latest value of each metric, and its params."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Any) -> Held:
+        """Of a run of MLflow's."""
+        return cls(metrics=run.data.metrics, params=run.data.params)
 
 
-@contextmanager
-def answers(uri: str) -> Iterator[None]:
-    """Turn what MLflow and requests raise into AwayError (try later) or RefusedError (the server said no)."""
-    import requests
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if isinstance(error.__cause__ or error.__context__, requests.RequestException):
-            raise AwayError("the connection broke off") from error
-        kind = RefusedError if error.get_http_status_code() < 500 else AwayError
-        raise kind(clean(str(error), uri)) from error
-    except requests.HTTPError as error:
-        status = error.response.status_code if error.response is not None else 500
-        kind = RefusedError if status < 500 else AwayError
-        raise kind(clean(str(error), uri)) from error
-    except requests.RequestException as error:
-        raise AwayError("the connection broke off") from error
-    except OSError as error:
-        raise AwayError(clean(str(error), uri)) from error
+def same(one: float | None, other: float) -> bool:
+    """Whether two values of a metric are the same, also where they are no numbers."""
+    return one == other or (one is not None and math.isnan(one) and math.isnan(other))
 
 
-def probe(uri: str) -> None:
-    """Raise AwayError unless the HTTP server at **uri** answers, with whatever short of a server's error, in time."""
-    import requests
-
-    try:
-        status = requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_S).status_code
-    except requests.Timeout:
-        raise AwayError(f"no answer within {PROBE_S:.0f} s") from None
-    except requests.ConnectionError:
-        raise AwayError("no connection") from None
-    except (requests.RequestException, ValueError) as error:  # the latter: a name that can't be looked up
-        raise AwayError(clean(str(error), uri)) from None
-    if status >= 500:
-        raise AwayError(f"it answers with status {status}")
+def milliseconds(seconds: float) -> int:
+    """A time as MLflow takes it."""
+    return int(1000 * seconds)
 
 
 def connect(uri: str) -> Any:
     """A client for **uri**; the sqlite store is made when it is not there. Raises AwayError."""
+    reach_local()
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    from mlflow.tracking import MlflowClient
-
     file = sqlite_file(uri)
-    try:
+    if file is not None and file.exists():
+        try:
+            tracking_database.check(file)
+        except sqlite3.Error as error:
+            raise AwayError(f"can't be used ({tracking_database.reason(error) or error})") from None
+    with answers(uri):
+        from mlflow.tracking import MlflowClient
+
         if file is not None and not file.exists():
             _create_sqlite(file)
-        return MlflowClient(uri)
-    except Exception as error:
-        raise AwayError(clean(f"{type(error).__name__}: {error}", uri)) from error
+        client = MlflowClient(uri)
+    return Bounded(client) if is_remote(uri) else client
 
 
 def _create_sqlite(file: Path) -> None:
@@ -304,7 +326,9 @@ def _create_sqlite(file: Path) -> None:
     for left in file.parent.glob(f"{file.name}.new.*"):  # of a process that was killed
         left.unlink(missing_ok=True)
     temporary = file.with_name(f"{file.name}.new.{os.getpid()}")
-    made = SqlAlchemyStore(f"sqlite:///{temporary}", str(file.parent / "mlartifacts"))
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.touch()  # where that can't be, MLflow would try for minutes
+    made = SqlAlchemyStore(f"sqlite:///{temporary}", str(tracking_database.artifacts(file)))
     made.engine.dispose()
     os.replace(temporary, file)
 

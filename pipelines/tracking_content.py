@@ -10,19 +10,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines import tracking_spool
+from pipelines import tracking_limits, tracking_spool
 from pipelines.explorer import Curve, Matrix, explorer_page
 from pipelines.tracking_files import EXPLORER, LEDGER, matrix_files, table_tags
-from pipelines.tracking_spool import Benchmark, DamagedError, Evaluation, Json, Spool, Trial, digest
+from pipelines.tracking_spool import Benchmark, ClassFigures, DamagedError, Evaluation, Json, Spool, Trial, digest
 
-FORMAT = 1  # raise it when what is drawn or written changes: every part is then sent again, over the old one
+FORMAT = 2  # raise it when what is drawn or written changes: every part is then sent again, over the old one
 IDENTITY = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
 CURVE_METRICS = {
+    "epoch": "train/epoch",  # passes over the images that the recipe trains on; the axis of our charts
     "loss": "train/loss",
     "train_error": "train/error",
     "lr": "train/lr",
     "images_per_s": "train/images_per_s",
 }
+STEPS_AN_EPOCH = 1000  # MLflow's steps are whole numbers, and a budget may end within an epoch
+STEP = "thousandths of an epoch, which is one pass over the images that the recipe trains on"
 TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss", "error_ci95_low", "error_ci95_high")
 CLAIMED_ON = "claimed_on"  # the figures on the images of the claim, where those are not the whole test set
 
@@ -101,12 +104,17 @@ def _part(file: Path | str, problems: list[str], build: Callable[[], Part]) -> l
     return []
 
 
+def step(epochs: float) -> int:
+    """MLflow's step of a point of a curve after so many epochs."""
+    return round(STEPS_AN_EPOCH * epochs)
+
+
 def trial_record(trial: Trial, problems: list[str]) -> Record:
     """The child run of one trial, restarts included."""
     parts = [_trial_head(trial)]
     if trial.curve:
         points = [
-            Point(name, float(line[key]), int(line["epoch"]), float(line["time"]))
+            Point(name, float(line[key]), step(line["epoch"]), float(line["time"]))
             for line in trial.curve
             for key, name in CURVE_METRICS.items()
             if line.get(key) is not None
@@ -118,10 +126,10 @@ def trial_record(trial: Trial, problems: list[str]) -> Record:
     if evaluation is not None:
         parts += _part(evaluation.folder / "metrics.json", problems, lambda: _trial_evaluation(trial, evaluation))
     return Record(
-        identity=f"trial:{trial.key}",
-        experiment=trial.dataset,
-        name=f"{trial.benchmark} seed {trial.seed}",
-        parent=f"benchmark:{trial.benchmark}/{trial.budget}",
+        identity=_identity("trial", trial.key),
+        experiment=tracking_limits.name(trial.dataset, tracking_limits.EXPERIMENT),
+        name=tracking_limits.name(f"{trial.benchmark} seed {trial.seed}"),
+        parent=_identity("benchmark", f"{trial.benchmark}/{trial.budget}"),
         started=trial.started,
         status=trial.status,
         ended=trial.ended,
@@ -135,9 +143,13 @@ def trial_record(trial: Trial, problems: list[str]) -> Record:
     )
 
 
+def _identity(kind: str, what: str) -> str:
+    return tracking_limits.name(f"{kind}:{what}", tracking_limits.TAG)
+
+
 def _trial_head(trial: Trial) -> Part:
     params = {"benchmark": trial.benchmark, "budget": trial.budget, "seed": str(trial.seed), **flatten(trial.config)}
-    tags = {"trial_key": trial.key, "dataset_digest": trial.dataset_digest}
+    tags = {"trial_key": trial.key, "dataset_digest": trial.dataset_digest, "step": STEP}
     if trial.progress is not None:
         tags["host"] = str(trial.progress.get("host"))
     return Part(name="head", mark=digest(FORMAT, params, tags), params=params, tags=tags)
@@ -180,13 +192,20 @@ def _trial_evaluation(trial: Trial, evaluation: Evaluation) -> Part:
             title=title,
             facts=facts,
             classes=evaluation.classes,
-            matrices=[Matrix(name=f"seed {trial.seed}", counts=evaluation.counts)],
+            matrices=[_matrix(evaluation)],
             curves=[_curve(trial)],
         )
         subtitle = f"test error {percent(evaluation.metrics.get('error'))}, {evaluation.protocol}; cells: % of row"
         return {
-            **matrix_files(f"trial:{trial.key}", evaluation.counts, evaluation.classes, title, subtitle),
-            EXPLORER: page.encode(),
+            **matrix_files(
+                _identity("trial", trial.key),
+                evaluation.counts,
+                evaluation.classes,
+                evaluation.per_class,
+                title,
+                subtitle,
+            ),
+            EXPLORER: page.encode(errors="backslashreplace"),
         }
 
     return Part(
@@ -216,9 +235,9 @@ def benchmark_record(benchmark: Benchmark, problems: list[str]) -> Record:
         parts += _part(benchmark.summary_file, problems, lambda: _benchmark_evaluation(told))
     parts += ledger
     return Record(
-        identity=f"benchmark:{benchmark.name}/{benchmark.budget}",
-        experiment=benchmark.dataset,
-        name=f"{benchmark.name} ({benchmark.budget})",
+        identity=_identity("benchmark", f"{benchmark.name}/{benchmark.budget}"),
+        experiment=tracking_limits.name(benchmark.dataset, tracking_limits.EXPERIMENT),
+        name=tracking_limits.name(f"{benchmark.name} ({benchmark.budget})"),
         parent=None,
         started=benchmark.started,
         status=benchmark.status,
@@ -237,22 +256,22 @@ def _benchmark_evaluation(benchmark: Benchmark) -> Part:
     def files() -> dict[str, bytes]:
         total = np.sum([evaluation.counts for evaluation in evaluations], axis=0)
         error = 100 * (1 - float(np.trace(total)) / max(float(total.sum()), 1))
-        seeds = f"{n} seed{'s' if n > 1 else ''}"
+        seeds, figures = f"{n} seed{'s' if n > 1 else ''}", mean_figures([one.per_class for one in evaluations])
         subtitle = f"test error {percent(error)}, {seeds}, {evaluations[0].protocol}; cells: % of row"
         page = explorer_page(
             title=benchmark.name,
             facts={**(_row_facts(row) or {"mean test error": percent(error)}), "protocol": evaluations[0].protocol},
             classes=classes,
             matrices=[
-                Matrix(name=f"all {seeds}", counts=total),
-                *(Matrix(name=f"seed {evaluation.seed}", counts=evaluation.counts) for evaluation in evaluations),
+                *([Matrix(name=f"all {seeds}", counts=total, figures=figures)] if n > 1 else []),
+                *map(_matrix, evaluations),
             ],
             curves=[_curve(trial) for trial in benchmark.evaluated],
         )
-        identity = f"benchmark:{benchmark.name}/{benchmark.budget}"
+        identity = _identity("benchmark", f"{benchmark.name}/{benchmark.budget}")
         return {
-            **matrix_files(identity, total, classes, benchmark.name, subtitle),
-            EXPLORER: page.encode(),
+            **matrix_files(identity, total, classes, figures, benchmark.name, subtitle),
+            EXPLORER: page.encode(errors="backslashreplace"),
         }
 
     shown = [[evaluation.seed, evaluation.digest] for evaluation in evaluations]
@@ -315,10 +334,10 @@ def note(row: Json) -> str:
         f"| our {metric}{', on the images of the claim' if tested else ''} | {mean} |",
         *([f"| our {metric} on the whole test set | {_figure(tested)} |"] if tested else []),
         f"| claimed {metric} | {claim.get('value')} {claim.get('unit', '%')} |",
-        f"| source | {claim.get('source')} |",
-        f"| protocol | {claim.get('protocol')} |",
+        f"| source | {_cell(claim.get('source'))} |",
+        f"| protocol | {_cell(claim.get('protocol'))} |",
         f"| budget | {row.get('budget')}: {row.get('epochs')} epochs, published {row.get('paper_epochs')} |",
-        f"| hardware | {row.get('hardware')} |",
+        f"| hardware | {_cell(row.get('hardware'))} |",
     ]
     seeds = ", ".join(f"{seed}: {value:.2f}" for seed, value in (row.get("per_seed") or {}).items())
     lines.append(f"| per seed, % | {seeds} |")
@@ -331,6 +350,11 @@ def note(row: Json) -> str:
     if row.get("remarks"):
         lines += ["", f"Tried, and left to try: {row['remarks']}"]
     return "\n".join(lines)
+
+
+def _cell(words: object) -> str:
+    """Within a table of Markdown."""
+    return " ".join(str(words).split()).replace("|", "\\|")
 
 
 def _verdict(row: Json) -> str:
@@ -359,10 +383,32 @@ def _row_facts(row: Json) -> dict[str, str]:
     return facts
 
 
+def _matrix(evaluation: Evaluation) -> Matrix:
+    return Matrix(name=f"seed {evaluation.seed}", counts=evaluation.counts, figures=evaluation.per_class)
+
+
+def mean_figures(seeds: Sequence[Sequence[ClassFigures]]) -> list[ClassFigures]:
+    """The figures of each class, mean over seeds; None where a seed has none."""
+
+    def mean(values: list[float | None]) -> float | None:
+        found = [value for value in values if value is not None]
+        return round(sum(found) / len(found), 2) if len(found) == len(values) else None
+
+    return [
+        ClassFigures(
+            precision=mean([one.precision for one in same]),
+            recall=mean([one.recall for one in same]),
+            f1=mean([one.f1 for one in same]),
+            images=same[0].images,
+        )
+        for same in zip(*seeds, strict=True)
+    ]
+
+
 def _curve(trial: Trial) -> Curve:
     return Curve(
         name=f"seed {trial.seed}",
-        epochs=[int(line["epoch"]) for line in trial.curve],
+        epochs=[line["epoch"] for line in trial.curve],
         loss=[line.get("loss") for line in trial.curve],
         error=[line.get("train_error") for line in trial.curve],
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-from pipelines import store, tracking_content, tracking_spool
+from pipelines import store, tracking_content, tracking_limits, tracking_spool
 from pipelines.errors import UserError
 from pipelines.tracking_content import Record
 from pipelines.tracking_spool import DamagedError, Spool, digest
@@ -21,6 +21,7 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 EXPECTED = "expected http://HOST:PORT, https://HOST:PORT, or sqlite:/// and the path of a file"
 # What else MLflow takes, apart from its plugins; "" is a plain path.
 SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+LONGEST_LINE = 240  # characters of what a library or a server says
 LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/*)?(?P<login>.*)@", re.DOTALL)  # of what no parser takes for an address
 
 
@@ -40,6 +41,8 @@ def tracking_uri(project: Path) -> str:
     directory = file is not None and os.path.isdir(file)
     if directory and not _named():
         raise UserError(f"{file} is a directory; expected MLflow's database, which is a file")
+    if not _named() and "?" in uri:  # what follows would be taken for options
+        raise UserError(f"MLflow can't keep a database in {project.absolute()}, for the question mark; set {VARIABLE}")
     if not _well_formed(uri):
         raise UserError(f"{VARIABLE} is {safe(uri)!r}; {EXPECTED}")
     if directory:  # MLflow would try for minutes to open it
@@ -108,8 +111,14 @@ def is_remote(uri: str) -> bool:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file behind an sqlite URI."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    """The file behind an sqlite URI, which may have options after a question mark."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def place(uri: str) -> str:
+    """What is at the URI, which is ``safe``, in words."""
+    file = sqlite_file(uri)
+    return f"MLflow at {uri}" if file is None else f"MLflow's database {file}"
 
 
 @dataclass(kw_only=True)
@@ -155,13 +164,20 @@ def _sound(entry: object) -> bool:
     sent = entry.get("sent")
     if not isinstance(sent, dict) or not all(isinstance(mark, str) for mark in sent.values()):
         return False
-    return str(sent.get("curve", "0")).isdecimal()
+    return _is_number(sent.get("curve", "0"))
+
+
+def _is_number(mark: str) -> bool:
+    try:
+        return float(mark) >= 0
+    except ValueError:
+        return False
 
 
 def arrived(name: str, mark: str, sent: str | None) -> bool:
     """Whether a part is there in this state; of a curve the server may have more than a resumed trial."""
     if name == "curve":
-        return int(sent or 0) >= int(mark)
+        return float(sent or 0) >= float(mark)
     return sent == mark
 
 
@@ -186,9 +202,9 @@ def alone(cursor: Cursor) -> Iterator[bool]:
 
 
 def clean(message: str, uri: str) -> str:
-    """The first line of a message, without what is secret in the URI."""
+    """The first line of a message, without what is secret in the URI and what moves a cursor."""
     lines = message.strip().splitlines() or ["no reason given"]
     line = lines[0].replace(uri, safe(uri))
     for secret in _secrets(uri):
         line = line.replace(secret, "***")
-    return line[:200]
+    return tracking_limits.name(line, LONGEST_LINE)

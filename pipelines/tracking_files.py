@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.figures import confusion_figure
+from pipelines.tracking_spool import ClassFigures
 
 FIGURE, CONFUSION, CLASSES = "confusion.png", "confusion.json", "per_class.json"
 EXPLORER, LEDGER = "explorer.html", "ledger.json"
@@ -20,9 +21,14 @@ GRID_PIXELS = 340  # edge of the copy that the grid shows, three to a row of a l
 
 
 def matrix_files(
-    identity: str, counts: NDArray[np.int64], classes: Sequence[str], title: str, subtitle: str
+    identity: str,
+    counts: NDArray[np.int64],
+    classes: Sequence[str],
+    figures: Sequence[ClassFigures],
+    title: str,
+    subtitle: str,
 ) -> dict[str, bytes]:
-    """The confusion matrix (C, C) as a figure, for the image grid, and as a table; the classes' table."""
+    """The confusion matrix (C, C) as a figure, for the image grid, and as a table; the table of the classes (C)."""
     png = confusion_figure(counts, classes, title=title, subtitle=subtitle)
     return {
         FIGURE: png,
@@ -30,18 +36,11 @@ def matrix_files(
         CONFUSION: table(
             ["actual", *classes], [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
         ),
-        CLASSES: table(["class", "precision %", "recall %", "F1 %", "images"], class_rows(counts, classes)),
+        CLASSES: table(
+            ["class", "precision %", "recall %", "F1 %", "images"],
+            [[name, *row] for name, row in zip(classes, figures, strict=True)],
+        ),
     }
-
-
-def class_rows(counts: NDArray[np.int64], classes: Sequence[str]) -> list[list[Any]]:
-    """Per class: name, precision, recall and F1 in % (None where there is nothing to divide by), images."""
-    rows: list[list[Any]] = []
-    for i, name in enumerate(classes):
-        hit, actual, predicted = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
-        shares = [(hit, predicted), (hit, actual), (2 * hit, actual + predicted)]
-        rows.append([name, *(round(100 * a / b, 2) if b else None for a, b in shares), actual])
-    return rows
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:

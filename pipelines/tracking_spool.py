@@ -7,18 +7,20 @@ A file that is missing or damaged reads as absent; the latter costs a line that 
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +30,19 @@ from pipelines import store
 SILENT_S = 900.0  # a trial tells its progress every second; after this long without it is taken for dead
 SEED = re.compile(r"seed-(\d+)")  # a trial's folder below runs/ and evaluations/; another beside it is not ours
 MEASURED = ("loss", "train_error", "lr", "images_per_s")  # of an epoch; None or NaN, too
+SHARES = ("precision", "recall", "f1")  # of a class in metrics.json, fractions or null
+LATEST = 1e11  # unix seconds; MLflow takes milliseconds in 64 bits
 Json = dict[str, Any]
 T = TypeVar("T")
+
+
+class ClassFigures(NamedTuple):
+    """What evaluate reckoned of one class, per cent; None where there is nothing to divide by."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    images: int
 
 
 class DamagedError(Exception):
@@ -97,17 +110,34 @@ class Evaluation:
         """The confusion matrix (C, C): rows actual, columns predicted."""
         path, size = self.folder / "confusion.csv", len(self.classes)
         try:
-            rows = list(csv.reader(StringIO(path.read_text())))
+            rows = list(csv.reader(StringIO(_bytes(path).decode())))
             return np.array(rows, dtype=np.int64).reshape(size, size)
         except (OSError, ValueError, OverflowError, csv.Error):
             raise DamagedError(f"{path} is damaged; expected {size} rows of {size} counts") from None
+
+    @cached_property
+    def per_class(self) -> tuple[ClassFigures, ...]:
+        """The figures of each class, as evaluate wrote them."""
+        path, found = self.folder / "metrics.json", self.metrics.get("per_class")
+        if not isinstance(found, list) or len(found) != len(self.classes):
+            raise DamagedError(f"{path} is damaged: 'per_class' is no list of {len(self.classes)} classes")
+        rows = []
+        for place, row in enumerate(found, 1):
+            what = f"class {place}'s "
+            if not isinstance(row, dict):
+                raise DamagedError(f"{path} is damaged: {what}figures are a {type(row).__name__}; expected an object")
+            need(path, row, NUMBER, *(key for key in SHARES if row.get(key) is not None), what=what)
+            need(path, row, WHOLE, "support", what=what)
+            shares = {key: None if row.get(key) is None else round(100 * row[key], 2) for key in SHARES}
+            rows.append(ClassFigures(**shares, images=row["support"]))
+        return tuple(rows)
 
     @cached_property
     def digest(self) -> str:
         """Of all that is shown of it."""
         path = self.folder / "confusion.csv"
         try:
-            matrix = path.read_bytes()
+            matrix = _bytes(path)
         except OSError as error:
             raise DamagedError(f"{path} can't be read ({error.strerror})") from None
         return digest(self.metrics, self.classes, self.protocol, hashlib.sha256(matrix).hexdigest())
@@ -150,9 +180,9 @@ class Trial:
     def started(self) -> float:
         """Unix seconds, as near as the files tell."""
         if self.result is not None:
-            return float(self.result["finished"] - self.result["wall_s"])
+            return _time(self.result["finished"] - self.result["wall_s"])
         if self.curve:
-            return float(self.curve[0]["time"] - self.curve[0]["seconds"])
+            return _time(self.curve[0]["time"] - self.curve[0]["seconds"])
         return modified(self.folder / "trial.json") or modified(self.folder)
 
     @property
@@ -163,7 +193,7 @@ class Trial:
         if self.status == "RUNNING":
             return None
         told = (self.progress or {}).get("time")
-        return float(told) if is_number(told) else time.time()
+        return float(told) if is_time(told) else time.time()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +257,9 @@ def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
     by_key = {evaluation.key: evaluation for found in evaluations.values() for evaluation in found}
     trials = _trials(spool, by_key, problems)
     rows = _ledger(spool, problems)
-    datasets = {(t.benchmark, t.budget): t.dataset for t in trials} | {key: row["dataset"] for key, row in rows.items()}
+    datasets = {(t.benchmark, t.budget): t.dataset for t in trials}
+    # The ledger lists every benchmark there is: of those that never ran there is nothing to show.
+    datasets |= {key: row["dataset"] for key, row in rows.items() if key in datasets or row.get("n")}
     found = []
     for (name, budget), dataset in datasets.items():
         mine = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
@@ -292,7 +324,8 @@ def _trial(path: Path, identity: Json, evaluations: Mapping[str, Evaluation], pr
 def _result(path: Path) -> Json | None:
     found = load(path)
     if found is not None:
-        need(path, found, NUMBER, "finished", "wall_s")
+        need(path, found, TIME, "finished")
+        need(path, found, NUMBER, "wall_s")
     return found
 
 
@@ -327,19 +360,19 @@ def _evaluation(path: Path) -> Evaluation | None:
     )
 
 
-def _ledger(spool: Spool, problems: list[str]) -> dict[tuple[str, Any], Json]:
+def _ledger(spool: Spool, problems: list[str]) -> dict[tuple[str, str], Json]:
     path = spool.report / "ledger.json"
-    found: dict[tuple[str, Any], Json] = {}  # benchmark, budget; the latter None for one outside the suite
+    found: dict[tuple[str, str], Json] = {}  # by benchmark and budget
     for place, row in enumerate(_try(problems, _rows, path) or [], 1):
         try:
             if not isinstance(row, dict):
                 raise DamagedError(f"{path} is damaged: its row {place} is a {type(row).__name__}; expected an object")
             what = f"row {place}'s "
             need(path, row, TEXT, "benchmark", what=what)
-            if row.get("dataset") and spool.wants(row["benchmark"]):
-                need(path, row, TEXT, "dataset", *(["budget"] if row.get("budget") is not None else []), what=what)
+            if row.get("budget") is not None and spool.wants(row["benchmark"]):  # it has none outside the suite
+                need(path, row, TEXT, "dataset", "budget", what=what)
                 need(path, row, OBJECT, "claim", what=what)
-                found[row["benchmark"], row.get("budget")] = row
+                found[row["benchmark"], row["budget"]] = row
         except DamagedError as error:
             problems.append(str(error))
     return found
@@ -358,7 +391,7 @@ def load(path: Path) -> Json | None:
 
 def _read(path: Path, kind: type, expected: str) -> Any:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -368,6 +401,14 @@ def _read(path: Path, kind: type, expected: str) -> Any:
     if not isinstance(found, kind):
         raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected {expected}")
     return found
+
+
+def _bytes(path: Path) -> bytes:
+    """The contents of a file. OSError also for what is no file: a FIFO would keep its reader waiting for ever."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "Is no file", str(path))
+        return file.read()
 
 
 def _try(problems: list[str], read: Callable[[Path], T | None], path: Path) -> T | None:
@@ -392,12 +433,24 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def is_time(value: object) -> TypeGuard[float]:
+    """Whether a value from JSON can be a time in unix seconds."""
+    return is_number(value) and 0 <= value <= LATEST
+
+
+def _time(reckoned: float) -> float:
+    return min(max(float(reckoned), 0.0), LATEST)
+
+
 TEXT, TEXTS, WHOLE, NUMBER, OBJECT = "a text", "a list of texts", "a whole number", "a number", "an object"
+TIME, EPOCH = "a time in unix seconds", "a number above 0, the epochs done"
 KINDS: Mapping[str, Callable[[Any], bool]] = {
     TEXT: lambda value: isinstance(value, str) and value != "",
     TEXTS: lambda value: isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value),
     WHOLE: lambda value: isinstance(value, int) and is_number(value),
     NUMBER: is_number,
+    TIME: is_time,
+    EPOCH: lambda value: is_number(value) and 0 < value < 1e12,
     OBJECT: lambda value: isinstance(value, dict),
 }
 
@@ -413,7 +466,7 @@ def modified(path: Path) -> float:
 def _curve(path: Path) -> list[Json]:
     """The curve's lines; one without an end is still being written."""
     try:
-        written = path.read_text().splitlines(keepends=True)
+        written = _bytes(path).decode().splitlines(keepends=True)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError) as error:
@@ -427,9 +480,10 @@ def _curve(path: Path) -> list[Json]:
         if not isinstance(line, dict):
             raise DamagedError(f"{path} is damaged: line {place} is a {type(line).__name__}; expected an object")
         what = f"line {place}'s "
-        need(path, line, WHOLE, "epoch", what=what)
+        need(path, line, EPOCH, "epoch", what=what)
+        need(path, line, TIME, "time", what=what)
         measured = [key for key in MEASURED if line.get(key) is not None and not isinstance(line[key], float)]
-        need(path, line, NUMBER, "time", "seconds", *measured, what=what)
+        need(path, line, NUMBER, "seconds", *measured, what=what)
         lines.append(line)
     return lines
 

@@ -13,7 +13,9 @@ from pipelines.tracking_files import EXPLORER, IMAGE_KEY
 
 TRAINING = "workflowType=machine_learning"  # else the page opens in its GenAI mode
 CONFUSION, CURVES, LEDGER = "confusion", "curves", "ledger"
+EPOCH = "train/epoch"  # the axis of learning curves
 LEDGER_METRICS = tuple(f"ledger/{what}" for what in ("mean", "ci95_low", "ci95_high", "claim", "claim_margin", "seeds"))
+OURS = f"mlflow.sharedViewState.{LEDGER}"  # the tag by which an experiment is known for one of ours
 VIEWS = {
     CONFUSION: "confusion matrices side by side",
     CURVES: "learning curves, mean over seeds",
@@ -34,7 +36,11 @@ ALL = {
 
 def description(dataset: str) -> str:
     """What is said above an experiment."""
-    return f"Benchmarks on {dataset}: one run each, its trials below it (+); `explorer.html` shows what a run confuses."
+    return (
+        f"Benchmarks on {dataset}: one run each, its trials below it (+); `explorer.html` shows what a run confuses."
+        f"\n\nAn epoch is one pass over the images that a recipe trains on, `train/epoch` counts them, and a step is a "
+        f"thousandth of one."
+    )
 
 
 def experiment_views() -> dict[str, str]:
@@ -63,13 +69,14 @@ def curves_view() -> dict[str, Any]:
         {**card("LINE", key, "train"), **LINE, "metricKey": key}
         for key in ("train/loss", "train/error", "train/lr", "train/images_per_s")
     ]
+    unseen = {**card("LINE", EPOCH, "train"), **LINE, "metricKey": EPOCH, "deleted": True}  # MLflow would add it
     grouping = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "benchmark"}]}
     return {
         **ALL,
         "searchFilter": "tags.kind = 'trial'",
         "groupBy": grouping,
         "useGroupedValuesInCharts": True,
-        "compareRunCharts": lines,
+        "compareRunCharts": [*lines, unseen],
         "compareRunSections": sections,
     }
 
@@ -85,11 +92,12 @@ LINE: dict[str, Any] = {
     "selectedMetricKeys": None,
     "lineSmoothness": 0,
     "scaleType": "linear",
-    "xAxisKey": "step",
+    "xAxisKey": "metric",
+    "selectedXAxisMetricKey": EPOCH,
     "xAxisScaleType": "linear",
     "yAxisKey": "metric",
     "yAxisExpressions": [],
-    "useGlobalXaxisKey": True,
+    "useGlobalXaxisKey": False,
     "useGlobalLineSmoothing": True,
 }
 

@@ -80,7 +80,8 @@ def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[in
     try:
         model: nn.Module = build(classes=len(dataset.classes), in_shape=shape, **options)
     except ValueError as error:
-        raise UserError(f"{where}: {benchmark.model.name}: {error}") from None
+        line = str(error).partition("\n")[0]
+        raise UserError(f"{where}: {benchmark.model.name}: {line}") from None
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # torch's own, for a size or a deviation
         line = str(error).partition("\n")[0]
         if not isinstance(error, RuntimeError) or "allocate" in line:  # a size that fits no memory, or no number

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from pipelines import benchmarks, datasets, ending
+from tests import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
@@ -33,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ``main`` that is called here takes over no signals: they are this process's."""
     monkeypatch.setattr(ending, "follow", lambda: None)
+
+
+@pytest.fixture
+def ends_all() -> Iterator[None]:
+    """For a test that starts, ends or kills: none of its processes is there for the next one to meet."""
+    with processes.nothing_left():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -121,6 +122,13 @@ def test_mu_constant_and_batch_are_chosen_with_the_rate(project: Path) -> None:
     line = r"choice.mus is \[0.02, 0.1\]; expected nothing: recipe.optimiser.name is sgd$"
     with pytest.raises(UserError, match=line):
         edit_params(project / "params.yaml", lenet5_rbf_mnist={"recipe.optimiser": {"name": "sgd", "lr": 0.1}})
+
+
+@pytest.mark.parametrize("rate", [math.inf, -math.inf, math.nan, 1e308])
+def test_a_rate_of_the_command_line_is_a_number_that_a_float32_holds(rate: float) -> None:
+    for name in ("mlp300-mnist", "lenet5-distorted-mnist"):  # with a block `choice`, and without
+        with pytest.raises(UserError, match=r"^--rates\[1\] is [-a-z0-9+]*; expected (0, or|a finite number)"):
+            choose.wanted(PARAMS.benchmark(name), [0.1, rate])
 
 
 @pytest.mark.parametrize(

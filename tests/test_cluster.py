@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 
-from pipelines import benchmarks, cluster, estimate, spec, train
+from pipelines import benchmarks, cluster, estimate, localray, spec, train
 from pipelines.benchmarks import Benchmark, Resources
 from pipelines.cluster import Cluster, Node
 from pipelines.errors import UserError
 from tests.conftest import ROOT, environment
-from tests.training import QUIET, only, runs, specs, until
+from tests.processes import runs, until
+from tests.training import QUIET, only, specs
+
+pytestmark = pytest.mark.usefixtures("ends_all")
 
 
 def asking(**resources: Any) -> Benchmark:
@@ -128,7 +131,7 @@ def two_nodes() -> Iterator[str]:
     """The address of a cluster that somebody else started: two nodes, each of two CPUs and what passes for a GPU."""
     from ray.cluster_utils import Cluster as RayCluster
 
-    node = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": cluster.OBJECT_STORE_BYTES}
+    node = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": localray.OBJECT_STORE_BYTES}
     for left in (2, 1, 0):
         started = RayCluster()
         try:
@@ -238,7 +241,9 @@ SLOW_AGENT = """
 
 def test_a_machine_too_busy_to_start_ray_in_time_is_asked_again(tmp_path: Path) -> None:
     """Ray's raylet aborts where its agent takes more than 15 s: here once in one folder, each time in another."""
-    code = "from pipelines import cluster\ncluster.STARTS = {}\nwith cluster.connect() as found: print(found)"
+    code = (
+        "from pipelines import cluster, localray\nlocalray.STARTS = {}\nwith cluster.connect() as found: print(found)"
+    )
     started = []
     for name, attempts in (("once", 3), ("always", 1)):
         (tmp_path / name).mkdir()

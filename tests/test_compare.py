@@ -383,6 +383,14 @@ def test_a_damaged_file_is_named(project: Path, file: str) -> None:
     assert "damaged" in refused(project, file)
 
 
+@pytest.mark.parametrize("file", ["result.json", "curve.jsonl", "weights.pt"])
+def test_what_is_not_as_its_trial_left_it_is_named(project: Path, file: str) -> None:
+    """Though it reads well."""
+    path = project / RUN / file
+    path.write_text(path.read_text().replace("8000.0", "8001.0") if file != "weights.pt" else "other weights")
+    assert "is damaged" in refused(project, f"{RUN}/{file}")
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "words"),
     [

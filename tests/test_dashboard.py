@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +21,12 @@ import psutil
 import pytest
 import requests
 
-from pipelines import dashboard, tracking_views
+from pipelines import dashboard, tracking_content, tracking_views
+from pipelines.errors import UserError
+from tests.gate import Gate, opened
 from tests.test_tracking import Project
 
+PROXIES = ("http_proxy", "HTTP_PROXY", "ALL_PROXY")
 COMMAND = [sys.executable, "-m", "pipelines.dashboard"]
 
 
@@ -34,7 +39,7 @@ def run(where: Path, *arguments: str, **more: str) -> subprocess.CompletedProces
     """The command, for the cases in which it ends by itself."""
     command = [*COMMAND, *arguments]
     return subprocess.run(
-        command, cwd=where, env=environment(**more), capture_output=True, text=True, check=False, timeout=60
+        command, cwd=where, env=environment(**more), capture_output=True, text=True, check=False, timeout=180
     )
 
 
@@ -45,11 +50,11 @@ class Running:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.uri, self.where = f"http://127.0.0.1:{self.port}", where
         self.process = subprocess.Popen(
             [*COMMAND, "--port", str(self.port)],
             cwd=where,
-            env=environment(),
+            env=environment(**dict.fromkeys(PROXIES, "http://127.0.0.1:9")),  # nobody is there, and nobody asks
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -128,9 +133,11 @@ def test_views_name_what_runs_carry(running: Running) -> None:
         c
         for view in (tracking_views.confusion_view(), tracking_views.curves_view())
         for c in view["compareRunCharts"]
-        if "metricKey" in c
+        if "metricKey" in c and not c["deleted"]
     ]
     assert {f"metrics.`{chart['metricKey']}`" for chart in charts} <= have
+    axes = {chart["selectedXAxisMetricKey"] for chart in charts if chart["type"] == "LINE"}
+    assert axes == {tracking_views.EPOCH} == {tracking_content.CURVE_METRICS["epoch"]}
     assert set(tracking_views.ledger_view()["selectedColumns"]) <= have
     assert all(len(value) <= 5000 for value in tracking_views.experiment_views().values())  # MLflow's limit
 
@@ -155,17 +162,73 @@ def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
     assert done.returncode == 2 and done.stderr == f"error: --port is {port}; expected a number from 1 to 65535\n"
 
 
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [(401, "wants a login (401; set"), (403, "denies access (403, Permission denied; set")],
+)
+def test_a_server_that_wants_a_login(running: Running, tmp_path: Path, status: int, says: str) -> None:
+    gate = Gate(running.uri, login="Basic another")
+    gate.denial = status, "Permission denied"
+    with opened(gate) as uri:
+        done = run(tmp_path, MLFLOW_TRACKING_URI=uri)
+        assert (done.returncode, done.stdout) == (2, "")
+        variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        assert done.stderr == f"error: MLflow at {uri} {says} {variables})\n"
+
+
+def family(running: Running) -> list[psutil.Process]:
+    found = [psutil.Process(running.process.pid), *psutil.Process(running.process.pid).children(recursive=True)]
+    assert len(found) >= 3  # the command, MLflow, and at least one process of the server
+    return found
+
+
+def ended(running: Running, found: list[psutil.Process]) -> bool:
+    """Whether they are gone after a while, and the port is free; a zombie's threads may keep it for a moment."""
+
+    def alive(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:  # ended between the two
+            return False
+
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        with contextlib.suppress(UserError):
+            dashboard.require_free(running.port)
+            if not any(map(alive, found)):
+                return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_dashboard_that_is_killed_leaves_no_server(running: Running, tmp_path: Path) -> None:
+    """SIGKILL leaves it no time for anything."""
+    shutil.copy(running.where / "mlflow.db", tmp_path)
+    other = Running(tmp_path)
+    found = family(other)
+    other.process.kill()
+    other.process.wait()
+    assert ended(other, found)
+    other.process.stdout.close()  # type: ignore[union-attr]
+
+
 def test_ctrl_c_ends_all_it_started(running: Running) -> None:
     """The last test on this server."""
-    family = [psutil.Process(running.process.pid), *psutil.Process(running.process.pid).children(recursive=True)]
-    assert len(family) >= 3  # the command, MLflow, and at least one process of the server
+    found = family(running)
     running.process.send_signal(signal.SIGINT)
     assert running.process.wait(20) == 0
-    until = time.monotonic() + 5
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    dashboard.require_free(running.port)
+    assert ended(running, found)
+
+
+def test_a_database_that_is_none(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.trial("lenet5-mnist", "mnist", 0, epochs=1)
+    (tmp_path / "mlflow.db").write_text("hello " * 1000)
+    done = run(tmp_path)
+    assert done.returncode == 2 and done.stderr == (
+        f"error: MLflow's database {tmp_path}/mlflow.db can't be used (it is no database; expected one of sqlite): "
+        "1 trial and 1 benchmark wait in the spool; they are sent by the next stage\n"
+    )
 
 
 def test_a_server_that_is_away(tmp_path: Path) -> None:

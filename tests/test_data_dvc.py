@@ -100,6 +100,7 @@ def test_a_damaged_copy_in_the_cache_is_replaced(root: Path, mirror: str) -> Non
     assert dvc(root, "status").strip() == CLEAN
 
 
+@pytest.mark.usefixtures("ends_all")
 def test_a_killed_repro_is_followed_by_one_that_succeeds(root: Path, mirror: str) -> None:
     """The stage outlives a killed ``dvc repro``: the next one waits for it at the lock, or finds its work done."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "DATA_MIRROR": mirror}

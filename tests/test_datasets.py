@@ -16,6 +16,7 @@ import pytest
 from pipelines import datasets
 from pipelines.datasets import Dataset, channel_statistics, new_dataset, open_dataset, write_dataset
 from pipelines.errors import UserError
+from tests.test_imagefolder import soon
 
 CLASSES = ("cat", "dog", "owl")
 Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
@@ -114,6 +115,39 @@ def test_a_truncated_array_is_one_line(pets: Dataset) -> None:
         pets.split("train")
 
 
+def test_several_arrays_are_none(pets: Dataset) -> None:
+    path = pets.path / "train_labels.npy"
+    np.savez(path.with_suffix(""), np.zeros(30, np.int64))
+    path.with_suffix(".npz").replace(path)
+    with pytest.raises(UserError, match=r"train_labels\.npy: not a readable array \(several arrays\)"):
+        pets.split("train")
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<i8', 'fortran_order': False, 'shape': (", b"(" * 500, b"'\\N", b"\0"])
+def test_a_header_of_nonsense_is_one_line(pets: Dataset, header: bytes) -> None:
+    path = pets.path / "train_labels.npy"
+    path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(240))
+    with pytest.raises(UserError, match=r"train_labels\.npy: not a readable array") as caught:
+        pets.split("train")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("file", ["meta.json", "train_images.npy", "test_labels.npy"])
+@pytest.mark.parametrize("kind", ["a FIFO", "a folder"])
+def test_what_is_no_file_is_not_waited_for(pets: Dataset, file: str, kind: str) -> None:
+    (pets.path / file).unlink()
+    os.mkfifo(pets.path / file) if kind == "a FIFO" else (pets.path / file).mkdir()
+    for use in (lambda: open_dataset(pets.path.parent, "pets"), lambda: pets.split("train"), pets.verify):
+        try:
+            with soon():
+                use()
+        except UserError as error:
+            assert str(error) == f"{pets.path / file}: {kind} stands where a file belongs; move it away"
+            break
+    else:
+        pytest.fail("none refuses it")
+
+
 def test_labels_out_of_range_are_refused(pets: Dataset) -> None:
     np.save(pets.path / "train_labels.npy", np.full(30, 3, np.int64))
     with pytest.raises(UserError, match=r"train_labels\.npy: labels 3 to 3, expected 0 to 2"):
@@ -127,16 +161,21 @@ def test_an_absent_dataset_says_how_to_get_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"shape": [2, 5]}, {"classes": None}, {"mean": [0.1]}, {"digests": {}}, {"train": "many"}, {"name": "mnist"}],
+    [
+        *({"shape": [2, 5]}, {"classes": None}, {"mean": [0.1]}, {"digests": {}}, {"train": "many"}, {"name": "mnist"}),
+        *({"shape": [0, 5, 4]}, {"shape": [2, 5, float("inf")]}, {"shape": "abc"}, {"test": -1}, {"train": 10**400}),
+        *({"mean": [10**400, 0.1]}, {"std": [float("nan"), 0.1]}, {"digests": []}, {"digests": "x"}),
+    ],
 )
 def test_a_damaged_meta_json_is_one_line(pets: Dataset, change: dict[str, object]) -> None:
     path = pets.path / "meta.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=r"meta\.json: .*pipelines\.fetch pets"):
         open_dataset(pets.path.parent, "pets")
-    path.write_text("{")
-    with pytest.raises(UserError, match=r"meta\.json: unreadable"):
-        open_dataset(pets.path.parent, "pets")
+    for content in ("{", "[" * 100_000, "1" * 5000, "[]", "7", "null"):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"meta\.json: (unreadable|damaged)"):
+            open_dataset(pets.path.parent, "pets")
 
 
 def test_a_failed_write_leaves_the_old_dataset_and_nothing_else(pets: Dataset) -> None:
@@ -164,6 +203,34 @@ def test_a_rewrite_replaces_the_dataset_under_open_arrays(pets: Dataset) -> None
     np.testing.assert_array_equal(images, some_images(30, 0)[0])  # a trial that runs keeps what it opened
     assert open_dataset(pets.path.parent, "pets").train == 4
     assert [path.name for path in pets.path.parent.iterdir()] == ["pets"]
+
+
+def test_killed_while_it_is_replaced_a_dataset_is_put_back(pets: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two renames nothing bears its name; what was there must not go with the next attempt that fails."""
+    root, rename = pets.path.parent, Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == ".pets.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(root, "pets", classes=CLASSES, train=some_images(4, 5), test=some_images(4, 6))
+    assert not pets.path.exists()
+    datasets.prepare(root, "pets")
+    open_dataset(root, "pets").verify()
+    datasets.prepare(root, "pets")
+    assert [path.name for path in root.iterdir()] == ["pets"] and open_dataset(root, "pets").train == 30
+
+
+def test_a_folder_named_as_an_array_is_not_replaced(pets: Dataset) -> None:
+    (pets.path / "test_labels.npy").unlink()
+    (pets.path / "test_labels.npy").mkdir()
+    (pets.path / "test_labels.npy" / "mine").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"pets: holds test_labels\.npy, which is no part of a dataset"):
+        write_dataset(pets.path.parent, "pets", classes=CLASSES, train=some_images(4, 5), test=some_images(4, 6))
+    assert (pets.path / "test_labels.npy" / "mine").read_bytes() == b"mine"
 
 
 def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
@@ -199,8 +266,39 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
         write_dataset(root, "pets", classes=CLASSES, train=some_images(4, 5), test=some_images(4, 6))
 
 
+def test_a_place_that_will_not_do_is_refused_before_the_work(
+    pets: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets.prepare(tmp_path, "pets")
+    datasets.prepare(tmp_path / "absent", "pets")
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"dangling: cannot be written \(Not a directory\)"):
+        datasets.prepare(tmp_path / "dangling", "pets")
+    (pets.path / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"pets: holds photo\.jpg, which is no part of a dataset"):
+        datasets.prepare(tmp_path, "pets")
+    monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write anywhere
+    with pytest.raises(UserError, match=r": cannot be written \(Permission denied\)"):
+        datasets.prepare(tmp_path, "pets")
+
+
 def read_only(path: Path, **options: object) -> None:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
+def test_arrays_beyond_what_may_be_mapped_are_one_line(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from pathlib import Path; from pipelines.datasets import new_dataset\n"
+        "from pipelines.errors import UserError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 * 10**9, 4 * 10**9))\n"
+        "try:\n"
+        "    with new_dataset(Path(sys.argv[1]), 'x', classes=['a'], shape=(3, 999, 999), train=3000, test=1): pass\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith(": 8982009000 bytes; expected room for that in what may be mapped (ulimit -v)")
+    assert not os.listdir(tmp_path)
 
 
 def test_a_full_disk_is_an_error_not_a_bus_error(tmp_path: Path) -> None:

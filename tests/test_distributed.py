@@ -13,13 +13,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pipelines import spec, store, trial
+from tests import processes
 from tests.conftest import ROOT, edit_params, environment
-from tests.training import Run, only, same_weights, slurm, specs, until, worker_of
+from tests.processes import name_of, started_by, until
+from tests.training import Run, only, same_weights, slurm, specs, worker_of
 
+pytestmark = pytest.mark.usefixtures("ends_all")
 TWO: dict[str, Any] = {
     "recipe.batch": 32,
     "budgets.laptop": {"epochs": 5, "seeds": [0]},
@@ -55,8 +57,9 @@ def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PLAIN), str(home / "spec.pickle")]
     places = [{"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "plain"} for rank in "01"]
-    both = [subprocess.Popen(command, env=environment(**meeting, **place)) for place in places]
-    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    with processes.nothing_left():
+        both = [subprocess.Popen(command, env=environment(**meeting, **place)) for place in places]
+        assert [process.wait(timeout=240) for process in both] == [0, 0]
     return one
 
 
@@ -99,11 +102,10 @@ def test_whatever_is_killed_both_workers_go_on_to_the_same_weights(project: Path
     assert same_weights(one.files.weights, undisturbed.files.weights)
 
     assert run.log.splitlines()[-1] == "error: linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr"
-    assert "Traceback" not in run.log
+    run.says_nothing_of_rays()
     assert store.read_json(diverging.files.progress)["state"] == "failed"
 
 
 def ranks(run: Run) -> list[int]:
     """The processes that train; Ray names each after what it does."""
-    family = psutil.Process(run.driver.pid).children(recursive=True)
-    return [process.pid for process in family if "RayTrainWorker" in process.name()]
+    return [process.pid for process in started_by(run.driver.pid) if "RayTrainWorker" in name_of(process)]

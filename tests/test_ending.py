@@ -13,9 +13,11 @@ import psutil
 import pytest
 
 from pipelines import errors
+from tests import processes
 from tests.conftest import environment
-from tests.training import runs, until
+from tests.processes import runs, started_by, until
 
+pytestmark = pytest.mark.usefixtures("ends_all")
 PRELUDE = """
     import os, signal, subprocess, sys, threading, time
     from pipelines import ending, errors
@@ -191,7 +193,24 @@ def test_what_make_or_dvc_started_ends_with_it(tmp_path: Path, leader: str) -> N
         subprocess.run([words[0], "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
     started = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
     until(lambda: (tmp_path / "up").exists())
-    family = psutil.Process(started.pid).children(recursive=True)
+    family = started_by(started.pid)
     started.kill()
     started.wait()
     assert family and not psutil.wait_procs(family, timeout=60)[1]
+
+
+def test_a_test_leaves_nothing_even_of_what_has_lost_its_parent() -> None:
+    with pytest.raises(ZeroDivisionError), processes.nothing_left():
+        shell = subprocess.run(["sh", "-c", "sleep 600 > /dev/null & echo $!"], stdout=subprocess.PIPE, check=True)
+        assert runs(int(shell.stdout))
+        running = subprocess.Popen(["sleep", "600"])
+        raise ZeroDivisionError
+    assert not runs(int(shell.stdout)) and running.wait(timeout=1) in (-9, 0)
+
+
+def test_a_process_that_has_ended_by_itself_has_no_name_and_no_children() -> None:
+    ended = psutil.Popen([sys.executable, "-c", ""])
+    before = psutil.Process(ended.pid)
+    ended.wait()
+    assert processes.name_of(before) == "" and processes.started_by(ended.pid) == [] and not runs(ended.pid)
+    processes.end([before])

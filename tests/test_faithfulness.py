@@ -305,7 +305,11 @@ ALEXNET = {
         test_images=2_616,
         epochs=90,
         batch=128,
-        optimiser={"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005},
+        # the biases as in BVLC's models/bvlc_alexnet/train_val.prototxt: lr_mult 2, decay_mult 0
+        optimiser={
+            **{"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005},
+            **{"bias_lr": 2.0, "decay_biases": False},
+        },
         preprocess=CENTRED_AT_EACH_PIXEL,
         augment=({"crop": {"size": 224}}, {"flip": {}}, {"pca_colour": {"std": 0.1}}),
         evaluation=Evaluation(views="ten_crop", crop=224),
@@ -381,14 +385,19 @@ UNUSED = {
 }
 
 
-PLACES = {  # where the figures of a family stand; "recalled" where facts.md has the figure from elsewhere
-    **dict.fromkeys(("linear", "mlp", "lenet"), r"^MNIST page; LeCun et al\. 1998, .*figure 9 \(places? recalled\)$"),
-    "lenet1989": r"^LeCun et al\. 1989, section 4 \(place recalled",
+PLACES = {  # where the figures of a family were read
+    **dict.fromkeys(("linear", "mlp", "lenet"), r"^MNIST page, which cites LeCun et al\. 1998$"),
+    "lenet1989": r"^karpathy/lecun1989-repro, which quotes LeCun et al\. 1989$",
     "ml4a": r"^ml4a, .*\b\d,\d{3} of 10,000\b",
     "convnetjs": r"^ml4a, .*\b\d,\d{3} of 10,000\b|^ConvNetJS, demo/cifar10\.html",
     "krizhevsky": r"^Krizhevsky, cuda-convnet, headers? of example-layers/layer",
-    "allcnn": r"^Springenberg et al\. 2015, (table 3$|section 3\.2 \(place recalled)",
+    "allcnn": r"^Springenberg et al\. 2015, table 3$|^a public leaderboard, which cites Springenberg et al\. 2015 ",
     "alexnet": r"^huggingface\.co/",
+}
+# Where they stand in a paper that was not read there, in what is said of their protocol.
+RECALLED = {
+    **dict.fromkeys(("linear", "mlp", "lenet"), r"figure 9 of the paper \((both )?recalled\)$"),
+    "lenet1989": r"section 4 of the paper \(recalled\)$",
 }
 
 
@@ -401,6 +410,7 @@ def test_every_row_of_the_sources_is_a_benchmark_and_no_other() -> None:
     }
     for benchmark in PARAMS.benchmarks.values():
         assert re.search(PLACES[benchmark.model.family], benchmark.claim.source), benchmark.name
+        assert re.search(RECALLED.get(benchmark.model.family, ""), benchmark.claim.protocol), benchmark.name
         assert f"{benchmark.claim.test_images:,}" in benchmark.claim.protocol, benchmark.name
         assert benchmark.deviations and all(benchmark.deviations), benchmark.name
         assert len(benchmark.budgets["paper"].seeds) >= 5, benchmark.name
@@ -448,9 +458,33 @@ def test_every_trained_parameter_reaches_the_optimiser_with_its_own_decay(name: 
         assert (bias["weight_decay"], bias["initial_lr"]) == (0.0, chosen.lr * chosen.bias_lr)
 
 
+def test_alexnets_biases_have_twice_the_rate_and_no_decay() -> None:
+    """BVLC's models/bvlc_alexnet/train_val.prototxt: lr_mult 2 and decay_mult 0 for each, 1 and 1 for the weights."""
+    benchmark = PARAMS.benchmark("alexnet-imagenette")
+    model = build(benchmark)
+    found = {
+        name: (group["initial_lr"], group["weight_decay"])
+        for group in optimisers.parameter_groups(benchmark.recipe.optimiser, model)
+        for name, parameter in model.named_parameters()
+        if any(parameter is one for one in group["params"])
+    }
+    layers = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "fc8"]
+    weights, biases = (
+        {f"{layer}.weight": (0.01, 0.0005) for layer in layers},
+        {f"{x}.bias": (0.02, 0.0) for x in layers},
+    )
+    assert found == weights | biases
+
+
 def ends_in_relu(model: nn.Module) -> bool:
     """Whether an all-convolutional net squashes its logits before it averages them."""
     return isinstance(list(model.children())[-2], nn.ReLU)
+
+
+def decays(benchmark: Benchmark) -> bool:
+    """Whether anything that is trained decays."""
+    optimiser = benchmark.recipe.optimiser
+    return any(decay > 0 for decay in (optimiser.weight_decay, *optimiser.layer_decay.values()))
 
 
 # what a block may do otherwise than its source, and a pattern that one of its deviations must then match
@@ -483,6 +517,16 @@ DEPARTURES: dict[str, tuple[Callable[[Benchmark], bool], str]] = {
             b.recipe.optimiser.name == "sdlm" and (b.recipe.optimiser.lr, b.recipe.optimiser.mu) != (0.0005, 0.02)
         ),
         "rate and mu .* in place of 0.0005 and 0.02",
+    ),
+    "biases that decay, of which the source says nothing": (
+        lambda b: b.recipe.optimiser.decay_biases and decays(b),
+        "biases are decayed as the weights are",
+    ),
+    "biases without decay and at twice the rate, as in another program than the source": (
+        lambda b: (
+            b.model.family == "alexnet" and b.recipe.optimiser.bias_lr == 2 and not b.recipe.optimiser.decay_biases
+        ),
+        "biases are trained at twice the weights' rate and without decay",
     ),
     "momentum that the paper does not have": (
         lambda b: b.model.family == "lenet" and b.recipe.optimiser.momentum > 0,

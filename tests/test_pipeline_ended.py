@@ -12,10 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 
 from tests.checkout import BIN, Checkout
+from tests.processes import name_of, started_by
 from tests.training import OFTEN
+
+pytestmark = pytest.mark.usefixtures("ends_all")
 
 
 @contextmanager
@@ -36,7 +40,7 @@ def training(found: Checkout) -> Iterator[tuple[subprocess.Popen[bytes], list[ps
         while sum(p.stat().st_mtime_ns != before.get(p) for p in found.folder.glob("store/*/last.ckpt")) < 2:
             assert time.monotonic() < deadline and dvc.poll() is None, (found.folder / "log").read_text()
             time.sleep(0.1)
-        yield dvc, [p for p in psutil.Process(dvc.pid).children(recursive=True) if not p.name().endswith("Agent")]
+        yield dvc, [p for p in started_by(dvc.pid) if not name_of(p).endswith("Agent")]
     finally:
         if dvc.poll() is None:
             os.killpg(dvc.pid, signal.SIGKILL)

@@ -41,6 +41,8 @@ PREEMPTED = """
         train(self, *batch)
 
     journal.Journal.on_train_batch_end = preempt
+    if epoch < 0:
+        trial.measure = lambda *_: os.kill(os.getpid(), number)
     errors.guard(trial.main)
 """
 
@@ -69,6 +71,12 @@ def job(project: Path, undisturbed: list[spec.Spec], monkeypatch: pytest.MonkeyP
     return [dataclasses.replace(one, store=project / "store") for one in undisturbed]
 
 
+def preempted(number: int, epoch: int) -> subprocess.CompletedProcess[str]:
+    """The command for seed 0, which is sent a signal as soon as it trains in that epoch; -1 is before it trains."""
+    words = [textwrap.dedent(PREEMPTED), NAME, "--device=cpu", "--threads=1", str(epoch), str(int(number))]
+    return subprocess.run([sys.executable, "-c", *words], env=environment(), capture_output=True, text=True)
+
+
 @pytest.mark.parametrize(
     ("number", "epoch", "status", "line"),
     [
@@ -80,13 +88,7 @@ def test_a_preempted_trial_saves_its_own_checkpoint_and_no_other_seed_goes_on_fr
     job: list[spec.Spec], undisturbed: list[spec.Spec], number: int, epoch: int, status: int, line: str
 ) -> None:
     one, other = job
-    words = ["trial", NAME, "--device=cpu", "--threads=1", str(epoch), str(int(number))]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PREEMPTED), *words[1:]],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = preempted(number, epoch)
     assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
     assert done.stderr.startswith(f"error: {line}")
     assert one.files.checkpoint.exists() and not one.files.finished
@@ -94,6 +96,14 @@ def test_a_preempted_trial_saves_its_own_checkpoint_and_no_other_seed_goes_on_fr
     for each, whole in zip((other, one), reversed(undisturbed), strict=True):
         assert same_weights(trial.run(each).weights, whole.files.weights)
     assert [store.read_json(each.files.result)["resumed"] for each in job] == [1, 0]
+
+
+def test_a_command_that_is_preempted_before_it_trains_ends_at_once(job: list[spec.Spec]) -> None:
+    done = preempted(signal.SIGUSR1, -1)
+    assert (done.returncode, done.stderr) == (
+        75,
+        "error: ended by SIGUSR1 while it did not train; the same command goes on at its last checkpoint\n",
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

@@ -76,3 +76,11 @@ def test_a_download_on_a_terminal_has_a_bar(
         advance(10_000_000)
     shown = capsys.readouterr().err
     assert "train-images" in shown and "10.0/10.0 MB" in shown
+
+
+def test_a_label_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.counting("fetch: pets[/b] [red].tar", 10) as advance:
+        advance(10)
+    assert "pets[/b] [red].tar" in capsys.readouterr().err

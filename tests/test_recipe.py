@@ -316,7 +316,11 @@ def test_what_is_not_trained_is_left_to_no_optimiser() -> None:
 
 # Losses of LeNet-5's first steps on the images below. A change that is not meant to alter numbers leaves them; another
 # replaces them, and shows a converged run beside.
-PLATFORM = "Linux", "x86_64", "2.13"  # and torch's version: an AMD EPYC, as it is and imitating older ones, agrees to 1e-6
+PLATFORM = (
+    "Linux",
+    "x86_64",
+    "2.13",
+)  # and torch's version: an AMD EPYC, as it is and imitating older ones, agrees to 1e-6
 GOLDEN = [2.302560, 2.305693, 2.313739, 2.302814, 2.298535, 2.308679, 2.305295, 2.304175, 2.302039]
 
 

@@ -6,6 +6,7 @@ No figure is expected here: a rerun may say something else, and then the ledger 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,27 @@ def test_a_row_of_another_suite_is_untested_and_has_no_budget(path: Path) -> Non
     plan = PARAMS.suites[path.stem]
     for row in json.loads(path.read_text()):
         assert row["budget"] == (plan.budget if row["benchmark"] in plan.benchmarks else None), row["benchmark"]
+
+
+@pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.stem)
+def test_a_ledger_says_of_each_claim_what_params_says(path: Path) -> None:
+    """Source, protocol and deviations, also of the rows that were not run; the Markdown has them too."""
+    ledger, markdown = json.loads(path.read_text()), path.with_suffix(".md").read_text()
+    assert {row["benchmark"] for row in ledger} == set(PARAMS.benchmarks)
+    for row in ledger:
+        benchmark = PARAMS.benchmarks[row["benchmark"]]
+        said = {key: row["claim"][key] for key in ("value", "source", "protocol", "certainty")}
+        assert said == {key: getattr(benchmark.claim, key) for key in said}, benchmark.name
+        assert row["deviations"] == list(benchmark.deviations), benchmark.name
+        assert (row["label"], row["remarks"]) == (benchmark.label, benchmark.remarks)
+        for words in (f"Claim: {benchmark.claim.source} (", f"; {benchmark.claim.protocol}\n", *benchmark.deviations):
+            assert words in markdown, benchmark.name
+
+
+def test_a_claim_has_one_certainty() -> None:
+    """That which a page prints behind the source, which holds no other."""
+    for name, benchmark in PARAMS.benchmarks.items():
+        assert not re.search("recalled|read|computed|certain", benchmark.claim.source), name
 
 
 @pytest.mark.parametrize(("path", "row"), ROWS)

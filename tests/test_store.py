@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import resource
@@ -170,14 +171,49 @@ def test_folders_are_made(tmp_path: Path) -> None:
     assert store.read_json(tmp_path / "a/b/c.json") == {"d": 1}
 
 
-def test_a_trial_is_finished_when_its_provenance_is_there(tmp_path: Path) -> None:
+def test_a_trial_is_finished_when_its_provenance_vouches_for_what_is_there(tmp_path: Path) -> None:
     files = store.TrialFiles(tmp_path / "key")
     for path in (files.trial, files.progress, files.curve, files.checkpoint, files.weights):
         store.write_bytes(path, b"{}")
     assert not files.finished
-    store.write_json(files.result, {})
+    store.write_json(files.result, {"key": "key"})
+    assert not files.finished
+    files.write_result({"key": "key", "config": {"rate": 0.1, "options": None}, "digest": "an older one"})
     assert store.TrialFiles(tmp_path / "key").finished
+    assert files.read_result("key")["config"] == {"rate": 0.1, "options": None}
+    with pytest.raises(store.DamagedError, match=r"result.json is of another trial \(key key\); expected another$"):
+        files.read_result("another")
     assert len(list((tmp_path / "key").iterdir())) == 6  # no two of them share a name
+
+
+def test_a_sealed_file_ends_in_its_digest_and_half_of_one_in_none(tmp_path: Path) -> None:
+    path = tmp_path / "fit.pt"
+    with store.sealing(path) as file:
+        file.write(b"as it ")
+        file.write(b"is")
+    assert path.read_bytes() == b"as it is\nsha256 " + hashlib.sha256(b"as it is").hexdigest().encode()
+    store.check_seal(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[1:], whole + b"\n", whole.replace(b"is", b"it"), b"", whole[8:], whole.upper()):
+        path.write_bytes(damaged)
+        with pytest.raises(store.DamagedError, match=r"does not end in its sha256$"):
+            store.check_seal(path)
+
+
+def test_a_kill_while_a_file_is_sealed_leaves_the_last_one(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with store.sealing(path) as file:
+        file.write(b"the last one")
+    code = """
+        with store.sealing(Path(sys.argv[1])) as file:
+            file.write(b"the new one")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with child(code, path) as writer:
+        assert writer.wait() == -signal.SIGKILL
+    store.check_seal(path)
+    assert path.read_bytes().startswith(b"the last one\n")
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

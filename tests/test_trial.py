@@ -226,7 +226,7 @@ def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> No
 
 def test_the_modules_below_trial_import_neither_ray_nor_mlflow_nor_dvc() -> None:
     names = ["benchmarks", "datasets", "errors", "journal", "progress", "provenance", "schema", "spec", "store"]
-    for name in [*names, "yamlfile", *(Path(source).stem for source in store.SOURCES)]:
+    for name in [*names, "tensors", "yamlfile", *(Path(source).stem for source in store.SOURCES)]:
         tree = ast.parse((ROOT / f"pipelines/{name}.py").read_text())
         imports = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         imports |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -321,7 +321,7 @@ def test_a_builder_says_what_the_range_of_an_option_is(project: Path) -> None:
     one, data = planned({}), datasets.open_dataset(Path("datasets"), "mnist")
     for option, value in (("dropout", 1.5), ("dropout", -0.1), ("fc_std", -1.0), ("bias", 1e39)):
         model = benchmarks.Model(family="alexnet", name="alexnet", options={option: value})
-        with pytest.raises(UserError, match=r"^benchmarks\.lenet5-mnist\.model: alexnet"):
+        with pytest.raises(UserError, match=r"^benchmarks\.lenet5-mnist\.model(: alexnet|\.options\.)"):
             trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 67, 67))
 
 
@@ -374,6 +374,16 @@ def test_an_epoch_is_a_pass_over_what_the_recipe_trains_on(project: Path) -> Non
     assert line.split()[1:3] == ["epoch", "0.257/0.257"]
 
 
+def test_a_trial_that_diverges_says_so_and_can_be_read(project: Path) -> None:
+    """In JSON that others read, too: NaN is none."""
+    one = planned({"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}, name="linear-mnist")
+    with pytest.raises(UserError, match=r"^linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr$"):
+        trial.run(one)
+    told = progress.read(one.files.progress, since=0.0)
+    assert told is not None and (told["state"], told["loss"]) == ("failed", None)
+    assert progress.line(one.name, told).endswith("failed")
+
+
 def test_resolved_is_plain_and_complete() -> None:
     params = benchmarks.load(ROOT / "params.yaml")
     for benchmark in params.benchmarks.values():
@@ -412,6 +422,7 @@ def test_an_optimiser_that_does_not_fit_the_model_is_one_line(
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("ends_all")
 def test_a_signal_ends_the_command_with_one_line(project: Path) -> None:
     planned({"budgets.laptop": {"epochs": 5000, "seeds": [0, 1]}})
     trials = spec.trials(benchmarks.load(), NAME, data=Path("datasets"), root=Path("store"))

@@ -19,6 +19,7 @@ import yaml
 
 from pipelines import benchmarks, spec
 from tests.conftest import ROOT, edit_params, environment
+from tests.processes import end, name_of, started_by, until
 
 TRAIN = [sys.executable, "-W", "ignore", "-m", "pipelines.train"]
 # No tracking here: a server that refuses at once keeps the test about training.
@@ -123,13 +124,13 @@ class Run:
 
     def kill(self, process: int, how: signal.Signals) -> int:
         """Send a signal to a process; the driver's exit status, once nothing is left of what it started."""
-        family = psutil.Process(self.driver.pid).children(recursive=True)
-        assert any(one.name().startswith("ray::") for one in family)
+        family = started_by(self.driver.pid)
+        assert any(name_of(one).startswith("ray::") for one in family)
         os.kill(process, how)
         status = self._ended()
         # Two agents of Ray's, which train nothing, look for a killed cluster for a minute before they follow it.
         agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent") if how == signal.SIGKILL else ()
-        _, alive = psutil.wait_procs([one for one in family if not named(one, agents)], timeout=40)
+        _, alive = psutil.wait_procs([one for one in family if name_of(one) not in agents], timeout=40)
         assert not alive
         return status
 
@@ -140,8 +141,7 @@ class Run:
         except subprocess.TimeoutExpired:
             self.driver.send_signal(signal.SIGUSR1)
             time.sleep(2)
-            for child in psutil.Process(self.driver.pid).children(recursive=True):
-                child.kill()
+            end(started_by(self.driver.pid))
             self.driver.kill()
             self.driver.wait()
             raise AssertionError(f"did not end: {self.log}") from None
@@ -151,24 +151,16 @@ class Run:
         (self.project / "slow").unlink()
         assert self.driver.wait(timeout=300) == status, self.log
 
+    def says_nothing_of_rays(self) -> None:
+        """Neither what Python prints of an exception nor what Ray prints by itself."""
+        found = [
+            words for words in ("Traceback", "(raylet)", "[state-dump]", ".cc:", "ray.", "(pid=") if words in self.log
+        ]
+        assert not found, self.log
+
     @property
     def log(self) -> str:
         return (self.project / "log").read_text()
-
-
-def until(condition: Callable[[], bool], seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def runs(process: int) -> bool:
-    """Whether it is there, and more than a name in the table."""
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def stamp(path: Path) -> int:
@@ -181,13 +173,6 @@ def stamp(path: Path) -> int:
 def worker_of(one: spec.Spec) -> int:
     """The process that trains it, or its rank 0."""
     return int(json.loads(one.files.progress.read_text())["pid"])
-
-
-def named(process: psutil.Process, names: tuple[str, ...]) -> bool:
-    try:
-        return process.name() in names
-    except psutil.NoSuchProcess:
-        return False
 
 
 def same_weights(first: Path, second: Path) -> bool:

@@ -1,0 +1,103 @@
+"""MLflow's own sqlite database, where no server is named: what is wrong with it, and where its artifacts lie."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+ARTIFACTS = "mlartifacts"  # the directory beside the database
+BUSY_S = 3.0  # how long another process may write before it is said; MLflow itself would wait 20 s for each call
+OTHER_VERSION = (
+    "it is of another version of MLflow; `mlflow db upgrade` with its address brings an older one up to date"
+)
+# By the beginning of sqlite's name of the error, and by what MLflow says of a schema.
+REASONS = {
+    "SQLITE_BUSY": "another process keeps it locked",
+    "SQLITE_LOCKED": "another process keeps it locked",
+    "SQLITE_READONLY": "it is read-only",
+    "SQLITE_PERM": "it is read-only",
+    "SQLITE_FULL": "no space left on its disk",
+    "SQLITE_NOTADB": "it is no database; expected one of sqlite",
+    "SQLITE_CORRUPT": "it is damaged",
+    "SQLITE_IOERR": "its disk can't be read or written",
+    "SQLITE_CANTOPEN": "it can't be opened for writing",
+}
+SCHEMA = re.compile(
+    "out-of-date database schema|Can't locate revision|no such (table|column)|"
+    r"table \w+ already exists|duplicate column"
+)
+
+
+def reason(error: BaseException) -> str | None:
+    """What is wrong with the database, in plain words; None where the error is none of a database."""
+    behind = list(chain(error))
+    for one in behind:
+        if isinstance(one, sqlite3.Error):
+            name = getattr(one, "sqlite_errorname", "")
+            for beginning, words in REASONS.items():
+                if name.startswith(beginning):
+                    return words
+    if any(SCHEMA.search(str(one)) for one in behind):
+        return OTHER_VERSION
+    return next((str(one.orig) for one in behind if getattr(one, "orig", None)), None)  # type: ignore[attr-defined]
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those behind it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def check(file: Path) -> None:
+    """Raise sqlite3.Error unless the database can be written now: at once, where MLflow tries again for minutes."""
+    with closing(_open(file)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("ROLLBACK")
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None)
+
+
+def artifacts(file: Path) -> Path:
+    """Where the artifacts of the runs in the database lie. A link to a database leads to the artifacts beside that."""
+    return Path(os.path.realpath(file)).parent / ARTIFACTS
+
+
+def bring_home(file: Path, tag: str) -> Path | None:
+    """
+    Have a database that was copied or moved keep its artifacts beside it; returns where it kept them, if elsewhere.
+
+    MLflow writes absolute paths into it, so the copy of a project would overwrite the artifacts of the original, and
+    has no call to change them: that is done here, in one transaction. Only experiments with **tag** are looked at, and
+    only those whose artifacts lie in a directory ``mlartifacts``: others are not ours.
+    """
+    home, was = artifacts(file), None
+    with closing(_open(file)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiment_tags'").fetchone():
+            query = "SELECT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) WHERE key = ?"
+            for (location,) in database.execute(query, (tag,)).fetchall():
+                place, _, name = str(location).rpartition("/")
+                there = Path(unquote(urlsplit(place).path))
+                if name and place.startswith("file:") and there.name == ARTIFACTS and not _same(there, home):
+                    was = there
+                    _replace(database, f"{place}/", f"{home.as_uri()}/")
+        database.execute("COMMIT")
+    return was
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _replace(database: sqlite3.Connection, old: str, new: str) -> None:
+    for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+        change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+        database.execute(change, (new, len(old) + 1, len(old), old))

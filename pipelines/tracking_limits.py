@@ -1,0 +1,53 @@
+"""What MLflow takes for names and values: whatever else there is, is sent in an escaped or a shortened form."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+from urllib.parse import quote
+
+NAME, KEY, PARAM, TAG, EXPERIMENT = 250, 250, 6000, 8000, 500  # characters; of a run's name by its column
+FILE_NAME = 200  # bytes; file systems take 255
+UNSENDABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # databases refuse some of these, pages all
+UNSENDABLE_KEY = re.compile(r"[^\w.\- :/]|[\ud800-\udfff]")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+def value(text: str, limit: int) -> str:
+    """A text of at most **limit** characters, one that is longer with a word on its length; control characters show."""
+    text = UNSENDABLE.sub(_escape, text)
+    if len(text) <= limit:
+        return text
+    told = f" … ({len(text):,} characters in all)"
+    return text[: limit - len(told)] + told
+
+
+def name(text: str, limit: int = NAME) -> str:
+    """The same on one line, and never empty."""
+    return value(" ".join(text.split("\n")).replace("\t", " ").strip() or "(no name)", limit)
+
+
+def key(text: str) -> str:
+    """A name of a metric, param or tag: what MLflow takes as it is, for each other character its code."""
+    escaped = UNSENDABLE_KEY.sub(lambda found: f"_x{ord(found[0]):02x}_", text) or "_"
+    if posixpath.normpath(escaped) != escaped or escaped.startswith(("/", "..")) or escaped == ".":
+        escaped = re.sub(r"^\.|/", lambda found: f"_x{ord(found[0]):02x}_", escaped)
+    return _distinct(escaped, KEY)
+
+
+def folder(text: str) -> str:
+    """A name for a directory, the same for the same text: what no file system takes is escaped as in an address."""
+    escaped = quote(text.encode(errors="backslashreplace"), safe=" +,=@~()!")
+    return _distinct(re.sub(r"^\.", "%2E", escaped), FILE_NAME)
+
+
+def _distinct(text: str, limit: int) -> str:
+    """A text of at most **limit** characters; one that is longer ends in a digest of the whole."""
+    if len(text) <= limit:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{text[: limit - 13]}-{digest}"

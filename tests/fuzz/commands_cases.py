@@ -1,0 +1,101 @@
+"""What a shell may pass to a command: words and environment of any content, up to where work begins."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from pipelines import benchmarks, cluster, ending, fetch, localray, store, tracking_cursor
+from tests.conftest import ROOT
+
+NAMES = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "HOME", "RUN_STORE", "DATA_MIRROR", "MLFLOW_TRACKING_URI")
+WORDS = (
+    *("", " ", "0", "-1", "null", "nan", "1e999", "9" * 4400, "a" * 300, "a" * 5000, "\x1b[2J", "a\nb", "\r", "\x7f"),
+    *("\u202e", "\u2028", "é", "實", "🐟", "\udcff", "%s", "{}", "$HOME", "`id`", "~", "*", "..", ".", "/", "//", "\\"),
+    *("auto", "local", "localhost", "127.0.0.1", "[::1]", "[::1", "::1", "[]", "256.256.256.256", "head..x", "xn--a"),
+    *("ray://", "http://", "https://", "file://", "sqlite:///", "ftp://", "://", ":", ":6379", ":0", ":65536", ":x"),
+    *("@", "user:secret@", "?q", "#f", "lenet5-mnist", "mnist", "linear-mnist", "mlp1000-mnist", "paper", "laptop"),
+    *(
+        "--help",
+        "--seed",
+        "--budget",
+        "--device",
+        "--threads",
+        "--rates",
+        "--epochs",
+        "--port",
+        "--",
+        "-x",
+        "--=",
+        "@a",
+    ),
+    *("cpu", "cuda", "/etc/passwd", "/proc/none", "/dev/null", "/dev/fd/0", "file", "folder", "link", "loop", "fifo"),
+)
+# Those whose work is refused for want of data, which an empty folder does not have.
+COMMANDS = ("train", "evaluate", "choose", "suite", "fetch", "trial")
+REFUSING = ("compare", "dashboard", "tracking")  # with a word that is none of theirs
+MODULES = {name: importlib.import_module(f"pipelines.{name}") for name in (*COMMANDS, *REFUSING)}
+PARAMS = benchmarks.load(ROOT / "params.yaml")
+
+
+def case(random: random.Random, folder: Path) -> None:
+    """Check an environment, or call a command, of odd content; UserError where it is refused."""
+    (folder / "file").touch()
+    (folder / "folder").mkdir()
+    (folder / "link").symlink_to("folder")
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "fifo")
+    given = {name: _word(random) for name in NAMES if random.random() < 0.4}
+    argv = [_word(random) for _ in range(random.randrange(5))]
+    work: Callable[[], None]
+    if random.random() < 0.6:
+        work = functools.partial(_environment, random)
+    elif random.random() < 0.9:
+        work = functools.partial(_command, random.choice(COMMANDS), argv)
+    else:
+        work = functools.partial(_command, random.choice(REFUSING), ["--nothing", *argv])
+    with (
+        contextlib.chdir(folder),
+        mock.patch.dict(os.environ, given),
+        mock.patch("tempfile.tempdir", None),
+        mock.patch.object(ending, "follow"),
+        mock.patch.object(benchmarks, "load", lambda *path: PARAMS),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        work()
+
+
+def _word(random: random.Random) -> str:
+    """One, or some in a row; none leads out of the case's folder but where nothing can be made."""
+    text = "".join(random.choice(WORDS) for _ in range(random.choice((1, 1, 1, 2, 3, 4))))
+    return text if not text.startswith("/") or text in WORDS else f".{text}"
+
+
+def _environment(random: random.Random) -> None:
+    """One of what commands make of their environment."""
+    checks: tuple[Callable[[], object], ...] = (
+        cluster.named_address,
+        localray._folder,
+        localray.tighten,
+        lambda: store.require_folder(store.default()),
+        lambda: [source.label for source in fetch.sources_for(fetch.RAW["mnist"])],
+        lambda: tracking_cursor.tracking_uri(Path()),
+    )
+    random.choice(checks)()
+
+
+def _command(name: str, argv: list[str]) -> None:
+    """Argparse's own refusal is right, too."""
+    with mock.patch.object(sys, "argv", [name, *argv]):
+        try:
+            MODULES[name].main()
+        except SystemExit as ended:
+            assert ended.code in (0, 2)

@@ -1,0 +1,73 @@
+"""Processes that a test starts: watched, waited for, ended; any may end by itself between two looks at it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import psutil
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def until(condition: Callable[[], bool], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def runs(process: int) -> bool:
+    """Whether it is there, and more than a name in the table."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def name_of(process: psutil.Process) -> str:
+    """Nothing where it has ended."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def started_by(process: int) -> list[psutil.Process]:
+    """Its children and theirs; none where it has ended."""
+    try:
+        return psutil.Process(process).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """Kill them, and see them gone."""
+    found = list(processes)
+    for one in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(found, timeout=30)
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """Whatever is started inside ends with it, however it ends; what loses its parent is adopted until then."""
+    _adopt(True)
+    me = psutil.Process()
+    before = set(me.children())
+    try:
+        yield
+    finally:
+        for _ in range(3):  # what is being killed may start another
+            new = set(me.children()) - before
+            end([*new, *(one for child in new for one in started_by(child.pid))])
+        _adopt(False)
+
+
+def _adopt(orphans: bool) -> None:
+    """Let what this process's children leave behind become children of its own, and not of init."""
+    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0) == 0
