@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-A_CELL = 12  # images of a cell, from each seed
+A_CELL = 10  # images of a cell, from each seed
 PIXELS = 64  # of a side; larger images are shrunk
 MOST = 3000  # distinct images of a benchmark; beyond it fewer are kept of each cell
 

@@ -377,7 +377,7 @@ def test_examples_are_the_test_images_behind_the_cells(evaluated: Path, name: st
         assert np.array_equal(confidence, said["confidence"][index])
         cells, kept = (np.bincount(at * 10 + it, minlength=100)
                        for at, it in ((labels, said["predicted"]), (labels[index], predicted)))  # fmt: skip
-        assert (kept >= np.minimum(cells, 12)).all()  # every cell of every seed's matrix has its dozen, or all it holds
+        assert (kept >= np.minimum(cells, examples.A_CELL)).all()  # of every cell of every seed's matrix
 
 
 def test_examples_are_few_since_they_serve_all_seeds() -> None:

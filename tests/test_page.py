@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import benchmarks, compare
+from pipelines import benchmarks, compare, examples
 from pipelines.benchmarks import Params
 from pipelines.page import images, page, plots, table3, words
 from pipelines.page.markup import embedded, tag
@@ -213,7 +213,7 @@ def noise(count: int, side: int = 32, channels: int = 3, cells: int = 1, seeds: 
 
 def test_sheets_keep_to_their_budget_with_fewer_images_a_cell() -> None:
     whole, per_cell = images.sheets({"d": [noise(120, cells=10)]})
-    assert (per_cell, len(whole["d"].places)) == (12, 120)
+    assert (per_cell, len(whole["d"].places)) == (examples.A_CELL, 10 * examples.A_CELL)
     budget = len(whole["d"].source) // 3
     small, per_cell = images.sheets({"d": [noise(120, cells=10)]}, budget)
     assert len(small["d"].source) <= budget

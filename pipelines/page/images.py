@@ -42,7 +42,7 @@ class Sheet:
 
 
 def sheets(kept: Mapping[str, Iterable[Examples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
-    """One sheet a data set, and how many images a cell they hold: twelve, or as many as ``budget`` bytes allow."""
+    """One sheet a data set, and how many images a cell they hold: A_CELL, or as many as ``budget`` bytes allow."""
     listed = {dataset: list(found) for dataset, found in kept.items()}
     a_cell = examples.A_CELL
     while True:

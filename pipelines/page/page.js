@@ -212,24 +212,28 @@
     return seeds.length === 1 ? `seed ${seeds[0]}` : `seeds ${seeds.slice(0, -1).join(", ")} and ${seeds.at(-1)}`;
   }
 
-  // Of one seed the matrix tells how many images the cell has; summed over seeds an image may count several times.
-  function note(pane, found, count) {
-    if (!found.length) return count ? "None of these test images was kept." : `No test image is in this cell with ${from(pane)}.`;
-    const shown = Math.min(found.length, data.most);
+  // An image counts once for each seed that put it into the cell.
+  function note(pane, shown, count) {
+    if (!shown.length) return count ? "None of these test images was kept." : `No test image is in this cell with ${from(pane)}.`;
+    const all = shown.reduce((total, { said }) => total + said.length, 0) === count;
+    const many = all ? (shown.length === 1 ? "The test image" : `The ${shown.length} test images`) : `${shown.length} of the test images`;
     const one = pane.seed !== "all" || pane.benchmark.seeds.length === 1;
-    const many = one && shown < count ? `${shown} of the ${number(count)} test images` : shown === 1 ? "The test image" : `${shown} test images`;
-    const below = one ? "how sure the net was" : "how sure the net was, and from which seeds";
+    const below = one ? "how sure the net was" : "how sure the surest net was, and which seeds put it here";
     return `${many} of this cell with ${from(pane)}, the surest answer first; below each ${below}:`;
+  }
+
+  function listed({ confusions }, row, column) {
+    return confusions.find(([i, j]) => i === row && j === column)?.[2] ?? 0;
   }
 
   function behind(pane) {
     const { benchmark: b, cell: [row, column] } = pane;
-    const found = kept(pane);
+    const shown = kept(pane).slice(0, data.most);
     const matrix = b.matrices && counts(pane);
     const title = matrix ? words(pane, matrix, row, column) : `${b.classes[row]} taken for ${b.classes[column]}`;
     const tiles = el("div", { class: "tiles" });
-    for (const image of found.slice(0, data.most)) tiles.append(picture(pane, image));
-    return [el("h3", {}, title), el("small", {}, note(pane, found, matrix ? matrix[row][column] : found.length)), tiles];
+    for (const image of shown) tiles.append(picture(pane, image));
+    return [el("h3", {}, title), el("small", {}, note(pane, shown, matrix ? matrix[row][column] : listed(b, row, column))), tiles];
   }
 
   const sheets = {};
@@ -253,7 +257,8 @@
     sheet(benchmark.dataset).then((image) => canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height));
     const caption = el("figcaption", {}, `${said[0][1]} %`);
     if (pane.seed === "all" && benchmark.seeds.length > 1) {
-      caption.append(el("small", {}, said.length === benchmark.seeds.length ? "all seeds" : `seed ${said.map(([seed]) => seed).join(", ")}`));
+      const seeds = said.map(([seed]) => seed).sort((one, other) => one - other).join(", ");
+      caption.append(el("small", {}, said.length === benchmark.seeds.length ? "all seeds" : said.length === 1 ? `seed ${seeds}` : `seeds ${seeds}`));
     }
     return el("figure", {}, canvas, caption);
   }
@@ -385,9 +390,10 @@
     const points = curve.epoch
       .map((epoch, i) => [epoch, curve[curves.metric][i]])
       .filter(([, value]) => value !== null)
-      .map(([epoch, value]) => `${scales.x.at(epoch).toFixed(1)},${scales.y.at(value).toFixed(1)}`);
-    if (points.length === 1) points.push(points[0].replace(/^[^,]+/, (x) => String(Number(x) + 2)));
-    return svg("polyline", { points: points.join(" ") }, svg("title", {}, `seed ${seed}`));
+      .map(([epoch, value]) => [scales.x.at(epoch).toFixed(1), scales.y.at(value).toFixed(1)]);
+    const title = svg("title", {}, `seed ${seed}`);
+    if (points.length === 1) return svg("circle", { class: "point", cx: points[0][0], cy: points[0][1], r: 2.5 }, title);
+    return svg("polyline", { points: points.join(" ") }, title);
   }
 
   // On the error axis: what the source claims and what we measured at the end; a ring is the test set's, where those differ.
