@@ -217,7 +217,7 @@ def _native_output_dropped() -> Iterator[None]:
         return
     shown = os.dup(2)
     encoding, errors = (getattr(stream, name, None) for name in ("encoding", "errors"))
-    with open(os.devnull, "w") as away, open(shown, "w", buffering=1, encoding=encoding, errors=errors) as ours:
+    with open(os.devnull, "wb") as away, open(shown, "w", buffering=1, encoding=encoding, errors=errors) as ours:
         stream.flush()
         os.dup2(away.fileno(), 2)
         if stream is sys.__stderr__:

@@ -13,7 +13,6 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from rich import box
 from rich.console import Console
@@ -23,7 +22,7 @@ from rich.text import Text
 from pipelines import benchmarks, ending, store, tracking
 from pipelines.benchmarks import Benchmark, Params
 from pipelines.errors import UserError, guard, printable
-from pipelines.page import markup, outcomes, page, table3
+from pipelines.page import outcomes, page, table3
 from pipelines.page.markup import prose
 from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet
 from pipelines.page.table3 import MARK
@@ -165,15 +164,14 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
     """report/ledger.md: the table, then source, protocol and deviations of each row."""
     head = ("Benchmark", "Data", "Metric", "Claim, %", "Ours, % [95 %]", "Seeds", "Epochs", "Verdict")
     beside = "Each claim beside our mean over seeds, on the whole test set unless marked."
-    lines = ["# Ledger", "", f"Suite {_code(params.suite.name)}. {beside}"]
+    lines = ["# Ledger", "", f"Suite `{params.suite.name}`. {beside}"]
     lines += ["", _table_line(head), _table_line(["---"] * len(head))]
     for row in ledger:
         recalled = "*" if row["claim"]["certainty"] == "recalled" else ""
         claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}{recalled}"
         label = f" ({row['label']})" if row["label"] else ""
-        name = f"[{markup.name(row['benchmark'])}](#{quote(row['benchmark'])}){label}"
-        data = markup.name(row["dataset"])
-        cells = (name, data, row["metric"], claim, ours(row), str(row["n"]), markup.name(budget(row)), row["verdict"])
+        name = f"[{row['benchmark']}](#{row['benchmark']}){label}"
+        cells = (name, row["dataset"], row["metric"], claim, ours(row), str(row["n"]), budget(row), row["verdict"])
         lines.append(_table_line(cells))
     lines += [
         "",
@@ -194,7 +192,7 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
 
 def _markdown_details(row: LedgerRow, benchmark: Benchmark) -> list[str]:
     claim = row["claim"]
-    lines = [f"## {markup.name(row['benchmark'])}", ""]
+    lines = [f"## {row['benchmark']}", ""]
     source = f"{prose(claim['source'])} ({CERTAINTY[claim['certainty']]})"
     lines.append(f"- Claim: {source}; {prose(claim['protocol'])}")
     on = benchmark.evaluation.claimed_on
@@ -214,10 +212,6 @@ def _markdown_details(row: LedgerRow, benchmark: Benchmark) -> list[str]:
 
 def _table_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(prose(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _code(words: str) -> str:
-    return f"`{printable(words)}`" if "`" not in words else markup.name(words)
 
 
 def _marked(ledger: Sequence[LedgerRow]) -> bool:
@@ -255,7 +249,7 @@ def terminal_table(ledger: Sequence[LedgerRow], *, plain: bool = False) -> Table
 
 def _name(row: LedgerRow) -> Text:
     """The benchmark, and below it what must stand beside its verdict."""
-    name = Text(printable(row["benchmark"]))
+    name = Text(row["benchmark"])
     for note in filter(None, (row["label"], f"{stuck(row)} at chance" if row["at_chance"] else None)):
         name.append(f"\n{printable(note)}", style="dim")
     return name

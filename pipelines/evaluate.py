@@ -136,7 +136,7 @@ def predict(
             outputs: Tensor = model(batch)
         return outputs.float().softmax(1)
 
-    with progress.counting(f"{printable(benchmark.name)} seed {seed}", len(places), "images") as advance:
+    with progress.counting(f"{benchmark.name} seed {seed}", len(places), "images") as advance:
         for start in range(0, len(places), BATCH):
             batch = preprocess(torch.from_numpy(np.array(images[places[start : start + BATCH]])).to(device))
             alone = look(next(views(batch, "single", augment=augment))).cpu()
@@ -229,7 +229,7 @@ def _evaluate(folder: Path, benchmark: Benchmark, dataset: Dataset, planned: Seq
     for one, model in zip(planned, models, strict=True):
         found = predict(benchmark, dataset, model, one.seed, device, split="test")
         metrics = {"key": one.key, **_metrics(found, dataset)}
-        line = f"{printable(one.name)}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
+        line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:
             other = as_claimed(benchmark, dataset, model, one.seed, device, on=on, tested=found)
             metrics["claimed_on"] = _claimed(on, other)
@@ -426,8 +426,7 @@ def main() -> None:
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
     for name in names:
         planned = spec.trials(params, name, data=DATA, root=store.default())
-        protocol = params.benchmark(name).evaluation.protocol
-        print(f"{printable(name)}: {protocol}, on {device}", flush=True)
+        print(f"{name}: {params.benchmark(name).evaluation.protocol}, on {device}", flush=True)
         evaluate(params.benchmark(name), planned, device)
 
 

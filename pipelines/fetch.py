@@ -348,7 +348,7 @@ def locked(root: Path, what: str, say: Say) -> Iterator[None]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         expect_file(path)
-        file = path.open("a")
+        file = path.open("ab")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:
-        for text in Path("/proc/cpuinfo").read_text().splitlines():
+        for text in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if text.startswith("model name"):
                 return f"{text.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
     except OSError:
@@ -51,7 +51,9 @@ def git_state() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], cwd=store.ROOT, capture_output=True, text=True, timeout=20)
+            done = subprocess.run(
+                ["git", *words], cwd=store.ROOT, capture_output=True, encoding="utf-8", errors="replace", timeout=20
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.rstrip() if done.returncode == 0 else None

@@ -375,7 +375,7 @@ def lock(path: Path, what: str, *, patience_s: float = 30.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    holder = path.read_text(errors="replace").strip() or "unknown"
+                    holder = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
                     raise HeldError(f"{what} is already being run by process {holder}; wait for it or end it") from None
                 time.sleep(0.2)
         file.truncate(0)
@@ -395,4 +395,4 @@ def _open_lock(path: Path) -> IO[str]:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UserError(f"{path} is no regular file; expected one, or none")
-    return os.fdopen(descriptor, "a+")
+    return os.fdopen(descriptor, "a+", encoding="utf-8")

@@ -155,7 +155,7 @@ class _Helper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
             env=environment,
             start_new_session=True,  # Ctrl-C is the stage's to answer
         )

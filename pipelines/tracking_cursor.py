@@ -192,7 +192,7 @@ def alone(cursor: Cursor) -> Iterator[bool]:
     """Whether this process is the only one sending to that server; the kernel lets go when it dies."""
     path = cursor.path.with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -20,6 +20,7 @@ import yaml
 
 from pipelines import benchmarks, examples, store
 from pipelines.benchmarks import Benchmark, ClaimedOn
+from pipelines.evaluate import per_class
 
 Array = npt.NDArray[Any]
 
@@ -81,35 +82,44 @@ MADE = {
 }  # fmt: skip
 
 
-def make(folder: Path, *, test_images: int = 400, datasets: Path | None = None, per_cell: int = 12) -> Path:
-    """Write params.yaml, runs/ and evaluations/ below ``folder`` and return it."""
+def make(
+    folder: Path,
+    *,
+    test_images: int = 400,
+    datasets: Path | None = None,
+    per_cell: int = 12,
+    names: Sequence[str] = tuple(MADE),
+    seeds: Sequence[int] = SEEDS,
+) -> Path:
+    """Write params.yaml, runs/ and evaluations/ of the benchmarks ``names`` below ``folder`` and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False), encoding="utf-8")
+    (folder / "params.yaml").write_text(yaml.safe_dump(params(names, seeds), sort_keys=False), encoding="utf-8")
     written = benchmarks.load(folder / "params.yaml")
     tests = {name: _test_split(name, test_images, datasets) for name in CLASSES}
-    for name, made in MADE.items():
+    for name in names:
+        made = MADE[name]
         if made.error is not None:
-            _write_benchmark(folder, written.benchmarks[name], made, *tests[made.dataset], per_cell=per_cell)
+            split = tests[made.dataset]
+            _write_benchmark(folder, written.benchmarks[name], made, *split, per_cell=per_cell, seeds=seeds)
     return folder
 
 
-def params() -> dict[str, Any]:
-    """A params.yaml with every benchmark of ``MADE``; the active suite runs those that have an error."""
+def params(names: Sequence[str] = tuple(MADE), seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
+    """A params.yaml with these benchmarks; the active suite runs those that have an error."""
     active = {
-        name: {"family": made.family, "dataset": made.dataset, "budget": "laptop"}
-        for name, made in MADE.items()
-        if made.error is not None
+        name: {"family": MADE[name].family, "dataset": MADE[name].dataset, "budget": "laptop"}
+        for name in names
+        if MADE[name].error is not None
     }
     return {
         "datasets": {name: {"kind": name} for name in CLASSES},
-        "benchmarks": {name: _benchmark(name, made) for name, made in MADE.items()},
+        "benchmarks": {name: _benchmark(name, MADE[name], list(seeds)) for name in names},
         "suites": {"laptop": {"budget": "laptop", "benchmarks": list(active)}},
         "suite": {"name": "laptop", "datasets": list(CLASSES), "benchmarks": active},
     }
 
 
-def _benchmark(name: str, made: Made) -> dict[str, Any]:
-    seeds = list(SEEDS)
+def _benchmark(name: str, made: Made, seeds: list[int]) -> dict[str, Any]:
     return {
         "dataset": made.dataset,
         "model": {"family": made.family, "name": name.split("-")[0], "options": dict(made.options)},
@@ -150,7 +160,14 @@ def _test_split(name: str, count: int, datasets: Path | None) -> tuple[Array, Ar
 
 
 def _write_benchmark(
-    folder: Path, benchmark: Benchmark, made: Made, images: Array, labels: Array, *, per_cell: int
+    folder: Path,
+    benchmark: Benchmark,
+    made: Made,
+    images: Array,
+    labels: Array,
+    *,
+    per_cell: int,
+    seeds: Sequence[int],
 ) -> None:
     name = benchmark.name
     assert made.error is not None
@@ -161,7 +178,7 @@ def _write_benchmark(
     alike /= alike.sum(axis=1, keepdims=True)
     total = np.zeros((10, 10), dtype=np.int64)
     errors, said = [], []
-    for seed in SEEDS:
+    for seed in seeds:
         rate = made.error / 100 * (1 + 0.04 * random.standard_normal())
         predicted = np.where(random.random(len(labels)) < rate, [random.choice(10, p=alike[i]) for i in labels], labels)
         confidence = np.clip(random.beta(8, 1.5, len(labels)), 0.11, 1).astype(np.float16)
@@ -172,7 +189,7 @@ def _write_benchmark(
                                   confidence=confidence))  # fmt: skip
         _write_run(folder / "runs" / name / f"seed-{seed}", benchmark, made, seed, random)
         said.append((predicted, confidence))
-    _write_examples(folder / "evaluations" / name, images, labels, said, per_cell)
+    _write_examples(folder / "evaluations" / name, images, labels, seeds, said, per_cell)
     _write_summary(folder / "evaluations" / name, made, total, errors, len(labels))
     _write_first_layer(folder / "evaluations" / name, made, images, labels, random)
 
@@ -183,7 +200,8 @@ def _write_seed(
     place = folder / "evaluations" / name / "trials" / f"seed-{seed}"
     place.mkdir(parents=True)
     error = 100 * (1 - float(np.trace(matrix)) / len(labels))
-    metrics = {"key": f"{seed:016x}", "error": error, "accuracy": 100 - error, "top5_error": error / 8, "per_class": [],
+    metrics = {"key": f"{seed:016x}", "error": error, "accuracy": 100 - error, "top5_error": error / 8,
+               "per_class": per_class(matrix, CLASSES[made.dataset]),
                "loss": error / 30, "single_view_error": error, "seconds": 1.5}  # fmt: skip
     if made.claimed_error is not None:
         figure = made.claimed_error + 0.1 * (seed - 2)
@@ -210,12 +228,17 @@ def _write_summary(place: Path, made: Made, total: Array, errors: Sequence[float
 
 
 def _write_examples(
-    place: Path, images: Array, labels: Array, said: Sequence[tuple[Array, Array]], per_cell: int
+    place: Path,
+    images: Array,
+    labels: Array,
+    seeds: Sequence[int],
+    said: Sequence[tuple[Array, Array]],
+    per_cell: int,
 ) -> None:
     predicted, confidence = (np.stack(found) for found in zip(*said, strict=True))
     kept = examples.behind(labels * 10 + predicted, per_cell)
     np.savez_compressed(place / "examples.npz", images=images[kept], actual=labels[kept], index=kept,
-                        seeds=np.array(SEEDS), predicted=predicted[:, kept].astype(np.uint16),
+                        seeds=np.array(seeds), predicted=predicted[:, kept].astype(np.uint16),
                         confidence=confidence[:, kept])  # fmt: skip
 
 

@@ -49,6 +49,7 @@ def project(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(pristine, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
     monkeypatch.setattr("sys.argv", ["compare"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # refuses at once: the report is what is tested
     return tmp_path / "project"
 
 
@@ -319,8 +320,9 @@ def test_terminal_table_fits_eighty_columns(project: Path, capsys: pytest.Captur
     assert "† on the images of the claim; below it, on the whole test set" in shown
     mean = row(ledger, MARKED[0])["test_set"]
     assert mean is not None and f" {mean['mean']:.2f} ± " in shown
-    assert shown.rstrip().endswith("report/index.html")
-    assert max(map(len, (line.rstrip() for line in shown.splitlines()))) <= 84
+    assert "\nThe report: report/index.html\n" in shown
+    table = shown.partition("The report: ")[0]
+    assert max(map(len, (line.rstrip() for line in table.splitlines()))) <= 84
 
 
 def edit_arrays(path: Path, change: Callable[[dict[str, Array]], object]) -> None:
@@ -550,16 +552,30 @@ def test_a_point_of_a_curve_that_is_none_is_one_line(project: Path, key: str) ->
         assert f"curve.jsonl line 5: {key} is " in refused(project, f"{RUN}/curve.jsonl")
 
 
-def run_stage(project: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def test_what_a_trial_says_of_itself_is_no_markup_and_moves_no_cursor(project: Path) -> None:
+    """Class names: tests/test_page.py and tests/test_evaluate.py; names of params.yaml hold no such characters."""
+    for seed in SEEDS:
+        said = "\x1b[31m<script>alert(1)</script>|`\u202e\ud800\n## no heading"
+        edit_json(project / f"runs/lenet5-mnist/seed-{seed}/result.json", hardware=said)
+    report()
+    for name in ("ledger.json", "ledger.md", "index.html"):
+        text = (project / "report" / name).read_text(encoding="utf-8")
+        assert name == "ledger.json" or all(line.isprintable() for line in text.split("\n"))
+        assert name == "ledger.json" or "<script>alert" not in text
+        assert name == "index.html" or "\n## no heading" not in text
+    assert json.loads((project / "report/ledger.json").read_text(encoding="utf-8"))
+
+
+def run_stage(project: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
     command = [sys.executable, "-W", "error", "-m", "pipelines.compare"]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_the_stage_runs_and_fails_in_one_line(project: Path) -> None:
-    done = run_stage(project)
+    done = run_stage(project, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "under budget" in done.stdout
+    assert "under budget" in done.stdout and " +- " in done.stdout and "\\" not in done.stdout
     (project / SEED / "metrics.json").unlink()
     done = run_stage(project)
     assert done.returncode == 2

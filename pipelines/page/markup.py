@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +20,8 @@ class Html(str):
 
 def visible(value: object) -> str:
     """``value`` as text in which control characters, but for line feeds, are written as their escapes."""
-    return "\n".join(map(printable, str(value).split("\n")))
+    words = str(value)
+    return words if words.isprintable() else "\n".join(map(printable, words.split("\n")))  # images are long addresses
 
 
 def text(value: object) -> Html:
@@ -52,10 +52,5 @@ def embedded(value: Any) -> Html:
 
 
 def prose(words: str) -> str:
-    """A sentence of params.yaml on one line of Markdown, which its author may have used, and without HTML."""
+    """A sentence of params.yaml, or of a trial, on one line of Markdown, which its author may have used; no HTML."""
     return printable(" ".join(words.split())).replace("<", "&lt;")
-
-
-def name(words: str) -> str:
-    """A name in Markdown, none of whose characters means anything there."""
-    return re.sub(r"([\\`*_{}\[\]#~!])", r"\\\1", prose(words.replace("&", "&amp;")))

@@ -475,9 +475,7 @@
   // ---- the page -------------------------------------------------------------------------------------------------------
 
   function openTarget() {
-    let name = location.hash.slice(1);
-    try { name = decodeURIComponent(name); } catch { /* somebody else's: not encoded */ }
-    const target = name && document.getElementById(name);
+    const target = location.hash && document.getElementById(location.hash.slice(1));
     if (target instanceof HTMLDetailsElement) target.open = true;
   }
 

@@ -132,7 +132,7 @@ def _data(ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> dict[
         "columns": images.COLUMNS,
         "most": images.MOST_SHOWN,
         "a_cell": a_cell,
-        "sheets": {visible(name): _tiles(sheet) for name, sheet in sheets.items()},
+        "sheets": {name: _tiles(sheet) for name, sheet in sheets.items()},
         "benchmarks": [
             {
                 **_about(rows[name], outcome),
@@ -149,8 +149,8 @@ def _about(row: LedgerRow, outcome: Outcome) -> dict[str, Any]:
     errors = {str(trial.seed): trial.error for trial in outcome.trials}
     compared = [trial.compared("error") for trial in outcome.trials]
     return {
-        "name": visible(row["benchmark"]),
-        "dataset": visible(outcome.dataset),
+        "name": row["benchmark"],
+        "dataset": outcome.dataset,
         "protocol": outcome.protocol,
         "classes": [visible(name) for name in outcome.classes],
         "seeds": [trial.seed for trial in outcome.trials],

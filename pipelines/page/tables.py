@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 
 from pipelines.benchmarks import Benchmark, ClaimedOn
 from pipelines.page import images, plots
@@ -42,7 +41,7 @@ def ledger(rows: Sequence[LedgerRow]) -> Html:
 
 
 def _ledger_row(row: LedgerRow, axis: plots.Axis) -> Html:
-    name = tag("a", row["benchmark"], href=f"#row-{quote(row['benchmark'])}")
+    name = tag("a", row["benchmark"], href=f"#row-{row['benchmark']}")
     claim = row["claim"]
     recalled = tag("em", " recalled", title=CERTAINTY["recalled"]) if claim["certainty"] == "recalled" else Html("")
     value = tag("strong", f"{claim['value']:g} %", title=f"± {row['margin']:.2f}, the claim's sampling error")
@@ -80,9 +79,7 @@ def _ours(row: LedgerRow) -> list[Html]:
     """Mean and interval, or each of few seeds; what is not of the whole test set is marked and has that below it."""
     if row["mean"] is None:
         return [tag("span", NONE)]
-    mark = (
-        tag("a", MARK, href=f"#row-{quote(row['benchmark'])}", title=row["difference"]) if row["test_set"] else Html("")
-    )
+    mark = tag("a", MARK, href=f"#row-{row['benchmark']}", title=row["difference"]) if row["test_set"] else Html("")
     figure = [tag("strong", f"{centre(row)} %"), mark, tag("small", f"{_interval(row)}{seeds(row['n'])}")]
     if row["test_set"]:
         figure.append(tag("small", tag("b", f"{centre(row['test_set'])} %"), " on the test set"))
