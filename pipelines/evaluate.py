@@ -279,13 +279,13 @@ def _check_names(dataset: Dataset) -> None:
 def _trained(benchmark: Benchmark, dataset: Dataset, one: spec.Spec) -> nn.Module:
     """The network that the stage train collected for this trial, whole, and not for another one."""
     files = store.TrialFiles(RUNS / benchmark.name / f"seed-{one.seed}")
+    again = f"run the stage train, which collects it anew: python -m pipelines.train {benchmark.name}, or dvc repro"
     try:
         key = files.read_result(None).get("key")
     except store.DamagedError as error:
-        again = f"run the stage train, which collects it anew: python -m pipelines.train {benchmark.name}"
-        raise UserError(f"{error}; {again}, or dvc repro") from None
+        raise UserError(f"{error}; {again}") from None
     if key != one.key:
-        raise UserError(f"{files.folder} holds another trial than params.yaml describes; run the stage train first")
+        raise UserError(f"{files.folder} holds another trial than params.yaml describes; {again}")
     return load_network(benchmark, dataset, files.weights)
 
 

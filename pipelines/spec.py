@@ -42,7 +42,7 @@ class Spec:
 
     @property
     def epochs(self) -> int:
-        """Passes over the training images."""
+        """Passes over the training images that the budget leaves; ``workload.passes`` has them of the recipe's."""
         return self.benchmark.budgets[self.budget].epochs
 
 

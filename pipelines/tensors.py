@@ -20,7 +20,8 @@ def load(path: Path, what: str) -> dict[str, Any]:
         except UserError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:120]
+            said = " ".join(str(error).split()).partition(". ")[0]  # what follows is advice, with colours
+            reason = "".join(filter(str.isprintable, said))[:120]
             if isinstance(error, MemoryError) or "allocate memory" in reason:
                 raise UserError(
                     f"{path}: not enough memory to load it; expected more, or fewer trials at once"

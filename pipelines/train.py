@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines import benchmarks, cluster, distributed, ending, estimate, progress, spec, store, tracking
-from pipelines.errors import FULL, UserError, guard
+from pipelines.errors import FULL, UserError, guard, printable
 
 DATA = Path("datasets")
 RUNS = Path("runs")
@@ -222,7 +222,12 @@ def _train_one(one: spec.Spec) -> None:
 def _watching(placed: Sequence[spec.Spec]) -> Iterator[None]:
     """Show each trial's progress: live lines on a terminal, plain lines in a log."""
     stop = threading.Event()
-    thread = threading.Thread(target=_show, args=(placed, stop), daemon=True, name="progress")
+
+    def show() -> None:
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it any more: the trials go on
+            _show(placed, stop)
+
+    thread = threading.Thread(target=show, daemon=True, name="progress")
     thread.start()
     try:
         yield
@@ -315,8 +320,8 @@ def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
 
 
 def say(line: str) -> None:
-    """A line of the log, at once."""
-    print(line, flush=True)
+    """A line of the log, at once; what workers tell may name anything."""
+    print(printable(line), flush=True)
 
 
 def main() -> None:

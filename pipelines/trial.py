@@ -566,7 +566,8 @@ def main() -> None:
         device=device,
         threads=args.threads,
     )
-    print(f"{spec.name}: {budget} budget, {spec.epochs} epochs, on {provenance.hardware(spec.device)}", flush=True)
+    length = f"{round(workload.passes(spec), 3):g} epochs"
+    print(f"{spec.name}: {budget} budget, {length}, on {provenance.hardware(spec.device)}", flush=True)
     if not spec.files.finished:
         expected = workload.images(spec) / measure(spec, 1.0)
         print(f"{spec.name}: about {progress.duration(expected)} from its start to its end", flush=True)

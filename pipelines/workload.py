@@ -12,10 +12,19 @@ def images(one: spec.Spec) -> float:
     return one.epochs * _an_epoch(one) + _searched(one)
 
 
+def passes(one: spec.Spec) -> float:
+    """Passes of a trial over the images that its recipe trains on: fewer than its budget's, where that cuts them."""
+    return one.epochs * _an_epoch(one) / _of_recipe(one)
+
+
 def _an_epoch(one: spec.Spec) -> int:
-    whole = datasets.open_dataset(one.data, one.benchmark.dataset).train
-    count = len(subsets.positions(whole, one.benchmark.recipe.subset))
+    count = _of_recipe(one)
     return min(count, one.benchmark.budgets[one.budget].train_images or count)
+
+
+def _of_recipe(one: spec.Spec) -> int:
+    whole = datasets.open_dataset(one.data, one.benchmark.dataset).train
+    return len(subsets.positions(whole, one.benchmark.recipe.subset))
 
 
 def _searched(one: spec.Spec) -> float:

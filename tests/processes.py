@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -62,10 +64,21 @@ def nothing_left() -> Iterator[None]:
     try:
         yield
     finally:
+        left = False
         for _ in range(3):  # what is being killed may start another
             new = set(me.children()) - before
             end([*new, *(one for child in new for one in started_by(child.pid))])
+            left = left or bool(new)
         _adopt(False)
+        if left:
+            _hear_of_the_ended()
+
+
+def _hear_of_the_ended() -> None:
+    """Tell each ``Popen`` that its process has ended, or it complains in the middle of another test."""
+    for one in gc.get_objects():
+        if type(one) is subprocess.Popen and one.returncode is None:  # isinstance would ask lazy modules what they are
+            one.poll()
 
 
 def _adopt(orphans: bool) -> None:

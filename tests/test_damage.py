@@ -292,7 +292,7 @@ def test_no_damaged_copy_is_evaluated_and_train_collects_it_anew(
     with pytest.raises(UserError) as caught:
         evaluate.evaluate(BENCHMARK, planned, "cpu")
     line = str(caught.value)
-    assert line.startswith("runs/linear-mnist/seed-0/") and line.endswith(
+    assert line.startswith("runs/linear-mnist/seed-0") and line.endswith(
         "run the stage train, which collects it anew: python -m pipelines.train linear-mnist, or dvc repro"
     )
     assert not Path("evaluations").exists()

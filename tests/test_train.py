@@ -11,10 +11,12 @@ import re
 import shutil
 import signal
 import socket
+import socketserver
 import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import pytest
 from pipelines import cluster, estimate, spec, store, trial
 from pipelines import train as stage
 from pipelines.cluster import Cluster, Node
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from tests.conftest import ROOT, edit_params, environment
 from tests.processes import name_of, started_by, until
 from tests.training import QUIET, TRAIN, Run, only, same_weights, slurm, specs, train, worker_of
@@ -150,7 +152,10 @@ def test_a_budget_may_be_named_beside_a_benchmark(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "1 of 1 trials are in the store already" in done.stdout
     # The later stages look at the suite's budget: another one's weights would only be taken for it.
-    assert "the trials at the paper budget stay in the store" in done.stdout and not (project / "runs").exists()
+    assert (
+        "the trials at the paper budget stay in the store" in done.stdout
+        and not (project / "runs/linear-mnist").exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,10 +209,17 @@ def test_a_machine_without_memory_is_one_line_after_some_attempts(project: Path)
     assert line.startswith("error: before training: its worker was lost (out of memory: ")
 
 
-@pytest.mark.parametrize("address", ["head", "head:ray", "head..cluster:6379", ":6379"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("head", "head:ray", "head..cluster:6379", ":6379", "head:0", "head:65536", "head:6379/x", "a b:6379"),
+        *("http://head:6379", "ray://head", "user:word@head:6379", "::1:6379", "[::1]", "he\x1bad:6379", "x" * 300),
+    ],
+)
 def test_a_malformed_cluster_address_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    line = f"^RAY_ADDRESS is {address}; expected host:port, ray://host:port, auto, or nothing$"
+    shown = re.escape(f"{address[:199]}…" if len(address) > 200 else printable(address))
+    line = f"^RAY_ADDRESS is {shown}; expected host:port, ray://host:port, auto, or nothing$"
     with pytest.raises(UserError, match=line), cluster.connect():
         pass
 
@@ -223,3 +235,21 @@ def test_an_unreachable_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         f"RAY_ADDRESS is {address}, which can't be reached (Connection refused); "
         "expected a running Ray cluster, or unset it"
     )
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_what_answers_and_is_no_ray_is_one_line_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], form: str
+) -> None:
+    """Ray itself asks it for minutes, and prints each time that it does."""
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as closing:
+        threading.Thread(target=closing.serve_forever, daemon=True).start()
+        address = form.format(closing.server_address[1])
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        line = (
+            f"^RAY_ADDRESS is {address}, which can't be reached .no Ray cluster answers there: unavailable.; expected"
+        )
+        with pytest.raises(UserError, match=line), cluster.connect():
+            pass
+        closing.shutdown()
+    assert capfd.readouterr() == ("", "")

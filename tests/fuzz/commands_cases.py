@@ -16,28 +16,16 @@ from unittest import mock
 from pipelines import benchmarks, cluster, ending, fetch, localray, store, tracking_cursor
 from tests.conftest import ROOT
 
-NAMES = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "HOME", "RUN_STORE", "DATA_MIRROR", "MLFLOW_TRACKING_URI")
+ABSOLUTE = ("/etc/passwd", "/proc/none", "/dev/null", "/dev/fd/0")
 WORDS = (
     *("", " ", "0", "-1", "null", "nan", "1e999", "9" * 4400, "a" * 300, "a" * 5000, "\x1b[2J", "a\nb", "\r", "\x7f"),
     *("\u202e", "\u2028", "é", "實", "🐟", "\udcff", "%s", "{}", "$HOME", "`id`", "~", "*", "..", ".", "/", "//", "\\"),
     *("auto", "local", "localhost", "127.0.0.1", "[::1]", "[::1", "::1", "[]", "256.256.256.256", "head..x", "xn--a"),
     *("ray://", "http://", "https://", "file://", "sqlite:///", "ftp://", "://", ":", ":6379", ":0", ":65536", ":x"),
     *("@", "user:secret@", "?q", "#f", "lenet5-mnist", "mnist", "linear-mnist", "mlp1000-mnist", "paper", "laptop"),
-    *(
-        "--help",
-        "--seed",
-        "--budget",
-        "--device",
-        "--threads",
-        "--rates",
-        "--epochs",
-        "--port",
-        "--",
-        "-x",
-        "--=",
-        "@a",
-    ),
-    *("cpu", "cuda", "/etc/passwd", "/proc/none", "/dev/null", "/dev/fd/0", "file", "folder", "link", "loop", "fifo"),
+    *("--help", "--seed", "--budget", "--device", "--threads", "--rates"),
+    *("--epochs", "--port", "--", "-x", "--=", "@a"),
+    *("cpu", "cuda", *ABSOLUTE, "file", "folder", "link", "loop", "fifo"),
 )
 # Those whose work is refused for want of data, which an empty folder does not have.
 COMMANDS = ("train", "evaluate", "choose", "suite", "fetch", "trial")
@@ -48,16 +36,20 @@ PARAMS = benchmarks.load(ROOT / "params.yaml")
 
 def case(random: random.Random, folder: Path) -> None:
     """Check an environment, or call a command, of odd content; UserError where it is refused."""
+    folder = folder / "as/deep/as/paths/can/lead/up"
+    folder.mkdir(parents=True)
     (folder / "file").touch()
     (folder / "folder").mkdir()
     (folder / "link").symlink_to("folder")
     (folder / "loop").symlink_to("loop")
     os.mkfifo(folder / "fifo")
-    given = {name: _word(random) for name in NAMES if random.random() < 0.4}
+    given = {name: _word(random) for name in CHECKS if random.random() < 0.3}
     argv = [_word(random) for _ in range(random.randrange(5))]
-    work: Callable[[], None]
+    work: Callable[[], object]
     if random.random() < 0.6:
-        work = functools.partial(_environment, random)
+        checked = random.choice(list(CHECKS))
+        given[checked] = _word(random)
+        work = CHECKS[checked]
     elif random.random() < 0.9:
         work = functools.partial(_command, random.choice(COMMANDS), argv)
     else:
@@ -76,20 +68,19 @@ def case(random: random.Random, folder: Path) -> None:
 def _word(random: random.Random) -> str:
     """One, or some in a row; none leads out of the case's folder but where nothing can be made."""
     text = "".join(random.choice(WORDS) for _ in range(random.choice((1, 1, 1, 2, 3, 4))))
-    return text if not text.startswith("/") or text in WORDS else f".{text}"
+    return text if not text.startswith("/") or text in ABSOLUTE else f".{text}"
 
 
-def _environment(random: random.Random) -> None:
-    """One of what commands make of their environment."""
-    checks: tuple[Callable[[], object], ...] = (
-        cluster.named_address,
-        localray._folder,
-        localray.tighten,
-        lambda: store.require_folder(store.default()),
-        lambda: [source.label for source in fetch.sources_for(fetch.RAW["mnist"])],
-        lambda: tracking_cursor.tracking_uri(Path()),
-    )
-    random.choice(checks)()
+# What commands make of each variable.
+CHECKS: dict[str, Callable[[], object]] = {
+    "RAY_ADDRESS": cluster.named_address,
+    "RAY_TMPDIR": localray._folder,
+    "TMPDIR": localray._folder,
+    "HOME": localray.tighten,
+    "RUN_STORE": lambda: store.require_folder(store.default()),
+    "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(fetch.RAW["mnist"])],
+    "MLFLOW_TRACKING_URI": lambda: tracking_cursor.tracking_uri(Path()),
+}
 
 
 def _command(name: str, argv: list[str]) -> None:

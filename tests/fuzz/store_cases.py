@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -30,6 +31,7 @@ CLASSES = [str(digit) for digit in range(10)]
 def template() -> Path:
     """Two trials of 40 images, one of them unfinished, and their fitted preprocessing; made once."""
     home = Path(tempfile.mkdtemp(prefix="fuzz-store-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 1, 6, 6)).astype(np.uint8), np.arange(40) % 10
     datasets.write_dataset(home / "datasets", "mnist", classes=CLASSES, train=(images, labels), test=(images, labels))
