@@ -500,9 +500,9 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no runs": ("runs", shutil.rmtree, "/linear-mnist/seed-3/result.json is missing; expected a file that an earlier"),
     "damaged provenance": (f"{RUN}/result.json", truncate, " is damaged ("),
     "another trial": (
-        f"{RUN}/result.json",
-        lambda path: shutil.copy("runs/linear-mnist/seed-5/result.json", path),
-        " is of another trial (key ",
+        RUN,
+        lambda path: shutil.copytree("runs/linear-mnist/seed-5", path, dirs_exist_ok=True),
+        " holds another trial than params.yaml describes; run the stage train",
     ),
 }
 
@@ -521,7 +521,7 @@ def test_what_is_not_the_trained_network_is_one_line(copied: Path, name: str) ->
 def test_a_trial_of_other_parameters_is_not_evaluated_as_these(copied: Path) -> None:
     edit_params(Path("params.yaml"), linear_mnist={"recipe.optimiser.lr": 0.05})
     with pytest.raises(
-        UserError, match=r"^runs/linear-mnist/seed-3/result.json is of another trial \(key \w+\); expected"
+        UserError, match=r"^runs/linear-mnist/seed-3 holds another trial than params.yaml describes; run"
     ):
         run("linear-mnist")
 
