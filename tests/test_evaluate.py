@@ -504,6 +504,11 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "text": (f"{RUN}/weights.pt", vouched(lambda path: path.write_text("hello")), " is damaged or foreign; expected"),
     "no runs": ("runs", shutil.rmtree, "/linear-mnist/seed-3/result.json is missing; expected a file that an earlier"),
     "damaged provenance": (f"{RUN}/result.json", truncate, " is damaged ("),
+    "another trial": (
+        RUN,
+        lambda path: shutil.copytree("runs/linear-mnist/seed-5", path, dirs_exist_ok=True),
+        " holds another trial than params.yaml describes; run the stage train",
+    ),
 }
 
 

@@ -315,12 +315,8 @@ def test_what_is_not_trained_is_left_to_no_optimiser() -> None:
 # --- golden losses -----------------------------------------------------------------------------------------------
 
 # Losses of LeNet-5's first steps on the images below. A change that is not meant to alter numbers leaves them; another
-# replaces them, and shows a converged run beside.
-PLATFORM = (
-    "Linux",
-    "x86_64",
-    "2.13",
-)  # and torch's version: an AMD EPYC, as it is and imitating older ones, agrees to 1e-6
+# replaces them, and shows a converged run beside. An AMD EPYC agrees to 1e-6, as it is and when it imitates older ones.
+PLATFORM = ("Linux", "x86_64", "2.13")  # and torch's version
 GOLDEN = [2.302560, 2.305693, 2.313739, 2.302814, 2.298535, 2.308679, 2.305295, 2.304175, 2.302039]
 
 
