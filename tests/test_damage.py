@@ -295,7 +295,7 @@ def test_no_damaged_copy_is_evaluated_and_train_collects_it_anew(
     assert line.startswith("runs/linear-mnist/seed-0") and line.endswith(
         "run the stage train, which collects it anew: python -m pipelines.train linear-mnist, or dvc repro"
     )
-    assert not Path("evaluations").exists()
+    assert not Path("evaluations/linear-mnist").exists()
     train.collect(planned)
     evaluate.evaluate(BENCHMARK, planned, "cpu")
 
