@@ -101,6 +101,7 @@ def choose(params: benchmarks.Params, benchmark: Benchmark, choice: Choice, epoc
         ]
         for one in candidates
     ]
+    store.require_folder(store.default())
     train.inspect([one for specs in planned for one in specs])
     waiting = [one for specs in planned for one in specs if not one.files.finished]
     try:

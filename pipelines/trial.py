@@ -149,12 +149,19 @@ def check_counts(benchmark: Benchmark, budget: str, dataset: datasets.Dataset) -
         ("recipe.subset.first", chosen.first, dataset.train, whole),
         ("recipe.subset.hold_out", chosen.hold_out, dataset.train - 1, f"{dataset.train - 1:,}, one less than {whole}"),
         ("recipe.subset.sample", chosen.sample, rest, f"the {rest:,} that the rest of the subset leaves of {whole}"),
+        ("recipe.optimiser.samples", _samples(benchmark), kept, f"{kept:,} of {whole}"),
         (f"budgets.{budget}.train_images", benchmark.budgets[budget].train_images, kept, f"{kept:,} of {whole}"),
     ):
         if value is not None and value > most:
             raise UserError(f"{where}.{key} is {value}; expected at most {of}")
     if not rest:
         raise UserError(f"{where}.recipe.subset leaves none of {whole}; expected at least one")
+
+
+def _samples(benchmark: Benchmark) -> int | None:
+    """Images from which second derivatives are estimated; None for an optimiser without any."""
+    chosen = benchmark.recipe.optimiser
+    return chosen.samples if chosen.name == "sdlm" else None
 
 
 def check_optimiser(benchmark: Benchmark, model: nn.Module, shape: tuple[int, ...]) -> None:
@@ -242,6 +249,8 @@ def fitted(
         try:
             state = tensors.load_sealed(cached, f"the fitted preprocessing of {benchmark.name}")
             with _foreign_said(cached):
+                if state["of"] != identity:
+                    raise ValueError("another recipe's")
                 preprocess = transforms.FittedPreprocess.restore(first, state["preprocess"])
                 return preprocess, transforms.FittedAugment.restore(second, state["augment"])
         except store.MissingError:
@@ -252,7 +261,8 @@ def fitted(
         images, _ = dataset.split("train")
         preprocess = transforms.fit(first, images, places)
         augment = transforms.fit_augment(second, preprocess, images, places)
-        tensors.save_sealed(cached, {"preprocess": preprocess.state_dict(), "augment": augment.state_dict()})
+        kept = {"of": identity, "preprocess": preprocess.state_dict(), "augment": augment.state_dict()}
+        tensors.save_sealed(cached, kept)
     return preprocess, augment
 
 

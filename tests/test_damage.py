@@ -239,7 +239,13 @@ def test_a_whole_checkpoint_is_gone_on_from(halfway: spec.Spec) -> None:
     ]
 
 
-@pytest.mark.parametrize("damage", [one_bit, half, text(""), folder, pipe, sealed(lambda found: found.clear())])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(one_bit, half, text(""), folder, pipe, sealed(lambda found: found.clear())),
+        sealed(lambda found: found.update(of=["another recipe"])),
+    ],
+)
 def test_what_was_fitted_and_is_damaged_is_fitted_again(
     planned: list[spec.Spec], damage: Damage, capsys: pytest.CaptureFixture[str]
 ) -> None:

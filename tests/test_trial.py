@@ -267,6 +267,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"budgets.laptop": {"epochs": 1, "seeds": [0], "train_images": 301}},
         "budgets.laptop.train_images is 301; expected at most 300 of the 2,000 training images of mnist",
     ),
+    "samples beyond the data": (
+        {"recipe.optimiser": {"name": "sdlm", "lr": 0.01, "samples": 301}},
+        "recipe.optimiser.samples is 301; expected at most 300 of the 2,000 training images of mnist",
+    ),
     "impossible size": (
         {"model": {"family": "mlp", "name": "mlp", "options": {"hidden": [10**12]}}},
         "it is too large for",
