@@ -408,7 +408,7 @@ def test_resolved_is_plain_and_complete() -> None:
             {
                 "model": {"family": "alexnet", "name": "alexnet"},
                 "recipe.preprocess": [{"resize": {"size": 224}}],
-                "recipe.optimiser": {"name": "sdlm", "lr": 0.1},
+                "recipe.optimiser": {"name": "sdlm", "lr": 0.1, "samples": 100},
             },
             "benchmarks.lenet5-mnist.recipe.optimiser: ",
         ),
