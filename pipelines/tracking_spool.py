@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import store
+from pipelines.progress import is_number
 
 SILENT_S = 900.0  # a trial tells its progress every second; after this long without it is taken for dead
 SEED = re.compile(r"seed-(\d+)")  # a trial's folder below runs/ and evaluations/; another beside it is not ours
@@ -426,11 +427,6 @@ def need(path: Path, found: Json, kind: str, *keys: str, what: str = "") -> None
         if not KINDS[kind](found.get(key)):
             is_now = f"is {found[key]!r:.60}" if found.get(key) is not None else "is missing"
             raise DamagedError(f"{path} is damaged: {what}'{key}' {is_now}; expected {kind}")
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value from JSON can be reckoned with: no text, no NaN, no infinity, nothing beyond a double."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def is_time(value: object) -> TypeGuard[float]:

@@ -393,6 +393,14 @@ def test_what_is_not_as_its_trial_left_it_is_named(project: Path, file: str) -> 
     assert "is damaged" in refused(project, f"{RUN}/{file}")
 
 
+def test_no_seed_counts_twice(project: Path) -> None:
+    """Both folders of a seed hold another seed's files, each of which vouches for itself."""
+    first, second = sorted((project / RUN).parent.iterdir())[:2]
+    for folder in ("runs/lenet5-mnist", "evaluations/lenet5-mnist/trials"):
+        shutil.copytree(project / folder / second.name, project / folder / first.name, dirs_exist_ok=True)
+    refused(project, f"runs/lenet5-mnist/{first.name}/result.json: the seed is {second.name[5:]}; expected")
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "words"),
     [

@@ -230,6 +230,9 @@ def _trial(
     if metrics.get("key") != result.get("key"):
         line = f"the key is {schema.show(metrics.get('key'))}, that of the run {schema.show(result.get('key'))}"
         raise UserError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: run dvc repro")
+    if result.get("seed") != seed:  # or one seed would count twice
+        found = schema.show(result.get("seed"))
+        raise UserError(f"{trained / 'result.json'}: the seed is {found}; expected {seed}: run dvc repro")
     return Trial(
         seed=seed,
         error=error,
