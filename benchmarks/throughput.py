@@ -31,10 +31,14 @@ from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines import benchmarks, cluster, datasets, provenance, spec, store, trial
-from pipelines.errors import guard
-from pipelines.losses import LOSSES
-from pipelines.optimisers import build_optimiser
+from pipelines import trial
+from pipelines.cluster import connection
+from pipelines.command.errors import guard
+from pipelines.config.params import Benchmark, Budget, load_params
+from pipelines.data import datasets
+from pipelines.training import provenance, spec, store
+from pipelines.training.losses import LOSSES
+from pipelines.training.optimisers import build_optimiser
 
 NAME = "lenet5-mnist"
 DATA = Path("datasets").absolute()
@@ -42,10 +46,10 @@ IMAGES = 20_000  # an epoch of every contender
 TARGETS = {"pipeline / bare loop": 0.95, "pipeline / DataLoader": 1.7, "two packed seeds / one": 1.8}
 
 
-def benchmark(epochs: int) -> benchmarks.Benchmark:
+def benchmark(epochs: int) -> Benchmark:
     """The benchmark at a budget of ``epochs`` passes over the first ``IMAGES``."""
-    found = benchmarks.load().benchmark(NAME)
-    budgets = found.budgets | {"laptop": benchmarks.Budget(epochs=epochs, seeds=(0, 1), train_images=IMAGES)}
+    found = load_params().benchmark(NAME)
+    budgets = found.budgets | {"laptop": Budget(epochs=epochs, seeds=(0, 1), train_images=IMAGES)}
     return dataclasses.replace(found, budgets=budgets)
 
 
@@ -198,7 +202,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, float]] = []
-    with cluster.connect() as found:
+    with connection.connect() as found:
         print(f"{provenance.hardware('cpu')}, torch {torch.__version__}, Python {platform.python_version()}; {found}")
         on_ray(2, 2)  # starts the workers
         for number in range(args.rounds):

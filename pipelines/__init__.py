@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 
-from pipelines import errors
+from pipelines.command import errors
 
 # `python -m pipelines.train` imports for seconds before its own handling of Ctrl-C is in place (errors.guard); Python
 # says "-m" for as long as it looks for the module.

@@ -19,16 +19,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines import benchmarks, ending, store, tracking
-from pipelines.benchmarks import Benchmark, Params
-from pipelines.errors import UserError, guard, printable
-from pipelines.page import outcomes, page, table3
-from pipelines.page.markup import prose
-from pipelines.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet
-from pipelines.page.table3 import MARK
-from pipelines.page.tables import CERTAINTY, commit, each, stuck, versions
-from pipelines.page.words import NONE, figure, plus_minus
-from pipelines.verdicts import MEANING, MIN_SPREAD, Verdict, claim_margin, judge, shown
+from pipelines.command import ending
+from pipelines.command.errors import UserError, guard, printable
+from pipelines.config.params import Benchmark, Params, load_params
+from pipelines.results.page import outcomes, page, table3
+from pipelines.results.page.markup import prose
+from pipelines.results.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet
+from pipelines.results.page.table3 import MARK
+from pipelines.results.page.tables import CERTAINTY, commit, each, stuck, versions
+from pipelines.results.page.words import NONE, figure, plus_minus
+from pipelines.results.verdicts import MEANING, MIN_SPREAD, Verdict, claim_margin, judge, shown
+from pipelines.tracking import helper
+from pipelines.training import store
 
 REPORT = Path("report")
 DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
@@ -279,14 +281,14 @@ def main() -> None:
         description="Write report/ from what train and evaluate left of the active suite, and show the ledger.",
     ).parse_args()
     ending.follow()
-    params = benchmarks.load()
+    params = load_params()
     ledger = write(params, gather(params))
     console = Console()
     if not console.is_terminal:  # a log has no width of its own to cut the table to
         console = Console(width=110)
     console.print(terminal_table(ledger, plain=console.options.ascii_only))
     console.print(f"The report: {(REPORT / 'index.html').as_posix()}", soft_wrap=True, highlight=False)
-    sent = tracking.sync(deadline_s=60)
+    sent = helper.sync(deadline_s=60)
     if sent.line:
         print(sent.line, flush=True)
 

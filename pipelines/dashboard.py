@@ -3,7 +3,7 @@
     python -m pipelines.dashboard [--port 5000] [--open]
 
 Starts an MLflow server on 127.0.0.1 over the project's store, sends it what is waiting in the spool, and prints the
-addresses of the views that ``pipelines.tracking_views`` defines. With ``MLFLOW_TRACKING_URI`` naming an HTTP server
+addresses of the views that ``tracking.shared_views`` defines. With ``MLFLOW_TRACKING_URI`` naming an HTTP server
 nothing is started: the addresses lead there. Ctrl-C ends the server and everything it started, and so does the end of
 this process, however it comes.
 """
@@ -25,11 +25,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines import ending, tracking, tracking_client, tracking_database, tracking_views
-from pipelines.errors import UserError, guard
-from pipelines.tracking_cursor import clean, is_remote, place, safe, sqlite_file, tracking_uri
-from pipelines.tracking_server import AwayError, RefusedError, answers, probe, reach_local
-from pipelines.tracking_spool import Spool
+from pipelines.command import ending
+from pipelines.command.errors import UserError, guard
+from pipelines.tracking import database, delivery, helper, shared_views
+from pipelines.tracking.cursors import clean, is_remote, place, safe, sqlite_file, tracking_uri
+from pipelines.tracking.probe import AwayError, RefusedError, answers, probe, reach_local
+from pipelines.tracking.waiting import Spool
 
 HOST = "127.0.0.1"
 HEALTHY_WITHIN_S = 120.0  # importing MLflow's server takes 8 s on an idle machine
@@ -47,24 +48,24 @@ SERVER_ENVIRONMENT = {
 def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]]]:
     """Per experiment of ours, by name: what is to be seen and where; nothing of one that holds no benchmark."""
     out = []
-    experiments = [e for e in client.search_experiments() if tracking_views.OURS in e.tags]
+    experiments = [e for e in client.search_experiments() if shared_views.OURS in e.tags]
     for experiment in sorted(experiments, key=lambda e: int(e.experiment_id)):
         identity = experiment.experiment_id
         benchmarks = client.search_runs([identity], "tags.kind = 'benchmark'", order_by=["attributes.start_time ASC"])
         explored = [run for run in benchmarks if run.data.tags.get("mlflow.loggedImages") == "True"]
         trials = client.search_runs([identity], "tags.kind = 'trial'")
         there = {
-            tracking_views.CONFUSION: bool(explored),
-            tracking_views.CURVES: any("train/loss" in run.data.metrics for run in trials),
-            tracking_views.LEDGER: True,
+            shared_views.CONFUSION: bool(explored),
+            shared_views.CURVES: any("train/loss" in run.data.metrics for run in trials),
+            shared_views.LEDGER: True,
         }
         mine = [
-            (title, tracking_views.view_address(server, identity, view))
-            for view, title in tracking_views.VIEWS.items()
+            (title, shared_views.view_address(server, identity, view))
+            for view, title in shared_views.VIEWS.items()
             if there[view]
         ]
         for run in explored:
-            where = tracking_views.explorer_address(server, identity, run.info.run_id)
+            where = shared_views.explorer_address(server, identity, run.info.run_id)
             mine.append((f"explorer of {run.info.run_name}", where))
         if benchmarks:
             out.append((experiment.name, mine))
@@ -93,7 +94,7 @@ def show(server: str, client: Any) -> str:
 def serving(uri: str, spool: Spool, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """An MLflow server on **port**, healthy; gone with all its processes when the block is left, however."""
     require_free(port)
-    artifacts = tracking_database.artifacts(sqlite_file(uri) or spool.project / "mlflow.db")
+    artifacts = database.artifacts(sqlite_file(uri) or spool.project / "mlflow.db")
     environment = {**os.environ, **SERVER_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}  # out of sight of `ps`
     environment.pop("MLFLOW_TRACKING_URI", None)
     root = str(Path(__file__).resolve().parent.parent)
@@ -184,7 +185,7 @@ def _group_lives(process: subprocess.Popen[bytes]) -> bool:
 
 def _send_waiting(spool: Spool) -> None:
     """Send it; UserError where that shows that there will be nothing to see."""
-    sent = tracking.sync(spool, deadline_s=120)
+    sent = helper.sync(spool, deadline_s=120)
     if sent.away and sent.line:
         raise UserError(sent.line)
     if sent.line:
@@ -206,7 +207,7 @@ def main() -> None:
         _send_waiting(spool)
         try:
             probe(uri)
-            client = tracking_client.connect(uri)
+            client = delivery.connect(uri)
         except (AwayError, RefusedError) as error:
             raise UserError(f"{place(safe(uri))} {error}") from None
         _open(show(safe(uri).rstrip("/"), client), args.open)
@@ -218,7 +219,7 @@ def main() -> None:
         raise UserError(f"{file} is not there, so there is nothing to show; run `make repro` first")
     print("starting MLflow's server, a moment ...", flush=True)
     with serving(uri, spool, args.port) as (address, process):
-        _open(show(address, tracking_client.connect(address)), args.open)
+        _open(show(address, delivery.connect(address)), args.open)
         print("\nCtrl-C ends the server.", flush=True)
         try:
             status = process.wait()

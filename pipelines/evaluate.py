@@ -28,12 +28,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import benchmarks, datasets, ending, examples, progress, spec, store, subsets, tensors, trial, verdicts
-from pipelines.batches import stream
-from pipelines.benchmarks import Benchmark, ClaimedOn
-from pipelines.datasets import Dataset
-from pipelines.errors import UserError, guard, printable
-from pipelines.views import views
+from pipelines import trial
+from pipelines.command import ending, progress
+from pipelines.command.errors import UserError, guard, printable
+from pipelines.config.params import Benchmark, ClaimedOn, load_params
+from pipelines.data import datasets, subsets
+from pipelines.data.batches import stream
+from pipelines.data.datasets import Dataset
+from pipelines.data.views import views
+from pipelines.results import examples, verdicts
+from pipelines.training import spec, store, tensors
 
 EVALUATIONS = Path("evaluations")
 DATA = Path("datasets")
@@ -421,7 +425,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     args = parser.parse_args()
     ending.follow()
-    params = benchmarks.load()
+    params = load_params()
     device = trial.chosen_device(args.device)
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
     for name in names:

@@ -22,11 +22,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines import ending, rawfiles, schema, yamlfile
-from pipelines.datasets import expect_file, open_dataset, prepare, writing
-from pipelines.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
-from pipelines.errors import FULL, SHORT, UserError, guard, printable
-from pipelines.sources import (
+from pipelines.command import ending
+from pipelines.command.errors import FULL, SHORT, UserError, guard, printable
+from pipelines.config import schema, yamlfile
+from pipelines.data import rawfiles
+from pipelines.data.datasets import expect_file, open_dataset, prepare, writing
+from pipelines.data.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
+from pipelines.data.sources import (
     UNPACKED,
     Gzips,
     Mirror,
@@ -360,10 +362,10 @@ def locked(root: Path, what: str, say: Say) -> Iterator[None]:
 
 def _fetch_folder(root: Path, name: str, say: Say) -> None:
     """Datasets of kind imagefolder, which params.yaml describes."""
-    from pipelines import imagefolder
-    from pipelines.benchmarks import load
+    from pipelines.config.params import load_params
+    from pipelines.data import imagefolder
 
-    known = load(root / "params.yaml").datasets
+    known = load_params(root / "params.yaml").datasets
     if name not in known:
         raise UserError(f"dataset {name!r} is not known; expected one of {', '.join([*RAW, *(known.keys() - RAW)])}")
     with locked(root, name, say):

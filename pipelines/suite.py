@@ -17,11 +17,13 @@ from pathlib import Path
 
 import yaml
 
-from pipelines import benchmarks, schema, store, yamlfile
-from pipelines.errors import UserError, guard
+from pipelines.command.errors import UserError, guard
+from pipelines.config import schema, yamlfile
+from pipelines.config.params import PARAMS, SUITE_BLOCK, Params, build_params, load_params
+from pipelines.training import store
 
 
-def block(params: benchmarks.Params, name: str) -> str:
+def block(params: Params, name: str) -> str:
     """The ``suite`` block for the suite ``name``; UserError when there is no such suite."""
     if name not in params.suites:
         raise schema.unknown("suite", name, params.suites)
@@ -44,14 +46,14 @@ def scalar(name: str) -> str:
     return name if plain else json.dumps(name)
 
 
-def switch(name: str, path: Path = benchmarks.PARAMS) -> None:
+def switch(name: str, path: Path = PARAMS) -> None:
     """Rewrite the block in ``path``; everything else in the file, comments and line ends too, stays as it is."""
     text = yamlfile.read_text(path)
     before = yamlfile.parse(text, str(path))
     # Whatever the block says now: one that no longer fits the benchmarks is what this is for.
     empty = {"name": name, "datasets": [], "benchmarks": {}}
-    params = benchmarks.build(before | {"suite": empty}, str(path), switching=True)
-    found = benchmarks.SUITE_BLOCK.search(text)
+    params = build_params(before | {"suite": empty}, str(path), switching=True)
+    found = SUITE_BLOCK.search(text)
     if not found:
         raise UserError(f"{path} does not end in a block `suite:`; expected it last, since it is rewritten as a whole")
     written = block(params, name)
@@ -59,7 +61,7 @@ def switch(name: str, path: Path = benchmarks.PARAMS) -> None:
     wanted = before | yamlfile.parse(written, "the block")
     if yamlfile.parse(after, str(path)) != wanted:  # the block lay in a text, say
         raise UserError(f"{path} could not be rewritten; expected one block `suite:`, the last, in lines of its own")
-    benchmarks.build(wanted, str(path))
+    build_params(wanted, str(path))
     _replace(path, after)
 
 
@@ -85,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.name:
         switch(args.name)
-    params = benchmarks.load()
+    params = load_params()
     for name, plan in params.suites.items():
         mark = "*" if name == params.suite.name else " "
         noun = "benchmark " if len(plan.benchmarks) == 1 else "benchmarks"

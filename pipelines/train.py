@@ -22,8 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines import benchmarks, cluster, distributed, ending, estimate, progress, spec, store, tracking
-from pipelines.errors import FULL, UserError, guard, printable
+from pipelines.cluster import connection, distributed, estimate
+from pipelines.command import ending, progress
+from pipelines.command.errors import FULL, UserError, guard, printable
+from pipelines.config.params import Params, load_params
+from pipelines.tracking import helper
+from pipelines.training import spec, store
 
 DATA = Path("datasets")
 RUNS = Path("runs")
@@ -33,20 +37,20 @@ Failure = tuple[spec.Spec, Exception]
 T = TypeVar("T")
 
 
-def train(params: benchmarks.Params, planned: Sequence[spec.Spec]) -> None:
+def train(params: Params, planned: Sequence[spec.Spec]) -> None:
     """Bring every planned trial to its end; UserError for what can't be trained, before any of them starts.
 
     A trial that fails ends no other: once all have ended, UserError names those that failed.
     """
     kinds = {_kind(one): one for one in planned}
-    with cluster.connect() as ray_cluster:
+    with connection.connect() as ray_cluster:
         for one in kinds.values():
             ray_cluster.require(one.benchmark)
         weights = dict(zip(kinds, _on_worker(_check, list(kinds.values())), strict=True))
         _require_space([(one, weights[_kind(one)]) for one in planned], ray_cluster)
         placed = [_place(s, ray_cluster) for s in planned]
         _announce(params, placed, ray_cluster)
-        with _watching(placed), tracking.follow():
+        with _watching(placed), helper.follow():
             _run_all(placed, ray_cluster)
 
 
@@ -66,13 +70,13 @@ def _on_worker(function: Callable[..., T], *words: Any) -> T:
             raise UserError(str(error.cause)) from None
         raise
     except ray.exceptions.RayError as error:
-        raise cluster.lost_worker("before training", error) from None
+        raise connection.lost_worker("before training", error) from None
     return found
 
 
 def _check(planned: Sequence[spec.Spec]) -> list[int]:
     """UserError for what can't be trained; the bytes of each trial's weights. Runs in a Ray worker process."""
-    cluster.end_with_raylet()
+    connection.end_with_raylet()
     from pipelines import trial
 
     return [trial.check(one.benchmark, one.budget, one.data) for one in planned]
@@ -80,17 +84,17 @@ def _check(planned: Sequence[spec.Spec]) -> list[int]:
 
 def _hardware() -> str:
     """Runs in a Ray worker process."""
-    from pipelines import provenance
+    from pipelines.training import provenance
 
     return provenance.hardware("cpu")
 
 
-def _place(one: spec.Spec, ray_cluster: cluster.Cluster) -> spec.Spec:
+def _place(one: spec.Spec, ray_cluster: connection.Cluster) -> spec.Spec:
     device = "cuda" if ray_cluster.gpus_for(one.benchmark) else "cpu"
     return one.on(device, threads=one.benchmark.resources.cpus)
 
 
-def _require_space(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: cluster.Cluster) -> None:
+def _require_space(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: connection.Cluster) -> None:
     """What the trials write must fit into the store; better said now than after hours."""
     root = store.default()
     root.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,7 @@ def _require_space(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: cluster.
         raise UserError(f"{root} has {have}; expected {wanted}")
 
 
-def _announce(params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> None:
+def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
     """Device, resources, and how long it will take; the suite's other benchmarks as far as their data is there."""
     devices = " and ".join(sorted({one.device for one in placed}))
     say(f"{ray_cluster}; training on {devices}: {_on_worker(_hardware)}")
@@ -125,7 +129,7 @@ def _by_kind(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:
 
 
 def _unfinished_elsewhere(
-    params: benchmarks.Params, placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster
+    params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster
 ) -> list[spec.Spec]:
     """What else of the suite can be trained; what is wrong with the rest, its own stage will say."""
     found: list[spec.Spec] = []
@@ -138,7 +142,7 @@ def _unfinished_elsewhere(
     return found
 
 
-def _run_all(placed: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> None:
+def _run_all(placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
     """Longest trials first, so that no long one is left to run alone at the end. One that fails ends no other."""
     order = sorted(placed, key=lambda one: -estimate.trial_seconds(one))
     failed: list[Failure] = []
@@ -165,7 +169,7 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _run_distributed(order: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> Iterator[Failure]:
+def _run_distributed(order: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
     """Those of several workers, one after the other; yields what fails."""
     for one in order:
         if one.benchmark.resources.workers > 1:
@@ -175,11 +179,11 @@ def _run_distributed(order: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -
                 yield one, error
 
 
-def _run_packed(order: Sequence[spec.Spec], ray_cluster: cluster.Cluster) -> Iterator[Failure]:
+def _run_packed(order: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
     """Those of one worker, as many side by side as the cluster holds; yields what fails when it does."""
     import ray
 
-    remote = ray.remote(max_retries=cluster.RETRIES)(_train_one)
+    remote = ray.remote(max_retries=connection.RETRIES)(_train_one)
     tasks: dict[Any, spec.Spec] = {}
     for one in order:
         if one.benchmark.resources.workers == 1:
@@ -205,15 +209,15 @@ def _error_of(task: Any, one: spec.Spec) -> Exception | None:
             return UserError(f"{one.name}: no space left in {one.store}; make room and run this again")
         return UserError(str(error.cause)) if isinstance(error.cause, UserError) else error
     except (ray.exceptions.RayError, OSError) as error:
-        return cluster.lost_worker(one.name, error)
+        return connection.lost_worker(one.name, error)
     return None
 
 
 def _train_one(one: spec.Spec) -> None:
     """Runs in a Ray worker process: in its main thread, so that a signal sent to that process ends the trial well."""
-    cluster.end_with_raylet()
+    connection.end_with_raylet()
     from pipelines import trial
-    from pipelines.journal import Worker
+    from pipelines.training.journal import Worker
 
     trial.run(one, Worker(preempted_by=(signal.SIGUSR1,)))
 
@@ -335,7 +339,7 @@ def main() -> None:
     parser.add_argument("--budget", help="for the benchmarks named: laptop or paper; by default what the suite says")
     args = parser.parse_args()
     ending.follow()
-    params = benchmarks.load()
+    params = load_params()
     if args.budget and not args.benchmarks:
         raise UserError(f"--budget is {args.budget}; expected it beside names of benchmarks: a suite has its own")
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
@@ -354,12 +358,12 @@ def main() -> None:
         _keep(params, {name: trials for name, trials in found.items() if all(one.files.finished for one in trials)})
         raise
     _keep(params, found)
-    sent = tracking.sync()
+    sent = helper.sync()
     if sent.line:
         say(sent.line)
 
 
-def _keep(params: benchmarks.Params, found: Mapping[str, Sequence[spec.Spec]]) -> None:
+def _keep(params: Params, found: Mapping[str, Sequence[spec.Spec]]) -> None:
     """Collect what the later stages expect; they look at each benchmark at its usual budget alone."""
     for name, trials in found.items():
         budget, usual = trials[0].budget, spec.usual_budget(params, name)

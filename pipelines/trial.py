@@ -39,28 +39,19 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
-from pipelines import (
-    benchmarks,
-    boosting,
-    datasets,
-    progress,
-    provenance,
-    schema,
-    sdlm,
-    store,
-    subsets,
-    tensors,
-    transforms,
-    workload,
-)
-from pipelines.batches import Batches, Chunks, stream
-from pipelines.benchmarks import Benchmark
-from pipelines.errors import FULL, UserError, fail, guard
-from pipelines.journal import Journal, PreemptedError, Worker
-from pipelines.losses import build_loss
-from pipelines.optimisers import build_optimiser
-from pipelines.recipe import Classifier
-from pipelines.spec import Spec, plan, usual_budget
+from pipelines.cluster import workload
+from pipelines.command import progress
+from pipelines.command.errors import FULL, UserError, fail, guard
+from pipelines.config import schema
+from pipelines.config.params import Benchmark, load_params, plain
+from pipelines.data import datasets, subsets, transforms
+from pipelines.data.batches import Batches, Chunks, stream
+from pipelines.training import boosting, provenance, sdlm, store, tensors
+from pipelines.training.classifier import Classifier
+from pipelines.training.journal import Journal, PreemptedError, Worker
+from pipelines.training.losses import build_loss
+from pipelines.training.optimisers import build_optimiser
+from pipelines.training.spec import Spec, plan, usual_budget
 
 NO_SPACE = 2**20  # bytes free at which a failed write counts as a full disk
 WARM_UP = 2  # steps before a measurement begins
@@ -242,8 +233,8 @@ def fitted(
     """
     recipe, places = benchmark.recipe, positions(benchmark, dataset)
     first, second = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
-    identity = [dataset.digest, *map(str, benchmarks.plain((recipe.preprocess, recipe.augment, recipe.subset)))]
-    identity += [LOADED["pipelines/subsets.py"], LOADED["pipelines/transforms.py"]]
+    identity = [dataset.digest, *map(str, plain((recipe.preprocess, recipe.augment, recipe.subset)))]
+    identity += [LOADED["pipelines/data/subsets.py"], LOADED["pipelines/data/transforms.py"]]
     cached = root / "fitted" / f"{stream(*identity):016x}.pt"
     with store.lock(cached.with_suffix(".lock"), f"fitting the preprocessing of {benchmark.name}", patience_s=600):
         try:
@@ -554,7 +545,7 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this as Ctrl-C does
     signal.signal(signal.SIGUSR1, _end_preempted)
-    params = benchmarks.load()
+    params = load_params()
     benchmark = params.benchmark(args.benchmark)
     budget = args.budget or usual_budget(params, benchmark.name)
     if budget not in benchmark.budgets:

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines import benchmarks, datasets, ending
+from pipelines.command import ending
+from pipelines.config.params import Params, load_params
+from pipelines.data import datasets
 from tests import processes
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
@@ -100,7 +102,7 @@ def hide_test_images(project: Path, mnist_slice: Path) -> None:
     assert not list((project / "datasets").rglob("test_*")) and list((project / "datasets").rglob("train_*"))
 
 
-def edit_params(path: Path, **benchmark_changes: dict[str, Any]) -> benchmarks.Params:
+def edit_params(path: Path, **benchmark_changes: dict[str, Any]) -> Params:
     """Rewrite params.yaml with ``name={"recipe.batch": 7}`` applied to benchmarks (hyphens as underscores)."""
     found = yaml.safe_load(path.read_text())
     for name, changes in benchmark_changes.items():
@@ -115,4 +117,4 @@ def edit_params(path: Path, **benchmark_changes: dict[str, Any]) -> benchmarks.P
         if entry:
             entry["family"] = block["model"]["family"]
     path.write_text(yaml.safe_dump(found, sort_keys=False))
-    return benchmarks.load(path)
+    return load_params(path)

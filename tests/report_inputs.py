@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from pipelines import benchmarks, examples, store
-from pipelines.benchmarks import Benchmark, ClaimedOn
+from pipelines.config.params import Benchmark, ClaimedOn, load_params
 from pipelines.evaluate import per_class
+from pipelines.results import examples
+from pipelines.training import store
 
 Array = npt.NDArray[Any]
 
@@ -94,7 +95,7 @@ def make(
     """Write params.yaml, runs/ and evaluations/ of the benchmarks ``names`` below ``folder`` and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params(names, seeds), sort_keys=False), encoding="utf-8")
-    written = benchmarks.load(folder / "params.yaml")
+    written = load_params(folder / "params.yaml")
     tests = {name: _test_split(name, test_images, datasets) for name in CLASSES}
     for name in names:
         made = MADE[name]

@@ -19,14 +19,16 @@ import numpy.typing as npt
 import pytest
 import yaml
 
-from pipelines import benchmarks, compare, store
-from pipelines.errors import UserError
-from pipelines.page import table3
-from pipelines.page.outcomes import LedgerRow
+from pipelines import compare
+from pipelines.command.errors import UserError
+from pipelines.config.params import load_params
+from pipelines.results.page import table3
+from pipelines.results.page.outcomes import LedgerRow
+from pipelines.training import store
 from tests.report_inputs import DIFFERENCE, LABEL, MADE, REMARKS, SEEDS, claimed_on, make
 
 Array = npt.NDArray[Any]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
     *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
     *("wall_s", "hardware", "git_commit", "epochs", "paper_epochs", "parameters", "margin", "test_set", "difference"),
@@ -54,7 +56,7 @@ def project(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def report() -> list[LedgerRow]:
-    params = benchmarks.load()
+    params = load_params()
     return compare.write(params, compare.gather(params))
 
 
@@ -363,7 +365,7 @@ FILES = [
 
 def refused(project: Path, file: str) -> str:
     """The line with which compare refuses, having written nothing."""
-    params = benchmarks.load()
+    params = load_params()
     with pytest.raises(UserError) as caught:
         compare.write(params, compare.gather(params))
     line = str(caught.value)
@@ -561,7 +563,7 @@ def test_a_point_of_a_curve_that_is_none_is_one_line(project: Path, key: str) ->
 
 
 def test_what_a_trial_says_of_itself_is_no_markup_and_moves_no_cursor(project: Path) -> None:
-    """Class names: tests/test_page.py and tests/test_evaluate.py; names of params.yaml hold no such characters."""
+    """Class names: results/test_page.py and test_evaluate.py; names of params.yaml hold no such characters."""
     for seed in SEEDS:
         said = "\x1b[31m<script>alert(1)</script>|`\u202e\ud800\n## no heading"
         edit_json(project / f"runs/lenet5-mnist/seed-{seed}/result.json", hardware=said)

@@ -21,10 +21,11 @@ import psutil
 import pytest
 import requests
 
-from pipelines import dashboard, tracking_content, tracking_views
-from pipelines.errors import UserError
+from pipelines import dashboard
+from pipelines.command.errors import UserError
+from pipelines.tracking import records, shared_views
 from tests.gate import Gate, opened
-from tests.test_tracking import Project
+from tests.tracking.test_tracking import Project
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "ALL_PROXY")
 COMMAND = [sys.executable, "-m", "pipelines.dashboard"]
@@ -97,7 +98,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def test_addresses_lead_to_what_is_there(running: Running) -> None:
     found = running.addresses()
-    views = [where for title in tracking_views.VIEWS.values() for where in found[title]]
+    views = [where for title in shared_views.VIEWS.values() for where in found[title]]
     assert len(views) == 6  # three of each dataset
     for where in views:
         path, _, query = urlsplit(where).fragment.partition("?")
@@ -131,15 +132,15 @@ def test_views_name_what_runs_carry(running: Running) -> None:
     }
     charts = [
         c
-        for view in (tracking_views.confusion_view(), tracking_views.curves_view())
+        for view in (shared_views.confusion_view(), shared_views.curves_view())
         for c in view["compareRunCharts"]
         if "metricKey" in c and not c["deleted"]
     ]
     assert {f"metrics.`{chart['metricKey']}`" for chart in charts} <= have
     axes = {chart["selectedXAxisMetricKey"] for chart in charts if chart["type"] == "LINE"}
-    assert axes == {tracking_views.EPOCH} == {tracking_content.CURVE_METRICS["epoch"]}
-    assert set(tracking_views.ledger_view()["selectedColumns"]) <= have
-    assert all(len(value) <= 5000 for value in tracking_views.experiment_views().values())  # MLflow's limit
+    assert axes == {shared_views.EPOCH} == {records.CURVE_METRICS["epoch"]}
+    assert set(shared_views.ledger_view()["selectedColumns"]) <= have
+    assert all(len(value) <= 5000 for value in shared_views.experiment_views().values())  # MLflow's limit
 
 
 def test_with_a_server_named_none_is_started(running: Running, tmp_path: Path) -> None:

@@ -20,10 +20,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import benchmarks, datasets, evaluate, examples, spec, store, subsets, trial
-from pipelines.errors import UserError
+from pipelines import evaluate, trial
+from pipelines.command.errors import UserError
+from pipelines.config.params import ClaimedOn, load_params
+from pipelines.data import datasets, subsets
 from pipelines.evaluate import Predictions
+from pipelines.results import examples
 from pipelines.train import collect
+from pipelines.training import spec, store
 from tests.conftest import ROOT, TEST, edit_params, environment
 
 Array = npt.NDArray[Any]
@@ -73,11 +77,11 @@ def evaluated(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def planned(name: str) -> list[spec.Spec]:
-    return spec.trials(benchmarks.load(), name, data=Path("datasets"), root=store.default())
+    return spec.trials(load_params(), name, data=Path("datasets"), root=store.default())
 
 
 def run(name: str) -> Path:
-    return evaluate.evaluate(benchmarks.load().benchmark(name), planned(name), "cpu")
+    return evaluate.evaluate(load_params().benchmark(name), planned(name), "cpu")
 
 
 def published() -> tuple[Array, Array]:
@@ -206,7 +210,7 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert read(Path("evaluations/lenet5-mnist/classes.json"))["protocol"] == "4 random views averaged"
     assert read(Path("evaluations/linear-mnist/classes.json"))["protocol"] == "single view"
     metrics = read(folder("lenet5-mnist", 0) / "metrics.json")
-    benchmark, data = benchmarks.load().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
+    benchmark, data = load_params().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
     model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
     images, labels = published()
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2))) * np.float32(1.275 / 255) - np.float32(0.1)
@@ -280,8 +284,8 @@ def test_exactly_the_named_images_are_counted(
 
     train, test = telling(600, 260, 510), telling(70, 40, 50)
     data = datasets.write_dataset(tmp_path, "mnist", classes=list("0123456789"), train=train, test=test)
-    benchmark = benchmarks.load(ROOT / "params.yaml").benchmark("linear-mnist")  # pixels to 0 to 1, single view
-    on = benchmarks.ClaimedOn(split=split, first=first, count=count)
+    benchmark = load_params(ROOT / "params.yaml").benchmark("linear-mnist")  # pixels to 0 to 1, single view
+    on = ClaimedOn(split=split, first=first, count=count)
     tested = evaluate.predict(benchmark, data, Reader(), 0, "cpu", split="test")
     found = evaluate.as_claimed(benchmark, data, Reader(), 0, "cpu", on=on, tested=tested)
     assert len(found.labels) == len(found.single) == count
@@ -290,7 +294,7 @@ def test_exactly_the_named_images_are_counted(
 
 
 def test_images_drawn_for_a_claim_are_the_same_for_every_seed() -> None:
-    on = benchmarks.ClaimedOn(split="test", count=2007, drawn=True)
+    on = ClaimedOn(split="test", count=2007, drawn=True)
     places = subsets.claimed_on(10_000, on)
     assert len(set(places.tolist())) == 2007 and places.max() > 9_000  # not the first ones: the easier half of MNIST's
     assert np.array_equal(places, subsets.claimed_on(10_000, on))
@@ -299,7 +303,7 @@ def test_images_drawn_for_a_claim_are_the_same_for_every_seed() -> None:
 
 @pytest.mark.numeric
 def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> None:
-    benchmark, data = benchmarks.load().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
+    benchmark, data = load_params().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
     model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
     which: Any = {"split": "train", "places": np.arange(260)}
     first, again, other = (evaluate.predict(benchmark, data, model, seed, "cpu", **which) for seed in (0, 0, 1))
@@ -623,7 +627,7 @@ def test_names_of_classes_move_no_cursor(tmp_path: Path) -> None:
     )
     evaluate._write_aggregate(
         tmp_path,
-        benchmarks.load(ROOT / "params.yaml").benchmark("linear-mnist"),
+        load_params(ROOT / "params.yaml").benchmark("linear-mnist"),
         data,
         [{"error": 0.0, "top5_error": 0.0, "claimed_on": {"error": 0.0}}],
         np.eye(4, dtype=np.int64),
@@ -657,7 +661,7 @@ def test_images_of_the_claim_that_are_not_there_are_one_line(copied: Path, on: d
     edit_params(Path("params.yaml"), linear_mnist=changes)
     for check in (
         lambda: run("linear-mnist"),
-        lambda: trial.check(benchmarks.load().benchmark("linear-mnist"), "laptop", Path("datasets")),  # before training
+        lambda: trial.check(load_params().benchmark("linear-mnist"), "laptop", Path("datasets")),  # before training
     ):
         with pytest.raises(UserError) as caught:
             check()

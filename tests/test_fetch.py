@@ -26,12 +26,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines import fetch, rawfiles, sources
-from pipelines.datasets import open_dataset
-from pipelines.download import Patience, Remote, SourceError, SourceSlow, download, mismatch, shown
-from pipelines.errors import UserError
-from pipelines.sources import Gzips, Mirror, Npm, Pin, Source, Tarball, cifar10_from_png, copy_out
-from tests.test_imagefolder import soon
+from pipelines import fetch
+from pipelines.command.errors import UserError
+from pipelines.data import rawfiles, sources
+from pipelines.data.datasets import open_dataset
+from pipelines.data.download import Patience, Remote, SourceError, SourceSlow, download, mismatch, shown
+from pipelines.data.sources import Gzips, Mirror, Npm, Pin, Source, Tarball, cifar10_from_png, copy_out
+from tests.data.test_imagefolder import soon
 
 REPOSITORY = Path(__file__).parents[1]
 QUICK = Patience(connect=20.0, read=20.0, attempts=3)  # of a machine that is busy with other tests
@@ -381,7 +382,7 @@ def test_a_full_disk_is_no_sources_fault(root: Path, tmp_path: Path, monkeypatch
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("pipelines.sources._copy", full)
+    monkeypatch.setattr("pipelines.data.sources._copy", full)
     with pytest.raises(OSError, match="No space left on device"):
         run(root, [Mirror(str(mirror))])
 
@@ -778,7 +779,7 @@ def test_a_mirror_copies_no_more_than_the_pin(root: Path, tmp_path: Path, monkey
     mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
     with (mirror / "mnist" / IMAGES).open("ab") as file:
         file.truncate(10**12)  # holes
-    monkeypatch.setattr("pipelines.sources._copy", None)
+    monkeypatch.setattr("pipelines.data.sources._copy", None)
     log: list[str] = []
     with pytest.raises(TypeError):  # of the next file, which is copied
         fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Mirror(str(mirror))], QUICK, log.append)

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from tests.checkout import BIN, Checkout
+from tests.disturbed import OFTEN
 from tests.processes import name_of, started_by
-from tests.training import OFTEN
 
 pytestmark = pytest.mark.usefixtures("ends_all")
 

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 
-from pipelines import benchmarks, datasets, spec, store, trial
-from pipelines.batches import Chunks
-from pipelines.errors import UserError
-from pipelines.journal import Journal, PreemptedError, Worker
+from pipelines import trial
+from pipelines.command.errors import UserError
+from pipelines.config.params import Params
+from pipelines.data import datasets
+from pipelines.data.batches import Chunks
+from pipelines.training import spec, store
+from pipelines.training.journal import Journal, PreemptedError, Worker
 from tests.conftest import ROOT, edit_params, environment
-from tests.training import same_weights, slurm
+from tests.disturbed import same_weights, slurm
 
 NAME = "linear-mnist"
 SHORT: dict[str, Any] = {  # 225 minibatches an epoch, in two chunks
@@ -30,7 +33,9 @@ SHORT: dict[str, Any] = {  # 225 minibatches an epoch, in two chunks
 
 PREEMPTED = """
     import os, signal, sys
-    from pipelines import errors, journal, trial
+    from pipelines import trial
+    from pipelines.command import errors
+    from pipelines.training import journal
     number, epoch = int(sys.argv.pop()), int(sys.argv.pop())
     train = journal.Journal.on_train_batch_end
 
@@ -58,7 +63,7 @@ def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return planned
 
 
-def trials(params: benchmarks.Params, data: Path, root: Path) -> list[spec.Spec]:
+def trials(params: Params, data: Path, root: Path) -> list[spec.Spec]:
     return [one.on("cpu", threads=1) for one in spec.trials(params, NAME, data=data, root=root)]
 
 
@@ -117,7 +122,7 @@ def test_a_trial_that_is_preempted_in_its_last_minibatches_ends_as_it_would(
             signal.raise_signal(number)
 
     with pytest.MonkeyPatch.context() as always:
-        always.setattr("pipelines.journal.PROGRESS_EVERY_S", 0.0)
+        always.setattr("pipelines.training.journal.PROGRESS_EVERY_S", 0.0)
         trial.run(job[0], Worker(preempted_by=(number,)), watch=preempt)
     assert same_weights(job[0].files.weights, undisturbed[0].files.weights)
     assert signal.getsignal(number) is before  # it is this process's again

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipelines import benchmarks, compare
-from pipelines.page import outcomes, table3
-from pipelines.verdicts import Verdict, claim_margin, judge, shown
+from pipelines import compare
+from pipelines.config.params import load_params
+from pipelines.results.page import outcomes, table3
+from pipelines.results.verdicts import Verdict, claim_margin, judge, shown
 from tests.conftest import ROOT
 
-PARAMS = benchmarks.load(ROOT / "params.yaml")
+PARAMS = load_params(ROOT / "params.yaml")
 README = (ROOT / "README.md").read_text()
 LEDGERS = sorted((ROOT / "results").glob("*.json"))
 RUN: list[tuple[Path, Any]] = [(path, row) for path in LEDGERS for row in json.loads(path.read_text()) if row["n"]]

@@ -23,13 +23,15 @@ from typing import Any
 
 import pytest
 
-from pipelines import cluster, estimate, spec, store, trial
 from pipelines import train as stage
-from pipelines.cluster import Cluster, Node
-from pipelines.errors import UserError, printable
+from pipelines import trial
+from pipelines.cluster import connection, estimate
+from pipelines.cluster.connection import Cluster, Node
+from pipelines.command.errors import UserError, printable
+from pipelines.training import spec, store
 from tests.conftest import ROOT, edit_params, environment
+from tests.disturbed import QUIET, TRAIN, Run, only, same_weights, slurm, specs, train, worker_of
 from tests.processes import name_of, started_by, until
-from tests.training import QUIET, TRAIN, Run, only, same_weights, slurm, specs, train, worker_of
 
 pytestmark = pytest.mark.usefixtures("ends_all")
 SHORT: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 2, "seeds": [0, 1]}}
@@ -220,7 +222,7 @@ def test_a_malformed_cluster_address_is_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", address)
     shown = re.escape(f"{address[:199]}…" if len(address) > 200 else printable(address))
     line = f"^RAY_ADDRESS is {shown}; expected host:port, ray://host:port, auto, or nothing$"
-    with pytest.raises(UserError, match=line), cluster.connect():
+    with pytest.raises(UserError, match=line), connection.connect():
         pass
 
 
@@ -229,7 +231,7 @@ def test_an_unreachable_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(UserError) as caught, cluster.connect():
+        with pytest.raises(UserError) as caught, connection.connect():
             pass
     assert str(caught.value) == (
         f"RAY_ADDRESS is {address}, which can't be reached (Connection refused); "
@@ -249,7 +251,7 @@ def test_what_answers_and_is_no_ray_is_one_line_at_once(
         line = (
             f"^RAY_ADDRESS is {address}, which can't be reached .no Ray cluster answers there: unavailable.; expected"
         )
-        with pytest.raises(UserError, match=line), cluster.connect():
+        with pytest.raises(UserError, match=line), connection.connect():
             pass
         closing.shutdown()
     assert capfd.readouterr() == ("", "")

@@ -25,9 +25,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import benchmarks, datasets, journal, progress, provenance, schema, spec, store, subsets, trial, workload
-from pipelines.errors import UserError
-from pipelines.spec import Spec
+from pipelines import trial
+from pipelines.cluster import workload
+from pipelines.command import progress
+from pipelines.command.errors import UserError
+from pipelines.config import schema
+from pipelines.config.params import Model, load_params
+from pipelines.data import datasets, subsets
+from pipelines.training import journal, provenance, spec, store
+from pipelines.training.spec import Spec
 from tests.conftest import ROOT, edit_params, environment, hide_test_images
 
 NAME = "lenet5-mnist"
@@ -77,7 +83,7 @@ def test_other_code_than_it_was_planned_with_does_not_train_a_trial(
     one = planned()
     trial._behind.cache_clear()
     with monkeypatch.context() as edited:
-        edited.setattr(trial, "LOADED", trial.LOADED | {"pipelines/losses.py": "edited since"})
+        edited.setattr(trial, "LOADED", trial.LOADED | {"pipelines/training/losses.py": "edited since"})
         with pytest.raises(UserError, match="lenet5-mnist seed 0: the source files or the data were changed after it"):
             trial.run(one)
     assert not one.files.trial.exists()
@@ -103,7 +109,7 @@ def test_what_is_fitted_is_kept_under_the_code_that_fitted_it(project: Path, mon
     one = planned()
     data, fits = datasets.open_dataset(one.data, "mnist"), one.store / "fitted"
     for loaded, kept in (("as it is", 1), ("as it is", 1), ("edited", 2)):
-        monkeypatch.setattr(trial, "LOADED", trial.LOADED | {"pipelines/transforms.py": loaded})
+        monkeypatch.setattr(trial, "LOADED", trial.LOADED | {"pipelines/data/transforms.py": loaded})
         trial.fitted(one.benchmark, data, one.store)
         assert len(list(fits.glob("*.pt"))) == kept
 
@@ -124,7 +130,8 @@ def test_the_seed_decides_the_weights_and_nothing_else_does(project: Path) -> No
 
 KILLED = """
     import os, signal, sys, pickle
-    from pipelines import journal, trial
+    from pipelines import trial
+    from pipelines.training import journal
     journal.Journal._agree = lambda self, now, batch: True  # a checkpoint wherever there may be one
     one, stop_at = pickle.load(open(sys.argv[1], "rb")), float(sys.argv[2])
     save = journal.Journal._save
@@ -309,7 +316,7 @@ def test_an_option_of_another_type_is_one_line(
     one, data = planned({}), datasets.open_dataset(Path("datasets"), "mnist")
     for value in values:
         options = {**given, option.partition("[")[0]: value}
-        model = benchmarks.Model(family=name, name=name, options=options)
+        model = Model(family=name, name=name, options=options)
         with pytest.raises(UserError) as caught:
             trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 227, 227))
         line = str(caught.value)
@@ -320,7 +327,7 @@ def test_an_option_of_another_type_is_one_line(
 def test_a_builder_says_what_the_range_of_an_option_is(project: Path) -> None:
     one, data = planned({}), datasets.open_dataset(Path("datasets"), "mnist")
     for option, value in (("dropout", 1.5), ("dropout", -0.1), ("fc_std", -1.0), ("bias", 1e39)):
-        model = benchmarks.Model(family="alexnet", name="alexnet", options={option: value})
+        model = Model(family="alexnet", name="alexnet", options={option: value})
         with pytest.raises(UserError, match=r"^benchmarks\.lenet5-mnist\.model(: alexnet|\.options\.)"):
             trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 67, 67))
 
@@ -386,7 +393,7 @@ def test_a_trial_that_diverges_says_so_and_can_be_read(project: Path) -> None:
 
 
 def test_resolved_is_plain_and_complete() -> None:
-    params = benchmarks.load(ROOT / "params.yaml")
+    params = load_params(ROOT / "params.yaml")
     for benchmark in params.benchmarks.values():
         resolved = benchmark.resolved("paper")
         assert json.loads(json.dumps(resolved)) == resolved
@@ -426,7 +433,7 @@ def test_an_optimiser_that_does_not_fit_the_model_is_one_line(
 @pytest.mark.usefixtures("ends_all")
 def test_a_signal_ends_the_command_with_one_line(project: Path) -> None:
     planned({"budgets.laptop": {"epochs": 5000, "seeds": [0, 1]}})
-    trials = spec.trials(benchmarks.load(), NAME, data=Path("datasets"), root=Path("store"))
+    trials = spec.trials(load_params(), NAME, data=Path("datasets"), root=Path("store"))
     command = [sys.executable, "-W", "ignore", "-m", "pipelines.trial", NAME, "--device=cpu", "--threads=1", "--seed"]
     started = [
         subprocess.Popen([*command, str(one.seed)], env=environment(), stderr=subprocess.PIPE, text=True)

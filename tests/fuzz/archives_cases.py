@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines import imagefolder
-from pipelines.benchmarks import Source
-from pipelines.datasets import open_dataset
-from pipelines.errors import UserError
+from pipelines.command.errors import UserError
+from pipelines.config.params import Source
+from pipelines.data import imagefolder
+from pipelines.data.datasets import open_dataset
 from tests.fuzz.images_cases import damage
 
 FORMS = ("pets.tar", "pets.tgz", "pets.zip")

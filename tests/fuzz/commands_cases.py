@@ -13,7 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from pipelines import benchmarks, cluster, ending, fetch, localray, store, tracking_cursor
+from pipelines import fetch
+from pipelines.cluster import connection, local
+from pipelines.command import ending
+from pipelines.config import params as params_module
+from pipelines.config.params import load_params
+from pipelines.tracking import cursors
+from pipelines.training import store
 from tests.conftest import ROOT
 
 ABSOLUTE = ("/etc/passwd", "/proc/none", "/dev/null", "/dev/fd/0")
@@ -31,7 +37,7 @@ WORDS = (
 COMMANDS = ("train", "evaluate", "choose", "suite", "fetch", "trial")
 REFUSING = ("compare", "dashboard", "tracking")  # with a word that is none of theirs
 MODULES = {name: importlib.import_module(f"pipelines.{name}") for name in (*COMMANDS, *REFUSING)}
-PARAMS = benchmarks.load(ROOT / "params.yaml")
+PARAMS = load_params(ROOT / "params.yaml")
 
 
 def case(random: random.Random, folder: Path) -> None:
@@ -59,7 +65,7 @@ def case(random: random.Random, folder: Path) -> None:
         mock.patch.dict(os.environ, given),
         mock.patch("tempfile.tempdir", None),
         mock.patch.object(ending, "follow"),
-        mock.patch.object(benchmarks, "load", lambda *path: PARAMS),
+        mock.patch.object(params_module, "load_params", lambda *path: PARAMS),
         contextlib.redirect_stderr(io.StringIO()),
     ):
         work()
@@ -73,13 +79,13 @@ def _word(random: random.Random) -> str:
 
 # What commands make of each variable.
 CHECKS: dict[str, Callable[[], object]] = {
-    "RAY_ADDRESS": cluster.named_address,
-    "RAY_TMPDIR": localray._folder,
-    "TMPDIR": localray._folder,
-    "HOME": localray.tighten,
+    "RAY_ADDRESS": connection.named_address,
+    "RAY_TMPDIR": local._folder,
+    "TMPDIR": local._folder,
+    "HOME": local.tighten,
     "RUN_STORE": lambda: store.require_folder(store.default()),
     "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(fetch.RAW["mnist"])],
-    "MLFLOW_TRACKING_URI": lambda: tracking_cursor.tracking_uri(Path()),
+    "MLFLOW_TRACKING_URI": lambda: cursors.tracking_uri(Path()),
 }
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines import benchmarks, compare, store
-from pipelines.errors import UserError
+from pipelines import compare
+from pipelines.command.errors import UserError
+from pipelines.config.params import Params, load_params
+from pipelines.training import store
 from tests import report_inputs
 
 Array = npt.NDArray[Any]
@@ -31,12 +33,12 @@ ODD: tuple[Any, ...] = (
 
 
 @functools.cache
-def template() -> tuple[Path, benchmarks.Params]:
+def template() -> tuple[Path, Params]:
     """Made once: three seeds of each, and one image of each cell."""
     home = Path(tempfile.mkdtemp(prefix="fuzz-evaluations-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     report_inputs.make(home, test_images=40, per_cell=1, names=NAMES, seeds=(0, 1, 2))
-    return home, benchmarks.load(home / "params.yaml")
+    return home, load_params(home / "params.yaml")
 
 
 def case(rng: random.Random, folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import tests.fuzz
-from pipelines.errors import UserError
+from pipelines.command.errors import UserError
 
 LIMIT_S = 5.0  # of a case
 LONGEST_LINE = 500  # characters of an error

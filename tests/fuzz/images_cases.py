@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from pipelines.errors import UserError
-from pipelines.pictures import Undecodable, decode
+from pipelines.command.errors import UserError
+from pipelines.data.pictures import Undecodable, decode
 
 MODES = {
     "AVIF": ("RGB", "RGBA", "L"),

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import benchmarks, fetch, rawfiles, suite, yamlfile
-from pipelines.errors import UserError
+from pipelines import fetch, suite
+from pipelines.command.errors import UserError
+from pipelines.config import yamlfile
+from pipelines.config.params import load_params, plain, read_params
+from pipelines.data import rawfiles
 from tests.conftest import ROOT
 
 ROWS = ("linear-mnist", "lenet5-rbf-mnist", "convnetjs-cifar10", "alexnet-imagenette")
@@ -119,8 +122,8 @@ def case(random: random.Random, folder: Path) -> None:
         if random.random() < 0.2:
             switch(random, path)
         else:
-            params = benchmarks.load(path)
-            json.dumps(benchmarks.plain(params), allow_nan=False).encode()
+            params = load_params(path)
+            json.dumps(plain(params), allow_nan=False).encode()
             assert max(map(len, (*params.benchmarks, *params.suites, *params.datasets)), default=0) <= 60
     except UserError as error:
         assert not PYTHON.search(str(error)), error
@@ -135,7 +138,7 @@ def switch(random: random.Random, path: Path) -> None:
     except BaseException:
         assert path.read_bytes() == before
         raise
-    assert benchmarks.load(path).suite.name == name
+    assert load_params(path).suite.name == name
     head = re.split(rb"^suite:", before, flags=re.MULTILINE)[0]
     assert path.read_bytes().startswith(head)
 
@@ -150,7 +153,7 @@ def read_pins(random: random.Random, folder: Path) -> None:
 @functools.cache
 def small() -> dict[str, Any]:
     """A params.yaml of some of the real rows, one of each kind."""
-    found = benchmarks.read(ROOT / "params.yaml")
+    found = read_params(ROOT / "params.yaml")
     rows = {name: found["benchmarks"][name] for name in ROWS}
     for row in rows.values():
         row["deviations"] = row["deviations"][:1]

@@ -19,9 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines import benchmarks, datasets, estimate, evaluate, journal, progress, spec, store, train, trial
-from pipelines.errors import UserError
-from pipelines.journal import Journal, Worker
+from pipelines import evaluate, train, trial
+from pipelines.cluster import estimate
+from pipelines.command import progress
+from pipelines.command.errors import UserError
+from pipelines.config.params import Benchmark, Budget, Optimiser, Recipe, load_params
+from pipelines.data import datasets
+from pipelines.training import journal, spec, store
+from pipelines.training.journal import Journal, Worker
 from tests.conftest import ROOT
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -56,15 +61,15 @@ def template() -> Path:
 
 
 @functools.cache
-def benchmark() -> benchmarks.Benchmark:
+def benchmark() -> Benchmark:
     """A linear net with a fitted mean."""
-    found = benchmarks.load(ROOT / "params.yaml").benchmark("linear-mnist")
-    recipe = benchmarks.Recipe(
+    found = load_params(ROOT / "params.yaml").benchmark("linear-mnist")
+    recipe = Recipe(
         batch=20,
-        optimiser=benchmarks.Optimiser(name="sgd", lr=0.001, momentum=0.9),
+        optimiser=Optimiser(name="sgd", lr=0.001, momentum=0.9),
         preprocess=({"mean_subtract": {"per": "pixel"}},),
     )
-    budgets = {name: benchmarks.Budget(epochs=2, seeds=(0, 1)) for name in ("paper", "laptop")}
+    budgets = {name: Budget(epochs=2, seeds=(0, 1)) for name in ("paper", "laptop")}
     return dataclasses.replace(found, recipe=recipe, budgets=budgets)
 
 

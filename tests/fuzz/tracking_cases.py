@@ -9,8 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pipelines import tracking_content, tracking_cursor, tracking_limits
-from pipelines.tracking_spool import Spool
+from pipelines.tracking import cursors, limits, records
+from pipelines.tracking.waiting import Spool
 
 KEY, HASH = "0123456789abcdef", "d" * 64
 ROW = {"class": "a", "precision": 0.5, "recall": None, "f1": 0.5, "support": 2}
@@ -77,23 +77,23 @@ def case(random: Random, folder: Path) -> None:
     _write(random, folder / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv", "1,1\n0,2\n")
     cursor = {"runs": {f"trial:{KEY}": {"run_id": "1", "sent": {"curve": "0.5"}}}}
     spool = Spool.below(folder)
-    path = tracking_cursor.Cursor.of(spool, "http://127.0.0.1:9").path
+    path = cursors.Cursor.of(spool, "http://127.0.0.1:9").path
     _write(random, path, json.dumps(_changed(random, cursor)))
-    records, problems = tracking_content.gather(spool)
-    assert all(tracking_limits.name(problem, 400).isprintable() for problem in problems)
-    for record in records:
+    gathered, problems = records.gather(spool)
+    assert all(limits.name(problem, 400).isprintable() for problem in problems)
+    for record in gathered:
         _check(record)
-    tracking_cursor.pending(spool, "http://127.0.0.1:9")
+    cursors.pending(spool, "http://127.0.0.1:9")
 
 
-def _check(record: tracking_content.Record) -> None:
+def _check(record: records.Record) -> None:
     assert record.name.isprintable() and len(record.name) <= 250 and len(record.experiment) <= 500
     assert 0 <= record.started <= 1e11 and (record.ended is None or 0 <= record.ended <= 1e11)
     for part in record.parts:
         for key, value in {**part.params, **part.tags}.items():
-            sent = tracking_limits.key(key)
+            sent = limits.key(key)
             assert re.fullmatch(r"[/\w.\- :]{1,250}", sent) and posixpath.normpath(sent) == sent
-            tracking_limits.value(value, tracking_limits.TAG).encode()
+            limits.value(value, limits.TAG).encode()
         for point in part.points:
             assert abs(point.step) < 2**63 and 0 <= point.time <= 1e11 and isinstance(point.value, float)
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines import benchmarks, datasets, spec, store, trial
+from pipelines import trial
+from pipelines.config.params import Budget, load_params
+from pipelines.data import datasets
+from pipelines.training import spec, store
 
 FOLDER = Path(__file__).parent
 PARAMS = FOLDER.parent.parent / "params.yaml"
@@ -74,8 +77,8 @@ def write_images(root: Path, name: str) -> None:
 def train(name: str, home: Path) -> str:
     """Train the row in ``home``, and put what it came to into words: the golden file."""
     images, batch = ROWS[name]
-    benchmark = benchmarks.load(PARAMS).benchmark(name)
-    budget = benchmarks.Budget(epochs=EPOCHS, seeds=(0,), train_images=images)
+    benchmark = load_params(PARAMS).benchmark(name)
+    budget = Budget(epochs=EPOCHS, seeds=(0,), train_images=images)
     recipe = dataclasses.replace(benchmark.recipe, batch=batch)
     if recipe.boosting is not None:
         recipe = dataclasses.replace(recipe, boosting=dataclasses.replace(recipe.boosting, candidates=CANDIDATES))

@@ -1,0 +1,1 @@
+"""Ray: start or join it, place trials on it, train one trial with several workers."""

@@ -1,0 +1,404 @@
+"""Start or join Ray, and turn what a benchmark asks for into what the cluster has."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from pipelines.cluster import local
+from pipelines.command import ending
+from pipelines.command.errors import USER_ERROR, UserError
+from pipelines.config.params import Benchmark
+
+Endpoint = tuple[str, int]  # host and port
+CLIENT = "ray://"
+ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
+CONNECT_S = 5.0
+ANSWER_S = 20.0  # the head may be busy
+NO_RAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED")
+LOST_S = 1.0  # without an answer, on this machine
+LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
+GRACE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
+FOLLOW_EVERY_S = 0.5
+RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
+ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What one machine of a cluster has in all, taken or free."""
+
+    cpus: int
+    gpus: int = 0
+
+    def holds(self, cpus: int, gpus: float) -> int:
+        """How many workers of ``cpus`` and ``gpus`` fit on it side by side; a fraction is a fraction of one GPU."""
+        fits = self.cpus // cpus
+        if gpus:
+            fits = min(fits, self.gpus * int(1 / gpus + ROUNDING) if gpus < 1 else int(self.gpus // gpus))
+        return fits
+
+    def __str__(self) -> str:
+        return f"{_count(self.cpus, 'CPU')} and {_count(self.gpus, 'GPU')}" if self.gpus else _count(self.cpus, "CPU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A connected Ray cluster."""
+
+    address: str | None  # None: started here, for this process alone
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    def __str__(self) -> str:
+        where = "Ray started here" if self.address is None else f"Ray cluster at {self.address}"
+        nodes = "" if len(self.nodes) == 1 else f"{len(self.nodes)} nodes, "
+        return f"{where}: {nodes}{self.cpus} CPUs, {self.gpus} GPUs"
+
+    def gpus_for(self, benchmark: Benchmark) -> float:
+        """GPUs that one worker of the benchmark takes here: what it requires, or likes to have where there are any."""
+        asked = benchmark.resources
+        return asked.gpus or (asked.gpus_if_any if self.gpus else 0.0)
+
+    def require(self, benchmark: Benchmark) -> None:
+        """Raise UserError when the benchmark could never be placed here, where Ray would wait for ever.
+
+        A worker runs on one node: what the cluster has in all may be enough, and yet no node hold it.
+        """
+        asked, gpus, fits = benchmark.resources, self.gpus_for(benchmark), self._fits(benchmark)
+        if fits >= asked.workers:
+            return
+        each = f"benchmarks.{benchmark.name}.resources: "
+        each += f"{asked.workers} workers of " if asked.workers > 1 else ""
+        if asked.cpus * asked.workers > self.cpus:
+            raise UserError(f"{each}{_count(asked.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
+        if gpus * asked.workers > self.gpus:
+            raise UserError(f"{each}{_count(gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
+        wanted = _count(asked.cpus, "CPU") + (f" and {_count(gpus, 'GPU')}" if gpus else "")
+        if not fits:
+            raise UserError(f"{each}{wanted}; expected no more than one node has: {self._nodes()}")
+        raise UserError(f"{each}{wanted}; expected at most {fits} of them, as fit on the nodes: {self._nodes()}")
+
+    def side_by_side(self, benchmark: Benchmark) -> int:
+        """How many trials of the benchmark the cluster holds at once."""
+        return self._fits(benchmark) // benchmark.resources.workers
+
+    def _fits(self, benchmark: Benchmark) -> int:
+        gpus = self.gpus_for(benchmark)
+        return sum(node.holds(benchmark.resources.cpus, gpus) for node in self.nodes)
+
+    def _nodes(self) -> str:
+        kinds = Counter(map(str, sorted(self.nodes, key=lambda node: (-node.gpus, -node.cpus))))
+        return ", ".join(f"{times} of {kind}" for kind, times in kinds.items())
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def connect() -> Iterator[Cluster]:
+    """Join the cluster that ``RAY_ADDRESS`` names, or start one on this machine; leave or end it afterwards.
+
+    Raises UserError when ``RAY_ADDRESS`` can't be reached, when Ray does not come up here, and when the cluster is lost
+    in the meantime.
+    """
+    address = named_address()
+    local.tighten()
+    others = psutil.Process().children(recursive=True)
+    try:
+        with _native_output_dropped():
+            _start(address)
+            with _watched(address) as found:
+                yield found
+    except KeyboardInterrupt:
+        if address is None:  # it may have come while Ray started or was shut down
+            ending.end_children(but=others)
+        raise
+
+
+def named_address() -> str | None:
+    """What ``RAY_ADDRESS`` names; None where Ray is to be started here. Raises UserError for what is no address."""
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if named in ("", "local"):
+        return None
+    if named != "auto":
+        _host_port(named)
+    return named
+
+
+@contextmanager
+def _watched(address: str | None) -> Iterator[Cluster]:
+    import ray
+
+    watch = _Watch(address, _endpoints(address))
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        found = (Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in nodes)
+        yield Cluster(address=address, nodes=tuple(found))
+    except UserError:
+        raise
+    except Exception:
+        if watch.finds_lost():
+            raise UserError(watch.line) from None
+        raise
+    except KeyboardInterrupt:
+        if watch.lost.is_set():
+            raise UserError(watch.line) from None
+        raise
+    finally:
+        with watch.ending():
+            ray.shutdown()
+        if watch.lost.is_set():
+            ending.dealt_with()
+
+
+def _start(address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Ray Train polls its workers every 2 s otherwise
+    # A cluster may be busy for longer than the minute that Ray Train waits for its workers; what can't ever be placed
+    # is refused before.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(24 * 3600))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A worker that Ray ends for want of memory would be started again for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    try:
+        if address is None:
+            folder = local.prepare()
+        elif address != "auto":
+            _probe(address, _host_port(address))
+        _silence()
+        if address is None:
+            local.start(folder, common)
+        else:
+            _join(address, common)
+    except SystemExit:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from None
+    ending.heed(signal.SIGTERM)
+
+
+def _silence() -> None:
+    """Keep from the terminal what Ray prints by itself, 130 lines of a dead raylet's log among it: its logs have it."""
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    ray._private.worker.print_to_stdstream = lambda *told, **how: None
+
+
+@contextmanager
+def _native_output_dropped() -> Iterator[None]:
+    """Let ``sys.stderr`` alone write to the error output: Ray's C++ code complains there, too, of what it loses."""
+    stream = sys.stderr
+    if stream is None:  # closed, and so there is nothing to keep clean
+        yield
+        return
+    shown = os.dup(2)
+    encoding, errors = (getattr(stream, name, None) for name in ("encoding", "errors"))
+    with open(os.devnull, "wb") as away, open(shown, "w", buffering=1, encoding=encoding, errors=errors) as ours:
+        stream.flush()
+        os.dup2(away.fileno(), 2)
+        if stream is sys.__stderr__:
+            sys.stderr = ours
+        try:
+            yield
+        finally:
+            sys.stderr = stream
+            os.dup2(shown, 2)
+
+
+def _join(address: str, common: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        if address == "auto":  # what Ray finds on this machine, or was started there once
+            _probe(address, _host_port(ray._private.services.get_ray_address_from_environment(address, None)))
+        else:
+            _ask(address)
+        ray.init(address=address, **common)
+    except UserError:
+        raise
+    except ray.exceptions.AuthenticationError as error:
+        raise local.no_token(error) from None
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise _unreachable(address, _short(str(error) or type(error).__name__)) from None
+
+
+def _ask(address: str) -> None:
+    """UserError unless a Ray of this version answers there, and to the token in use here.
+
+    Ray itself tells the one from the other by waiting for minutes, and fills the terminal meanwhile.
+    """
+    import grpc
+    import ray
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import CheckAliveReply
+
+    client = address.startswith(CLIENT)
+    method = "/ray.rpc.RayletDriver/ClusterInfo" if client else "/ray.rpc.NodeInfoGcsService/CheckAlive"
+    options = [("grpc.enable_http_proxy", 0)]  # as Ray has it
+    with init_grpc_channel(address.removeprefix(CLIENT), options) as channel:
+        try:
+            answer = channel.unary_unary(method)(b"", timeout=ANSWER_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise UserError(f"RAY_ADDRESS is {address}, a cluster with another token; {local.TOKEN}") from None
+            if not client or error.code().name in NO_RAY:
+                raise _unreachable(address, f"no Ray cluster answers there: {error.code().name.lower()}") from None
+            return
+    version = ray.__version__ if client else CheckAliveReply.FromString(answer).ray_version
+    if version != ray.__version__:
+        raise _unreachable(address, f"it runs Ray {version}, not {ray.__version__}")
+
+
+def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
+    """What this process can't do without: the cluster's head, and the raylet of the node that it has joined."""
+    import ray
+
+    if address is not None and address.startswith(CLIENT):
+        return (_host_port(address),)
+    context = ray.get_runtime_context()
+    mine = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+    raylets = ((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in mine)
+    return _host_port(context.gcs_address), *raylets
+
+
+class _Watch(threading.Thread):
+    """Ends this process's work when the cluster is lost.
+
+    Ray alone goes on for ever without a raylet, its tasks waiting for one, and aborts the process a minute after the
+    head has gone.
+    """
+
+    def __init__(self, address: str | None, endpoints: tuple[Endpoint, ...]) -> None:
+        super().__init__(daemon=True, name="watch-cluster")
+        self.address, self.endpoints = address, endpoints
+        self.over, self.lost, self.ended = threading.Event(), threading.Event(), threading.Event()
+        self.start()
+
+    @property
+    def line(self) -> str:
+        """What the user is told."""
+        which = "that was started here" if self.address is None else f"at {self.address}"
+        return f"the Ray cluster {which} was lost; run the same command again, trials go on at their last checkpoints"
+
+    def run(self) -> None:
+        """Interrupt the main thread when nothing has answered for some time; end the process if that does not."""
+        patience = LOST_S if self.address is None else LOST_ELSEWHERE_S
+        answered = time.monotonic()
+        while not self.over.wait(patience / 4):
+            if all(map(_answers, self.endpoints)):
+                answered = time.monotonic()
+            elif time.monotonic() - answered > patience:
+                self.lost.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+                break
+        if self.lost.is_set() and not self.ended.wait(GRACE_S):
+            ending.end_children()
+            print(f"error: {self.line}", file=sys.stderr, flush=True)
+            os._exit(USER_ERROR)
+
+    def finds_lost(self) -> bool:
+        """Whether the cluster is gone: Ray's own exceptions may come before the patience is over."""
+        if not self.lost.is_set() and not all(map(_answers, self.endpoints)):
+            self.lost.set()
+        return self.lost.is_set()
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Stop watching; leaving a lost cluster must not take for ever."""
+        self.over.set()
+        try:
+            yield
+        finally:
+            self.ended.set()
+
+
+def _answers(endpoint: Endpoint) -> bool:
+    try:
+        socket.create_connection(endpoint, timeout=CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache  # a worker may be used for one task after the other
+def end_with_raylet() -> None:
+    """In a Ray worker: end this process as soon as the raylet that started it is gone.
+
+    Ray lets a busy worker go on, and starts its task again elsewhere: two processes would train the same trial. Called
+    before anything is imported: who asks when the raylet has gone follows whoever has taken this process over.
+    """
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-raylet").start()
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(FOLLOW_EVERY_S)
+    os._exit(1)
+
+
+def _probe(address: str, endpoint: Endpoint) -> None:
+    """A TCP connection first: Ray itself tries an address that nobody answers for a minute."""
+    try:
+        socket.create_connection(endpoint, timeout=CONNECT_S).close()
+    except OSError as error:
+        raise _unreachable(address, error.strerror or str(error)) from None
+
+
+def _host_port(address: str) -> Endpoint:
+    found = ADDRESS.fullmatch(address)
+    try:
+        host, port = (found["host"].strip("[]"), int(found["port"])) if found else ("", 0)
+        host.encode("idna")  # as a connection would, with a traceback for "head..cluster"
+    except ValueError:
+        port = 0
+    if not 0 < port < 2**16:
+        raise UserError(f"RAY_ADDRESS is {_short(address)}; expected host:port, ray://host:port, auto, or nothing")
+    return host, port
+
+
+def _short(text: str) -> str:
+    """At most 200 characters of it, on a line."""
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else f"{line[:199]}…"
+
+
+def _unreachable(address: str, reason: str) -> UserError:
+    expected = "expected a running Ray cluster, or unset it"
+    return UserError(f"RAY_ADDRESS is {_short(address)}, which can't be reached ({reason}); {expected}")
+
+
+def lost_worker(what: str, error: BaseException) -> UserError:
+    """What the user is told of a trial, or of what comes before it, whose worker process died once too often."""
+    import ray
+
+    if isinstance(error, ray.exceptions.OutOfMemoryError):  # its own text is a page
+        reason = "out of memory: fewer trials run at once where each asks for more resources.cpus"
+    else:
+        reason = _short(str(error)) or type(error).__name__
+    again = "run the same command again, it goes on at the last checkpoint"
+    return UserError(f"{what}: its worker was lost ({reason}); {again}")

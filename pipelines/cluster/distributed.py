@@ -1,0 +1,126 @@
+"""One trial on several workers: Ray Train places them, Lightning's DDP averages their gradients.
+
+gloo on CPUs, NCCL on GPUs. The trial's own checkpoint in the store (shared storage, where there are several nodes) is
+what a restarted attempt goes on from; Ray Train keeps none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipelines.cluster import connection
+from pipelines.command.errors import UserError
+from pipelines.training.spec import Spec
+
+
+def train(spec: Spec, ray_cluster: connection.Cluster) -> None:
+    """Train ``spec`` to its end; workers that were lost are replaced, ``cluster.RETRIES`` times.
+
+    Raises UserError for what a worker says to its user, and when workers are lost again and again.
+    """
+    from ray.exceptions import RayError, RayTaskError
+    from ray.train import TrainingFailedError
+
+    for left in reversed(range(1 + connection.RETRIES)):
+        try:
+            return _fit(spec, ray_cluster)
+        except (TrainingFailedError, RayError) as error:
+            causes = list(_causes(error))
+            said = next((str(cause) for cause in causes if isinstance(cause, UserError)), None)
+            if said is not None:
+                raise UserError(said) from None
+            lost = [cause for cause in causes if isinstance(cause, RayError) and not isinstance(cause, RayTaskError)]
+            if not left and lost:
+                raise connection.lost_worker(spec.name, lost[0]) from None
+            # The others fail in a collective operation when one is lost, and may be the first to say so: torch's
+            # RuntimeError. Anything else that a worker raises is a bug, which would show again.
+            if not left or not (lost or any(isinstance(cause, (RuntimeError, OSError)) for cause in causes)):
+                raise
+
+
+def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
+    """One attempt. Ray Train itself repeats nothing: it would a damaged checkpoint too, and each time take minutes."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    asked, gpus = spec.benchmark.resources, ray_cluster.gpus_for(spec.benchmark)
+    each: dict[str, float] = {"CPU": asked.cpus} | ({"GPU": gpus} if gpus else {})
+    trainer = TorchTrainer(
+        _train_rank,
+        train_loop_config={"spec": spec},
+        scaling_config=ScalingConfig(num_workers=asked.workers, use_gpu=bool(gpus), resources_per_worker=each),
+        run_config=RunConfig(
+            # A finished run of the same name would return at once, and the store knows better.
+            name=f"{spec.key}-{time.time_ns()}",
+            storage_path=str(spec.store / "ray"),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=connection.RETRIES),
+        ),
+    )
+    if ray_cluster.address is None:
+        _leave_out_cleaner(trainer)
+    try:
+        _call(trainer.fit)
+    finally:
+        shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
+
+
+def _leave_out_cleaner(trainer: Any) -> None:
+    """It frees what a dead controller had reserved, and asks the dashboard whether that lives.
+
+    A cluster of our own has none: the cleaner would wait for it ten seconds at the end of each trial, for nothing, as
+    the cluster ends with this process.
+    """
+    usual = trainer._create_default_callbacks
+
+    def others() -> list[Any]:
+        return [callback for callback in usual() if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    trainer._create_default_callbacks = others
+
+
+def _call(function: Callable[[], object]) -> None:
+    """Call in a thread: in the main one Ray Train answers Ctrl-C itself, and takes ten seconds and status 0 for it."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="ray-train")
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+
+
+def _train_rank(config: dict[str, Any]) -> None:
+    """One worker of a distributed trial; runs in a Ray Train worker process."""
+    connection.end_with_raylet()
+    import ray.train
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
+
+    from pipelines import trial
+    from pipelines.training.journal import Worker
+
+    context = ray.train.get_context()
+    settings = {"strategy": RayDDPStrategy(), "plugins": [RayLightningEnvironment()], "devices": "auto"}
+    worker = Worker(
+        rank=context.get_world_rank(), workers=context.get_world_size(), trainer=settings, prepare=prepare_trainer
+    )
+    trial.run(config["spec"], worker)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception of Ray's, what each worker raised below it, and what caused that."""
+    while error is not None:
+        yield error
+        for failure in (getattr(error, "worker_failures", None) or {}).values():
+            yield from _causes(failure)
+        below = (getattr(error, name, None) for name in ("controller_failure", "health_check_failure", "cause"))
+        error = next((cause for cause in below if isinstance(cause, BaseException)), error.__cause__)

@@ -1,0 +1,126 @@
+"""How a command ends before its time: told to, or because the DVC or make that started it is gone.
+
+Killed, those leave what they started running, and the next `dvc repro` would meet it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from pipelines.command import errors
+
+CHECK_EVERY_S = 0.5
+GRACE_S = 30.0  # for putting things in order; shutting Ray down takes two seconds, or ten on a busy machine
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+DEALT = 0  # the number of no signal
+
+
+class _Interrupt:
+    """Ctrl-C and the like: a KeyboardInterrupt in the main thread, and an end of the process in any case.
+
+    What is thrown into the middle of a library's work may be swallowed there (an import, a destructor), may leave a
+    lock behind that somebody waits for, or never be thrown, where C code does not return. So a thread sees to the end.
+    A second signal, as make and the terminal may both send one, does not disturb what the first has set going.
+    """
+
+    def __init__(self) -> None:
+        self.heard = False
+        # A pipe. Python's own C code writes to it the number of each signal that comes, whoever handles that (while Ray
+        # starts, Ray does) and whenever.
+        self.told: int | None = None
+
+    def answer(self, number: int, frame: object) -> None:
+        """Handle a signal. It may find any lock taken by the very thread that it interrupts, so it takes none."""
+        if not self.heard:
+            self.heard = self.told is not None
+            raise KeyboardInterrupt
+
+    def bound(self) -> None:
+        """From now on, no end of this process takes longer than ``GRACE_S`` from the signal that asks for it."""
+        if self.told is None:
+            asked, self.told = os.pipe()
+            os.set_blocking(self.told, False)
+            signal.set_wakeup_fd(self.told, warn_on_full_buffer=False)
+            threading.Thread(target=self._see_to_it, args=(asked,), daemon=True, name="end").start()
+
+    def deal(self) -> None:
+        """The command goes on: a later signal is the first."""
+        if self.told is not None:
+            self.heard = False
+            os.write(self.told, bytes([DEALT]))
+
+    def _see_to_it(self, asked: int) -> None:
+        deadline: float | None = None
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([asked], [], [], left)[0]:
+                try:
+                    end_children()
+                finally:
+                    errors.end_interrupted()
+            number = os.read(asked, 1)[0]
+            if number == DEALT:
+                deadline = None
+            elif number in ENDS and deadline is None:
+                deadline = time.monotonic() + GRACE_S
+
+
+_interrupt = _Interrupt()
+dealt_with = _interrupt.deal
+
+
+def heed(*signals: signal.Signals) -> None:
+    """Make each of ``signals`` end this process as Ctrl-C does; nothing outside the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        for one in signals:
+            signal.signal(one, _interrupt.answer)
+
+
+def follow() -> None:
+    """End this process (as Ctrl-C would) once the DVC or the make that started it is gone; by hand, it stays.
+
+    For a command's ``main``: from here on Ctrl-C and SIGTERM end it within ``GRACE_S``, whatever it is at.
+    """
+    _interrupt.bound()
+    heed(signal.SIGTERM)  # a job that is stopped sends it, and kills three seconds later
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        heed(signal.SIGINT)
+    names = [name for name, sign in (("dvc", "DVC_STAGE"), ("make", "MAKELEVEL")) if sign in os.environ]
+    if not names:
+        return
+    above = psutil.Process().parents()  # DVC runs a stage's command through a shell, which outlives DVC
+    leader = next((process for process in above if _runs(process, names)), None)
+    if leader is None and "dvc" in names and len(above) <= 1:  # adopted by init: DVC ended in the meantime
+        raise KeyboardInterrupt
+    if leader is not None:
+        threading.Thread(target=_watch, args=(leader,), daemon=True, name="follow").start()
+
+
+def end_children(*, but: Sequence[psutil.Process] = ()) -> None:
+    """Kill what this process has started, and what that has."""
+    for process in set(psutil.Process().children(recursive=True)) - set(but):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _runs(process: psutil.Process, names: Sequence[str]) -> bool:
+    try:
+        return any(Path(word).name in names for word in process.cmdline()[:4])  # dvc repro, python -m dvc repro
+    except psutil.Error:
+        return False
+
+
+def _watch(parent: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # gone between the two calls
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(CHECK_EVERY_S)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,461 @@
+"""What lies in a directory, a tar or a zip archive: its pictures, what is passed over and why, and the bytes.
+
+The three are walked by one rule, so that a folder gives the same pictures unpacked and packed: links are followed where
+they lead; each folder is read once, by its own path where it has one; hidden folders and files are passed over.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import heapq
+import lzma
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal, Protocol, cast
+
+from pipelines.command.errors import UserError, printable
+from pipelines.data.pictures import FOREIGN, SUFFIXES
+
+# What the readers of archives raise; RuntimeError is zipfile's for a password or a method that it lacks.
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, LookupError, OverflowError, MemoryError, struct.error),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
+SYSTEM = frozenset(("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"))
+PIECE = 1 << 20  # bytes at a time, and the most that a header of a tar may take
+LARGEST_FILE = 1 << 28  # bytes of a picture
+MEMBERS = 2_000_000_000  # bytes of memory for the names in an archive: some five million
+MEMBER = 350  # bytes, beside the name
+LINKS_IN_TURN = 40  # as Linux has it
+PATH_MAX = 4096  # bytes, as Linux has it
+Kind = Literal["file", "folder", "nothing", "other"]
+
+
+def brief(text: str, length: int = 100) -> str:
+    """A name as it may stand in a message: printable, its middle left out where it is long."""
+    shown = printable(text)
+    return shown if len(shown) <= length else f"{shown[: length // 2]}...{shown[-length // 2 :]}"
+
+
+class LeftOut:
+    """What is passed over, by reason: how often, and the first by path as an example."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, tuple[int, str]] = {}
+
+    def add(self, reason: str, path: str) -> None:
+        """Count ``path`` under ``reason``."""
+        count, example = self.reasons.get(reason, (0, path))
+        self.reasons[reason] = (count + 1, min(example, path))
+
+    def __str__(self) -> str:
+        parts = (f"{reason}: {count} ({brief(path)})" for reason, (count, path) in sorted(self.reasons.items()))
+        return ", ".join(parts) or "nothing"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture by its path; ``place`` is the file, links followed; ``fault`` keeps it from being read."""
+
+    path: str
+    place: str
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name in a folder; ``place`` is where it leads."""
+
+    name: str
+    kind: Kind
+    place: str
+    link: bool = False
+
+
+class Files(Protocol):
+    """A collection of files: a directory, a tar or a zip archive."""
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+
+    def scan(self, left_out: LeftOut) -> list[Found]:
+        """Every picture, in no order; what is passed over goes to ``left_out``."""
+
+    def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+        """Place and content of each wanted file, in whatever order is quick; ``wanted`` has the path of each place."""
+
+
+def walk(root: str, entries: Callable[[str], Sequence[Entry]], left_out: LeftOut) -> list[Found]:
+    """Every picture below the folder ``root``; ``entries`` lists a folder, by name."""
+    found: list[Found] = []
+    seen = {root}
+    folders, links = [("", root)], list[tuple[str, str]]()  # paths and places; links wait for all other folders
+    while folders or links:
+        path, place = folders.pop() if folders else heapq.heappop(links)
+        if path and (place in seen or f"{root}/".startswith(f"{place.rstrip('/')}/")):
+            left_out.add("links to folders read before", path)
+            continue
+        seen.add(place)
+        try:
+            listed = entries(place)
+        except OSError as error:
+            found.append(Found(f"{path or '.'}/*", "", error.strerror or "unreadable"))
+            continue
+        for entry in listed:
+            below = f"{path}/{entry.name}" if path else entry.name
+            if entry.name.startswith(".") or entry.name in SYSTEM:
+                left_out.add("hidden or the system's", below)
+            elif entry.kind == "folder":
+                heapq.heappush(links, (below, entry.place)) if entry.link else folders.append((below, entry.place))
+            else:
+                _judge(below, entry, found, left_out)
+    return found
+
+
+def _judge(path: str, entry: Entry, found: list[Found], left_out: LeftOut) -> None:
+    suffix = PurePosixPath(entry.name).suffix.lower()
+    if entry.kind == "other":
+        left_out.add("neither files nor folders", path)
+    elif suffix in SUFFIXES:
+        found.append(Found(path, entry.place, "" if entry.kind == "file" else "No such file or directory"))
+    elif entry.kind == "nothing":
+        left_out.add("links to nothing", path)
+    else:
+        left_out.add("pictures of formats that are not read" if suffix in FOREIGN else "other files", path)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An unpacked directory."""
+
+    root: Path
+    label: str
+
+    def scan(self, left_out: LeftOut) -> list[Found]:  # noqa: D102
+        return walk(os.path.realpath(self.root), self._entries, left_out)
+
+    def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
+        for place, path in wanted.items():
+            try:
+                with Path(place).open("rb") as file:
+                    yield place, _whole(file, os.fstat(file.fileno()).st_size)
+            except (OSError, TooLarge) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise UserError(f"{self.label}: {brief(path)} cannot be read ({reason})") from None
+
+    @staticmethod
+    def _entries(place: str) -> list[Entry]:
+        with os.scandir(place) as listed:
+            return [Folder._entry(place, item) for item in sorted(listed, key=lambda item: item.name)]
+
+    @staticmethod
+    def _entry(place: str, item: os.DirEntry[str]) -> Entry:
+        link = item.is_symlink()
+        try:
+            mode = item.stat().st_mode
+        except OSError:  # leads to nothing, or round in a ring
+            return Entry(item.name, "nothing", "", link)
+        kind: Kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+        return Entry(item.name, kind, os.path.realpath(item.path) if link else os.path.join(place, item.name), link)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A member of an archive: its number, if a file; its target, if a link."""
+
+    kind: Kind | Literal["link"]
+    number: int = -1
+    target: str = ""
+
+
+FOLDER, NOTHING = Node("folder"), Node("nothing")
+
+
+class Members:
+    """The members of an archive by path, as unpacking would leave them."""
+
+    def __init__(self, left_out: LeftOut) -> None:
+        self.left_out = left_out
+        self.room = MEMBERS
+        self.nodes = {"": FOLDER}
+        self.names: dict[str, set[str]] = {"": set()}  # of what lies in a folder, by its path
+
+    def add(self, name: str, node: Node) -> None:
+        """Take a member in; of two with the same path the later counts. Raises ``ValueError`` for what cannot be."""
+        path = _inside(name)
+        if path is None:
+            self.left_out.add("paths that lead out of the archive", name)
+        elif path not in self.nodes:
+            self._put(path, node)
+        elif "folder" in (self.nodes[path].kind, node.kind):
+            if self.nodes[path].kind != node.kind:
+                raise ValueError(f"{path} is a folder and something else")
+        else:
+            self.left_out.add("replaced by later ones of the same name", path)
+            self.nodes[path] = node
+
+    def hard_link(self, name: str, target: str) -> None:
+        """Take in a member that is another name of an earlier one."""
+        known = self.nodes.get(_inside(target) or "", NOTHING)
+        self.add(name, NOTHING if known.kind == "folder" else known)
+
+    def entries(self, folder: str) -> list[Entry]:
+        """What lies in ``folder``, by name."""
+        return [self._entry(folder, name) for name in sorted(self.names[folder])]
+
+    def _put(self, path: str, node: Node) -> None:
+        self._keep(path, node)
+        if node.kind == "folder":
+            self.names[path] = set()
+        above, _, name = path.rpartition("/")
+        while above not in self.names:  # an archive need not name its folders
+            if above in self.nodes:
+                raise ValueError(f"{above} is a folder and something else")
+            self._keep(above, FOLDER)
+            self.names[above] = {name}
+            above, _, name = above.rpartition("/")
+        self.names[above].add(name)
+
+    def _keep(self, path: str, node: Node) -> None:
+        self.nodes[path] = node
+        self.room -= MEMBER + len(path)
+        if self.room < 0:
+            raise ValueError(f"more members than fit into {MEMBERS} bytes of memory")
+
+    def _entry(self, folder: str, name: str) -> Entry:
+        path = f"{folder}/{name}" if folder else name
+        node, link = self.nodes[path], self.nodes[path].kind == "link"
+        if node.kind == "link":
+            path, node = self._follow(path)
+        assert node.kind != "link"
+        return Entry(name, node.kind, path if node.kind == "folder" else str(node.number), link)
+
+    def _follow(self, path: str) -> tuple[str, Node]:
+        """Where a path leads, all links followed: to nothing, too, where out of the archive, or round in a ring."""
+        at: list[str] = []
+        ahead, links, node = path.split("/")[::-1], 0, FOLDER
+        while ahead:
+            part = ahead.pop()
+            if part in ("", "."):
+                continue
+            if node.kind != "folder" or (part == ".." and not at):
+                return "", NOTHING
+            at = at[:-1] if part == ".." else [*at, part]
+            node = self.nodes.get("/".join(at), NOTHING)
+            if node.kind == "link":
+                links += 1
+                if links > LINKS_IN_TURN or node.target.startswith("/"):
+                    return "", NOTHING
+                ahead += node.target.split("/")[::-1]
+                at, node = at[:-1], FOLDER
+        return "/".join(at), node
+
+
+def _inside(name: str) -> str | None:
+    """The path of a member within its archive, if it is within."""
+    if len(name) > PATH_MAX:
+        raise ValueError(f"a path of {len(name)} characters")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return None if ".." in parts else "/".join(parts)
+
+
+class TooLarge(Exception):
+    """A file of more bytes than a picture may have."""
+
+
+def _whole(file: IO[bytes], size: int) -> bytes:
+    """The content of a file that claims ``size`` bytes, read in pieces: no room is made for what is only claimed."""
+    pieces, length = list[bytes](), 0
+    while max(size, length) <= LARGEST_FILE and (piece := file.read(PIECE)):
+        pieces.append(piece)
+        length += len(piece)
+    if max(size, length) > LARGEST_FILE:
+        raise TooLarge(f"{max(size, length)} bytes; expected at most {LARGEST_FILE}")
+    return b"".join(pieces)
+
+
+@contextmanager
+def _reading(label: str) -> Iterator[None]:
+    """Around what reads the archive ``label`` and does nothing else: a bug of ours is no damaged archive."""
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = "not enough memory" if isinstance(error, MemoryError) else brief(str(error), 150)
+        whole = "expected a whole tar, tgz or zip (of method Deflate, without a password)"
+        raise UserError(f"{label}: cannot be read through ({reason or type(error).__name__}); {whole}") from None
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A tar archive, packed or not. It is read through, never unpacked, so no path in it can do harm."""
+
+    path: Path
+    label: str
+
+    def scan(self, left_out: LeftOut) -> list[Found]:  # noqa: D102
+        members = Members(left_out)
+        with _reading(self.label):
+            for number, (member, _) in enumerate(tar_members(self.path)):
+                if member.islnk():
+                    members.hard_link(member.name, member.linkname)
+                elif member.issym():
+                    members.add(member.name, Node("link", target=member.linkname))
+                else:
+                    kind: Kind = "file" if member.isreg() else "folder" if member.isdir() else "other"
+                    members.add(member.name, Node(kind, number))
+        return walk("", members.entries, left_out)
+
+    def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
+        left = len(wanted)
+        with _reading(self.label):
+            for number, (member, tar) in enumerate(tar_members(self.path)):
+                place = str(number)
+                if place in wanted and (file := tar.extractfile(member)):
+                    yield place, _member(self.label, wanted[place], file, member.size)
+                    left -= 1
+                    if not left:  # what follows has been checked when it was scanned
+                        return
+
+
+def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """Each member of the tar archive ``path`` in turn, in bounded memory; raises one of ``UNREADABLE``.
+
+    It is read to its end, so that checksums are checked; tarfile takes damage in the middle for the end.
+    """
+    with _unpacked(path) as stream:
+        blocks = _Blocks(stream)
+        with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # all that it uses
+            while (member := tar.next()) is not None:
+                blocks.heads = None
+                tar.members.clear()  # or they would all be kept
+                if member.size < 0 or tar.offset <= member.offset:
+                    raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
+                yield member, tar
+                blocks.heads = PIECE
+        if len(blocks.last) != tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it is cut short")
+        rest = blocks.last
+        while rest and not rest.strip(b"\0"):
+            rest = stream.read(PIECE)
+        if rest:
+            raise tarfile.ReadError("a member is damaged, or another archive follows")
+
+
+class _Blocks:
+    """What a tar is read from: in pieces, and no more of them for one member's headers than those may take."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.last = file, b""  # what was read last
+        self.seek, self.tell = file.seek, file.tell
+        self.heads: int | None = PIECE  # bytes that headers may still take; None within a member
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= PIECE:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        if self.heads is not None:
+            self.heads -= size
+            if self.heads < 0:
+                raise tarfile.ReadError(f"the headers of a member take more than {PIECE} bytes")
+        self.last = self.file.read(size)
+        return self.last
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    """The tar in ``path``; read to its end, its checksums are checked."""
+    start = _start(path)
+    if start.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(path))
+    if start.startswith(b"BZh"):
+        return bz2.open(path)
+    return lzma.open(path) if start.startswith(b"\xfd7zXZ\0") else path.open("rb")
+
+
+@dataclass(frozen=True)
+class Zip:
+    """A zip archive, read in place."""
+
+    path: Path
+    label: str
+
+    def scan(self, left_out: LeftOut) -> list[Found]:  # noqa: D102
+        members = Members(left_out)
+        with _reading(self.label), zipfile.ZipFile(self.path) as archive:
+            for number, info in enumerate(archive.infolist()):
+                mode = info.external_attr >> 16 if info.create_system == 3 else 0  # Unix
+                if stat.S_ISLNK(mode):
+                    with _open_member(archive, info) as file:
+                        target = file.read(PATH_MAX).decode("utf-8", "surrogateescape")
+                    members.add(_zip_name(info), Node("link", target=target))
+                else:
+                    odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
+                    kind: Kind = "other" if odd else "folder" if info.is_dir() or stat.S_ISDIR(mode) else "file"
+                    members.add(_zip_name(info), Node(kind, number))
+        return walk("", members.entries, left_out)
+
+    def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
+        with _reading(self.label), zipfile.ZipFile(self.path) as archive:
+            infos = archive.infolist()
+            for place, path in wanted.items():
+                info = infos[int(place)]
+                with _open_member(archive, info) as file:
+                    yield place, _member(self.label, path, file, info.file_size)
+
+
+def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    if info.flag_bits & 1:
+        raise zipfile.BadZipFile(f"{info.filename} is encrypted")
+    return archive.open(info)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The path of a member; most write it in UTF-8, few say so."""
+    if info.flag_bits & 0x800:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a later Python has found its name in UTF-8 beside this one
+        return info.filename
+
+
+def _member(label: str, path: str, file: IO[bytes], size: int) -> bytes:
+    try:
+        return _whole(file, size)
+    except TooLarge as error:
+        raise UserError(f"{label}: {brief(path)} cannot be read ({error})") from None
+
+
+def open_archive(path: Path, label: str) -> Files:
+    """The archive in ``path``, by what it begins with; raises ``UserError`` where that is of no tar or zip."""
+    with _reading(label):
+        start = _start(path)
+        if start.startswith((b"PK\3\4", b"PK\5\6")):
+            return Zip(path, label)
+        if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or _is_tar(start):
+            return Tar(path, label)
+        if zipfile.is_zipfile(path):  # behind a program that unpacks it
+            return Zip(path, label)
+    raise UserError(f"{brief(str(path))}: no archive, or its beginning is damaged; expected a tar, tgz or zip")
+
+
+def _is_tar(block: bytes) -> bool:
+    """Whether a tar begins so: with a member's header, or with its end."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return block == bytes(tarfile.BLOCKSIZE)
+    return True
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(tarfile.BLOCKSIZE)

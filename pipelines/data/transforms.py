@@ -1,0 +1,662 @@
+"""Batched image transforms on any device: preprocessing fitted on train, augmentation drawn from a seeded generator.
+
+``params.yaml`` names both as lists of one-key mappings, applied in the list's order:
+
+    preprocess: [{pad: {pixels: 2}}, {scale: {low: -0.1, high: 1.175}}]
+    augment: [{shift: {pixels: 2, fill: 0}}, {flip: {}}]
+
+Images are tensors (N, C, H, W). ``build_preprocess`` and ``build_augment`` check a list and give its operations;
+``fit`` and ``fit_augment`` measure on the training images what the operations need, one bounded chunk at a time.
+Every random number comes from the CPU generator a caller passes, so the same generator state gives the same images
+on a CPU and on a GPU up to rounding, and bit for bit on the same device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.config.schema import show
+
+Shape = tuple[int, int, int]  # (C, H, W)
+State = dict[str, Tensor]  # what an operation measured on train
+Images = Tensor | NDArray[np.uint8]  # (N, C, H, W) uint8; a memmap counts as an array
+Indices = Tensor | NDArray[np.integer[Any]] | Sequence[int]
+
+CHUNK_VALUES = 2**22  # pixels a chunk of a fit may hold: 32 MiB as float64
+FLOAT32_MAX = torch.finfo(torch.float32).max  # what is more is infinite to an image
+PIXELS = 4096  # of a side, at most
+ZCA_VALUES = 12288  # pixels an image may have under zca; its matrices are this squared (1.2 GB in float64)
+
+
+# --- arguments of operations -------------------------------------------------------------------------------------
+
+
+def _argument(allowed: str, accepts: Callable[[Any], bool], default: Any = MISSING) -> Any:
+    """A dataclass field that carries its own check, and the words for an error line."""
+    return dataclasses.field(default=default, metadata={"allowed": allowed, "accepts": accepts})
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
+
+
+def _real(default: Any = MISSING) -> Any:
+    return _argument("a finite number", _is_real, default)
+
+
+def _non_negative(default: Any = MISSING) -> Any:
+    return _argument("a number of at least 0", lambda value: _is_real(value) and value >= 0, default)
+
+
+def _positive(default: Any = MISSING) -> Any:
+    return _argument("a number above 0", lambda value: _is_real(value) and value > 0, default)
+
+
+def _share(default: Any = MISSING) -> Any:
+    return _argument("a number from 0 to 1", lambda value: _is_real(value) and 0 <= value <= 1, default)
+
+
+def _count() -> Any:
+    return _argument(f"a whole number of 1 to {PIXELS:,}", lambda value: type(value) is int and 1 <= value <= PIXELS)
+
+
+# --- what operations share ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operation; its fields are its arguments in ``params.yaml``, checked on construction (ValueError)."""
+
+    name: ClassVar[str]
+    measures: ClassVar[tuple[str, ...]] = ()  # names of the tensors that ``fit`` returns
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not field.metadata["accepts"](value):
+                raise ValueError(f"{self.name}: {field.name} is {show(value)}; expected {field.metadata['allowed']}")
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(C, H, W) of the result for images of ``shape``; ValueError when they do not fit."""
+        return shape
+
+    def fit(self, batches: Iterator[Tensor]) -> State:
+        """Measure on the training images as this operation meets them; reads nothing unless it has to."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessOp(Op):
+    """A deterministic operation."""
+
+    reads_pixels: ClassVar[bool] = False  # it takes its input to be 0..255
+    changes_values: ClassVar[bool] = False  # its output is no longer 0..255
+
+    def apply(self, images: Tensor, state: State) -> Tensor:
+        """Return the transformed batch; never in place."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOp(Op):
+    """A random operation, drawn anew for each image."""
+
+    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:
+        """Return the transformed batch; never in place."""
+        raise NotImplementedError
+
+
+def _cropped_shape(op: Op, size: int, shape: Shape) -> Shape:
+    channels, height, width = shape
+    if size > min(height, width):
+        raise ValueError(f"{op.name}: size is {size}; expected at most {min(height, width)}, the images' shorter side")
+    return channels, size, size
+
+
+def center_crop(images: Tensor, size: int) -> Tensor:
+    """Cut (N, C, H, W) to its central (N, C, size, size); an odd margin leaves the extra line below and right."""
+    top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
+    return images[:, :, top : top + size, left : left + size]
+
+
+# --- preprocessing -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pad(PreprocessOp):
+    """Frame the image with ``pixels`` lines of background (pixel value 0) on each side."""
+
+    name = "pad"
+    reads_pixels = True
+    pixels: int = _count()
+
+    def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        channels, height, width = shape
+        return channels, height + 2 * self.pixels, width + 2 * self.pixels
+
+    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+        return F.pad(images, (self.pixels,) * 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterCrop(PreprocessOp):
+    """Keep the central ``size`` x ``size`` pixels."""
+
+    name = "center_crop"
+    size: int = _count()
+
+    def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        return _cropped_shape(self, self.size, shape)
+
+    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+        return center_crop(images, self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize(PreprocessOp):
+    """Resample to ``size`` x ``size`` pixels: bilinear, the triangle filter widened when shrinking, as PIL does."""
+
+    name = "resize"
+    size: int = _count()
+
+    def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        return shape[0], self.size, self.size
+
+    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+        return F.interpolate(images.float(), size=(self.size, self.size), mode="bilinear", antialias=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw(PreprocessOp):
+    """Keep 0..255, as float. cuda-convnet and AlexNet train at this scale, less the mean."""
+
+    name = "raw"
+    reads_pixels = True
+
+    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+        return images.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale(PreprocessOp):
+    """Map 0..255 linearly to ``low``..``high``: -0.1..1.175 in LeCun et al. 1998, -0.5..0.5 in ConvNetJS."""
+
+    name = "scale"
+    reads_pixels = True
+    changes_values = True
+    low: float = _real()
+    high: float = _real()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high <= self.low:
+            raise ValueError(f"scale: high is {self.high!r}; expected a number above low ({self.low!r})")
+
+    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+        return images.float() * ((self.high - self.low) / 255) + self.low
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSubtract(PreprocessOp):
+    """Subtract the training set's mean image (``pixel``) or the mean of each channel (``channel``)."""
+
+    name = "mean_subtract"
+    changes_values = True
+    measures = ("mean",)
+    per: str = _argument("pixel or channel", lambda value: value in ("pixel", "channel"))
+
+    def fit(self, batches: Iterator[Tensor]) -> State:  # noqa: D102
+        axes = (0,) if self.per == "pixel" else (0, 2, 3)
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for batch in batches:
+            total = total + batch.double().sum(axes, keepdim=True)
+            count += math.prod(batch.shape[axis] for axis in axes)
+        return {"mean": (total / count).float()}  # (1, C, H, W) or (1, C, 1, 1)
+
+    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+        return images.float() - state["mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardise(PreprocessOp):
+    """Subtract each channel's mean over train, divide by its standard deviation (over all pixels; 1 where constant)."""
+
+    name = "standardise"
+    changes_values = True
+    measures = ("mean", "std")
+
+    def fit(self, batches: Iterator[Tensor]) -> State:  # noqa: D102
+        total, squares, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
+        for batch in batches:
+            values = batch.double()
+            total = total + values.sum((0, 2, 3), keepdim=True)
+            squares = squares + values.square().sum((0, 2, 3), keepdim=True)
+            count += values.numel() // values.shape[1]
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        return {"mean": mean.float(), "std": torch.where(std < 1e-6, 1.0, std).float()}  # (1, C, 1, 1) each
+
+    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+        return (images.float() - state["mean"]) / state["std"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GCN(PreprocessOp):
+    """Global contrast normalisation: x - mean(x), then times scale / ||x||, over all values of each image.
+
+    As pylearn2's ``global_contrast_normalize`` with its defaults, and neon's: the Euclidean norm rather than the
+    standard deviation, nothing added under the root, and a divisor (norm / scale) below 1e-8 left out. ``scale`` is 55
+    in Goodfellow et al. 2013 (pylearn2's ``make_cifar10_gcn_whitened``), whom All-CNN follows.
+    """
+
+    name = "gcn"
+    changes_values = True
+    scale: float = _positive(55.0)
+
+    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+        images = images.float()
+        images = images - images.mean((1, 2, 3), keepdim=True)
+        divisor = images.square().sum((1, 2, 3), keepdim=True).sqrt() / self.scale
+        return images / torch.where(divisor < 1e-8, 1.0, divisor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZCA(PreprocessOp):
+    """Whitening by the symmetric matrix W = U diag(1 / sqrt(s + bias)) U^T, where U diag(s) U^T is train's covariance.
+
+    As pylearn2's ``ZCA``: the covariance is divided by n, and ``bias`` is its ``filter_bias`` (0.1), added to
+    every eigenvalue. The covariance and its eigenvectors are computed in float64, W is kept in float32.
+    """
+
+    name = "zca"
+    changes_values = True
+    measures = ("mean", "whiten")
+    bias: float = _positive(0.1)
+
+    def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        if math.prod(shape) > ZCA_VALUES:
+            raise ValueError(f"zca: the images have {math.prod(shape)} values; expected at most {ZCA_VALUES}")
+        return shape
+
+    def fit(self, batches: Iterator[Tensor]) -> State:  # noqa: D102
+        mean, covariance = _covariance(batch.flatten(1) for batch in batches)
+        values, vectors = np.linalg.eigh(covariance)
+        # Rounding can leave the eigenvalues of a singular covariance a hair below 0.
+        whiten = (vectors / np.sqrt(np.maximum(values, 0) + self.bias)) @ vectors.T
+        return {"mean": torch.from_numpy(mean).float(), "whiten": torch.from_numpy(whiten).float()}  # (D,), (D, D)
+
+    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+        return ((images.float().flatten(1) - state["mean"]) @ state["whiten"]).view(images.shape)
+
+
+def _covariance(rows: Iterator[Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (D,) and covariance (D, D), divided by n, of batches (n, D), accumulated in float64."""
+    total: Any = 0.0
+    products: Any = 0.0
+    count = 0
+    for batch in rows:
+        values = batch.double().cpu().numpy()
+        total = total + values.sum(0)
+        products = products + values.T @ values  # NumPy sees A^T A and computes one triangle: half of torch's time
+        count += len(values)
+    mean = total / count
+    return mean, products / count - np.outer(mean, mean)
+
+
+# --- augmentation ------------------------------------------------------------------------------------------------
+
+
+def _windows(images: Tensor, height: int, width: int, top: Tensor, left: Tensor) -> Tensor:
+    """Cut one window (C, height, width) an image, at its own ``top`` and ``left`` (N,)."""
+    number = torch.arange(len(images), device=images.device)
+    top, left = top.to(images.device, non_blocking=True), left.to(images.device, non_blocking=True)
+    return images.unfold(2, height, 1).unfold(3, width, 1)[number, :, top, left]
+
+
+def _places(count: int, choices: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(choices, (count,), generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(AugmentOp):
+    """Translate by a whole number of pixels, uniform in -pixels..pixels on each axis; ``fill`` what comes into view."""
+
+    name = "shift"
+    pixels: int = _count()
+    fill: float = _real(0.0)
+
+    def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        if self.pixels >= min(shape[1:]):
+            raise ValueError(f"shift: pixels is {self.pixels}; expected less than {min(shape[1:])}, the shorter side")
+        return shape
+
+    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+        count, _, height, width = images.shape
+        padded = F.pad(images, (self.pixels,) * 4, value=self.fill)
+        top, left = (_places(count, 2 * self.pixels + 1, generator) for _ in range(2))
+        return _windows(padded, height, width, top, left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip(AugmentOp):
+    """Mirror left to right with probability one half."""
+
+    name = "flip"
+
+    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+        flipped = _places(len(images), 2, generator).bool().to(images.device, non_blocking=True)
+        return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop(AugmentOp):
+    """Cut ``size`` x ``size`` pixels at a uniformly random place."""
+
+    name = "crop"
+    size: int = _count()
+
+    def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        return _cropped_shape(self, self.size, shape)
+
+    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+        count, _, height, width = images.shape
+        top = _places(count, height - self.size + 1, generator)
+        left = _places(count, width - self.size + 1, generator)
+        return _windows(images, self.size, self.size, top, left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(AugmentOp):
+    """The planar distortions of LeCun et al. 1998: translation, scaling, squeezing, horizontal shear.
+
+    About the image's centre, an input pixel (x, y) goes to [[1, k], [0, 1]] diag(a q, a / q) (x, y) + t, where
+
+    - t is uniform in -translate..translate pixels on each axis, not rounded;
+    - a, the scaling, is log-uniform in 1 / (1 + scale)..1 + scale;
+    - q, the squeezing (wider and lower, or narrower and higher), is log-uniform in 1 / (1 + squeeze)..1 + squeeze;
+    - k, the shear, is uniform in -shear..shear.
+
+    The result is sampled bilinearly; everything outside the image is ``fill``, which should be the background *after*
+    preprocessing (-0.1 for ``scale: {low: -0.1, ...}``). The paper names the four kinds and not their ranges: the
+    defaults are our choice. Its training set was 60,000 originals and 540,000 distorted patterns: ``originals``, the
+    share of images left exactly as they are, drawn for each, is then 0.1.
+    """
+
+    name = "affine"
+    fill: float = _real()
+    translate: float = _non_negative(2.0)  # pixels
+    scale: float = _non_negative(0.1)
+    squeeze: float = _non_negative(0.1)
+    shear: float = _non_negative(0.2)
+    originals: float = _share(0.0)
+
+    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+        draws = torch.rand((5, len(images)), generator=generator, dtype=torch.float64) * 2 - 1
+        theta = self.sampling_matrices(draws, images.shape[2], images.shape[3]).to(images.device, torch.float32)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        sampled = F.grid_sample(images.float() - self.fill, grid, align_corners=False)  # outside the image: 0
+        distorted = (sampled + self.fill).to(images.dtype)
+        if not self.originals:
+            return distorted
+        left = (torch.rand(len(images), generator=generator, dtype=torch.float64) < self.originals).to(images.device)
+        return torch.where(left[:, None, None, None], images, distorted)
+
+    def sampling_matrices(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """Turn ``draws`` (5, N) in -1..1 into the (N, 2, 3) inverse maps that ``torch.affine_grid`` takes."""
+        right, down = draws[0] * self.translate, draws[1] * self.translate
+        scaling = torch.exp(draws[2] * math.log1p(self.scale))
+        squeezing = torch.exp(draws[3] * math.log1p(self.squeeze))
+        shear = draws[4] * self.shear
+        xx, xy, yy = 1 / (scaling * squeezing), -shear / (scaling * squeezing), squeezing / scaling
+        # affine_grid measures in half widths and half heights from the centre.
+        first = torch.stack([xx, xy * height / width, -2 / width * (xx * right + xy * down)], dim=1)
+        second = torch.stack([torch.zeros_like(yy), yy, -2 / height * yy * down], dim=1)
+        return torch.stack([first, second], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCAColour(AugmentOp):
+    """AlexNet's colour noise (section 4.1): add sum_i a_i sigma_i p_i to every pixel, with a_i ~ N(0, std) per image.
+
+    p_i and sigma_i^2 are the eigenvectors and eigenvalues of train's RGB covariance, after preprocessing. The paper
+    multiplies by the eigenvalue itself, which depends on the unit of the pixels (at 0..255 it would swamp them);
+    Krizhevsky's cuda-convnet2 multiplies by the standard deviation, and so do we.
+    """
+
+    name = "pca_colour"
+    measures = ("axes",)
+    std: float = _positive(0.1)
+
+    def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        if shape[0] != 3:
+            raise ValueError(f"pca_colour: the images have {shape[0]} channels; expected 3")
+        return shape
+
+    def fit(self, batches: Iterator[Tensor]) -> State:  # noqa: D102
+        _, covariance = _covariance(batch.transpose(0, 1).flatten(1).T for batch in batches)
+        values, vectors = np.linalg.eigh(covariance)
+        # An eigenvector's sign is the library's whim: make its largest component positive.
+        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(3)])
+        return {"axes": torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0))).float()}  # columns sigma_i p_i
+
+    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+        noise = torch.randn((len(images), 3), generator=generator) * self.std
+        colour = noise.to(images.device, non_blocking=True) @ state["axes"].T
+        return images + colour[:, :, None, None].to(images.dtype)
+
+
+# --- from params.yaml to operations ------------------------------------------------------------------------------
+
+PREPROCESS_OPS: dict[str, type[PreprocessOp]] = {
+    op.name: op for op in (CenterCrop, GCN, MeanSubtract, Pad, Raw, Resize, Scale, Standardise, ZCA)
+}
+AUGMENT_OPS: dict[str, type[AugmentOp]] = {op.name: op for op in (Affine, Crop, Flip, PCAColour, Shift)}
+
+Spec = Sequence[Mapping[str, Mapping[str, Any] | None]]
+OpT = TypeVar("OpT", bound=Op)
+
+
+def build_preprocess(spec: Spec) -> list[PreprocessOp]:
+    """Check a ``preprocess`` list and construct its operations; ValueError says in one line what is wrong."""
+    ops = _build(spec, PREPROCESS_OPS)
+    changed_by = None
+    for op in ops:
+        if changed_by and op.reads_pixels:
+            raise ValueError(f"{op.name} comes after {changed_by}; expected before it, as it reads pixels 0..255")
+        if op.changes_values:
+            changed_by = op.name
+    return ops
+
+
+def build_augment(spec: Spec) -> list[AugmentOp]:
+    """Check an ``augment`` list and construct its operations; ValueError says in one line what is wrong."""
+    return _build(spec, AUGMENT_OPS)
+
+
+def _build(spec: Spec, known: Mapping[str, type[OpT]]) -> list[OpT]:
+    if not isinstance(spec, list | tuple):
+        raise ValueError(f"{show(spec)} is no list; expected operations like [{{{next(iter(known))}: {{...}}}}]")
+    return [_construct(item, known) for item in spec]
+
+
+def _construct(item: Any, known: Mapping[str, type[OpT]]) -> OpT:
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise ValueError(f"{show(item)} is no operation; expected a mapping with one key, like {{flip: {{}}}}")
+    ((name, arguments),) = item.items()
+    if name not in known:
+        raise ValueError(f"{show(name)} is no known operation; expected one of {', '.join(known)}")
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"{name}: arguments are {show(arguments)}; expected a mapping")
+    fields = {field.name: field for field in dataclasses.fields(known[name])}
+    for key, value in arguments.items():
+        if key not in fields:
+            told = key if str(key).isidentifier() else show(key)
+            raise ValueError(f"{name}: {told} is {show(value)}; expected {_signature(fields)}")
+    for key, field in fields.items():
+        if field.default is MISSING and key not in arguments:
+            raise ValueError(f"{name}: {key} is missing; expected {field.metadata['allowed']}")
+    return known[name](**arguments)
+
+
+def _signature(fields: Mapping[str, Any]) -> str:
+    return f"no argument but {', '.join(fields)}" if fields else "no argument"
+
+
+def output_shape(ops: Sequence[Op], shape: Shape) -> Shape:
+    """(C, H, W) after ``ops``, in order; ValueError when an operation cannot take what reaches it."""
+    for op in ops:
+        shape = op.output_shape(shape)
+    return shape
+
+
+# --- fitted chains -----------------------------------------------------------------------------------------------
+
+
+class _Fitted(Generic[OpT]):
+    """Operations with what they measured on train: plain tensors, by ``<position>.<name>.<measure>``."""
+
+    def __init__(self, ops: Sequence[OpT], states: Sequence[State]) -> None:
+        self.ops = tuple(ops)
+        self.states = [dict(state) for state in states]
+
+    @classmethod
+    def restore(cls, ops: Sequence[OpT], state: Mapping[str, Tensor]) -> Self:
+        """Rebuild from ``state_dict()``, without the training images."""
+        fitted = cls(ops, [{} for _ in ops])
+        fitted.load_state_dict(state)
+        return fitted
+
+    def state_dict(self) -> State:
+        """Every measured tensor; empty where nothing is measured."""
+        return {f"{prefix}.{key}": state[key] for prefix, state, key in self._slots()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over measured tensors; ValueError unless the names are exactly those of these operations."""
+        slots = {f"{prefix}.{key}": (own, key) for prefix, own, key in self._slots()}
+        if set(slots) != set(state):
+            raise ValueError(f"the state holds {sorted(state)}; expected {sorted(slots)}")
+        for name, (own, key) in slots.items():
+            own[key] = state[name]
+
+    def _slots(self) -> Iterator[tuple[str, State, str]]:
+        for position, (op, state) in enumerate(zip(self.ops, self.states, strict=True)):
+            for key in op.measures:
+                yield f"{position}.{op.name}", state, key
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the measured tensors; returns itself."""
+        for state in self.states:
+            for key in state:
+                state[key] = state[key].to(device)
+        return self
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """(C, H, W) of the result for images of ``shape``."""
+        return output_shape(self.ops, shape)
+
+
+class FittedPreprocess(_Fitted[PreprocessOp]):
+    """``preprocess(images)``: uint8 (N, C, H, W) to float32 (N, C, H', W'), on the images' device."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply the operations; float32 even under autocast, where the whitening matrix would lose its digits."""
+        with torch.autocast(images.device.type, enabled=False):
+            for op, state in zip(self.ops, self.states, strict=True):
+                images = op.apply(images, state)
+            return images.float()
+
+
+class FittedAugment(_Fitted[AugmentOp]):
+    """``augment(images, generator)``: a random variant of each preprocessed image; the generator is a CPU one."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Apply the operations; how far ``generator`` moves depends on the operations and the batch size alone."""
+        with torch.autocast(images.device.type, enabled=False):
+            for op, state in zip(self.ops, self.states, strict=True):
+                images = op.apply(images, generator, state)
+            return images
+
+    @property
+    def crop_size(self) -> int | None:
+        """Side of the crop that training sees, or None where it sees whole images."""
+        sizes = [op.size for op in self.ops if isinstance(op, Crop)]
+        return sizes[-1] if sizes else None
+
+
+def fit(
+    ops: Sequence[PreprocessOp], images: Images, indices: Indices | None = None, chunk: int | None = None
+) -> FittedPreprocess:
+    """Fit ``ops`` on ``images[indices]`` (all of them by default), reading no other image.
+
+    Each operation that measures takes one pass over the images, ``chunk`` at a time (by default as many as keep a
+    chunk's float64 within 32 MiB), through the operations before it. It all happens on the CPU, whatever device
+    trains: ``.to(device)`` comes afterwards. Raises ValueError when the images are not uint8 (N, C, H, W), there are
+    none, or an operation cannot take their shape.
+    """
+    output_shape(ops, _shape_of(images))
+    places = _places_of(images, indices)
+    fitted = FittedPreprocess([], [])
+    for op in ops:
+        # The operation's batches come through the chain as it stands before the operation joins it.
+        state = op.fit(_batches(images, places, chunk, fitted))
+        fitted = FittedPreprocess([*fitted.ops, op], [*fitted.states, state])
+    return fitted
+
+
+def fit_augment(
+    ops: Sequence[AugmentOp],
+    preprocess: FittedPreprocess,
+    images: Images,
+    indices: Indices | None = None,
+    chunk: int | None = None,
+) -> FittedAugment:
+    """Fit ``ops`` on the preprocessed ``images[indices]``; reads them only if an operation measures something.
+
+    As ``fit``, on the CPU: call it before ``preprocess.to(device)``.
+    """
+    output_shape([*preprocess.ops, *ops], _shape_of(images))
+    places = _places_of(images, indices)
+    return FittedAugment(ops, [op.fit(_batches(images, places, chunk, preprocess)) for op in ops])
+
+
+def _shape_of(images: Images) -> Shape:
+    if images.ndim != 4 or images.dtype not in (torch.uint8, np.uint8):
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (N, C, H, W)")
+    _, channels, height, width = images.shape
+    return channels, height, width
+
+
+def _places_of(images: Images, indices: Indices | None) -> NDArray[np.int64] | None:
+    if indices is None:
+        if len(images) == 0:
+            raise ValueError("there are 0 images to fit on; expected at least 1")
+        return None
+    places = np.asarray(indices)
+    if places.ndim != 1 or places.size == 0 or not np.issubdtype(places.dtype, np.integer):
+        raise ValueError(f"indices are {places.dtype} {places.shape}; expected at least one whole number")
+    return places.astype(np.int64)
+
+
+def _batches(
+    images: Images, places: NDArray[np.int64] | None, chunk: int | None, preprocess: FittedPreprocess
+) -> Iterator[Tensor]:
+    """The chosen images in their order, ``chunk`` at a time, preprocessed; lazy, so unread where nothing measures."""
+    values = math.prod(preprocess.output_shape(_shape_of(images)))
+    chunk = chunk or max(1, CHUNK_VALUES // values)
+    for start in range(0, len(images) if places is None else len(places), chunk):
+        part = images[start : start + chunk] if places is None else images[places[start : start + chunk]]
+        # Copied, as a memmap opened for reading cannot back a tensor.
+        yield preprocess(part.cpu() if isinstance(part, Tensor) else torch.from_numpy(np.array(part)))

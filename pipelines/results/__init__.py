@@ -1,0 +1,1 @@
+"""Verdicts, figures and the page."""

@@ -1,0 +1,153 @@
+"""Arrays as small images in data: addresses: sprite sheets of test images, filter sheets, class templates.
+
+A sheet of test images is stored once a data set, however many benchmarks point into it. Grey sheets are PNG, exact
+to the bit; colour sheets are JPEG without chroma subsampling, a quarter of PNG's size, and since 32 pixels are four of
+JPEG's 8 x 8 blocks no image bleeds into its neighbour.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipelines.results import examples
+from pipelines.results.page.outcomes import Array, Examples
+
+COLUMNS = 40  # tiles a row of a sheet
+JPEG_QUALITY = 88
+MOST_SHOWN = 24  # test images behind a cell, at a time
+SHEET_BYTES = 6_000_000  # of all sheets together, encoded; beyond it fewer images stand behind each cell
+MOST_FILTERS = 256
+
+# Blue, white, red: the ends of ColorBrewer's RdBu scale, for weights below, at and above zero.
+NEGATIVE, ZERO, POSITIVE = np.array([[33, 102, 172], [247, 247, 247], [178, 24, 43]], dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """One image that holds many tiles, row by row."""
+
+    source: str  # data: address
+    width: int  # pixels of one tile
+    height: int
+    places: Mapping[int, int]  # position in the test file -> tile, in the same order
+    actual: Sequence[int]  # the class that each tile shows
+
+
+def sheets(kept: Mapping[str, Iterable[Examples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
+    """One sheet a data set, and how many images a cell they hold: A_CELL, or as many as ``budget`` bytes allow."""
+    listed = {dataset: list(found) for dataset, found in kept.items()}
+    a_cell = examples.A_CELL
+    while True:
+        made = {dataset: _sheet([shown(one, a_cell) for one in found]) for dataset, found in listed.items()}
+        size = sum(len(sheet.source) for sheet in made.values())
+        if size <= budget or a_cell == 1:
+            return made, a_cell
+        a_cell = max(1, min(a_cell - 1, a_cell * budget // size))
+
+
+def shown(kept: Examples, a_cell: int) -> Examples:
+    """What the page has of ``kept``: of every cell of every seed's matrix ``a_cell`` images, or all that there are."""
+    classes = 1 + int(max(kept.actual.max(initial=0), kept.predicted.max(initial=0)))
+    return kept.part(examples.behind(kept.actual * classes + kept.predicted, a_cell))
+
+
+def _sheet(found: Sequence[Examples]) -> Sheet:
+    tiles: dict[int, tuple[Array, int]] = {}
+    for one in found:
+        for index, image, actual in zip(one.index.tolist(), one.images, one.actual.tolist(), strict=True):
+            tiles.setdefault(index, (image, actual))
+    if not tiles:
+        return Sheet(source="", width=0, height=0, places={}, actual=())
+    order = sorted(tiles)
+    pixels = np.stack([tiles[index][0] for index in order]).transpose(0, 2, 3, 1)  # (N, H, W, C)
+    return Sheet(
+        source=address(_grid(pixels)),
+        width=pixels.shape[2],
+        height=pixels.shape[1],
+        places={index: tile for tile, index in enumerate(order)},
+        actual=[tiles[index][1] for index in order],
+    )
+
+
+def _grid(tiles: Array, columns: int = COLUMNS) -> Array:
+    """(N, H, W, C) to one image (rows * H, columns * W, C), empty places black."""
+    count, height, width, channels = tiles.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    padded = np.zeros((rows * columns, height, width, channels), dtype=tiles.dtype)
+    padded[:count] = tiles
+    return (
+        padded.reshape(rows, columns, height, width, channels)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(rows * height, columns * width, channels)
+    )
+
+
+def _picture(pixels: Array) -> Image.Image:
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def address(pixels: Array, *, exact: bool = False) -> str:
+    """(H, W, C) uint8 as a data: address; JPEG for colour unless ``exact``, PNG otherwise."""
+    buffer = io.BytesIO()
+    kind = "jpeg" if pixels.shape[2] == 3 and not exact else "png"
+    options: dict[str, Any] = (
+        # Pillow's optimised JPEG wants the whole file in one buffer, which noisy images overflow.
+        {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "jpeg" else {"optimize": True}
+    )
+    _picture(pixels).save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image and its size in its own pixels."""
+
+    source: str
+    width: int
+    height: int
+
+
+def filter_sheet(filters: Array) -> Picture:
+    """First-layer filters (O, I, kH, kW) on a transparent grid with a pixel between them.
+
+    Three input channels are shown in colour, each filter on its own scale; otherwise the mean over the inputs is
+    shown, blue below zero and red above, on one scale for the layer.
+    """
+    filters = filters[:MOST_FILTERS]
+    tiles = _in_colour(filters, percentile=100) if filters.shape[1] == 3 else _diverging(filters.mean(axis=1))
+    count, height, width, _ = tiles.shape
+    canvas = np.zeros((count, height + 1, width + 1, 4), dtype=np.uint8)
+    canvas[:, :height, :width, :3] = tiles
+    canvas[:, :height, :width, 3] = 255
+    sheet = _grid(canvas, columns=8 if count <= 32 else 16)[:-1, :-1]
+    return Picture(source=address(np.ascontiguousarray(sheet)), width=sheet.shape[1], height=sheet.shape[0])
+
+
+def template_pictures(templates: Array) -> list[Picture]:
+    """Each class's weights (C, channels, H, W) as an image: in colour, or blue to red on one scale for all."""
+    tiles = _in_colour(templates, percentile=99.5) if templates.shape[1] == 3 else _diverging(templates.mean(axis=1))
+    return [Picture(source=address(tile, exact=True), width=tile.shape[1], height=tile.shape[0]) for tile in tiles]
+
+
+def _in_colour(weights: Array, *, percentile: float) -> Array:
+    """(N, 3, H, W) floats to (N, H, W, 3) bytes; zero is mid-grey, each image on its own scale, up to a percentile."""
+    limit = np.maximum(np.percentile(np.abs(weights), percentile, axis=(1, 2, 3), keepdims=True), 1e-12)
+    scaled = 0.5 + 0.5 * np.clip(weights / limit, -1, 1)
+    return np.ascontiguousarray((255 * scaled).round().astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def _diverging(weights: Array) -> Array:
+    """(N, H, W) floats to (N, H, W, 3) bytes, blue through white to red, on one scale symmetric about zero."""
+    limit = max(float(np.percentile(np.abs(weights), 99.5)), 1e-12)
+    t = np.clip(weights / limit, -1, 1)[..., None]
+    colours: npt.NDArray[np.float64] = np.where(t < 0, ZERO + (NEGATIVE - ZERO) * -t, ZERO + (POSITIVE - ZERO) * t)
+    return colours.round().astype(np.uint8)

@@ -1,0 +1,1 @@
+"""MLflow: what is recorded, and the helper process that sends it."""

@@ -1,0 +1,341 @@
+"""The MLflow side of tracking: sends what a server lacks, and remembers what it has got.
+
+Runs in a process of its own (see ``helper``), so it may hang or be killed at any moment. Nothing is doubled
+by what is sent twice: a run is found again by its tag, an artifact replaces what is at its path, and of metrics and
+params the server is asked what it has.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.tracking import database, limits, records, shared_views
+from pipelines.tracking.cursors import Cursor, alone, arrived, is_remote, sqlite_file
+from pipelines.tracking.probe import AwayError, Bounded, RefusedError, answers, probe, reach_local
+from pipelines.tracking.records import IDENTITY, Part, Point, Record
+from pipelines.tracking.waiting import DamagedError, Spool
+
+BATCH = 900  # metrics a call; MLflow takes 1000 metrics, params and tags together
+ENVIRONMENT = {  # a user's own settings stand
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class Sender:
+    """Sends records to one server; keeps the connection and what it learned about the server between rounds."""
+
+    def __init__(self, spool: Spool, uri: str) -> None:
+        self.spool, self.uri = spool, uri
+        self.client: Any = None
+        self.experiments: dict[str, str] = {}  # name: id
+        self.refused: dict[str, str] = {}  # identity: why, in this round
+        self.sent: list[str] = []  # identities, in this round
+        self.served: set[str] = set()  # ids of the runs of which the cursor tells all there is
+        self.came_from: Path | None = None  # where a copied database kept its artifacts until now
+
+    def round(self, *, verify: bool = False, told: Callable[[str, str], None] = lambda identity, name: None) -> bool:
+        """
+        Send what is lacking; False when another process is at it. Raises AwayError, and RefusedError where it wants
+        none of it.
+
+        **verify** asks the server even when by the cursor it has got everything. **told** hears identity and name of
+        each run that is sent.
+        """
+        self.sent, self.refused = [], {}
+        with alone(Cursor.of(self.spool, self.uri)) as mine:
+            if mine:
+                cursor = Cursor.of(self.spool, self.uri)
+                everything = records.gather(self.spool)[0]
+                if everything and (verify or any(map(cursor.lacks, everything))):
+                    try:
+                        self._connect()
+                        for record in self._lacking(cursor, everything):
+                            self._send(cursor, record, told)
+                    except AwayError:
+                        self._forget()  # it may come back as another server
+                        raise
+                    if self.refused:
+                        self._forget()  # somebody may have changed the server: look again next time
+            return mine
+
+    def _forget(self) -> None:
+        self.experiments.clear()
+        self.served.clear()
+
+    def _connect(self) -> None:
+        if is_remote(self.uri):
+            probe(self.uri)  # every round: a dead server is found out without importing MLflow
+        if self.client is None:
+            client, file = connect(self.uri), sqlite_file(self.uri)
+            with answers(self.uri):
+                client.search_experiments(max_results=1)  # whatever it holds against all there is, a login first
+                if file is not None:
+                    self.came_from = database.bring_home(file, shared_views.OURS)
+            self.client = client
+
+    def _lacking(self, cursor: Cursor, everything: list[Record]) -> list[Record]:
+        """Experiments are made or found, and the cursor is set right, before the first run is."""
+        for name in dict.fromkeys(record.experiment for record in everything):
+            if name not in self.experiments:
+                mine = [record for record in everything if record.experiment == name]
+                try:
+                    with answers(self.uri):
+                        found = self._experiment(name)
+                        self._recall(cursor, found, mine)
+                except RefusedError as error:  # of this experiment alone
+                    self.refused |= {record.identity: f"{record.name}: {error}" for record in mine}
+                else:
+                    self.experiments[name] = found
+        return [record for record in everything if record.identity not in self.refused and cursor.lacks(record)]
+
+    def _experiment(self, name: str) -> str:
+        """The id of the experiment, which is made when it is not there and has the views that the dashboard links."""
+        file, views = sqlite_file(self.uri), shared_views.experiment_views()
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            folder = limits.folder(name)
+            where = None if file is None else (database.artifacts(file) / folder).as_uri()
+            about = {"mlflow.note.content": shared_views.description(name)}
+            tags = {"mlflow.experimentKind": "custom_model_development", **about, **views}
+            return str(self.client.create_experiment(name, artifact_location=where, tags=tags))
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        for key, value in views.items():
+            if found.tags.get(key) != value:
+                self.client.set_experiment_tag(found.experiment_id, key, value)
+        return str(found.experiment_id)
+
+    def _recall(self, cursor: Cursor, experiment: str, mine: list[Record]) -> None:
+        """
+        Compare the cursor with the runs that the server has: the server is right.
+
+        A run made just before a crash is taken up again. A run whose server lost it (a new database at the old
+        address) is sent anew. A run that somebody deleted in MLflow stays deleted.
+        """
+        from mlflow.entities import ViewType
+
+        there: dict[str, Any] = {}
+        token = None
+        while True:
+            page = self.client.search_runs([experiment], "", ViewType.ALL, max_results=500, page_token=token)
+            for run in page:
+                if IDENTITY in run.data.tags:
+                    there.setdefault(run.data.tags[IDENTITY], run.info)
+            token = page.token
+            if not token:
+                break
+        for record in mine:
+            entry, info = cursor.runs.get(record.identity), there.get(record.identity)
+            if info is None:
+                cursor.runs.pop(record.identity, None)
+            elif info.lifecycle_stage == "deleted":
+                cursor.runs[record.identity] = {"run_id": info.run_id, "sent": record.marks, "deleted": True}
+            elif entry is None or entry["run_id"] != info.run_id or entry.get("deleted"):
+                cursor.runs[record.identity] = {"run_id": info.run_id, "sent": {}}
+        cursor.save()
+
+    def _send(self, cursor: Cursor, record: Record, told: Callable[[str, str], None]) -> None:
+        try:
+            with answers(self.uri):
+                self._deliver(cursor, record)
+        except (RefusedError, DamagedError) as error:  # of this run alone: it says no, or a file behind it is damaged
+            self.refused[record.identity] = f"{record.name}: {error}"
+        else:
+            self.sent.append(record.identity)
+            told(record.identity, record.name)
+
+    def _deliver(self, cursor: Cursor, record: Record) -> None:
+        entry = cursor.runs.get(record.identity)
+        if entry is None:
+            entry = cursor.runs[record.identity] = {"run_id": self._create(cursor, record), "sent": {}}
+            self.served.add(entry["run_id"])
+            cursor.save()
+            held = Held()
+        else:
+            held = Held.of(self.client.get_run(entry["run_id"]))
+        run_id, sent = entry["run_id"], entry["sent"]
+        parts: list[Part] = []
+        files: dict[str, bytes] = {}
+        damaged: str | None = None
+        for part in record.parts:
+            if not arrived(part.name, part.mark, sent.get(part.name)):
+                try:
+                    files |= part.files()
+                except Exception as error:  # of this part alone: a file behind it is damaged
+                    damaged = damaged or str(error)
+                else:
+                    parts.append(part)
+        if any(part.name == "head" for part in parts):
+            self._log_dataset(run_id, record)
+        if parts:
+            self._log(run_id, parts, self._lacks(run_id, held, parts, sent.get("curve")), held)
+            self._log_files(run_id, files)
+        if sent.get("status") != record.status or record.status == "FINISHED":
+            self._end(run_id, record)
+        entry["sent"] = {**sent, **{part.name: part.mark for part in parts}, "status": record.status}
+        self.served.add(run_id)
+        cursor.save()
+        if damaged is not None:
+            raise DamagedError(damaged)
+
+    def _lacks(self, run_id: str, held: Held, parts: list[Part], done: str | None) -> list[Point]:
+        """
+        The points of the parts that the run has not.
+
+        A file that is written again has another time, and a resumed trial goes through some epochs a second time:
+        MLflow would show both. **done** is how far the curve is there by the cursor, which may be lost or behind.
+        """
+        points = []
+        last, curves = records.step(float(done or 0)), {}
+        for part in parts:
+            for point in part.points:
+                if part.name != "curve":
+                    if not same(held.metrics.get(point.key), point.value):
+                        points.append(point)
+                elif point.step > last:
+                    if point.key not in curves:
+                        known = run_id not in self.served and point.key in held.metrics
+                        history = self.client.get_metric_history(run_id, point.key) if known else []
+                        curves[point.key] = {one.step for one in history}, {one.timestamp for one in history}
+                    steps, times = curves[point.key]
+                    if point.step not in steps and milliseconds(point.time) not in times:
+                        points.append(point)
+        return points
+
+    def _create(self, cursor: Cursor, record: Record) -> str:
+        given = {**record.tags, "mlflow.user": user()}
+        tags = {key: limits.value(value, limits.TAG) for key, value in given.items()}
+        tags[IDENTITY] = record.identity
+        if record.parent is not None and record.parent in cursor.runs:
+            tags["mlflow.parentRunId"] = cursor.runs[record.parent]["run_id"]
+        experiment = self.experiments[record.experiment]
+        run = self.client.create_run(experiment, milliseconds(record.started), tags, record.name)
+        return str(run.info.run_id)
+
+    def _log_dataset(self, run_id: str, record: Record) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if record.dataset_digest is not None:
+            source = f"datasets/{record.experiment}"
+            digest = limits.name(record.dataset_digest[:16])
+            used = Dataset(record.experiment, digest, source_type="local", source=source)
+            context = InputTag("mlflow.data.context", "train")
+            self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
+
+    def _log(self, run_id: str, parts: list[Part], points: list[Point], held: Held) -> None:
+        """Send several parts in as few calls as MLflow allows. A param can't change, so one that is there stays."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        for part in parts:
+            params |= {limits.key(key): value for key, value in part.params.items()}
+            tags |= {limits.key(key): value for key, value in part.tags.items()}
+        metrics = [Metric(limits.key(p.key), p.value, milliseconds(p.time), p.step) for p in points]
+        first, rest = metrics[: BATCH - 200], metrics[BATCH - 200 :]
+        settings = [
+            Param(key, limits.value(value, limits.PARAM)) for key, value in params.items() if key not in held.params
+        ]
+        labels = [RunTag(key, limits.value(value, limits.TAG)) for key, value in tags.items()]
+        self.client.log_batch(run_id, first, settings[:100], labels)
+        for start in range(100, len(settings), 100):
+            self.client.log_batch(run_id, params=settings[start : start + 100])
+        for start in range(0, len(rest), BATCH):
+            self.client.log_batch(run_id, rest[start : start + BATCH])
+
+    def _log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for path, content in files.items():
+                target = Path(folder) / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+                self.client.log_artifact(run_id, str(target), os.path.dirname(path) or None)
+
+    def _end(self, run_id: str, record: Record) -> None:
+        if record.ended is None:
+            self.client.update_run(run_id, record.status)
+        else:
+            self.client.set_terminated(run_id, record.status, milliseconds(record.ended))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a run has got: the latest value of each metric, and its params."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Any) -> Held:
+        """Of a run of MLflow's."""
+        return cls(metrics=run.data.metrics, params=run.data.params)
+
+
+def same(one: float | None, other: float) -> bool:
+    """Whether two values of a metric are the same, also where they are no numbers."""
+    return one == other or (one is not None and math.isnan(one) and math.isnan(other))
+
+
+def milliseconds(seconds: float) -> int:
+    """A time as MLflow takes it."""
+    return int(1000 * seconds)
+
+
+def connect(uri: str) -> Any:
+    """A client for **uri**; the sqlite store is made when it is not there. Raises AwayError."""
+    reach_local()
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    file = sqlite_file(uri)
+    if file is not None and file.exists():
+        try:
+            database.check(file)
+        except sqlite3.Error as error:
+            raise AwayError(f"can't be used ({database.reason(error) or error})") from None
+    with answers(uri):
+        from mlflow.tracking import MlflowClient
+
+        if file is not None and not file.exists():
+            _create_sqlite(file)
+        client = MlflowClient(uri)
+    return Bounded(client) if is_remote(uri) else client
+
+
+def _create_sqlite(file: Path) -> None:
+    """Under a temporary name: this takes seconds, and half a schema under the final name would never mend."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    file = file.absolute()
+    for left in file.parent.glob(f"{file.name}.new.*"):  # of a process that was killed
+        left.unlink(missing_ok=True)
+    temporary = file.with_name(f"{file.name}.new.{os.getpid()}")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.touch()  # where that can't be, MLflow would try for minutes
+    made = SqlAlchemyStore(f"sqlite:///{temporary}", str(database.artifacts(file)))
+    made.engine.dispose()
+    os.replace(temporary, file)
+
+
+def user() -> str:
+    """Who runs this, for MLflow's column of that name."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

@@ -1,0 +1,306 @@
+"""Tracking with MLflow, best effort: what the disk holds is sent when a server is there to take it.
+
+    python -m pipelines.tracking            # send now what is waiting, and say what was sent
+
+A stage calls ``sync`` at its end; ``follow`` keeps a server up to date while trials train. Both leave the work to a
+process of its own, which can hang, fail and be killed without a trial noticing, and which keeps MLflow (a second of
+imports, 240 MB) out of the stage. Results never depend on it: tracking is written, never read.
+
+The run store and the stages' outputs are the spool, so nothing is lost while a server is away: the next call sends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.command.errors import UserError
+from pipelines.tracking import delivery, limits, records
+from pipelines.tracking.cursors import Cursor, address, clean, pending, place, safe, tracking_uri
+from pipelines.tracking.delivery import Sender
+from pipelines.tracking.probe import AwayError, LoginError
+from pipelines.tracking.waiting import Spool
+
+DEADLINE_S = 30.0  # for a server that answers, but slowly; one that does not answer is given up in less than 5
+INTERVAL_S = 30.0
+LONGEST_LINE = 400  # characters, of a problem with a file
+FINISH = "finish\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncResult:
+    """What became of an attempt to send."""
+
+    uri: str  # without credentials
+    sent: int = 0  # runs that got something new
+    trials_waiting: int = 0
+    benchmarks_waiting: int = 0
+    away: str | None = None  # what can be said of a server that can't be reached, gives no answer, or wants a login
+    slow: bool = False  # it was given up while it still answered
+    refused: str | None = None  # the first run that could not be sent whole, and why
+    failed: str | None = None  # why none could be, though nobody is away: the address is none
+    problems: tuple[str, ...] = ()  # files that can't be tracked
+    busy: bool = False  # another process is sending to the same server
+    came_from: str | None = None  # where a database that was copied kept its artifacts until now
+
+    @property
+    def line(self) -> str | None:
+        """What a person should know, in one line; None when all is well."""
+        where, waits = place(self.uri), self.trials_waiting + self.benchmarks_waiting
+        if self.failed is not None:
+            return f"not tracked: {self.failed}" + (f"; {self.waiting} in the spool" if waits else "")
+        if self.slow and waits:
+            total = self.sent + waits
+            return f"{where} is slow: {self.sent} of {total} runs sent, the next stage sends the rest"
+        if self.away is not None and waits:
+            return f"{where} {self.away}: {self.waiting} in the spool; they are sent by the next stage"
+        if self.refused is not None:
+            return f"{where} lacks {self.refused}; {self.waiting} in the spool"
+        if self.came_from is not None:
+            return f"{where} was copied or moved: its artifacts were in {self.came_from}, and are beside it from now on"
+        more = f" (and {len(self.problems) - 1} more like it)" if len(self.problems) > 1 else ""
+        return f"not tracked: {self.problems[0]}{more}" if self.problems else None
+
+    @property
+    def waiting(self) -> str:
+        """How much is still to be sent, in words."""
+        counts = {"trial": self.trials_waiting, "benchmark": self.benchmarks_waiting}
+        words = [f"{n} {what}{'s' if n > 1 else ''}" for what, n in counts.items() if n]
+        total = sum(counts.values())
+        return f"{' and '.join(words) or 'nothing'} wait{'s' if total == 1 else ''}"
+
+
+def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncResult:
+    """
+    Send what the tracking server lacks; return within **deadline_s**, whatever the server does. Never raises.
+
+    Costs some 20 ms when there is nothing to send. A server that does not answer is left alone at once; what is not
+    sent waits in the spool.
+    """
+    spool = spool or Spool.here()
+    try:
+        if not pending(spool, tracking_uri(spool.project)):
+            return _result(spool)
+        with _Helper(spool, interval_s=None) as helper:
+            return helper.finish(deadline_s)
+    except Exception as error:  # best effort: whatever it is, it must not end a stage
+        return _failed(spool, error)
+
+
+@contextlib.contextmanager
+def follow(
+    spool: Spool | None = None, *, interval_s: float = INTERVAL_S, deadline_s: float = DEADLINE_S
+) -> Iterator[list[SyncResult]]:
+    """
+    Keep the server up to date while the block runs, and send the rest at its end.
+
+    Yields a list that holds the result once the block is left. When the block's process dies, however it dies, the
+    helper ends with it.
+    """
+    spool = spool or Spool.here()
+    results: list[SyncResult] = []
+    helper = None
+    with contextlib.suppress(Exception):
+        helper = _Helper(spool, interval_s=interval_s)
+    try:
+        yield results
+    except BaseException:
+        deadline_s = min(deadline_s, 5.0)  # an interrupted stage tells the server if that is quick
+        raise
+    finally:
+        try:
+            with helper or _Helper(spool, interval_s=None) as last:
+                results.append(last.finish(deadline_s))
+        except Exception as error:
+            results.append(_failed(spool, error))
+
+
+class _Helper:
+    """The process that talks to MLflow. It lives as long as the pipe to it, so it can't outlive its stage."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        interval_s: float | None,
+        verify: bool = False,
+        told: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """**told** hears the name of each run that is sent, in another thread."""
+        self.spool, self.told = spool, told
+        self.sent: set[str] = set()  # identities
+        self.ended: dict[str, Any] | None = None  # what it said at its end
+        order = {
+            "spool": spool.pack(),
+            "uri": tracking_uri(spool.project),
+            "interval_s": interval_s,
+            "verify": verify,
+        }
+        root = str(Path(__file__).resolve().parents[2])
+        environment = {**delivery.ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.tracking", "--helper"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the stage's to answer
+        )
+        self._write(json.dumps(order) + "\n")
+
+    def __enter__(self) -> _Helper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a helper that is gone shows in what it does not say
+            self.process.stdin.write(text)  # type: ignore[union-attr]
+            self.process.stdin.flush()  # type: ignore[union-attr]
+
+    def finish(self, deadline_s: float | None) -> SyncResult:
+        """Let it send the rest; what it says, or how far it came when it is not done in time."""
+        self._write(FINISH)
+        reader = threading.Thread(target=self._listen, daemon=True)
+        reader.start()
+        reader.join(deadline_s)
+        late = reader.is_alive()
+        if late:
+            self.process.kill()
+            reader.join()
+        if self.ended is not None:
+            return _result(self.spool, self.sent, **self.ended)
+        if late:
+            return _result(self.spool, self.sent, slow=True)
+        return _result(self.spool, self.sent, failed=f"the sending process ended with status {self.process.wait()}")
+
+    def _listen(self) -> None:
+        with contextlib.suppress(ValueError, OSError):  # a line that is cut off
+            for line in self.process.stdout:  # type: ignore[union-attr]
+                said = json.loads(line)
+                if "sent" in said:
+                    self.sent.add(said["sent"])
+                    self.told(said["name"])
+                else:
+                    self.ended = said
+
+
+def _result(spool: Spool, sent: Collection[str] = (), **said: Any) -> SyncResult:
+    """What is left by the cursor, after **sent** (identities) and what else is **said** of it."""
+    uri = address(spool.project)
+    gathered, problems = records.gather(spool)
+    cursor = Cursor.of(spool, uri)
+    waiting = [record.identity for record in gathered if cursor.lacks(record)]
+    kinds = [identity.partition(":")[0] for identity in waiting]
+    return SyncResult(
+        uri=safe(uri),
+        sent=len(set(sent) - set(waiting)),
+        trials_waiting=kinds.count("trial"),
+        benchmarks_waiting=kinds.count("benchmark"),
+        problems=tuple(limits.name(line, LONGEST_LINE) for line in problems),
+        **said,
+    )
+
+
+def _failed(spool: Spool, error: Exception) -> SyncResult:
+    """Of an attempt that ended with **error**, which may come from whatever this asks in its turn. Never raises."""
+    uri = address(spool.project)
+    reason = str(error) if isinstance(error, UserError) else clean(f"{type(error).__name__}: {error}", uri)
+    try:
+        return _result(spool, failed=reason)
+    except Exception:
+        return SyncResult(uri=safe(uri), failed=reason)
+
+
+def helper_main() -> None:
+    """The helper: reads its order, sends round by round until told to finish, says how it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    order = json.loads(sys.stdin.readline())
+    if order["interval_s"] is not None:
+        os.nice(10)  # the trials that run come first
+    finish = threading.Event()
+
+    def listen() -> None:
+        if sys.stdin.readline() == FINISH:
+            finish.set()
+        if not sys.stdin.readline():  # the pipe is closed: the stage is gone, or has given this process up
+            os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
+    sender = Sender(Spool.unpack(order["spool"]), order["uri"])
+    interval, said = order["interval_s"], {}
+    while interval is not None and not finish.wait(interval):
+        said = _round(sender)
+        if finish.is_set() and "away" in said:  # it was given its time just now
+            break
+    else:
+        said = _round(sender, verify=order["verify"])
+    print(json.dumps(said), flush=True)
+    os._exit(0)  # MLflow's threads, and those that a server left hanging, have nothing left to say
+
+
+def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
+    """One round, each run named on the standard output; how it went."""
+
+    def tell(identity: str, name: str) -> None:
+        print(json.dumps({"sent": identity, "name": name}), flush=True)
+
+    try:
+        mine = sender.round(verify=verify, told=tell)
+    except (AwayError, LoginError) as error:
+        return {"away": str(error)}
+    except Exception as error:
+        return {"failed": clean(f"{type(error).__name__}: {error}", sender.uri)}
+    came_from = None if sender.came_from is None else str(sender.came_from)
+    return {"busy": not mine, "refused": next(iter(sender.refused.values()), None), "came_from": came_from}
+
+
+def replay(spool: Spool) -> None:
+    """Send everything now, naming each run; UserError when something stays behind."""
+    uri, began = tracking_uri(spool.project), time.monotonic()
+    with _Helper(spool, interval_s=None, verify=True, told=lambda name: print(f"sent {name}", flush=True)) as helper:
+        result = helper.finish(None)
+    if result.busy:
+        raise UserError(f"another process is sending to {place(safe(uri))} right now; run this again in a moment")
+    for problem in result.problems:
+        print(f"not tracked: {problem}")
+    if result.away is not None:
+        left = f": {result.waiting} in the spool" if result.trials_waiting + result.benchmarks_waiting else ""
+        raise UserError(f"{place(result.uri)} {result.away}{left}")
+    if result.failed is not None or result.refused is not None:
+        raise UserError(str(result.line))
+    if result.came_from is not None:
+        print(result.line)
+    took = f"in {time.monotonic() - began:.1f} s" if result.sent else "there was nothing to send"
+    print(f"{place(result.uri)} has everything: {result.sent} runs sent, {took}")
+
+
+def main() -> None:
+    """Send what is waiting."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.tracking",
+        description="Send to MLflow what waits in the run store, and say what was sent. $MLFLOW_TRACKING_URI names the "
+        "server; without it, mlflow.db.",
+    )
+    parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)  # the process that sync starts
+    if parser.parse_args().helper:
+        helper_main()
+    replay(Spool.here())

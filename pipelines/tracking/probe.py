@@ -1,0 +1,192 @@
+"""A tracking server as something that may be dead, hang, drip bytes, want a login, or be none: it is given ANSWER_S."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from pipelines.tracking import database
+from pipelines.tracking.cursors import clean, is_remote
+from pipelines.tracking.waiting import DamagedError
+
+# For one answer, however it comes. A dead server is to cost a stage 5 s at most: this, and what starting a process and
+# importing MLflow take.
+ANSWER_S = 2.5
+BYTES_A_SECOND = 100_000  # more time for an upload through a slow line
+ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # what only MLflow answers; /health says less
+LONGEST_ANSWER = 10_000_000  # bytes of that; one experiment and its tags
+LOCAL = ("localhost", "127.0.0.1", "::1")
+LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+LATER = (408, 429)  # statuses below 500 that say: not now
+T = TypeVar("T")
+
+
+class AwayError(Exception):
+    """The server does not answer, or not in time; what is not sent stays in the spool. Its text is a predicate."""
+
+
+class RefusedError(Exception):
+    """The server answered, and does not want this; its text is the reason."""
+
+
+class LoginError(RefusedError):
+    """It wants a login, or another one; the text is a predicate again."""
+
+
+def patience() -> float:
+    """Seconds for one answer; more where a user gives MLflow more."""
+    try:
+        return float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", ANSWER_S))
+    except ValueError:
+        return ANSWER_S
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """
+    What **call** returns or raises, or AwayError after **seconds**, whatever it waits for.
+
+    A timeout of requests counts from byte to byte and leaves out the look-up of the name. The thread that hangs is left
+    behind; it ends with the process.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():  # its own
+            raise
+        raise AwayError(_late(seconds)) from None
+
+
+def _late(seconds: float) -> str:
+    return f"gives no answer within {round(seconds, 1):g} s"
+
+
+class Bounded:
+    """MLflow's client, each call of which returns in time or raises AwayError."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            size = os.path.getsize(args[1]) if name == "log_artifact" else 0
+            return within(patience() + size / BYTES_A_SECOND, lambda: call(*args, **kwargs))
+
+        return bounded
+
+
+def reach_local() -> None:
+    """Have this process and its children ask no proxy for servers on this machine: none would lead back to it."""
+    named = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").strip()
+    hosts = [host.strip() for host in named.split(",") if host.strip()]
+    if named != "*":
+        os.environ["no_proxy"] = ",".join([*hosts, *(host for host in LOCAL if host not in hosts)])
+
+
+def probe(uri: str) -> None:
+    """Raise AwayError unless MLflow answers at **uri** in time; that it wants a login is an answer."""
+    reach_local()
+    status, body = within(patience(), lambda: _ask(uri))
+    if status >= 500 or status in LATER:
+        raise AwayError(f"answers with status {status}")
+    if status not in (401, 403) and not _is_object(body):
+        raise AwayError(f"is away (what answers there, with status {status}, is not MLflow)")
+
+
+def _is_object(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _ask(uri: str) -> tuple[int, bytes]:
+    """Status and beginning of the answer. Raises AwayError."""
+    import requests
+    import urllib3
+
+    trusted: bool | str = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        trusted = False
+    identity = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH") or None
+    asked, seconds = uri.rstrip("/") + ASKED, patience()
+    try:
+        with requests.get(asked, timeout=seconds, verify=trusted, cert=identity, stream=True) as answer:
+            body = b""
+            for piece in answer.iter_content(65536):
+                body += piece
+                if len(body) > LONGEST_ANSWER:
+                    break
+            return answer.status_code, body
+    except requests.Timeout:
+        raise AwayError(_late(seconds)) from None
+    except requests.exceptions.SSLError as error:
+        why = re.search(r"\] ([^()]+) \(_ssl", str(error))
+        raise AwayError(f"is away (TLS fails{': ' + clean(why[1], uri) if why else ''})") from None
+    except requests.ConnectionError:
+        raise AwayError("is away (no connection)") from None
+    except Exception as error:  # of a name that can't be looked up, a redirect to nowhere, a certificate that is none
+        raise AwayError(f"is away ({clean(str(error), uri)})") from None
+
+
+@contextmanager
+def answers(uri: str) -> Iterator[None]:
+    """Turn what MLflow, requests and databases raise into AwayError (try later) or RefusedError (it said no)."""
+    try:
+        yield
+    except (AwayError, RefusedError, DamagedError):
+        raise
+    except Exception as error:
+        raise _meaning(error, uri) from error
+
+
+def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    status = _status(error)
+    if status in (401, 403):
+        said = re.search(r"Response body: '([^'<]{1,80})'", str(error))
+        words = f"{status}, {said[1]}" if said and status == 403 else str(status)
+        return LoginError(clean(f"{'wants a login' if status == 401 else 'denies access'} ({words}; {LOGIN})", uri))
+    if status is not None and status < 500 and status not in LATER:
+        return RefusedError(clean(str(error), uri))
+    wrong = None if is_remote(uri) else database.reason(error)
+    if wrong is not None:
+        return AwayError(f"can't be used ({clean(wrong, uri)})")
+    behind = list(database.chain(error))
+    if any(isinstance(one, requests.exceptions.RetryError) for one in behind):
+        return AwayError("answers with errors of its own")
+    if any(isinstance(one, requests.Timeout) for one in behind):
+        return AwayError(_late(patience()))
+    if any(isinstance(one, requests.RequestException) for one in behind):
+        return AwayError("is away (the connection broke off)")
+    if isinstance(error, MlflowException | OSError):
+        return AwayError(f"can't be used ({clean(str(error), uri)})")
+    return RefusedError(clean(f"{type(error).__name__}: {error}", uri))
+
+
+def _status(error: Exception) -> int | None:
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return int(error.response.status_code)
+    return int(error.get_http_status_code()) if isinstance(error, MlflowException) else None

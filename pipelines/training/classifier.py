@@ -1,0 +1,147 @@
+"""How a model is trained: loss, optimiser and schedule, as one LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipelines.config.params import Recipe
+from pipelines.data.batches import Batches, Chunk, stream
+from pipelines.training.losses import build_loss
+from pipelines.training.optimisers import build_optimiser
+from pipelines.training.sdlm import SDLM
+
+
+class Classifier(pl.LightningModule):
+    """A model under its recipe.
+
+    Lightning hands over chunks of minibatches (``Chunks``), and the module steps through them itself: its hooks, once a
+    step, took longer than the step of a small network. The epoch's sums stay on the device until ``drain`` is called
+    once an epoch: a value fetched every step would cost a synchronisation, and Lightning's ``self.log`` half a
+    millisecond.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        steps: int,
+        stretch: float = 1.0,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        """``steps`` an epoch; ``stretch`` is how much faster than published the schedule is gone through."""
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.recipe = model, recipe
+        self.steps, self.stretch, self.seed, self.rank = steps, stretch, seed, rank
+        self.loss = build_loss(recipe)
+        self.random = any(isinstance(m, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)) for m in model.modules())
+        # No buffers: DDP would overwrite them.
+        self.loss_sum, self.wrong = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        self.images = 0  # of this worker, in this epoch
+        self.seen = 0  # images of this worker, in this process
+
+    def on_train_start(self) -> None:
+        """The sums live where the model does."""
+        self.loss_sum, self.wrong = self.loss_sum.to(self.device), self.wrong.to(self.device)
+
+    def training_step(self, chunk: Chunk, batch_idx: int) -> Tensor:
+        """A step of the optimiser for each minibatch of the chunk; the last one's loss, a scalar."""
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimiser, torch.optim.Optimizer)
+        if chunk.first == 0:
+            self.prepare_epoch(optimiser, self.trainer.train_dataloader.loader, chunk.epoch)
+        for number, (images, labels) in enumerate(chunk.minibatches, chunk.first):
+            self.prepare_step(optimiser, chunk.epoch, number)
+            loss = self.judge(images, labels)
+            optimiser.zero_grad()
+            self.manual_backward(loss)
+            if isinstance(optimiser, SDLM):
+                optimiser.patterns = len(labels) * _world()
+            optimiser.step()
+        return loss.detach()
+
+    def prepare_epoch(self, optimiser: torch.optim.Optimizer, loader: Batches, epoch: int) -> None:
+        """Second derivatives for an optimiser that works with them; one resumed within an epoch has kept them.
+
+        Every worker sees the same samples; rank 0's are taken, as a GPU's sums are not the same twice. It is no hook of
+        Lightning's: that of the epoch's start is passed over where a trial resumes at the end of the one before.
+        """
+        if isinstance(optimiser, SDLM):
+            optimiser.estimate(self.model, self.loss, *loader.samples(self.recipe.optimiser.samples, epoch))
+            if _world() > 1:
+                for divisor in optimiser.divisors():
+                    dist.broadcast(divisor, src=0)
+
+    def prepare_step(self, optimiser: torch.optim.Optimizer, epoch: int, number: int) -> None:
+        """Rate and dropout's randomness depend on (seed, epoch, number) alone, so that a resumed run repeats them.
+
+        So does the member of a committee that trains; the others get no gradient, and nothing moves them.
+        """
+        place = (epoch + number / self.steps) * self.stretch  # in epochs of the paper's budget
+        factor = self.recipe.schedule.factor(place)
+        if self.recipe.boosting is not None:
+            self.model.member = self.recipe.boosting.member(place)  # type: ignore[assignment]
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        if self.random:
+            torch.manual_seed(stream(self.seed, "dropout", epoch, number, self.rank))
+
+    def judge(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss (a scalar) of images (n, C, H, W) float32 with labels (n,) int64, added to the epoch's sums."""
+        outputs = self.model(images).float()
+        loss: Tensor = self.loss(outputs, labels)
+        with torch.no_grad():
+            self.loss_sum.add_(loss.detach(), alpha=len(labels))
+            self.wrong.add_((outputs.argmax(1) != labels).sum())
+        self.images += len(labels)
+        self.seen += len(labels)
+        return loss
+
+    def gather(self) -> list[float]:
+        """Sum of losses, wrong answers and images of the epoch so far, over all workers, who call it together.
+
+        Rank 0 holds them afterwards, the others nothing.
+        """
+        sums = torch.tensor([self.loss_sum, self.wrong, self.images], dtype=torch.float64, device=self.loss_sum.device)
+        if _world() > 1:
+            dist.all_reduce(sums)
+        found: list[float] = sums.tolist()
+        self._hold(found if self.rank == 0 else [0.0, 0.0, 0.0])
+        return found
+
+    def drain(self) -> tuple[float, float, int]:
+        """Mean loss, error in per cent and number of the images of the epoch so far; starts over."""
+        loss, wrong, images = self.gather()
+        self._hold([0.0, 0.0, 0.0])
+        return loss / max(images, 1), 100 * wrong / max(images, 1), int(images)
+
+    def _hold(self, sums: Sequence[float]) -> None:
+        self.loss_sum.fill_(sums[0])
+        self.wrong.fill_(sums[1])
+        self.images = int(sums[2])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint in the middle of an epoch keeps its sums."""
+        checkpoint["sums"] = self.gather()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the sums back, on the one worker that counts them."""
+        if self.rank == 0:
+            self._hold(checkpoint["sums"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The recipe's optimiser."""
+        return build_optimiser(self.recipe.optimiser, self.model)
+
+
+def _world() -> int:
+    """Workers that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1

@@ -1,0 +1,272 @@
+"""Placement by node: what a cluster can hold, asked of constructed clusters and of a real one of two nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import train
+from pipelines.cluster import connection, estimate, local
+from pipelines.cluster.connection import Cluster, Node
+from pipelines.command.errors import UserError
+from pipelines.config.params import Benchmark, Resources, load_params
+from pipelines.training import spec
+from tests.conftest import ROOT, environment
+from tests.disturbed import QUIET, only, specs
+from tests.processes import runs, until
+
+pytestmark = pytest.mark.usefixtures("ends_all")
+
+
+def asking(**resources: Any) -> Benchmark:
+    benchmark = load_params(ROOT / "params.yaml").benchmark("lenet5-mnist")
+    recipe = dataclasses.replace(benchmark.recipe, batch=60)
+    return dataclasses.replace(benchmark, recipe=recipe, resources=Resources(**resources), choice=None)
+
+
+def of(*nodes: tuple[int, int]) -> Cluster:
+    return Cluster(address=None, nodes=tuple(Node(cpus=cpus, gpus=gpus) for cpus, gpus in nodes))
+
+
+@pytest.mark.parametrize(
+    ("node", "cpus", "gpus", "fits"),
+    [
+        ((4, 0), 1, 0.0, 4),
+        ((5, 0), 2, 0.0, 2),
+        ((1, 0), 2, 0.0, 0),
+        ((8, 2), 1, 1.0, 2),
+        ((8, 2), 1, 0.5, 4),
+        ((8, 2), 1, 0.6, 2),  # what is left of one GPU and of another makes no third
+        ((30, 2), 1, 0.1, 20),
+        ((30, 1), 1, 1 / 3, 3),
+        ((3, 2), 1, 0.5, 3),
+        ((8, 5), 1, 2.0, 2),
+        ((8, 0), 1, 0.5, 0),
+    ],
+)
+def test_how_many_workers_a_node_holds(node: tuple[int, int], cpus: int, gpus: float, fits: int) -> None:
+    assert Node(cpus=node[0], gpus=node[1]).holds(cpus, gpus) == fits
+
+
+@pytest.mark.parametrize(
+    ("found", "resources", "line"),
+    [
+        (of((2, 0)), {"cpus": 99}, "99 CPUs; expected at most the 2 of the cluster"),
+        (of((2, 0)), {"cpus": 99, "workers": 4}, "4 workers of 99 CPUs; expected at most the 2 of the cluster"),
+        (of((2, 1), (2, 0)), {"gpus": 3}, "3 GPUs; expected at most the 1 of the cluster"),
+        (of((2, 0), (2, 0)), {"cpus": 4}, "4 CPUs; expected no more than one node has: 2 of 2 CPUs"),
+        (
+            of((8, 0), (1, 1)),
+            {"cpus": 2, "gpus": 1},
+            "2 CPUs and 1 GPU; expected no more than one node has: 1 of 1 CPU and 1 GPU, 1 of 8 CPUs",
+        ),
+        (
+            of((3, 0), (3, 0)),
+            {"cpus": 2, "workers": 3},
+            "3 workers of 2 CPUs; expected at most 2 of them, as fit on the nodes: 2 of 3 CPUs",
+        ),
+    ],
+)
+def test_what_no_node_holds_is_one_line(found: Cluster, resources: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        found.require(asking(**resources))
+    assert str(caught.value) == f"benchmarks.lenet5-mnist.resources: {line}"
+
+
+@pytest.mark.parametrize(
+    ("found", "resources"),
+    [
+        (of((2, 0), (2, 0)), {"cpus": 2, "workers": 2}),
+        (of((2, 0), (4, 0)), {"cpus": 4}),
+        (of((2, 0)), {"gpus_if_any": 1.0}),
+        (of((1, 2)), {"gpus": 0.5}),
+    ],
+)
+def test_what_a_node_holds_is_let_through(found: Cluster, resources: dict[str, Any]) -> None:
+    found.require(asking(**resources))
+
+
+def test_the_estimate_packs_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trial takes as many seconds as its seed says."""
+    monkeypatch.setattr(estimate, "trial_seconds", lambda one: float(one.seed))
+    monkeypatch.setattr(estimate, "_measure_unknown", lambda specs: None)
+
+    def seconds(found: Cluster, resources: dict[str, Any], durations: list[int]) -> float:
+        common: dict[str, Any] = {"budget": "laptop", "data": Path(), "store": Path()}
+        return estimate.seconds(
+            [spec.Spec(benchmark=asking(**resources), seed=duration, **common) for duration in durations], found
+        )
+
+    assert seconds(of((2, 0)), {}, [3, 3, 3]) == 6
+    assert seconds(of((2, 0)), {}, [1, 2, 3]) == 3
+    assert seconds(of((3, 0), (3, 0)), {"cpus": 2}, [3, 3, 3]) == 6  # a third would fit on no node
+    assert seconds(of((8, 1), (8, 1)), {"gpus": 0.5}, [5, 5, 5, 5, 5]) == 10
+    assert seconds(of((8, 2)), {"gpus": 0.6}, [5, 5, 5]) == 10
+    assert seconds(of((8, 4)), {"gpus": 2}, [5, 5, 5]) == 10
+    assert seconds(of((8, 0)), {"workers": 2}, [5, 5]) == 10  # one after the other
+
+
+def test_candidates_of_one_speed_are_measured_once(tmp_path: Path) -> None:
+    def key(**recipe: Any) -> str:
+        benchmark = asking()
+        changed = dataclasses.replace(benchmark, recipe=dataclasses.replace(benchmark.recipe, **recipe))
+        one = spec.Spec(benchmark=changed, seed=0, budget="laptop", data=tmp_path, store=tmp_path)
+        return estimate._rate_key(one.on("cpu", threads=1))
+
+    optimiser = asking().recipe.optimiser
+    assert key(optimiser=dataclasses.replace(optimiser, lr=0.5)) == key()
+    assert len({key(), key(batch=8), key(optimiser=dataclasses.replace(optimiser, momentum=0.0))}) == 3
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[str]:
+    """The address of a cluster that somebody else started: two nodes, each of two CPUs and what passes for a GPU."""
+    from ray.cluster_utils import Cluster as RayCluster
+
+    node = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": local.OBJECT_STORE_BYTES}
+    for left in (2, 1, 0):
+        started = RayCluster()
+        try:
+            started.add_node(**node, include_dashboard=False)
+            started.add_node(**node)
+            break
+        except Exception:  # a raylet ends itself where the machine is too busy to start its agent in time
+            started.shutdown()
+            if not left:
+                raise
+    try:
+        yield started.address
+    finally:
+        started.shutdown()
+
+
+def test_ray_places_as_is_reckoned_here(two_nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def there(folder: Path, number: int) -> None:
+        (folder / str(number)).touch()
+        while not (folder / "go").exists():
+            time.sleep(0.05)
+
+    monkeypatch.setenv("RAY_ADDRESS", two_nodes)
+    with connection.connect() as found:
+        assert found.nodes == (Node(cpus=2, gpus=1), Node(cpus=2, gpus=1))
+        assert str(found) == f"Ray cluster at {two_nodes}: 2 nodes, 4 CPUs, 2 GPUs"
+        for gpus, at_once in ((0.5, 4), (0.6, 2)):
+            assert found.side_by_side(asking(gpus=gpus)) == at_once
+            folder = tmp_path / str(gpus)
+            folder.mkdir()
+            place = ray.remote(there).options(num_cpus=1, num_gpus=gpus)
+            tasks = [place.remote(folder, number) for number in range(6)]
+            until(lambda: len(list(folder.iterdir())) >= at_once)  # noqa: B023
+            time.sleep(1.0)  # for one too many
+            assert len(list(folder.iterdir())) == at_once
+            (folder / "go").touch()
+            ray.get(tasks)
+
+
+def test_a_named_cluster_is_joined_and_left_running(
+    project: Path, two_nodes: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", two_nodes)
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    short: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 1, "seeds": [0, 1]}}
+    params = only(project, linear_mnist=short | {"resources": {"cpus": 4}})
+    with pytest.raises(UserError, match="4 CPUs; expected no more than one node has: 2 of 2 CPUs and 1 GPU"):
+        train.train(params, specs("linear-mnist"))
+    assert not list((project / "store").glob("*/progress.json"))
+    params = only(project, linear_mnist={"resources": {"cpus": 1}})
+    train.train(params, specs("linear-mnist"))
+    assert all(one.files.finished for one in specs("linear-mnist"))
+    assert f"Ray cluster at {two_nodes}: 2 nodes, 4 CPUs, 2 GPUs; training on cpu" in capsys.readouterr().out
+    host, port = two_nodes.split(":")
+    with socket.create_connection((host, int(port)), timeout=5):
+        pass  # still there for the others
+
+
+IMPORTING = """
+    import importlib.abc, sys, time
+
+    class Waiting(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "pipelines.trial":
+                print("importing", flush=True)
+                time.sleep(600)
+
+    sys.meta_path.insert(0, Waiting())
+    from pipelines import train
+    from pipelines.cluster import distributed, estimate
+"""
+RAYLET = """
+    import subprocess, sys
+    worker = subprocess.Popen([sys.executable, "-W", "ignore", "-c", sys.argv[1]], stdout=subprocess.PIPE)
+    assert worker.stdout.readline() == b"importing\\n"
+    print(worker.pid)
+"""
+
+
+@pytest.mark.parametrize(
+    "task", ["train._check([])", "train._train_one(None)", "estimate._measure(None, 1)", "distributed._train_rank({})"]
+)
+def test_a_worker_ends_with_its_raylet_even_while_it_imports(task: str) -> None:
+    """Seconds go by before torch is there: whoever asked for its parent only then would follow another process."""
+    code = f"{textwrap.dedent(IMPORTING)}\n{task}"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RAYLET), code],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        timeout=240,
+        check=True,
+    )
+    until(lambda: not runs(int(done.stdout)), 60)
+
+
+SLOW_AGENT = """
+    import os, sys, time
+    if any(word.endswith("dashboard/agent.py") for word in sys.orig_argv):
+        folder = os.path.dirname(__file__)
+        if not os.path.exists(os.path.join(folder, "started")) or os.path.exists(os.path.join(folder, "always")):
+            open(os.path.join(folder, "started"), "w").close()
+            time.sleep(60)
+"""
+
+
+def test_a_machine_too_busy_to_start_ray_in_time_is_asked_again(tmp_path: Path) -> None:
+    """Ray's raylet aborts where its agent takes more than 15 s: here once in one folder, each time in another."""
+    code = (
+        "from pipelines.cluster import connection, local\nlocal.STARTS = {}\n"
+        "with connection.connect() as found: print(found)"
+    )
+    started = []
+    for name, attempts in (("once", 3), ("always", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sitecustomize.py").write_text(textwrap.dedent(SLOW_AGENT))
+        paths = os.pathsep.join([str(tmp_path / name), str(ROOT)])
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", code.format(attempts)],
+                env={k: v for k, v in environment().items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": paths},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    (tmp_path / "always/always").touch()
+    (once, error), (always, last) = (process.communicate(timeout=240) for process in started)
+    again = "Ray's processes did not come up in time; trying again"
+    assert started[0].returncode == 0, error
+    *tried, found = once.splitlines()  # more than once, where the machine is as busy as that
+    assert set(tried) == {again} and found.startswith("Ray started here")
+    assert always == ""
+    assert "UserError: Ray's processes did not come up in time on this machine, tried 1 times; expected it less" in last

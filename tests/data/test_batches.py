@@ -1,0 +1,269 @@
+"""Minibatches: every image once an epoch, resumable at any batch, the same whatever the number of workers."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines import trial
+from pipelines.cluster import workload
+from pipelines.config.params import Subset
+from pipelines.data import datasets, subsets, transforms
+from pipelines.data.batches import CHUNK_VALUES, Batches, Chunks, stream
+from pipelines.training import journal, spec
+from tests.conftest import edit_params
+
+COUNT = 53  # prime: no batch size divides it
+IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 3, 9, 7), dtype=np.uint8)
+LABELS = np.arange(COUNT, dtype=np.int64)  # the position itself, so that a batch tells what is in it
+SCALE: list[dict[str, dict[str, Any]]] = [{"scale": {"low": 0.0, "high": 255.0}}]
+AUGMENT: list[dict[str, dict[str, Any]]] = [{"shift": {"pixels": 2}}, {"flip": {}}]
+
+
+def batches(augment: list[dict[str, dict[str, Any]]] | None = None, **changes: Any) -> Batches:
+    preprocess = transforms.fit(transforms.build_preprocess(SCALE), IMAGES)
+    fitted = transforms.fit_augment(transforms.build_augment(augment or []), preprocess, IMAGES)
+    settings: dict[str, Any] = {"batch": 8, "seed": 0} | changes
+    positions = settings.pop("positions", torch.arange(COUNT))
+    return Batches(IMAGES, LABELS, positions, preprocess=preprocess, augment=fitted, **settings)
+
+
+def visited(loader: Batches) -> list[int]:
+    """The positions that one epoch visits, in order."""
+    return torch.cat([labels for _, labels in loader]).tolist()
+
+
+def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
+    return torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+# --- one epoch ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 8, 52, 53])
+def test_an_epoch_visits_every_image_exactly_once(batch: int) -> None:
+    loader = batches(batch=batch)
+    for _ in range(3):
+        sizes = [len(labels) for _, labels in loader]
+        assert sizes == [batch] * (COUNT // batch) + [COUNT % batch] * (COUNT % batch > 0)
+        assert len(sizes) == len(loader)
+    assert sorted(visited(loader)) == list(range(COUNT))
+
+
+def test_a_label_stays_with_its_image() -> None:
+    for images, labels in batches():
+        assert images.dtype == torch.float32 and labels.dtype == torch.int64
+        assert torch.equal(images, torch.from_numpy(IMAGES)[labels].float())
+
+
+def test_only_the_chosen_positions_are_visited() -> None:
+    chosen = torch.from_numpy(subsets.positions(COUNT, Subset(skip_every=10)))
+    assert sorted(visited(batches(positions=chosen))) == chosen.tolist()
+
+
+def test_the_order_changes_with_epoch_and_seed_and_with_nothing_else() -> None:
+    loader = batches()
+    epochs = [visited(loader) for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert visited(batches(seed=1)) != epochs[0] != list(range(COUNT))
+    torch.manual_seed(99)
+    again = batches(AUGMENT, batch=5, channels_last=True)
+    assert [visited(again) for _ in range(3)] == epochs
+
+
+def test_without_shuffling_the_order_is_the_files() -> None:
+    loader = batches(shuffle=False)
+    assert visited(loader) == visited(loader) == list(range(COUNT))
+
+
+def test_augmentation_is_drawn_anew_in_every_epoch_and_batch() -> None:
+    loader = batches(AUGMENT, shuffle=False, batch=COUNT)
+    first, second = next(iter(loader))[0], next(iter(loader))[0]
+    assert not torch.equal(first, second)
+    alike = batches(AUGMENT, shuffle=False, batch=1, positions=torch.zeros(40, dtype=torch.int64))
+    assert len({images.numpy().tobytes() for images, _ in alike}) > 10  # of 25 shifts x 2 mirrors
+
+
+def test_the_global_generator_is_neither_read_nor_moved() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = list(batches(AUGMENT))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert all(same(one, other) for one, other in zip(first, batches(AUGMENT), strict=True))
+
+
+def test_channels_last_is_a_layout_and_not_a_change() -> None:
+    plain, turned = next(iter(batches(AUGMENT))), next(iter(batches(AUGMENT, channels_last=True)))
+    assert turned[0].is_contiguous(memory_format=torch.channels_last) and not turned[0].is_contiguous()
+    assert same(plain, turned)
+
+
+def test_trials_on_one_machine_share_the_pages_of_the_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    none = transforms.fit([], mapped), transforms.fit_augment([], transforms.fit([], mapped), mapped)
+    loader = Batches(mapped, LABELS, torch.arange(COUNT), batch=8, seed=0, preprocess=none[0], augment=none[1])
+    assert loader.images.data_ptr() == mapped.ctypes.data
+
+
+# --- resuming ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seen", [0, 1, 3, 6, 7, 8, 13])
+def test_a_resumed_loader_goes_on_with_the_very_same_batches(seen: int) -> None:
+    """7 batches an epoch: in the middle, before the last batch, between epochs, and in the second one."""
+    straight = batches(AUGMENT)
+    expected = [batch for _ in range(3) for batch in straight]
+
+    def all_of(loader: Batches) -> Any:
+        while True:
+            yield from loader
+
+    first = batches(AUGMENT)
+    list(islice(all_of(first), seen))
+    state = json.loads(json.dumps(first.state_dict()))
+    second = batches(AUGMENT)
+    second.load_state_dict(state)
+    rest = list(islice(all_of(second), len(expected) - seen))
+    assert len(rest) == len(expected) - seen
+    assert all(same(one, other) for one, other in zip(expected[seen:], rest, strict=True))
+
+
+def test_the_state_counts_a_batch_as_done_once_it_is_handed_out() -> None:
+    loader, states = batches(), []
+    for _ in range(2):
+        for _ in loader:
+            states.append(loader.state_dict())
+    assert states[:2] == [{"epoch": 0, "done": 1}, {"epoch": 0, "done": 2}]
+    assert states[5:8] == [{"epoch": 0, "done": 6}, {"epoch": 1, "done": 0}, {"epoch": 1, "done": 1}]
+    assert all(one != other for one, other in pairwise(states))
+
+
+# --- chunks, as Lightning is given them ---
+
+
+@pytest.mark.parametrize("seen", [0, 2, 6])
+def test_chunks_are_the_same_minibatches_and_know_their_numbers(monkeypatch: pytest.MonkeyPatch, seen: int) -> None:
+    monkeypatch.setattr("pipelines.data.batches.CHUNK_VALUES", 2 * 8 * IMAGES[0].size)  # two minibatches
+    expected, loader = list(batches(AUGMENT)), batches(AUGMENT)
+    loader.load_state_dict({"epoch": 0, "done": seen})
+    found = []
+    chunks = Chunks(loader)
+    assert len(chunks) == 4  # of an epoch of 7
+    for chunk in chunks:
+        assert (chunk.epoch, chunk.first) == (0, loader.done)  # nothing is made before it is asked for
+        found.append(list(chunk.minibatches))
+    assert [len(part) for part in found] == [2, 2, 2, 1][seen // 2 :]
+    handed_out = [batch for part in found for batch in part]
+    assert all(same(one, other) for one, other in zip(handed_out, expected[seen:], strict=True))
+    assert chunks.state_dict() == {"epoch": 1, "done": 0}
+
+
+def test_a_chunk_of_large_minibatches_is_one() -> None:
+    assert Chunks(batches(batch=1 + CHUNK_VALUES // IMAGES[0].size)).size == 1
+
+
+# --- several workers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", [[], AUGMENT])
+@pytest.mark.parametrize(
+    ("workers", "batch", "count"), [(2, 12, 52), (3, 12, 51), (4, 12, 52), (12, 12, 48), (2, 2, 53), (5, 10, 53)]
+)
+def test_the_shards_of_all_workers_are_the_batch_of_one(augment: Any, workers: int, batch: int, count: int) -> None:
+    """The last batch is of 4, 3, 4, 12, 1 and 3 images; where there is not one for each worker, it is left out."""
+    settings: dict[str, Any] = {"batch": batch, "positions": torch.arange(count)}
+    alone = batches(augment, **settings)
+    shards = [batches(augment, rank=rank, workers=workers, **settings) for rank in range(workers)]
+    length = len(alone) - (0 < count % batch < workers)
+    assert {len(loader) for loader in shards} == {length}
+    for _ in range(2):
+        parts = [list(loader) for loader in shards]
+        for number, whole in enumerate(list(alone)[:length]):
+            assert {len(part[number][1]) for part in parts} == {len(whole[1]) // workers}
+            images, labels = (torch.cat([part[number][i] for part in parts]) for i in (0, 1))
+            assert same((images, labels), whole)
+    # the next epoch begins for all together
+    assert all(loader.state_dict() == alone.state_dict() == {"epoch": 2, "done": 0} for loader in shards)
+
+
+def test_a_last_batch_is_cut_to_what_the_workers_can_share() -> None:
+    shards = [batches(batch=12, rank=rank, workers=2) for rank in range(2)]  # 53 = 4 x 12 + 5
+    last = [list(loader)[-1][1] for loader in shards]
+    assert [len(labels) for labels in last] == [2, 2]
+    assert torch.cat(last).tolist() == visited(batches(batch=12))[48:52]
+
+
+# --- what is trained on ------------------------------------------------------------------------------------------
+
+
+def test_subsets() -> None:
+    def chosen(count: int, **which: int) -> list[int]:
+        return [int(place) for place in subsets.positions(count, Subset(**which))]
+
+    assert chosen(7) == [0, 1, 2, 3, 4, 5, 6]
+    assert chosen(7, skip_every=3) == [1, 2, 4, 5]
+    assert chosen(7, first=3) == [0, 1, 2]
+    assert chosen(7, skip_every=2, first=4) == [1, 3]
+    assert chosen(7, first=70) == [0, 1, 2, 3, 4, 5, 6]
+    convnetjs = chosen(50_000, skip_every=10)  # its validation images are those with n % 10 == 0
+    assert len(convnetjs) == 45_000 and not any(place % 10 == 0 for place in convnetjs)
+
+
+def test_a_validation_slice_is_fixed_and_is_never_trained_on() -> None:
+    slice_ = subsets.validation(1000, 100)
+    assert len(set(slice_.tolist())) == 100 and slice_.max() < 1000
+    assert slice_[:4].tolist() == [7, 13, 14, 26]  # the same in every process and version
+    for which in ({}, {"first": 600}, {"skip_every": 3}, {"sample": 500}):
+        kept = subsets.positions(1000, Subset(**which, hold_out=100))
+        assert len(kept) and not set(kept) & set(slice_)
+    assert len(subsets.positions(1000, Subset(hold_out=100))) == 900
+
+
+def test_a_budget_cuts_at_random_since_a_file_may_be_sorted_by_class() -> None:
+    kept = subsets.positions(1000, Subset(first=900))
+    some = subsets.cut(kept, 100)
+    assert len(set(some.tolist())) == 100 and some.max() > 800 and (np.diff(some) > 0).all()
+    assert some.tolist() == subsets.cut(kept, 100).tolist()
+    assert subsets.cut(kept, None).tolist() == kept.tolist() == subsets.cut(kept, 5000).tolist()
+
+
+def test_a_sample_is_of_what_is_left() -> None:
+    kept = subsets.positions(1000, Subset(skip_every=2, sample=100))
+    assert len(set(kept.tolist())) == 100 and (kept % 2 == 1).all()
+    assert (np.diff(kept) > 0).all()
+    assert kept.tolist() == subsets.positions(1000, Subset(skip_every=2, sample=100)).tolist()
+
+
+@pytest.mark.parametrize("cut", [None, 100])
+@pytest.mark.parametrize("chosen", [{}, {"skip_every": 7}, {"first": 333}, {"first": 333, "skip_every": 7}])
+def test_the_estimate_counts_the_images_that_are_trained_on(
+    project: Path, chosen: dict[str, int], cut: int | None
+) -> None:
+    budget = {"epochs": 1, "seeds": [0]} | ({"train_images": cut} if cut else {})
+    changes: dict[str, object] = {"recipe.subset": chosen, "recipe.batch": 50, "budgets.laptop": budget}
+    params = edit_params(project / "params.yaml", linear_mnist=changes)
+    one = spec.plan(params.benchmark("linear-mnist"), "laptop", 0, data=Path("datasets"), root=Path("store"))
+    loader, _ = trial.prepare(one, datasets.open_dataset(one.data, "mnist"), journal.Worker())
+    visited = torch.cat([labels for _, labels in loader])
+    expected = {"": 2000, "skip_every": 1714, "first": 333, "first skip_every": 285}[" ".join(chosen)]
+    assert workload.images(one) == len(visited) == min(expected, cut or expected)
+
+
+# --- random streams ----------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_named_by_its_parts_in_every_process() -> None:
+    assert stream(0, "order", 0) == 3991725939186754870  # from sha256; Python's own hash is another in each process
+    names: list[tuple[int | str, ...]] = [(0, "order", 0), (0, "order", 1), (1, "order", 0), (0, "augment", 0), (0, 0)]
+    seeds = [stream(*name) for name in names]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)  # what torch's manual_seed takes

@@ -1,0 +1,566 @@
+"""The page: well formed, self-contained, deaf to markup in its data, and drawn without an error by a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import compare
+from pipelines.config.params import Params, build_params, load_params
+from pipelines.results import examples
+from pipelines.results.page import images, page, plots, table3, words
+from pipelines.results.page.markup import embedded, tag
+from pipelines.results.page.outcomes import Examples, LedgerRow, Outcome
+from pipelines.results.verdicts import Verdict
+from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params
+
+RUN = [name for name, made in MADE.items() if made.error is not None]
+VOID = {"img", "input", "meta"}  # elements that HTML never closes
+NASTY = "</script><img src=x onerror=alert(1)> \"&amp;' {{data}} <!-- `|` "
+MOVING = "\x1b[31m\x9b\u202e"  # moves a terminal's cursor, or turns the line round; params.yaml may hold no such text
+
+
+class Reader(HTMLParser):
+    """Checks that elements nest, and keeps attributes, text and the JSON of the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.data = ""
+        self.words: list[str] = []
+        self.tags: Counter[str] = Counter()
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[name] += 1
+        self.attributes += [(name, key, value or "") for key, value in attrs]
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        if name not in VOID:
+            self.open.append(name if dict(attrs).get("id") != "data" else "data")
+
+    def handle_endtag(self, name: str) -> None:
+        if name in VOID:  # the parser reports <x/> as opened and closed
+            return
+        assert self.open, f"</{name}> closes nothing"
+        opened = self.open.pop()
+        assert name == ("script" if opened == "data" else opened), f"</{name}> closes <{opened}>"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "data":
+            self.data += data
+        elif self.open and self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+Inputs = tuple[Params, list[LedgerRow], dict[str, Outcome]]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = make(tmp_path_factory.mktemp("page") / "project", per_cell=3)
+    found_params = load_params(folder / "params.yaml")
+    found = compare.gather(found_params, evaluations=folder / "evaluations", runs=folder / "runs")
+    return found_params, compare.make_ledger(found_params, found), found
+
+
+@pytest.fixture(scope="module")
+def html(inputs: Inputs) -> str:
+    return page.build(*inputs)
+
+
+def test_page_nests_and_holds_every_row(html: str) -> None:
+    reader = read(html)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert {f"row-{name}" for name in MADE} <= set(reader.ids)
+    targets = {value[1:] for name, key, value in reader.attributes if name == "a" and key == "href"}
+    assert targets <= set(reader.ids)
+
+
+def test_page_loads_nothing_from_anywhere(html: str) -> None:
+    reader = read(html)
+    assert "link" not in reader.tags
+    assert reader.tags["script"] == 2
+    for name, key, value in reader.attributes:
+        if key in ("src", "srcset", "poster", "xlink:href", "action"):
+            assert value.startswith("data:image/"), (name, key, value)
+        if key == "href":
+            assert value.startswith("#"), (name, value)
+        assert not key.startswith("on"), (name, key)
+    assert not re.search(r"url\(|@import", html)
+    assert "default-src 'none'" in html
+
+
+def test_data_says_what_the_files_said(html: str, inputs: Inputs) -> None:
+    data = json.loads(read(html).data)
+    assert [b["name"] for b in data["benchmarks"]] == RUN
+    for entry in data["benchmarks"]:
+        outcome = inputs[2][entry["name"]]
+        assert entry["seeds"] == list(SEEDS)
+        assert entry["classes"] == CLASSES[entry["dataset"]]
+        for trial in outcome.trials:
+            assert entry["matrices"][str(trial.seed)] == trial.confusion.tolist()
+            assert entry["errors"][str(trial.seed)] == trial.error
+            assert len(entry["curves"][str(trial.seed)]["loss"]) == len(trial.curve)
+    by_name = {b["name"]: b for b in data["benchmarks"]}
+    assert by_name["ordinary-cifar10"]["claimed_error"] == pytest.approx(63.0)
+
+
+def test_marked_rows_show_both_figures(html: str, inputs: Inputs) -> None:
+    reader = read(html)
+    data = {b["name"]: b for b in json.loads(reader.data)["benchmarks"]}
+    words = " ".join(" ".join(reader.words).split())
+    for row in inputs[1]:
+        name, made = row["benchmark"], MADE[row["benchmark"]]
+        if name in data:
+            assert (data[name]["compared_error"] is None) is (made.claimed_on is None)
+        if row["test_set"] is None:
+            continue
+        assert f"{row['mean']:.2f} % † " in words
+        assert f"{row['test_set']['mean']:.2f} % on the test set" in words
+        assert f"{row['test_set']['mean']:.2f} % accuracy (" in words
+        assert data[name]["compared_error"] == pytest.approx(made.claimed_error)
+        assert data[name]["error"] == pytest.approx(100 - row["test_set"]["mean"], abs=1e-3)
+        assert f"; on the whole test set {row['test_set']['mean']:.2f} %" in plots.describe(row)
+    marked = [name for name in RUN if MADE[name].claimed_on]
+    assert words.count("% † ") == words.count(" % on the test set") == words.count(DIFFERENCE) == len(marked)
+    assert words.count("Accuracy† Test accuracy") == len(marked)
+    assert "single view, images 40,001 to 50,000 of the training file, last epoch, once" in words
+    assert words.count("single view, whole test set, last epoch, once") == len(MADE) - len(marked)
+    assert rings(reader) == 2 * len(marked)  # in the ledger and in the row's details
+
+
+def rings(reader: Reader) -> int:
+    """How often the whole test set is drawn beside the images of the claim."""
+    return reader.attributes.count(("circle", "class", "tested"))
+
+
+def test_the_mark_is_explained_only_where_it_is_used(html: str, inputs: Inputs) -> None:
+    whole, ledger, found = inputs
+    assert (
+        html.count("† measured on images chosen like those of the claim; the ring is ours on the whole test set") == 1
+    )
+    plain = {name: b for name, b in whole.benchmarks.items() if not MADE[name].claimed_on}
+    rows = [row for row in ledger if row["benchmark"] in plain]
+    built = page.build(replace(whole, benchmarks=plain), rows, {n: o for n, o in found.items() if n in plain})
+    assert "†" not in built
+
+
+def test_verdicts_are_counted_with_those_that_are_qualified(html: str, inputs: Inputs) -> None:
+    ledger = inputs[1]
+    tally = " ".join(" ".join(read(html).words).split()).partition("Ledger Table 3")[0]
+    verdict = next(row["verdict"] for row in ledger if row["label"])
+    assert f"{verdict} (1 qualified)" in tally and tally.count("qualified)") == 1
+    for one in Verdict:
+        rows = [row for row in ledger if row["verdict"] == one]
+        assert not rows or re.search(rf"\b{len(rows)} \S {one}\b", tally), one
+
+
+def decode(source: str) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("lenet5-mnist", 0), ("convnetjs-cifar10", 25)])
+def test_tiles_show_the_images_of_their_cell(html: str, inputs: Inputs, name: str, tolerance: float) -> None:
+    data = json.loads(read(html).data)
+    entry = next(b for b in data["benchmarks"] if b["name"] == name)
+    kept = inputs[2][name].examples
+    sheet, tiles = data["sheets"][entry["dataset"]], entry["examples"]["tiles"]
+    pixels = decode(sheet["source"])
+    assert [sheet["index"][tile] for tile in tiles] == kept.index.tolist()
+    assert [sheet["actual"][tile] for tile in tiles] == kept.actual.tolist()
+    for seed, predicted, confidence in zip(SEEDS, kept.predicted, kept.confidence, strict=True):
+        assert entry["examples"]["predicted"][str(seed)] == predicted.tolist()
+        assert entry["examples"]["confidence"][str(seed)] == [round(100 * one) for one in confidence]
+    for tile, image in zip(tiles, kept.images, strict=True):
+        y, x = (tile // data["columns"]) * sheet["height"], (tile % data["columns"]) * sheet["width"]
+        got = pixels[y : y + sheet["height"], x : x + sheet["width"]].astype(float)
+        want = image.transpose(1, 2, 0).squeeze().astype(float)
+        assert np.abs(got - want).mean() <= tolerance  # JPEG of noise, the worst case, for colour
+
+
+def noise(count: int, side: int = 32, channels: int = 3, cells: int = 1, seeds: int = 1) -> Examples:
+    random = np.random.default_rng(0)
+    return Examples(
+        images=random.integers(0, 256, (count, channels, side, side), dtype=np.uint8),
+        actual=np.arange(count) % cells,
+        predicted=np.zeros((seeds, count), dtype=np.int64),
+        confidence=np.full((seeds, count), 0.5),
+        index=np.arange(count),
+    )
+
+
+def test_sheets_keep_to_their_budget_with_fewer_images_a_cell() -> None:
+    whole, per_cell = images.sheets({"d": [noise(120, cells=10)]})
+    assert (per_cell, len(whole["d"].places)) == (examples.A_CELL, 10 * examples.A_CELL)
+    budget = len(whole["d"].source) // 3
+    small, per_cell = images.sheets({"d": [noise(120, cells=10)]}, budget)
+    assert len(small["d"].source) <= budget
+    assert 1 <= per_cell <= 4
+    assert len(small["d"].places) == 10 * per_cell
+
+
+def test_no_image_is_no_error() -> None:
+    sheets, _ = images.sheets({"some": [noise(3, side=64)], "none": [noise(0)]})
+    assert (sheets["some"].width, sheets["some"].height) == (64, 64)
+    assert decode(sheets["some"].source).shape == (64, 192, 3)
+    assert sheets["none"].places == {}
+
+
+def test_an_image_shared_by_benchmarks_is_stored_once() -> None:
+    sheets, _ = images.sheets({"d": [noise(30, cells=10), noise(30, cells=10)]})
+    assert len(sheets["d"].places) == 30
+
+
+def test_filters_are_blue_below_zero_and_red_above() -> None:
+    filters = np.zeros((2, 1, 3, 3), dtype=np.float32)
+    filters[0], filters[1] = -1, 1
+    sheet = decode(images.filter_sheet(filters).source)
+    assert sheet.shape == (3, 7, 4)
+    assert sheet[0, 0, :3].tolist() == images.NEGATIVE.tolist()
+    assert sheet[0, 4, :3].tolist() == images.POSITIVE.tolist()
+    assert sheet[0, 3, 3] == 0  # the gap between two filters
+
+
+def test_hidden_units_are_not_called_classes(html: str) -> None:
+    words = "".join(read(html).words)
+    assert "linear-mnist, seed 0: the weights of each class" in words
+    assert "ordinary-cifar10, seed 0: the weights of each hidden unit" in words
+
+
+def nasty_params() -> Params:
+    found = params()
+    for name in MADE:
+        block = found["benchmarks"][name]
+        block["deviations"] = [NASTY]
+        block["claim"] |= {"source": NASTY, "protocol": NASTY}
+        if MADE[name].claimed_on:
+            block["claim"]["difference"] = NASTY
+    return build_params(found)
+
+
+def test_markup_in_the_files_stays_text(inputs: Inputs) -> None:
+    _, _, outcomes = inputs
+    found = {name: replace(o, classes=[f"{NASTY}{MOVING}{i}" for i in range(10)]) for name, o in outcomes.items()}
+    nasty = nasty_params()
+    built = page.build(nasty, compare.make_ledger(nasty, found), found)
+    reader = read(built)
+    assert "<img src=x" not in built
+    assert not any(key == "onerror" for _, key, _ in reader.attributes)
+    assert json.loads(reader.data)["benchmarks"][0]["classes"][0] == f"{NASTY}\\x1b[31m\\x9b\\u202e0"
+    assert NASTY in "".join(reader.words)
+    assert all(character.isprintable() or character == "\n" for character in built)
+    text = compare.markdown(nasty, compare.make_ledger(nasty, found))
+    assert "<img" not in text and all(line.isprintable() for line in text.splitlines())
+    assert text.count("- Deviation: &lt;/script>&lt;img src=x") == len(MADE)
+
+
+def test_embedded_json_cannot_end_its_element() -> None:
+    value = {"</script>": "<!-- <script> ]]> & \u2028"}
+    written = embedded(value)
+    assert not set("<>&\u2028") & set(written)
+    assert json.loads(written) == value
+
+
+def test_tags_escape_children_and_attributes() -> None:
+    made = tag("p", "a < b & c", tag("b", "d"), title='"<', data_x=1, hidden=None, class_="k")
+    assert made == '<p title="&quot;&lt;" data-x="1" class="k">a &lt; b &amp; c<b>d</b></p>'
+
+
+def test_table_3_fills_what_is_known_and_marks_the_rest(inputs: Inputs) -> None:
+    found = table3.cells(inputs[0].benchmarks, inputs[1])
+    assert found is not None
+    assert set(found) == {("C", "allcnn"), ("A", "strided")}
+    reader = read(table3.grid(found))
+    assert reader.tags["td"] == 12 + 1  # and the corner
+    words = "".join(reader.words)
+    assert words.count("untested") == 11
+    assert words.count("under budget") == 1
+    lines = re.findall(r"<tr>(.*?)</tr>", table3.grid(found), re.DOTALL)[1:]
+    printed = [re.findall(r'class="published">([\d.]+)<', line) for line in lines]
+    assert printed == [
+        [f"{table3.PUBLISHED[base][variant]:.2f}" for variant in table3.VARIANTS] for base in table3.BASES
+    ]
+
+
+def test_table_3_is_left_out_where_no_net_belongs_to_it(inputs: Inputs) -> None:
+    whole, ledger, found = inputs
+    kept = {name: b for name, b in whole.benchmarks.items() if b.model.family != "allcnn"}
+    fewer = replace(whole, benchmarks=kept)
+    rows = [r for r in ledger if r["benchmark"] in kept]
+    built = page.build(fewer, rows, {name: o for name, o in found.items() if name in kept})
+    assert 'id="table3"' not in built
+    read(built)
+
+
+def few(found: Inputs, count: int) -> tuple[LedgerRow, str, str]:
+    """The row of linear-mnist with so many seeds, its line of the ledger.md, and the page."""
+    whole, _, outcomes = found
+    outcome = outcomes["linear-mnist"]
+    kept = replace(
+        outcome.examples, predicted=outcome.examples.predicted[:count], confidence=outcome.examples.confidence[:count]
+    )
+    fewer = {**outcomes, "linear-mnist": replace(outcome, trials=outcome.trials[:count], examples=kept)}
+    ledger = compare.make_ledger(whole, fewer)
+    row = next(row for row in ledger if row["benchmark"] == "linear-mnist")
+    lines = compare.markdown(whole, ledger).splitlines()
+    line = next(line for line in lines if line.startswith("| [linear-mnist]"))
+    return row, line, page.build(whole, ledger, fewer)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_fewer_than_three_seeds_the_figures_themselves_stand_there(inputs: Inputs, count: int) -> None:
+    row, line, built = few(inputs, count)
+    values = ", ".join(f"{value:.2f}" for value in row["per_seed"].values())
+    assert row["ci95"] is None and row["mean"] == pytest.approx(np.mean(list(row["per_seed"].values())), abs=1e-3)
+    assert f"| {values} ({count} seed{'s' if count > 1 else ''}) |" in line
+    assert words_of(row) == values
+    reader = read(built)
+    assert f"{values} %" in reader.words
+    assert f"ours {values} %" in plots.describe(row) and "interval" not in plots.describe(row)
+    axis = plots.ledger_axis([row])
+    drawn = read(plots.ledger_plot(row, axis)).attributes
+    assert [kind for _, key, kind in drawn if key == "class"].count("mean") == count
+
+
+def words_of(row: LedgerRow) -> str:
+    """Our figure as the terminal's table has it."""
+    return words.plus_minus(row)
+
+
+def test_of_three_seeds_an_interval_stands_there(inputs: Inputs) -> None:
+    row, line, _ = few(inputs, 3)
+    assert row["ci95"] and f"{row['mean']:.2f} [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]" in line
+    assert words_of(row) == f"{row['mean']:.2f} ± {row['ci95'][1] - (row['mean'] or 0):.2f}"
+
+
+@pytest.mark.parametrize("ci95", [[0.0, 6.30], [76.11, 100.0]])
+def test_an_interval_that_is_cut_is_not_written_as_plus_minus(inputs: Inputs, ci95: list[float]) -> None:
+    row: LedgerRow = {**inputs[1][0], "mean": 88.09, "ci95": ci95}
+    assert words_of(row) == f"88.09 [{ci95[0]:.2f}, {ci95[1]:.2f}]"
+
+
+def test_an_augmented_net_fills_no_cell_of_table_3() -> None:
+    found = params()
+    for name in ("allcnn-c-cifar10", "allcnn-a-strided-cifar10"):
+        found["benchmarks"][name]["recipe"]["augment"] = [{"flip": {}}]
+    built = build_params(found)
+    assert table3.cells(built.benchmarks, compare.make_ledger(built, {})) is None
+
+
+def test_the_ledgers_axis_has_room_for_every_figure(inputs: Inputs) -> None:
+    axis = plots.ledger_axis(inputs[1])
+    places = [axis.place(t) for t in axis.ticks]
+    assert places == sorted(places)
+    assert places[0] == pytest.approx(plots.EDGE)
+    assert places[-1] == pytest.approx(plots.WIDTH - plots.EDGE)
+    for row in inputs[1]:
+        error = plots.as_error(row["metric"], row["claim"]["value"])
+        assert plots.EDGE < axis.place(error) < plots.WIDTH - plots.EDGE
+
+
+def test_an_axis_of_errors_ends_at_a_hundred() -> None:
+    assert plots.log_axis([61.0, 100.0]).ticks == (50.0, 100.0)
+    assert plots.log_axis([0.9, 47.0]).ticks == (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+
+
+def test_a_linear_axis_has_round_ticks_and_survives_a_single_value() -> None:
+    axis = plots.linear_axis([0.76, 1.14])
+    assert axis.ticks == pytest.approx((0.8, 0.9, 1.0, 1.1))
+    assert len(plots.linear_axis([5.0]).ticks) >= 2
+    assert plots.linear_axis([0.0, 0.0]).place(0.0) == pytest.approx(plots.EDGE)
+
+
+def many_classes(outcome: Outcome, count: int = 40) -> Outcome:
+    """The outcome of a net with more classes than a matrix can show."""
+    confusion = np.eye(count, dtype=np.int64) * 8
+    confusion[3, 7], confusion[7, 3] = 5, 2
+    trials = tuple(replace(trial, confusion=confusion) for trial in outcome.trials)
+    said = np.array([[7, 7, 3, 9], [7, 3, 3, 9], [3, 3, 3, 9], [3, 3, 7, 9], [3, 3, 7, 9]])
+    kept = replace(noise(4, seeds=5), actual=np.array([3, 3, 7, 9]), predicted=said)
+    return replace(outcome, classes=[f"class {i}" for i in range(count)], dataset="many", trials=trials, examples=kept)
+
+
+def awkward(inputs: Inputs) -> str:
+    """A page with a diverged seed, a curve of one epoch, a net without errors and one with forty classes."""
+    whole, _, found = inputs
+    changed = dict(found)
+    first = changed["linear-mnist"].trials[0]
+    diverged = replace(first, curve=[{"epoch": 1, "loss": float("nan"), "train_error": None}])
+    kept = changed["linear-mnist"].examples
+    alone = replace(kept, predicted=kept.predicted[:1], confidence=kept.confidence[:1])
+    changed["linear-mnist"] = replace(changed["linear-mnist"], trials=(diverged,), examples=alone)
+    perfect = replace(first, error=0.0, accuracy=100.0, curve=[{"epoch": 1, "loss": 0.0, "train_error": 0.0}])
+    changed["mlp300-mnist"] = replace(changed["mlp300-mnist"], trials=(perfect,), examples=noise(0, 28, 1))
+    changed["allcnn-c-cifar10"] = many_classes(changed["allcnn-c-cifar10"])
+    return page.build(whole, compare.make_ledger(whole, changed), changed)
+
+
+def test_more_classes_than_fit_are_listed_by_confusion(inputs: Inputs) -> None:
+    data = json.loads(read(awkward(inputs)).data)
+    entry = next(b for b in data["benchmarks"] if b["dataset"] == "many")
+    assert "matrices" not in entry
+    assert entry["confusions"] == [[3, 7, 25], [7, 3, 10]]  # over five seeds
+    index = data["sheets"]["many"]["index"]
+    assert [index[tile] for tile in entry["examples"]["tiles"]] == [0, 1, 2]  # what is right is listed nowhere
+
+
+# ---- a real browser --------------------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on this machine")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+def drawn(html: str, folder: Path, script: str = "") -> Reader:
+    """The page as the browser left it, after ``script`` ran in it."""
+    extra = f"<script>{script}</script>"
+    # The page forbids scripts from elsewhere, not inline ones.
+    (folder / "index.html").write_text(html.replace("</body>", f"{extra}</body>"))
+    command = [
+        str(CHROMIUM),
+        *FLAGS,
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+        "--virtual-time-budget=3000",
+    ]
+    done = subprocess.run(
+        [*command, (folder / "index.html").as_uri()], capture_output=True, text=True, timeout=60, check=True
+    )
+    reader = Reader()
+    reader.feed(done.stdout)
+    return reader
+
+
+def state(reader: Reader) -> str:
+    return next((value for name, key, value in reader.attributes if (name, key) == ("html", "data-state")), "not drawn")
+
+
+@browser
+def test_browser_draws_matrices_and_curves(html: str, tmp_path: Path) -> None:
+    reader = drawn(html, tmp_path)
+    words = " ".join(reader.words)
+    assert state(reader) == "ready", words[-400:]
+    cells = [value for name, key, value in reader.attributes if (name, key) == ("button", "data-row")]
+    assert len(cells) == 2 * 100
+    assert reader.tags["polyline"] == len(RUN) * len(SEEDS)
+    assert rings(reader) == 3 * sum(MADE[name].claimed_on is not None for name in RUN)
+    pressed = [v for name, key, v in reader.attributes if (name, key) == ("button", "aria-pressed") and v == "true"]
+    assert len(pressed) == 2
+
+
+@browser
+def test_browser_shows_the_images_behind_a_chosen_cell(html: str, inputs: Inputs, tmp_path: Path) -> None:
+    click = 'document.querySelector(\'.pane [data-row="4"][data-column="4"]\').click();'
+    key = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true}));"
+    seed = "const menu = document.querySelectorAll('.pane select')[2]; menu.value = '3'; "
+    seed += "menu.dispatchEvent(new Event('change'));"
+    for script, seeds in ((click, SEEDS), (click + seed, (3,))):
+        reader = drawn(html, tmp_path, script)
+        assert state(reader) == "ready"
+        labels = [v for name, k, v in reader.attributes if (name, k) == ("canvas", "aria-label")]
+        expected = called(inputs[2]["linear-mnist"], 4, 4, seeds)
+        assert labels[: len(expected)] == expected  # of the first pane
+    assert any(words.startswith("4 rightly called 4: ") for words in reader.words)
+    reader = drawn(html, tmp_path, click + key)
+    assert state(reader) == "ready"
+    assert any(words.startswith("4 taken for 3: ") for words in reader.words)
+
+
+def called(outcome: Outcome, actual: int, predicted: int, seeds: Sequence[int]) -> list[str]:
+    """What stands at the images of a cell, the surest answer first."""
+    kept, found = outcome.examples, []
+    for i in np.flatnonzero(kept.actual == actual):
+        said = [(round(100 * kept.confidence[seed, i]), seed) for seed in seeds if kept.predicted[seed, i] == predicted]
+        said.sort(key=lambda one: -one[0])
+        if said:
+            sure = ", ".join(f"{confidence} % by seed {seed}" for confidence, seed in said)
+            found.append((-said[0][0], f"test image {kept.index[i]}: {actual}, called {predicted} with {sure}"))
+    return [words for _, words in sorted(found, key=lambda one: one[0])][: images.MOST_SHOWN]
+
+
+EVERY_CELL = """
+    const told = [], pane = document.querySelector('.pane');
+    const seed = pane.querySelectorAll('select')[2];
+    for (const value of [...seed.options].map((option) => option.value)) {
+      const menu = pane.querySelectorAll('select')[2]; menu.value = value; menu.dispatchEvent(new Event('change'));
+      for (const cell of [...pane.querySelectorAll('[data-row]')]) {
+        cell.click();
+        const count = Number(cell.title.match(/: ([\\d,]+) of/)[1].replace(',', ''));
+        const shown = pane.querySelectorAll('.tiles figure').length;
+        told.push([value, count, shown, pane.querySelector('.behind small').textContent]);
+      }
+    }
+    document.querySelector('h1').textContent = JSON.stringify(told);
+"""
+
+
+@browser
+def test_every_cell_of_every_seed_shows_its_own_images(html: str, tmp_path: Path) -> None:
+    reader = drawn(html, tmp_path, EVERY_CELL)
+    told = json.loads(next(words for words in reader.words if words.startswith("[[")))
+    assert len(told) == (1 + len(SEEDS)) * 100 and {one[0] for one in told} == {"all", *map(str, SEEDS)}
+    for seed, count, shown, note in told:
+        if seed != "all":
+            assert shown <= count and (shown > 0) == (count > 0)
+            assert f"seed {seed}" in note
+        else:
+            assert (shown > 0) == (count > 0) and "seeds 0, 1, 2, 3 and 4" in note
+
+
+@browser
+def test_switching_the_data_shows_two_nets(html: str, tmp_path: Path) -> None:
+    switch = """
+        for (const pane of document.querySelectorAll('.pane')) {
+          const menu = pane.querySelector('select'); menu.value = 'cifar10'; menu.dispatchEvent(new Event('change'));
+        }
+        document.querySelector('h1').textContent = JSON.stringify(
+          [...document.querySelectorAll('.pane')].map((pane) => pane.querySelectorAll('select')[1].value));
+    """
+    reader = drawn(html, tmp_path, switch)
+    shown = json.loads(next(words for words in reader.words if words.startswith("[")))
+    assert len(set(shown)) == 2 and all(MADE[name].dataset == "cifar10" for name in shown)
+
+
+@browser
+def test_browser_survives_awkward_results(inputs: Inputs, tmp_path: Path) -> None:
+    choose = (
+        "const list = document.querySelector('.pane select'); list.value = 'many';"
+        "list.dispatchEvent(new Event('change'));"
+        "for (const box of document.querySelectorAll('#curve-controls input')) box.click();"
+    )
+    reader = drawn(awkward(inputs), tmp_path, choose)
+    assert state(reader) == "ready", " ".join(reader.words)[-400:]
+    assert "class 3 taken for class 7: 25" in reader.words
+
+
+@browser
+def test_browser_draws_an_empty_ledger(inputs: Inputs, tmp_path: Path) -> None:
+    reader = drawn(page.build(inputs[0], compare.make_ledger(inputs[0], {}), {}), tmp_path)
+    assert state(reader) == "ready"
+    assert "No benchmark was run yet." in reader.words

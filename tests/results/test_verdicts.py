@@ -1,0 +1,128 @@
+"""Every rule of the verdict table on cases worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.results.verdicts import Verdict, claim_margin, interval, judge, shown
+
+# Five seeds 0.1 apart: standard deviation sqrt(0.1 / 4) = 0.158114, so with t(0.975, 4) = 2.776 the half width is
+# 2.776 * 0.158114 / sqrt(5) = 0.1963.
+STEPS = (-0.2, -0.1, 0.0, 0.1, 0.2)
+# A claim of 50 % on 10,000 images: margin 1.96 * sqrt(0.25 / 10,000) = 0.98 points, so 49.02 to 50.98.
+CLAIM, IMAGES = 50.0, 10_000
+
+
+def five(mean: float) -> list[float]:
+    return [mean + step for step in STEPS]
+
+
+def verdict(values: list[float], *, short: bool = False, metric: str = "error") -> Verdict:
+    return judge(metric=metric, claim=CLAIM, test_images=IMAGES, values=values, short=short)
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        (five(1.2), 1.2 - 0.1963, 1.2 + 0.1963),
+        ([51.0, 51.0, 54.0], 52 - 4.303, 52 + 4.303),  # standard error sqrt(3) / sqrt(3) = 1
+        ([1.0, 2.0, 3.0], 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5),  # t(0.975, 2) = 4.303, standard deviation 1
+    ],
+)
+def test_interval_is_students_t(values: list[float], low: float, high: float) -> None:
+    assert interval(values) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_an_interval_ends_where_percentages_do() -> None:
+    assert shown([1.0, 1.0, 4.0]) == pytest.approx((0.0, 2 + 4.303), abs=1e-3)
+    assert shown([99.0, 99.0, 96.0]) == pytest.approx((98 - 4.303, 100.0), abs=1e-3)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 3.0], [1.0, 1.0]])
+def test_fewer_than_three_seeds_have_no_interval(values: list[float]) -> None:
+    assert interval(values) is None and shown(values) is None
+
+
+def test_equal_seeds_have_an_interval_of_no_width() -> None:
+    assert interval([1.1] * 5) == (1.1, 1.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "images", "margin"),
+    [
+        (50.0, 10_000, 0.98),
+        (0.95, 10_000, 0.1901),  # 1.96 * sqrt(0.0095 * 0.9905 / 10,000)
+        (20.0, 1_000, 2.4792),  # 1.96 * sqrt(0.16 / 1,000)
+        (0.0, 100, 0.0),
+    ],
+)
+def test_margin_is_binomial(value: float, images: int, margin: float) -> None:
+    assert claim_margin(value, images) == pytest.approx(margin, abs=1e-4)
+    assert claim_margin(100 - value, images) == pytest.approx(margin, abs=1e-4)  # an accuracy errs like its error
+
+
+@pytest.mark.parametrize(("value", "images"), [(-0.1, 100), (100.1, 100), (5.0, 0)])
+def test_margin_of_nonsense_is_refused(value: float, images: int) -> None:
+    with pytest.raises(ValueError, match="no sampling error"):
+        claim_margin(value, images)
+
+
+# (values, trained shorter than published, verdict)
+CASES: list[tuple[list[float], bool, Verdict]] = [
+    ([], False, Verdict.UNTESTED),
+    ([], True, Verdict.UNTESTED),
+    # Five seeds at the published length.
+    (five(48.80), False, Verdict.BETTER),  # high 48.996 < 49.02
+    (five(48.90), False, Verdict.REPRODUCED),  # high 49.096: below the claim, but not below its margin
+    (five(50.00), False, Verdict.REPRODUCED),
+    (five(50.70), False, Verdict.REPRODUCED),  # high 50.896 <= 50.98
+    (five(50.80), False, Verdict.INCONCLUSIVE),  # 50.604 to 50.996 straddles 50.98
+    (five(51.10), False, Verdict.INCONCLUSIVE),  # low 50.904
+    (five(51.20), False, Verdict.NOT_REPRODUCED),  # low 51.004 > 50.98
+    ([40.0, 60.0, 40.0, 60.0, 50.0], False, Verdict.INCONCLUSIVE),  # so wide that nothing can be said
+    # Equal seeds are compared as a point.
+    ([49.0] * 5, False, Verdict.BETTER),
+    ([50.9] * 5, False, Verdict.REPRODUCED),
+    ([51.0] * 5, False, Verdict.NOT_REPRODUCED),
+    # Fewer than five seeds at the published length never conclude, however clear they look.
+    ([10.0], False, Verdict.INCONCLUSIVE),
+    ([90.0], False, Verdict.INCONCLUSIVE),
+    ([10.0, 10.1, 10.2, 10.3], False, Verdict.INCONCLUSIVE),
+    ([90.0, 90.1, 90.2, 90.3], False, Verdict.INCONCLUSIVE),
+    # Shorter than published: not there is under budget, also when it straddles or has no interval.
+    (five(51.20), True, Verdict.UNDER_BUDGET),
+    (five(50.80), True, Verdict.UNDER_BUDGET),
+    ([90.0, 90.1], True, Verdict.UNDER_BUDGET),
+    ([10.0, 10.1], True, Verdict.UNDER_BUDGET),  # no interval yet
+    ([10.0], True, Verdict.UNDER_BUDGET),
+    # Shorter than published and there: five seeds conclude, fewer do not.
+    (five(50.70), True, Verdict.REPRODUCED),
+    (five(48.80), True, Verdict.BETTER),
+    ([10.0, 10.1, 10.2, 10.3], True, Verdict.INCONCLUSIVE),
+]
+
+
+@pytest.mark.parametrize(("values", "short", "expected"), CASES)
+def test_error_claims(values: list[float], short: bool, expected: Verdict) -> None:
+    assert verdict(values, short=short) is expected
+
+
+@pytest.mark.parametrize(("values", "short", "expected"), CASES)
+def test_accuracy_claims_are_the_mirror_image(values: list[float], short: bool, expected: Verdict) -> None:
+    assert verdict([100 - value for value in values], short=short, metric="accuracy") is expected
+
+
+def test_better_accuracy_is_higher() -> None:
+    assert verdict(five(60.0), metric="accuracy") is Verdict.BETTER
+    assert verdict(five(60.0), metric="error") is Verdict.NOT_REPRODUCED
+
+
+def test_a_smaller_test_set_forgives_more() -> None:
+    values = five(82.0)  # an error of 82 beside 80: 81.80 to 82.20
+    assert judge(metric="error", claim=80, test_images=1_000, values=values, short=False) is Verdict.REPRODUCED
+    assert judge(metric="error", claim=80, test_images=10_000, values=values, short=False) is Verdict.NOT_REPRODUCED
+
+
+def test_other_metrics_are_refused() -> None:
+    with pytest.raises(ValueError, match="neither error nor accuracy"):
+        judge(metric="loss", claim=1.0, test_images=10, values=[1.0], short=False)

@@ -1,0 +1,169 @@
+"""Servers that are dead in each of the ways there are, and words for what they say; no MLflow is needed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from pipelines.tracking import helper
+from pipelines.tracking.probe import AwayError, probe, reach_local, within
+from tests.gate import listening
+from tests.tracking.test_tracking import Project
+
+Talk = Callable[[socket.socket, threading.Event], None]
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def silent(connection: socket.socket, over: threading.Event) -> None:
+    over.wait()
+
+
+def dripping(beginning: bytes, drop: bytes) -> Talk:
+    """After its beginning, one drop after another and no end."""
+
+    def talk(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(beginning)
+        while not over.wait(0.05):
+            connection.sendall(drop)
+
+    return talk
+
+
+def saying(answer: bytes) -> Talk:
+    def talk(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+    return talk
+
+
+SLOW_HEADER = dripping(b"HTTP/1.1 200 OK\r\nX-Header: ", b"x")
+SLOW_BODY = dripping(OK + b"Content-Length: 1000000\r\n\r\n{", b" ")
+SLOW_CHUNKS = dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n{\r\n")
+IN_CIRCLES = saying(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+DEATHS: dict[str, tuple[str, Talk, str]] = {
+    "silent": ("http", silent, r"gives no answer within 0\.6 s"),
+    "silent before TLS": ("https", silent, r"gives no answer within 0\.6 s"),
+    "dripping a header": ("http", SLOW_HEADER, r"gives no answer within 0\.6 s"),
+    "dripping a body": ("http", SLOW_BODY, r"gives no answer within 0\.6 s"),
+    "dripping chunks": ("http", SLOW_CHUNKS, r"gives no answer within 0\.6 s"),
+    "no TLS": ("https", saying(b"HTTP/1.1 400 Bad Request\r\n\r\n"), r"is away \(TLS fails.*\)"),
+    "nothing": ("http", saying(b""), r"is away \(no connection\)"),
+    "no HTTP": ("http", saying(b"\x00\x1b[2J\xff nonsense\r\n\r\n"), r"is away \(.*\)"),
+    "circles": ("http", IN_CIRCLES, r"is away \(Exceeded 30 redirects\.\)|gives no answer within 0\.6 s"),
+    "to nowhere": (
+        "http",
+        saying(b"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n"),
+        r"is away \(.*\)",
+    ),
+    "another service": (
+        "http",
+        saying(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>"),
+        r"is away \(what answers there, with status 200, is not MLflow\)",
+    ),
+    "deep JSON": (
+        "http",
+        saying(OK + b"Content-Length: 100000\r\n\r\n" + b"[" * 100_000),
+        r"is away \(what answers there, with status 200, is not MLflow\)",
+    ),
+    "a gateway": (
+        "http",
+        saying(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"),
+        r"answers with status 502",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", DEATHS)
+def test_a_dead_server_is_given_up_whichever_way_it_is_dead(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme, talk, says = DEATHS[way]
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "0.6")
+    with listening(talk) as port, pytest.raises(AwayError, match=f"^(?:{says})$") as raised:
+        probe(f"{scheme}://127.0.0.1:{port}")
+    assert str(raised.value).isprintable()
+
+
+def test_a_name_whose_look_up_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def look_up(*_: object) -> None:
+        over.wait()
+        raise OSError
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "0.2")
+    with pytest.raises(AwayError, match=r"^gives no answer within 0\.2 s$"):
+        probe("http://mlflow.example.org:5000")
+    over.set()
+
+
+def test_a_login_is_an_answer() -> None:
+    for status in (b"401 Unauthorized", b"403 Forbidden"):
+        with listening(saying(b"HTTP/1.1 %s\r\nContent-Length: 2\r\n\r\nno" % status)) as port:
+            probe(f"http://127.0.0.1:{port}")
+
+
+def test_what_is_called_in_time_returns_or_raises() -> None:
+    assert within(5, lambda: 1) == 1
+
+    def late() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        within(5, late)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("way", ["silent", "dripping a header", "dripping a body"])
+def test_a_dead_server_costs_a_stage_five_seconds_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    project = Project(tmp_path)
+    project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    with listening(DEATHS[way][1]) as port:
+        uri = f"http://127.0.0.1:{port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        began = time.monotonic()
+        result = helper.sync(project.spool)
+        took = time.monotonic() - began
+    assert took < 5
+    assert result.line == (
+        f"MLflow at {uri} gives no answer within 2.5 s: "
+        "1 trial and 1 benchmark wait in the spool; they are sent by the next stage"
+    )
+
+
+PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("named", [None, "example.org"])
+def test_no_proxy_is_asked_for_a_server_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, host: str, named: str | None
+) -> None:
+    for variable in PROXIES:
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", named or "")
+    with listening(saying(OK + b"Content-Length: 2\r\n\r\n{}")) as port:
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://{host}:{port}", timeout=5)
+        probe(f"http://{host}:{port}")
+    assert os.environ["no_proxy"] == ",".join([*([named] if named else []), "localhost,127.0.0.1,::1"])
+    reach_local()
+    assert os.environ["no_proxy"].count("localhost") == 1
+
+
+def test_a_user_who_wants_no_proxy_at_all_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    reach_local()
+    assert os.environ["no_proxy"] == "*"
