@@ -16,9 +16,8 @@ from unittest import mock
 from pipelines import fetch
 from pipelines.cluster import connection, local
 from pipelines.command import ending
-from pipelines.config import params as params_module
 from pipelines.config.params import load_params
-from pipelines.tracking import cursors
+from pipelines.tracking import cursors, helper
 from pipelines.training import store
 from tests.conftest import ROOT
 
@@ -34,9 +33,10 @@ WORDS = (
     *("cpu", "cuda", *ABSOLUTE, "file", "folder", "link", "loop", "fifo"),
 )
 # Those whose work is refused for want of data, which an empty folder does not have.
-COMMANDS = ("train", "evaluate", "choose", "suite", "fetch", "trial")
+COMMANDS = ("train", "evaluate", "tune", "suite", "fetch", "trial")
 REFUSING = ("compare", "dashboard", "tracking")  # with a word that is none of theirs
-MODULES = {name: importlib.import_module(f"pipelines.{name}") for name in (*COMMANDS, *REFUSING)}
+MODULES = {name: importlib.import_module(f"pipelines.{name}") for name in (*COMMANDS, *REFUSING[:-1])}
+MODULES["tracking"] = helper
 PARAMS = load_params(ROOT / "params.yaml")
 
 
@@ -65,9 +65,12 @@ def case(random: random.Random, folder: Path) -> None:
         mock.patch.dict(os.environ, given),
         mock.patch("tempfile.tempdir", None),
         mock.patch.object(ending, "follow"),
-        mock.patch.object(params_module, "load_params", lambda *path: PARAMS),
+        contextlib.ExitStack() as patched,
         contextlib.redirect_stderr(io.StringIO()),
     ):
+        for module in MODULES.values():
+            if hasattr(module, "load_params"):
+                patched.enter_context(mock.patch.object(module, "load_params", lambda *path: PARAMS))
         work()
 
 
