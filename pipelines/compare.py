@@ -21,7 +21,8 @@ from rich.text import Text
 
 from pipelines.command import ending
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.config.params import Benchmark, Params, load_params
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.params import Params, load_params
 from pipelines.results.page import outcomes, page, table3
 from pipelines.results.page.markup import prose
 from pipelines.results.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet

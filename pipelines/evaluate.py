@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from pipelines import trial
 from pipelines.command import ending, progress
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.config.params import Benchmark, ClaimedOn, load_params
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn
+from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
 from pipelines.data.batches import stream
 from pipelines.data.datasets import Dataset

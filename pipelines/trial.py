@@ -43,7 +43,9 @@ from pipelines.cluster import workload
 from pipelines.command import progress
 from pipelines.command.errors import FULL, UserError, fail, guard
 from pipelines.config import schema
-from pipelines.config.params import Benchmark, load_params, plain
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.params import load_params
+from pipelines.config.schema import plain
 from pipelines.data import datasets, subsets, transforms
 from pipelines.data.batches import Batches, Chunks, stream
 from pipelines.training import boosting, provenance, sdlm, store, tensors

@@ -30,7 +30,9 @@ from pipelines import evaluate, train, trial
 from pipelines.command import ending, progress
 from pipelines.command.errors import UserError, guard
 from pipelines.config import schema
-from pipelines.config.params import CHOICES, Benchmark, Budget, Choice, Evaluation, Params, load_params
+from pipelines.config.benchmarks import Benchmark, Budget, Choice
+from pipelines.config.claims import Evaluation
+from pipelines.config.params import CHOICES, Params, load_params
 from pipelines.data import datasets, subsets
 from pipelines.training import provenance, spec, store
 

@@ -22,12 +22,14 @@ from torch import Tensor
 
 from pipelines import evaluate, trial
 from pipelines.command.errors import UserError
-from pipelines.config.params import ClaimedOn, load_params
+from pipelines.config.claims import ClaimedOn
+from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
 from pipelines.evaluate import Predictions
 from pipelines.results import examples
 from pipelines.train import collect
 from pipelines.training import spec, store
+from tests import projects
 from tests.conftest import ROOT, TEST, edit_params, environment
 
 Array = npt.NDArray[Any]
@@ -62,7 +64,7 @@ CHANGES: dict[str, dict[str, object]] = {
 def evaluated(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project whose benchmarks were trained, collected and evaluated; the tests run in it and leave it as it is."""
     root = tmp_path_factory.mktemp("evaluated")
-    shutil.copy(ROOT / "params.yaml", root)
+    projects.copy_params(root)
     (root / "datasets").symlink_to(mnist_slice)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

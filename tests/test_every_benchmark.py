@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from pipelines import evaluate, trial
-from pipelines.config.params import Budget, load_params
+from pipelines.config.benchmarks import Budget
+from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.training import spec, store
 from tests.conftest import ROOT

@@ -10,7 +10,6 @@ import inspect
 import json
 import math
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,10 +29,12 @@ from pipelines.cluster import workload
 from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.config import schema
-from pipelines.config.params import Model, load_params
+from pipelines.config.benchmarks import Model
+from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
 from pipelines.training import journal, provenance, spec, store
 from pipelines.training.spec import Spec
+from tests import projects
 from tests.conftest import ROOT, edit_params, environment, hide_test_images
 
 NAME = "lenet5-mnist"
@@ -41,7 +42,7 @@ SMALL: dict[str, Any] = {"recipe.subset": {"first": 300}, "budgets.laptop": {"ep
 
 
 def planned(changes: Mapping[str, Any] | None = None, *, name: str = NAME, seed: int = 0, root: str = "store") -> Spec:
-    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    projects.copy_params(Path())
     params = edit_params(Path("params.yaml"), **{name: {**SMALL, **(changes or {})}})
     return spec.plan(params.benchmark(name), "laptop", seed, data=Path("datasets"), root=Path(root), threads=1)
 

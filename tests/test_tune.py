@@ -17,7 +17,8 @@ import pytest
 from pipelines import train, trial, tune
 from pipelines.command.errors import UserError
 from pipelines.config import schema
-from pipelines.config.params import CHOICES, Recipe, load_params
+from pipelines.config.params import CHOICES, load_params
+from pipelines.config.recipes import Recipe
 from pipelines.data import datasets, subsets
 from tests.conftest import ROOT, edit_params, environment
 

@@ -22,7 +22,7 @@ import psutil
 from pipelines.cluster import local
 from pipelines.command import ending
 from pipelines.command.errors import USER_ERROR, UserError
-from pipelines.config.params import Benchmark
+from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"

@@ -24,6 +24,8 @@ from pipelines.command.errors import UserError
 T = TypeVar("T")
 SHOWN = 60  # characters of a value in an error
 LISTED = 150  # characters of a list of names in an error
+NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
+LONGEST_NAME = 60  # characters
 WHOLE = 2**63 - 1  # what an int64 holds
 SMALLEST, LARGEST = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
 # Control characters but tab and line feed, and what ends a line or turns its direction.
@@ -52,12 +54,26 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
     for name, field in fields.items():
         if name in value:
             found[name] = convert(hints[name], value[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        elif default(field) is dataclasses.MISSING:
             raise UserError(f"{where}.{name} is missing; expected {_kind(hints[name])}")
     try:
         return cls(**found)
     except ValueError as error:  # a __post_init__ that looked at the values together
         raise UserError(f"{where}.{error}") from None
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """What a field is where the file does not give it; ``dataclasses.MISSING`` where it must."""
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as plain dicts and lists, as JSON and Lightning's checkpoints want them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 @functools.cache
@@ -195,10 +211,25 @@ def _is_number(hint: Any, value: Any) -> bool:
         return False
 
 
+def check_name(name: str, where: str, example: str) -> None:
+    """As ``require_name``, for a name whose place is known: UserError."""
+    try:
+        require_name(name, where, example)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def require(condition: bool, message: str) -> None:
     """For ``__post_init__``: raise a ValueError whose text goes on where ``parse`` writes the place."""
     if not condition:
         raise ValueError(message)
+
+
+def require_name(name: str, where: str, example: str) -> None:
+    """For ``__post_init__``: raise a ValueError for a name that no path, command or line of DVC's could hold."""
+    expected = f"small letters, digits and hyphens, like {example}"
+    require(bool(NAME.fullmatch(name)), f"{where}: expected a name of {expected}")
+    require(len(name) <= LONGEST_NAME, f"{where}: expected a name of at most {LONGEST_NAME} characters")
 
 
 def require_within(name: str, value: int, least: int, most: int, unit: str = "") -> None:

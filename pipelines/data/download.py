@@ -55,6 +55,7 @@ class Remote:
     url: str
     size: int | None = None  # bytes
     md5: str | None = None
+    most: int | None = None  # bytes that are taken where the size is not known
 
 
 def download(remote: Remote, part: Path, patience: Patience, label: str) -> None:
@@ -214,8 +215,10 @@ def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> boo
                 file.write(chunk)
                 advance(len(chunk))
                 rate.judge(file.tell())
-                if remote.size is not None and file.tell() > remote.size:
-                    raise SourceError(f"expected {remote.size} bytes, the server sends more")
+                limit = remote.most if remote.size is None else remote.size
+                if limit is not None and file.tell() > limit:
+                    expected = f"{'at most ' * (remote.size is None)}{limit} bytes"
+                    raise SourceError(f"expected {expected}, the server sends more")
     return True
 
 

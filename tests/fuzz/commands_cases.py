@@ -34,8 +34,8 @@ WORDS = (
     *("cpu", "cuda", *ABSOLUTE, "file", "folder", "link", "loop", "fifo"),
 )
 # Those whose work is refused for want of data, which an empty folder does not have.
-COMMANDS = ("train", "evaluate", "choose", "suite", "fetch", "trial")
-REFUSING = ("compare", "dashboard", "tracking")  # with a word that is none of theirs
+COMMANDS = ("train", "evaluate", "tune", "suite", "fetch", "trial")
+REFUSING = ("compare", "dashboard", "tracking.__main__")  # with a word that is none of theirs
 MODULES = {name: importlib.import_module(f"pipelines.{name}") for name in (*COMMANDS, *REFUSING)}
 PARAMS = load_params(ROOT / "params.yaml")
 
@@ -84,7 +84,7 @@ CHECKS: dict[str, Callable[[], object]] = {
     "TMPDIR": local._folder,
     "HOME": local.tighten,
     "RUN_STORE": lambda: store.require_folder(store.default()),
-    "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(fetch.RAW["mnist"])],
+    "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(PARAMS.datasets["mnist"])],
     "MLFLOW_TRACKING_URI": lambda: cursors.tracking_uri(Path()),
 }
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from pipelines import trial
-from pipelines.config.params import Budget, load_params
+from pipelines.config.benchmarks import Budget
+from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.training import spec, store
 

@@ -21,7 +21,10 @@ from torch import nn
 
 from models import krizhevsky, lenet, mlp
 from pipelines import compare, trial
-from pipelines.config.params import Benchmark, ClaimedOn, Evaluation, Op, Subset, load_params
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn, Evaluation
+from pipelines.config.params import load_params
+from pipelines.config.recipes import Op, Subset
 from pipelines.data import subsets, transforms
 from pipelines.data.datasets import Dataset
 from pipelines.results.page import table3

@@ -19,7 +19,7 @@ from pipelines.cluster import estimate, workload
 from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.config import schedules, schema
-from pipelines.config.params import Benchmark
+from pipelines.config.benchmarks import Benchmark
 from pipelines.data import datasets
 from pipelines.training import boosting, journal, spec, store
 from pipelines.training.boosting import BoostedBatches, Patterns

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from pipelines.command.errors import UserError
 from pipelines.command.progress import is_number
 from pipelines.config import schema
-from pipelines.config.params import Benchmark, ClaimedOn
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn
 from pipelines.results import examples
 from pipelines.results.page import arrays
 from pipelines.results.verdicts import claim_margin

@@ -1,0 +1,99 @@
+"""Suites: those that can be chosen (params.yaml), and the active one (suite.yaml, written by ``pipelines.suite``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.command.errors import UserError
+from pipelines.config import schema
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.schema import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuitePlan:
+    """A suite that can be chosen: which benchmarks, at which budget."""
+
+    budget: str
+    benchmarks: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.benchmarks) > 0, "benchmarks is []; expected at least one benchmark")
+        double = schema.repeated(self.benchmarks)
+        require(not double, f"benchmarks names {schema.listed(double)} more than once; expected each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A benchmark as the active suite runs it."""
+
+    family: str
+    dataset: str
+    budget: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What ``dvc repro`` runs."""
+
+    name: str
+    datasets: tuple[str, ...]
+    benchmarks: dict[str, Entry]
+
+
+def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
+    """The suite ``name`` with what DVC needs to know of its benchmarks; UserError when there is no such suite."""
+    if name not in plans:
+        raise schema.unknown("suite", name, plans)
+    plan = plans[name]
+    chosen = {one: benchmarks[one] for one in plan.benchmarks}
+    entries = {
+        key: Entry(family=one.model.family, dataset=one.dataset, budget=plan.budget) for key, one in chosen.items()
+    }
+    return Suite(name=name, datasets=tuple(dict.fromkeys(one.dataset for one in chosen.values())), benchmarks=entries)
+
+
+def read_plans(value: Any, where: str, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuitePlan]:
+    """The suites that the mapping ``value`` describes; UserError for one that names what there is not."""
+    plans: dict[str, SuitePlan] = schema.convert(dict[str, SuitePlan], value, where)
+    for name, plan in plans.items():
+        schema.check_name(name, schema.place(where, name), "laptop")
+        for benchmark in plan.benchmarks:
+            if benchmark not in benchmarks:
+                raise schema.unknown(f"{where}.{name}.benchmarks: benchmark", benchmark, benchmarks)
+            budgets = benchmarks[benchmark].budgets
+            if plan.budget not in budgets:
+                raise schema.unknown(f"{where}.{name}.budget: {benchmark}: budget", plan.budget, budgets)
+    return plans
+
+
+def read_suite(value: Any, where: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
+    """The active suite; UserError where it is not what ``pipelines.suite`` would write now.
+
+    DVC reads the file as it is, so that a suite or a benchmark that was edited since would run as it was before.
+    """
+    suite = schema.parse(Suite, value, where)
+    if suite.name not in plans:
+        raise schema.unknown(f"{where}.name: suite", suite.name, plans)
+    wanted = plan_suite(suite.name, plans, benchmarks)
+    if suite != wanted or list(suite.benchmarks) != list(wanted.benchmarks):
+        again = f"run `python -m pipelines.suite {suite.name}` to bring the file up to date"
+        raise UserError(f"{where}{_difference(suite, wanted)}; {again}")
+    return suite
+
+
+def _difference(suite: Suite, wanted: Suite) -> str:
+    """Where the two part, as the end of an error line."""
+    strange = set(suite.benchmarks) ^ set(wanted.benchmarks)
+    if strange:
+        return f".benchmarks is not what suites.{wanted.name} says ({schema.listed(sorted(strange))})"
+    for name, entry in wanted.benchmarks.items():
+        for key, want in vars(entry).items():
+            have = getattr(suite.benchmarks[name], key)
+            if have != want:
+                return f".benchmarks.{name}.{key} is {schema.name(have)}; expected {want}"
+    if suite.datasets != wanted.datasets:
+        return f".datasets is {schema.show(suite.datasets)}; expected {schema.show(wanted.datasets)}"
+    return f".benchmarks has another order than suites.{wanted.name}"
