@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from pipelines.config import yamlfile
+from pipelines.config.origins import Origin
 from pipelines.config.params import SENTENCES, Params, Written, build_params, read_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +83,12 @@ def write(folder: Path, found: dict[str, Any]) -> Path:
         text = yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True)
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder / "params.yaml"
+
+
+def shape(origin: Origin) -> tuple[int, int, int]:
+    """(C, H, W) of the images of a data set like it."""
+    fixed: dict[str, tuple[int, int, int]] = {"idx": (1, 28, 28), "cifar": (3, 32, 32)}
+    return fixed.get(origin.kind, (3, origin.size, origin.size))
 
 
 class _Plain(yaml.SafeDumper):

@@ -34,7 +34,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """What is written by hand: data sets, benchmarks and suites."""
+    """What is written by hand: data sets, benchmarks, in the order of a ledger, and suites."""
 
     datasets: dict[str, Origin]
     benchmarks: dict[str, Benchmark]
@@ -102,7 +102,14 @@ def build_catalogue(written: Written, root: Path = Path()) -> Catalogue:
                 raise UserError(f"{benchmark.where} stands in {MODELS}/{other}.yaml too; expected each name once")
             benchmarks[benchmark.name] = benchmark
     plans = read_plans(written.params["suites"], f"{PARAMS}: suites", benchmarks)
-    return Catalogue(datasets=origins, benchmarks=benchmarks, suites=plans)
+    return Catalogue(datasets=origins, benchmarks=_in_order(benchmarks, plans), suites=plans)
+
+
+def _in_order(benchmarks: Mapping[str, Benchmark], plans: Mapping[str, SuitePlan]) -> dict[str, Benchmark]:
+    """The order of a ledger: as the suites name them, the longest suite first, and last what none names."""
+    longest_first = sorted(plans.values(), key=lambda plan: -len(plan.benchmarks))
+    named = (name for plan in longest_first for name in plan.benchmarks)
+    return {name: benchmarks[name] for name in dict.fromkeys((*named, *benchmarks))}
 
 
 def _check_keys(found: Mapping[Any, Any], where: str, *keys: str) -> None:

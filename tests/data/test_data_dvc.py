@@ -56,6 +56,7 @@ def root(tmp_path: Path) -> Path:
     dvc(root, "config", "core.analytics", "false")
     (root / ".gitignore").write_text("/data/\n/datasets/\n")
     write_pins(root, FILES)
+    shutil.copy(REPOSITORY / "params.yaml", root)
     stage = {"cmd": f"{sys.executable} -m pipelines.fetch mnist", "outs": ["datasets/mnist"]}
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fetch": stage}}))
     return root
