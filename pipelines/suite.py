@@ -9,12 +9,12 @@ agrees with the benchmarks is checked whenever it is read.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import yaml
 
+from pipelines.command import arguments
 from pipelines.command.errors import guard
 from pipelines.config import yamlfile
 from pipelines.config.params import PARAMS, SUITE, load_catalogue, load_params
@@ -52,7 +52,7 @@ def switch(name: str, params: Path = PARAMS) -> None:
 
 def main() -> None:
     """List the suites, or switch to one."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m pipelines.suite",
         description="List the suites of benchmarks, * before the active one, or make another the active one: "
         "what dvc repro and make repro run. Only suite.yaml is written.",

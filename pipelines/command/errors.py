@@ -40,16 +40,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def brief(text: str, most: int = 100) -> str:
+    """``text`` as it may stand in a message: ``printable``, its middle left out where it is longer than ``most``."""
+    shown, half = printable(text), most // 2 - 1
+    return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
+
+
+def reason(error: BaseException, most: int = 120) -> str:
+    """An error's own words in one line, or else what kind it is."""
+    lines = str(error).splitlines()
+    return brief(lines[0], most) if lines else type(error).__name__
+
+
 class UserError(Exception):
     """A problem with the input or the surroundings; its text is the whole line a user reads.
 
-    Names in it may be of any length and hold anything: it is made ``printable``, and cut in its middle.
+    Names in it may be of any length and hold anything: it is made ``brief``.
     """
 
     def __init__(self, line: str, *more: object) -> None:
-        shown = printable(line)
-        half = LONGEST_LINE // 2 - 1
-        super().__init__(shown if len(shown) <= LONGEST_LINE else f"{shown[:half]}…{shown[-half:]}", *more)
+        super().__init__(brief(line, LONGEST_LINE), *more)
 
 
 def guard(main: Callable[[], None]) -> None:

@@ -281,12 +281,6 @@ def _cut(text: str, room: int) -> str:
     return text if len(text) <= room else text[: room - 3] + "..."
 
 
-def short(text: str, room: int) -> str:
-    """``text`` on one line of at most ``room`` characters, none of which a terminal would obey."""
-    line = " ".join(text[: 2 * room].split())
-    return _cut("".join(one if one.isprintable() else repr(one)[1:-1] for one in line), room)
-
-
 def name(key: Any) -> str:
     """How a key or a name is written in an error: as it is where it is short and plain, and quoted otherwise."""
     plain = isinstance(key, str) and 0 < len(key) <= SHOWN and key.isprintable() and key == key.strip()

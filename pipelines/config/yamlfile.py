@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.command.errors import UserError
+from pipelines.command.errors import UserError, brief
+from pipelines.command.files import intruder
 from pipelines.config import schema
 
 LONGEST = 1_000_000  # bytes of a file; params.yaml has 70,000
@@ -70,8 +71,9 @@ def read(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """The text of ``path``, its line ends as they are; UserError when it is absent, too long, or no text in UTF-8."""
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would never end
-            raise UserError(f"{path} cannot be read: it is no file")
+        found = intruder(path)
+        if found is not None:
+            raise UserError(f"{path} is {found}; expected a file")
         with path.open("rb") as file:
             data = file.read(LONGEST + 1)
         if len(data) > LONGEST:
@@ -97,7 +99,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two PyYAML's own, where libyaml has words
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}" if mark else ""
-        told = schema.short(problem or "it holds a character that does not exist", 200)
+        told = brief(problem or "it holds a character that does not exist", 200)
         raise UserError(f"{where}{line} is not valid YAML: {told}") from None
     if not isinstance(found, dict):
         raise UserError(f"{where} holds {schema.show(found)}; expected a mapping")

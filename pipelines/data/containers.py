@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Protocol, cast
 
-from pipelines.command.errors import UserError, printable
+from pipelines.command.errors import UserError, brief
 from pipelines.data.pictures import FOREIGN, SUFFIXES
 
 # What the readers of archives raise; RuntimeError is zipfile's for a password or a method that it lacks.
@@ -38,12 +38,6 @@ MEMBER = 350  # bytes, beside the name
 LINKS_IN_TURN = 40  # as Linux has it
 PATH_MAX = 4096  # bytes, as Linux has it
 Kind = Literal["file", "folder", "nothing", "other"]
-
-
-def brief(text: str, length: int = 100) -> str:
-    """A name as it may stand in a message: printable, its middle left out where it is long."""
-    shown = printable(text)
-    return shown if len(shown) <= length else f"{shown[: length // 2]}...{shown[-length // 2 :]}"
 
 
 class LeftOut:

@@ -14,7 +14,6 @@ import math
 import mmap
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.command.errors import FULL, UserError, printable
+from pipelines.command.errors import FULL, UserError, reason
+from pipelines.command.files import expect_file
 
 Split = Literal["train", "test"]
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
@@ -95,11 +95,11 @@ def open_dataset(root: Path, name: str) -> Dataset:
     except FileNotFoundError:
         raise UserError(f"{path}: no such dataset; {_again(name)}") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path / META}: unreadable ({_first_line(error)}); {_again(name)}") from None
+        raise UserError(f"{path / META}: unreadable ({reason(error)}); {_again(name)}") from None
     try:
         dataset = _from_meta(path, meta)
     except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path / META}: damaged at {_first_line(error)}; {_again(name)}") from None
+        raise UserError(f"{path / META}: damaged at {reason(error)}; {_again(name)}") from None
     if dataset.name != name:
         raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}; {_again(name)}")
     return dataset
@@ -184,23 +184,6 @@ def new_dataset(
         _remove(partial)
 
 
-def intruder(path: Path) -> str | None:
-    """What stands at ``path`` that is no file, if anything: who opens a FIFO may wait for ever."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:  # nothing, or a link to nothing
-        return None
-    kinds = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def expect_file(path: Path) -> None:
-    """Raise ``UserError`` where something else than a file stands at ``path``; nothing may."""
-    found = intruder(path)
-    if found is not None:
-        raise UserError(f"{path}: {found} stands where a file belongs; move it away")
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Make one line of what keeps the block from creating ``path`` or something in it: no right, a file in the way."""
@@ -278,7 +261,7 @@ def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {again}") from None
     except Exception as error:  # whatever numpy stumbles over in a damaged header
-        raise UserError(f"{path}: not a readable array ({_first_line(error)}); {again}") from None
+        raise UserError(f"{path}: not a readable array ({reason(error)}); {again}") from None
     if array.dtype != dtype or array.shape != shape:
         found = f"{array.dtype} {array.shape}"
         raise UserError(f"{path}: {found}, expected {dtype} {shape} as {META} says; {again}")
@@ -366,8 +349,3 @@ def _sha256(path: Path) -> str:
 
 def _again(name: str) -> str:
     return f"write it with: python -m pipelines.fetch {name}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return printable(lines[0][:200]) if lines else type(error).__name__

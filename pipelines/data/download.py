@@ -18,7 +18,7 @@ import requests
 import urllib3
 from requests.utils import get_environ_proxies
 
-from pipelines.command.errors import printable
+from pipelines.command.errors import brief, printable, reason
 from pipelines.command.progress import counting
 
 CHUNK = 1 << 14  # bytes; also the most that a broken connection loses
@@ -158,7 +158,7 @@ def _opened(url: str, headers: dict[str, str], patience: Patience) -> Iterator[r
             try:
                 _reach(url, session, patience.connect)
             except SourceDown as error:
-                raise SourceDown(f"redirected to {printable(shown(url))[:80]}: {error}" if turn else error) from None
+                raise SourceDown(f"redirected to {brief(shown(url), 80)}: {error}" if turn else error) from None
             with session.get(url, headers=headers, stream=True, timeout=wait) as response:
                 onward = super(_Session, session).get_redirect_target(response)
                 if onward is None:
@@ -167,7 +167,7 @@ def _opened(url: str, headers: dict[str, str], patience: Patience) -> Iterator[r
             try:
                 url = urljoin(url, onward)
             except ValueError:
-                raise SourceDown(f"redirected to {printable(onward)[:80]}, which is no address") from None
+                raise SourceDown(f"redirected to {brief(onward, 80)}, which is no address") from None
     raise SourceDown(f"redirected more than {REDIRECTS} times")
 
 
@@ -199,7 +199,7 @@ def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> boo
             part.unlink()
             return False
         if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
-            raise SourceError(printable(f"HTTP {response.status_code} {response.reason or ''}")[:120].rstrip())
+            raise SourceError(brief(f"HTTP {response.status_code} {response.reason or ''}".rstrip(), 120))
         if not _continues(response, offset):
             offset = 0
         length = response.headers.get("Content-Length", "")
@@ -229,7 +229,7 @@ def _continues(response: requests.Response, offset: int) -> bool:
     place = response.headers.get("Content-Range", "")
     start = re.match(r"bytes ([0-9]{1,18})-", place)
     if start is None or int(start[1]) != offset:
-        raise SourceError(f"HTTP 206 from the wrong place ({printable(place)[:80]})")
+        raise SourceError(f"HTTP 206 from the wrong place ({brief(place, 80)})")
     return True
 
 
@@ -267,4 +267,4 @@ def _reason(error: BaseException) -> str:
     inner = getattr(error, "reason", None) or next((a for a in reversed(error.args) if isinstance(a, Exception)), None)
     if isinstance(inner, BaseException):
         return _reason(inner)
-    return printable((str(error).splitlines() or [type(error).__name__])[0][:120])
+    return reason(error)

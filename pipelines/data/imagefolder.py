@@ -10,14 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-from pipelines.command.errors import UserError, printable
+from pipelines.command.errors import UserError, brief, printable
+from pipelines.command.files import expect_file, intruder
 from pipelines.command.progress import counting
 from pipelines.config.origins import Origin
-from pipelines.data.containers import Files, Folder, LeftOut, brief, open_archive
-from pipelines.data.datasets import Images, Labels, Split, expect_file, intruder, new_dataset, release_pages, writing
+from pipelines.data.containers import Files, Folder, LeftOut, open_archive
+from pipelines.data.datasets import Images, Labels, Split, new_dataset, release_pages, writing
 from pipelines.data.download import Patience, Remote, SourceError, download, is_url, mismatch, shown
 from pipelines.data.layout import Layout, check_folders, lay_out
-from pipelines.data.pictures import Undecodable, decode
+from pipelines.data.pictures import Undecodable, decode, quiet_libraries
 
 THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes and scales outside Python's lock
 IN_FLIGHT = 32  # images a thread that wait, packed, in memory
@@ -76,6 +77,7 @@ def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, 
             rows.setdefault(picture.place, []).append((split, row))
             paths[picture.place] = picture.path
     with (
+        quiet_libraries(),
         new_dataset(
             root / "datasets",
             name,

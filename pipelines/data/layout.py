@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipelines.command.errors import UserError
-from pipelines.data.containers import Found, LeftOut, brief
+from pipelines.command.errors import UserError, brief
+from pipelines.data.containers import Found, LeftOut
 from pipelines.data.datasets import SPLITS, Split
 
 Kinds = dict[str, list[Found]]  # pictures by class

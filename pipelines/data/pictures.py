@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, PpmImagePlugin, _imaging
 
+from pipelines.command.errors import reason
 from pipelines.data.datasets import Images
 
 # What is tried on a file, whatever its name: no format of Pillow's that runs a program (EPS) or takes any bytes (TGA).
@@ -66,8 +69,37 @@ def decode(packed: bytes, size: int) -> Images:
     except Undecodable:
         raise
     except Exception as error:  # Pillow raises whatever its readers stumble over
-        reason = (str(error).splitlines() or [""])[0].partition(" <")[0]  # it names the object that it read from
-        raise Undecodable(reason[:120] or type(error).__name__) from None
+        raise Undecodable(reason(error).partition(" <")[0] or type(error).__name__) from None  # "<_io.BytesIO ...>"
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the user from what C libraries write to file 2 by themselves; what Python writes to stderr still appears.
+
+    libtiff complains of each damaged picture under a name of its own, "tempfile.tif".
+    """
+    shown, number = sys.stderr, _number(sys.stderr)
+    if number != 2:  # captured by a test, or closed: what stands there is not the user's terminal
+        yield
+        return
+    shown.flush()
+    kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, number)
+        with open(kept, "w", buffering=1, encoding=shown.encoding, errors=shown.errors, closefd=False) as sys.stderr:
+            yield
+    finally:
+        sys.stderr = shown
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _number(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 @contextmanager

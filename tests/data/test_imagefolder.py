@@ -289,6 +289,38 @@ def test_an_address_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"{mirror}/pets.tar: not an address; expected one like http://host:8000/data" in line
 
 
+def test_what_a_library_says_of_a_damaged_picture_does_not_reach_the_user(tmp_path: Path) -> None:
+    """libtiff writes to file 2 by itself, under a name that is not the picture's."""
+    projects.copy_params(tmp_path)
+    buffer = io.BytesIO()
+    picture(0, 40, 40).save(buffer, "TIFF", compression="tiff_adobe_deflate")
+    damaged = bytearray(buffer.getvalue())
+    damaged[60:80] = bytes(20)
+    noise = [
+        sys.executable,
+        "-c",
+        "import sys; from pipelines.data.pictures import decode; decode(open('x.tif', 'rb').read(), 8)",
+    ]
+    (tmp_path / "x.tif").write_bytes(damaged)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    alone = subprocess.run(
+        [sys.executable, "-c", decode], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert "Decod" in alone.stderr.splitlines()[0]  # or this tests nothing
+    pictures = {f"{split}/{kind}/0.png": packed(picture(1)) for split in ("train", "val") for kind in ("a", "b")}
+    for name, content in {**pictures, "train/a/1.tif": bytes(damaged)}.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(content)
+    params = tmp_path / "params.yaml"
+    params.write_text(
+        params.read_text().replace("datasets:\n", "datasets:\n  mine: {kind: imagefolder, folder: mine}\n", 1)
+    )
+    fetch = [sys.executable, "-m", "pipelines.fetch", "mine"]
+    done = subprocess.run(fetch, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: mine: train/a/1.tif cannot be decoded")
+
+
 def test_the_command_refuses_a_foreign_archive(tmp_path: Path) -> None:
     projects.copy_params(tmp_path)
     as_archive(tmp_path / "data" / "imagenette2-224px.tar", {"x": b"x"})

@@ -250,6 +250,9 @@ def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
         (lambda: allcnn.allcnn(variant="pooled"), "variant 'pooled' must be one of base, strided"),  # type: ignore[arg-type]
         (lambda: allcnn.allcnn(conv7_padding=2), "conv7_padding 2 must be one of 0, 1"),
         (lambda: allcnn.allcnn(init="lsuv"), "init 'lsuv' must be one of he"),  # type: ignore[arg-type]
+        (lambda: alexnet.alexnet(bias=1e30), r"bias 1e\+30 must be from -10 to 10"),
+        (lambda: alexnet.alexnet(fc_std=0.0), "fc_std 0 must be from 1e-06 to 1"),
+        (lambda: alexnet.alexnet(dropout=-1), "dropout -1 must be from 0 to 0.99"),
         (lambda: alexnet.alexnet(in_shape=(3, 66, 227)), r"\(3, 66, 227\).* 66 is below 67"),
     ],
 )
