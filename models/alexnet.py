@@ -103,12 +103,23 @@ def alexnet(
             fc8=nn.Linear(UNITS, classes),
         )
     )
+    _start(net, bias, fc_std)
+    return net
+
+
+def _check(**options: float) -> None:
+    for name, value in options.items():
+        least, most = RANGES[name]
+        if not least <= value <= most:
+            raise ValueError(f"{name} {value:g} must be from {least:g} to {most:g}")
+
+
+def _start(net: nn.Module, bias: float, fc_std: float) -> None:
     for name, layer in net.named_children():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             assert layer.bias is not None  # for the type checker
             nn.init.normal_(layer.weight, std=fc_std if name in ("fc6", "fc7") else STD)
             nn.init.constant_(layer.bias, bias if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
-    return net
 
 
 def _normalisation() -> nn.Module:

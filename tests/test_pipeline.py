@@ -92,8 +92,7 @@ def test_a_claim_or_another_family_retrains_nothing(checkout: Checkout) -> None:
 def test_one_benchmarks_recipe_retrains_that_one_alone(checkout: Checkout) -> None:
     linear = checkout.folder / "runs/linear-mnist/seed-0/weights.pt"
     before = linear.stat().st_mtime_ns
-    checkout.edit(lambda found: found["benchmarks"]["lenet5-mnist"]["recipe"]["optimiser"].update(lr=0.01))
-    ran = checkout.run("dvc", "repro")
+    ran = checkout.run("dvc", "exp", "run", "-S", "models/lenet.yaml:lenet5-mnist.recipe.optimiser.lr=0.01")
     assert "Running stage 'train@lenet5-mnist'" in ran and "Running stage 'train@linear" not in ran
     assert linear.stat().st_mtime_ns == before
     result = json.loads((checkout.folder / "runs/lenet5-mnist/seed-0/result.json").read_text())

@@ -515,7 +515,7 @@ DEPARTURES: dict[str, tuple[Callable[[Benchmark], bool], str]] = {
     "layers recalled": (lambda b: b.model.name in ("lenet1", "lenet4", "boosted_lenet4"), r"layers\b.*recalled"),
     "distortions that are not made beforehand": (
         lambda b: any("affine" in op for op in b.recipe.augment),
-        f"distort.*drawn anew for nine patterns of ten.* ours, moved by up to {AFFINE.translate:g} pixels, scaled and "
+        f"distort.*drawn anew for nine examples of ten.* ours, moved by up to {AFFINE.translate:g} pixels, scaled and "
         f"squeezed by up to {1 + AFFINE.scale:g}, sheared by up to {AFFINE.shear:g}",
     ),
     "another order in each pass": (
