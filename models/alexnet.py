@@ -16,11 +16,11 @@
 | total |                                                 |           | 60,965,224  |
 
 The two towers, one on each of the authors' GPUs, are convolutions in two groups. Input: RGB of 0..255 less the mean;
-the initial deviation of 0.01 only makes sense at that scale.
+the initial deviation of 0.01 makes sense at that scale alone.
 
 Open questions, and what we chose:
-  the paper says 224x224 and 55x55 maps, which stride 4 without padding does not give: 227 is taken as it is, 224 is
-    padded by 2 (``in_shape``);
+  the paper has 224x224 images and 55x55 maps, which stride 4 without padding does not give: 227 is taken as it is, 224
+    is padded by 2 (``in_shape``);
   the formula of section 3.3 sums alpha a^2 over n = 5 maps without dividing by n, other programs divide: we follow the
     formula, so torch's alpha, which it divides, is 5 x 1e-4;
   whether the normalisation stops at the border between the towers: it runs over all N maps of the layer, as the formula
@@ -29,7 +29,7 @@ Open questions, and what we chose:
     that "initialization to 1 gave flat loss" and took 0.1, with a deviation of 0.005 for fc6 and fc7: ``bias=0.1,
     fc_std=0.005`` is the fallback;
   whether biases decay, and at which rate they are trained: the paper gives one decay and one rate for all layers, and
-    says nothing of biases. BVLC's do not decay, and have twice the weights' rate: the recipe follows it.
+    does not mention biases. BVLC's do not decay, and have twice the weights' rate: the recipe follows it.
 """
 
 from __future__ import annotations

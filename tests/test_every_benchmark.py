@@ -1,7 +1,7 @@
 """Guards each row of models/*.yaml as it stands: its model, loss, optimiser, preprocessing and views work together.
 
 Two steps on invented images of the right shape, in small batches, with no test image in reach; whether a net learns is
-not asked here. A committee must learn, or its members would not disagree: tests/training/test_boosting.py trains it.
+not asked here. An ensemble must learn, or its members would not disagree: tests/training/test_boosting.py trains it.
 """
 
 from __future__ import annotations

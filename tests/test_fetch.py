@@ -1,4 +1,4 @@
-"""Raw files from mirrors, hosts and packages: over real HTTP on 127.0.0.1, with every way to go wrong we know of."""
+"""Guards fetch: raw files from mirrors, hosts and packages, over real HTTP on 127.0.0.1, with every known fault."""
 
 from __future__ import annotations
 

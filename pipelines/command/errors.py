@@ -1,4 +1,4 @@
-"""What a user may have got wrong: one clear line, a non-zero exit, no traceback."""
+"""Errors that a user can mend: one clear line, a non-zero exit, no traceback."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ INTERRUPTED = "interrupted; the same command continues where this one stopped"
 
 
 def printable(text: str) -> str:
-    """``text`` on one line that moves no cursor: what is no printable character is written as its backslash escape.
+    """``text`` on one line that moves no cursor: unprintable characters become backslash escapes.
 
-    For whatever others have named: files, classes, hosts, the answers of servers.
+    For names that others chose: files, classes, hosts, the answers of servers.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def brief(text: str, most: int = 100) -> str:
-    """``text`` as it may stand in a message: ``printable``, its middle left out where it is longer than ``most``."""
+    """``text`` for a message: ``printable``, its middle left out where it is longer than ``most`` characters."""
     shown, half = printable(text), most // 2 - 1
     return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
 
 
 def reason(error: BaseException, most: int = 120) -> str:
-    """An error's own words in one line, or else what kind it is."""
+    """The first line of an error's text, or its type where it has none."""
     lines = str(error).splitlines()
     return brief(lines[0], most) if lines else type(error).__name__
 

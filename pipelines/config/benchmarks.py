@@ -14,7 +14,7 @@ from pipelines.config.recipes import Recipe
 from pipelines.config.schema import plain, require, require_within
 
 MOST_EPOCHS = 1_000_000
-MOST_CANDIDATES = 1000  # of a choice: each is trained
+MOST_CANDIDATES = 1000  # of a grid: each is trained
 LEAST_GPU = 0.01  # the smallest share of one
 
 
@@ -29,7 +29,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a trial trains, in passes over its training images, and from which seeds."""
+    """How long a trial trains, in epochs of its training images, and from which seeds."""
 
     epochs: int
     seeds: tuple[int, ...]
@@ -51,7 +51,7 @@ def _check_seeds(seeds: Sequence[int]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The grid from which ``pipelines.tune`` takes the best, by the error on a slice of train."""
+    """The grid that ``pipelines.tune`` searches, by the error on a slice of train."""
 
     rates: tuple[float, ...]
     mus: tuple[float, ...] = ()  # each with each rate; for sdlm
@@ -68,8 +68,8 @@ class Choice:
             require(all(value > 0 for value in values), f"{name} is {schema.show(values)}; expected numbers above 0")
         lengths = [max(1, len(axis)) for axis in (self.rates, self.mus, self.map_constants, self.batches)]
         count = math.prod(lengths)
-        told = f"rates, mus, map_constants and batches make {count:,} candidates"
-        require(count <= MOST_CANDIDATES, f"{told}; expected at most {MOST_CANDIDATES:,}")
+        size = f"rates, mus, map_constants and batches make {count:,} candidates"
+        require(count <= MOST_CANDIDATES, f"{size}; expected at most {MOST_CANDIDATES:,}")
         require(self.hold_out >= 1, f"hold_out is {self.hold_out}; expected at least 1")
         _check_seeds(self.seeds)
 
@@ -106,33 +106,19 @@ class Benchmark:
     recipe: Recipe
     budgets: dict[str, Budget]
     claim: Claim
-    evaluation: Evaluation  # this and the next may be {}, but must stand there: dvc.yaml names them for every benchmark
+    evaluation: Evaluation  # this and the next may be {}, but not absent: dvc.yaml names both for every benchmark
     resources: Resources
     parameters: int | None = None  # that are trained, as published or derived; a test counts them in the network
     deviations: tuple[str, ...] = ()
-    label: str | None = None  # what must stand beside the verdict: a variant, a stand-in, an uncertain definition
-    remarks: str | None = None  # where the claim is missed: what was tried, what is left to try
+    label: str | None = None  # words in brackets that qualify the verdict: a variant, a stand-in
+    remarks: str | None = None  # on a claim that is missed: what was tried, what is left to try
     choice: Choice | None = None
 
     def __post_init__(self) -> None:
-        for key, words, expected in (("label", self.label, "a few words"), ("remarks", self.remarks, "a paragraph")):
-            empty = words is not None and not words.strip()
-            require(not empty, f"{key} is {schema.show(words)}; expected {expected}, or nothing")
-        require("\n" not in (self.label or "").strip(), f"label is {schema.show(self.label)}; expected one line")
-        for i, one in enumerate(self.deviations):
-            require(bool(one.strip()), f"deviations[{i}] is {schema.show(one)}; expected a sentence")
-        double = schema.repeated(self.deviations)
-        require(
-            not double, f"deviations has {schema.show(next(iter(double), None))} more than once; expected each once"
-        )
-        require(
-            self.parameters is None or self.parameters >= 1, f"parameters is {self.parameters}; expected at least 1"
-        )
-        for name in self.budgets:
-            schema.require_name(name, schema.place("budgets", name), "paper")
-        require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
-        cut = self.budgets["paper"].train_images
-        require(cut is None, f"budgets.paper.train_images is {cut}; expected nothing: the paper's budget is never cut")
+        self._check_words()
+        self._check_budgets()
+        few = f"parameters is {self.parameters}; expected at least 1"
+        require(self.parameters is None or self.parameters >= 1, few)
         workers = self.resources.workers
         message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"
         require(self.recipe.batch % workers == 0, message)
@@ -143,6 +129,23 @@ class Benchmark:
         self._check_claimed_on()
         self._check_choice()
 
+    def _check_words(self) -> None:
+        for key, words, expected in (("label", self.label, "a few words"), ("remarks", self.remarks, "a paragraph")):
+            empty = words is not None and not words.strip()
+            require(not empty, f"{key} is {schema.show(words)}; expected {expected}, or nothing")
+        require("\n" not in (self.label or "").strip(), f"label is {schema.show(self.label)}; expected one line")
+        for i, sentence in enumerate(self.deviations):
+            require(bool(sentence.strip()), f"deviations[{i}] is {schema.show(sentence)}; expected a sentence")
+        for double in schema.repeated(self.deviations):
+            require(False, f"deviations has {schema.show(double)} more than once; expected each once")
+
+    def _check_budgets(self) -> None:
+        for name in self.budgets:
+            schema.require_name(name, schema.place("budgets", name), "paper")
+        require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
+        cut = self.budgets["paper"].train_images
+        require(cut is None, f"budgets.paper.train_images is {cut}; expected nothing: the paper's budget is never cut")
+
     def _check_schedule(self) -> None:
         """A point behind the end of the paper's budget would never be reached; a line may lead to one."""
         schedule, end = self.recipe.schedule, self.budgets["paper"].epochs
@@ -152,14 +155,19 @@ class Benchmark:
         require(reached, f"{last}; expected none behind {end}, budgets.paper.epochs")
 
     def _check_choice(self) -> None:
-        if self.choice is not None:
-            name, workers = self.recipe.optimiser.name, self.resources.workers
-            told = f"choice.mus is {schema.show(self.choice.mus)}; expected nothing: recipe.optimiser.name is {name}"
-            require(not self.choice.mus or name == "sdlm", told)
-            told = f"choice.map_constants is {schema.show(self.choice.map_constants)}; expected nothing: recipe.loss is"
-            require(not self.choice.map_constants or self.recipe.loss == "map", f"{told} {self.recipe.loss}")
-            told = f"choice.batches is {schema.show(self.choice.batches)}; expected multiples of the {workers} workers"
-            require(all(batch % workers == 0 for batch in self.choice.batches), told)
+        """A grid varies only what the recipe uses."""
+        choice, workers = self.choice, self.resources.workers
+        optimiser, loss = self.recipe.optimiser.name, self.recipe.loss
+        if choice is None:
+            return
+        for key, used, because in (
+            ("mus", optimiser == "sdlm", f"recipe.optimiser.name is {optimiser}"),
+            ("map_constants", loss == "map", f"recipe.loss is {loss}"),
+        ):
+            values = getattr(choice, key)
+            require(used or not values, f"choice.{key} is {schema.show(values)}; expected nothing: {because}")
+        fit = all(batch % workers == 0 for batch in choice.batches)
+        require(fit, f"choice.batches is {schema.show(choice.batches)}; expected multiples of the {workers} workers")
 
     def _check_boosting(self) -> None:
         boosting, epochs, workers = self.recipe.boosting, self.budgets["paper"].epochs, self.resources.workers
@@ -172,8 +180,10 @@ class Benchmark:
     def _check_claimed_on(self) -> None:
         on, claim = self.evaluation.claimed_on, self.claim
         if on is None:
-            told = f"claim.difference is {schema.show(claim.difference)}"
-            require(claim.difference is None, f"{told}; expected it beside evaluation.claimed_on alone")
+            alone = (
+                f"claim.difference is {schema.show(claim.difference)}; expected it beside evaluation.claimed_on alone"
+            )
+            require(claim.difference is None, alone)
             return
         missing = "claim.difference is missing; expected one sentence on what evaluation.claimed_on changes"
         require(claim.difference is not None, missing)

@@ -17,7 +17,7 @@ MOST_IMAGES = 1_000_000_000  # of a claim's test set
 class ClaimedOn:
     """The images that a claim was measured on, where they are not the whole test split: ``count`` from ``first`` on.
 
-    ``drawn`` takes as many at random from there in their place, the same for every seed.
+    With ``drawn`` as many are drawn at random from that position on, the same for every seed.
     """
 
     split: Literal["train", "test"]
@@ -31,7 +31,7 @@ class ClaimedOn:
 
     @property
     def end(self) -> int:
-        """The position behind the last image."""
+        """The position after the last image."""
         return self.first + self.count
 
     @property
@@ -45,10 +45,10 @@ class ClaimedOn:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How a test image is looked at: once, as ``count`` random augmentations, or as ten crops of ``crop`` pixels.
+    """How a test image is classified: as it is, or averaged over ``count`` random augmentations or ten crops.
 
-    ``claimed_on`` names other images to look at in the same way, where the source measured its figure on them; they are
-    then what the verdict rests on, and the whole test split stands beside it.
+    ``crop`` is the side of a crop in pixels. ``claimed_on`` names other images, where the source measured its figure on
+    them: the verdict then rests on these, and the figure on the whole test split stands beside it.
     """
 
     views: Literal["single", "random", "ten_crop"] = "single"
@@ -82,8 +82,8 @@ class Evaluation:
 class Claim:
     """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on.
 
-    ``certainty`` is that of ``source``, which holds no other: "a table (place recalled)" would be read and recalled.
-    ``difference`` says in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.
+    ``certainty`` is that of ``source``, whose text holds none: "a table (place recalled)" would be both.
+    ``difference`` explains in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.
     """
 
     metric: Literal["error", "accuracy"]
@@ -98,9 +98,9 @@ class Claim:
         require(0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
         require_within("test_images", self.test_images, 1, MOST_IMAGES)
         require(bool(self.source.strip()), f"source is {schema.show(self.source)}; expected where the figure stands")
-        told = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)
-        sure = f"source says {schema.show(told and told[0])}; expected that in certainty, or in protocol, alone"
-        require(told is None, sure)
+        word = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)
+        elsewhere = f"source has {schema.show(word and word[0])}; expected that in certainty, or in protocol, alone"
+        require(word is None, elsewhere)
         require(bool(self.protocol.strip()), f"protocol is {schema.show(self.protocol)}; expected how it was measured")
         empty = self.difference is not None and not self.difference.strip()
         require(not empty, f"difference is {schema.show(self.difference)}; expected one sentence, or nothing")

@@ -1,4 +1,4 @@
-"""Where the data sets come from, as ``datasets`` in params.yaml describes them: one entry adds one.
+"""Where the datasets come from, as ``datasets`` in params.yaml describes them: one entry adds one.
 
 Raw files of a fixed format (``idx``, ``cifar``) are pinned in data.dvc as ``data/<name>/<file>``; photographs in
 folders (``imagefolder``) are an archive or an unpacked directory.
@@ -42,7 +42,7 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where one data set comes from."""
+    """Where one dataset comes from."""
 
     kind: Literal["idx", "cifar", "imagefolder"]
     classes: tuple[str, ...] = ()  # idx, cifar: names, in the order of the labels
@@ -102,7 +102,7 @@ def _check_file(size: int | None, md5: str | None) -> None:
 
 
 def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:
-    """The data sets that the mapping ``value`` describes, for the project in ``root``; UserError otherwise."""
+    """The datasets that the mapping ``value`` describes, for the project in ``root``; UserError otherwise."""
     origins: dict[str, Origin] = schema.convert(dict[str, Origin], value, where)
     for name in origins:
         if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name) or len(name) > schema.LONGEST_NAME:
@@ -113,7 +113,7 @@ def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:
 
 
 def _check_apart(origins: Mapping[str, Origin], where: str, root: Path) -> None:
-    """Fetch and DVC replace ``datasets/<name>`` whole; what a data set is made from must not stand there."""
+    """Fetch and DVC replace ``datasets/<name>`` whole; what a dataset is made from must not stand there."""
     outputs = {Path(os.path.realpath(root / "datasets" / name)): name for name in origins}
     above = {folder: name for output, name in outputs.items() for folder in output.parents}
     for name, origin in origins.items():

@@ -1,4 +1,4 @@
-"""What the project is told, checked: params.yaml, the rows of models/*.yaml, and the active suite in suite.yaml.
+"""The project's settings, checked: params.yaml, the rows of models/*.yaml, and the active suite in suite.yaml.
 
 Imports nothing heavy, so that a misspelt key is reported at once. What needs torch or the data to be judged (does the
 model exist, does the batch fit the data) is checked by ``pipelines.trial.check``.
@@ -34,7 +34,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """What is written by hand: data sets, benchmarks, in the order of a ledger, and suites."""
+    """What people write: datasets, benchmarks (in the order of a ledger) and suites."""
 
     datasets: dict[str, Origin]
     benchmarks: dict[str, Benchmark]
@@ -69,7 +69,7 @@ def load_catalogue(path: Path = PARAMS) -> Catalogue:
 
 
 def load_origins(path: Path = PARAMS) -> dict[str, Origin]:
-    """The data sets that params.yaml at ``path`` names, whatever else the project's files hold."""
+    """The datasets that params.yaml at ``path`` names, whatever else the project's files hold."""
     found = yamlfile.read(path)
     _check_keys(found, path.name, "datasets", "suites")
     return read_origins(found["datasets"], f"{path.name}: datasets", path.parent)
@@ -119,8 +119,8 @@ def _check_keys(found: Mapping[Any, Any], where: str, *keys: str) -> None:
             raise schema.unknown(f"{where}: the key", key if isinstance(key, str) else schema.show(key), keys)
     for key in keys:
         if not isinstance(found.get(key), Mapping):
-            told = f"is {schema.show(found[key])}" if key in found else "is missing"
-            raise UserError(f"{where}: {key} {told}; expected a mapping")
+            state = f"is {schema.show(found[key])}" if key in found else "is missing"
+            raise UserError(f"{where}: {key} {state}; expected a mapping")
 
 
 def _read_rows(family: str, rows: Mapping[Any, Any], origins: Mapping[str, Origin]) -> Iterator[Benchmark]:

@@ -14,7 +14,7 @@ MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 
 
-# The optimisers that a field means something to; the others refuse it. What is not named here, all of them use.
+# The optimisers that use a field; the others refuse it. All of them use what is not listed here.
 USED_BY = {
     "momentum": ("sgd",),
     "nesterov": ("sgd",),
@@ -32,7 +32,7 @@ USED_BY = {
 class Optimiser:
     """``lr`` is the rate that the schedule multiplies; ``weight_decay`` is PyTorch's, added to the gradient.
 
-    With sdlm a minibatch makes the sum of its images' steps, so that ``lr`` is the rate of one image.
+    With sdlm a minibatch takes the sum of its images' steps, so that ``lr`` is the rate of one image.
     """
 
     name: Literal["sgd", "adadelta", "sdlm"]
@@ -46,7 +46,7 @@ class Optimiser:
     rho: float = 0.95  # adadelta only
     eps: float = 1e-8  # adadelta only
     mu: float = 0.02  # sdlm only: added to each second derivative
-    samples: int = 500  # sdlm only: training images from which second derivatives are estimated, before each pass
+    samples: int = 500  # sdlm only: training images from which second derivatives are estimated, before each epoch
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"lr is {self.lr}; expected a number above 0")
@@ -69,7 +69,7 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """Which images of the training file are trained on, by their position in it."""
+    """The images of the training file to train on, by their position in it."""
 
     skip_every: int | None = None  # leave out positions 0, k, 2k, ... (ConvNetJS validates on n % 10 == 0)
     first: int | None = None  # only the first n
@@ -81,8 +81,8 @@ class Subset:
         for name, value in (("first", self.first), ("sample", self.sample), ("hold_out", self.hold_out)):
             require(value is None or value >= 1, f"{name} is {value}; expected 1 or more")
         if self.first is not None and self.sample is not None:
-            told = f"sample is {self.sample}; expected at most {self.first}, the images that first leaves"
-            require(self.sample <= self.first, told)
+            most = f"sample is {self.sample}; expected at most {self.first}, the images that first leaves"
+            require(self.sample <= self.first, most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,5 +112,5 @@ class Recipe:
                 require(len(op) == 1, f"{name}[{i}] is {schema.show(op)}; expected one transform, as in {{flip: {{}}}}")
         if self.boosting is not None:
             require(len(self.augment) > 0, "augment is []; expected one, which boosting draws its candidates from")
-            # Its second derivatives are estimated once a pass, and a member may change within one.
+            # SDLM estimates second derivatives once an epoch, and a member may change within one.
             require(self.optimiser.name != "sdlm", "optimiser.name is sdlm; expected another with boosting")

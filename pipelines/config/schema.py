@@ -1,7 +1,7 @@
 """Strict reading of mappings into dataclasses: every unknown key, wrong type or wrong range is one clear line.
 
 A dict read under a misspelt key is the classic way in which an experiment silently ignores its configuration;
-nothing here is ever ignored.
+here nothing is ignored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
         raise UserError(f"{where} is {show(value)}; expected a mapping")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in given}  # type: ignore[arg-type]
     for key in value:
-        if key not in fields and isinstance(key, int) and value[key] is None:  # what YAML makes of {lr: 0,1}
+        if key not in fields and isinstance(key, int) and value[key] is None:  # YAML reads {lr: 0,1} so
             raise UserError(
                 f"{place(where, key)} is not known; expected a decimal point, if a number before it has a comma"
             )
@@ -58,12 +58,12 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
             raise UserError(f"{where}.{name} is missing; expected {_kind(hints[name])}")
     try:
         return cls(**found)
-    except ValueError as error:  # a __post_init__ that looked at the values together
+    except ValueError as error:  # from a __post_init__, which checks the values together
         raise UserError(f"{where}.{error}") from None
 
 
 def default(field: dataclasses.Field[Any]) -> Any:
-    """What a field is where the file does not give it; ``dataclasses.MISSING`` where it must."""
+    """The default of a field; ``dataclasses.MISSING`` where the file must give it."""
     return field.default_factory() if callable(field.default_factory) else field.default
 
 
@@ -126,11 +126,11 @@ def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
 
 
 def check_keys(value: Mapping[Any, Any], where: str) -> None:
-    """UserError for a name in ``value`` that is no text; DVC would not find what stands under it."""
+    """UserError for a key of ``value`` that is not text; DVC would not find it."""
     for key in value:
         if not isinstance(key, str):
-            told = f"{where} has the key {show(key)}; expected text"
-            raise UserError(f"{told}, in quotes where YAML reads something else")
+            quoted = "expected text, in quotes where YAML reads something else"
+            raise UserError(f"{where} has the key {show(key)}; {quoted}")
 
 
 _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
@@ -143,7 +143,7 @@ _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
-    """``hint`` is one of bool, int, float, str; YAML's own booleans are no numbers, and NaN is no value."""
+    """``hint`` is one of bool, int, float, str; booleans do not count as numbers, nor NaN as a value."""
     accepted = (int, float) if hint is float else (hint,)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, accepted):
         raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{_slip(hint, value)}")
@@ -161,7 +161,7 @@ def _real(value: int | float) -> float:
 
 
 def _wrong(value: Any) -> str | None:
-    """What was expected in place of a scalar that no field can use, whatever it is for; None where it will do."""
+    """What to expect in place of a scalar that no field can use; None where it is usable."""
     if isinstance(value, str):
         return "text without control characters" if UNSEEN.search(value) else None
     if isinstance(value, float):
@@ -172,7 +172,7 @@ def _wrong(value: Any) -> str | None:
 
 
 def _check_plain(value: Any, part: Any, where: str) -> None:
-    """What a field of any type may hold: scalars, lists and mappings of them by names. ``part`` is of ``value``."""
+    """Check ``part`` of ``value``, a field of any type: scalars, lists, and mappings of them by name."""
     if isinstance(part, Mapping):
         for key, one in part.items():
             if not isinstance(key, str):
@@ -187,7 +187,7 @@ def _check_plain(value: Any, part: Any, where: str) -> None:
 
 
 def _slip(hint: Any, value: Any) -> str:
-    """What keeps a value from being what it looks like."""
+    """The likely slip behind a value of the wrong type, as the end of an error line."""
     if hint is str:
         return ", in quotes" if isinstance(value, (bool, int, float)) else ""
     if not isinstance(value, str):
@@ -220,7 +220,7 @@ def check_name(name: str, where: str, example: str) -> None:
 
 
 def require(condition: bool, message: str) -> None:
-    """For ``__post_init__``: raise a ValueError whose text goes on where ``parse`` writes the place."""
+    """For ``__post_init__``: raise a ValueError; ``parse`` puts the place before its text."""
     if not condition:
         raise ValueError(message)
 
@@ -239,12 +239,12 @@ def require_within(name: str, value: int, least: int, most: int, unit: str = "")
 
 
 def repeated(values: Sequence[Any]) -> list[Any]:
-    """What stands in ``values`` more than once, each once, sorted."""
+    """The values that occur more than once, each once, sorted."""
     return sorted(value for value, times in Counter(values).items() if times > 1)
 
 
 def show(value: Any) -> str:
-    """How a value is quoted in an error: short, on one line, in YAML's words where Python has others."""
+    """A value as an error quotes it: short, on one line, in YAML's words."""
     text = ""
     for piece in _pieces(value):
         text += piece
@@ -254,7 +254,7 @@ def show(value: Any) -> str:
 
 
 def _pieces(value: Any) -> Iterator[str]:
-    """``value`` in words, piece by piece, since no more than a few are wanted of one that is large."""
+    """``value`` in words, piece by piece: of a large one only the first pieces are needed."""
     if isinstance(value, Mapping):
         yield "{"
         for i, (key, one) in enumerate(value.items()):
@@ -282,18 +282,18 @@ def _cut(text: str, room: int) -> str:
 
 
 def name(key: Any) -> str:
-    """How a key or a name is written in an error: as it is where it is short and plain, and quoted otherwise."""
+    """A key or a name as an error writes it: as it is where it is short and plain, and quoted otherwise."""
     plain = isinstance(key, str) and 0 < len(key) <= SHOWN and key.isprintable() and key == key.strip()
     return str(key) if plain else show(key)
 
 
 def place(where: str, key: Any) -> str:
-    """The place of what stands under ``key`` at ``where``."""
+    """The place of ``key`` within ``where``."""
     return f"{where}.{name(key)}"
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names in a row; of many the first ones, and how many there are beside."""
+    """Names in a row; of many the first ones, and how many more there are."""
     found = [name(one) for one in names]
     room = itertools.accumulate(len(one) + 2 for one in found)
     kept = sum(1 for length in room if length <= LISTED) or 1

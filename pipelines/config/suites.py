@@ -1,4 +1,4 @@
-"""Suites: those that can be chosen (params.yaml), and the active one (suite.yaml, written by ``pipelines.suite``)."""
+"""The suites of params.yaml, and the active one in suite.yaml, which ``pipelines.suite`` writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.config.schema import require
 
 @dataclass(frozen=True, kw_only=True)
 class SuitePlan:
-    """A suite that can be chosen: which benchmarks, at which budget."""
+    """A suite of params.yaml: which benchmarks, at which budget."""
 
     budget: str
     benchmarks: tuple[str, ...]
@@ -48,15 +48,13 @@ def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[st
     if name not in plans:
         raise schema.unknown("suite", name, plans)
     plan = plans[name]
-    chosen = {one: benchmarks[one] for one in plan.benchmarks}
-    entries = {
-        key: Entry(family=one.model.family, dataset=one.dataset, budget=plan.budget) for key, one in chosen.items()
-    }
-    return Suite(name=name, datasets=tuple(dict.fromkeys(one.dataset for one in chosen.values())), benchmarks=entries)
+    rows = [benchmarks[benchmark] for benchmark in plan.benchmarks]
+    entries = {row.name: Entry(family=row.model.family, dataset=row.dataset, budget=plan.budget) for row in rows}
+    return Suite(name=name, datasets=tuple(dict.fromkeys(row.dataset for row in rows)), benchmarks=entries)
 
 
 def read_plans(value: Any, where: str, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuitePlan]:
-    """The suites that the mapping ``value`` describes; UserError for one that names what there is not."""
+    """The suites that the mapping ``value`` describes; UserError for one that names an unknown benchmark or budget."""
     plans: dict[str, SuitePlan] = schema.convert(dict[str, SuitePlan], value, where)
     for name, plan in plans.items():
         schema.check_name(name, schema.place(where, name), "laptop")
@@ -85,10 +83,10 @@ def read_suite(value: Any, where: str, plans: Mapping[str, SuitePlan], benchmark
 
 
 def _difference(suite: Suite, wanted: Suite) -> str:
-    """Where the two part, as the end of an error line."""
+    """The first difference, as the end of an error line."""
     strange = set(suite.benchmarks) ^ set(wanted.benchmarks)
     if strange:
-        return f".benchmarks is not what suites.{wanted.name} says ({schema.listed(sorted(strange))})"
+        return f".benchmarks is not suites.{wanted.name}.benchmarks ({schema.listed(sorted(strange))})"
     for name, entry in wanted.benchmarks.items():
         for key, want in vars(entry).items():
             have = getattr(suite.benchmarks[name], key)

@@ -1,8 +1,8 @@
 """YAML 1.2 as DVC reads it. PyYAML alone reads 1.1: ``1e-3`` is text to it, ``1:30`` is 90, and ``on`` is true.
 
-PyYAML finds the parts of the text; what they mean is the core schema of YAML 1.2.2, section 10.3.2, with the merge key
-``<<`` of 1.1, which DVC knows too. Length, depth and what the aliases come to when they are written out are bounded
-while the values are built, so that a file which is damaged, or made to harm, costs no more than a moment.
+PyYAML parses the text; scalars follow the core schema of YAML 1.2.2, section 10.3.2, with the merge key ``<<`` of 1.1,
+which DVC supports too. Length, depth and the size of expanded aliases are bounded while the values are built, so that a
+damaged or malicious file costs no more than a moment.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pipelines.command.errors import UserError, brief
 from pipelines.command.files import intruder
 from pipelines.config import schema
 
-LONGEST = 1_000_000  # bytes of a file; params.yaml has 70,000
-DEEPEST = 50  # mappings and lists within one another; params.yaml has 8
-MOST = 100_000  # values, an alias counted as all that it stands for, and long text for more; params.yaml has 4,000
+LONGEST = 1_000_000  # bytes of a file; the largest, models/lenet.yaml, has 14,000
+DEEPEST = 50  # mappings and lists within one another; the rows have 6
+MOST = 100_000  # values, an alias counted as all that it stands for, and long text for more; a file of rows has 1,500
 DIGITS = 1000  # of a whole number; Python itself reads no more than 4,300
 CORE = "tag:yaml.org,2002:"
 PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is many times faster, and in every wheel of PyYAML
 MERGE = object()  # the key <<
-# What YAML 1.2 does not allow in a file: control characters, and halves of characters.
+# Not allowed in YAML 1.2: control characters, and halves of characters.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -41,7 +41,7 @@ def _fraction(text: str) -> float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
-# Which text without quotes is what, and how it is read, in lower case. The order is that of asking.
+# Plain scalars by type: the pattern, and how the text is read, in lower case. The first that matches counts.
 SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "null": (re.compile("~|null|Null|NULL|"), lambda text: None),
     "bool": (re.compile("true|True|TRUE|false|False|FALSE"), lambda text: text == "true"),
@@ -56,7 +56,7 @@ SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
 
 
 def scalar(text: str) -> Any:
-    """What YAML 1.2 reads in ``text`` without quotes: None, a bool, an int, a float, or the text itself."""
+    """The value of a plain scalar in YAML 1.2: None, a bool, an int, a float, or the text itself."""
     for pattern, read_as in SCALARS.values():
         if pattern.fullmatch(text):
             return read_as(text.lower())
@@ -96,18 +96,18 @@ def parse(text: str, where: str) -> dict[str, Any]:
         found = _build(yaml.parse(text, Loader=PARSER))
     except _Refused as error:
         raise UserError(f"{where} line {error.line} is not valid YAML: {error}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two PyYAML's own, where libyaml has words
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two come from PyYAML itself
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}" if mark else ""
-        told = brief(problem or "it holds a character that does not exist", 200)
-        raise UserError(f"{where}{line} is not valid YAML: {told}") from None
+        words = brief(problem or "it holds a character that does not exist", 200)
+        raise UserError(f"{where}{line} is not valid YAML: {words}") from None
     if not isinstance(found, dict):
         raise UserError(f"{where} holds {schema.show(found)}; expected a mapping")
     return found
 
 
 class _Refused(Exception):
-    """What PyYAML takes, and this module doesn't."""
+    """YAML that PyYAML accepts and this module refuses."""
 
     def __init__(self, problem: str, line: int) -> None:
         super().__init__(problem)
@@ -126,7 +126,7 @@ def _check_characters(text: str) -> None:
 
 
 def _check_directives(text: str) -> None:
-    """DVC would go by %YAML 1.1; libyaml takes seconds for thousands of %TAG."""
+    """Refuse %YAML 1.1, which DVC would follow, and %TAG, thousands of which take libyaml seconds."""
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.startswith("%") and line.split() != ["%YAML", "1.2"]:
             raise _Refused(f"the directive {schema.show(line.strip())}; expected %YAML 1.2, or none", number)
@@ -136,7 +136,7 @@ def _check_directives(text: str) -> None:
 
 @dataclass
 class _Open:
-    """A list or a mapping whose end was not yet reached; a mapping's keys and values follow one another."""
+    """A list or a mapping that is still being read; a mapping's keys and values alternate in ``parts``."""
 
     start: yaml.CollectionStartEvent
     parts: list[Any] = field(default_factory=list)
@@ -155,8 +155,8 @@ class _Open:
         if not isinstance(key, Hashable):
             raise _Refused(f"the key {schema.show(key)} is no plain value", line)
         if key in self.keys:
-            told = "<< stands twice; expected one, with a list of what to merge"
-            raise _Refused(f"the key {told if key is MERGE else schema.name(key) + ' stands twice'}", line)
+            merged = "<< stands twice; expected one, with a list of what to merge"
+            raise _Refused(f"the key {merged if key is MERGE else schema.name(key) + ' stands twice'}", line)
         self.keys.add(key)
 
     def close(self) -> Any:
@@ -165,20 +165,20 @@ class _Open:
         own = dict(zip(self.parts[::2], map(_plain, self.parts[1::2]), strict=True))
         merged = own.pop(MERGE, [])
         found: dict[Any, Any] = {}
-        for one in reversed(merged if isinstance(merged, list) else [merged]):  # the first that has a key decides
+        for one in reversed(merged if isinstance(merged, list) else [merged]):  # the first one with a key decides
             if not isinstance(one, dict):
-                told = f"<< is {schema.show(one)}; expected a mapping, or a list of mappings"
-                raise _Refused(told, _line(self.start))
+                wrong = f"<< is {schema.show(one)}; expected a mapping, or a list of mappings"
+                raise _Refused(wrong, _line(self.start))
             found |= one
         return found | own
 
 
 def _plain(value: Any) -> Any:
-    return "<<" if value is MERGE else value  # which merges only as a key
+    return "<<" if value is MERGE else value  # it merges only as a key
 
 
 def _build(events: Iterable[yaml.Event]) -> Any:
-    """The value of the one document that ``events`` describe; _Refused where it is more, or too much."""
+    """The value of the one document in ``events``; _Refused where there are more, or too many values."""
     named: dict[str | None, tuple[Any, int] | None] = {}  # by anchor, and with its size; None while it is open
     opened: list[_Open] = []
     found: list[Any] = []
@@ -204,12 +204,12 @@ def _value(
     named: dict[str | None, tuple[Any, int] | None],
     opened: list[_Open],
 ) -> tuple[Any, int]:
-    """What ends with ``event``, and its size."""
+    """The value that ends with ``event``, and its size."""
     if isinstance(event, yaml.AliasEvent):
         known = named.get(event.anchor)
         if known is None:
-            told = "stands in what it names" if event.anchor in named else "names nothing above it"
-            raise _Refused(f"the alias *{schema.name(event.anchor)} {told}", _line(event))
+            fault = "stands in what it names" if event.anchor in named else "names nothing above it"
+            raise _Refused(f"the alias *{schema.name(event.anchor)} {fault}", _line(event))
         return known
     if isinstance(event, yaml.ScalarEvent):
         anchor, value = event.anchor, (_scalar(event), 1 + len(event.value) // 100)
@@ -249,5 +249,5 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
 
 def _foreign(tag: str, line: int) -> _Refused:
     known = "!!map, !!seq, !!str, !!int, !!float, !!bool, !!null"
-    told = f"the tag {schema.name(tag.replace(CORE, '!!'))} is not known; expected none, or one of {known}"
-    return _Refused(told, line)
+    problem = f"the tag {schema.name(tag.replace(CORE, '!!'))} is not known; expected none, or one of {known}"
+    return _Refused(problem, line)

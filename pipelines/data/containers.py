@@ -1,7 +1,7 @@
-"""What lies in a directory, a tar or a zip archive: its pictures, what is passed over and why, and the bytes.
+"""Pictures in a directory, a tar or a zip archive: where they lie, which files are left out and why, and their bytes.
 
-The three are walked by one rule, so that a folder gives the same pictures unpacked and packed: links are followed where
-they lead; each folder is read once, by its own path where it has one; hidden folders and files are passed over.
+One rule walks all three, so that a folder gives the same pictures unpacked and packed: links are followed; each folder
+is read once, by its own path where it has one; hidden folders and files are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import IO, Literal, Protocol, cast
 from pipelines.command.errors import UserError, brief
 from pipelines.data.pictures import FOREIGN, SUFFIXES
 
-# What the readers of archives raise; RuntimeError is zipfile's for a password or a method that it lacks.
+# Errors of the archive readers; zipfile raises RuntimeError for a password or a method that it lacks.
 UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, OverflowError, MemoryError, struct.error),
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
@@ -41,7 +41,7 @@ Kind = Literal["file", "folder", "nothing", "other"]
 
 
 class LeftOut:
-    """What is passed over, by reason: how often, and the first by path as an example."""
+    """Files that are left out, by reason: how many, and the first by path as an example."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, tuple[int, str]] = {}
@@ -83,7 +83,7 @@ class Files(Protocol):
         """How messages call it."""
 
     def scan(self, left_out: LeftOut) -> list[Found]:
-        """Every picture, in no order; what is passed over goes to ``left_out``."""
+        """Every picture, in no order; the others go to ``left_out``."""
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
         """Place and content of each wanted file, in whatever order is quick; ``wanted`` has the path of each place."""
@@ -185,7 +185,7 @@ class Members:
         self.names: dict[str, set[str]] = {"": set()}  # of what lies in a folder, by its path
 
     def add(self, name: str, node: Node) -> None:
-        """Take a member in; of two with the same path the later counts. Raises ``ValueError`` for what cannot be."""
+        """Take a member in; of two with the same path the later counts. Raises ``ValueError`` for a contradiction."""
         path = _inside(name)
         if path is None:
             self.left_out.add("paths that lead out of the archive", name)
@@ -204,7 +204,7 @@ class Members:
         self.add(name, NOTHING if known.kind == "folder" else known)
 
     def entries(self, folder: str) -> list[Entry]:
-        """What lies in ``folder``, by name."""
+        """The content of ``folder``, by name."""
         return [self._entry(folder, name) for name in sorted(self.names[folder])]
 
     def _put(self, path: str, node: Node) -> None:
@@ -235,7 +235,7 @@ class Members:
         return Entry(name, node.kind, path if node.kind == "folder" else str(node.number), link)
 
     def _follow(self, path: str) -> tuple[str, Node]:
-        """Where a path leads, all links followed: to nothing, too, where out of the archive, or round in a ring."""
+        """Follow all links of a path; to nothing where they lead out of the archive, or round in a ring."""
         at: list[str] = []
         ahead, links, node = path.split("/")[::-1], 0, FOLDER
         while ahead:
@@ -268,7 +268,7 @@ class TooLarge(Exception):
 
 
 def _whole(file: IO[bytes], size: int) -> bytes:
-    """The content of a file that claims ``size`` bytes, read in pieces: no room is made for what is only claimed."""
+    """The content of a file that claims ``size`` bytes, read in pieces: a claim alone allocates nothing."""
     pieces, length = list[bytes](), 0
     while max(size, length) <= LARGEST_FILE and (piece := file.read(PIECE)):
         pieces.append(piece)
@@ -280,7 +280,7 @@ def _whole(file: IO[bytes], size: int) -> bytes:
 
 @contextmanager
 def _reading(label: str) -> Iterator[None]:
-    """Around what reads the archive ``label`` and does nothing else: a bug of ours is no damaged archive."""
+    """UserError for an archive ``label`` that cannot be read; the block does nothing but read it."""
     try:
         yield
     except UNREADABLE as error:
@@ -291,7 +291,7 @@ def _reading(label: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Tar:
-    """A tar archive, packed or not. It is read through, never unpacked, so no path in it can do harm."""
+    """A tar archive, packed or not. It is read, never unpacked, so no path in it can do harm."""
 
     path: Path
     label: str
@@ -317,7 +317,7 @@ class Tar:
                 if place in wanted and (file := tar.extractfile(member)):
                     yield place, _member(self.label, wanted[place], file, member.size)
                     left -= 1
-                    if not left:  # what follows has been checked when it was scanned
+                    if not left:  # the scan has checked the rest
                         return
 
 
@@ -328,10 +328,10 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]
     """
     with _unpacked(path) as stream:
         blocks = _Blocks(stream)
-        with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # all that it uses
+        with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # tarfile uses no more of it
             while (member := tar.next()) is not None:
                 blocks.heads = None
-                tar.members.clear()  # or they would all be kept
+                tar.members.clear()  # tarfile would keep them all
                 if member.size < 0 or tar.offset <= member.offset:
                     raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
                 yield member, tar
@@ -346,7 +346,7 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]
 
 
 class _Blocks:
-    """What a tar is read from: in pieces, and no more of them for one member's headers than those may take."""
+    """The file below a tar reader: it reads in pieces, and bounds what one member's headers may take."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.last = file, b""  # what was read last
@@ -412,12 +412,12 @@ def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The path of a member; most write it in UTF-8, few say so."""
+    """The path of a member; most archives have it in UTF-8, few set the flag."""
     if info.flag_bits & 0x800:
         return info.filename
     try:
         return info.filename.encode("cp437").decode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a later Python has found its name in UTF-8 beside this one
+    except UnicodeEncodeError:  # later Pythons decode a UTF-8 name given beside it
         return info.filename
 
 
@@ -429,7 +429,7 @@ def _member(label: str, path: str, file: IO[bytes], size: int) -> bytes:
 
 
 def open_archive(path: Path, label: str) -> Files:
-    """The archive in ``path``, by what it begins with; raises ``UserError`` where that is of no tar or zip."""
+    """The archive in ``path``, by its first bytes; raises ``UserError`` where they are of no tar or zip."""
     with _reading(label):
         start = _start(path)
         if start.startswith((b"PK\3\4", b"PK\5\6")):
@@ -442,7 +442,7 @@ def open_archive(path: Path, label: str) -> Files:
 
 
 def _is_tar(block: bytes) -> bool:
-    """Whether a tar begins so: with a member's header, or with its end."""
+    """Whether this is the first block of a tar: a member's header, or the end of an empty one."""
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:

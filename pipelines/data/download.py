@@ -1,4 +1,4 @@
-"""One file over HTTP: time-outs, a progress bar, resumption; unfinished bytes never bear a final name."""
+"""One file over HTTP: time-outs, a progress bar, resumption; unfinished bytes never have a final name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REDIRECTS = 5  # in a row
 
 
 class SourceError(Exception):
-    """A source cannot give this file; the text says why, in one line."""
+    """A source cannot give this file; the text is the reason, in one line."""
 
 
 class SourceDown(SourceError):
@@ -50,16 +50,16 @@ class Patience:
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A file behind a URL, with what is known of it beforehand."""
+    """A file behind a URL, with its size and md5 where they are known."""
 
     url: str
     size: int | None = None  # bytes
     md5: str | None = None
-    most: int | None = None  # bytes that are taken where the size is not known
+    most: int | None = None  # bytes to take where the size is not known
 
 
 def download(remote: Remote, part: Path, patience: Patience, label: str) -> None:
-    """Bring ``remote`` into the file ``part``, continuing from what a broken transfer left there.
+    """Bring ``remote`` into the file ``part``, continuing a broken transfer.
 
     Raises ``SourceError`` where the server cannot give the file or its size or md5 are wrong; ``part`` then remains
     only if a later call can continue it.
@@ -72,14 +72,14 @@ def download(remote: Remote, part: Path, patience: Patience, label: str) -> None
         if problem is None:
             return
         part.unlink()
-        if not continued:  # else the old bytes may be to blame: once more from the start
+        if not continued:  # the old bytes may be to blame: once more from the start
             raise SourceError(problem)
 
 
 def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
     """Compare a file with the size and md5 it should have; None where both agree, else expected and found."""
     found_size = path.stat().st_size
-    if md5 is None or (size is not None and found_size > size):  # however large it is, it need not be read
+    if md5 is None or (size is not None and found_size > size):  # too large: no need to read it
         return None if size in (None, found_size) else f"expected {size} bytes, found {found_size}"
     found = md5_of(path)
     if found == md5:
@@ -89,13 +89,13 @@ def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
 
 
 def md5_of(path: Path) -> str:
-    """The md5 of a file, as 32 hex digits; what DVC and the datasets' publishers name files by."""
+    """The md5 of a file, as 32 hex digits; DVC and the publishers identify files by it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def shown(url: str) -> str:
-    """A URL as it may stand in a log, be it one or not: without user, password and query."""
+    """A URL for the log, without user, password and query; ``url`` may be any text."""
     return re.sub(r"(?<=://)[^/]*@", "", re.split("[?#]", url)[0]).rstrip("/")
 
 
@@ -105,7 +105,7 @@ def is_url(place: str) -> bool:
 
 
 def _reach(url: str, session: requests.Session, seconds: float) -> None:
-    """Fail within ``seconds`` where no connection can be had: a dead resolver or dropped packets take minutes else."""
+    """Fail within ``seconds`` where no connection can be made; dead resolvers and dropped packets take minutes."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
@@ -115,7 +115,7 @@ def _reach(url: str, session: requests.Session, seconds: float) -> None:
     if host is None or not is_url(url):
         raise SourceDown("not an address; expected one like http://host:8000/data")
     session.trust_env = not _is_here(host)
-    if session.trust_env and get_environ_proxies(url):  # the proxy is what gets connected to
+    if session.trust_env and get_environ_proxies(url):  # the connection goes to the proxy
         return
     address = (host, port)
     failure: list[str] = [f"no answer within {seconds:g} s"]
@@ -143,7 +143,7 @@ def _is_here(host: str) -> bool:
 
 
 class _Session(requests.Session):
-    """Follows no redirection, nor looks where it leads: requests reads each to its end first, however long."""
+    """Does not follow redirections by itself: requests would read each to its end first, however long."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
@@ -172,14 +172,18 @@ def _opened(url: str, headers: dict[str, str], patience: Patience) -> Iterator[r
 
 
 def _complete(remote: Remote, part: Path, patience: Patience, label: str) -> None:
-    """Transfer until the server says that ``part`` is complete, over several connections if need be."""
+    """Transfer until ``part`` is complete by the server's account, over several connections if need be."""
     for attempt in range(patience.attempts):
         before = _size(part)
         try:
             if _transfer(remote, part, patience, label):
                 return
             continue  # the server refused the range; part is gone
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # that of odd headers
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            ValueError,
+        ) as error:  # odd headers
             reason = _reason(error)
         if _size(part) <= before:
             if not attempt and not before:
@@ -255,9 +259,9 @@ def _size(path: Path) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in a few words: requests wraps urllib3, which wraps the socket's own error."""
+    """The innermost cause in a few words: requests wraps urllib3, which wraps the socket's error."""
     if isinstance(error, urllib3.exceptions.NewConnectionError) and error.__cause__ is not None:
-        return _reason(error.__cause__)  # to urllib3 it is a time-out too, whatever the socket said
+        return _reason(error.__cause__)  # urllib3 calls it a time-out, whatever the socket's error
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
         return "timed out"
     if isinstance(error, urllib3.exceptions.IncompleteRead):

@@ -34,9 +34,9 @@ OFFICIAL = {
 def write(root: Path, name: str, origin: Origin, say: Callable[[str], None]) -> None:
     """Write ``datasets/<name>`` from the archive or folder that ``origin`` names; ``val`` becomes the test split.
 
-    Images become squares of ``origin.size`` pixels, see :func:`decode`. What is passed over is said, by reason. Raises
-    ``UserError`` where there is no archive, what lies in it makes no two splits of the same classes, or an image cannot
-    be decoded.
+    Images become squares of ``origin.size`` pixels, see :func:`decode`; files that are left out are logged by reason.
+    Raises ``UserError`` where there is no archive, its pictures make no two splits of the same classes, or an image
+    cannot be decoded.
     """
     folders: dict[Split, str] = {"train": origin.train, "test": origin.val}
     check_folders(f"datasets.{name}", folders)
@@ -70,7 +70,7 @@ def locate(root: Path, name: str, origin: Origin, say: Callable[[str], None]) ->
 
 
 def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, md5s: Mapping[str, str]) -> None:
-    rows: dict[str, list[tuple[Split, int]]] = {}  # of each file: it may be in the folders by several names
+    rows: dict[str, list[tuple[Split, int]]] = {}  # of each file, which may have several names
     paths: dict[str, str] = {}
     for split, pictures in layout.pictures.items():
         for row, picture in enumerate(pictures):
@@ -88,7 +88,7 @@ def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, 
             source_md5=md5s,
         ) as arrays,
         counting(f"fetch: {name}: decoding", sum(map(len, rows.values())), unit="images") as advance,
-        warnings.catch_warnings(action="ignore"),  # of odd EXIF, say: what matters is an error
+        warnings.catch_warnings(action="ignore"),  # of odd EXIF, say; only errors matter
     ):
         for split, labels in layout.labels.items():
             arrays[split][1][:] = labels
@@ -106,7 +106,7 @@ def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, 
             return len(ours)
 
         _in_threads(files.read(paths), store, advance, arrays)
-        if rows:  # or they would be black
+        if rows:  # they would be black
             lost = next(paths[place] for place in rows)
             raise UserError(f"{files.label}: {brief(lost)} is not there any more; expected files that stay as they are")
 
@@ -144,7 +144,7 @@ def _in_threads(
 
 
 def _find_archive(root: Path, name: str, archive: str, origin: Origin, say: Callable[[str], None]) -> Path:
-    """The archive with the right size and md5; ``UserError`` says where it was looked for and what was there."""
+    """The archive with the right size and md5; ``UserError`` with every place that was tried, and what was there."""
     mirror = os.environ.get("DATA_MIRROR", "")
     remote = is_url(mirror)
     places = [Path(mirror, archive)] if mirror and not remote else []
@@ -170,12 +170,12 @@ def _find_archive(root: Path, name: str, archive: str, origin: Origin, say: Call
 
 
 def _problem(path: Path, origin: Origin) -> str | None:
-    """What keeps the archive from being taken from ``path``, if anything."""
+    """The reason why the archive cannot be taken from ``path``; None where it can."""
     try:
         if not path.is_file():
             return intruder(path) or "absent"
         with path.open("rb") as file:
-            file.read(1)  # without an md5 nothing else reads it here, while there are other places to try
+            file.read(1)  # without an md5 nothing else would notice here that it cannot be read
         return mismatch(path, origin.bytes, origin.md5)
     except OSError as error:
         return f"cannot be read ({error.strerror})"

@@ -1,4 +1,4 @@
-"""Which pictures of a collection become which rows of which array: ``train/<class>/*`` and ``val/<class>/*``."""
+"""From pictures in ``train/<class>/*`` and ``val/<class>/*`` to the rows of the arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Layout:
 
 
 def check_folders(where: str, folders: Mapping[Split, str]) -> None:
-    """Raise ``UserError`` where a picture could be in both splits, or a split folder is none."""
+    """Raise ``UserError`` where a picture could be in both splits, or a split has no valid folder."""
     keys = {"train": "train", "test": "val"}
     for split, folder in folders.items():
         parts = PurePosixPath(folder).parts
@@ -39,8 +39,8 @@ def check_folders(where: str, folders: Mapping[Split, str]) -> None:
 def lay_out(label: str, found: Sequence[Found], folders: Mapping[Split, str], left_out: LeftOut) -> Layout:
     """Sort pictures into splits and classes; the two split folders may lie below a common folder.
 
-    Raises ``UserError`` where there are none, where they are fewer than two classes or not the same in both splits,
-    where a class has a name that is no clear text, and where one of the pictures cannot be read.
+    Raises ``UserError`` where there are no pictures, fewer than two classes, or other classes in one split than in the
+    other, where the name of a class is not plain text, and where a picture cannot be read.
     """
     by_base: dict[str, dict[Split, Kinds]] = {}
     for picture in found:

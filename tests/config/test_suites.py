@@ -27,8 +27,8 @@ STALE: list[tuple[str, Any, str]] = [
     (f"{LENET}/family", "mlp", ".benchmarks.lenet5-mnist.family is mlp; expected lenet"),
     (f"{LENET}/dataset", "cifar10", ".benchmarks.lenet5-mnist.dataset is cifar10; expected mnist"),
     (f"{LENET}/budget", "paper", ".benchmarks.lenet5-mnist.budget is paper; expected laptop"),
-    (LENET, NOTHING, ".benchmarks is not what suites.laptop says (lenet5-mnist)"),
-    ("suite/benchmarks/lenet5-mnits", ENTRY, ".benchmarks is not what suites.laptop says (lenet5-mnits)"),
+    (LENET, NOTHING, ".benchmarks is not suites.laptop.benchmarks (lenet5-mnist)"),
+    ("suite/benchmarks/lenet5-mnits", ENTRY, ".benchmarks is not suites.laptop.benchmarks (lenet5-mnits)"),
     ("suite/datasets", ["mnist"], ".datasets is ['mnist']; expected ['mnist', 'cifar10']"),
     ("suite/datasets", ["cifar10", "mnist"], ".datasets is ['cifar10', 'mnist']; expected ['mnist', 'cifar10']"),
     (

@@ -1,4 +1,4 @@
-"""data.dvc with DVC itself: the stage within ``dvc repro``, status, push and pull, and what they leave of the pins."""
+"""Guards data.dvc under DVC itself: the stage within ``dvc repro``, status, push and pull, and the pins they leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ImageFolder datasets, from directories and archives of small pictures made here."""
+"""Guards datasets of photographs: directories and archives of small pictures made here, whole, odd and damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind become the same square of RGB, or are refused in a line."""
+"""Guards the decoder: pictures of every kind become the same square of RGB, or are refused in a line."""
 
 from __future__ import annotations
 
