@@ -58,7 +58,7 @@ LENET4_MAPS: tuple[tuple[int, ...], ...] = (
 
 # The stylised digits that the RBF units expect on F6, 7 pixels wide and 12 high ('#' is +1, '.' is -1). Drawn by us:
 # the paper prints its set as a figure (Fig. 3), not as numbers.
-DIGITS = """
+BITMAPS = """
 .......  .......  .......  .......  .......  .......  .......  .......  .......  .......
 ..###..  ...#...  .#####.  .#####.  .....#.  #######  ..####.  #######  .#####.  .#####.
 .#...#.  ..##...  #.....#  #.....#  ....##.  #......  .#.....  ......#  #.....#  #.....#
@@ -387,7 +387,7 @@ class RBF(nn.Module):
 
 def digit_bitmaps() -> Tensor:
     """The RBF centres as pictures: float (10, 12, 7), +1 for ink and -1 for paper."""
-    rows = [line.split() for line in DIGITS.strip().splitlines()]
+    rows = [line.split() for line in BITMAPS.strip().splitlines()]
     return torch.tensor([[[1.0 if dot == "#" else -1.0 for dot in row[digit]] for row in rows] for digit in range(10)])
 
 

@@ -29,11 +29,11 @@ from pipelines.config.origins import Origin
 from pipelines.config.params import PARAMS, load_origins
 from pipelines.data.datasets import open_dataset, prepare, writing
 from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, md5_of, mismatch
-from pipelines.data.rawfiles import FORMATS
+from pipelines.data.rawfiles import RAW_FORMATS
 from pipelines.data.sources import UNPACKED, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
 
 PINS = "data.dvc"
-LARGEST = 10**12  # bytes of a raw file
+LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
 PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu has been seen at a quarter of it
 Say = Callable[[str], None]
@@ -78,7 +78,7 @@ def fetch(root: Path, name: str) -> None:
 
 def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], patience: Patience, say: Say) -> None:
     """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
-    folder, form = root / "data" / name, FORMATS[origin.kind]
+    folder, form = root / "data" / name, RAW_FORMATS[origin.kind]
     with locked(root, name, say):
         prepare(root / "datasets", name)
         with locked(root, PINS, say):
@@ -116,7 +116,7 @@ def sources_for(origin: Origin) -> list[Source]:
         *([Mirror(mirror)] if mirror else []),
         *(Gzips(url, origin.packed) for url in origin.gzips),
         *(Tarball(remote(url, origin.packed)) for url in origin.tarballs),
-        *([Npm(origin.npm, FORMATS[origin.kind].rebuild)] if origin.npm else []),
+        *([Npm(origin.npm, RAW_FORMATS[origin.kind].rebuild)] if origin.npm else []),
     ]
 
 
@@ -140,8 +140,8 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
         raise UserError(f"{pins}: md5 of {path} is {schema.show(md5)}; expected 32 hex digits")
     if isinstance(size, bool) or not isinstance(size, int):
         raise UserError(f"{pins}: size of {path} is {schema.show(size)}; expected a number of bytes")
-    if not 0 < size <= LARGEST:
-        raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST} bytes")
+    if not 0 < size <= LARGEST_RAW:
+        raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST_RAW} bytes")
     return Pin(path=path, md5=md5, size=size)
 
 

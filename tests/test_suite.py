@@ -16,7 +16,7 @@ from pipelines.command import errors
 from pipelines.command.errors import UserError
 from pipelines.config import yamlfile
 from pipelines.config.params import load_params
-from pipelines.config.suites import Entry
+from pipelines.config.suites import SuiteEntry
 from tests import projects
 from tests.conftest import ROOT, environment
 
@@ -34,7 +34,9 @@ def test_switching_writes_suite_yaml_alone_and_back_leaves_every_byte(params: Pa
     suite.switch("imagenette", params)
     active = load_params(params).suite
     assert (active.name, active.datasets) == ("imagenette", ("imagenette",))
-    assert active.benchmarks == {"alexnet-imagenette": Entry(family="alexnet", dataset="imagenette", budget="laptop")}
+    assert active.benchmarks == {
+        "alexnet-imagenette": SuiteEntry(family="alexnet", dataset="imagenette", budget="laptop")
+    }
     suite.switch("laptop", params)
     assert (params.parent / "suite.yaml").read_bytes() == COMMITTED.read_bytes()
     assert {path: path.read_bytes() for path in before} == before

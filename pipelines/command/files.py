@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.command.errors import UserError
 
-KINDS = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+FILE_KINDS = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 def intruder(path: Path) -> str | None:
@@ -16,11 +16,11 @@ def intruder(path: Path) -> str | None:
         mode = path.stat().st_mode
     except OSError:
         return None
-    return KINDS.get(stat.S_IFMT(mode), "a device")
+    return FILE_KINDS.get(stat.S_IFMT(mode), "a device")
 
 
 def expect_file(path: Path) -> None:
     """Raise ``UserError`` where something else than a file stands at ``path``; nothing may."""
-    found = intruder(path)
-    if found is not None:
-        raise UserError(f"{path}: {found} stands where a file belongs; move it away")
+    other = intruder(path)
+    if other is not None:
+        raise UserError(f"{path}: {other} stands where a file belongs; move it away")

@@ -14,7 +14,7 @@ from pipelines.config.recipes import Recipe
 from pipelines.config.schema import plain, require, require_within
 
 MOST_EPOCHS = 1_000_000
-MOST_CANDIDATES = 1000  # of a grid: each is trained
+LARGEST_GRID = 1000  # of a grid: each is trained
 LEAST_GPU = 0.01  # the smallest share of one
 
 
@@ -69,7 +69,7 @@ class Choice:
         lengths = [max(1, len(axis)) for axis in (self.rates, self.mus, self.map_constants, self.batches)]
         count = math.prod(lengths)
         size = f"rates, mus, map_constants and batches make {count:,} candidates"
-        require(count <= MOST_CANDIDATES, f"{size}; expected at most {MOST_CANDIDATES:,}")
+        require(count <= LARGEST_GRID, f"{size}; expected at most {LARGEST_GRID:,}")
         require(self.hold_out >= 1, f"hold_out is {self.hold_out}; expected at least 1")
         _check_seeds(self.seeds)
 

@@ -19,14 +19,7 @@ from pipelines.config import schema
 from pipelines.config.schema import require, require_within
 
 LARGEST_SIZE = 1024  # pixels: an image is stored as size x size x 3 bytes, then 3 MB
-PINNED = (
-    "kind",
-    "classes",
-    "gzips",
-    "tarballs",
-    "packed",
-    "npm",
-)  # the fields of idx and cifar; imagefolder has the rest
+PINNED = ("classes", "gzips", "tarballs", "packed", "npm")  # of idx and cifar, beside kind; imagefolder has the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +52,11 @@ class Origin:
     val: str = "val"
 
     def __post_init__(self) -> None:
-        foreign = [one for one in dataclasses.fields(self) if (one.name in PINNED) == (self.kind == "imagefolder")]
-        for one in foreign:
-            value = getattr(self, one.name)
-            unset = one.name == "kind" or value == schema.default(one)
-            require(unset, f"{one.name} is {schema.show(value)}; expected none with kind: {self.kind}")
+        for key in dataclasses.fields(self):
+            value = getattr(self, key.name)
+            foreign = key.name != "kind" and (key.name in PINNED) == (self.kind == "imagefolder")
+            unset = value == schema.default(key)
+            require(unset or not foreign, f"{key.name} is {schema.show(value)}; expected none with kind: {self.kind}")
         if self.kind == "imagefolder":
             self._check_folder()
         else:
@@ -72,8 +65,8 @@ class Origin:
 
     def _check_folder(self) -> None:
         archive, folder = schema.show(self.archive), schema.show(self.folder)
-        one = (self.archive is None) != (self.folder is None)
-        require(one, f"archive is {archive} and folder {folder}; expected exactly one of the two")
+        either = (self.archive is None) != (self.folder is None)
+        require(either, f"archive is {archive} and folder {folder}; expected exactly one of the two")
         require_within("size", self.size, 8, LARGEST_SIZE, " pixels")
         for name in ("archive", "folder", "train", "val"):
             value = getattr(self, name)

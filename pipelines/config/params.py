@@ -70,16 +70,16 @@ def load_catalogue(path: Path = PARAMS) -> Catalogue:
 
 def load_origins(path: Path = PARAMS) -> dict[str, Origin]:
     """The datasets that params.yaml at ``path`` names, whatever else the project's files hold."""
-    found = yamlfile.read(path)
-    _check_keys(found, path.name, "datasets", "suites")
-    return read_origins(found["datasets"], f"{path.name}: datasets", path.parent)
+    params = yamlfile.read(path)
+    _check_keys(params, path.name, "datasets", "suites")
+    return read_origins(params["datasets"], f"{path.name}: datasets", path.parent)
 
 
 def read_files(path: Path = PARAMS) -> Written:
     """params.yaml at ``path`` and the rows beside it as they stand; UserError when one is absent or no YAML."""
     params = yamlfile.read(path)
     rows = sorted((path.parent / MODELS).glob("*.yaml"))
-    return Written(params=params, families={one.stem: yamlfile.read(one) for one in rows})
+    return Written(params=params, families={file.stem: yamlfile.read(file) for file in rows})
 
 
 def build_params(written: Written, suite: Mapping[Any, Any], root: Path = Path()) -> Params:
@@ -112,14 +112,14 @@ def _in_order(benchmarks: Mapping[str, Benchmark], plans: Mapping[str, SuitePlan
     return {name: benchmarks[name] for name in dict.fromkeys((*named, *benchmarks))}
 
 
-def _check_keys(found: Mapping[Any, Any], where: str, *keys: str) -> None:
-    """UserError unless ``found``, the content of the file ``where``, has these keys alone, each with a mapping."""
-    for key in found:
+def _check_keys(content: Mapping[Any, Any], where: str, *keys: str) -> None:
+    """UserError unless ``content``, of the file ``where``, has these keys alone, each with a mapping."""
+    for key in content:
         if key not in keys:
             raise schema.unknown(f"{where}: the key", key if isinstance(key, str) else schema.show(key), keys)
     for key in keys:
-        if not isinstance(found.get(key), Mapping):
-            state = f"is {schema.show(found[key])}" if key in found else "is missing"
+        if not isinstance(content.get(key), Mapping):
+            state = f"is {schema.show(content[key])}" if key in content else "is missing"
             raise UserError(f"{where}: {key} {state}; expected a mapping")
 
 

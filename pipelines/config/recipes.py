@@ -59,10 +59,10 @@ class Optimiser:
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
         require(self.samples >= 1, f"samples is {self.samples}; expected at least 1")
-        for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
-            fits = self.name in USED_BY.get(one.name, (self.name,)) or value == schema.default(one)
-            require(fits, f"{one.name} is {schema.show(value)}; expected none with {self.name}")
+        for key in dataclasses.fields(self):
+            value = getattr(self, key.name)
+            fits = self.name in USED_BY.get(key.name, (self.name,)) or value == schema.default(key)
+            require(fits, f"{key.name} is {schema.show(value)}; expected none with {self.name}")
         plain = not self.nesterov or self.momentum > 0
         require(plain, "nesterov is true; expected it beside a momentum above 0")
 

@@ -27,7 +27,7 @@ LISTED = 150  # characters of a list of names in an error
 NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
 LONGEST_NAME = 60  # characters
 WHOLE = 2**63 - 1  # what an int64 holds
-SMALLEST, LARGEST = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
+LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
 # Control characters but tab and line feed, and what ends a line or turns its direction.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
@@ -50,14 +50,14 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
         if key not in fields:
             raise UserError(f"{place(where, key)} is not known; {_suggest(str(key), fields)}")
     hints = _hints(cls)  # type: ignore[arg-type]
-    found = dict(given)
+    values = dict(given)
     for name, field in fields.items():
         if name in value:
-            found[name] = convert(hints[name], value[name], f"{where}.{name}")
+            values[name] = convert(hints[name], value[name], f"{where}.{name}")
         elif default(field) is dataclasses.MISSING:
             raise UserError(f"{where}.{name} is missing; expected {_kind(hints[name])}")
     try:
-        return cls(**found)
+        return cls(**values)
     except ValueError as error:  # from a __post_init__, which checks the values together
         raise UserError(f"{where}.{error}") from None
 
@@ -122,7 +122,7 @@ def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
         raise UserError(f"{where} is {show(value)}; expected a mapping")
     check_keys(value, where)
     inner = typing.get_args(hint)[1]
-    return {key: convert(inner, one, place(where, key)) for key, one in value.items()}
+    return {key: convert(inner, item, place(where, key)) for key, item in value.items()}
 
 
 def check_keys(value: Mapping[Any, Any], where: str) -> None:
@@ -147,10 +147,10 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     accepted = (int, float) if hint is float else (hint,)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, accepted):
         raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{_slip(hint, value)}")
-    found = _real(value) if hint is float else value
-    if wrong := _wrong(found):
+    converted = _real(value) if hint is float else value
+    if wrong := _wrong(converted):
         raise UserError(f"{where} is {show(value)}; expected {wrong}")
-    return found
+    return converted
 
 
 def _real(value: int | float) -> float:
@@ -167,21 +167,22 @@ def _wrong(value: Any) -> str | None:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "a finite number"
-        return None if value == 0 or SMALLEST <= abs(value) <= LARGEST else f"0, or {SMALLEST:g} to {LARGEST:g} in size"
+        usable = value == 0 or LEAST_FLOAT32 <= abs(value) <= MOST_FLOAT32
+        return None if usable else f"0, or {LEAST_FLOAT32:g} to {MOST_FLOAT32:g} in size"
     return "a whole number within ±2^63" if isinstance(value, int) and abs(value) > WHOLE else None
 
 
 def _check_plain(value: Any, part: Any, where: str) -> None:
     """Check ``part`` of ``value``, a field of any type: scalars, lists, and mappings of them by name."""
     if isinstance(part, Mapping):
-        for key, one in part.items():
+        for key, item in part.items():
             if not isinstance(key, str):
                 raise UserError(f"{where} is {show(value)}; expected text for a key, not {show(key)}")
             _check_plain(value, key, where)
-            _check_plain(value, one, where)
+            _check_plain(value, item, where)
     elif isinstance(part, (list, tuple)):
-        for one in part:
-            _check_plain(value, one, where)
+        for item in part:
+            _check_plain(value, item, where)
     elif wrong := _wrong(part):
         raise UserError(f"{where} is {show(value)}; expected {wrong}")
 
@@ -257,17 +258,17 @@ def _pieces(value: Any) -> Iterator[str]:
     """``value`` in words, piece by piece: of a large one only the first pieces are needed."""
     if isinstance(value, Mapping):
         yield "{"
-        for i, (key, one) in enumerate(value.items()):
+        for i, (key, item) in enumerate(value.items()):
             yield ", " * (i > 0)
             yield from _pieces(key)
             yield ": "
-            yield from _pieces(one)
+            yield from _pieces(item)
         yield "}"
     elif isinstance(value, (list, tuple)):
         yield "["
-        for i, one in enumerate(value):
+        for i, item in enumerate(value):
             yield ", " * (i > 0)
-            yield from _pieces(one)
+            yield from _pieces(item)
         yield "]"
     elif value is None or isinstance(value, bool):
         yield json.dumps(value)
@@ -294,11 +295,11 @@ def place(where: str, key: Any) -> str:
 
 def listed(names: Iterable[Any]) -> str:
     """Names in a row; of many the first ones, and how many more there are."""
-    found = [name(one) for one in names]
-    room = itertools.accumulate(len(one) + 2 for one in found)
+    words = [name(key) for key in names]
+    room = itertools.accumulate(len(word) + 2 for word in words)
     kept = sum(1 for length in room if length <= LISTED) or 1
-    more = f" ... and {len(found) - kept} more" if kept < len(found) else ""
-    return ", ".join(found[:kept]) + more
+    more = f" ... and {len(words) - kept} more" if kept < len(words) else ""
+    return ", ".join(words[:kept]) + more
 
 
 def _suggest(key: str, known: Any) -> str:

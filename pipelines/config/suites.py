@@ -26,7 +26,7 @@ class SuitePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class SuiteEntry:
     """A benchmark as the active suite runs it."""
 
     family: str
@@ -40,7 +40,7 @@ class Suite:
 
     name: str
     datasets: tuple[str, ...]
-    benchmarks: dict[str, Entry]
+    benchmarks: dict[str, SuiteEntry]
 
 
 def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
@@ -49,7 +49,7 @@ def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[st
         raise schema.unknown("suite", name, plans)
     plan = plans[name]
     rows = [benchmarks[benchmark] for benchmark in plan.benchmarks]
-    entries = {row.name: Entry(family=row.model.family, dataset=row.dataset, budget=plan.budget) for row in rows}
+    entries = {row.name: SuiteEntry(family=row.model.family, dataset=row.dataset, budget=plan.budget) for row in rows}
     return Suite(name=name, datasets=tuple(dict.fromkeys(row.dataset for row in rows)), benchmarks=entries)
 
 

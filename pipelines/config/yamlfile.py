@@ -19,10 +19,10 @@ from pipelines.command.errors import UserError, brief
 from pipelines.command.files import intruder
 from pipelines.config import schema
 
-LONGEST = 1_000_000  # bytes of a file; the largest, models/lenet.yaml, has 14,000
+MOST_BYTES = 1_000_000  # bytes of a file; the largest, models/lenet.yaml, has 14,000
 DEEPEST = 50  # mappings and lists within one another; the rows have 6
-MOST = 100_000  # values, an alias counted as all that it stands for, and long text for more; a file of rows has 1,500
-DIGITS = 1000  # of a whole number; Python itself reads no more than 4,300
+MOST_VALUES = 100_000  # values; an alias counts for all it stands for, long text for more; lenet.yaml has 900
+MOST_DIGITS = 1000  # of a whole number; Python itself reads no more than 4,300
 CORE = "tag:yaml.org,2002:"
 PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is many times faster, and in every wheel of PyYAML
 MERGE = object()  # the key <<
@@ -32,8 +32,8 @@ UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U0001000
 
 def _whole(text: str) -> int:
     """010 is ten; 0o10 is eight."""
-    if len(text) > DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits; expected at most {DIGITS:,}")
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits; expected at most {MOST_DIGITS:,}")
     return int(text, 0 if "o" in text or "x" in text else 10)
 
 
@@ -71,13 +71,13 @@ def read(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """The text of ``path``, its line ends as they are; UserError when it is absent, too long, or no text in UTF-8."""
     try:
-        found = intruder(path)
-        if found is not None:
-            raise UserError(f"{path} is {found}; expected a file")
+        other = intruder(path)
+        if other is not None:
+            raise UserError(f"{path} is {other}; expected a file")
         with path.open("rb") as file:
-            data = file.read(LONGEST + 1)
-        if len(data) > LONGEST:
-            raise UserError(f"{path} is longer than {LONGEST:,} bytes; expected a file written by hand")
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UserError(f"{path} is longer than {MOST_BYTES:,} bytes; expected a file written by hand")
         return data.decode()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run this where the project's params.yaml lies") from None
@@ -93,7 +93,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
     try:
         _check_characters(text)
         _check_directives(text)
-        found = _build(yaml.parse(text, Loader=PARSER))
+        content = _build(yaml.parse(text, Loader=PARSER))
     except _Refused as error:
         raise UserError(f"{where} line {error.line} is not valid YAML: {error}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two come from PyYAML itself
@@ -101,9 +101,9 @@ def parse(text: str, where: str) -> dict[str, Any]:
         line = f" line {mark.line + 1}" if mark else ""
         words = brief(problem or "it holds a character that does not exist", 200)
         raise UserError(f"{where}{line} is not valid YAML: {words}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{where} holds {schema.show(found)}; expected a mapping")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{where} holds {schema.show(content)}; expected a mapping")
+    return content
 
 
 class _Refused(Exception):
@@ -120,9 +120,9 @@ def _line(event: yaml.Event) -> int:
 
 
 def _check_characters(text: str) -> None:
-    found = UNPRINTABLE.search(text)
-    if found:
-        raise _Refused(f"it holds the control character U+{ord(found[0]):04X}", text.count("\n", 0, found.start()) + 1)
+    match = UNPRINTABLE.search(text)
+    if match:
+        raise _Refused(f"it holds the control character U+{ord(match[0]):04X}", text.count("\n", 0, match.start()) + 1)
 
 
 def _check_directives(text: str) -> None:
@@ -145,8 +145,10 @@ class _Open:
 
     def add(self, value: Any, size: int, line: int) -> None:
         self.size += size
-        if self.size > MOST:
-            raise _Refused(f"it comes to more than {MOST:,} values, aliases counted as what they stand for", line)
+        if self.size > MOST_VALUES:
+            raise _Refused(
+                f"it comes to more than {MOST_VALUES:,} values, aliases counted as what they stand for", line
+            )
         if isinstance(self.start, yaml.MappingStartEvent) and len(self.parts) % 2 == 0:
             self._add_key(value, line)
         self.parts.append(value)
@@ -164,13 +166,13 @@ class _Open:
             return [_plain(part) for part in self.parts]
         own = dict(zip(self.parts[::2], map(_plain, self.parts[1::2]), strict=True))
         merged = own.pop(MERGE, [])
-        found: dict[Any, Any] = {}
-        for one in reversed(merged if isinstance(merged, list) else [merged]):  # the first one with a key decides
-            if not isinstance(one, dict):
-                wrong = f"<< is {schema.show(one)}; expected a mapping, or a list of mappings"
+        whole: dict[Any, Any] = {}
+        for mapping in reversed(merged if isinstance(merged, list) else [merged]):  # the first one with a key decides
+            if not isinstance(mapping, dict):
+                wrong = f"<< is {schema.show(mapping)}; expected a mapping, or a list of mappings"
                 raise _Refused(wrong, _line(self.start))
-            found |= one
-        return found | own
+            whole |= mapping
+        return whole | own
 
 
 def _plain(value: Any) -> Any:
@@ -181,10 +183,10 @@ def _build(events: Iterable[yaml.Event]) -> Any:
     """The value of the one document in ``events``; _Refused where there are more, or too many values."""
     named: dict[str | None, tuple[Any, int] | None] = {}  # by anchor, and with its size; None while it is open
     opened: list[_Open] = []
-    found: list[Any] = []
+    documents: list[Any] = []
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
-            if found:
+            if documents:
                 raise _Refused("another document begins; expected one", _line(event))
         elif isinstance(event, yaml.CollectionStartEvent):
             _check_collection(event, len(opened))
@@ -195,8 +197,8 @@ def _build(events: Iterable[yaml.Event]) -> Any:
             if opened:
                 opened[-1].add(value, size, _line(event))
             else:
-                found.append(_plain(value))
-    return found[0] if found else None
+                documents.append(_plain(value))
+    return documents[0] if documents else None
 
 
 def _value(
@@ -214,8 +216,8 @@ def _value(
     if isinstance(event, yaml.ScalarEvent):
         anchor, value = event.anchor, (_scalar(event), 1 + len(event.value) // 100)
     else:
-        one = opened.pop()
-        anchor, value = one.start.anchor, (one.close(), one.size)
+        closed = opened.pop()
+        anchor, value = closed.start.anchor, (closed.close(), closed.size)
     named[anchor] = value
     return value
 

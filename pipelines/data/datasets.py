@@ -66,8 +66,8 @@ class Dataset:
         images = _open_array(self.path / f"{split}_images.npy", np.dtype(np.uint8), (count, *self.shape))
         labels = _open_array(self.path / f"{split}_labels.npy", np.dtype(np.int64), (count,))
         if count and not 0 <= labels.min() <= labels.max() < len(self.classes):
-            path, found = self.path / f"{split}_labels.npy", f"{labels.min()} to {labels.max()}"
-            raise UserError(f"{path}: labels {found}, expected 0 to {len(self.classes) - 1}; {_again(self.name)}")
+            path, span = self.path / f"{split}_labels.npy", f"{labels.min()} to {labels.max()}"
+            raise UserError(f"{path}: labels {span}, expected 0 to {len(self.classes) - 1}; {_again(self.name)}")
         return images, labels
 
     def verify(self, *splits: Split) -> None:
@@ -81,9 +81,11 @@ class Dataset:
                 expect_file(path)
                 if not path.is_file():
                     raise UserError(f"{path}: missing; {_again(self.name)}")
-                found = _sha256(path)
-                if found != self.digests[file]:
-                    raise UserError(f"{path}: expected sha256 {self.digests[file]}, found {found}; {_again(self.name)}")
+                digest = _sha256(path)
+                if digest != self.digests[file]:
+                    raise UserError(
+                        f"{path}: expected sha256 {self.digests[file]}, found {digest}; {_again(self.name)}"
+                    )
 
 
 def open_dataset(root: Path, name: str) -> Dataset:
@@ -263,8 +265,7 @@ def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt
     except Exception as error:  # numpy raises many kinds for a damaged header
         raise UserError(f"{path}: not a readable array ({reason(error)}); {again}") from None
     if array.dtype != dtype or array.shape != shape:
-        found = f"{array.dtype} {array.shape}"
-        raise UserError(f"{path}: {found}, expected {dtype} {shape} as in {META}; {again}")
+        raise UserError(f"{path}: {array.dtype} {array.shape}, expected {dtype} {shape} as in {META}; {again}")
     return array
 
 
@@ -287,8 +288,8 @@ def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> n
 def _check_labels(name: str, arrays: Mapping[str, tuple[Images, Labels]], classes: int) -> None:
     for split, (_, labels) in arrays.items():
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-            found = f"{labels.min()} to {labels.max()}"
-            raise UserError(f"{name}: {split} labels {found}, expected 0 to {classes - 1}")
+            span = f"{labels.min()} to {labels.max()}"
+            raise UserError(f"{name}: {split} labels {span}, expected 0 to {classes - 1}")
 
 
 def _check_place(final: Path) -> None:

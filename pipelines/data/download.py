@@ -81,11 +81,11 @@ def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
     found_size = path.stat().st_size
     if md5 is None or (size is not None and found_size > size):  # too large: no need to read it
         return None if size in (None, found_size) else f"expected {size} bytes, found {found_size}"
-    found = md5_of(path)
-    if found == md5:
+    found_md5 = md5_of(path)
+    if found_md5 == md5:
         return None
     expected_size = "" if size is None else f" ({size} bytes)"
-    return f"expected md5 {md5}{expected_size}, found {found} ({found_size} bytes)"
+    return f"expected md5 {md5}{expected_size}, found {found_md5} ({found_size} bytes)"
 
 
 def md5_of(path: Path) -> str:

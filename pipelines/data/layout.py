@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipelines.command.errors import UserError, brief
-from pipelines.data.containers import Found, LeftOut
+from pipelines.data.containers import Picture, LeftOut
 from pipelines.data.datasets import SPLITS, Split
 
-Kinds = dict[str, list[Found]]  # pictures by class
+Kinds = dict[str, list[Picture]]  # pictures by class
 NAMED = 5  # classes in a message
 
 
@@ -19,7 +19,7 @@ class Layout:
     """The pictures of each split in the order of their rows: by class, then by path, as sorted."""
 
     classes: tuple[str, ...]
-    pictures: Mapping[Split, Sequence[Found]]
+    pictures: Mapping[Split, Sequence[Picture]]
     labels: Mapping[Split, Sequence[int]]
 
 
@@ -36,7 +36,7 @@ def check_folders(where: str, folders: Mapping[Split, str]) -> None:
         raise UserError(f"{where}.{both}; expected two folders, neither within the other")
 
 
-def lay_out(label: str, found: Sequence[Found], folders: Mapping[Split, str], left_out: LeftOut) -> Layout:
+def lay_out(label: str, found: Sequence[Picture], folders: Mapping[Split, str], left_out: LeftOut) -> Layout:
     """Sort pictures into splits and classes; the two split folders may lie below a common folder.
 
     Raises ``UserError`` where there are no pictures, fewer than two classes, or other classes in one split than in the
@@ -55,7 +55,7 @@ def lay_out(label: str, found: Sequence[Found], folders: Mapping[Split, str], le
             raise UserError(f"{label}: {brief(picture.path)} cannot be read ({picture.fault})")
     _check_classes(label, by_split, folders)
     classes = tuple(sorted(by_split["train"]))
-    pictures: dict[Split, list[Found]] = {"train": [], "test": []}
+    pictures: dict[Split, list[Picture]] = {"train": [], "test": []}
     labels: dict[Split, list[int]] = {"train": [], "test": []}
     for split in SPLITS:
         for index, kind in enumerate(classes):
@@ -95,7 +95,7 @@ def _depth(base: str) -> int:
 
 
 def _pass_over(
-    found: Sequence[Found],
+    found: Sequence[Picture],
     by_base: Mapping[str, Mapping[Split, Kinds]],
     base: str,
     folders: Mapping[Split, str],

@@ -19,7 +19,7 @@ from pipelines.command.errors import reason
 from pipelines.data.datasets import Images
 
 # Formats to try on a file, whatever its name: none of Pillow's that runs a program (EPS) or accepts any bytes (TGA).
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".avif", ".avifs"),
@@ -112,7 +112,7 @@ def _loaded(packed: bytes) -> Iterator[Image.Image]:
         sides = _webp_sides(packed)
         if sides is not None:
             held.enter_context(_room.taking(_area(sides)))
-        image = held.enter_context(Image.open(io.BytesIO(packed), formats=FORMATS))
+        image = held.enter_context(Image.open(io.BytesIO(packed), formats=PILLOW_FORMATS))
         area = _area(image.size)
         if sides is None:
             held.enter_context(_room.taking(area))
@@ -140,7 +140,7 @@ def _webp_sides(packed: bytes) -> tuple[int, int] | None:
     return bits >> 48 & 0x3FFF, bits >> 64 & 0x3FFF  # VP8: frame tag and mark (6 bytes), then 14 bits of 16 each
 
 
-class _Room:
+class _PixelBudget:
     """Pixels that may be decoded at once, over all threads."""
 
     def __init__(self, pixels: int) -> None:
@@ -160,7 +160,7 @@ class _Room:
                 self.changed.notify_all()
 
 
-_room = _Room(LARGEST_AREA)
+_room = _PixelBudget(LARGEST_AREA)
 
 
 def _centre(sides: tuple[int, int], size: int) -> tuple[float, float, float, float]:

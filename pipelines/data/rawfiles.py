@@ -32,8 +32,8 @@ def write_idx(raw: Path, root: Path, name: str, classes: Sequence[str], md5s: Ma
     test_images, test_labels = _split(raw, *IDX_FILES[2:])
     height, width = train_images.shape[1:]
     if test_images.shape[1:] != (height, width):
-        found = "{} x {}".format(*test_images.shape[1:])
-        raise UserError(f"{raw / IDX_FILES[2]}: images of {found} pixels; expected {height} x {width} as in training")
+        size = "{} x {}".format(*test_images.shape[1:])
+        raise UserError(f"{raw / IDX_FILES[2]}: images of {size} pixels; expected {height} x {width} as in training")
     with new_dataset(
         root,
         name,
@@ -113,7 +113,7 @@ class Format:
     rebuild: Rebuild
 
 
-FORMATS = {  # by a dataset's kind in params.yaml
+RAW_FORMATS = {  # by a dataset's kind in params.yaml
     "idx": Format(files=IDX_FILES, write=write_idx, rebuild=copy_out("data")),
     "cifar": Format(files=CIFAR_FILES, write=write_cifar, rebuild=cifar_from_png),
 }

@@ -159,5 +159,5 @@ def test_the_projects_pins_are_complete() -> None:
     assert [pin.size for pin in cifar10] == [10_000 * 3073] * 6
     listed = [out["path"] for out in yaml.safe_load(path.read_text())["outs"]]
     origins = load_origins(REPOSITORY / "params.yaml")
-    pinned = {name: rawfiles.FORMATS[one.kind] for name, one in origins.items() if one.kind in rawfiles.FORMATS}
+    pinned = {name: rawfiles.RAW_FORMATS[one.kind] for name, one in origins.items() if one.kind in rawfiles.RAW_FORMATS}
     assert sorted(listed) == sorted(f"data/{name}/{file}" for name, form in pinned.items() for file in form.files)

@@ -683,7 +683,7 @@ def test_headers_that_go_on_and_on_end(tmp_path: Path) -> None:
 def test_more_names_than_fit_into_memory_are_refused(
     tmp_path: Path, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    monkeypatch.setattr(containers, "MEMBERS", 5000)
+    monkeypatch.setattr(containers, "ROOM_FOR_NAMES", 5000)
     line = refused(tmp_path, of_archive(as_archive(tmp_path / "data" / form, pictures)))
     assert "cannot be read through (more members than fit into 5000 bytes of memory)" in line
 
