@@ -423,7 +423,7 @@ def _mean(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
 def main() -> None:
     """Evaluate the benchmarks named on the command line, or the active suite."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.evaluate", description="Test what was trained.")
-    parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
+    parser.add_argument("benchmarks", nargs="*", help="benchmarks of models/*.yaml; by default the active suite")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     args = parser.parse_args()
     ending.follow()

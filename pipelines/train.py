@@ -335,7 +335,7 @@ def main() -> None:
         description="Train every seed of the benchmarks on Ray, as many trials at once as fit: here, or on the cluster "
         "that RAY_ADDRESS names. What the run store has is not trained again; what was begun goes on.",
     )
-    parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
+    parser.add_argument("benchmarks", nargs="*", help="benchmarks of models/*.yaml; by default the active suite")
     parser.add_argument("--budget", help="for the benchmarks named: laptop or paper; by default what the suite says")
     args = parser.parse_args()
     ending.follow()

@@ -63,7 +63,7 @@ LOADED = store.sources(None)  # of what this process runs, whatever becomes of t
 
 def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[int, ...]) -> nn.Module:
     """The model for images of ``shape`` (C, H, W) as preprocessed and augmented; UserError when it can't be built."""
-    where = f"benchmarks.{benchmark.name}.model"
+    where = f"{benchmark.where}.model"
     module = importlib.import_module(f"models.{benchmark.model.family}")
     known = {n: f for n, f in vars(module).items() if _is_builder(f, module.__name__)}
     if benchmark.model.name not in known:
@@ -85,7 +85,7 @@ def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[in
 
 def _options(benchmark: Benchmark, build: Callable[..., Any]) -> dict[str, Any]:
     """The model's options, as the builder's signature wants them; UserError for one of another name or type."""
-    where = f"benchmarks.{benchmark.name}.model.options"
+    where = f"{benchmark.where}.model.options"
     hints = typing.get_type_hints(build)
     allowed = set(inspect.signature(build).parameters) - {"classes", "in_shape"}
     for option in benchmark.model.options:
@@ -106,7 +106,7 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> int:
     """
     dataset = datasets.open_dataset(data, benchmark.dataset)
     dataset.verify("train")
-    where = f"benchmarks.{benchmark.name}"
+    where = benchmark.where
     check_counts(benchmark, budget, dataset)
     count = len(budgeted(benchmark, budget, dataset))
     batch = benchmark.recipe.batch
@@ -134,7 +134,7 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> int:
 
 def check_counts(benchmark: Benchmark, budget: str, dataset: datasets.Dataset) -> None:
     """UserError where more images are asked for than there are."""
-    where, chosen = f"benchmarks.{benchmark.name}", benchmark.recipe.subset
+    where, chosen = benchmark.where, benchmark.recipe.subset
     whole = f"the {dataset.train:,} training images of {dataset.name}"
     rest = len(subsets.positions(dataset.train, dataclasses.replace(chosen, sample=None)))
     kept = min(rest, chosen.sample or rest)
@@ -159,7 +159,7 @@ def _samples(benchmark: Benchmark) -> int | None:
 
 def check_optimiser(benchmark: Benchmark, model: nn.Module, shape: tuple[int, ...]) -> None:
     """UserError where the optimiser names layers that the model lacks, or has no rule for what the model computes."""
-    where = f"benchmarks.{benchmark.name}.recipe.optimiser"
+    where = f"{benchmark.where}.recipe.optimiser"
     try:
         optimiser = build_optimiser(benchmark.recipe.optimiser, model)
         if isinstance(optimiser, sdlm.SDLM):
@@ -172,7 +172,7 @@ def check_optimiser(benchmark: Benchmark, model: nn.Module, shape: tuple[int, ..
 
 def check_committee(benchmark: Benchmark, model: nn.Module) -> None:
     """UserError where a committee is not boosted, or boosting has no committee."""
-    where, wanted = f"benchmarks.{benchmark.name}", boosting.MEMBERS if benchmark.recipe.boosting else 0
+    where, wanted = benchmark.where, boosting.MEMBERS if benchmark.recipe.boosting else 0
     have = len(boosting.members(model))
     if have and not wanted:
         raise UserError(f"{where}.recipe.boosting is missing; expected with {benchmark.model.name}, a committee")
@@ -186,7 +186,7 @@ def check_views(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
     """UserError where the views of the evaluation would not be of the size that the network takes."""
     side, crop = image_shape(benchmark, dataset)[1], benchmark.evaluation.crop
     if crop not in (None, side):
-        where = f"benchmarks.{benchmark.name}.evaluation.crop"
+        where = f"{benchmark.where}.evaluation.crop"
         raise UserError(f"{where} is {crop}; expected {side}, the side of the images it is trained on")
 
 
@@ -197,7 +197,7 @@ def check_claimed_on(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
         return
     have = dataset.train if on.split == "train" else dataset.test
     if on.end > have:
-        where = f"benchmarks.{benchmark.name}.evaluation.claimed_on"
+        where = f"{benchmark.where}.evaluation.claimed_on"
         raise UserError(f"{where} is {on.words}; expected images among the {have:,} that {dataset.name} has there")
 
 
@@ -214,7 +214,7 @@ def budgeted(benchmark: Benchmark, budget: str, dataset: datasets.Dataset) -> Te
 
 def image_shape(benchmark: Benchmark, dataset: datasets.Dataset) -> tuple[int, int, int]:
     """(C, H, W) of what the model sees; UserError for a transform that is unknown or does not fit the images."""
-    where = f"benchmarks.{benchmark.name}.recipe"
+    where = f"{benchmark.where}.recipe"
     shape: tuple[int, int, int] = dataset.shape
     try:
         shape = transforms.output_shape(transforms.build_preprocess(benchmark.recipe.preprocess), shape)
@@ -392,7 +392,7 @@ def prepare(spec: Spec, dataset: datasets.Dataset, worker: Worker) -> tuple[Batc
             boosting=recipe.boosting,
             members=boosting.members(model),
             stretch=stretch,
-            where=f"benchmarks.{benchmark.name}.recipe.boosting",
+            where=f"{benchmark.where}.recipe.boosting",
         )
     images, labels = dataset.split("train")
     loader = kind(
@@ -537,7 +537,7 @@ def chosen_device(asked: str | None) -> str:
 def main() -> None:
     """Run one trial from the command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.trial", description="Train one benchmark from one seed.")
-    parser.add_argument("benchmark", help="a name from params.yaml, such as lenet5-mnist")
+    parser.add_argument("benchmark", help="a benchmark of models/*.yaml, such as lenet5-mnist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", help="laptop or paper; by default the active suite's, and paper outside it")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="where the datasets are")

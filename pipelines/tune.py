@@ -164,7 +164,7 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
         raise UserError(f"{line}; expected another benchmark: a rate is never chosen on what is judged")
     if not rates:
         if benchmark.choice is None:
-            raise UserError(f"benchmarks.{benchmark.name}.choice is missing; expected it there, or --rates")
+            raise UserError(f"{benchmark.where}.choice is missing; expected it there, or --rates")
         return benchmark.choice
     numbers = schema.convert(tuple[float, ...], rates, "--rates")
     return dataclasses.replace(benchmark.choice, rates=numbers) if benchmark.choice else Choice(rates=numbers)
@@ -179,7 +179,7 @@ def main() -> None:
         "training images, judge each on that slice, and keep the errors in results/choices/. The test images are not "
         "opened, and params.yaml is not written.",
     )
-    parser.add_argument("benchmark", help="a name from params.yaml, such as mlp1000-mnist")
+    parser.add_argument("benchmark", help="a benchmark of models/*.yaml, such as mlp1000-mnist")
     parser.add_argument(
         "--rates",
         type=float,

@@ -647,7 +647,9 @@ def test_crops_that_the_network_was_not_trained_on_are_one_line(copied: Path, cr
     edit_params(Path("params.yaml"), mlp300_mnist={"evaluation": {"views": "ten_crop", "crop": crop}})
     with pytest.raises(UserError) as caught:
         run("mlp300-mnist")
-    line = f"benchmarks.mlp300-mnist.evaluation.crop is {crop}; expected 24, the side of the images it is trained on"
+    line = (
+        f"models/mlp.yaml: mlp300-mnist.evaluation.crop is {crop}; expected 24, the side of the images it is trained on"
+    )
     assert str(caught.value) == line
 
 
@@ -667,7 +669,7 @@ def test_images_of_the_claim_that_are_not_there_are_one_line(copied: Path, on: d
     ):
         with pytest.raises(UserError) as caught:
             check()
-        assert str(caught.value).startswith(f"benchmarks.linear-mnist.evaluation.claimed_on is {have}")
+        assert str(caught.value).startswith(f"models/linear.yaml: linear-mnist.evaluation.claimed_on is {have}")
         assert "\n" not in str(caught.value)
 
 

@@ -138,7 +138,7 @@ def test_a_rate_of_the_command_line_is_a_number_that_a_float32_holds(rate: float
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ((NAME,), "error: benchmarks.linear-mnist.choice is missing; expected it there, or --rates\n"),
+        ((NAME,), "error: models/linear.yaml: linear-mnist.choice is missing; expected it there, or --rates\n"),
         ((NAME, "--rates", "-1"), "error: linear-mnist: rates is [-1.0]; expected numbers above 0\n"),
         ((NAME, "--rates", "0.1", "--epochs", "0"), "error: linear-mnist: epochs is 0; expected at least 1\n"),
         (

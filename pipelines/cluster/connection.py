@@ -91,7 +91,7 @@ class Cluster:
         asked, gpus, fits = benchmark.resources, self.gpus_for(benchmark), self._fits(benchmark)
         if fits >= asked.workers:
             return
-        each = f"benchmarks.{benchmark.name}.resources: "
+        each = f"{benchmark.where}.resources: "
         each += f"{asked.workers} workers of " if asked.workers > 1 else ""
         if asked.cpus * asked.workers > self.cpus:
             raise UserError(f"{each}{_count(asked.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")

@@ -81,7 +81,7 @@ def test_how_many_workers_a_node_holds(node: tuple[int, int], cpus: int, gpus: f
 def test_what_no_node_holds_is_one_line(found: Cluster, resources: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError) as caught:
         found.require(asking(**resources))
-    assert str(caught.value) == f"benchmarks.lenet5-mnist.resources: {line}"
+    assert str(caught.value) == f"models/lenet.yaml: lenet5-mnist.resources: {line}"
 
 
 @pytest.mark.parametrize(
