@@ -15,7 +15,6 @@ then goes on from there, so a batch script may put itself back in the queue:
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import importlib
@@ -40,7 +39,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from pipelines.cluster import workload
-from pipelines.command import progress
+from pipelines.command import arguments, progress
 from pipelines.command.errors import FULL, UserError, fail, guard
 from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark
@@ -536,7 +535,7 @@ def chosen_device(asked: str | None) -> str:
 
 def main() -> None:
     """Run one trial from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.trial", description="Train one benchmark from one seed.")
+    parser = arguments.Parser(prog="python -m pipelines.trial", description="Train one benchmark from one seed.")
     parser.add_argument("benchmark", help="a benchmark of models/*.yaml, such as lenet5-mnist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", help="laptop or paper; by default the active suite's, and paper outside it")

@@ -15,7 +15,6 @@ together.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import evaluate, train, trial
-from pipelines.command import ending, progress
+from pipelines.command import arguments, ending, progress
 from pipelines.command.errors import UserError, guard
 from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark, Budget, Choice
@@ -172,7 +171,7 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
 
 def main() -> None:
     """Choose among one benchmark's candidates."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m pipelines.tune",
         description="Train a benchmark at each of some learning rates (and at each of SDLM's mus, of the MAP "
         "criterion's constants and of the batches, where its block `choice` lists some) without a slice of the "

@@ -113,10 +113,16 @@ def test_every_file_that_a_stage_names_exists() -> None:
     assert [path for path in named if not path.startswith(made) and not (ROOT / path).exists()] == []
 
 
-def test_the_claims_are_dependencies_of_compare_alone() -> None:
-    """A claim is reworded without a trial or an evaluation, and a family is added without an edit of dvc.yaml."""
+def test_a_claim_is_a_dependency_of_compare_and_so_is_a_family_that_is_added() -> None:
+    """Without an edit of dvc.yaml: it names the folder."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert "models" in stages["compare"]["deps"]
+
+
+def test_what_dvc_parses_for_every_stage_is_small() -> None:
+    """Its reader, pure Python, takes 0.2 ms a line and reads params.yaml and suite.yaml some twenty times."""
+    lines = [line for name in ("params.yaml", "suite.yaml") for line in (ROOT / name).read_text().splitlines()]
+    assert len(lines) <= 120
 
 
 def test_dvc_looks_for_no_updates_and_reports_nothing() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipelines.command.errors import UserError, brief
-from pipelines.data.containers import Picture, LeftOut
+from pipelines.data.containers import LeftOut, Picture
 from pipelines.data.datasets import SPLITS, Split
 
 Kinds = dict[str, list[Picture]]  # pictures by class
