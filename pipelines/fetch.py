@@ -24,7 +24,7 @@ from typing import Any
 from pipelines.command import arguments, ending
 from pipelines.command.errors import FULL, SHORT, UserError, guard, printable
 from pipelines.command.files import expect_file
-from pipelines.config import schema, yamlfile
+from pipelines.config import wording, yamlfile
 from pipelines.config.origins import Origin
 from pipelines.config.params import PARAMS, load_origins
 from pipelines.data.datasets import open_dataset, prepare, writing
@@ -65,7 +65,7 @@ def fetch(root: Path, name: str) -> None:
 
     origins = load_origins(root / PARAMS)
     if name not in origins:
-        raise schema.unknown("dataset", name, origins)
+        raise wording.unknown("dataset", name, origins)
     origin = origins[name]
     if origin.kind == "imagefolder":
         _fetch_folder(root, name, origin, say)
@@ -137,9 +137,9 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
         raise UserError(f"{pins}: {path} is missing; expected an out with its md5 and size")
     md5, size = out.get("md5"), out.get("size")
     if not (isinstance(md5, str) and re.fullmatch("[0-9a-f]{32}", md5)):
-        raise UserError(f"{pins}: md5 of {path} is {schema.show(md5)}; expected 32 hex digits")
+        raise UserError(f"{pins}: md5 of {path} is {wording.show(md5)}; expected 32 hex digits")
     if isinstance(size, bool) or not isinstance(size, int):
-        raise UserError(f"{pins}: size of {path} is {schema.show(size)}; expected a number of bytes")
+        raise UserError(f"{pins}: size of {path} is {wording.show(size)}; expected a number of bytes")
     if not 0 < size <= LARGEST_RAW:
         raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST_RAW} bytes")
     return Pin(path=path, md5=md5, size=size)

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from pipelines.cluster import workload
 from pipelines.command import arguments, progress
 from pipelines.command.errors import FULL, UserError, fail, guard
-from pipelines.config import schema
+from pipelines.config import schema, wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import load_params
 from pipelines.config.schema import plain
@@ -66,7 +66,7 @@ def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[in
     module = importlib.import_module(f"models.{benchmark.model.family}")
     known = {n: f for n, f in vars(module).items() if _is_builder(f, module.__name__)}
     if benchmark.model.name not in known:
-        raise schema.unknown(f"{where}.name: model", benchmark.model.name, known)
+        raise wording.unknown(f"{where}.name: model", benchmark.model.name, known)
     build = known[benchmark.model.name]
     options = _options(benchmark, build)
     try:
@@ -78,7 +78,7 @@ def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[in
         line = str(error).partition("\n")[0]
         if not isinstance(error, RuntimeError) or "allocate" in line:  # a size that fits no memory, or no number
             line = "it is too large for this machine"
-        raise UserError(f"{where}: {benchmark.model.name} with the options {schema.show(options)}: {line}") from None
+        raise UserError(f"{where}: {benchmark.model.name} with the options {wording.show(options)}: {line}") from None
     return model
 
 
@@ -89,7 +89,7 @@ def _options(benchmark: Benchmark, build: Callable[..., Any]) -> dict[str, Any]:
     allowed = set(inspect.signature(build).parameters) - {"classes", "in_shape"}
     for option in benchmark.model.options:
         if option not in allowed:
-            raise schema.unknown(f"{where}: {benchmark.model.name}: option", option, allowed)
+            raise wording.unknown(f"{where}: {benchmark.model.name}: option", option, allowed)
     given = benchmark.model.options
     return {name: schema.convert(hints[name], value, f"{where}.{name}") for name, value in given.items()}
 
@@ -550,7 +550,7 @@ def main() -> None:
     benchmark = params.benchmark(args.benchmark)
     budget = args.budget or usual_budget(params, benchmark.name)
     if budget not in benchmark.budgets:
-        raise schema.unknown(f"--budget: {benchmark.name}: budget", budget, benchmark.budgets)
+        raise wording.unknown(f"--budget: {benchmark.name}: budget", budget, benchmark.budgets)
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; expected a whole number from 0")
     if args.threads is not None and args.threads < 1:

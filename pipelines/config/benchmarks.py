@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.config import schema
+from pipelines.config import schema, wording
 from pipelines.config.claims import Claim, Evaluation
 from pipelines.config.recipes import Recipe
 from pipelines.config.schema import plain, require, require_within
@@ -45,8 +45,8 @@ class Budget:
 def _check_seeds(seeds: Sequence[int]) -> None:
     require(len(seeds) > 0, "seeds is []; expected at least one seed")
     double = schema.repeated(seeds)
-    require(not double, f"seeds names {schema.listed(double)} more than once; expected distinct seeds")
-    require(all(seed >= 0 for seed in seeds), f"seeds is {schema.show(seeds)}; expected whole numbers from 0")
+    require(not double, f"seeds names {wording.listed(double)} more than once; expected distinct seeds")
+    require(all(seed >= 0 for seed in seeds), f"seeds is {wording.show(seeds)}; expected whole numbers from 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,8 @@ class Choice:
         require(len(self.rates) > 0, "rates is []; expected at least one rate")
         for name in ("rates", "mus", "map_constants", "batches"):
             values = getattr(self, name)
-            require(len(set(values)) == len(values), f"{name} is {schema.show(values)}; expected each once")
-            require(all(value > 0 for value in values), f"{name} is {schema.show(values)}; expected numbers above 0")
+            require(len(set(values)) == len(values), f"{name} is {wording.show(values)}; expected each once")
+            require(all(value > 0 for value in values), f"{name} is {wording.show(values)}; expected numbers above 0")
         lengths = [max(1, len(axis)) for axis in (self.rates, self.mus, self.map_constants, self.batches)]
         count = math.prod(lengths)
         size = f"rates, mus, map_constants and batches make {count:,} candidates"
@@ -132,16 +132,16 @@ class Benchmark:
     def _check_words(self) -> None:
         for key, words, expected in (("label", self.label, "a few words"), ("remarks", self.remarks, "a paragraph")):
             empty = words is not None and not words.strip()
-            require(not empty, f"{key} is {schema.show(words)}; expected {expected}, or nothing")
-        require("\n" not in (self.label or "").strip(), f"label is {schema.show(self.label)}; expected one line")
+            require(not empty, f"{key} is {wording.show(words)}; expected {expected}, or nothing")
+        require("\n" not in (self.label or "").strip(), f"label is {wording.show(self.label)}; expected one line")
         for i, sentence in enumerate(self.deviations):
-            require(bool(sentence.strip()), f"deviations[{i}] is {schema.show(sentence)}; expected a sentence")
+            require(bool(sentence.strip()), f"deviations[{i}] is {wording.show(sentence)}; expected a sentence")
         for double in schema.repeated(self.deviations):
-            require(False, f"deviations has {schema.show(double)} more than once; expected each once")
+            require(False, f"deviations has {wording.show(double)} more than once; expected each once")
 
     def _check_budgets(self) -> None:
         for name in self.budgets:
-            schema.require_name(name, schema.place("budgets", name), "paper")
+            schema.require_name(name, wording.place("budgets", name), "paper")
         require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
         cut = self.budgets["paper"].train_images
         require(cut is None, f"budgets.paper.train_images is {cut}; expected nothing: the paper's budget is never cut")
@@ -165,9 +165,9 @@ class Benchmark:
             ("map_constants", loss == "map", f"recipe.loss is {loss}"),
         ):
             values = getattr(choice, key)
-            require(used or not values, f"choice.{key} is {schema.show(values)}; expected nothing: {because}")
+            require(used or not values, f"choice.{key} is {wording.show(values)}; expected nothing: {because}")
         fit = all(batch % workers == 0 for batch in choice.batches)
-        require(fit, f"choice.batches is {schema.show(choice.batches)}; expected multiples of the {workers} workers")
+        require(fit, f"choice.batches is {wording.show(choice.batches)}; expected multiples of the {workers} workers")
 
     def _check_boosting(self) -> None:
         boosting, epochs, workers = self.recipe.boosting, self.budgets["paper"].epochs, self.resources.workers
@@ -181,7 +181,7 @@ class Benchmark:
         on, claim = self.evaluation.claimed_on, self.claim
         if on is None:
             alone = (
-                f"claim.difference is {schema.show(claim.difference)}; expected it beside evaluation.claimed_on alone"
+                f"claim.difference is {wording.show(claim.difference)}; expected it beside evaluation.claimed_on alone"
             )
             require(claim.difference is None, alone)
             return

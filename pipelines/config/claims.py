@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.config import schema
+from pipelines.config import wording
 from pipelines.config.schema import require, require_within
 
 MOST_VIEWS = 1000  # of one test image
@@ -97,10 +97,10 @@ class Claim:
     def __post_init__(self) -> None:
         require(0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
         require_within("test_images", self.test_images, 1, MOST_IMAGES)
-        require(bool(self.source.strip()), f"source is {schema.show(self.source)}; expected where the figure stands")
+        require(bool(self.source.strip()), f"source is {wording.show(self.source)}; expected where the figure stands")
         word = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)
-        elsewhere = f"source has {schema.show(word and word[0])}; expected that in certainty, or in protocol, alone"
+        elsewhere = f"source has {wording.show(word and word[0])}; expected that in certainty, or in protocol, alone"
         require(word is None, elsewhere)
-        require(bool(self.protocol.strip()), f"protocol is {schema.show(self.protocol)}; expected how it was measured")
+        require(bool(self.protocol.strip()), f"protocol is {wording.show(self.protocol)}; expected how it was measured")
         empty = self.difference is not None and not self.difference.strip()
-        require(not empty, f"difference is {schema.show(self.difference)}; expected one sentence, or nothing")
+        require(not empty, f"difference is {wording.show(self.difference)}; expected one sentence, or nothing")

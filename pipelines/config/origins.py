@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.command.errors import UserError
-from pipelines.config import schema
+from pipelines.config import schema, wording
 from pipelines.config.schema import require, require_within
 
 LARGEST_SIZE = 1024  # pixels: an image is stored as size x size x 3 bytes, then 3 MB
@@ -56,7 +56,7 @@ class Origin:
             value = getattr(self, key.name)
             foreign = key.name != "kind" and (key.name in PINNED) == (self.kind == "imagefolder")
             unset = value == schema.default(key)
-            require(unset or not foreign, f"{key.name} is {schema.show(value)}; expected none with kind: {self.kind}")
+            require(unset or not foreign, f"{key.name} is {wording.show(value)}; expected none with kind: {self.kind}")
         if self.kind == "imagefolder":
             self._check_folder()
         else:
@@ -64,33 +64,33 @@ class Origin:
         _check_file(self.bytes, self.md5)
 
     def _check_folder(self) -> None:
-        archive, folder = schema.show(self.archive), schema.show(self.folder)
+        archive, folder = wording.show(self.archive), wording.show(self.folder)
         either = (self.archive is None) != (self.folder is None)
         require(either, f"archive is {archive} and folder {folder}; expected exactly one of the two")
         require_within("size", self.size, 8, LARGEST_SIZE, " pixels")
         for name in ("archive", "folder", "train", "val"):
             value = getattr(self, name)
             named = value is None or (value.strip() and "\n" not in value)
-            require(bool(named), f"{name} is {schema.show(value)}; expected a name")
+            require(bool(named), f"{name} is {wording.show(value)}; expected a name")
         for name, pin in (("md5", self.md5), ("bytes", self.bytes)):
-            alone = f"{name} is {schema.show(pin)}; expected it beside archive alone"
+            alone = f"{name} is {wording.show(pin)}; expected it beside archive alone"
             require(self.folder is None or pin is None, alone)
 
     def _check_pinned(self) -> None:
-        require(len(self.classes) > 1, f"classes is {schema.show(self.classes)}; expected the names of two or more")
+        require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")
         double = schema.repeated(self.classes)
-        require(not double, f"classes names {schema.listed(double)} more than once; expected each once")
+        require(not double, f"classes names {wording.listed(double)} more than once; expected each once")
         for name in ("gzips", "tarballs"):
             for i, url in enumerate(getattr(self, name)):
                 known = url.lower().startswith(("http://", "https://"))
-                require(known, f"{name}[{i}] is {schema.show(url)}; expected an address like https://host/folder")
+                require(known, f"{name}[{i}] is {wording.show(url)}; expected an address like https://host/folder")
         whole = self.npm is None or re.fullmatch(r"(@[\w.-]+/)?[\w.-]+@[\w.+-]+", self.npm)
-        require(bool(whole), f"npm is {schema.show(self.npm)}; expected a package with its version, like name@1.0.0")
+        require(bool(whole), f"npm is {wording.show(self.npm)}; expected a package with its version, like name@1.0.0")
 
 
 def _check_file(size: int | None, md5: str | None) -> None:
     hexadecimal = md5 is None or re.fullmatch("[0-9a-f]{32}", md5)
-    require(bool(hexadecimal), f"md5 is {schema.show(md5)}; expected 32 hexadecimal digits")
+    require(bool(hexadecimal), f"md5 is {wording.show(md5)}; expected 32 hexadecimal digits")
     require(size is None or size >= 1, f"bytes is {size}; expected at least 1")
 
 
@@ -100,7 +100,7 @@ def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:
     for name in origins:
         if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name) or len(name) > schema.LONGEST_NAME:
             expected = f"small letters, digits, hyphens and underscores, at most {schema.LONGEST_NAME}, like my-photos"
-            raise UserError(f"{schema.place(where, name)}: expected a name of {expected}")
+            raise UserError(f"{wording.place(where, name)}: expected a name of {expected}")
     _check_apart(origins, where, root)
     return origins
 
@@ -117,4 +117,4 @@ def _check_apart(origins: Mapping[str, Origin], where: str, root: Path) -> None:
             there = next((outputs[path] for path in (here, *here.parents) if path in outputs), above.get(here))
             if there is not None:
                 apart = f"expected one apart from datasets/{there}, which fetch replaces"
-                raise UserError(f"{where}.{name}.{key} is {schema.show(value)}; {apart}")
+                raise UserError(f"{where}.{name}.{key} is {wording.show(value)}; {apart}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.command.errors import UserError
-from pipelines.config import schema, yamlfile
+from pipelines.config import schema, wording, yamlfile
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.origins import Origin, read_origins
 from pipelines.config.suites import Suite, SuitePlan, read_plans, read_suite
@@ -43,7 +43,7 @@ class Catalogue:
     def benchmark(self, name: str) -> Benchmark:
         """The benchmark called ``name``; UserError naming the known ones otherwise."""
         if name not in self.benchmarks:
-            raise schema.unknown("benchmark", name, self.benchmarks)
+            raise wording.unknown("benchmark", name, self.benchmarks)
         return self.benchmarks[name]
 
 
@@ -116,10 +116,10 @@ def _check_keys(content: Mapping[Any, Any], where: str, *keys: str) -> None:
     """UserError unless ``content``, of the file ``where``, has these keys alone, each with a mapping."""
     for key in content:
         if key not in keys:
-            raise schema.unknown(f"{where}: the key", key if isinstance(key, str) else schema.show(key), keys)
+            raise wording.unknown(f"{where}: the key", key if isinstance(key, str) else wording.show(key), keys)
     for key in keys:
         if not isinstance(content.get(key), Mapping):
-            state = f"is {schema.show(content[key])}" if key in content else "is missing"
+            state = f"is {wording.show(content[key])}" if key in content else "is missing"
             raise UserError(f"{where}: {key} {state}; expected a mapping")
 
 
@@ -132,7 +132,7 @@ def _read_rows(family: str, rows: Mapping[Any, Any], origins: Mapping[str, Origi
     schema.convert(tuple[str, ...], rows.get(SENTENCES, ()), f"{where}: {SENTENCES}")
     for name, row in rows.items():
         if name != SENTENCES:
-            yield _read_row(family, name, row, f"{where}: {schema.name(name)}", origins)
+            yield _read_row(family, name, row, f"{where}: {wording.name(name)}", origins)
 
 
 def _read_row(family: str, name: str, row: Any, where: str, origins: Mapping[str, Origin]) -> Benchmark:
@@ -140,9 +140,11 @@ def _read_row(family: str, name: str, row: Any, where: str, origins: Mapping[str
     model = row.get("model") if isinstance(row, Mapping) else None
     if isinstance(model, Mapping):
         if "family" in model:
-            raise UserError(f"{where}.model.family is {schema.show(model['family'])}; expected none: the file names it")
+            raise UserError(
+                f"{where}.model.family is {wording.show(model['family'])}; expected none: the file names it"
+            )
         row = {**row, "model": {**model, "family": family}}
     benchmark = schema.parse(Benchmark, row, where, name=name)
     if benchmark.dataset not in origins:
-        raise schema.unknown(f"{where}.dataset: dataset", benchmark.dataset, origins)
+        raise wording.unknown(f"{where}.dataset: dataset", benchmark.dataset, origins)
     return benchmark

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipelines.config import schema
+from pipelines.config import schema, wording
 from pipelines.config.schedules import Boosting, Schedule
 from pipelines.config.schema import require
 
@@ -54,7 +54,7 @@ class Optimiser:
         require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; expected at least 0")
         require(self.bias_lr > 0, f"bias_lr is {self.bias_lr}; expected a number above 0")
         for layer, decay in self.layer_decay.items():
-            require(decay >= 0, f"{schema.place('layer_decay', layer)} is {decay}; expected at least 0")
+            require(decay >= 0, f"{wording.place('layer_decay', layer)} is {decay}; expected at least 0")
         require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
@@ -62,7 +62,7 @@ class Optimiser:
         for key in dataclasses.fields(self):
             value = getattr(self, key.name)
             fits = self.name in USED_BY.get(key.name, (self.name,)) or value == schema.default(key)
-            require(fits, f"{key.name} is {schema.show(value)}; expected none with {self.name}")
+            require(fits, f"{key.name} is {wording.show(value)}; expected none with {self.name}")
         plain = not self.nesterov or self.momentum > 0
         require(plain, "nesterov is true; expected it beside a momentum above 0")
 
@@ -109,7 +109,9 @@ class Recipe:
         require(self.loss == "map" or self.map_constant == MAP_CONSTANT, f"{j}; expected none with loss: {self.loss}")
         for name, ops in (("preprocess", self.preprocess), ("augment", self.augment)):
             for i, op in enumerate(ops):
-                require(len(op) == 1, f"{name}[{i}] is {schema.show(op)}; expected one transform, as in {{flip: {{}}}}")
+                require(
+                    len(op) == 1, f"{name}[{i}] is {wording.show(op)}; expected one transform, as in {{flip: {{}}}}"
+                )
         if self.boosting is not None:
             require(len(self.augment) > 0, "augment is []; expected one, which boosting draws its candidates from")
             # SDLM estimates second derivatives once an epoch, and a member may change within one.

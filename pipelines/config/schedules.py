@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.config import schema
+from pipelines.config import wording
 from pipelines.config.schema import require, require_within
 
 MOST_CANDIDATES = 1_000_000_000  # images
@@ -26,7 +26,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         shown, epochs = (
-            f"points is {schema.show([list(point) for point in self.points])}",
+            f"points is {wording.show([list(point) for point in self.points])}",
             [epoch for epoch, _ in self.points],
         )
         begins = f"{shown}; expected points that begin at epoch 0, as in [[0, 1.0], [20, 0.1]]"

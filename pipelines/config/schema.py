@@ -7,26 +7,21 @@ here nothing is ignored.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import itertools
-import json
 import math
 import re
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
+from pipelines.config.wording import WHOLE, place, show, suggest
 
 T = TypeVar("T")
-SHOWN = 60  # characters of a value in an error
-LISTED = 150  # characters of a list of names in an error
 NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
 LONGEST_NAME = 60  # characters
-WHOLE = 2**63 - 1  # what an int64 holds
 LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
 # Control characters but tab and line feed, and what ends a line or turns its direction.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -48,7 +43,7 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
                 f"{place(where, key)} is not known; expected a decimal point, if a number before it has a comma"
             )
         if key not in fields:
-            raise UserError(f"{place(where, key)} is not known; {_suggest(str(key), fields)}")
+            raise UserError(f"{place(where, key)} is not known; {suggest(str(key), fields)}")
     hints = _hints(cls)  # type: ignore[arg-type]
     values = dict(given)
     for name, field in fields.items():
@@ -101,7 +96,7 @@ def _optional(hint: Any, value: Any, where: str) -> Any:
 def _literal(hint: Any, value: Any, where: str) -> Any:
     if value not in typing.get_args(hint):
         near = value if isinstance(value, str) else ""
-        raise UserError(f"{where} is {show(value)}; {_suggest(near, typing.get_args(hint))}")
+        raise UserError(f"{where} is {show(value)}; {suggest(near, typing.get_args(hint))}")
     return value
 
 
@@ -242,78 +237,6 @@ def require_within(name: str, value: int, least: int, most: int, unit: str = "")
 def repeated(values: Sequence[Any]) -> list[Any]:
     """The values that occur more than once, each once, sorted."""
     return sorted(value for value, times in Counter(values).items() if times > 1)
-
-
-def show(value: Any) -> str:
-    """A value as an error quotes it: short, on one line, in YAML's words."""
-    text = ""
-    for piece in _pieces(value):
-        text += piece
-        if len(text) > SHOWN:
-            break
-    return _cut(text, SHOWN)
-
-
-def _pieces(value: Any) -> Iterator[str]:
-    """``value`` in words, piece by piece: of a large one only the first pieces are needed."""
-    if isinstance(value, Mapping):
-        yield "{"
-        for i, (key, item) in enumerate(value.items()):
-            yield ", " * (i > 0)
-            yield from _pieces(key)
-            yield ": "
-            yield from _pieces(item)
-        yield "}"
-    elif isinstance(value, (list, tuple)):
-        yield "["
-        for i, item in enumerate(value):
-            yield ", " * (i > 0)
-            yield from _pieces(item)
-        yield "]"
-    elif value is None or isinstance(value, bool):
-        yield json.dumps(value)
-    elif isinstance(value, int) and abs(value) > WHOLE:
-        yield f"{value:d}" if abs(value) < 10**1000 else hex(value)  # Python writes no more than 4,300 digits
-    else:
-        yield repr(value[: SHOWN + 1] if isinstance(value, str) else value)
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 3] + "..."
-
-
-def name(key: Any) -> str:
-    """A key or a name as an error writes it: as it is where it is short and plain, and quoted otherwise."""
-    plain = isinstance(key, str) and 0 < len(key) <= SHOWN and key.isprintable() and key == key.strip()
-    return str(key) if plain else show(key)
-
-
-def place(where: str, key: Any) -> str:
-    """The place of ``key`` within ``where``."""
-    return f"{where}.{name(key)}"
-
-
-def listed(names: Iterable[Any]) -> str:
-    """Names in a row; of many the first ones, and how many more there are."""
-    words = [name(key) for key in names]
-    room = itertools.accumulate(len(word) + 2 for word in words)
-    kept = sum(1 for length in room if length <= LISTED) or 1
-    more = f" ... and {len(words) - kept} more" if kept < len(words) else ""
-    return ", ".join(words[:kept]) + more
-
-
-def _suggest(key: str, known: Any) -> str:
-    names = sorted(str(k) for k in known)
-    if not names:
-        return "there is none"
-    near = difflib.get_close_matches(key[:SHOWN], names, n=1)
-    allowed = "allowed: " + listed(names)
-    return f"did you mean {name(near[0])}? ({allowed})" if near else allowed
-
-
-def unknown(what: str, given: str, known: Any) -> UserError:
-    """The error for a name that should be one of ``known``."""
-    return UserError(f"{what} {name(given)} is not known; {_suggest(given, known)}")
 
 
 def _kind(hint: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.command.errors import UserError
-from pipelines.config import schema
+from pipelines.config import schema, wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.schema import require
 
@@ -22,7 +22,7 @@ class SuitePlan:
     def __post_init__(self) -> None:
         require(len(self.benchmarks) > 0, "benchmarks is []; expected at least one benchmark")
         double = schema.repeated(self.benchmarks)
-        require(not double, f"benchmarks names {schema.listed(double)} more than once; expected each once")
+        require(not double, f"benchmarks names {wording.listed(double)} more than once; expected each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Suite:
 def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
     """The suite ``name`` with what DVC needs to know of its benchmarks; UserError when there is no such suite."""
     if name not in plans:
-        raise schema.unknown("suite", name, plans)
+        raise wording.unknown("suite", name, plans)
     plan = plans[name]
     rows = [benchmarks[benchmark] for benchmark in plan.benchmarks]
     entries = {row.name: SuiteEntry(family=row.model.family, dataset=row.dataset, budget=plan.budget) for row in rows}
@@ -57,13 +57,13 @@ def read_plans(value: Any, where: str, benchmarks: Mapping[str, Benchmark]) -> d
     """The suites that the mapping ``value`` describes; UserError for one that names an unknown benchmark or budget."""
     plans: dict[str, SuitePlan] = schema.convert(dict[str, SuitePlan], value, where)
     for name, plan in plans.items():
-        schema.check_name(name, schema.place(where, name), "laptop")
+        schema.check_name(name, wording.place(where, name), "laptop")
         for benchmark in plan.benchmarks:
             if benchmark not in benchmarks:
-                raise schema.unknown(f"{where}.{name}.benchmarks: benchmark", benchmark, benchmarks)
+                raise wording.unknown(f"{where}.{name}.benchmarks: benchmark", benchmark, benchmarks)
             budgets = benchmarks[benchmark].budgets
             if plan.budget not in budgets:
-                raise schema.unknown(f"{where}.{name}.budget: {benchmark}: budget", plan.budget, budgets)
+                raise wording.unknown(f"{where}.{name}.budget: {benchmark}: budget", plan.budget, budgets)
     return plans
 
 
@@ -74,7 +74,7 @@ def read_suite(value: Any, where: str, plans: Mapping[str, SuitePlan], benchmark
     """
     suite = schema.parse(Suite, value, where)
     if suite.name not in plans:
-        raise schema.unknown(f"{where}.name: suite", suite.name, plans)
+        raise wording.unknown(f"{where}.name: suite", suite.name, plans)
     wanted = plan_suite(suite.name, plans, benchmarks)
     if suite != wanted or list(suite.benchmarks) != list(wanted.benchmarks):
         again = f"run `python -m pipelines.suite {suite.name}` to bring the file up to date"
@@ -86,12 +86,12 @@ def _difference(suite: Suite, wanted: Suite) -> str:
     """The first difference, as the end of an error line."""
     strange = set(suite.benchmarks) ^ set(wanted.benchmarks)
     if strange:
-        return f".benchmarks is not suites.{wanted.name}.benchmarks ({schema.listed(sorted(strange))})"
+        return f".benchmarks is not suites.{wanted.name}.benchmarks ({wording.listed(sorted(strange))})"
     for name, entry in wanted.benchmarks.items():
         for key, want in vars(entry).items():
             have = getattr(suite.benchmarks[name], key)
             if have != want:
-                return f".benchmarks.{name}.{key} is {schema.name(have)}; expected {want}"
+                return f".benchmarks.{name}.{key} is {wording.name(have)}; expected {want}"
     if suite.datasets != wanted.datasets:
-        return f".datasets is {schema.show(suite.datasets)}; expected {schema.show(wanted.datasets)}"
+        return f".datasets is {wording.show(suite.datasets)}; expected {wording.show(wanted.datasets)}"
     return f".benchmarks has another order than suites.{wanted.name}"

@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.command.errors import UserError, brief
 from pipelines.command.files import intruder
-from pipelines.config import schema
+from pipelines.config import wording
 
 MOST_BYTES = 1_000_000  # bytes of a file; the largest, models/lenet.yaml, has 14,000
 DEEPEST = 50  # mappings and lists within one another; the rows have 6
@@ -102,7 +102,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
         words = brief(problem or "it holds a character that does not exist", 200)
         raise UserError(f"{where}{line} is not valid YAML: {words}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{where} holds {schema.show(content)}; expected a mapping")
+        raise UserError(f"{where} holds {wording.show(content)}; expected a mapping")
     return content
 
 
@@ -129,7 +129,7 @@ def _check_directives(text: str) -> None:
     """Refuse %YAML 1.1, which DVC would follow, and %TAG, thousands of which take libyaml seconds."""
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.startswith("%") and line.split() != ["%YAML", "1.2"]:
-            raise _Refused(f"the directive {schema.show(line.strip())}; expected %YAML 1.2, or none", number)
+            raise _Refused(f"the directive {wording.show(line.strip())}; expected %YAML 1.2, or none", number)
         if line.strip() and line[0] not in "%#":
             return
 
@@ -155,10 +155,10 @@ class _Open:
 
     def _add_key(self, key: Any, line: int) -> None:
         if not isinstance(key, Hashable):
-            raise _Refused(f"the key {schema.show(key)} is no plain value", line)
+            raise _Refused(f"the key {wording.show(key)} is no plain value", line)
         if key in self.keys:
             merged = "<< stands twice; expected one, with a list of what to merge"
-            raise _Refused(f"the key {merged if key is MERGE else schema.name(key) + ' stands twice'}", line)
+            raise _Refused(f"the key {merged if key is MERGE else wording.name(key) + ' stands twice'}", line)
         self.keys.add(key)
 
     def close(self) -> Any:
@@ -169,7 +169,7 @@ class _Open:
         whole: dict[Any, Any] = {}
         for mapping in reversed(merged if isinstance(merged, list) else [merged]):  # the first one with a key decides
             if not isinstance(mapping, dict):
-                wrong = f"<< is {schema.show(mapping)}; expected a mapping, or a list of mappings"
+                wrong = f"<< is {wording.show(mapping)}; expected a mapping, or a list of mappings"
                 raise _Refused(wrong, _line(self.start))
             whole |= mapping
         return whole | own
@@ -211,7 +211,7 @@ def _value(
         known = named.get(event.anchor)
         if known is None:
             fault = "stands in what it names" if event.anchor in named else "names nothing above it"
-            raise _Refused(f"the alias *{schema.name(event.anchor)} {fault}", _line(event))
+            raise _Refused(f"the alias *{wording.name(event.anchor)} {fault}", _line(event))
         return known
     if isinstance(event, yaml.ScalarEvent):
         anchor, value = event.anchor, (_scalar(event), 1 + len(event.value) // 100)
@@ -246,10 +246,10 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
             return read_as(text.lower())
     except ValueError as error:
         raise _Refused(str(error), _line(event)) from None
-    raise _Refused(f"the tag !!{kind} stands before {schema.show(text)}", _line(event))
+    raise _Refused(f"the tag !!{kind} stands before {wording.show(text)}", _line(event))
 
 
 def _foreign(tag: str, line: int) -> _Refused:
     known = "!!map, !!seq, !!str, !!int, !!float, !!bool, !!null"
-    problem = f"the tag {schema.name(tag.replace(CORE, '!!'))} is not known; expected none, or one of {known}"
+    problem = f"the tag {wording.name(tag.replace(CORE, '!!'))} is not known; expected none, or one of {known}"
     return _Refused(problem, line)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines.command.errors import UserError
-from pipelines.config import schema
+from pipelines.config import wording
 from pipelines.config.params import build_params, load_params
 from pipelines.config.schema import plain
 from tests import projects
@@ -433,7 +433,7 @@ def test_pictures_do_not_lie_where_fetch_would_replace_them(folder: str, tmp_pat
     place = folder.format(cwd=Path.cwd(), link=tmp_path / "link")
     line = complaint(changed("datasets/imagenette", {"kind": "imagefolder", "folder": place}))
     assert line.startswith(
-        f"params.yaml: datasets.imagenette.folder is {schema.show(place)}; expected one apart from datasets/"
+        f"params.yaml: datasets.imagenette.folder is {wording.show(place)}; expected one apart from datasets/"
     )
     assert line.endswith(", which fetch replaces")
 
@@ -534,12 +534,12 @@ def _contains(read: Any, written: Any, where: str) -> None:
 
 
 def test_a_number_with_more_digits_than_python_writes_is_cut_in_an_error() -> None:
-    assert schema.show(-(10**5000)).startswith("-0x") and len(schema.show([10**5000])) == 60
+    assert wording.show(-(10**5000)).startswith("-0x") and len(wording.show([10**5000])) == 60
 
 
 def test_a_long_list_of_names_is_cut_in_an_error() -> None:
     names = [f"benchmark-{i}" for i in range(40)]
-    line = str(schema.unknown("benchmark", "x" * 10**6, names))
+    line = str(wording.unknown("benchmark", "x" * 10**6, names))
     assert line.startswith(f"benchmark '{'x' * 56}... is not known; allowed: benchmark-0, benchmark-1, benchmark-10, ")
     assert line.endswith("benchmark-17 ... and 30 more") and len(line) < 300
     found = changed("suite/benchmarks", {})
@@ -549,10 +549,10 @@ def test_a_long_list_of_names_is_cut_in_an_error() -> None:
 
 
 def test_a_value_is_shown_in_yamls_words() -> None:
-    assert schema.show({"a": [None, True, "b\x1b", -1.5]}) == "{'a': [null, true, 'b\\x1b', -1.5]}"
+    assert wording.show({"a": [None, True, "b\x1b", -1.5]}) == "{'a': [null, true, 'b\\x1b', -1.5]}"
     endless: list[Any] = []
     endless.append(endless)
-    assert schema.show(endless) == "[" * 57 + "..."
+    assert wording.show(endless) == "[" * 57 + "..."
 
 
 def test_a_long_value_is_cut_in_an_error() -> None:
