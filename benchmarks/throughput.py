@@ -34,7 +34,8 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines import trial
 from pipelines.cluster import connection
 from pipelines.command.errors import guard
-from pipelines.config.params import Benchmark, Budget, load_params
+from pipelines.config.benchmarks import Benchmark, Budget
+from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.training import provenance, spec, store
 from pipelines.training.losses import LOSSES

@@ -7,7 +7,6 @@ untested.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -19,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.command import ending
+from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.config.params import Benchmark, Params, load_params
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.params import Params, load_params
 from pipelines.results.page import outcomes, page, table3
 from pipelines.results.page.markup import prose
 from pipelines.results.page.outcomes import EVALUATIONS, RUNS, LedgerRow, Outcome, TestSet
@@ -276,7 +276,7 @@ def write(params: Params, found: Mapping[str, Outcome], folder: Path = REPORT) -
 
 def main() -> None:
     """Write the report of the active suite and show the ledger."""
-    argparse.ArgumentParser(
+    arguments.Parser(
         prog="python -m pipelines.compare",
         description="Write report/ from what train and evaluate left of the active suite, and show the ledger.",
     ).parse_args()

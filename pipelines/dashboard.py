@@ -10,7 +10,6 @@ this process, however it comes.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import runpy
@@ -25,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.command import ending
+from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
 from pipelines.tracking import database, delivery, helper, shared_views
 from pipelines.tracking.cursors import clean, is_remote, place, safe, sqlite_file, tracking_uri
@@ -194,7 +193,7 @@ def _send_waiting(spool: Spool) -> None:
 
 def main() -> None:
     """Serve until Ctrl-C; or, where a server runs already, say where to look."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.dashboard", description="Show the results in MLflow.")
+    parser = arguments.Parser(prog="python -m pipelines.dashboard", description="Show the results in MLflow.")
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--open", action="store_true", help="open the first address in a browser")
     args = parser.parse_args()

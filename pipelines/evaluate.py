@@ -10,7 +10,6 @@ confusion matrix, examples and figures a class are of the test split even so.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import hashlib
@@ -29,9 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipelines import trial
-from pipelines.command import ending, progress
+from pipelines.command import arguments, ending, progress
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.config.params import Benchmark, ClaimedOn, load_params
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn
+from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
 from pipelines.data.batches import stream
 from pipelines.data.datasets import Dataset
@@ -420,8 +421,8 @@ def _mean(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
 
 def main() -> None:
     """Evaluate the benchmarks named on the command line, or the active suite."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.evaluate", description="Test what was trained.")
-    parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
+    parser = arguments.Parser(prog="python -m pipelines.evaluate", description="Test what was trained.")
+    parser.add_argument("benchmarks", nargs="*", help="benchmarks of models/*.yaml; by default the active suite")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     args = parser.parse_args()
     ending.follow()

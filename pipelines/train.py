@@ -9,7 +9,6 @@ worker are plain Ray tasks (3 ms on a warm worker), trials of several are Ray Tr
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.cluster import connection, distributed, estimate
-from pipelines.command import ending, progress
+from pipelines.command import arguments, ending, progress
 from pipelines.command.errors import FULL, UserError, guard, printable
 from pipelines.config.params import Params, load_params
 from pipelines.tracking import helper
@@ -330,12 +329,12 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Train the benchmarks named on the command line, or the active suite."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m pipelines.train",
         description="Train every seed of the benchmarks on Ray, as many trials at once as fit: here, or on the cluster "
         "that RAY_ADDRESS names. What the run store has is not trained again; what was begun goes on.",
     )
-    parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
+    parser.add_argument("benchmarks", nargs="*", help="benchmarks of models/*.yaml; by default the active suite")
     parser.add_argument("--budget", help="for the benchmarks named: laptop or paper; by default what the suite says")
     args = parser.parse_args()
     ending.follow()

@@ -15,7 +15,6 @@ then goes on from there, so a batch script may put itself back in the queue:
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import importlib
@@ -40,10 +39,12 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from pipelines.cluster import workload
-from pipelines.command import progress
+from pipelines.command import arguments, progress
 from pipelines.command.errors import FULL, UserError, fail, guard
-from pipelines.config import schema
-from pipelines.config.params import Benchmark, load_params, plain
+from pipelines.config import schema, wording
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.params import load_params
+from pipelines.config.schema import plain
 from pipelines.data import datasets, subsets, transforms
 from pipelines.data.batches import Batches, Chunks, stream
 from pipelines.training import boosting, provenance, sdlm, store, tensors
@@ -61,11 +62,11 @@ LOADED = store.sources(None)  # of what this process runs, whatever becomes of t
 
 def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[int, ...]) -> nn.Module:
     """The model for images of ``shape`` (C, H, W) as preprocessed and augmented; UserError when it can't be built."""
-    where = f"benchmarks.{benchmark.name}.model"
+    where = f"{benchmark.where}.model"
     module = importlib.import_module(f"models.{benchmark.model.family}")
     known = {n: f for n, f in vars(module).items() if _is_builder(f, module.__name__)}
     if benchmark.model.name not in known:
-        raise schema.unknown(f"{where}.name: model", benchmark.model.name, known)
+        raise wording.unknown(f"{where}.name: model", benchmark.model.name, known)
     build = known[benchmark.model.name]
     options = _options(benchmark, build)
     try:
@@ -77,18 +78,18 @@ def build_model(benchmark: Benchmark, dataset: datasets.Dataset, shape: tuple[in
         line = str(error).partition("\n")[0]
         if not isinstance(error, RuntimeError) or "allocate" in line:  # a size that fits no memory, or no number
             line = "it is too large for this machine"
-        raise UserError(f"{where}: {benchmark.model.name} with the options {schema.show(options)}: {line}") from None
+        raise UserError(f"{where}: {benchmark.model.name} with the options {wording.show(options)}: {line}") from None
     return model
 
 
 def _options(benchmark: Benchmark, build: Callable[..., Any]) -> dict[str, Any]:
     """The model's options, as the builder's signature wants them; UserError for one of another name or type."""
-    where = f"benchmarks.{benchmark.name}.model.options"
+    where = f"{benchmark.where}.model.options"
     hints = typing.get_type_hints(build)
     allowed = set(inspect.signature(build).parameters) - {"classes", "in_shape"}
     for option in benchmark.model.options:
         if option not in allowed:
-            raise schema.unknown(f"{where}: {benchmark.model.name}: option", option, allowed)
+            raise wording.unknown(f"{where}: {benchmark.model.name}: option", option, allowed)
     given = benchmark.model.options
     return {name: schema.convert(hints[name], value, f"{where}.{name}") for name, value in given.items()}
 
@@ -104,7 +105,7 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> int:
     """
     dataset = datasets.open_dataset(data, benchmark.dataset)
     dataset.verify("train")
-    where = f"benchmarks.{benchmark.name}"
+    where = benchmark.where
     check_counts(benchmark, budget, dataset)
     count = len(budgeted(benchmark, budget, dataset))
     batch = benchmark.recipe.batch
@@ -132,7 +133,7 @@ def check(benchmark: Benchmark, budget: str, data: Path) -> int:
 
 def check_counts(benchmark: Benchmark, budget: str, dataset: datasets.Dataset) -> None:
     """UserError where more images are asked for than there are."""
-    where, chosen = f"benchmarks.{benchmark.name}", benchmark.recipe.subset
+    where, chosen = benchmark.where, benchmark.recipe.subset
     whole = f"the {dataset.train:,} training images of {dataset.name}"
     rest = len(subsets.positions(dataset.train, dataclasses.replace(chosen, sample=None)))
     kept = min(rest, chosen.sample or rest)
@@ -157,7 +158,7 @@ def _samples(benchmark: Benchmark) -> int | None:
 
 def check_optimiser(benchmark: Benchmark, model: nn.Module, shape: tuple[int, ...]) -> None:
     """UserError where the optimiser names layers that the model lacks, or has no rule for what the model computes."""
-    where = f"benchmarks.{benchmark.name}.recipe.optimiser"
+    where = f"{benchmark.where}.recipe.optimiser"
     try:
         optimiser = build_optimiser(benchmark.recipe.optimiser, model)
         if isinstance(optimiser, sdlm.SDLM):
@@ -170,7 +171,7 @@ def check_optimiser(benchmark: Benchmark, model: nn.Module, shape: tuple[int, ..
 
 def check_committee(benchmark: Benchmark, model: nn.Module) -> None:
     """UserError where a committee is not boosted, or boosting has no committee."""
-    where, wanted = f"benchmarks.{benchmark.name}", boosting.MEMBERS if benchmark.recipe.boosting else 0
+    where, wanted = benchmark.where, boosting.MEMBERS if benchmark.recipe.boosting else 0
     have = len(boosting.members(model))
     if have and not wanted:
         raise UserError(f"{where}.recipe.boosting is missing; expected with {benchmark.model.name}, a committee")
@@ -184,7 +185,7 @@ def check_views(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
     """UserError where the views of the evaluation would not be of the size that the network takes."""
     side, crop = image_shape(benchmark, dataset)[1], benchmark.evaluation.crop
     if crop not in (None, side):
-        where = f"benchmarks.{benchmark.name}.evaluation.crop"
+        where = f"{benchmark.where}.evaluation.crop"
         raise UserError(f"{where} is {crop}; expected {side}, the side of the images it is trained on")
 
 
@@ -195,7 +196,7 @@ def check_claimed_on(benchmark: Benchmark, dataset: datasets.Dataset) -> None:
         return
     have = dataset.train if on.split == "train" else dataset.test
     if on.end > have:
-        where = f"benchmarks.{benchmark.name}.evaluation.claimed_on"
+        where = f"{benchmark.where}.evaluation.claimed_on"
         raise UserError(f"{where} is {on.words}; expected images among the {have:,} that {dataset.name} has there")
 
 
@@ -212,7 +213,7 @@ def budgeted(benchmark: Benchmark, budget: str, dataset: datasets.Dataset) -> Te
 
 def image_shape(benchmark: Benchmark, dataset: datasets.Dataset) -> tuple[int, int, int]:
     """(C, H, W) of what the model sees; UserError for a transform that is unknown or does not fit the images."""
-    where = f"benchmarks.{benchmark.name}.recipe"
+    where = f"{benchmark.where}.recipe"
     shape: tuple[int, int, int] = dataset.shape
     try:
         shape = transforms.output_shape(transforms.build_preprocess(benchmark.recipe.preprocess), shape)
@@ -390,7 +391,7 @@ def prepare(spec: Spec, dataset: datasets.Dataset, worker: Worker) -> tuple[Batc
             boosting=recipe.boosting,
             members=boosting.members(model),
             stretch=stretch,
-            where=f"benchmarks.{benchmark.name}.recipe.boosting",
+            where=f"{benchmark.where}.recipe.boosting",
         )
     images, labels = dataset.split("train")
     loader = kind(
@@ -534,8 +535,8 @@ def chosen_device(asked: str | None) -> str:
 
 def main() -> None:
     """Run one trial from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.trial", description="Train one benchmark from one seed.")
-    parser.add_argument("benchmark", help="a name from params.yaml, such as lenet5-mnist")
+    parser = arguments.Parser(prog="python -m pipelines.trial", description="Train one benchmark from one seed.")
+    parser.add_argument("benchmark", help="a benchmark of models/*.yaml, such as lenet5-mnist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", help="laptop or paper; by default the active suite's, and paper outside it")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="where the datasets are")
@@ -549,7 +550,7 @@ def main() -> None:
     benchmark = params.benchmark(args.benchmark)
     budget = args.budget or usual_budget(params, benchmark.name)
     if budget not in benchmark.budgets:
-        raise schema.unknown(f"--budget: {benchmark.name}: budget", budget, benchmark.budgets)
+        raise wording.unknown(f"--budget: {benchmark.name}: budget", budget, benchmark.budgets)
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; expected a whole number from 0")
     if args.threads is not None and args.threads < 1:

@@ -15,7 +15,6 @@ together.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -27,10 +26,12 @@ from typing import Any
 import numpy as np
 
 from pipelines import evaluate, train, trial
-from pipelines.command import ending, progress
+from pipelines.command import arguments, ending, progress
 from pipelines.command.errors import UserError, guard
 from pipelines.config import schema
-from pipelines.config.params import CHOICES, Benchmark, Budget, Choice, Evaluation, Params, load_params
+from pipelines.config.benchmarks import Benchmark, Budget, Choice
+from pipelines.config.claims import Evaluation
+from pipelines.config.params import CHOICES, Params, load_params
 from pipelines.data import datasets, subsets
 from pipelines.training import provenance, spec, store
 
@@ -162,7 +163,7 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
         raise UserError(f"{line}; expected another benchmark: a rate is never chosen on what is judged")
     if not rates:
         if benchmark.choice is None:
-            raise UserError(f"benchmarks.{benchmark.name}.choice is missing; expected it there, or --rates")
+            raise UserError(f"{benchmark.where}.choice is missing; expected it there, or --rates")
         return benchmark.choice
     numbers = schema.convert(tuple[float, ...], rates, "--rates")
     return dataclasses.replace(benchmark.choice, rates=numbers) if benchmark.choice else Choice(rates=numbers)
@@ -170,14 +171,14 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
 
 def main() -> None:
     """Choose among one benchmark's candidates."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m pipelines.tune",
         description="Train a benchmark at each of some learning rates (and at each of SDLM's mus, of the MAP "
         "criterion's constants and of the batches, where its block `choice` lists some) without a slice of the "
         "training images, judge each on that slice, and keep the errors in results/choices/. The test images are not "
         "opened, and params.yaml is not written.",
     )
-    parser.add_argument("benchmark", help="a name from params.yaml, such as mlp1000-mnist")
+    parser.add_argument("benchmark", help="a benchmark of models/*.yaml, such as mlp1000-mnist")
     parser.add_argument(
         "--rates",
         type=float,

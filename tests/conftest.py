@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from pipelines.command import ending
 from pipelines.config.params import Params, load_params
 from pipelines.data import datasets
-from tests import processes
+from tests import processes, projects
+from tests.projects import ROOT as ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
@@ -86,8 +85,8 @@ def environment(**extra: str) -> dict[str, str]:
 
 @pytest.fixture
 def project(tmp_path: Path, mnist_slice: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with params.yaml and the slice as its datasets; the test runs in it."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    """A working directory with the committed benchmarks and the slice as its datasets; the test runs in it."""
+    projects.copy_params(tmp_path)
     (tmp_path / "datasets").symlink_to(mnist_slice)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RUN_STORE", raising=False)
@@ -103,8 +102,8 @@ def hide_test_images(project: Path, mnist_slice: Path) -> None:
 
 
 def edit_params(path: Path, **benchmark_changes: dict[str, Any]) -> Params:
-    """Rewrite params.yaml with ``name={"recipe.batch": 7}`` applied to benchmarks (hyphens as underscores)."""
-    found = yaml.safe_load(path.read_text())
+    """Rewrite a project's files with ``name={"recipe.batch": 7}`` applied to benchmarks (hyphens as underscores)."""
+    found = projects.read(path.parent)
     for name, changes in benchmark_changes.items():
         block = found["benchmarks"][name.replace("_", "-")]
         for dotted, value in changes.items():
@@ -113,8 +112,4 @@ def edit_params(path: Path, **benchmark_changes: dict[str, Any]) -> Params:
             for parent in parents:
                 target = target.setdefault(parent, {})
             target[last] = value
-        entry = found["suite"]["benchmarks"].get(name.replace("_", "-"))
-        if entry:
-            entry["family"] = block["model"]["family"]
-    path.write_text(yaml.safe_dump(found, sort_keys=False))
-    return load_params(path)
+    return load_params(projects.write(path.parent, found))

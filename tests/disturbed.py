@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 import torch
-import yaml
 
 from pipelines.config.params import Params, load_params
 from pipelines.training import spec
+from tests import projects
 from tests.conftest import ROOT, edit_params, environment
 from tests.processes import end, name_of, started_by, until
 
@@ -61,13 +61,10 @@ sys.meta_path.insert(0, Often())
 
 def only(project: Path, **changes: dict[str, Any]) -> Params:
     """Change benchmarks of ``project`` as ``edit_params`` does, and make them its whole suite."""
-    path = project / "params.yaml"
     names = [name.replace("_", "-") for name in changes]
-    found = yaml.safe_load(path.read_text())
-    found["suite"]["benchmarks"] = {name: found["suite"]["benchmarks"][name] for name in names}
+    found = projects.read(project)
     found["suites"][found["suite"]["name"]]["benchmarks"] = names
-    path.write_text(yaml.safe_dump(found, sort_keys=False))
-    return edit_params(path, **changes)
+    return edit_params(projects.write(project, found), **changes)
 
 
 def specs(name: str, root: str = "store") -> list[spec.Spec]:

@@ -22,12 +22,14 @@ from torch import Tensor
 
 from pipelines import evaluate, trial
 from pipelines.command.errors import UserError
-from pipelines.config.params import ClaimedOn, load_params
+from pipelines.config.claims import ClaimedOn
+from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
 from pipelines.evaluate import Predictions
 from pipelines.results import examples
 from pipelines.train import collect
 from pipelines.training import spec, store
+from tests import projects
 from tests.conftest import ROOT, TEST, edit_params, environment
 
 Array = npt.NDArray[Any]
@@ -62,7 +64,7 @@ CHANGES: dict[str, dict[str, object]] = {
 def evaluated(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project whose benchmarks were trained, collected and evaluated; the tests run in it and leave it as it is."""
     root = tmp_path_factory.mktemp("evaluated")
-    shutil.copy(ROOT / "params.yaml", root)
+    projects.copy_params(root)
     (root / "datasets").symlink_to(mnist_slice)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -645,7 +647,9 @@ def test_crops_that_the_network_was_not_trained_on_are_one_line(copied: Path, cr
     edit_params(Path("params.yaml"), mlp300_mnist={"evaluation": {"views": "ten_crop", "crop": crop}})
     with pytest.raises(UserError) as caught:
         run("mlp300-mnist")
-    line = f"benchmarks.mlp300-mnist.evaluation.crop is {crop}; expected 24, the side of the images it is trained on"
+    line = (
+        f"models/mlp.yaml: mlp300-mnist.evaluation.crop is {crop}; expected 24, the side of the images it is trained on"
+    )
     assert str(caught.value) == line
 
 
@@ -665,7 +669,7 @@ def test_images_of_the_claim_that_are_not_there_are_one_line(copied: Path, on: d
     ):
         with pytest.raises(UserError) as caught:
             check()
-        assert str(caught.value).startswith(f"benchmarks.linear-mnist.evaluation.claimed_on is {have}")
+        assert str(caught.value).startswith(f"models/linear.yaml: linear-mnist.evaluation.claimed_on is {have}")
         assert "\n" not in str(caught.value)
 
 

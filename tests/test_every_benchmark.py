@@ -1,7 +1,7 @@
-"""Each block of params.yaml as it stands: its model, loss, optimiser, preprocessing and views work together.
+"""Guards each row of models/*.yaml as it stands: its model, loss, optimiser, preprocessing and views work together.
 
 Two steps on invented images of the right shape, in small batches, with no test image in reach; whether a net learns is
-not asked here. A committee must learn, or its members would not disagree: tests/training/test_boosting.py trains it.
+not asked here. An ensemble must learn, or its members would not disagree: tests/training/test_boosting.py trains it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 
 from pipelines import evaluate, trial
-from pipelines.config.params import Budget, load_params
+from pipelines.config.benchmarks import Budget
+from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.training import spec, store
+from tests import projects
 from tests.conftest import ROOT
 
 PARAMS = load_params(ROOT / "params.yaml")
-SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenette": (3, 256, 256)}
+SHAPES = {one.dataset: projects.shape(PARAMS.datasets[one.dataset]) for one in PARAMS.benchmarks.values()}
 FEW = {"imagenette": 40}  # images, where the usual 520 would be too much
 TEST, BATCH = 3, 8  # at most
 

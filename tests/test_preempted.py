@@ -21,7 +21,8 @@ from pipelines.data import datasets
 from pipelines.data.batches import Chunks
 from pipelines.training import spec, store
 from pipelines.training.journal import Journal, PreemptedError, Worker
-from tests.conftest import ROOT, edit_params, environment
+from tests import projects
+from tests.conftest import edit_params, environment
 from tests.disturbed import same_weights, slurm
 
 NAME = "linear-mnist"
@@ -56,7 +57,7 @@ PREEMPTED = """
 def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> list[spec.Spec]:
     """What two seeds come to where no SLURM is."""
     home = tmp_path_factory.mktemp("undisturbed")
-    shutil.copy(ROOT / "params.yaml", home)
+    projects.copy_params(home)
     planned = trials(edit_params(home / "params.yaml", linear_mnist=SHORT), mnist_slice, home / "store")
     for one in planned:
         trial.run(one)

@@ -29,7 +29,8 @@ from pipelines.cluster import connection, estimate
 from pipelines.cluster.connection import Cluster, Node
 from pipelines.command.errors import UserError, printable
 from pipelines.training import spec, store
-from tests.conftest import ROOT, edit_params, environment
+from tests import projects
+from tests.conftest import edit_params, environment
 from tests.disturbed import QUIET, TRAIN, Run, only, same_weights, slurm, specs, train, worker_of
 from tests.processes import name_of, started_by, until
 
@@ -93,7 +94,7 @@ def test_a_terminal_shows_a_live_line_for_each_trial(project: Path) -> None:
 def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> list[spec.Spec]:
     """Two trials long enough to be disturbed, and what they come to when they are not."""
     home = tmp_path_factory.mktemp("undisturbed")
-    shutil.copy(ROOT / "params.yaml", home)
+    projects.copy_params(home)
     params = edit_params(home / "params.yaml", lenet5_mnist=long([0, 1]))
     planned = spec.trials(params, "lenet5-mnist", data=mnist_slice, root=home / "store")
     found = [one.on("cpu", threads=1) for one in planned]

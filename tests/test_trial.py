@@ -10,7 +10,6 @@ import inspect
 import json
 import math
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,10 +29,12 @@ from pipelines.cluster import workload
 from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.config import schema
-from pipelines.config.params import Model, load_params
+from pipelines.config.benchmarks import Model
+from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
 from pipelines.training import journal, provenance, spec, store
 from pipelines.training.spec import Spec
+from tests import projects
 from tests.conftest import ROOT, edit_params, environment, hide_test_images
 
 NAME = "lenet5-mnist"
@@ -41,7 +42,7 @@ SMALL: dict[str, Any] = {"recipe.subset": {"first": 300}, "budgets.laptop": {"ep
 
 
 def planned(changes: Mapping[str, Any] | None = None, *, name: str = NAME, seed: int = 0, root: str = "store") -> Spec:
-    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    projects.copy_params(Path())
     params = edit_params(Path("params.yaml"), **{name: {**SMALL, **(changes or {})}})
     return spec.plan(params.benchmark(name), "laptop", seed, data=Path("datasets"), root=Path(root), threads=1)
 
@@ -292,7 +293,7 @@ def test_what_cannot_be_trained_is_said_in_one_line_before_it_starts(project: Pa
     with pytest.raises(UserError) as caught:
         trial.check(one.benchmark, "laptop", one.data)
     assert words in str(caught.value) and "\n" not in str(caught.value)
-    assert "benchmarks.lenet5-mnist" in str(caught.value)
+    assert ".yaml: lenet5-mnist" in str(caught.value)
 
 
 NO_BOOLEANS = ["no", "false", "off", "0", 0, 1, 1.0, math.nan, {}, [], {"a": True}, None]
@@ -320,7 +321,7 @@ def test_an_option_of_another_type_is_one_line(
         with pytest.raises(UserError) as caught:
             trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 227, 227))
         line = str(caught.value)
-        assert line.startswith(f"benchmarks.lenet5-mnist.model.options.{option} is "), value
+        assert line.startswith(f"models/{name}.yaml: lenet5-mnist.model.options.{option} is "), value
         assert words in line and "\n" not in line
 
 
@@ -328,7 +329,7 @@ def test_a_builder_says_what_the_range_of_an_option_is(project: Path) -> None:
     one, data = planned({}), datasets.open_dataset(Path("datasets"), "mnist")
     for option, value in (("dropout", 1.5), ("dropout", -0.1), ("fc_std", -1.0), ("bias", 1e39)):
         model = Model(family="alexnet", name="alexnet", options={option: value})
-        with pytest.raises(UserError, match=r"^benchmarks\.lenet5-mnist\.model(: alexnet|\.options\.)"):
+        with pytest.raises(UserError, match=r"^models/alexnet\.yaml: lenet5-mnist\.model(: alexnet|\.options\.)"):
             trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 67, 67))
 
 
@@ -405,11 +406,11 @@ def test_resolved_is_plain_and_complete() -> None:
     [
         (
             {"recipe.optimiser": {"name": "sgd", "lr": 0.1, "layer_decay": {"hed": 0.1}}},
-            "benchmarks.lenet5-mnist.recipe.optimiser: layer_decay names hed; expected layers of the model: c1, s2",
+            "models/lenet.yaml: lenet5-mnist.recipe.optimiser: layer_decay names hed; expected layers of the model: c1",
         ),
         (  # a container has no weights of its own
             {"recipe.optimiser": {"name": "sgd", "lr": 0.1, "layer_decay": {"full": 0.1}}},
-            "benchmarks.lenet5-mnist.recipe.optimiser: layer_decay names full; expected layers of the model: ",
+            "models/lenet.yaml: lenet5-mnist.recipe.optimiser: layer_decay names full; expected layers of the model: ",
         ),
         (
             {
@@ -417,7 +418,7 @@ def test_resolved_is_plain_and_complete() -> None:
                 "recipe.preprocess": [{"resize": {"size": 224}}],
                 "recipe.optimiser": {"name": "sdlm", "lr": 0.1, "samples": 100},
             },
-            "benchmarks.lenet5-mnist.recipe.optimiser: ",
+            "models/alexnet.yaml: lenet5-mnist.recipe.optimiser: ",
         ),
     ],
 )

@@ -22,7 +22,7 @@ import psutil
 from pipelines.cluster import local
 from pipelines.command import ending
 from pipelines.command.errors import USER_ERROR, UserError
-from pipelines.config.params import Benchmark
+from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"
@@ -91,7 +91,7 @@ class Cluster:
         asked, gpus, fits = benchmark.resources, self.gpus_for(benchmark), self._fits(benchmark)
         if fits >= asked.workers:
             return
-        each = f"benchmarks.{benchmark.name}.resources: "
+        each = f"{benchmark.where}.resources: "
         each += f"{asked.workers} workers of " if asked.workers > 1 else ""
         if asked.cpus * asked.workers > self.cpus:
             raise UserError(f"{each}{_count(asked.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")

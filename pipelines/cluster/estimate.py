@@ -15,7 +15,7 @@ from pathlib import Path
 from pipelines.cluster import connection, workload
 from pipelines.command import progress
 from pipelines.command.errors import UserError
-from pipelines.config.params import Optimiser
+from pipelines.config.recipes import Optimiser
 from pipelines.data import datasets
 from pipelines.training import spec, store
 

@@ -1,4 +1,4 @@
-"""What a user may have got wrong: one clear line, a non-zero exit, no traceback."""
+"""Errors that a user can mend: one clear line, a non-zero exit, no traceback."""
 
 from __future__ import annotations
 
@@ -33,23 +33,33 @@ INTERRUPTED = "interrupted; the same command continues where this one stopped"
 
 
 def printable(text: str) -> str:
-    """``text`` on one line that moves no cursor: what is no printable character is written as its backslash escape.
+    """``text`` on one line that moves no cursor: unprintable characters become backslash escapes.
 
-    For whatever others have named: files, classes, hosts, the answers of servers.
+    For names that others chose: files, classes, hosts, the answers of servers.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def brief(text: str, most: int = 100) -> str:
+    """``text`` for a message: ``printable``, its middle left out where it is longer than ``most`` characters."""
+    shown, half = printable(text), most // 2 - 1
+    return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
+
+
+def reason(error: BaseException, most: int = 120) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    lines = str(error).splitlines()
+    return brief(lines[0], most) if lines else type(error).__name__
 
 
 class UserError(Exception):
     """A problem with the input or the surroundings; its text is the whole line a user reads.
 
-    Names in it may be of any length and hold anything: it is made ``printable``, and cut in its middle.
+    Names in it may be of any length and hold anything: it is made ``brief``.
     """
 
     def __init__(self, line: str, *more: object) -> None:
-        shown = printable(line)
-        half = LONGEST_LINE // 2 - 1
-        super().__init__(shown if len(shown) <= LONGEST_LINE else f"{shown[:half]}…{shown[-half:]}", *more)
+        super().__init__(brief(line, LONGEST_LINE), *more)
 
 
 def guard(main: Callable[[], None]) -> None:

@@ -1,7 +1,6 @@
-"""What happens when in a trial: the factors on its rate, and which member of a committee trains.
+"""The course of a trial: the factor on its rate, and which member of an ensemble trains.
 
-A module of its own, since these functions decide weights and the checks on the rest of params.yaml don't: it is among
-the sources that a trial's key hashes.
+A module of its own: these functions decide weights, so a trial's key hashes them, and not the checks on other settings.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.config import schema
+from pipelines.config import wording
 from pipelines.config.schema import require, require_within
 
 MOST_CANDIDATES = 1_000_000_000  # images
@@ -27,7 +26,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         shown, epochs = (
-            f"points is {schema.show([list(point) for point in self.points])}",
+            f"points is {wording.show([list(point) for point in self.points])}",
             [epoch for epoch, _ in self.points],
         )
         begins = f"{shown}; expected points that begin at epoch 0, as in [[0, 1.0], [20, 0.1]]"
@@ -48,14 +47,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Boosting:
-    """A committee of three whose later members train on what the earlier ones find hard (``training.boosting``).
+    """An ensemble of three whose later members train on what the earlier ones find hard (``training.boosting``).
 
-    Both numbers are of the *paper's* budget: a shorter one trains each member, and looks through the patterns, in
+    Both numbers belong to the *paper's* budget: a shorter one cuts each member's epochs and the candidates in
     proportion.
     """
 
     epochs: tuple[int, int, int]  # that train each member, one after the other
-    candidates: int  # augmented images looked through for the second member's patterns, and as many for the third's
+    candidates: int  # augmented images filtered for the second member's training set, and as many for the third's
 
     def __post_init__(self) -> None:
         require(min(self.epochs) >= 1, f"epochs is {list(self.epochs)}; expected at least 1 for each member")

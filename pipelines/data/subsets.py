@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config.params import ClaimedOn, Subset
+from pipelines.config.claims import ClaimedOn
+from pipelines.config.recipes import Subset
 
 SAMPLE_SEED = 1989
 VALIDATION_SEED = 1998

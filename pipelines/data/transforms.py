@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.config.schema import show
+from pipelines.config.wording import show
 
 Shape = tuple[int, int, int]  # (C, H, W)
 State = dict[str, Tensor]  # what an operation measured on train

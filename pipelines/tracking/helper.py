@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.command import arguments
 from pipelines.command.errors import UserError
 from pipelines.tracking import delivery, limits, records
 from pipelines.tracking.cursors import Cursor, address, clean, pending, place, safe, tracking_uri
@@ -295,7 +296,7 @@ def replay(spool: Spool) -> None:
 
 def main() -> None:
     """Send what is waiting."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m pipelines.tracking",
         description="Send to MLflow what waits in the run store, and say what was sent. $MLFLOW_TRACKING_URI names the "
         "server; without it, mlflow.db.",

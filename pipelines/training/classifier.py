@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.config.params import Recipe
+from pipelines.config.recipes import Recipe
 from pipelines.data.batches import Batches, Chunk, stream
 from pipelines.training.losses import build_loss
 from pipelines.training.optimisers import build_optimiser

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.config.params import Recipe
+from pipelines.config.recipes import Recipe
 
 
 class Loss(Protocol):

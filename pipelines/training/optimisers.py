@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.config import schema
-from pipelines.config.params import Optimiser
+from pipelines.config import wording
+from pipelines.config.recipes import Optimiser
 from pipelines.training.sdlm import SDLM
 
 
@@ -34,8 +34,8 @@ def parameter_groups(chosen: Optimiser, model: nn.Module) -> list[dict[str, Any]
     layers = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
     unknown = set(chosen.layer_decay) - set(layers)
     if unknown:
-        names = schema.listed(sorted(unknown))
-        raise ValueError(f"layer_decay names {names}; expected layers of the model: {schema.listed(layers)}")
+        names = wording.listed(sorted(unknown))
+        raise ValueError(f"layer_decay names {names}; expected layers of the model: {wording.listed(layers)}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")

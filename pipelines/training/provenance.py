@@ -13,7 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from pipelines.config.params import CHOICES, PARAMS, SUITE_BLOCK
+from pipelines.config.params import CHOICES, SUITE
 from pipelines.training import store
 
 
@@ -59,14 +59,5 @@ def git_state() -> dict[str, Any]:
         return done.stdout.rstrip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{CHOICES}")
-    if changed == f" M {PARAMS}":
-        committed = git("show", f"HEAD:{PARAMS}")
-        found = (store.ROOT / PARAMS).read_text(encoding="utf-8")
-        if committed is not None and _but_for_the_suite(committed) == _but_for_the_suite(found):
-            changed = ""
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{CHOICES}", f":!{SUITE}")
     return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}
-
-
-def _but_for_the_suite(params: str) -> str:
-    return SUITE_BLOCK.sub("", params.rstrip() + "\n").rstrip()

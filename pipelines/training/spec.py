@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import schema
-from pipelines.config.params import Benchmark, Params
+from pipelines.config import wording
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.params import Params
 from pipelines.data import datasets
 from pipelines.training import store
 from pipelines.training.store import TrialFiles  # by its own name: a field called store hides the module
@@ -62,7 +63,7 @@ def trials(params: Params, name: str, *, data: Path, root: Path, budget: str | N
     benchmark = params.benchmark(name)
     budget = budget or usual_budget(params, name)
     if budget not in benchmark.budgets:
-        raise schema.unknown(f"--budget: {name}: budget", budget, benchmark.budgets)
+        raise wording.unknown(f"--budget: {name}: budget", budget, benchmark.budgets)
     return [plan(benchmark, budget, seed, data=data, root=root) for seed in benchmark.budgets[budget].seeds]
 
 

@@ -19,7 +19,8 @@ from pipelines import train
 from pipelines.cluster import connection, estimate, local
 from pipelines.cluster.connection import Cluster, Node
 from pipelines.command.errors import UserError
-from pipelines.config.params import Benchmark, Resources, load_params
+from pipelines.config.benchmarks import Benchmark, Resources
+from pipelines.config.params import load_params
 from pipelines.training import spec
 from tests.conftest import ROOT, environment
 from tests.disturbed import QUIET, only, specs
@@ -80,7 +81,7 @@ def test_how_many_workers_a_node_holds(node: tuple[int, int], cpus: int, gpus: f
 def test_what_no_node_holds_is_one_line(found: Cluster, resources: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError) as caught:
         found.require(asking(**resources))
-    assert str(caught.value) == f"benchmarks.lenet5-mnist.resources: {line}"
+    assert str(caught.value) == f"models/lenet.yaml: lenet5-mnist.resources: {line}"
 
 
 @pytest.mark.parametrize(

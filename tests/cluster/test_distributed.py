@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +16,8 @@ import pytest
 
 from pipelines import trial
 from pipelines.training import spec, store
-from tests import processes
-from tests.conftest import ROOT, edit_params, environment
+from tests import processes, projects
+from tests.conftest import edit_params, environment
 from tests.disturbed import Run, only, same_weights, slurm, specs, worker_of
 from tests.processes import name_of, started_by, until
 
@@ -49,7 +48,7 @@ PLAIN = """
 def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> spec.Spec:
     """The trial on two workers that nothing disturbs: two processes under Lightning's own DDP, without Ray."""
     home = tmp_path_factory.mktemp("undisturbed")
-    shutil.copy(ROOT / "params.yaml", home)
+    projects.copy_params(home)
     params = edit_params(home / "params.yaml", lenet5_mnist=TWO)
     (one,) = spec.trials(params, "lenet5-mnist", data=mnist_slice, root=home / "store")
     (home / "spec.pickle").write_bytes(pickle.dumps(one.on("cpu", threads=1)))

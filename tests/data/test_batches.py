@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines import trial
 from pipelines.cluster import workload
-from pipelines.config.params import Subset
+from pipelines.config.recipes import Subset
 from pipelines.data import datasets, subsets, transforms
 from pipelines.data.batches import CHUNK_VALUES, Batches, Chunks, stream
 from pipelines.training import journal, spec

@@ -87,7 +87,7 @@ CHECKS: dict[str, Callable[[], object]] = {
     "TMPDIR": local._folder,
     "HOME": local.tighten,
     "RUN_STORE": lambda: store.require_folder(store.default()),
-    "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(fetch.RAW["mnist"])],
+    "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(PARAMS.datasets["mnist"])],
     "MLFLOW_TRACKING_URI": lambda: cursors.tracking_uri(Path()),
 }
 

@@ -23,7 +23,9 @@ from pipelines import evaluate, train, trial
 from pipelines.cluster import estimate
 from pipelines.command import progress
 from pipelines.command.errors import UserError
-from pipelines.config.params import Benchmark, Budget, Optimiser, Recipe, load_params
+from pipelines.config.benchmarks import Benchmark, Budget
+from pipelines.config.params import load_params
+from pipelines.config.recipes import Optimiser, Recipe
 from pipelines.data import datasets
 from pipelines.training import journal, spec, store
 from pipelines.training.journal import Journal, Worker

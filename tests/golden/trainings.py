@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from pipelines import trial
-from pipelines.config.params import Budget, load_params
+from pipelines.config.benchmarks import Budget
+from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.training import spec, store
 
@@ -57,7 +58,7 @@ def _cpuinfo() -> str:
 def write_images(root: Path, name: str) -> None:
     """A dataset under ``name``: each class is a blob of its own place and colour, in noise.
 
-    One label in four is random: without those, members of a committee would have nothing to disagree on.
+    One label in four is random: without those, members of an ensemble would have nothing to disagree on.
     """
     channels, height, width = SHAPES[name]
     count = IMAGES if height < 100 else 16

@@ -20,12 +20,13 @@ import pytest
 from PIL import Image
 
 from pipelines import compare
-from pipelines.config.params import Params, build_params, load_params
+from pipelines.config.params import Params, load_params
 from pipelines.results import examples
 from pipelines.results.page import images, page, plots, table3, words
 from pipelines.results.page.markup import embedded, tag
 from pipelines.results.page.outcomes import Examples, LedgerRow, Outcome
 from pipelines.results.verdicts import Verdict
+from tests import projects
 from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params
 
 RUN = [name for name, made in MADE.items() if made.error is not None]
@@ -258,7 +259,7 @@ def nasty_params() -> Params:
         block["claim"] |= {"source": NASTY, "protocol": NASTY}
         if MADE[name].claimed_on:
             block["claim"]["difference"] = NASTY
-    return build_params(found)
+    return projects.build(found)
 
 
 def test_markup_in_the_files_stays_text(inputs: Inputs) -> None:
@@ -366,7 +367,7 @@ def test_an_augmented_net_fills_no_cell_of_table_3() -> None:
     found = params()
     for name in ("allcnn-c-cifar10", "allcnn-a-strided-cifar10"):
         found["benchmarks"][name]["recipe"]["augment"] = [{"flip": {}}]
-    built = build_params(found)
+    built = projects.build(found)
     assert table3.cells(built.benchmarks, compare.make_ledger(built, {})) is None
 
 

@@ -19,7 +19,7 @@ from pipelines.cluster import estimate, workload
 from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.config import schedules, schema
-from pipelines.config.params import Benchmark
+from pipelines.config.benchmarks import Benchmark
 from pipelines.data import datasets
 from pipelines.training import boosting, journal, spec, store
 from pipelines.training.boosting import BoostedBatches, Patterns
@@ -70,7 +70,7 @@ def planned(changes: Mapping[str, Any] | None = None, *, root: str = "store") ->
     for dotted, value in (changes or {}).items():
         parent, _, last = dotted.rpartition(".")
         (block[parent] if parent else block)[last] = value
-    benchmark = schema.parse(Benchmark, block, f"benchmarks.{NAME}", name=NAME)
+    benchmark = schema.parse(Benchmark, block, f"models/lenet.yaml: {NAME}", name=NAME)
     return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=1)
 
 
@@ -320,7 +320,7 @@ def test_what_cannot_be_boosted_is_said_when_params_are_read(project: Path, name
     changes, words = BAD[name]
     with pytest.raises(UserError) as caught:
         planned(changes)
-    assert words in str(caught.value) and str(caught.value).startswith("benchmarks.committee-mnist.")
+    assert words in str(caught.value) and str(caught.value).startswith("models/lenet.yaml: committee-mnist.")
     assert "\n" not in str(caught.value)
 
 
@@ -335,7 +335,7 @@ def test_a_committee_and_boosting_come_together(project: Path, changes: dict[str
     one = planned(changes)
     with pytest.raises(UserError) as caught:
         trial.check(one.benchmark, "laptop", one.data)
-    assert words in str(caught.value) and "benchmarks.committee-mnist.recipe." in str(caught.value)
+    assert words in str(caught.value) and "models/lenet.yaml: committee-mnist.recipe." in str(caught.value)
 
 
 @pytest.mark.parametrize(("member", "words"), [(1, "that the first member gets half wrong"), (2, "members disagree")])
@@ -344,5 +344,7 @@ def test_too_few_patterns_is_one_line(project: Path, member: int, words: str) ->
     with pytest.raises(UserError) as caught:
         loader.patterns(member)
     line = str(caught.value)
-    assert line.startswith("benchmarks.committee-mnist.recipe.boosting.candidates is 30; expected more: they gave ")
+    assert line.startswith(
+        "models/lenet.yaml: committee-mnist.recipe.boosting.candidates is 30; expected more: they gave "
+    )
     assert words in line and line.endswith("a batch takes 20") and "\n" not in line

@@ -22,9 +22,12 @@ from pipelines import evaluate, train, trial
 from pipelines.cluster import estimate
 from pipelines.command import progress
 from pipelines.command.errors import UserError
-from pipelines.config.params import Budget, Optimiser, Recipe, Subset, load_params
+from pipelines.config.benchmarks import Budget
+from pipelines.config.params import load_params
+from pipelines.config.recipes import Optimiser, Recipe, Subset
 from pipelines.data import datasets
 from pipelines.training import journal, spec, store, tensors
+from tests import projects
 from tests.conftest import ROOT, environment
 from tests.disturbed import same_weights
 
@@ -328,7 +331,7 @@ def test_a_place_that_is_no_folder_is_found_before_anything_is_trained(
 
 
 def test_a_run_store_that_is_a_file_is_found_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(ROOT / "params.yaml", place)
+    projects.copy_params(place)
     monkeypatch.setenv("RUN_STORE", "/etc/passwd")
     for main, words in ((train.main, ["train", NAME]), (trial.main, ["trial", NAME])):
         monkeypatch.setattr(sys, "argv", words)

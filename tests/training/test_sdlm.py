@@ -18,7 +18,8 @@ from models import convnetjs, lenet, lenet1989, linear, mlp
 from pipelines import trial
 from pipelines.command.errors import UserError
 from pipelines.config import schedules
-from pipelines.config.params import MAP_CONSTANT, Optimiser, load_params
+from pipelines.config.params import load_params
+from pipelines.config.recipes import MAP_CONSTANT, Optimiser
 from pipelines.data import transforms
 from pipelines.data.batches import Batches
 from pipelines.training import journal, losses, spec, store

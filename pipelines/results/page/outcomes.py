@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from pipelines.command.errors import UserError
 from pipelines.command.progress import is_number
-from pipelines.config import schema
-from pipelines.config.params import Benchmark, ClaimedOn
+from pipelines.config import wording
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn
 from pipelines.results import examples
 from pipelines.results.page import arrays
 from pipelines.results.verdicts import claim_margin
@@ -165,7 +166,7 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
     about = _about(folder / "classes.json")
     for key, now in (("protocol", benchmark.evaluation.protocol), ("dataset", benchmark.dataset)):
         if about[key] != now:
-            line = f"{key} is {schema.show(about[key])}, and {now} in params.yaml"
+            line = f"{key} is {wording.show(about[key])}, and {now} in params.yaml"
             raise UserError(f"{folder / 'classes.json'}: {line}; expected the same: run dvc repro")
     trials = tuple(
         _trial(
@@ -196,14 +197,14 @@ def _about(path: Path) -> dict[str, Any]:
     about = store.read_json(path)
     names, shape = about.get("classes"), about.get("shape")
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: classes is {schema.show(names)}; expected a list of at least two names")
+        raise UserError(f"{path}: classes is {wording.show(names)}; expected a list of at least two names")
     if not isinstance(shape, list) or len(shape) != 3 or not all(_whole(side, 1, arrays.LONGEST) for side in shape):
-        raise UserError(f"{path}: shape is {schema.show(shape)}; expected channels, height and width")
+        raise UserError(f"{path}: shape is {wording.show(shape)}; expected channels, height and width")
     for key in ("dataset", "protocol"):
         if not isinstance(about.get(key), str):
-            raise UserError(f"{path}: {key} is {schema.show(about.get(key))}; expected text")
+            raise UserError(f"{path}: {key} is {wording.show(about.get(key))}; expected text")
     if not _whole(about.get("test"), 1, arrays.MOST):
-        raise UserError(f"{path}: test is {schema.show(about.get('test'))}; expected the number of test images")
+        raise UserError(f"{path}: test is {wording.show(about.get('test'))}; expected the number of test images")
     return about
 
 
@@ -230,10 +231,10 @@ def _trial(
     curve = _curve(trained / "curve.jsonl")
     result = _result(trained / "result.json", config)
     if metrics.get("key") != result.get("key"):
-        line = f"the key is {schema.show(metrics.get('key'))}, that of the run {schema.show(result.get('key'))}"
+        line = f"the key is {wording.show(metrics.get('key'))}, that of the run {wording.show(result.get('key'))}"
         raise UserError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: run dvc repro")
     if result.get("seed") != seed:  # or one seed would count twice
-        found = schema.show(result.get("seed"))
+        found = wording.show(result.get("seed"))
         raise UserError(f"{trained / 'result.json'}: the seed is {found}; expected {seed}: run dvc repro")
     return Trial(
         seed=seed,
@@ -252,14 +253,14 @@ def _claimed_on(path: Path, found: Any, on: ClaimedOn | None) -> float | None:
     images = {key: found.get(key) for key in names} if isinstance(found, Mapping) else None
     if images != (dataclasses.asdict(on) if on else None):
         expected = f"the {on.words}" if on else "none, the whole test split"
-        raise UserError(f"{path}: claimed_on is {schema.show(images)}; expected {expected}: run dvc repro")
+        raise UserError(f"{path}: claimed_on is {wording.show(images)}; expected {expected}: run dvc repro")
     return None if on is None else _percent(path, found, "error", within="claimed_on.")
 
 
 def _percent(path: Path, found: Mapping[str, Any], key: str, within: str = "") -> float:
     value = found.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-        raise UserError(f"{path}: {within}{key} is {schema.show(value)}; expected per cent, 0 to 100")
+        raise UserError(f"{path}: {within}{key} is {wording.show(value)}; expected per cent, 0 to 100")
     return float(value)
 
 
@@ -282,14 +283,14 @@ def _curve(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is missing or empty; expected one line an epoch")
     for number, line in enumerate(curve, 1):
         if not is_number(line.get("epoch")) or not 0 < line["epoch"] < 1e9:
-            told = schema.show(line.get("epoch"))
+            told = wording.show(line.get("epoch"))
             raise UserError(
                 f"{path} line {number}: epoch is {told}; expected how many passes over the images were made"
             )
         for key in ("loss", "train_error"):
             value = line.get(key)
             if not (value is None or isinstance(value, float) or is_number(value)):  # of a diverged trial NaN
-                raise UserError(f"{path} line {number}: {key} is {schema.show(value)}; expected a number, or null")
+                raise UserError(f"{path} line {number}: {key} is {wording.show(value)}; expected a number, or null")
     return curve
 
 
@@ -299,16 +300,16 @@ def _result(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     differs = difference(result.get("config"), config)
     if differs is not None:
         key, was, now = differs
-        line = f"config{key} is {schema.show(was)}, and {schema.show(now)} by params.yaml"
+        line = f"config{key} is {wording.show(was)}, and {wording.show(now)} by params.yaml"
         again = f"run dvc repro, or dvc repro -f train@{path.parent.parent.name} where it finds nothing to do"
         raise UserError(f"{path}: {line}; expected a trial of what stands there: {again}")
     for key, needed in _NUMBERS.items():
         value = result.get(key)
         if not (is_number(value) and 0 <= value < LARGEST) and (needed or value is not None):
-            raise UserError(f"{path}: {key} is {schema.show(value)}; expected a number from 0 to {LARGEST:g}")
+            raise UserError(f"{path}: {key} is {wording.show(value)}; expected a number from 0 to {LARGEST:g}")
     for key, kind, words in (("hardware", str, "text"), ("versions", dict, "an object")):
         if not isinstance(result.get(key), kind):
-            raise UserError(f"{path}: {key} is {schema.show(result.get(key))}; expected {words}")
+            raise UserError(f"{path}: {key} is {wording.show(result.get(key))}; expected {words}")
     return result
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipelines.config.params import Benchmark
+from pipelines.config.benchmarks import Benchmark
 from pipelines.results.page.markup import Html, joined, prose, tag
 from pipelines.results.page.outcomes import LedgerRow
 from pipelines.results.page.words import plus_minus

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.config.params import Benchmark, ClaimedOn
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn
 from pipelines.results.page import images, plots
 from pipelines.results.page.markup import Html, joined, tag
 from pipelines.results.page.outcomes import LedgerRow, Outcome, TestSet, Trial
