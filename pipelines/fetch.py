@@ -27,6 +27,7 @@ from pipelines.command.files import expect_file
 from pipelines.config import wording, yamlfile
 from pipelines.config.origins import Origin
 from pipelines.config.params import PARAMS, load_origins
+from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset, prepare, writing
 from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, md5_of, mismatch
 from pipelines.data.rawfiles import RAW_FORMATS
@@ -321,9 +322,7 @@ def locked(root: Path, what: str, say: Say) -> Iterator[None]:
 
 
 def _fetch_folder(root: Path, name: str, origin: Origin, say: Say) -> None:
-    """Photographs in folders; Pillow is imported here alone, as raw files need none of its decoders."""
-    from pipelines.data import imagefolder
-
+    """Write ``datasets/<name>`` from photographs in folders."""
     with locked(root, name, say):
         prepare(root / "datasets", name)
         imagefolder.write(root, name, origin, say)

@@ -102,6 +102,11 @@ def test_dvc_overrides_one_row_and_nothing_else(tmp_path: Path) -> None:
     assert load_params(tmp_path / "params.yaml").benchmark("allcnn-c-cifar10").recipe.optimiser.lr == 0.01
 
 
+def test_no_row_takes_a_key_through_a_merge() -> None:
+    """DVC's -S would change nothing on it, and not say so."""
+    assert [path.name for path in (ROOT / "models").glob("*.yaml") if "<<" in path.read_text()] == []
+
+
 def test_the_thirteen_all_convolutional_rows_take_at_most_180_lines() -> None:
     path = ROOT / "models/allcnn.yaml"
     assert len(yamlfile.read(path)) - 1 == 13

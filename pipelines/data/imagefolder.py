@@ -24,11 +24,6 @@ THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes and scales outside Pytho
 IN_FLIGHT = 32  # images a thread that wait, packed, in memory
 IN_FLIGHT_BYTES = 1 << 27  # that they may hold, but for the last of them
 RELEASE_EVERY = 500  # images
-# Archives of https://github.com/fastai/imagenette, by their published names.
-OFFICIAL = {
-    name: f"https://s3.amazonaws.com/fast-ai-imageclas/{name}"
-    for name in ("imagenette2.tgz", "imagenette2-320.tgz", "imagenette2-160.tgz")
-}
 
 
 def write(root: Path, name: str, origin: Origin, say: Callable[[str], None]) -> None:
@@ -39,10 +34,12 @@ def write(root: Path, name: str, origin: Origin, say: Callable[[str], None]) -> 
     cannot be decoded.
     """
     folders: dict[Split, str] = {"train": origin.train, "test": origin.val}
-    check_folders(f"datasets.{name}", folders)
+    check_folders(f"params.yaml: datasets.{name}", folders)
     files, md5s = locate(root, name, origin, say)
     if not md5s:
-        say(f"datasets.{name} has no md5: when its files change, `dvc repro -f fetch@{name}` takes them in")
+        say(
+            f"params.yaml: datasets.{name} has no md5: when its files change, `dvc repro -f fetch@{name}` takes them in"
+        )
     left_out = LeftOut()
     try:
         layout = lay_out(files.label, files.scan(left_out), folders, left_out)
@@ -61,7 +58,7 @@ def locate(root: Path, name: str, origin: Origin, say: Callable[[str], None]) ->
     if origin.folder is not None:
         path = root / origin.folder
         if not path.is_dir():
-            raise UserError(f"datasets.{name}.folder: no such folder: {brief(origin.folder)}")
+            raise UserError(f"params.yaml: datasets.{name}.folder: no such folder: {brief(origin.folder)}")
         return Folder(path, brief(origin.folder)), {}
     assert origin.archive is not None
     path = _find_archive(root, name, origin.archive, origin, say)
@@ -158,7 +155,7 @@ def _find_archive(root: Path, name: str, archive: str, origin: Origin, say: Call
         if problem != "absent":
             say(f"{archive}: not from {path}: {problem}")
     urls = [f"{mirror.rstrip('/')}/{quote(archive)}"] if remote else []
-    urls += [OFFICIAL[archive]] if archive in OFFICIAL else []
+    urls += [origin.url] if origin.url else []
     for url in urls:
         try:
             return _download(root, name, archive, Remote(url=url, size=origin.bytes, md5=origin.md5), say)
@@ -166,7 +163,9 @@ def _find_archive(root: Path, name: str, archive: str, origin: Origin, say: Call
             seen.append(f"{shown(url)}: {error}")
             say(f"{archive}: not from {shown(url)}: {error}")
     hint = "put it into data/ or point DATA_MIRROR at a directory or URL that has it"
-    raise UserError(printable(f"datasets.{name}.archive: {archive} was not found ({'; '.join(seen)}); {hint}"))
+    raise UserError(
+        printable(f"params.yaml: datasets.{name}.archive: {archive} was not found ({'; '.join(seen)}); {hint}")
+    )
 
 
 def _problem(path: Path, origin: Origin) -> str | None:

@@ -274,6 +274,8 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
         {"kind": "imagefolder", "folder": "x", "bytes": 5},
         ".bytes is 5; expected it beside archive alone",
     ),
+    ("datasets/imagenette/url", "host/x.tar", " is 'host/x.tar'; expected an address like https://host/folder"),
+    ("datasets/mnist/url", "https://host/x", " is 'https://host/x'; expected none with kind: idx"),
     ("datasets/imagenette/md5", "xyz", " is 'xyz'; expected 32 hexadecimal digits"),
     ("datasets/imagenette/bytes", -4, " is -4; expected at least 1"),
     ("datasets/mnist/archive", "x.tar", " is 'x.tar'; expected none with kind: idx"),

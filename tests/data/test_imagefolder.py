@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import errno
+import functools
 import gzip
 import hashlib
+import http.server
 import io
 import itertools
 import json
@@ -17,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -192,13 +195,13 @@ def test_a_class_missing_from_one_split(
 
 def test_an_absent_folder_names_the_key(tmp_path: Path) -> None:
     line = refused(tmp_path, Origin(kind="imagefolder", folder="nowhere"))
-    assert line == "datasets.pets.folder: no such folder: nowhere"
+    assert line == "params.yaml: datasets.pets.folder: no such folder: nowhere"
 
 
 def test_an_absent_archive_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_MIRROR", "/mirror")
     line = refused(tmp_path, Origin(kind="imagefolder", archive="pets.tar"))
-    assert "datasets.pets.archive: pets.tar was not found (/mirror/pets.tar: absent; " in line
+    assert "params.yaml: datasets.pets.archive: pets.tar was not found (/mirror/pets.tar: absent; " in line
     assert "data/pets.tar: absent)" in line and "DATA_MIRROR" in line
 
 
@@ -216,6 +219,19 @@ def test_a_wrong_md5_is_passed_over(
     (tmp_path / "data" / "pets.tar").write_bytes(b"also foreign")
     line = refused(tmp_path, source)
     assert hashlib.md5(b"also foreign").hexdigest() in line and str(foreign) in line
+
+
+def test_an_archive_is_downloaded_from_its_url(tmp_path: Path, pictures: dict[str, bytes]) -> None:
+    content = as_archive(tmp_path / "host" / "pets.tar", pictures).read_bytes()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "host")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/pets.tar"
+        digest = hashlib.md5(content).hexdigest()
+        _, log = write(tmp_path, Origin(kind="imagefolder", archive="pets.tar", url=url, md5=digest, size=8))
+        server.shutdown()
+    assert f"pets.tar: from {url}, md5 ok" in log
+    assert (tmp_path / "data" / "pets.tar").read_bytes() == content
 
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
@@ -331,7 +347,9 @@ def test_the_command_refuses_a_foreign_archive(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: datasets.imagenette.archive: imagenette2-224px.tar was not found (data/")
+    assert done.stderr.startswith(
+        "error: params.yaml: datasets.imagenette.archive: imagenette2-224px.tar was not found (data/"
+    )
     assert "expected md5" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
@@ -555,13 +573,14 @@ def test_two_image_folders_side_by_side_are_one_too_many(tmp_path: Path, picture
 def test_a_picture_is_in_one_split(tmp_path: Path, pictures: dict[str, bytes], train: str, val: str) -> None:
     as_folder(tmp_path / "mine", {name.replace("/train/", "/all/"): content for name, content in pictures.items()})
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine", train=train, val=val))
-    assert line == f"datasets.pets.train is '{train}' and val '{val}'; expected two folders, neither within the other"
+    both = f"datasets.pets.train is '{train}' and val '{val}'"
+    assert line == f"params.yaml: {both}; expected two folders, neither within the other"
 
 
 @pytest.mark.parametrize("folder", [".", "..", "/data/val", "a/../val", "./"])
 def test_a_split_has_a_folder(tmp_path: Path, folder: str) -> None:
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine", val=folder))
-    assert line == f"datasets.pets.val is '{folder}'; expected a folder such as val"
+    assert line == f"params.yaml: datasets.pets.val is '{folder}'; expected a folder such as val"
 
 
 def test_a_row_that_nothing_fills_is_no_black_image(
