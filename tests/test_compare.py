@@ -22,8 +22,8 @@ import yaml
 from pipelines import compare
 from pipelines.command.errors import UserError
 from pipelines.config.params import load_params
+from pipelines.results.ledger import LedgerRow, gather
 from pipelines.results.page import table3
-from pipelines.results.page.outcomes import LedgerRow
 from pipelines.training import store
 from tests.report_inputs import DIFFERENCE, LABEL, MADE, REMARKS, SEEDS, claimed_on, make
 
@@ -57,7 +57,7 @@ def project(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def report() -> list[LedgerRow]:
     params = load_params()
-    return compare.write(params, compare.gather(params))
+    return compare.write(params, gather(params))
 
 
 def row(ledger: list[LedgerRow], name: str) -> LedgerRow:
@@ -357,6 +357,7 @@ def edit_json(path: Path, **changes: object) -> None:
 SEED = "evaluations/lenet5-mnist/trials/seed-3"
 RUN = "runs/lenet5-mnist/seed-3"
 MARKED_SEED, ON = "evaluations/ordinary-cifar10/trials/seed-3", claimed_on(MADE["ordinary-cifar10"])
+OTHER = {**ON, "first": 0, "error": 1.0, "accuracy": 99.0}
 FILES = [
     *(f"{SEED}/metrics.json", f"{SEED}/confusion.csv", "evaluations/lenet5-mnist/classes.json"),
     *("evaluations/lenet5-mnist/examples.npz", f"{RUN}/result.json", f"{RUN}/curve.jsonl"),
@@ -367,7 +368,7 @@ def refused(project: Path, file: str) -> str:
     """The line with which compare refuses, having written nothing."""
     params = load_params()
     with pytest.raises(UserError) as caught:
-        compare.write(params, compare.gather(params))
+        compare.write(params, gather(params))
     line = str(caught.value)
     assert file in line
     assert "\n" not in line
@@ -412,9 +413,9 @@ def test_no_seed_counts_twice(project: Path) -> None:
         (f"{SEED}/metrics.json", {"error": 50.0}, "expected files of one evaluation"),
         (f"{SEED}/metrics.json", {"key": "f" * 16}, "expected the same trial"),
         ("evaluations/lenet5-mnist/classes.json", {"classes": ["one"]}, "expected a list of at least two names"),
-        (f"{SEED}/metrics.json", {"claimed_on": ON}, "expected none, the whole test split: run dvc repro"),
+        (f"{SEED}/metrics.json", {"claimed_on": OTHER}, "expected none, the whole test split: run dvc repro"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "claimed_on is null; expected the images 40,001 to"),
-        (f"{MARKED_SEED}/metrics.json", {"claimed_on": {**ON, "first": 0}}, "of the training file: run dvc repro"),
+        (f"{MARKED_SEED}/metrics.json", {"claimed_on": OTHER}, "of the training file: run dvc repro"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": ON}, "claimed_on.error is null; expected per cent, 0 to 100"),
         ("evaluations/lenet5-mnist/classes.json", {"classes": ["one", 2]}, "expected a list of at least two names"),
         ("evaluations/lenet5-mnist/classes.json", {"test": 10**400}, "expected the number of test images"),

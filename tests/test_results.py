@@ -14,7 +14,9 @@ import pytest
 
 from pipelines import compare
 from pipelines.config.params import load_params
-from pipelines.results.page import outcomes, table3
+from pipelines.results import reader
+from pipelines.results.ledger import make_ledger
+from pipelines.results.page import table3
 from pipelines.results.verdicts import Verdict, claim_margin, judge, shown
 from tests.conftest import ROOT
 
@@ -97,7 +99,7 @@ def test_a_committed_row_was_trained_as_its_block_says_today(path: Path, row: di
     """A recipe that is changed takes its figures with it: the suite is run again, or the row goes."""
     benchmark = PARAMS.benchmarks[row["benchmark"]]
     now = json.loads(json.dumps(benchmark.resolved(row["budget"])))
-    assert outcomes.difference(row["config"], now) is None
+    assert reader.difference(row["config"], now) is None
     assert (row["views"], row["label"]) == (benchmark.evaluation.protocol, benchmark.label)
 
 
@@ -126,7 +128,7 @@ def test_the_readme_and_the_markdown_say_what_the_row_says(path: Path, row: dict
 def test_the_readme_has_table_3_as_the_ledgers_have_it() -> None:
     """A cell is filled by what was trained as long as the paper did."""
     rows = {row["benchmark"]: row for _, row in RUN if row["budget"] == "paper"}
-    ledger = [rows.get(one["benchmark"], one) for one in compare.make_ledger(PARAMS, {})]
+    ledger = [rows.get(one["benchmark"], one) for one in make_ledger(PARAMS, {})]
     found = table3.cells(PARAMS.benchmarks, ledger)
     assert found is not None
     lines = [line for line in table3.markdown(found) if line.startswith("|")]

@@ -1,8 +1,8 @@
-"""The MLflow side of tracking: sends what a server lacks, and remembers what it has got.
+"""The MLflow side of tracking: sends what a server lacks, and remembers what it has.
 
-Runs in a process of its own (see ``helper``), so it may hang or be killed at any moment. Nothing is doubled
-by what is sent twice: a run is found again by its tag, an artifact replaces what is at its path, and of metrics and
-params the server is asked what it has.
+Runs in a process of its own (see ``helper``), so it may hang or be killed at any moment. Sending twice doubles nothing:
+a run is found again by its tag, an artifact replaces the one at its path, and the server is asked which metrics, params
+and figures a run has.
 """
 
 from __future__ import annotations
@@ -11,17 +11,25 @@ import math
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from pipelines.tracking import database, limits, records, shared_views
+from pipelines.tracking import database, limits, records
 from pipelines.tracking.cursors import Cursor, alone, arrived, is_remote, sqlite_file
 from pipelines.tracking.probe import AwayError, Bounded, RefusedError, answers, probe, reach_local
-from pipelines.tracking.records import IDENTITY, Part, Point, Record
-from pipelines.tracking.waiting import DamagedError, Spool
+from pipelines.tracking.records import IDENTITY, Files, Part, Picture, Point, Record
+from pipelines.tracking.spool import Spool
+from pipelines.training.store import DamagedError
 
+OURS = "convnet_benchmarks"  # the tag of an experiment of ours
+DESCRIPTION = (
+    "Benchmarks on {dataset}: one run each, its trials below it (+). `explorer.html` of a run shows its confusion "
+    "matrices, its learning curves and the figures of each class.\n\nThe step of a metric counts "
+    f"{records.STEP}; `train/epoch` counts epochs."
+)
 BATCH = 900  # metrics a call; MLflow takes 1000 metrics, params and tags together
 ENVIRONMENT = {  # a user's own settings stand
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -85,7 +93,7 @@ class Sender:
             with answers(self.uri):
                 client.search_experiments(max_results=1)  # whatever it holds against all there is, a login first
                 if file is not None:
-                    self.came_from = database.bring_home(file, shared_views.OURS)
+                    self.came_from = database.bring_home(file, OURS)
             self.client = client
 
     def _lacking(self, cursor: Cursor, everything: list[Record]) -> list[Record]:
@@ -104,20 +112,17 @@ class Sender:
         return [record for record in everything if record.identity not in self.refused and cursor.lacks(record)]
 
     def _experiment(self, name: str) -> str:
-        """The id of the experiment, which is made when it is not there and has the views that the dashboard links."""
-        file, views = sqlite_file(self.uri), shared_views.experiment_views()
+        """The id of the experiment, which is made when it is not there, and restored when it was deleted."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            folder = limits.folder(name)
-            where = None if file is None else (database.artifacts(file) / folder).as_uri()
-            about = {"mlflow.note.content": shared_views.description(name)}
-            tags = {"mlflow.experimentKind": "custom_model_development", **about, **views}
+            file = sqlite_file(self.uri)
+            where = None if file is None else (database.artifacts(file) / limits.folder(name)).as_uri()
+            tags = {OURS: "true", "mlflow.note.content": DESCRIPTION.format(dataset=limits.name(name))}
             return str(self.client.create_experiment(name, artifact_location=where, tags=tags))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        for key, value in views.items():
-            if found.tags.get(key) != value:
-                self.client.set_experiment_tag(found.experiment_id, key, value)
+        if OURS not in found.tags:
+            self.client.set_experiment_tag(found.experiment_id, OURS, "true")
         return str(found.experiment_id)
 
     def _recall(self, cursor: Cursor, experiment: str, mine: list[Record]) -> None:
@@ -169,22 +174,13 @@ class Sender:
         else:
             held = Held.of(self.client.get_run(entry["run_id"]))
         run_id, sent = entry["run_id"], entry["sent"]
-        parts: list[Part] = []
-        files: dict[str, bytes] = {}
-        damaged: str | None = None
-        for part in record.parts:
-            if not arrived(part.name, part.mark, sent.get(part.name)):
-                try:
-                    files |= part.files()
-                except Exception as error:  # of this part alone: a file behind it is damaged
-                    damaged = damaged or str(error)
-                else:
-                    parts.append(part)
+        lacking = [part for part in record.parts if not arrived(part.name, part.mark, sent.get(part.name))]
+        parts, files, damaged = _with_files(lacking)
         if any(part.name == "head" for part in parts):
             self._log_dataset(run_id, record)
         if parts:
             self._log(run_id, parts, self._lacks(run_id, held, parts, sent.get("curve")), held)
-            self._log_files(run_id, files)
+            self._log_files(run_id, files, held)
         if sent.get("status") != record.status or record.status == "FINISHED":
             self._end(run_id, record)
         entry["sent"] = {**sent, **{part.name: part.mark for part in parts}, "status": record.status}
@@ -258,13 +254,28 @@ class Sender:
         for start in range(0, len(rest), BATCH):
             self.client.log_batch(run_id, rest[start : start + BATCH])
 
-    def _log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+    def _log_files(self, run_id: str, files: Sequence[Files], held: Held) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for path, content in files.items():
-                target = Path(folder) / path
-                target.parent.mkdir(parents=True, exist_ok=True)
+            for name, content in [item for found in files for item in found.contents.items()]:
+                target = Path(folder) / name
                 target.write_bytes(content)
-                self.client.log_artifact(run_id, str(target), os.path.dirname(path) or None)
+                self.client.log_artifact(run_id, str(target))
+        for picture in [picture for found in files for picture in found.pictures]:
+            self._log_picture(run_id, picture, held)
+
+    def _log_picture(self, run_id: str, picture: Picture, held: Held) -> None:
+        """
+        Add a figure to the image grid, which shows the last one of each key.
+
+        ``log_image`` gives each upload a new name: a tag of ours says which figure the run has already.
+        """
+        from PIL import Image
+
+        tag, stamp = f"figure.{picture.key}", milliseconds(picture.time)
+        if held.tags.get(tag) != str(stamp):
+            with Image.open(BytesIO(picture.png)) as image:
+                self.client.log_image(run_id, image.convert("RGB"), key=picture.key, step=0, timestamp=stamp)
+            self.client.set_tag(run_id, tag, str(stamp))
 
     def _end(self, run_id: str, record: Record) -> None:
         if record.ended is None:
@@ -273,17 +284,29 @@ class Sender:
             self.client.set_terminated(run_id, record.status, milliseconds(record.ended))
 
 
+def _with_files(parts: Sequence[Part]) -> tuple[list[Part], list[Files], str | None]:
+    """The parts whose files can be made, their files, and what is damaged behind the first of the others."""
+    made, damaged = [], None
+    for part in parts:
+        try:
+            made.append((part, part.files()))
+        except Exception as error:
+            damaged = damaged or str(error)
+    return [part for part, _ in made], [files for _, files in made], damaged
+
+
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """What a run has got: the latest value of each metric, and its params."""
+    """What a run has: the latest value of each metric, its params and its tags."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Any) -> Held:
         """Of a run of MLflow's."""
-        return cls(metrics=run.data.metrics, params=run.data.params)
+        return cls(metrics=run.data.metrics, params=run.data.params, tags=run.data.tags)
 
 
 def same(one: float | None, other: float) -> bool:
@@ -318,7 +341,7 @@ def connect(uri: str) -> Any:
 
 def _create_sqlite(file: Path) -> None:
     """Under a temporary name: this takes seconds, and half a schema under the final name would never mend."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.tracking import MlflowClient
 
     file = file.absolute()
     for left in file.parent.glob(f"{file.name}.new.*"):  # of a process that was killed
@@ -326,8 +349,7 @@ def _create_sqlite(file: Path) -> None:
     temporary = file.with_name(f"{file.name}.new.{os.getpid()}")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.touch()  # where that can't be, MLflow would try for minutes
-    made = SqlAlchemyStore(f"sqlite:///{temporary}", str(database.artifacts(file)))
-    made.engine.dispose()
+    MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
     os.replace(temporary, file)
 
 

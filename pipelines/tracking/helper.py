@@ -29,8 +29,8 @@ from pipelines.command.errors import UserError
 from pipelines.tracking import delivery, limits, records
 from pipelines.tracking.cursors import Cursor, address, clean, pending, place, safe, tracking_uri
 from pipelines.tracking.delivery import Sender
-from pipelines.tracking.probe import AwayError, LoginError
-from pipelines.tracking.waiting import Spool
+from pipelines.tracking.probe import AwayError, LoginError, be_patient
+from pipelines.tracking.spool import Spool
 
 DEADLINE_S = 30.0  # for a server that answers, but slowly; one that does not answer is given up in less than 5
 INTERVAL_S = 30.0
@@ -276,6 +276,7 @@ def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
 def replay(spool: Spool) -> None:
     """Send everything now, naming each run; UserError when something stays behind."""
     uri, began = tracking_uri(spool.project), time.monotonic()
+    be_patient()
     with _Helper(spool, interval_s=None, verify=True, told=lambda name: print(f"sent {name}", flush=True)) as helper:
         result = helper.finish(None)
     if result.busy:

@@ -1,4 +1,4 @@
-"""A tracking server as something that may be dead, hang, drip bytes, want a login, or be none: it is given ANSWER_S."""
+"""A tracking server that may be dead, hang, drip bytes, want a login, or be something else: it has ANSWER_S."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 
 from pipelines.tracking import database
 from pipelines.tracking.cursors import clean, is_remote
-from pipelines.tracking.waiting import DamagedError
+from pipelines.training.store import DamagedError
 
-# For one answer, however it comes. A dead server is to cost a stage 5 s at most: this, and what starting a process and
+# For one answer, however it comes. A dead server costs a stage 5 s at most: this, and what starting a process and
 # importing MLflow take.
 ANSWER_S = 2.5
+PATIENT_S = 30.0  # for the commands that do nothing but talk to a server
+VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # a user's own wish, which MLflow follows too
 BYTES_A_SECOND = 100_000  # more time for an upload through a slow line
 ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # what only MLflow answers; /health says less
 LONGEST_ANSWER = 10_000_000  # bytes of that; one experiment and its tags
@@ -42,9 +44,14 @@ class LoginError(RefusedError):
 def patience() -> float:
     """Seconds for one answer; more where a user gives MLflow more."""
     try:
-        return float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", ANSWER_S))
+        return float(os.environ.get(VARIABLE, ANSWER_S))
     except ValueError:
         return ANSWER_S
+
+
+def be_patient() -> None:
+    """Have this process and its children wait longer for each answer: a person waits for it, and no stage."""
+    os.environ.setdefault(VARIABLE, f"{PATIENT_S:g}")
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipelines.results import examples
-from pipelines.results.page.outcomes import Array, Examples
+from pipelines.results.reader import Array, Examples
 
 COLUMNS = 40  # tiles a row of a sheet
 JPEG_QUALITY = 88

@@ -16,8 +16,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.command.errors import UserError, printable
+from pipelines.command.errors import printable
 from pipelines.training import store
+from pipelines.training.store import DamagedError
 
 LONGEST = 4096  # entries along an axis that is no list of images or units
 MOST = 10_000_000  # entries along any
@@ -42,13 +43,13 @@ Array = npt.NDArray[Any]
 
 
 def read(path: Path, axes: Mapping[str, int]) -> dict[str, Array]:
-    """The arrays of ``path``, each with so many axes; UserError where one is missing, damaged or of something else."""
+    """The arrays of ``path``, each with so many axes; DamagedError where one is missing, damaged or another."""
     found = _read(path, axes)
     for key, count in axes.items():
         if key not in found:
-            raise UserError(f"{path} lacks {key}; expected the arrays {', '.join(axes)}: run dvc repro")
+            raise DamagedError(f"{path} lacks {key}; expected the arrays {', '.join(axes)}: run dvc repro")
         if found[key].ndim != count:
-            raise UserError(f"{path}: {key} has shape {found[key].shape}; expected {count} axes")
+            raise DamagedError(f"{path}: {key} has shape {found[key].shape}; expected {count} axes")
     return found
 
 
@@ -63,7 +64,7 @@ def first_layer(path: Path) -> dict[str, Array]:
         sound = array.ndim == 4 and 0 not in array.shape and max(sides) <= LONGEST and array.dtype.kind == "f"
         if not sound or not (np.abs(array) < 1e30).all():  # NaN, too
             told = f"{array.dtype} of shape {array.shape}"
-            raise UserError(f"{path}: {key} is {told}; expected finite floats on four axes")
+            raise DamagedError(f"{path}: {key} is {told}; expected finite floats on four axes")
     return {key: array.astype(np.float32) for key, array in found.items()}
 
 
@@ -77,7 +78,7 @@ def _read(path: Path, keys: Iterable[str]) -> dict[str, Array]:
                 return {key: _array(archive, one) for key, one in there.items() if one is not None}
         except DAMAGE as error:
             reason = printable(" ".join(str(error).split()))[:80]
-            raise UserError(f"{path} is damaged ({reason}); delete it and run the stage again") from None
+            raise DamagedError(f"{path} is damaged ({reason}); delete it and run the stage again") from None
 
 
 def _array(archive: zipfile.ZipFile, one: zipfile.ZipInfo) -> Array:
