@@ -142,7 +142,7 @@ class _Helper:
         self.sent: set[str] = set()  # identities
         self.ended: dict[str, Any] | None = None  # what it said at its end
         order = {
-            "spool": spool.pack(),
+            "spool": {name: str(folder) for name, folder in vars(spool).items()},
             "uri": tracking_uri(spool.project),
             "interval_s": interval_s,
             "verify": verify,
@@ -245,7 +245,7 @@ def helper_main() -> None:
             os._exit(1)
 
     threading.Thread(target=listen, daemon=True).start()
-    sender = Sender(Spool.unpack(order["spool"]), order["uri"])
+    sender = Sender(Spool(**{name: Path(folder) for name, folder in order["spool"].items()}), order["uri"])
     interval, said = order["interval_s"], {}
     while interval is not None and not finish.wait(interval):
         said = _round(sender)

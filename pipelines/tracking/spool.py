@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,6 @@ from pipelines.training import store
 from pipelines.training.store import MissingError
 
 SILENT_S = 900.0  # a trial writes its progress every second; one that is silent for so long counts as ended
-FOLDERS = ("project", "store", "runs", "evaluations", "report")
 T = TypeVar("T")
 
 IDENTITY = {**dict.fromkeys(("key", "benchmark", "budget"), TEXT), "seed": WHOLE, "config": OBJECT}
@@ -51,14 +50,13 @@ ROW = {
 
 @dataclass(frozen=True, kw_only=True)
 class Spool:
-    """Where the files are; ``benchmarks`` narrows it to those names."""
+    """Where the files are."""
 
     project: Path  # holds mlflow.db and mlartifacts/ where no server is named
     store: Path
     runs: Path
     evaluations: Path
     report: Path
-    benchmarks: frozenset[str] | None = None
 
     @classmethod
     def here(cls) -> Spool:
@@ -66,27 +64,10 @@ class Spool:
         return cls.below(Path.cwd(), run_store=store.default())
 
     @classmethod
-    def below(cls, project: Path, only: Iterable[str] | None = None, *, run_store: Path | None = None) -> Spool:
+    def below(cls, project: Path, *, run_store: Path | None = None) -> Spool:
         """The spool of the project in the directory **project**."""
-        folders = {name: project / name for name in FOLDERS} | {"project": project}
-        folders |= {"store": run_store} if run_store else {}
-        return cls(**folders, benchmarks=None if only is None else frozenset(only))
-
-    def wants(self, benchmark: str) -> bool:
-        """Whether the benchmark is one of those asked for."""
-        return self.benchmarks is None or benchmark in self.benchmarks
-
-    def pack(self) -> Json:
-        """As plain JSON, for another process."""
-        only = None if self.benchmarks is None else sorted(self.benchmarks)
-        return {**{name: str(getattr(self, name)) for name in FOLDERS}, "only": only}
-
-    @classmethod
-    def unpack(cls, packed: Mapping[str, Any]) -> Spool:
-        """The inverse of ``pack``."""
-        only = packed["only"]
-        folders = {name: Path(packed[name]) for name in FOLDERS}
-        return cls(**folders, benchmarks=None if only is None else frozenset(only))
+        outputs = {name: project / name for name in ("runs", "evaluations", "report")}
+        return cls(project=project, store=run_store or project / "store", **outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +193,7 @@ def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
     problems: list[str] = []
     trials = _trials(spool, _evaluations(spool, problems), problems)
     path = spool.report / "ledger.json"
-    rows = _try(problems, lambda: _ledger(path, spool, problems)) or {}
+    rows = _try(problems, _ledger, path, problems) or {}
     datasets = {(t.benchmark, t.budget): t.dataset for t in trials}
     # The ledger lists every benchmark there is: there is nothing to show of those that never ran.
     datasets |= {key: row["dataset"] for key, row in rows.items() if key in datasets or row["n"]}
@@ -241,7 +222,7 @@ def _trials(spool: Spool, evaluations: Mapping[str, Evaluated], problems: list[s
     collected = [path for path in spool.runs.glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)]
     for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
         identity = _try(problems, _load, path, IDENTITY)
-        if identity is not None and identity["key"] not in trials and spool.wants(identity["benchmark"]):
+        if identity is not None and identity["key"] not in trials:
             trial = _try(problems, _trial, path, identity, evaluations, problems)
             trials |= {trial.key: trial} if trial else {}
     return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
@@ -270,7 +251,7 @@ def _evaluations(spool: Spool, problems: list[str]) -> dict[str, Evaluated]:
     """Every evaluation, by the key of its trial."""
     found: dict[str, Evaluated] = {}
     for path in sorted(spool.evaluations.glob("*/trials/seed-*/metrics.json")):
-        if SEED.fullmatch(path.parent.name) and spool.wants(path.parts[-4]):
+        if SEED.fullmatch(path.parent.name):
             evaluated = _try(problems, _evaluated, path.parent)
             found |= {evaluated.evaluation.metrics["key"]: evaluated} if evaluated else {}
     return found
@@ -281,12 +262,12 @@ def _evaluated(folder: Path) -> Evaluated:
     return Evaluated(folder=folder, about=about, evaluation=reader.read_evaluation(folder, about))
 
 
-def _ledger(path: Path, spool: Spool, problems: list[str]) -> dict[tuple[str, str], Json]:
+def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], Json]:
     """The rows of the ledger by benchmark and budget; those outside the suite, which have none, are left out."""
     found: dict[tuple[str, str], Json] = {}
     for place, listed in enumerate(store.read_list(path), 1):
         row = _try(problems, _row, f"{path} row {place}", listed)
-        if row is not None and spool.wants(row["benchmark"]):
+        if row is not None:
             found[row["benchmark"], row["budget"]] = row
     return found
 

@@ -229,8 +229,6 @@ def test_reads_what_stages_write(tmp_path: Path) -> None:
     assert problems == []
     assert [b.name for b in found][:3] == ["linear-mnist", "mlp300-mnist", "lenet5-mnist"]  # by their first trial
     assert all(len(b.trials) == len(b.evaluated) == 2 and b.row is not None for b in found)
-    only = spools.read(Spool.below(tmp_path, ["lenet5-mnist"]))[0]
-    assert [b.name for b in only] == ["lenet5-mnist"]
 
 
 def test_damaged_files_read_as_absent(tmp_path: Path) -> None:
