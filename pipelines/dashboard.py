@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import runpy
 import signal
@@ -45,25 +46,8 @@ SERVER_ENVIRONMENT = {
 }
 
 
-# Pages on the runs of an experiment, by title; all but the first need something to show. MLflow opens in its GenAI mode
-# unless the address names the other one.
-TRAINING = "workflowType=machine_learning"
-LEDGER, CONFUSION, CURVES = "runs and ledger", "confusion matrices side by side, and test errors", "learning curves"
-VIEWS = {
-    CONFUSION: {"compareRunsMode": "CHART", "searchFilter": "tags.kind = 'benchmark'"},
-    CURVES: {"compareRunsMode": "CHART", "searchFilter": "tags.kind = 'trial'"},
-    LEDGER: {"compareRunsMode": "TABLE"},
-}
-
-
-def view_address(server: str, experiment: str, view: str) -> str:
-    """The address of a view of the experiment with that id."""
-    return f"{server}/#/experiments/{experiment}/runs?{TRAINING}&{urlencode(VIEWS[view], quote_via=quote)}"
-
-
-def explorer_address(server: str, experiment: str, run: str) -> str:
-    """The address at which MLflow shows a run's explorer inline."""
-    return f"{server}/#/experiments/{experiment}/runs/{run}/artifacts/{EXPLORER}?{TRAINING}"
+TRAINING = {"workflowType": "machine_learning"}  # else MLflow's pages open in the GenAI mode
+CONFUSION, CURVES, LEDGER = "confusion matrices side by side, and errors", "learning curves", "runs and ledger"
 
 
 def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -72,18 +56,36 @@ def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]
     experiments = [e for e in client.search_experiments() if delivery.OURS in e.tags]
     for experiment in sorted(experiments, key=lambda e: int(e.experiment_id)):
         identity = experiment.experiment_id
-        benchmarks = client.search_runs([identity], "tags.kind = 'benchmark'", order_by=["attributes.start_time ASC"])
-        explored = [run for run in benchmarks if "test/error" in run.data.metrics]
+        benchmarks = client.search_runs([identity], BENCHMARKS, order_by=["attributes.start_time ASC"])
         trials = client.search_runs([identity], "tags.kind = 'trial'")
-        trained = any("train/loss" in run.data.metrics for run in trials)
-        there = {CONFUSION: bool(explored), CURVES: trained, LEDGER: True}
-        mine = [(view, view_address(server, identity, view)) for view in VIEWS if there[view]]
+        explored = [run for run in benchmarks if "test/error" in run.data.metrics]
+        trained = [run.info.run_id for run in trials if "train/error" in run.data.metrics]
+        page = f"{server}/#/experiments/{identity}/runs"
+        mine = [
+            *([(CONFUSION, _address(page, compareRunsMode="CHART", searchFilter=BENCHMARKS))] if explored else []),
+            *([(CURVES, _curves(server, identity, trained))] if trained else []),
+            (LEDGER, _address(page, compareRunsMode="TABLE")),
+        ]
         for run in explored:
-            where = explorer_address(server, identity, run.info.run_id)
+            where = _address(f"{page}/{run.info.run_id}/artifacts/{EXPLORER}")
             mine.append((f"explorer of {run.info.run_name}", where))
         if benchmarks:
             out.append((experiment.name, mine))
     return out
+
+
+BENCHMARKS = "tags.kind = 'benchmark'"
+
+
+def _curves(server: str, experiment: str, runs: list[str]) -> str:
+    """MLflow's page that compares a metric of several runs."""
+    metric = json.dumps("train/error")
+    chosen = {"runs": json.dumps(runs), "metric": metric, "experiments": json.dumps([experiment])}
+    return _address(f"{server}/#/metric", **chosen, plot_metric_keys=f"[{metric}]", x_axis="step")
+
+
+def _address(page: str, **query: str) -> str:
+    return f"{page}?{urlencode({**TRAINING, **query}, quote_via=quote)}"
 
 
 def show(server: str, client: Any) -> str:

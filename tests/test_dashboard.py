@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -103,15 +104,19 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_addresses_lead_to_what_is_there(running: Running) -> None:
     """A view over runs that are not there, or have no metric, would be an empty page."""
     found = running.addresses()
-    views = [where for title in dashboard.VIEWS for where in found[title]]
-    assert len(views) == 6  # three of each dataset
-    for where in views:
+    assert [len(found[title]) for title in (dashboard.CONFUSION, dashboard.CURVES, dashboard.LEDGER)] == [2, 2, 2]
+    for where in [*found[dashboard.CONFUSION], *found[dashboard.LEDGER]]:
         path, _, query = urlsplit(where).fragment.partition("?")
         state = parse_qs(query)
-        assert state["workflowType"] == ["machine_learning"]
-        assert state["compareRunsMode"][0] in ("CHART", "TABLE")
-        shown = running.search(path.split("/")[2], *state.get("searchFilter", []))
-        assert shown and all("metrics" in run["data"] for run in shown)
+        assert state["workflowType"] == ["machine_learning"] and state["compareRunsMode"][0] in ("CHART", "TABLE")
+        assert running.search(path.split("/")[2], *state.get("searchFilter", []))
+    for where in found[dashboard.CURVES]:
+        state = parse_qs(urlsplit(where).fragment.partition("?")[2])
+        (experiment,), shown = json.loads(state["experiments"][0]), json.loads(state["runs"][0])
+        trials = {run["info"]["run_id"]: run["data"] for run in running.search(experiment, "tags.kind = 'trial'")}
+        assert set(shown) == set(trials)
+        (metric,) = json.loads(state["plot_metric_keys"][0])
+        assert all(metric in {one["key"] for one in trials[run]["metrics"]} for run in shown)
     assert {"explorer of lenet5-mnist (laptop)", "explorer of convnetjs-cifar10 (laptop)"} < found.keys()
 
 

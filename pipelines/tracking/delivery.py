@@ -53,16 +53,18 @@ class Sender:
         self.experiments: dict[str, str] = {}  # name: id
         self.refused: dict[str, str] = {}  # identity: why, in this round
         self.sent: list[str] = []  # identities, in this round
-        self.served: set[str] = set()  # ids of the runs of which the cursor tells all there is
+        self.served: set[str] = set()  # ids of the runs for which the cursor is known to be right
         self.came_from: Path | None = None  # where a copied database kept its artifacts until now
 
-    def round(self, *, verify: bool = False, told: Callable[[str, str], None] = lambda identity, name: None) -> bool:
+    def round(
+        self, *, verify: bool = False, announce: Callable[[str, str], None] = lambda identity, name: None
+    ) -> bool:
         """
-        Send what is lacking; False when another process is at it. Raises AwayError, and RefusedError where it wants
-        none of it.
+        Send what is lacking; False when another process is sending. Raises AwayError, and RefusedError where the server
+        takes nothing.
 
-        **verify** asks the server even when by the cursor it has got everything. **told** hears identity and name of
-        each run that is sent.
+        **verify** asks the server even when it has everything by the cursor. **announce** is called with the identity
+        and the name of each run that is sent.
         """
         self.sent, self.refused = [], {}
         with alone(Cursor.of(self.spool, self.uri)) as mine:
@@ -73,7 +75,7 @@ class Sender:
                     try:
                         self._connect()
                         for record in self._lacking(cursor, everything):
-                            self._send(cursor, record, told)
+                            self._send(cursor, record, announce)
                     except AwayError:
                         self._forget()  # it may come back as another server
                         raise
@@ -87,17 +89,17 @@ class Sender:
 
     def _connect(self) -> None:
         if is_remote(self.uri):
-            probe(self.uri)  # every round: a dead server is found out without importing MLflow
+            probe(self.uri)  # every round: a dead server costs no import of MLflow
         if self.client is None:
             client, file = connect(self.uri), sqlite_file(self.uri)
             with answers(self.uri):
-                client.search_experiments(max_results=1)  # whatever it holds against all there is, a login first
+                client.search_experiments(max_results=1)  # raises what would stop every run, a login first
                 if file is not None:
                     self.came_from = database.bring_home(file, OURS)
             self.client = client
 
     def _lacking(self, cursor: Cursor, everything: list[Record]) -> list[Record]:
-        """Experiments are made or found, and the cursor is set right, before the first run is."""
+        """The records to send, once their experiments are there and the cursor agrees with the server."""
         for name in dict.fromkeys(record.experiment for record in everything):
             if name not in self.experiments:
                 mine = [record for record in everything if record.experiment == name]
@@ -127,10 +129,10 @@ class Sender:
 
     def _recall(self, cursor: Cursor, experiment: str, mine: list[Record]) -> None:
         """
-        Compare the cursor with the runs that the server has: the server is right.
+        Correct the cursor by the runs on the server.
 
-        A run made just before a crash is taken up again. A run whose server lost it (a new database at the old
-        address) is sent anew. A run that somebody deleted in MLflow stays deleted.
+        A run made just before a crash is taken up again. A run that the server lost (a new database at the old address)
+        is sent anew. A run that somebody deleted in MLflow stays deleted.
         """
         from mlflow.entities import ViewType
 
@@ -154,15 +156,15 @@ class Sender:
                 cursor.runs[record.identity] = {"run_id": info.run_id, "sent": {}}
         cursor.save()
 
-    def _send(self, cursor: Cursor, record: Record, told: Callable[[str, str], None]) -> None:
+    def _send(self, cursor: Cursor, record: Record, announce: Callable[[str, str], None]) -> None:
         try:
             with answers(self.uri):
                 self._deliver(cursor, record)
-        except (RefusedError, DamagedError) as error:  # of this run alone: it says no, or a file behind it is damaged
+        except (RefusedError, DamagedError) as error:  # of this run alone
             self.refused[record.identity] = f"{record.name}: {error}"
         else:
             self.sent.append(record.identity)
-            told(record.identity, record.name)
+            announce(record.identity, record.name)
 
     def _deliver(self, cursor: Cursor, record: Record) -> None:
         entry = cursor.runs.get(record.identity)
@@ -191,10 +193,10 @@ class Sender:
 
     def _lacks(self, run_id: str, held: Held, parts: list[Part], done: str | None) -> list[Point]:
         """
-        The points of the parts that the run has not.
+        The points of the parts that the run lacks.
 
-        A file that is written again has another time, and a resumed trial goes through some epochs a second time:
-        MLflow would show both. **done** is how far the curve is there by the cursor, which may be lost or behind.
+        A file that is written again has another time, and a resumed trial repeats some epochs: MLflow would show both.
+        **done** is the epoch up to which the curve was sent by the cursor, which may be lost or behind.
         """
         points = []
         last, curves = records.step(float(done or 0)), {}
@@ -234,7 +236,7 @@ class Sender:
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
     def _log(self, run_id: str, parts: list[Part], points: list[Point], held: Held) -> None:
-        """Send several parts in as few calls as MLflow allows. A param can't change, so one that is there stays."""
+        """Send several parts in as few calls as MLflow allows; a param can't change, so one that is there stays."""
         from mlflow.entities import Metric, Param, RunTag
 
         params: dict[str, str] = {}
@@ -271,7 +273,7 @@ class Sender:
         """
         from PIL import Image
 
-        tag, stamp = f"figure.{picture.key}", milliseconds(picture.time)
+        tag, stamp = f"sent.{picture.key}", milliseconds(picture.time)
         if held.tags.get(tag) != str(stamp):
             with Image.open(BytesIO(picture.png)) as image:
                 self.client.log_image(run_id, image.convert("RGB"), key=picture.key, step=0, timestamp=stamp)
@@ -310,12 +312,12 @@ class Held:
 
 
 def same(one: float | None, other: float) -> bool:
-    """Whether two values of a metric are the same, also where they are no numbers."""
+    """Whether two values of a metric are the same; NaN is the same as NaN."""
     return one == other or (one is not None and math.isnan(one) and math.isnan(other))
 
 
 def milliseconds(seconds: float) -> int:
-    """A time as MLflow takes it."""
+    """A time in MLflow's unit."""
     return int(1000 * seconds)
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from pipelines.results import explorer, reader
 from pipelines.results.figures import FIGURES
 from pipelines.results.ledger import as_error
-from pipelines.results.page.html import cell
+from pipelines.results.page.html import render
 from pipelines.results.reader import Json, Outcome
-from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, stuck
+from pipelines.results.words import centre, commit, ends, mean_or_each, seeds
 from pipelines.tracking import limits, spool
 from pipelines.tracking.spool import Benchmark, Evaluated, Spool, Trial, digest
 from pipelines.training.store import MissingError
@@ -247,7 +247,7 @@ def _files(title: str, facts: Mapping[str, str], benchmark: Benchmark, trials: S
             CLASSES: _classes(outcome),
             **{f"{key}.png": png for key, png in pictures.items()},
         },
-        pictures=[Picture(key, png, made) for key, png in pictures.items()],
+        pictures=[Picture(f"figures/{key}", png, made) for key, png in pictures.items()],
     )
 
 
@@ -284,18 +284,18 @@ def _claimed(benchmark: Benchmark) -> float | None:
 def _benchmark_ledger(row: Json, time: float) -> Part:
     """The row of the ledger: metrics in the claim's own unit, verdict as a tag, the whole as JSON and in words."""
     claim = row["claim"]
-    values = {**_interval("", row), "seeds": row["n"], "claim": claim["value"], "claim_margin": row.get("margin")}
-    values |= _interval("test_set_", row["test_set"]) if row.get("test_set") else {}
+    values = {**_interval("", row), "seeds": row["n"], "claim": claim["value"], "claim_margin": row["margin"]}
+    values |= _interval("test_set_", row["test_set"]) if row["test_set"] else {}
     points = [Point(f"ledger/{key}", tidy(value), 0, time) for key, value in values.items() if value is not None]
     tags = {
         "verdict": row["verdict"],
         "metric": row["metric"],
-        "claim": f"{claim['value']} {claim.get('unit', '%')} {row['metric']}",
-        "claim_source": text(claim.get("source")),
+        "claim": f"{claim['value']} {claim['unit'] or '%'} {row['metric']}",
+        "claim_source": text(claim["source"]),
         "mlflow.note.content": note(row),
     }
     tags |= {key: text(row[key]) for key in ("label", "hardware", "git_commit") if row.get(key)}
-    if row.get("git_commit"):
+    if row["git_commit"]:
         tags["mlflow.source.git.commit"] = text(row["git_commit"])
     return Part(
         name="ledger",
@@ -307,45 +307,25 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
 
 
 def _interval(prefix: str, figures: Json) -> dict[str, float | None]:
-    low, high = figures.get("ci95") or (None, None)
-    return {f"{prefix}mean": figures.get("mean"), f"{prefix}ci95_low": low, f"{prefix}ci95_high": high}
+    low, high = figures["ci95"] or (None, None)
+    return {f"{prefix}mean": figures["mean"], f"{prefix}ci95_low": low, f"{prefix}ci95_high": high}
 
 
 def note(row: Json) -> str:
     """The run's description, in Markdown: the verdict and what it rests on."""
-    claim, metric, tested = row["claim"], row["metric"], row.get("test_set")
-    mean = "not measured" if row.get("mean") is None else f"{_figure(row)}, {seeds(row['n'])}"
-    facts = {
-        f"our {metric}{', on the images of the claim' if tested else ''}": mean,
-        **({f"our {metric} on the whole test set": _figure(tested)} if tested else {}),
-        f"claimed {metric}": f"{claim['value']} {claim.get('unit', '%')}",
-        "source": claim.get("source"),
-        "protocol": claim.get("protocol"),
-        "budget": f"{row['budget']}: {row.get('epochs')} epochs, published {row.get('paper_epochs')}",
-        "hardware": row.get("hardware"),
-        "per seed, %": ", ".join(f"{seed}: {value:.2f}" for seed, value in row["per_seed"].items()),
-    }
-    lines = [f"**{_verdict(row)}**", "", "| | |", "|---|---|"]
-    lines += [f"| {key} | {cell(str(value))} |" for key, value in facts.items()]
-    if row.get("at_chance"):
-        lines += ["", f"{stuck(row)} end no better on the test set than guessing."]
-    if row.get("difference"):
-        lines += ["", f"The images of the claim are not the whole test set. {row['difference']}"]
-    if row.get("deviations"):
-        lines += ["", "Deviations from the source:", "", *(f"- {deviation}" for deviation in row["deviations"])]
-    if row.get("remarks"):
-        lines += ["", f"Tried, and left to try: {row['remarks']}"]
-    return "\n".join(lines)
+    ours = "not measured" if row["mean"] is None else f"{_figure(row)}, {seeds(row['n'])}"
+    tested = _figure(row["test_set"]) if row["test_set"] else None
+    return render("note.md", row=row, verdict=_verdict(row), ours=ours, tested=tested).rstrip()
 
 
 def _verdict(row: Json) -> str:
     """The verdict, and the label that qualifies it."""
-    return f"{row['verdict']} ({row['label']})" if row.get("label") else str(row["verdict"])
+    return f"{row['verdict']} ({row['label']})" if row["label"] else str(row["verdict"])
 
 
 def _figure(figures: Json) -> str:
     """Mean and interval of a ledger row or of its test set, or the figures of few seeds."""
-    spread = f", 95 % interval {ends(figures, ' to ')} %" if figures.get("ci95") else ""
+    spread = f", 95 % interval {ends(figures, ' to ')} %" if figures["ci95"] else ""
     return f"{centre(figures)} %{spread}"
 
 
@@ -353,10 +333,10 @@ def _row_facts(row: Json) -> dict[str, str]:
     """The ledger's row for the head of an explorer."""
     metric = row["metric"]
     facts = {"verdict": _verdict(row), "claimed": f"{row['claim']['value']} % {metric}"}
-    if row.get("mean") is not None:
-        spread = f" ({ends(row, ' to ')})" if row.get("ci95") else ""
+    if row["mean"] is not None:
+        spread = f" ({ends(row, ' to ')})" if row["ci95"] else ""
         facts["measured"] = f"{centre(row)} % {metric}{spread}"
-        if row.get("test_set"):
+        if row["test_set"]:
             facts["measured"] += ", on the images of the claim"
             facts["on the test set"] = f"{centre(row['test_set'])} % {metric}"
     return facts

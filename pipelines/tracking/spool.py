@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from pipelines.command.errors import UserError
 from pipelines.command.progress import is_number
 from pipelines.results import reader
+from pipelines.results.ledger import ClaimRow, LedgerRow, TestSet
 from pipelines.results.reader import LATEST, NUMBER, OBJECT, SEED, TEXT, WHOLE, About, Evaluation, Json, check
 from pipelines.training import store
 from pipelines.training.store import MissingError
@@ -280,7 +281,13 @@ def _row(where: str, row: Json) -> Json | None:
     check(where, row["claim"], {"value": NUMBER}, "claim.")
     if row.get("test_set"):
         check(where, row["test_set"], FIGURES, "test_set.")
-    return row
+        row["test_set"] = _whole(TestSet, row["test_set"])
+    return _whole(LedgerRow, {**row, "claim": _whole(ClaimRow, row["claim"])})
+
+
+def _whole(kind: type, found: Json) -> Json:
+    """With null for each key that an older ledger lacks."""
+    return {**dict.fromkeys(kind.__annotations__), **found}
 
 
 def _load(path: Path, kinds: Mapping[str, reader.Kind]) -> Json:

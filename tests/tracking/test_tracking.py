@@ -29,6 +29,7 @@ from pipelines import dashboard
 from pipelines.command.errors import UserError
 from pipelines.evaluate import per_class
 from pipelines.results.figures import confusion_figure, drawable, percentage
+from pipelines.results.ledger import ClaimRow, LedgerRow
 from pipelines.tracking import cursors, database, delivery, helper, limits, probe, records
 from pipelines.tracking import spool as spools
 from pipelines.tracking.delivery import Sender
@@ -519,9 +520,10 @@ def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Pa
 
 
 MARKED = {
+    **dict.fromkeys(LedgerRow.__annotations__),
     "benchmark": "ordinary-cifar10",
     "metric": "accuracy",
-    "claim": {"value": 37.0, "unit": "%"},
+    "claim": {**dict.fromkeys(ClaimRow.__annotations__), "value": 37.0, "unit": "%"},
     "verdict": "reproduced",
     "budget": "laptop",
     "n": 5,
@@ -879,7 +881,9 @@ def test_a_new_seed_updates_the_benchmark(local: Path) -> None:
     (after,) = runs_of(client, "benchmark").values()
     assert after.info.run_id == parent.info.run_id
     assert (after.data.metrics["ledger/seeds"], after.data.tags["verdict"]) == (2, "inconclusive")
-    assert after.data.tags["figure.confusion"] > parent.data.tags["figure.confusion"]  # the grid shows the last one
+    assert (
+        after.data.tags["sent.figures/confusion"] > parent.data.tags["sent.figures/confusion"]
+    )  # the grid shows the last one
 
 
 def test_a_new_database_at_the_old_place_gets_everything(local: Path, schema: Path) -> None:
@@ -912,7 +916,7 @@ def test_only_what_ran_is_sent(local: Path) -> None:
     assert list(runs_of(client, "benchmark")) == ["lenet5-mnist (laptop)"]
     ((name, addresses),) = dashboard.addresses("http://x", client)
     assert name == "mnist" and [title for title, _ in addresses] == [
-        *dashboard.VIEWS,
+        *(dashboard.CONFUSION, dashboard.CURVES, dashboard.LEDGER),
         "explorer of lenet5-mnist (laptop)",
     ]
     # Its trial trains: there is a curve and a run to see, and no confusion matrix.

@@ -24,9 +24,9 @@ def prose(words: str) -> str:
     return printable(" ".join(words.split())).replace("<", "&lt;")
 
 
-def cell(words: str) -> str:
+def cell(value: object) -> str:
     """The same within a table of Markdown."""
-    return prose(words).replace("|", "\\|")
+    return prose(str(value)).replace("|", "\\|")
 
 
 @pass_eval_context

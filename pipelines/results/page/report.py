@@ -35,13 +35,25 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{ends(found, ' to ')}, " if found["ci95"] else ""
 
 
+def _speed(results: Sequence[Mapping[str, Any]]) -> str:
+    speeds = [float(r["images_per_s"]) for r in results if r.get("images_per_s") is not None]
+    return f"{sum(speeds) / len(speeds):,.0f} images/s a trial" if speeds else NONE
+
+
+def _device(result: Mapping[str, Any]) -> str:
+    return f"{result.get('device')}, {result.get('workers', 1)} worker(s)"
+
+
+TEMPLATES.filters |= {"commit": commit, "device": _device}
 TEMPLATES.globals |= {
     "as_error": as_error,
     "as_it_is": lambda metric, value: value,
     "centre": centre,
     "certainty": CERTAINTY,
+    "day": day,
     "describe": plots.describe,
     "duration": duration,
+    "each": each,
     "height": plots.HEIGHT,
     "interval": _interval,
     "mark": MARK,
@@ -49,18 +61,24 @@ TEMPLATES.globals |= {
     "row_axis": plots.row_axis,
     "seeds": seeds,
     "signs": SIGNS,
+    "speed": _speed,
     "stuck": stuck,
+    "versions": versions,
     "zoom_height": plots.ZOOM_HEIGHT,
 }
 
 
 def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> str:
     """The page, for a ledger with a row a benchmark of ``params`` and the outcomes of those that were run."""
+    results = [trial.result for outcome in outcomes.values() for trial in outcome.trials]
     claimed = {row["benchmark"]: as_error(row["metric"], row["claim"]["value"]) for row in ledger}
     return render(
         "report.html",
         tally=_tally(ledger),
-        run=_run(params, outcomes),
+        suite=params.suite.name,
+        results=results,
+        commits=[commit(result)[:12] for result in results],
+        run=len(outcomes),
         grid=table3.grid(table3.cells(params.benchmarks, ledger)),
         ledger=ledger,
         axis=plots.ledger_axis(ledger),
@@ -69,7 +87,6 @@ def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Ou
         rows=[_details(row, params.benchmarks[row["benchmark"]], outcomes.get(row["benchmark"])) for row in ledger],
         meaning=MEANING,
         min_seeds=MIN_SEEDS,
-        footer=_footer(outcomes),
         data=explorer.data(outcomes, claimed),
     )
 
@@ -84,72 +101,14 @@ def _tally(ledger: Sequence[LedgerRow]) -> list[tuple[int, str, int]]:
     ]
 
 
-def _run(params: Params, outcomes: Mapping[str, Outcome]) -> str:
-    run = f"Suite {params.suite.name}: {len(outcomes)} of {len(params.benchmarks)} benchmarks run"
-    results = _results(outcomes)
-    if not results:
-        return run
-    spent = sum(float(r["wall_s"]) for r in results)
-    last = day(max(float(r["finished"]) for r in results))
-    trials = f"{len(results)} trials, {duration(spent)} of training summed over them"
-    return f"{run}, {trials}, the last finished on {last}."
-
-
-def _footer(outcomes: Mapping[str, Outcome]) -> str:
-    results = _results(outcomes)
-    if not results:
-        return "Nothing was run yet."
-    commits = each(commit(r)[:12] for r in results)
-    return f"Commit {commits} on {each(r['hardware'] for r in results)}."
-
-
-def _results(outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    return [trial.result for outcome in outcomes.values() for trial in outcome.trials]
-
-
 def _details(row: LedgerRow, benchmark: Benchmark, outcome: Outcome | None) -> dict[str, Any]:
     """What ``macros.html`` shows of one row when it is opened."""
-    results = [trial.result for trial in outcome.trials] if outcome else []
     return {
         "row": row,
+        "benchmark": benchmark,
         "outcome": outcome,
-        "protocols": _protocols(row, benchmark),
-        "provenance": _provenance(outcome.dataset, results) if outcome else {},
+        "results": [trial.result for trial in outcome.trials] if outcome else [],
         "config": json.dumps(row["config"], indent=2, sort_keys=True),
-        "on": benchmark.evaluation.claimed_on,
-    }
-
-
-def _protocols(row: LedgerRow, benchmark: Benchmark) -> dict[str, str]:
-    claim, on, tested = row["claim"], benchmark.evaluation.claimed_on, row["test_set"]
-    reported = f"{claim['value']:g} % {row['metric']}, ± {row['margin']:.2f} by chance alone"
-    images = "whole test set" if on is None else on.words
-    facts = {
-        "Claim": f"{reported} on its {benchmark.claim.test_images:,} images",
-        "Source": f"{claim['source']} ({CERTAINTY[claim['certainty']]})",
-        "Its protocol": claim["protocol"],
-        f"Ours{MARK if on else ''}": f"{benchmark.evaluation.protocol}, {images}, last epoch, once",
-    }
-    if tested:
-        measured = f"{centre(tested)} % {row['metric']} ({_interval(tested)}all {tested['images']:,} images)"
-        facts["On the test set"] = measured
-    if row["difference"]:
-        facts["The difference"] = row["difference"]
-    size = "not built in this run" if row["parameters"] is None else f"{row['parameters']:,} parameters"
-    return facts | {"Model": f"{benchmark.model.name} ({size})"}
-
-
-def _provenance(dataset: str, results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    speeds = [float(r["images_per_s"]) for r in results if r.get("images_per_s") is not None]
-    return {
-        "Commit": each(commit(r) for r in results),
-        "Hardware": each(r["hardware"] for r in results),
-        "Device": each(f"{r.get('device')}, {r.get('workers', 1)} worker(s)" for r in results),
-        "Versions": versions(results),
-        "Data": f"{dataset}, digest {each(str(r.get('dataset_digest'))[:16] for r in results)}",
-        "Speed": f"{sum(speeds) / len(speeds):,.0f} images/s a trial" if speeds else NONE,
-        "Resumed": f"{sum(int(r.get('resumed') or 0) for r in results)} times, over all seeds",
-        "Finished": max(day(float(r["finished"])) for r in results),
     }
 
 
