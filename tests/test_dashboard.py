@@ -209,7 +209,7 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("hello " * 1000)
     done = run(tmp_path)
     assert done.returncode == 2 and done.stderr == (
-        f"error: MLflow's database {tmp_path}/mlflow.db can't be used (it is no database; expected one of sqlite): "
+        f"error: MLflow's database {tmp_path}/mlflow.db can't be used (file is not a database): "
         "1 trial and 1 benchmark wait in the spool; they are sent by the next stage\n"
     )
 

@@ -131,6 +131,8 @@ class About:
 class Evaluation:
     """One trial on the test split: ``evaluations/<benchmark>/trials/seed-<n>``."""
 
+    folder: Path
+    about: About
     seed: int
     error: float  # %
     accuracy: float  # %
@@ -291,6 +293,8 @@ def read_evaluation(folder: Path, about: About) -> Evaluation:
         line = f"error is {metrics['error']:.2f} %, but {table} counts {counted:.2f} %"
         raise DamagedError(f"{path}: {line}; expected files of one evaluation")
     return Evaluation(
+        folder=folder,
+        about=about,
         seed=int(folder.name.removeprefix("seed-")),
         error=float(metrics["error"]),
         accuracy=float(metrics["accuracy"]),

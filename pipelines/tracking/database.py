@@ -15,18 +15,6 @@ BUSY_S = 3.0  # how long another process may write before it is said; MLflow its
 OTHER_VERSION = (
     "it is of another version of MLflow; `mlflow db upgrade` with its address brings an older one up to date"
 )
-# By the beginning of sqlite's name of the error, and by what MLflow says of a schema.
-REASONS = {
-    "SQLITE_BUSY": "another process keeps it locked",
-    "SQLITE_LOCKED": "another process keeps it locked",
-    "SQLITE_READONLY": "it is read-only",
-    "SQLITE_PERM": "it is read-only",
-    "SQLITE_FULL": "no space left on its disk",
-    "SQLITE_NOTADB": "it is no database; expected one of sqlite",
-    "SQLITE_CORRUPT": "it is damaged",
-    "SQLITE_IOERR": "its disk can't be read or written",
-    "SQLITE_CANTOPEN": "it can't be opened for writing",
-}
 SCHEMA = re.compile(
     "out-of-date database schema|Can't locate revision|no such (table|column)|"
     r"table \w+ already exists|duplicate column"
@@ -34,17 +22,13 @@ SCHEMA = re.compile(
 
 
 def reason(error: BaseException) -> str | None:
-    """What is wrong with the database, in plain words; None where the error is none of a database."""
+    """What is wrong with the database, in sqlite's words; None where the error is none of a database."""
     behind = list(chain(error))
-    for one in behind:
-        if isinstance(one, sqlite3.Error):
-            name = getattr(one, "sqlite_errorname", "")
-            for beginning, words in REASONS.items():
-                if name.startswith(beginning):
-                    return words
     if any(SCHEMA.search(str(one)) for one in behind):
         return OTHER_VERSION
-    return next((str(one.orig) for one in behind if getattr(one, "orig", None)), None)  # type: ignore[attr-defined]
+    of_sqlite = [str(one) for one in behind if isinstance(one, sqlite3.Error)]
+    of_others = [str(one.orig) for one in behind if getattr(one, "orig", None)]  # type: ignore[attr-defined]
+    return next(iter(of_sqlite + of_others), None)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

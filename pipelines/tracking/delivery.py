@@ -7,20 +7,20 @@ and figures a run has.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.cursors import Cursor, alone, arrived, is_remote, sqlite_file
 from pipelines.tracking.probe import AwayError, Bounded, RefusedError, answers, probe, reach_local
-from pipelines.tracking.records import IDENTITY, Files, Part, Picture, Point, Record
+from pipelines.tracking.records import IDENTITY, Part, Point, Record
 from pipelines.tracking.spool import Spool
 from pipelines.training.store import DamagedError
 
@@ -256,16 +256,16 @@ class Sender:
         for start in range(0, len(rest), BATCH):
             self.client.log_batch(run_id, rest[start : start + BATCH])
 
-    def _log_files(self, run_id: str, files: Sequence[Files], held: Held) -> None:
+    def _log_files(self, run_id: str, files: Mapping[str, bytes], held: Held) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in [item for found in files for item in found.contents.items()]:
-                target = Path(folder) / name
-                target.write_bytes(content)
-                self.client.log_artifact(run_id, str(target))
-        for picture in [picture for found in files for picture in found.pictures]:
-            self._log_picture(run_id, picture, held)
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.write_bytes(content)
+                self.client.log_artifact(run_id, str(path))
+                if path.suffix == ".png":
+                    self._log_picture(run_id, path, held)
 
-    def _log_picture(self, run_id: str, picture: Picture, held: Held) -> None:
+    def _log_picture(self, run_id: str, path: Path, held: Held) -> None:
         """
         Add a figure to the image grid, which shows the last one of each key.
 
@@ -273,11 +273,11 @@ class Sender:
         """
         from PIL import Image
 
-        tag, stamp = f"sent.{picture.key}", milliseconds(picture.time)
-        if held.tags.get(tag) != str(stamp):
-            with Image.open(BytesIO(picture.png)) as image:
-                self.client.log_image(run_id, image.convert("RGB"), key=picture.key, step=0, timestamp=stamp)
-            self.client.set_tag(run_id, tag, str(stamp))
+        key, version = f"figures/{path.stem}", hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        if held.tags.get(f"sent.{key}") != version:
+            with Image.open(path) as image:
+                self.client.log_image(run_id, image.convert("RGB"), key=key)
+            self.client.set_tag(run_id, f"sent.{key}", version)
 
     def _end(self, run_id: str, record: Record) -> None:
         if record.ended is None:
@@ -286,15 +286,18 @@ class Sender:
             self.client.set_terminated(run_id, record.status, milliseconds(record.ended))
 
 
-def _with_files(parts: Sequence[Part]) -> tuple[list[Part], list[Files], str | None]:
+def _with_files(lacking: Sequence[Part]) -> tuple[list[Part], dict[str, bytes], str | None]:
     """The parts whose files can be made, their files, and what is damaged behind the first of the others."""
-    made, damaged = [], None
-    for part in parts:
+    parts: list[Part] = []
+    files: dict[str, bytes] = {}
+    damaged = None
+    for part in lacking:
         try:
-            made.append((part, part.files()))
+            files |= part.files()
+            parts.append(part)
         except Exception as error:
             damaged = damaged or str(error)
-    return [part for part, _ in made], [files for _, files in made], damaged
+    return parts, files, damaged
 
 
 @dataclass(frozen=True, kw_only=True)

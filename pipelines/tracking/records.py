@@ -15,10 +15,10 @@ from pipelines.results import explorer, reader
 from pipelines.results.figures import FIGURES
 from pipelines.results.ledger import as_error
 from pipelines.results.page.html import render
-from pipelines.results.reader import Json, Outcome
+from pipelines.results.reader import Evaluation, Json, Outcome
 from pipelines.results.words import centre, commit, ends, mean_or_each, seeds
 from pipelines.tracking import limits, spool
-from pipelines.tracking.spool import Benchmark, Evaluated, Spool, Trial, digest
+from pipelines.tracking.spool import Benchmark, Spool, Trial, digest, modified
 from pipelines.training.store import MissingError
 
 FORMAT = 3  # raise it when what is drawn or written changes: every part is then sent again, over the old one
@@ -49,22 +49,6 @@ class Point(NamedTuple):
     time: float
 
 
-class Picture(NamedTuple):
-    """A figure for MLflow's image grid; **time** in unix seconds, of what it shows."""
-
-    key: str
-    png: bytes
-    time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """What a part uploads: contents by their path below the run's artifacts, and pictures."""
-
-    contents: Mapping[str, bytes] = field(default_factory=dict)
-    pictures: Sequence[Picture] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """A part of a run that is sent together; **mark** changes when it has to be sent again."""
@@ -74,7 +58,7 @@ class Part:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     points: Sequence[Point] = ()
-    files: Callable[[], Files] = Files
+    files: Callable[[], Mapping[str, bytes]] = dict  # contents by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +107,8 @@ def trial_record(trial: Trial, benchmark: Benchmark) -> Record:
     parts = [_trial_head(trial), *([_trial_curve(trial)] if trial.curve else [])]
     if trial.result is not None:
         parts.append(_trial_result(trial, trial.result))
-    if trial.evaluated is not None:
-        parts.append(_trial_evaluation(trial, benchmark, trial.evaluated))
+    if trial.evaluation is not None:
+        parts.append(_trial_evaluation(trial, benchmark, trial.evaluation))
     return Record(
         identity=_identity("trial", trial.key),
         experiment=limits.name(trial.dataset, limits.EXPERIMENT),
@@ -180,19 +164,24 @@ def _trial_result(trial: Trial, result: Json) -> Part:
     return Part(name="result", mark=digest(FORMAT, result, tags), tags=tags, points=points)
 
 
-def _trial_evaluation(trial: Trial, benchmark: Benchmark, evaluated: Evaluated) -> Part:
-    evaluation = evaluated.evaluation
+def _trial_evaluation(trial: Trial, benchmark: Benchmark, evaluation: Evaluation) -> Part:
     facts = {"test error": f"{evaluation.error:.2f} %"}
     if evaluation.claimed_on is not None:
         facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
-    facts |= {"protocol": evaluated.about.protocol, "budget": trial.budget, "trial": trial.key}
+    facts |= {"protocol": evaluation.about.protocol, "budget": trial.budget, "trial": trial.key}
     title = f"{trial.benchmark}, seed {trial.seed}"
     return Part(
         name="evaluation",
-        mark=digest(FORMAT, evaluated.digest, trial.curve, _claimed(benchmark)),
-        points=_test_points(evaluation.metrics, evaluated.time),
+        mark=digest(FORMAT, _shown(trial), _claimed(benchmark)),
+        points=_test_points(evaluation.metrics, modified(evaluation.folder / "metrics.json")),
         files=partial(_files, title, facts, benchmark, (trial,)),
     )
+
+
+def _shown(trial: Trial) -> str:
+    """A digest of all that is shown of an evaluated trial."""
+    found = trial.evaluation
+    return digest(trial.seed, trial.curve, found and [found.metrics, found.confusion.tolist(), vars(found.about)])
 
 
 def benchmark_record(benchmark: Benchmark) -> Record:
@@ -219,7 +208,7 @@ def benchmark_record(benchmark: Benchmark) -> Record:
 
 def _benchmark_evaluation(benchmark: Benchmark) -> Part:
     """All seeds together: figures, tables, and an explorer in which each seed can be chosen."""
-    shown = [[trial.seed, trial.evaluated.digest, trial.curve] for trial in benchmark.evaluated if trial.evaluated]
+    shown = [_shown(trial) for trial in benchmark.evaluated]
     facts = _row_facts(benchmark.row) if benchmark.row else {}
     return Part(
         name="evaluation",
@@ -229,7 +218,7 @@ def _benchmark_evaluation(benchmark: Benchmark) -> Part:
     )
 
 
-def _files(title: str, facts: Mapping[str, str], benchmark: Benchmark, trials: Sequence[Trial]) -> Files:
+def _files(title: str, facts: Mapping[str, str], benchmark: Benchmark, trials: Sequence[Trial]) -> dict[str, bytes]:
     """The explorer, the figures, and the tables of what **trials** make of the test images."""
     outcome = _outcome(benchmark, trials)
     errors = mean_or_each([trial.error for trial in outcome.trials])
@@ -239,25 +228,20 @@ def _files(title: str, facts: Mapping[str, str], benchmark: Benchmark, trials: S
     )
     of = "" if len(trials) == 1 else f", {seeds(len(trials))}"
     subtitle = f"test error {errors}{of}, {outcome.protocol}; cells: % of row"
-    pictures = {key: draw(outcome, title=title, subtitle=subtitle) for key, draw in FIGURES.items()}
-    made = max(trial.evaluated.time for trial in trials if trial.evaluated)
-    return Files(
-        contents={
-            EXPLORER: page.encode(errors="backslashreplace"),
-            CLASSES: _classes(outcome),
-            **{f"{key}.png": png for key, png in pictures.items()},
-        },
-        pictures=[Picture(f"figures/{key}", png, made) for key, png in pictures.items()],
-    )
+    return {
+        EXPLORER: page.encode(errors="backslashreplace"),
+        CLASSES: _classes(outcome),
+        **{f"{name}.png": draw(outcome, title=title, subtitle=subtitle) for name, draw in FIGURES.items()},
+    }
 
 
 def _outcome(benchmark: Benchmark, trials: Sequence[Trial]) -> Outcome:
     """The evaluated **trials** of a benchmark, with the test images behind them where these were kept."""
-    about = next(trial.evaluated.about for trial in trials if trial.evaluated)
+    about = next(trial.evaluation.about for trial in trials if trial.evaluation)
     finished = tuple(
-        reader.Trial(**vars(trial.evaluated.evaluation), curve=trial.curve, result=trial.result or {})
+        reader.Trial(**vars(trial.evaluation), curve=trial.curve, result=trial.result or {})
         for trial in trials
-        if trial.evaluated
+        if trial.evaluation
     )
     kept = None
     if benchmark.folder:
@@ -302,7 +286,7 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
         mark=digest(FORMAT, row),
         tags=tags,
         points=points,
-        files=lambda: Files(contents={LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()}),
+        files=lambda: {LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()},
     )
 
 

@@ -20,7 +20,7 @@ from pipelines.command.errors import UserError
 from pipelines.command.progress import is_number
 from pipelines.results import reader
 from pipelines.results.ledger import ClaimRow, LedgerRow, TestSet
-from pipelines.results.reader import LATEST, NUMBER, OBJECT, SEED, TEXT, WHOLE, About, Evaluation, Json, check
+from pipelines.results.reader import LATEST, NUMBER, OBJECT, SEED, TEXT, WHOLE, Evaluation, Json, check
 from pipelines.training import store
 from pipelines.training.store import MissingError
 
@@ -72,25 +72,6 @@ class Spool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """The evaluation of one trial, and what all evaluations of its benchmark share."""
-
-    folder: Path
-    about: About
-    evaluation: Evaluation
-
-    @property
-    def digest(self) -> str:
-        """Of all that is shown of it."""
-        return digest(self.evaluation.metrics, self.evaluation.confusion.tolist(), vars(self.about))
-
-    @property
-    def time(self) -> float:
-        """When it was made, unix seconds."""
-        return modified(self.folder / "metrics.json")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One benchmark trained once from one seed, finished or under way."""
 
@@ -105,7 +86,7 @@ class Trial:
     curve: list[Json]
     progress: Json | None
     result: Json | None
-    evaluated: Evaluated | None
+    evaluation: Evaluation | None
 
     @property
     def status(self) -> str:
@@ -154,7 +135,7 @@ class Benchmark:
     @property
     def evaluated(self) -> tuple[Trial, ...]:
         """Its trials that have an evaluation, by seed: those of the configuration as it is now."""
-        return tuple(trial for trial in self.trials if trial.evaluated is not None)
+        return tuple(trial for trial in self.trials if trial.evaluation is not None)
 
     @property
     def summary_time(self) -> float:
@@ -201,7 +182,7 @@ def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
     benchmarks = []
     for (name, budget), dataset in datasets.items():
         mine = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
-        folder = next((trial.evaluated.folder.parents[1] for trial in mine if trial.evaluated), None)
+        folder = next((trial.evaluation.folder.parents[1] for trial in mine if trial.evaluation), None)
         benchmarks.append(
             Benchmark(
                 name=name,
@@ -217,7 +198,7 @@ def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
     return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
 
 
-def _trials(spool: Spool, evaluations: Mapping[str, Evaluated], problems: list[str]) -> list[Trial]:
+def _trials(spool: Spool, evaluations: Mapping[str, Evaluation], problems: list[str]) -> list[Trial]:
     """Each trial once: as the store has it, else as a stage collected it (and ``dvc pull`` may bring it)."""
     trials: dict[str, Trial] = {}
     collected = [path for path in spool.runs.glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)]
@@ -229,7 +210,7 @@ def _trials(spool: Spool, evaluations: Mapping[str, Evaluated], problems: list[s
     return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
 
 
-def _trial(path: Path, identity: Json, evaluations: Mapping[str, Evaluated], problems: list[str]) -> Trial:
+def _trial(path: Path, identity: Json, evaluations: Mapping[str, Evaluation], problems: list[str]) -> Trial:
     data = identity.get("dataset") or {
         "digest": identity.get("dataset_digest"),
         "name": identity["config"].get("dataset"),
@@ -244,23 +225,22 @@ def _trial(path: Path, identity: Json, evaluations: Mapping[str, Evaluated], pro
         curve=_try(problems, reader.read_curve, folder / "curve.jsonl") or [],
         progress=_try(problems, _load, folder / "progress.json", {}),
         result=_try(problems, lambda: reader.read_result(folder, weights=False)),
-        evaluated=evaluations.get(identity["key"]),
+        evaluation=evaluations.get(identity["key"]),
     )
 
 
-def _evaluations(spool: Spool, problems: list[str]) -> dict[str, Evaluated]:
+def _evaluations(spool: Spool, problems: list[str]) -> dict[str, Evaluation]:
     """Every evaluation, by the key of its trial."""
-    found: dict[str, Evaluated] = {}
+    found: dict[str, Evaluation] = {}
     for path in sorted(spool.evaluations.glob("*/trials/seed-*/metrics.json")):
         if SEED.fullmatch(path.parent.name):
-            evaluated = _try(problems, _evaluated, path.parent)
-            found |= {evaluated.evaluation.metrics["key"]: evaluated} if evaluated else {}
+            evaluation = _try(problems, _evaluation, path.parent)
+            found |= {evaluation.metrics["key"]: evaluation} if evaluation else {}
     return found
 
 
-def _evaluated(folder: Path) -> Evaluated:
-    about = reader.read_about(folder.parents[1] / "classes.json")
-    return Evaluated(folder=folder, about=about, evaluation=reader.read_evaluation(folder, about))
+def _evaluation(folder: Path) -> Evaluation:
+    return reader.read_evaluation(folder, reader.read_about(folder.parents[1] / "classes.json"))
 
 
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], Json]:
