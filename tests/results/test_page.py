@@ -25,7 +25,7 @@ from pipelines.results import examples, explorer, words
 from pipelines.results.ledger import LedgerRow, as_error, gather, make_ledger
 from pipelines.results.page import images, plots, report, table3
 from pipelines.results.page.html import TEMPLATES
-from pipelines.results.reader import Examples, Outcome
+from pipelines.results.reader import ClassFigures, Examples, Outcome
 from pipelines.results.verdicts import Verdict
 from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params
 
@@ -567,6 +567,50 @@ def test_switching_the_data_shows_two_nets(html: str, tmp_path: Path) -> None:
     reader = drawn(html, tmp_path, switch)
     shown = json.loads(next(words for words in reader.words if words.startswith("[")))
     assert len(set(shown)) == 2 and all(MADE[name].dataset == "cifar10" for name in shown)
+
+
+SHOWN = """
+    document.querySelector('h1').textContent = JSON.stringify(
+      [...document.querySelectorAll('.pane caption strong')].map((name) => name.textContent));
+"""
+
+
+@browser
+@pytest.mark.parametrize("pane", [0, 1])
+def test_a_data_set_with_one_net_fills_one_pane_alone(inputs: Inputs, tmp_path: Path, pane: int) -> None:
+    """Asked for in both panes, it changes places with the other."""
+    whole, ledger, found = inputs
+    names = ("linear-mnist", "convnetjs-cifar10", "ml4a-convnet-cifar10")
+    built = report.build(whole, ledger, {name: found[name] for name in names})
+    switch = f"const menu = document.querySelectorAll('.pane')[{pane}].querySelector('select');"
+    switch += "menu.value = menu.value === 'mnist' ? 'cifar10' : 'mnist'; menu.dispatchEvent(new Event('change'));"
+    for script in (switch, f"{{ {switch} }} {{ {switch} }}"):
+        reader = drawn(built, tmp_path, script + SHOWN)
+        assert state(reader) == "ready"
+        shown = json.loads(next(words for words in reader.words if words.startswith("[")))
+        assert len(shown) == len(set(shown)) == 2
+
+
+@browser
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_explorer_of_one_net_has_one_pane_and_lists_the_figures_of_few_seeds(
+    inputs: Inputs, tmp_path: Path, count: int
+) -> None:
+    outcome = inputs[2]["linear-mnist"]
+    undefined = ClassFigures(precision=None, recall=12.3, f1=45.6, images=7)
+    trials = [replace(trial, per_class=(undefined, *trial.per_class[1:])) for trial in outcome.trials[:count]]
+    fewer = replace(outcome, trials=tuple(trials), examples=None)
+    built = explorer.artifact(title="one net", facts={}, outcome=fewer, claimed_error=12.0)
+    reader = drawn(built, tmp_path)
+    words = " ".join(reader.words)
+    assert state(reader) == "ready" and ("section", "id", "classes") in reader.attributes
+    assert len([1 for name, key, _ in reader.attributes if (name, key) == ("button", "data-row")]) == 100
+    errors = [trial.error for trial in trials]
+    assert f" % error, {'mean over 3' if count == 3 else 2} seeds" in words
+    shown = f"{np.mean(errors):.2f}" if count == 3 else f"{errors[0]:.2f}, {errors[1]:.2f}"
+    assert f" · {shown} % error" in words
+    assert ("12.3 45.6 7" if count == 3 else "12.3, 12.3 45.6, 45.6 7") in words
+    assert ("– 12.3" if count == 3 else "–, – 12.3") in words
 
 
 @browser

@@ -529,7 +529,7 @@
     const found = [["key-seed", "a seed"]];
     if (curves.metric !== "error") return found.map(key);
     if (data.benchmarks.some((b) => b.claimed_error !== null)) found.push(["key-line", "the claim"]);
-    found.push(["key-mean", "our test error after training, the mean over seeds"]);
+    found.push(["key-mean", "our test error after training: the mean over seeds, or each of fewer than three"]);
     if (data.benchmarks.some((b) => b.compared_errors)) found.push(["key-tested", "our test error where the claim is on other images"]);
     return found.map(key);
   }
