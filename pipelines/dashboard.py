@@ -149,7 +149,7 @@ def _await_health(address: str, process: subprocess.Popen[bytes], log: IO[bytes]
     while time.monotonic() < until:
         if process.poll() is not None:
             log.seek(0)
-            lines = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            lines = log.read().decode(errors="replace").strip().splitlines() or ["without a word"]
             raise UserError(f"MLflow's server ended at once: {clean(lines[-1], uri)}")
         with contextlib.suppress(AwayError):
             probe(address)

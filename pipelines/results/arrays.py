@@ -1,4 +1,4 @@
-"""The .npz files of an evaluation, read without trusting their headers: memory is bounded by what is declared here."""
+"""The .npz files of an evaluation, read without trusting their headers: the limits here bound the memory."""
 
 from __future__ import annotations
 

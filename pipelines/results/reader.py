@@ -1,7 +1,7 @@
 """The one reader of finished trials and evaluations: the ledger, the page and MLflow are made of what it returns.
 
-A file that is missing, damaged, or contradicts its neighbours is one DamagedError line that names it. What trials and
-evaluations rest on carries digests, which are checked here (``training.store``).
+A file that is missing, damaged, or contradicts its neighbours is one DamagedError line that names it. The digests of a
+trial's files are checked here (``training.store``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Json = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """What a value from JSON has to be."""
+    """A condition on a value from JSON, and the words for it."""
 
     fits: Callable[[Any], bool]
     words: str
@@ -118,7 +118,7 @@ class ClassFigures(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What all evaluations of a benchmark share: ``classes.json``."""
+    """The content of ``classes.json``, which all evaluations of a benchmark share."""
 
     classes: list[str]
     dataset: str
@@ -274,7 +274,7 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
 
 
 def read_about(path: Path) -> About:
-    """What the evaluations beside ``path`` share."""
+    """Read ``classes.json``."""
     found = store.read_json(path)
     check(path, found, ABOUT)
     return About(**{key: found[key] for key in ABOUT if key != "shape"}, shape=tuple(found["shape"]))

@@ -21,10 +21,10 @@ from pipelines.training import store
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 EXPECTED = "expected http://HOST:PORT, https://HOST:PORT, or sqlite:/// and the path of a file"
-# What else MLflow takes, apart from its plugins; "" is a plain path.
+# Other schemes of MLflow, apart from its plugins'; "" is a plain path.
 SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
-LONGEST_LINE = 240  # characters of what a library or a server says
-LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/*)?(?P<login>.*)@", re.DOTALL)  # of what no parser takes for an address
+LONGEST_LINE = 240  # characters of a message from a library or a server
+LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/*)?(?P<login>.*)@", re.DOTALL)  # in text that can't be parsed as an address
 
 
 def _named() -> str:
@@ -74,7 +74,7 @@ def _of_a_plugin(scheme: str) -> bool:
 
 
 def safe(uri: str) -> str:
-    """The URI without user and password, fit to be printed. Never raises: of what is no URI, all before an @ goes."""
+    """The URI without user and password, to be printed. Never raises: text that is no URI loses all before an @."""
     if uri.startswith("sqlite:"):
         return uri
     parts = _split(uri)
@@ -125,7 +125,7 @@ def place(uri: str) -> str:
 
 @dataclass(kw_only=True)
 class Cursor:
-    """What the server at one URI has; ``store/tracking/<hash of the URI>.json``."""
+    """A record of what the server at one URI has: ``store/tracking/<hash of the URI>.json``."""
 
     path: Path
     uri: str
@@ -184,7 +184,7 @@ def arrived(name: str, mark: str, sent: str | None) -> bool:
 
 
 def pending(spool: Spool, uri: str) -> list[Record]:
-    """What the server at **uri** lacks by the cursor; the server is not asked."""
+    """The runs that the server at **uri** lacks by the cursor; the server is not asked."""
     cursor = Cursor.of(spool, uri)
     return [record for record in records.gather(spool)[0] if cursor.lacks(record)]
 

@@ -236,7 +236,7 @@ class Sender:
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
     def _log(self, run_id: str, parts: list[Part], points: list[Point], held: Held) -> None:
-        """Send several parts in as few calls as MLflow allows; a param can't change, so one that is there stays."""
+        """Send several parts in as few calls as MLflow allows; a param can't change, so the first value stays."""
         from mlflow.entities import Metric, Param, RunTag
 
         params: dict[str, str] = {}
@@ -269,7 +269,7 @@ class Sender:
         """
         Add a figure to the image grid, which shows the last one of each key.
 
-        ``log_image`` gives each upload a new name: a tag of ours says which figure the run has already.
+        ``log_image`` gives each upload a new name: a tag of ours names the figure that the run has.
         """
         from PIL import Image
 
@@ -287,7 +287,7 @@ class Sender:
 
 
 def _with_files(lacking: Sequence[Part]) -> tuple[list[Part], dict[str, bytes], str | None]:
-    """The parts whose files can be made, their files, and what is damaged behind the first of the others."""
+    """The parts whose files can be made, their files, and the error of the first of the others."""
     parts: list[Part] = []
     files: dict[str, bytes] = {}
     damaged = None

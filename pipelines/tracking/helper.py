@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class SyncResult:
-    """What became of an attempt to send."""
+    """The outcome of an attempt to send."""
 
     uri: str  # without credentials
     sent: int = 0  # runs that got something new
@@ -196,7 +196,7 @@ class _Helper:
 
 
 def _result(spool: Spool, sent: Collection[str] = (), **outcome: Any) -> SyncResult:
-    """What is left by the cursor, after the runs **sent** (identities)."""
+    """The outcome, with the runs that the cursor still lacks after those **sent** (identities)."""
     uri = address(spool.project)
     gathered, problems = records.gather(spool)
     cursor = Cursor.of(spool, uri)

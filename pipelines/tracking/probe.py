@@ -21,24 +21,24 @@ ANSWER_S = 2.5
 PATIENT_S = 30.0  # for the commands that do nothing but talk to a server
 VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # a user's own wish, which MLflow follows too
 BYTES_A_SECOND = 100_000  # more time for an upload through a slow line
-ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # what only MLflow answers; /health says less
+ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # only MLflow answers it; /health proves less
 LONGEST_ANSWER = 10_000_000  # bytes of that; one experiment and its tags
 LOCAL = ("localhost", "127.0.0.1", "::1")
 LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-LATER = (408, 429)  # statuses below 500 that say: not now
+LATER = (408, 429)  # statuses below 500 that mean: try again
 T = TypeVar("T")
 
 
 class AwayError(Exception):
-    """The server does not answer, or not in time; what is not sent stays in the spool. Its text is a predicate."""
+    """The server does not answer, or not in time; the rest stays in the spool. Its text is a predicate."""
 
 
 class RefusedError(Exception):
-    """The server answered, and does not want this; its text is the reason."""
+    """The server answered, and refused; its text is the reason."""
 
 
 class LoginError(RefusedError):
-    """It wants a login, or another one; the text is a predicate again."""
+    """The server requires a login, or another one; the text is a predicate again."""
 
 
 def patience() -> float:
@@ -56,9 +56,9 @@ def be_patient() -> None:
 
 def within(seconds: float, call: Callable[[], T]) -> T:
     """
-    What **call** returns or raises, or AwayError after **seconds**, whatever it waits for.
+    Return or raise the outcome of **call**, or AwayError after **seconds**.
 
-    A timeout of requests counts from byte to byte and leaves out the look-up of the name. The thread that hangs is left
+    A timeout of requests counts from byte to byte and leaves out the look-up of the name. A hanging thread is left
     behind; it ends with the process.
     """
     future: Future[T] = Future()
@@ -99,7 +99,7 @@ class Bounded:
 
 
 def reach_local() -> None:
-    """Have this process and its children ask no proxy for servers on this machine: none would lead back to it."""
+    """Have this process and its children use no proxy for servers on this machine."""
     named = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").strip()
     hosts = [host.strip() for host in named.split(",") if host.strip()]
     if named != "*":
@@ -107,7 +107,7 @@ def reach_local() -> None:
 
 
 def probe(uri: str) -> None:
-    """Raise AwayError unless MLflow answers at **uri** in time; that it wants a login is an answer."""
+    """Raise AwayError unless MLflow answers at **uri** in time; the demand of a login is an answer."""
     reach_local()
     status, body = within(patience(), lambda: _ask(uri))
     if status >= 500 or status in LATER:
@@ -155,7 +155,7 @@ def _ask(uri: str) -> tuple[int, bytes]:
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """Turn what MLflow, requests and databases raise into AwayError (try later) or RefusedError (it said no)."""
+    """Turn what MLflow, requests and databases raise into AwayError (try later) or RefusedError (do not)."""
     try:
         yield
     except (AwayError, RefusedError, DamagedError):
@@ -170,8 +170,8 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
 
     status = _status(error)
     if status in (401, 403):
-        said = re.search(r"Response body: '([^'<]{1,80})'", str(error))
-        words = f"{status}, {said[1]}" if said and status == 403 else str(status)
+        body = re.search(r"Response body: '([^'<]{1,80})'", str(error))
+        words = f"{status}, {body[1]}" if body and status == 403 else str(status)
         return LoginError(clean(f"{'wants a login' if status == 401 else 'denies access'} ({words}; {LOGIN})", uri))
     if status is not None and status < 500 and status not in LATER:
         return RefusedError(clean(str(error), uri))

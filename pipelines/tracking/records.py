@@ -1,4 +1,4 @@
-"""What a trial and a benchmark look like in MLflow: names, params, tags, metrics, files. Asks no server anything."""
+"""Trials and benchmarks as runs of MLflow: names, params, tags, metrics, files. No server is asked here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.tracking import limits, spool
 from pipelines.tracking.spool import Benchmark, Spool, Trial, digest, modified
 from pipelines.training.store import MissingError
 
-FORMAT = 3  # raise it when what is drawn or written changes: every part is then sent again, over the old one
+FORMAT = 3  # raise it when a drawing or a text changes: every part is then sent again, over the old one
 IDENTITY = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = {
@@ -63,7 +63,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What becomes one run of MLflow."""
+    """One run of MLflow."""
 
     identity: str
     experiment: str
@@ -219,7 +219,7 @@ def _benchmark_evaluation(benchmark: Benchmark) -> Part:
 
 
 def _files(title: str, facts: Mapping[str, str], benchmark: Benchmark, trials: Sequence[Trial]) -> dict[str, bytes]:
-    """The explorer, the figures, and the tables of what **trials** make of the test images."""
+    """The explorer, the figures and the table of the classes, over **trials**."""
     outcome = _outcome(benchmark, trials)
     errors = mean_or_each([trial.error for trial in outcome.trials])
     facts = facts or {"test error": errors}

@@ -1,4 +1,4 @@
-"""What there is to track: the run store and the stages' outputs, as they lie on disk.
+"""The trials, evaluations and ledger rows to track, read from the run store and the stages' outputs.
 
 These files are the spool: nothing is written for MLflow but a cursor, which remembers what one tracking server has. A
 file that is missing or damaged reads as absent; a damaged one is one line in ``problems`` and holds back nothing else.

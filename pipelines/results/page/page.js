@@ -92,9 +92,9 @@
 
   function words(pane, matrix, row, column) {
     const { classes } = pane.benchmark;
-    const said = row === column ? "recognised as" : "taken for";
+    const verb = row === column ? "recognised as" : "taken for";
     const total = matrix[row].reduce((a, b) => a + b, 0);
-    return `${classes[row]} ${said} ${classes[column]}: ${number(matrix[row][column])} of ${number(total)}`
+    return `${classes[row]} ${verb} ${classes[column]}: ${number(matrix[row][column])} of ${number(total)}`
       + ` (${percent(share(matrix, row, column), 2)})`;
   }
 
@@ -198,7 +198,7 @@
   }
 
   // The images kept of a cell, the surest answer first: of the chosen seed, or of all. Each is a tile of the sheet with
-  // what was said of it, [seed, confidence in %] of the seeds that put it here.
+  // the answers that put it here, as [seed, confidence in %].
   function kept(pane) {
     const { benchmark: { dataset, examples, seeds }, seed, cell: [row, column] } = pane;
     if (!examples) return [];
@@ -207,10 +207,10 @@
     examples.tiles.forEach((tile, i) => {
       if (actual[tile] !== row) return;
       const here = (seed === "all" ? seeds : [seed]).filter((s) => examples.predicted[s][i] === column);
-      const said = here.map((s) => [s, examples.confidence[s][i]]).sort((one, other) => other[1] - one[1]);
-      if (said.length) found.push({ tile, said });
+      const answers = here.map((s) => [s, examples.confidence[s][i]]).sort((one, other) => other[1] - one[1]);
+      if (answers.length) found.push({ tile, answers });
     });
-    return found.sort((one, other) => other.said[0][1] - one.said[0][1]);
+    return found.sort((one, other) => other.answers[0][1] - one.answers[0][1]);
   }
 
   function from(pane) {
@@ -222,7 +222,7 @@
   // An image counts once for each seed that put it into the cell.
   function note(pane, shown, count) {
     if (!shown.length) return count ? "None of these test images was kept." : `No test image is in this cell with ${from(pane)}.`;
-    const all = shown.reduce((total, { said }) => total + said.length, 0) === count;
+    const all = shown.reduce((total, { answers }) => total + answers.length, 0) === count;
     const many = all ? (shown.length === 1 ? "The test image" : `The ${shown.length} test images`) : `${shown.length} of the test images`;
     const one = pane.seed !== "all" || pane.benchmark.seeds.length === 1;
     const below = one ? "how sure the net was" : "how sure the surest net was, and which seeds put it here";
@@ -254,18 +254,18 @@
     return sheets[dataset];
   }
 
-  function picture(pane, { tile, said }) {
+  function picture(pane, { tile, answers }) {
     const { benchmark, cell: [row, column] } = pane;
     const { width, height, index } = data.sheets[benchmark.dataset];
-    const sure = said.map(([seed, confidence]) => `${confidence} % by seed ${seed}`).join(", ");
+    const sure = answers.map(([seed, confidence]) => `${confidence} % by seed ${seed}`).join(", ");
     const label = `test image ${index[tile]}: ${benchmark.classes[row]}, called ${benchmark.classes[column]} with ${sure}`;
     const canvas = el("canvas", { width, height, role: "img", "aria-label": label, title: label });
     const [x, y] = [(tile % data.columns) * width, Math.floor(tile / data.columns) * height];
     sheet(benchmark.dataset).then((image) => canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height));
-    const caption = el("figcaption", {}, `${said[0][1]} %`);
+    const caption = el("figcaption", {}, `${answers[0][1]} %`);
     if (pane.seed === "all" && benchmark.seeds.length > 1) {
-      const seeds = said.map(([seed]) => seed).sort((one, other) => one - other).join(", ");
-      caption.append(el("small", {}, said.length === benchmark.seeds.length ? "all seeds" : said.length === 1 ? `seed ${seeds}` : `seeds ${seeds}`));
+      const seeds = answers.map(([seed]) => seed).sort((one, other) => one - other).join(", ");
+      caption.append(el("small", {}, answers.length === benchmark.seeds.length ? "all seeds" : answers.length === 1 ? `seed ${seeds}` : `seeds ${seeds}`));
     }
     return el("figure", {}, canvas, caption);
   }
