@@ -614,6 +614,20 @@ def test_an_explorer_of_one_net_has_one_pane_and_lists_the_figures_of_few_seeds(
 
 
 @browser
+def test_a_figure_is_one_function_and_one_line(inputs: Inputs, tmp_path: Path) -> None:
+    """In the report, with a link in its navigation, and in the explorer that MLflow gets."""
+    line = '["confusion", "Confusion", matrices],'
+    new = '["bars", "Bars", (place) => place.append(el("p", {}, `drawn of ${data.benchmarks.length}`))],'
+    alone = explorer.artifact(title="one", facts={}, outcome=inputs[2]["lenet5-mnist"], claimed_error=None)
+    for built, count in ((report.build(*inputs), len(RUN)), (alone, 1)):
+        assert built.count(line) == 1
+        reader = drawn(built.replace(line, f"{line} {new}"), tmp_path)
+        assert state(reader) == "ready" and f"drawn of {count}" in reader.words
+        assert ("section", "id", "bars") in reader.attributes
+        assert (("a", "href", "#bars") in reader.attributes) is (count > 1)
+
+
+@browser
 def test_browser_survives_awkward_results(inputs: Inputs, tmp_path: Path) -> None:
     choose = (
         "const list = document.querySelector('.pane select'); list.value = 'many';"

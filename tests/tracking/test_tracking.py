@@ -28,8 +28,9 @@ import sqlalchemy
 from pipelines import dashboard
 from pipelines.command.errors import UserError
 from pipelines.evaluate import per_class
-from pipelines.results.figures import confusion_figure, drawable, percentage
+from pipelines.results.figures import FIGURES, confusion_figure, drawable, percentage
 from pipelines.results.ledger import ClaimRow, LedgerRow
+from pipelines.results.reader import Outcome
 from pipelines.tracking import cursors, database, delivery, helper, limits, probe, records
 from pipelines.tracking import spool as spools
 from pipelines.tracking.delivery import Sender
@@ -495,6 +496,17 @@ def test_the_explorer_has_the_seeds_of_its_run_and_their_test_images(tmp_path: P
     assert net["seeds"] == [0] and list(net["curves"]) == ["0"] and set(net["examples"]["predicted"]) == {"0"}
     project.ledger()
     assert explored(records.gather(project.spool)[0][0])["benchmarks"][0]["claimed_error"] == 1.0
+
+
+def test_a_figure_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bars(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
+        return f"{title}: {[trial.seed for trial in outcome.trials]}".encode()
+
+    monkeypatch.setitem(FIGURES, "bars", bars)
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    drawn = [evaluation_files(record)["bars.png"].decode() for record in records.gather(project.spool)[0]]
+    assert drawn == ["lenet5-mnist: [0, 1]", "lenet5-mnist, seed 0: [0]", "lenet5-mnist, seed 1: [1]"]
 
 
 def test_under_three_seeds_the_figures_themselves_are_shown(tmp_path: Path) -> None:
