@@ -25,8 +25,8 @@ from pipelines.results.ledger import LedgerRow, gather, make_ledger
 from pipelines.results.page import report, table3
 from pipelines.results.page.html import render
 from pipelines.results.reader import Outcome
-from pipelines.results.verdicts import MEANING, MIN_SPREAD, Verdict
-from pipelines.results.words import CERTAINTY, MARK, NONE, figure, plus_minus, stuck
+from pipelines.results.verdicts import Verdict
+from pipelines.results.words import MARK, NONE, figure, plus_minus, stuck
 from pipelines.tracking import helper
 from pipelines.training import store
 
@@ -65,12 +65,6 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
         table3=[Markup(line) for line in table3.markdown(grid)] if grid else [],
         ours=ours,
         epochs=epochs,
-        figure=figure,
-        stuck=stuck,
-        mark=MARK,
-        certainty=CERTAINTY,
-        meaning=MEANING,
-        min_spread=MIN_SPREAD,
     )
 
 

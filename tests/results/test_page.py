@@ -358,7 +358,7 @@ def test_of_fewer_than_three_seeds_the_figures_themselves_stand_there(inputs: In
     assert f"{values} %" in reader.words
     assert f"ours {values} %" in plots.describe(row) and "interval" not in plots.describe(row)
     axis = plots.ledger_axis([row])
-    drawn = read(part("plot(row, axis, 26, 26, 13, as_error)", row=row, axis=axis)).attributes
+    drawn = read(part("plot(row, axis, 26, 26, 13, plots.as_error)", row=row, axis=axis)).attributes
     assert [kind for _, key, kind in drawn if key == "class"].count("mean") == count
 
 

@@ -9,19 +9,20 @@ from jinja2.nodes import EvalContext
 from markupsafe import Markup
 
 from pipelines.command.errors import printable
+from pipelines.results import verdicts, words
 
 HERE = Path(__file__).parent
 
 
 def visible(value: object) -> str:
     """``value`` as text in which control characters, but for line feeds, are written as their escapes."""
-    words = str(value)
-    return words if words.isprintable() else "\n".join(map(printable, words.split("\n")))  # images are long addresses
+    text = str(value)
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))  # images are long addresses
 
 
-def prose(words: str) -> str:
+def prose(text: str) -> str:
     """A sentence of a claim or a trial on one line of Markdown, which its author may have used; no HTML."""
-    return printable(" ".join(words.split())).replace("<", "&lt;")
+    return printable(" ".join(text.split())).replace("<", "&lt;")
 
 
 def cell(value: object) -> str:
@@ -51,7 +52,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.globals["source"] = _source
+TEMPLATES.globals |= {"source": _source, "words": words, "verdicts": verdicts}
 TEMPLATES.filters["cell"] = cell
 TEMPLATES.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 

@@ -74,6 +74,11 @@ def _figures(row: LedgerRow) -> list[float]:
     return [claim - margin, claim + margin, *row["per_seed"].values(), *(row["ci95"] or []), *tested]
 
 
+def as_it_is(metric: str, value: float) -> float:
+    """A figure in % in its own metric, on the axis of its row."""
+    return value
+
+
 def describe(row: LedgerRow) -> str:
     """The plot in words."""
     claim = f"claim {row['claim']['value']:g} ± {row['margin']:.2f} %"

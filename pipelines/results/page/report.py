@@ -16,8 +16,8 @@ from pipelines.results.ledger import LedgerRow, as_error
 from pipelines.results.page import images, plots, table3
 from pipelines.results.page.html import TEMPLATES, render
 from pipelines.results.reader import Outcome
-from pipelines.results.verdicts import MEANING, MIN_SEEDS, Verdict
-from pipelines.results.words import CERTAINTY, MARK, NONE, centre, commit, day, each, ends, seeds, stuck, versions
+from pipelines.results.verdicts import Verdict
+from pipelines.results.words import NONE, commit
 
 FILTER_PIXELS = 44  # screen pixels a filter, about
 TEMPLATE_PIXELS = 96  # screen pixels a class template
@@ -31,10 +31,6 @@ SIGNS = {
 }
 
 
-def _interval(found: Mapping[str, Any]) -> str:
-    return f"{ends(found, ' to ')}, " if found["ci95"] else ""
-
-
 def _speed(results: Sequence[Mapping[str, Any]]) -> str:
     speeds = [float(r["images_per_s"]) for r in results if r.get("images_per_s") is not None]
     return f"{sum(speeds) / len(speeds):,.0f} images/s a trial" if speeds else NONE
@@ -45,27 +41,7 @@ def _device(result: Mapping[str, Any]) -> str:
 
 
 TEMPLATES.filters |= {"commit": commit, "device": _device}
-TEMPLATES.globals |= {
-    "as_error": as_error,
-    "as_it_is": lambda metric, value: value,
-    "centre": centre,
-    "certainty": CERTAINTY,
-    "day": day,
-    "describe": plots.describe,
-    "duration": duration,
-    "each": each,
-    "height": plots.HEIGHT,
-    "interval": _interval,
-    "mark": MARK,
-    "none_yet": NONE,
-    "row_axis": plots.row_axis,
-    "seeds": seeds,
-    "signs": SIGNS,
-    "speed": _speed,
-    "stuck": stuck,
-    "versions": versions,
-    "zoom_height": plots.ZOOM_HEIGHT,
-}
+TEMPLATES.globals |= {"plots": plots, "duration": duration, "signs": SIGNS, "speed": _speed}
 
 
 def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> str:
@@ -85,8 +61,6 @@ def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Ou
         marked=any(row["test_set"] for row in ledger),
         layers=list(_layers(outcomes)),
         rows=[_details(row, params.benchmarks[row["benchmark"]], outcomes.get(row["benchmark"])) for row in ledger],
-        meaning=MEANING,
-        min_seeds=MIN_SEEDS,
         data=explorer.data(outcomes, claimed),
     )
 
