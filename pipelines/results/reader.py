@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ def _whole(value: object, low: int = 0, high: float = LATEST) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
+def items(fits: Callable[[Any], bool], least: int = 0, most: float = math.inf) -> Callable[[Any], bool]:
+    """Whether a value is a list of ``least`` to ``most`` such items."""
+    return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(fits, value))
+
+
 TEXT = Kind(lambda value: isinstance(value, str) and value != "", "text")
 OBJECT = Kind(lambda value: isinstance(value, dict), "an object")
 WHOLE = Kind(_whole, "a whole number")
@@ -72,16 +78,8 @@ RESULT = {
     "versions": OBJECT,
 }
 ABOUT = {
-    "classes": Kind(
-        lambda value: isinstance(value, list) and len(value) >= 2 and all(isinstance(name, str) for name in value),
-        "a list of at least two names",
-    ),
-    "shape": Kind(
-        lambda value: (
-            isinstance(value, list) and len(value) == 3 and all(_whole(side, 1, arrays.LONGEST) for side in value)
-        ),
-        "channels, height and width",
-    ),
+    "classes": Kind(items(lambda name: isinstance(name, str), 2), "a list of at least two names"),
+    "shape": Kind(items(lambda side: _whole(side, 1, arrays.LONGEST), 3, 3), "channels, height and width"),
     **dict.fromkeys(("dataset", "protocol"), TEXT),
     "test": Kind(lambda value: _whole(value, 1, arrays.MOST), "the number of test images"),
 }
@@ -89,12 +87,8 @@ FIGURES = {
     **dict.fromkeys(("error", "accuracy"), PERCENT),
     **dict.fromkeys(("top5_error", "single_view_error", "loss"), NUMBER.optional),
 }
-METRICS = {
-    **FIGURES,
-    "key": TEXT,
-    "claimed_on": OBJECT.optional,
-    "per_class": Kind(lambda value: isinstance(value, list), "a list of classes"),
-}
+LIST = Kind(lambda value: isinstance(value, list), "a list")
+METRICS = {**FIGURES, "key": TEXT, "claimed_on": OBJECT.optional, "per_class": LIST}
 PER_CLASS = {**dict.fromkeys(("precision", "recall", "f1"), SHARE.optional), "support": WHOLE}
 
 

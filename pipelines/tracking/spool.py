@@ -20,7 +20,20 @@ from pipelines.command.errors import UserError
 from pipelines.command.progress import is_number
 from pipelines.results import reader
 from pipelines.results.ledger import ClaimRow, LedgerRow, TestSet
-from pipelines.results.reader import LATEST, NUMBER, OBJECT, SEED, TEXT, WHOLE, Evaluation, Json, check
+from pipelines.results.reader import (
+    LATEST,
+    LIST,
+    NUMBER,
+    OBJECT,
+    SEED,
+    TEXT,
+    WHOLE,
+    Evaluation,
+    Json,
+    Kind,
+    check,
+    items,
+)
 from pipelines.training import store
 from pipelines.training.store import MissingError
 
@@ -34,18 +47,15 @@ SUMMARY = {
     for prefix in ("test_", "claimed_on_")
     for key in ("error", "accuracy", "error_ci95_low", "error_ci95_high")
 }
-INTERVAL = reader.Kind(
-    lambda value: isinstance(value, list) and len(value) == 2 and all(map(is_number, value)), "two numbers"
-).optional
-LISTED = reader.Kind(lambda value: isinstance(value, list), "a list").optional
-SEEDS = reader.Kind(
-    lambda value: isinstance(value, dict) and all(map(is_number, value.values())), "an object of numbers"
-)
-FIGURES = {"mean": NUMBER.optional, "ci95": INTERVAL, "per_seed": SEEDS}
+FIGURES = {
+    "mean": NUMBER.optional,
+    "ci95": Kind(items(is_number, 2, 2), "two numbers").optional,
+    "per_seed": Kind(lambda value: isinstance(value, dict) and all(map(is_number, value.values())), "numbers by seed"),
+}
 ROW = {
     **dict.fromkeys(("dataset", "budget", "metric", "verdict"), TEXT),
     **{"claim": OBJECT, **FIGURES, "n": WHOLE, "margin": NUMBER.optional, "test_set": OBJECT.optional},
-    **dict.fromkeys(("at_chance", "deviations"), LISTED),
+    **dict.fromkeys(("at_chance", "deviations"), LIST.optional),
 }
 
 
@@ -270,7 +280,7 @@ def _whole(kind: type, found: Json) -> Json:
     return {**dict.fromkeys(kind.__annotations__), **found}
 
 
-def _load(path: Path, kinds: Mapping[str, reader.Kind]) -> Json:
+def _load(path: Path, kinds: Mapping[str, Kind]) -> Json:
     """The JSON object in ``path``, with values of these kinds."""
     found: Json = store.read_json(path)
     check(path, found, kinds)
