@@ -78,14 +78,14 @@ BENCHMARKS = "tags.kind = 'benchmark'"
 
 
 def _curves(server: str, experiment: str, runs: list[str]) -> str:
-    """MLflow's page that compares a metric of several runs."""
+    """MLflow's page that compares a metric of several runs; it wants these first in its address."""
     metric = json.dumps("train/error")
     chosen = {"runs": json.dumps(runs), "metric": metric, "experiments": json.dumps([experiment])}
     return _address(f"{server}/#/metric", **chosen, plot_metric_keys=f"[{metric}]", x_axis="step")
 
 
 def _address(page: str, **query: str) -> str:
-    return f"{page}?{urlencode({**TRAINING, **query}, quote_via=quote)}"
+    return f"{page}?{urlencode({**query, **TRAINING}, quote_via=quote)}"
 
 
 def show(server: str, client: Any) -> str:

@@ -114,7 +114,7 @@ def test_addresses_lead_to_what_is_there(running: Running) -> None:
         state = parse_qs(urlsplit(where).fragment.partition("?")[2])
         (experiment,), shown = json.loads(state["experiments"][0]), json.loads(state["runs"][0])
         trials = {run["info"]["run_id"]: run["data"] for run in running.search(experiment, "tags.kind = 'trial'")}
-        assert set(shown) == set(trials)
+        assert set(shown) == set(trials) and "/metric?runs=" in where  # it reads no other order
         (metric,) = json.loads(state["plot_metric_keys"][0])
         assert all(metric in {one["key"] for one in trials[run]["metrics"]} for run in shown)
     assert {"explorer of lenet5-mnist (laptop)", "explorer of convnetjs-cifar10 (laptop)"} < found.keys()
@@ -134,7 +134,7 @@ def test_the_server_serves_explorers_and_images(running: Running) -> None:
 def test_with_a_server_named_none_is_started(running: Running, tmp_path: Path) -> None:
     done = run(tmp_path, MLFLOW_TRACKING_URI=running.uri.replace("//", "//me:s3cret@"))
     assert done.returncode == 0 and done.stderr == ""
-    assert f"{running.uri}/#/experiments/1/runs?workflowType=machine_learning" in done.stdout
+    assert f"{running.uri}/#/experiments/1/runs?compareRunsMode=CHART" in done.stdout
     assert "s3cret" not in done.stdout
 
 
