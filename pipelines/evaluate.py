@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 
 from pipelines import trial
@@ -45,6 +46,7 @@ DATA = Path("datasets")
 RUNS = Path("runs")
 BATCH = 250  # images at a time; fixed, since random views are drawn by the batch
 TOP = 5
+SHARES = ("precision", "recall", "f1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,20 +194,24 @@ def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[dict
     """Precision, recall and F1 (fractions) and support of each class; None where there is nothing to divide by.
 
     Precision is undefined where the class was never predicted, recall where it has no image, and F1, which is
-    2 TP / (2 TP + FP + FN), where both are so: a class with images that is never predicted has an F1 of 0. (The
-    definitions of scikit-learn, which reports 0 for what is undefined unless told otherwise.)
+    2 TP / (2 TP + FP + FN), where both are so: a class with images that is never predicted has an F1 of 0.
     """
-
-    def share(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
-    table = []
-    for i, name in enumerate(classes):
-        right, predicted, actual = int(confusion[i, i]), int(confusion[:, i].sum()), int(confusion[i].sum())
-        f1 = share(2 * right, predicted + actual)
-        figures = {"precision": share(right, predicted), "recall": share(right, actual), "f1": f1}
-        table.append({"class": name, **figures, "support": actual})
-    return table
+    actual, predicted = np.indices(confusion.shape)
+    figures = precision_recall_fscore_support(
+        actual.ravel(),
+        predicted.ravel(),
+        labels=range(len(classes)),
+        sample_weight=confusion.ravel(),
+        zero_division=np.nan,
+    )
+    return [
+        {
+            "class": name,
+            **{key: None if np.isnan(share) else float(share) for key, share in zip(SHARES, row, strict=True)},
+            "support": int(support),
+        }
+        for name, *row, support in zip(classes, *figures, strict=True)
+    ]
 
 
 def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) -> Path:

@@ -137,8 +137,10 @@ class TrialFiles:
             return True
         return False
 
-    def read_result(self, key: str | None) -> dict[str, Any]:
+    def read_result(self, key: str | None, *, weights: bool = True) -> dict[str, Any]:
         """The provenance of the trial ``key`` (None: of any), once it and the files it vouches for were found whole.
+
+        Without ``weights`` these are not read, for those who have no use for them.
 
         Raises DamagedError for one that is missing, differs from its digest, or belongs to another trial.
         """
@@ -148,7 +150,7 @@ class TrialFiles:
             raise DamagedError(f"{self.result} is damaged, or older than digests: it does not hold its own")
         if key is not None and found.get("key") != key:
             raise DamagedError(f"{self.result} is of another trial (key {found.get('key')}); expected {key}")
-        for path in (self.weights, self.curve):
+        for path in (self.weights, self.curve) if weights else (self.curve,):
             if digest(path) != digests.get(path.name):
                 raise DamagedError(f"{path} is damaged: its sha256 is not the one in {self.result.name}")
         return found
@@ -329,16 +331,28 @@ def require_folder(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in ``path``; UserError when the file is missing or damaged."""
-    with reading(path) as file:
-        text = file.read()
-    try:
-        found = json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged ({error}); expected JSON") from None
+    """The object in ``path``; DamagedError when the file is missing or damaged."""
+    found = _parsed(path)
     if not isinstance(found, dict):
         raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected an object")
     return found
+
+
+def read_list(path: Path) -> list[Any]:
+    """The list in ``path``; DamagedError when the file is missing or damaged."""
+    found = _parsed(path)
+    if not isinstance(found, list):
+        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected a list")
+    return found
+
+
+def _parsed(path: Path) -> Any:
+    with reading(path) as file:
+        text = file.read()
+    try:
+        return json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({error}); expected JSON") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -20,13 +20,14 @@ import torch
 from torch import nn
 
 from models import krizhevsky, lenet, mlp
-from pipelines import compare, trial
+from pipelines import trial
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn, Evaluation
 from pipelines.config.params import load_params
 from pipelines.config.recipes import Op, Subset
 from pipelines.data import subsets, transforms
 from pipelines.data.datasets import Dataset
+from pipelines.results.ledger import make_ledger
 from pipelines.results.page import table3
 from pipelines.training import optimisers
 from tests.conftest import ROOT
@@ -629,7 +630,7 @@ def test_the_suites_are_the_promised_ones() -> None:
 
 
 def test_the_page_has_a_benchmark_for_every_cell_of_table_3() -> None:
-    cells = table3.cells(PARAMS.benchmarks, compare.make_ledger(PARAMS, {}))
+    cells = table3.cells(PARAMS.benchmarks, make_ledger(PARAMS, {}))
     assert cells is not None
     found = {key: (row["benchmark"], row["claim"]["value"]) for key, row in cells.items()}
     claims = {name: PARAMS.benchmarks[name].claim.value for name in CELLS}
