@@ -31,13 +31,13 @@ from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines import trial
 from pipelines.cluster import connection
 from pipelines.command.errors import guard
 from pipelines.config.params import Benchmark, Budget, load_params
 from pipelines.data import datasets
-from pipelines.training import provenance, spec, store
-from pipelines.training.losses import LOSSES
+from pipelines.training import provenance, spec, store, trainer
+from pipelines.training.inputs import Inputs
+from pipelines.training.losses import CrossEntropy
 from pipelines.training.optimisers import build_optimiser
 
 NAME = "lenet5-mnist"
@@ -67,7 +67,7 @@ def images_per_s(files: store.TrialFiles) -> float:
 def pipeline(epochs: int) -> float:
     """One trial, start to weights."""
     with tempfile.TemporaryDirectory() as folder:
-        return images_per_s(trial.run(planned(Path(folder), 0, epochs)))
+        return images_per_s(trainer.run(planned(Path(folder), 0, epochs)))
 
 
 def timed(epochs: int, epoch: Callable[[], None]) -> float:
@@ -84,10 +84,10 @@ def bare_loop(epochs: int) -> float:
     chosen = benchmark(epochs)
     whole = datasets.open_dataset(DATA, "mnist")
     pixels, digits = (torch.from_numpy(np.array(part[:IMAGES])) for part in whole.split("train"))
-    model = trial.build_model(chosen, whole, trial.image_shape(chosen, whole))
+    model = Inputs(chosen, whole, Path()).build()
     optimiser, loss_of, size = (
         build_optimiser(chosen.recipe.optimiser, model),
-        LOSSES["cross_entropy"],
+        CrossEntropy(),
         chosen.recipe.batch,
     )
 
@@ -156,8 +156,8 @@ def data_loader(epochs: int) -> float:
     """The bare loop over a DataLoader, in one process as every contender is."""
     chosen = benchmark(epochs)
     whole = datasets.open_dataset(DATA, "mnist")
-    model = trial.build_model(chosen, whole, trial.image_shape(chosen, whole))
-    optimiser, loss_of = build_optimiser(chosen.recipe.optimiser, model), LOSSES["cross_entropy"]
+    model = Inputs(chosen, whole, Path()).build()
+    optimiser, loss_of = build_optimiser(chosen.recipe.optimiser, model), CrossEntropy()
     loader = DataLoader(OneByOne(), batch_size=chosen.recipe.batch, shuffle=True)
 
     def epoch() -> None:
@@ -191,7 +191,7 @@ def _seen(curve: list[dict[str, Any]], at: float) -> float:
 
 
 def _train(one: spec.Spec) -> None:
-    trial.run(one)
+    trainer.run(one)
 
 
 def main() -> None:

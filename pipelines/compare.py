@@ -21,6 +21,7 @@ from rich.text import Text
 
 from pipelines.command import ending
 from pipelines.command.errors import UserError, guard, printable
+from pipelines.command.folders import require_folder
 from pipelines.config.params import Benchmark, Params, load_params
 from pipelines.results.page import outcomes, page, table3
 from pipelines.results.page.markup import prose
@@ -265,7 +266,7 @@ def write(params: Params, found: Mapping[str, Outcome], folder: Path = REPORT) -
         "ledger.md": markdown(params, ledger),
         "index.html": page.build(params, ledger, found),
     }
-    store.require_folder(folder)
+    require_folder(folder)
     for name in files:
         if (folder / name).is_dir():
             raise UserError(f"{folder / name} is a folder; expected a file, or nothing")

@@ -15,16 +15,19 @@ import itertools
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.cluster import connection, distributed, estimate
-from pipelines.command import ending, progress
-from pipelines.command.errors import FULL, UserError, guard, printable
+from pipelines.command import ending, errors, locks, progress
+from pipelines.command.errors import FULL, PREEMPTED, UserError, guard, printable
+from pipelines.command.folders import require_folder
 from pipelines.config.params import Params, load_params
 from pipelines.tracking import helper
 from pipelines.training import spec, store
@@ -33,6 +36,7 @@ DATA = Path("datasets")
 RUNS = Path("runs")
 LIVE_EVERY_S = 0.5
 LINES_EVERY_S = 15.0  # where the output is no terminal
+SAVING_S = 15.0  # for checkpoints, where this machine is taken away
 Failure = tuple[spec.Spec, Exception]
 T = TypeVar("T")
 
@@ -46,11 +50,11 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
     with connection.connect() as ray_cluster:
         for one in kinds.values():
             ray_cluster.require(one.benchmark)
-        weights = dict(zip(kinds, _on_worker(_check, list(kinds.values())), strict=True))
-        _require_space([(one, weights[_kind(one)]) for one in planned], ray_cluster)
+        sizes = dict(zip(kinds, _on_worker(_check, list(kinds.values())), strict=True))
+        _require_space([(one, sizes[_kind(one)]) for one in planned], ray_cluster)
         placed = [_place(s, ray_cluster) for s in planned]
         _announce(params, placed, ray_cluster)
-        with _watching(placed), helper.follow():
+        with _watching(placed), helper.follow(), _saving_when_preempted(placed):
             _run_all(placed, ray_cluster)
 
 
@@ -74,12 +78,13 @@ def _on_worker(function: Callable[..., T], *words: Any) -> T:
     return found
 
 
-def _check(planned: Sequence[spec.Spec]) -> list[int]:
-    """UserError for what can't be trained; the bytes of each trial's weights. Runs in a Ray worker process."""
+def _check(planned: Sequence[spec.Spec]) -> list[spec.Sizes]:
+    """UserError for what can't be trained; the sizes of each trial. Runs in a Ray worker process."""
     connection.end_with_raylet()
-    from pipelines import trial
+    from pipelines.training import checks
+    from pipelines.training.inputs import Inputs
 
-    return [trial.check(one.benchmark, one.budget, one.data) for one in planned]
+    return [checks.check(Inputs.of(one), one.budget) for one in planned]
 
 
 def _hardware() -> str:
@@ -94,7 +99,7 @@ def _place(one: spec.Spec, ray_cluster: connection.Cluster) -> spec.Spec:
     return one.on(device, threads=one.benchmark.resources.cpus)
 
 
-def _require_space(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: connection.Cluster) -> None:
+def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Cluster) -> None:
     """What the trials write must fit into the store; better said now than after hours."""
     root = store.default()
     root.mkdir(parents=True, exist_ok=True)
@@ -152,17 +157,20 @@ def _run_all(placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> No
         if len(placed) > 1:
             say(f"{one.name} failed: {_first_line(error).removeprefix(f'{one.name}: ')}")
     if failed:
-        raise _told(failed)
+        raise _summary(failed)
 
 
-def _told(failed: Sequence[Failure]) -> Exception:
-    """What to raise when all trials have ended: a bug of ours as it is, else one line for the user."""
+def _summary(failed: Sequence[Failure]) -> Exception:
+    """The error to raise when all trials have ended: a bug of ours as it is, else one line for the user."""
     (_, first), *others = failed
     for _, error in failed:
         if not isinstance(error, UserError):
             return error
     names = ", ".join(one.name for one, _ in others)
-    return UserError(f"{first} (and {len(others)} more failed: {names})" if others else str(first))
+    summary = UserError(f"{first} (and {len(others)} more failed: {names})" if others else str(first))
+    if all(_is_preemption(error) for _, error in failed):
+        summary.status = PREEMPTED
+    return summary
 
 
 def _first_line(error: Exception) -> str:
@@ -180,22 +188,35 @@ def _run_distributed(order: Sequence[spec.Spec], ray_cluster: connection.Cluster
 
 
 def _run_packed(order: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
-    """Those of one worker, as many side by side as the cluster holds; yields what fails when it does."""
+    """Those of one worker, as many side by side as the cluster holds; yields what fails when it does.
+
+    A trial whose machine is taken away goes on elsewhere, at its checkpoint.
+    """
     import ray
 
     remote = ray.remote(max_retries=connection.RETRIES)(_train_one)
-    tasks: dict[Any, spec.Spec] = {}
-    for one in order:
-        if one.benchmark.resources.workers == 1:
-            gpus = ray_cluster.gpus_for(one.benchmark)
-            tasks[remote.options(num_cpus=one.benchmark.resources.cpus, num_gpus=gpus, name=one.name).remote(one)] = one
+
+    def start(one: spec.Spec) -> Any:
+        gpus = ray_cluster.gpus_for(one.benchmark)
+        return remote.options(num_cpus=one.benchmark.resources.cpus, num_gpus=gpus, name=one.name).remote(one)
+
+    tasks = {start(one): one for one in order if one.benchmark.resources.workers == 1}
+    preemptions: Counter[str] = Counter()
     while tasks:
         done, _ = ray.wait(list(tasks), num_returns=1, timeout=1.0)
         for task in done:
             one = tasks.pop(task)
             error = _error_of(task, one)
-            if error is not None:
+            preemptions[one.key] += _is_preemption(error)
+            if _is_preemption(error) and preemptions[one.key] <= connection.RETRIES:
+                say(f"{error}; it does")
+                tasks[start(one)] = one
+            elif error is not None:
                 yield one, error
+
+
+def _is_preemption(error: Exception | None) -> bool:
+    return getattr(error, "status", None) == PREEMPTED
 
 
 def _error_of(task: Any, one: spec.Spec) -> Exception | None:
@@ -207,7 +228,7 @@ def _error_of(task: Any, one: spec.Spec) -> Exception | None:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OSError) and error.cause.errno in FULL:
             return UserError(f"{one.name}: no space left in {one.store}; make room and run this again")
-        return UserError(str(error.cause)) if isinstance(error.cause, UserError) else error
+        return error.cause if isinstance(error.cause, UserError) else error
     except (ray.exceptions.RayError, OSError) as error:
         return connection.lost_worker(one.name, error)
     return None
@@ -216,10 +237,44 @@ def _error_of(task: Any, one: spec.Spec) -> Exception | None:
 def _train_one(one: spec.Spec) -> None:
     """Runs in a Ray worker process: in its main thread, so that a signal sent to that process ends the trial well."""
     connection.end_with_raylet()
-    from pipelines import trial
-    from pipelines.training.journal import Worker
+    from pipelines.training import trainer
+    from pipelines.training.checkpoint import Worker
 
-    trial.run(one, Worker(preempted_by=(signal.SIGUSR1,)))
+    trainer.run(one, Worker(preempted_by=(signal.SIGUSR1,)))
+
+
+@contextmanager
+def _saving_when_preempted(placed: Sequence[spec.Spec]) -> Iterator[None]:
+    """Where this machine is taken away, let the trials that train on it save their checkpoints first."""
+    began = time.time()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if errors.preempted():
+            asked = time.time()
+            here = [one for one in placed if _asked_to_save(one, began)]
+            while time.time() - asked < SAVING_S and not all(_saved(one, asked) for one in here):
+                time.sleep(0.1)
+        raise
+
+
+def _asked_to_save(one: spec.Spec, began: float) -> bool:
+    """Ask the process that trains ``one`` on this machine to save and end; False where there is none."""
+    state = progress.read(one.files.progress, since=began)
+    if state is None or state["state"] != "running" or state.get("host") != socket.gethostname():
+        return False
+    with contextlib.suppress(ProcessLookupError, TypeError):  # it has ended; the file is damaged
+        os.kill(state["pid"], signal.SIGUSR1)
+        return True
+    return False
+
+
+def _saved(one: spec.Spec, since: float) -> bool:
+    """Whether a trial's checkpoint is newer than ``since``, or no longer needed."""
+    try:
+        return one.files.checkpoint.stat().st_mtime >= since
+    except OSError:
+        return one.files.result.exists()
 
 
 @contextmanager
@@ -264,10 +319,11 @@ def _show(placed: Sequence[spec.Spec], stop: threading.Event) -> None:
 
 def _board(placed: Sequence[spec.Spec], began: float) -> str:
     """The trials that run, a line each, and how many others there are: a suite has more than a terminal has rows."""
-    told = {one.name: progress.read(one.files.progress, since=began) for one in placed}
-    running = [progress.line(name, state) for name, state in told.items() if state and state["state"] == "running"]
-    ended = sum(1 for state in told.values() if state and state["state"] != "running")
-    return "\n".join([*running, f"{ended} of {len(told)} trials done, {len(told) - ended - len(running)} waiting"])
+    states = {one.name: progress.read(one.files.progress, since=began) for one in placed}
+    running = [progress.line(name, state) for name, state in states.items() if state and state["state"] == "running"]
+    ended = sum(1 for state in states.values() if state and state["state"] != "running")
+    waiting = len(states) - ended - len(running)
+    return "\n".join([*running, f"{ended} of {len(states)} trials done, {waiting} waiting"])
 
 
 def _lines(placed: Sequence[spec.Spec], began: float) -> list[str]:
@@ -281,11 +337,11 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
     """
     for one in planned:
         if os.path.lexists(one.files.folder):
-            with contextlib.suppress(store.HeldError), store.lock(one.files.folder / "lock", one.name, patience_s=0):
+            with contextlib.suppress(locks.HeldError), locks.held(one.files.folder / "lock", one.name, patience_s=0):
                 for line in one.files.inspect(one.name):
                     say(line)
     for path in sorted((store.default() / "fitted").glob("*.pt")):
-        with contextlib.suppress(store.HeldError), store.lock(path.with_suffix(".lock"), str(path), patience_s=0):
+        with contextlib.suppress(locks.HeldError), locks.held(path.with_suffix(".lock"), str(path), patience_s=0):
             try:
                 store.check_seal(path)
             except store.DamagedError as error:
@@ -296,7 +352,7 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
 def require_places(names: Sequence[str], runs: Path = RUNS) -> None:
     """UserError where the run store or ``runs/`` can't be written; better said now than after hours."""
     for folder in (store.default(), store.default() / "fitted", runs):
-        store.require_folder(folder)
+        require_folder(folder)
     for path in (runs / name for name in names):
         if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
             raise UserError(f"{path} is no folder; expected one, which the trials are collected in, or nothing")

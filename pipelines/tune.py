@@ -26,13 +26,16 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import evaluate, train, trial
+from pipelines import train
 from pipelines.command import ending, progress
 from pipelines.command.errors import UserError, guard
+from pipelines.command.folders import require_folder
 from pipelines.config import schema
 from pipelines.config.params import CHOICES, Benchmark, Budget, Choice, Evaluation, Params, load_params
-from pipelines.data import datasets, subsets
+from pipelines.data import subsets
 from pipelines.training import provenance, spec, store
+from pipelines.training.inputs import Inputs
+from pipelines.training.predictions import predict
 
 DATA = Path("datasets")
 
@@ -70,13 +73,12 @@ def in_use(benchmark: Benchmark, choice: Choice) -> dict[str, float]:
 
 
 def validation_error(one: spec.Spec, choice: Choice, device: str) -> float:
-    """Per cent of the slice that the finished trial takes for something else; one view an image."""
-    dataset = datasets.open_dataset(one.data, one.benchmark.dataset)
-    model = evaluate.load_network(one.benchmark, dataset, one.files.weights)
-    single = dataclasses.replace(one.benchmark, evaluation=Evaluation())
-    places = subsets.validation(dataset.train, choice.hold_out)
-    error = evaluate.predict(single, dataset, model, one.seed, device, split="train", places=places).error
-    return round(error, 4)
+    """Error in per cent of the finished trial on the slice; one view an image."""
+    inputs = Inputs.of(one)
+    places = subsets.validation(inputs.dataset.train, choice.hold_out)
+    model, single = inputs.load(one.files.weights), Evaluation()
+    answers = predict(inputs, model, one.seed, device, split="train", places=places, evaluation=single)
+    return round(answers.error, 4)
 
 
 def choose(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def choose(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
         ]
         for one in candidates
     ]
-    store.require_folder(store.default())
+    require_folder(store.default())
     train.inspect([one for specs in planned for one in specs])
     waiting = [one for specs in planned for one in specs if not one.files.finished]
     try:
@@ -103,7 +105,7 @@ def choose(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
         if not diverged or not any(all(one.files.finished for one in specs) for specs in planned):
             raise
         print(error, flush=True)
-    device = trial.chosen_device(None)
+    device = provenance.chosen_device(None)
     found: list[dict[str, Any]] = []
     for one, specs in zip(candidates, planned, strict=True):
         whole = all(each.files.finished for each in specs)

@@ -32,18 +32,19 @@ QUIET = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
 OFTEN = """
 import faulthandler, importlib.abc, importlib.util, os, signal, sys, time
 
-faulthandler.register(signal.SIGUSR1, all_threads=True)
+faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 class Often(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "pipelines.training.journal":
+        if name != "pipelines.training.checkpoint":
             return None
         sys.meta_path.remove(self)
         found = importlib.util.find_spec(name)
         load = found.loader.exec_module
         def patched(module):
             load(module)
-            module.CHECKPOINT_EVERY_S, module.Journal._agree = 0.0, often(module.Journal._agree)
+            module.CHECKPOINT_EVERY_S = 0.0
+            module.CheckpointCallback._agree = often(module.CheckpointCallback._agree)
         found.loader.exec_module = patched
         return found
 
@@ -140,7 +141,7 @@ class Run:
         try:
             return self.driver.wait(timeout=120)
         except subprocess.TimeoutExpired:
-            self.driver.send_signal(signal.SIGUSR1)
+            self.driver.send_signal(signal.SIGUSR2)
             time.sleep(2)
             end(started_by(self.driver.pid))
             self.driver.kill()

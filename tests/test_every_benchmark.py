@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import evaluate, trial
 from pipelines.config.params import Budget, load_params
 from pipelines.data import datasets
-from pipelines.training import spec, store
+from pipelines.training import spec, store, trainer
+from pipelines.training.inputs import Inputs
+from pipelines.training.predictions import predict
 from tests.conftest import ROOT
 
 PARAMS = load_params(ROOT / "params.yaml")
@@ -65,12 +66,12 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     short = Budget(epochs=1, seeds=(0,), train_images=2 * recipe.batch)
     benchmark = dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"short": short})
     one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=1)
-    dataset = datasets.open_dataset(invented, benchmark.dataset)
     with hidden(invented):
-        files = trial.run(one)
+        files = trainer.run(one)
     (point,) = store.read_lines(files.curve)
     assert np.isfinite(point["loss"]) and point["lr"] > 0
-    model = evaluate.load_network(benchmark, dataset, files.weights)
+    inputs = Inputs.of(one)
+    model = inputs.load(files.weights)
     assert all(weight.isfinite().all() for weight in model.parameters())
-    found = evaluate.predict(benchmark, dataset, model, 0, "cpu", split="test")
+    found = predict(inputs, model, 0, "cpu", split="test")
     assert round(found.error * TEST / 100, 6) in range(TEST + 1)  # whole images

@@ -24,11 +24,11 @@ from typing import Any
 import pytest
 
 from pipelines import train as stage
-from pipelines import trial
 from pipelines.cluster import connection, estimate
 from pipelines.cluster.connection import Cluster, Node
 from pipelines.command.errors import UserError, printable
-from pipelines.training import spec, store
+from pipelines.training import checks, spec, store, trainer
+from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT, edit_params, environment
 from tests.disturbed import QUIET, TRAIN, Run, only, same_weights, slurm, specs, train, worker_of
 from tests.processes import name_of, started_by, until
@@ -50,7 +50,7 @@ def test_packed_trials_end_as_plain_ones_whatever_becomes_of_the_others(project:
     assert not (project / "runs/linear-mnist").exists()
     for one in [*specs("mlp300-mnist", "plain"), *specs("lenet5-mnist", "plain")]:
         collected = project / "runs" / one.benchmark.name / f"seed-{one.seed}"
-        assert same_weights(collected / "weights.pt", trial.run(one).weights)
+        assert same_weights(collected / "weights.pt", trainer.run(one).weights)
         assert json.loads((collected / "result.json").read_text())["versions"]["ray"]
         assert len(store.read_lines(collected / "curve.jsonl")) == 2
     again = train("mlp300-mnist")
@@ -98,7 +98,7 @@ def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     planned = spec.trials(params, "lenet5-mnist", data=mnist_slice, root=home / "store")
     found = [one.on("cpu", threads=1) for one in planned]
     for one in found:
-        trial.run(one)
+        trainer.run(one)
     return found
 
 
@@ -149,7 +149,7 @@ def test_whatever_is_killed_training_goes_on_to_the_same_weights(project: Path, 
 def test_a_budget_may_be_named_beside_a_benchmark(project: Path) -> None:
     params = only(project, linear_mnist=SHORT | {"budgets.paper": {"epochs": 1, "seeds": [3]}})
     (one,) = spec.trials(params, "linear-mnist", data=Path("datasets"), root=Path("store"), budget="paper")
-    trial.run(one)
+    trainer.run(one)
     done = train("linear-mnist", "--budget", "paper")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 trials are in the store already" in done.stdout
@@ -183,23 +183,23 @@ def test_the_disk_that_a_trial_is_said_to_need_is_what_it_takes(
     only(project, lenet5_mnist=SHORT | changes)
     one, other = specs("lenet5-mnist")
     held = Cluster(address=None, nodes=(Node(cpus=1),))
-    weights = trial.check(one.benchmark, one.budget, one.data)
-    needed = estimate.disk_bytes([(one, weights), (other, weights)], held)
+    size = checks.check(Inputs.of(one), one.budget)
+    needed = estimate.disk_bytes([(one, size), (other, size)], held)
     sizes: list[int] = []
 
     def note(told: Mapping[str, Any]) -> None:
         if told["state"] == "done":  # the checkpoint of the last epoch is still there
             sizes.append(one.files.checkpoint.stat().st_size)
 
-    files = trial.run(one, watch=note)
+    files = trainer.run(one, watch=note)
     taken = files.weights.stat().st_size + 2 * sizes[0]
     # Of two trials one trains at a time, and the other's weights are kept beside it.
-    assert taken + weights < needed < 1.2 * (taken + files.weights.stat().st_size) + estimate.SMALL_FILES
+    assert taken + size.weights < needed < 1.2 * (taken + files.weights.stat().st_size) + estimate.SMALL_FILES
 
     usage = shutil.disk_usage(project)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=r"store has \d MB free; expected \d MB for 2 trials"):
-        stage._require_space([(one, weights), (other, weights)], held)
+        stage._require_space([(one, size), (other, size)], held)
 
 
 def test_a_machine_without_memory_is_one_line_after_some_attempts(project: Path) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import train, trial, tune
+from pipelines import train, tune
 from pipelines.command.errors import UserError
 from pipelines.config import schema
 from pipelines.config.params import CHOICES, Recipe, load_params
 from pipelines.data import datasets, subsets
+from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT, edit_params, environment
 
 NAME = "linear-mnist"
@@ -78,7 +79,7 @@ def test_the_slice_is_not_trained_on(project: Path) -> None:
     one = tune.candidate(benchmark, {"lr": 0.5}, benchmark.choice, 1)
     assert one.recipe.optimiser.lr == 0.5 and one.budgets["choice"].epochs == 1
     data = datasets.open_dataset(Path("datasets"), "mnist")
-    trained = set(trial.positions(one, data).tolist())
+    trained = set(Inputs(one, data, Path()).positions.tolist())
     assert len(trained) == 1600 and not trained & set(subsets.validation(2000, 400).tolist())
 
 

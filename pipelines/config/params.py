@@ -13,10 +13,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.command.errors import UserError
-from pipelines.config import schema, yamlfile
+from pipelines.config import registry, schema, yamlfile
 from pipelines.config.schedules import Boosting, Schedule
 from pipelines.config.schema import require, require_within
 
@@ -34,6 +34,13 @@ LEAST_GPU = 0.01  # the smallest share of one
 MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 PINNED = ("mnist", "cifar10")  # datasets that are a kind each; data.dvc pins their raw files
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
+OPTIMISERS = registry.entries("training/optimisers.py", "OPTIMISERS")  # and the fields that each uses
+if TYPE_CHECKING:
+    LossName = str
+    OptimiserName = str
+else:
+    LossName = Literal[tuple(registry.entries("training/losses.py", "LOSSES"))]
+    OptimiserName = Literal[tuple(OPTIMISERS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +89,6 @@ class Model:
 
 
 # The optimisers that a field means something to; the others refuse it. What is not named here, all of them use.
-USED_BY = {
-    "momentum": ("sgd",),
-    "nesterov": ("sgd",),
-    "weight_decay": ("sgd", "adadelta"),
-    "decay_biases": ("sgd", "adadelta"),
-    "layer_decay": ("sgd", "adadelta"),
-    "rho": ("adadelta",),
-    "eps": ("adadelta",),
-    "mu": ("sdlm",),
-    "samples": ("sdlm",),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
     """``lr`` is the rate that the schedule multiplies; ``weight_decay`` is PyTorch's, added to the gradient.
@@ -102,7 +96,7 @@ class Optimiser:
     With sdlm a minibatch makes the sum of its images' steps, so that ``lr`` is the rate of one image.
     """
 
-    name: Literal["sgd", "adadelta", "sdlm"]
+    name: OptimiserName
     lr: float
     momentum: float = 0.0
     nesterov: bool = False
@@ -126,10 +120,13 @@ class Optimiser:
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
         require(self.samples >= 1, f"samples is {self.samples}; expected at least 1")
+        used = {"name", "lr", "bias_lr", *OPTIMISERS[self.name]}
+        if "weight_decay" in used:
+            used |= {"decay_biases", "layer_decay"}
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
             unset = one.default_factory() if callable(one.default_factory) else one.default
-            fits = self.name in USED_BY.get(one.name, (self.name,)) or value == unset
+            fits = one.name in used or value == unset
             require(fits, f"{one.name} is {schema.show(value)}; expected none with {self.name}")
         plain = not self.nesterov or self.momentum > 0
         require(plain, "nesterov is true; expected it beside a momentum above 0")
@@ -159,7 +156,7 @@ class Recipe:
 
     batch: int  # images a step, over all workers
     optimiser: Optimiser
-    loss: Literal["cross_entropy", "mse", "map"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     map_constant: float = MAP_CONSTANT  # map only: j, the penalty of the class "rubbish"
     schedule: Schedule = field(default_factory=Schedule)
     preprocess: tuple[Op, ...] = ()
@@ -394,7 +391,7 @@ class Benchmark:
         schedule, end = self.recipe.schedule, self.budgets["paper"].epochs
         behind = [epoch for epoch, _ in schedule.points if epoch > end]
         last = f"recipe.schedule.points has epoch {behind[-1]:g}" if behind else ""
-        reached = len(behind) <= (schedule.between == "linear")
+        reached = len(behind) <= (schedule.between != "hold")
         require(reached, f"{last}; expected none behind {end}, budgets.paper.epochs")
 
     def _check_choice(self) -> None:

@@ -1,17 +1,20 @@
-"""What happens when in a trial: the factors on its rate, and which member of a committee trains.
+"""The parts of a recipe that change during a trial: the factors on its rate, and the member that boosting trains.
 
-A module of its own, since these functions decide weights and the checks on the rest of params.yaml don't: it is among
-the sources that a trial's key hashes.
+What is computed from them is in ``training.schedules`` and ``training.boosting``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pipelines.config import schema
+from pipelines.config import registry, schema
 from pipelines.config.schema import require, require_within
 
+if TYPE_CHECKING:
+    Between = str
+else:
+    Between = Literal[tuple(registry.entries("training/schedules.py", "BETWEEN"))]
 MOST_CANDIDATES = 1_000_000_000  # images
 
 
@@ -23,7 +26,7 @@ class Schedule:
     """
 
     points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
-    between: Literal["hold", "linear"] = "hold"
+    between: Between = "hold"
 
     def __post_init__(self) -> None:
         shown, epochs = (
@@ -35,15 +38,6 @@ class Schedule:
         require(epochs == sorted(set(epochs)), f"{shown}; expected rising epochs")
         require(all(factor >= 0 for _, factor in self.points), f"{shown}; expected factors of at least 0")
         require(any(factor > 0 for _, factor in self.points), f"{shown}; expected a factor above 0")
-
-    def factor(self, epoch: float) -> float:
-        """The factor on the rate at ``epoch`` (fractional, of the paper's budget)."""
-        before = max(i for i, (at, _) in enumerate(self.points) if at <= epoch)
-        start, value = self.points[before]
-        if self.between == "hold" or before + 1 == len(self.points):
-            return value
-        end, following = self.points[before + 1]
-        return value + (following - value) * (epoch - start) / (end - start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +54,3 @@ class Boosting:
     def __post_init__(self) -> None:
         require(min(self.epochs) >= 1, f"epochs is {list(self.epochs)}; expected at least 1 for each member")
         require_within("candidates", self.candidates, 1, MOST_CANDIDATES)
-
-    def member(self, epoch: float) -> int:
-        """Which member trains at ``epoch`` (fractional, of the paper's budget), from 0."""
-        first, second, _ = self.epochs
-        return (epoch >= first) + (epoch >= first + second)

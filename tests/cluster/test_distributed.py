@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import trial
-from pipelines.training import spec, store
+from pipelines.training import spec, store, trainer
 from tests import processes
 from tests.conftest import ROOT, edit_params, environment
 from tests.disturbed import Run, only, same_weights, slurm, specs, worker_of
@@ -38,10 +37,10 @@ DIVERGING: dict[str, Any] = {
 
 PLAIN = """
     import os, pickle, sys
-    from pipelines import trial
-    from pipelines.training.journal import Worker
+    from pipelines.training import trainer
+    from pipelines.training.checkpoint import Worker
     one, rank = pickle.load(open(sys.argv[1], "rb")), int(os.environ["RANK"])
-    trial.run(one, Worker(rank=rank, workers=2, trainer={"strategy": "ddp", "devices": 2}))
+    trainer.run(one, Worker(rank=rank, workers=2, trainer={"strategy": "ddp", "devices": 2}))
 """
 
 
@@ -67,7 +66,7 @@ def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_two_workers_train_as_one_does(project: Path, undisturbed: spec.Spec) -> None:
     """The same batches, sharded: but for the order of sums, the same curve."""
     edit_params(project / "params.yaml", lenet5_mnist=TWO | {"resources": {"workers": 1}})
-    alone = trial.run(specs("lenet5-mnist")[0])
+    alone = trainer.run(specs("lenet5-mnist")[0])
     for ours, theirs in zip(store.read_lines(undisturbed.files.curve), store.read_lines(alone.curve), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["train_error"] == pytest.approx(theirs["train_error"], abs=0.5)

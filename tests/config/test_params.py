@@ -22,7 +22,7 @@ from pipelines.command import errors
 from pipelines.command.errors import UserError
 from pipelines.config import schema
 from pipelines.config.params import Entry, build_params, load_params, plain, read_params
-from pipelines.training import store
+from pipelines.training import fingerprint
 from tests.conftest import ROOT, environment
 
 COMMITTED = ROOT / "params.yaml"
@@ -832,9 +832,12 @@ def look(found: Any, dotted: str) -> Any:
 @pytest.mark.parametrize("name", PARAMS.benchmarks)
 def test_the_train_stage_depends_on_what_the_key_hashes(name: str) -> None:
     benchmark = PARAMS.benchmark(name)
-    hashed = set(store.sources(benchmark.model.family))
-    assert set(stage("train", name)["deps"]) == {*hashed, f"datasets/{benchmark.dataset}"}
-    assert hashed == {*store.SOURCES, f"models/{benchmark.model.family}.py"}
+    code = fingerprint.of_training(benchmark.resolved("paper"), fingerprint.read())
+    hashed = {f"{module.replace('.', '/')}.py" for module in code}
+    deps = set(stage("train", name)["deps"])
+    assert hashed | {f"datasets/{benchmark.dataset}"} <= deps
+    optional = ("pipelines/training/boosting.py", "pipelines/training/sdlm.py")  # of some recipes alone
+    assert deps <= {*hashed, f"datasets/{benchmark.dataset}", *optional}
 
 
 @pytest.mark.parametrize("name", PARAMS.benchmarks)
