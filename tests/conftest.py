@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)  # of trainings here; `make test THREADS=2` sets it
 # Minutes each, most of it waiting for Ray and DVC.
 LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_train")
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from pipelines.train import collect
 from pipelines.training import checks, spec, store, trainer
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import Predictions, as_claimed, predict
-from tests.conftest import ROOT, TEST, edit_params, environment
+from tests.conftest import ROOT, TEST, THREADS, edit_params, environment
 
 Array = npt.NDArray[Any]
 SHORT = {"recipe.subset": {"first": 600}}
@@ -71,7 +72,7 @@ def evaluated(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         edit_params(Path("params.yaml"), **{name: SHORT | changes for name, changes in CHANGES.items()})
         for name in CHANGES:
             for one in planned(name):
-                trainer.run(one.on("cpu", threads=1))
+                trainer.run(one.on("cpu", threads=THREADS))
             collect(planned(name))
             run(name)
         yield root
@@ -713,6 +714,23 @@ def opens_test(path: Path) -> bool:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     named = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "split"]
     return any(isinstance(arg, ast.Constant) and arg.value == "test" for call in named for arg in call.args)
+
+
+LOADED = """
+    import sys
+    from pathlib import Path
+    from pipelines import evaluate
+    from pipelines.config.params import load_params
+    from pipelines.training import spec, store
+    from pipelines.training.inputs import Inputs
+    one, *_ = spec.trials(load_params(), "linear-mnist", data=Path("datasets"), root=store.default())
+    assert not evaluate._trained(Inputs.of(one), one).training
+    assert not {"pytorch_lightning", "pipelines.training.trainer", "pipelines.training.core"} & set(sys.modules)
+"""
+
+
+def test_a_network_is_loaded_without_the_trainer(evaluated: Path) -> None:
+    subprocess.run([sys.executable, "-c", textwrap.dedent(LOADED)], env=environment(), check=True)
 
 
 def test_evaluate_alone_opens_the_test_split() -> None:

@@ -19,7 +19,7 @@ from pipelines.data import datasets
 from pipelines.training import spec, store, trainer
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import predict
-from tests.conftest import ROOT
+from tests.conftest import ROOT, THREADS
 
 PARAMS = load_params(ROOT / "params.yaml")
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenette": (3, 256, 256)}
@@ -65,7 +65,7 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     recipe = dataclasses.replace(benchmark.recipe, batch=min(benchmark.recipe.batch, BATCH))
     short = Budget(epochs=1, seeds=(0,), train_images=2 * recipe.batch)
     benchmark = dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"short": short})
-    one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=1)
+    one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=THREADS)
     with hidden(invented):
         files = trainer.run(one)
     (point,) = store.read_lines(files.curve)

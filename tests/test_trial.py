@@ -32,7 +32,7 @@ from pipelines.data import datasets, subsets
 from pipelines.training import checkpoint, checks, inputs, network, provenance, spec, store, trainer
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
-from tests.conftest import ROOT, edit_params, environment, hide_test_images
+from tests.conftest import ROOT, THREADS, edit_params, environment, hide_test_images
 
 NAME = "lenet5-mnist"
 SMALL: dict[str, Any] = {"recipe.subset": {"first": 300}, "budgets.laptop": {"epochs": 3, "seeds": [0]}}
@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {"recipe.subset": {"first": 300}, "budgets.laptop": {"ep
 def planned(changes: Mapping[str, Any] | None = None, *, name: str = NAME, seed: int = 0, root: str = "store") -> Spec:
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     params = edit_params(Path("params.yaml"), **{name: {**SMALL, **(changes or {})}})
-    return spec.plan(params.benchmark(name), "laptop", seed, data=Path("datasets"), root=Path(root), threads=1)
+    return spec.plan(params.benchmark(name), "laptop", seed, data=Path("datasets"), root=Path(root), threads=THREADS)
 
 
 def weights(files: store.TrialFiles) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,17 +24,13 @@ Sized = tuple[Spec, Sizes]
 def seconds(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> float:
     """Seconds until all are trained; measures the rates that are not yet known.
 
-    Trials of several workers run one after the other. Of the others, the cluster's time is shared out, but no kind of
-    trial ends before the rounds that it takes.
+    Trials of several workers run one after the other; the others share the cluster, and the longest bounds them.
     """
     _measure_unknown(specs)
-    lengths = {_rate_key(one): trial_seconds(one) for one in specs}
-    at_once = {_rate_key(one): ray_cluster.side_by_side(one.benchmark) for one in specs}
-    counts = Counter(_rate_key(one) for one in specs if one.benchmark.resources.workers == 1)
-    shares = [count * lengths[key] / at_once[key] for key, count in counts.items()]
-    rounds = [math.ceil(count / at_once[key]) * lengths[key] for key, count in counts.items()]
     distributed = sum(trial_seconds(one) for one in specs if one.benchmark.resources.workers > 1)
-    return distributed + max(sum(shares), *rounds, 0.0)
+    packed = [(trial_seconds(one), one.benchmark) for one in specs if one.benchmark.resources.workers == 1]
+    shared = sum(length / ray_cluster.side_by_side(benchmark) for length, benchmark in packed)
+    return distributed + max([shared, *(length for length, _ in packed)])
 
 
 def trial_seconds(one: Spec) -> float:

@@ -15,6 +15,7 @@ from torch import nn
 
 import models
 from models import alexnet, allcnn, convnetjs, krizhevsky, lenet, lenet1989, linear, ml4a, mlp
+from tests.conftest import THREADS
 
 Builder = Callable[..., nn.Module]
 
@@ -58,10 +59,10 @@ SMALL_ALEXNET = {"in_shape": (3, 67, 67), "classes": 10, "bias": 0.1, "fc_std": 
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
+def _few_threads() -> Iterator[None]:
     """Nets this small run slower on many threads, more so beside other work."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(threads)
 

@@ -26,7 +26,7 @@ from pipelines.training.boosting import BoostedBatches, Examples
 from pipelines.training.checkpoint import Worker
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
-from tests.conftest import hide_test_images
+from tests.conftest import THREADS, hide_test_images
 
 NAME = "committee-mnist"
 COUNT, BATCH = 300, 20
@@ -61,7 +61,7 @@ FEWER = {"recipe.boosting": {"epochs": [2, 1, 1], "candidates": 600}}  # than fi
 def one_thread() -> Iterator[None]:
     """As trials run: small batches are not shared out over threads."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(threads)
 
@@ -73,7 +73,7 @@ def planned(changes: Mapping[str, Any] | None = None, *, root: str = "store") ->
         parent, _, last = dotted.rpartition(".")
         (block[parent] if parent else block)[last] = value
     benchmark = schema.parse(Benchmark, block, f"benchmarks.{NAME}", name=NAME)
-    return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=1)
+    return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=THREADS)
 
 
 def prepared(one: Spec) -> BoostedBatches:

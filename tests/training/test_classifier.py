@@ -29,7 +29,7 @@ from pipelines.training.losses import LOSSES, MaximumAPosteriori, MeanSquaredErr
 from pipelines.training.optimisers import OPTIMISERS as BUILDERS
 from pipelines.training.optimisers import build_optimiser
 from pipelines.training.schedules import BETWEEN, factor
-from tests.conftest import ROOT, edit_params
+from tests.conftest import ROOT, THREADS, edit_params
 
 Array = npt.NDArray[np.float64]
 PARAMS = load_params(ROOT / "params.yaml")
@@ -214,7 +214,9 @@ def test_each_step_of_a_trial_has_the_schedules_rate(project: Path, name: str) -
         "budgets.laptop": {"epochs": 2, "seeds": [0]},
     }
     params = edit_params(project / "params.yaml", linear_mnist=changes)
-    one = spec.plan(params.benchmark("linear-mnist"), "laptop", 0, data=Path("datasets"), root=Path("store"), threads=1)
+    one = spec.plan(
+        params.benchmark("linear-mnist"), "laptop", 0, data=Path("datasets"), root=Path("store"), threads=THREADS
+    )
     rates: list[float] = []
 
     def note(optimiser: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -24,7 +24,7 @@ from pipelines.training import checkpoint, losses, schedules, spec, speed, store
 from pipelines.training.losses import CrossEntropy, Loss, MaximumAPosteriori, MeanSquaredError
 from pipelines.training.optimisers import build_optimiser
 from pipelines.training.sdlm import SDLM, curvature
-from tests.conftest import ROOT, edit_params
+from tests.conftest import ROOT, THREADS, edit_params
 from tests.disturbed import only, specs, train
 
 Array = npt.NDArray[np.float64]
@@ -365,7 +365,7 @@ SDLM_RECIPE: dict[str, Any] = {
 def planned(root: str, **changes: Any) -> spec.Spec:
     params = edit_params(Path("params.yaml"), lenet5_mnist=SDLM_RECIPE | changes)
     benchmark = params.benchmark("lenet5-mnist")
-    return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=1)
+    return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=THREADS)
 
 
 class Killed(Exception):

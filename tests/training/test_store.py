@@ -351,30 +351,37 @@ def test_what_a_user_can_mend_is_one_line_and_a_status(
     assert said.startswith(words) and said.count("\n") == 1
 
 
-def test_an_interrupt_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [("SIGINT", 130, "interrupted; "), ("SIGUSR1", 75, "ended by SIGUSR1; the same command goes on")],
+)
+@pytest.mark.parametrize("command", ["trial", "train"])
+def test_a_signal_while_a_command_is_imported_is_one_line(
+    tmp_path: Path, number: str, status: int, words: str, command: str
+) -> None:
     """The first import that takes long sends it."""
     (tmp_path / "sitecustomize.py").write_text(
-        textwrap.dedent("""
+        textwrap.dedent(f"""
         import os, signal, sys
 
         class Press:
             def find_spec(self, name, path, target=None):
-                if name == "pytorch_lightning":
-                    os.kill(os.getpid(), signal.SIGINT)
+                if name in ("numpy", "pytorch_lightning"):
+                    os.kill(os.getpid(), signal.{number})
 
         sys.meta_path.insert(0, Press())
         """)
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.trial", "lenet5-mnist"],
+        [sys.executable, "-m", f"pipelines.{command}", "lenet5-mnist"],
         env=environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stderr.count("\n")) == (130, 1)
-    assert done.stderr.startswith("error: interrupted; ")
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+    assert done.stderr.startswith(f"error: {words}")
 
 
 def test_a_bug_of_ours_keeps_its_traceback() -> None:
