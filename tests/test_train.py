@@ -69,7 +69,7 @@ def test_packed_trials_end_as_plain_ones_whatever_becomes_of_the_others(project:
 
 @pytest.mark.alone
 def test_a_terminal_shows_a_live_line_for_each_trial(project: Path) -> None:
-    only(project, lenet5_mnist=SHORT | {"budgets.laptop": {"epochs": 100, "seeds": [0, 1]}})  # some seconds
+    only(project, lenet5_mnist=SHORT | {"budgets.laptop": {"epochs": 40, "seeds": [0, 1]}})  # some seconds
     seen, window = pty.openpty()
     fcntl.ioctl(window, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     running = subprocess.Popen(TRAIN, env=environment(**QUIET, TERM="xterm"), stdout=window, stderr=window)
@@ -83,9 +83,9 @@ def test_a_terminal_shows_a_live_line_for_each_trial(project: Path) -> None:
     text = shown.decode()
     assert "Ray started here: " in text and "2 trials to train at the laptop budget, about " in text
     assert "  lenet5-mnist: 2 of about " in text
-    assert re.search(
-        r"lenet5-mnist seed \d +epoch +\d+\.\d/100  loss \d+\.\d+  [\d,]+ images/s  \d+ (s|min)\b", text
-    ), text
+    assert re.search(r"lenet5-mnist seed \d +epoch +\d+\.\d/40  loss \d+\.\d+  [\d,]+ images/s  \d+ (s|min)\b", text), (
+        text
+    )
     assert "\x1b[1A" in text or "\x1b[2K" in text  # drawn over, not below one another
     assert "2 of 2 trials done, 0 waiting" in text
 

@@ -1,6 +1,6 @@
 """The parts of a recipe that change during a trial: the factors on its rate, and the member that boosting trains.
 
-What is computed from them is in ``training.schedules`` and ``training.boosting``.
+``training.schedules`` computes with them.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Boosting:
-    """A committee of three whose later members train on what the earlier ones find hard (``training.boosting``).
+    """An ensemble of three whose later members train on examples that the earlier ones find hard.
 
-    Both numbers are of the *paper's* budget: a shorter one trains each member, and looks through the patterns, in
-    proportion.
+    Both numbers are of the *paper's* budget: a shorter one trains each member, and searches the candidates, in
+    proportion (``training.boosting``).
     """
 
     epochs: tuple[int, int, int]  # that train each member, one after the other
-    candidates: int  # augmented images looked through for the second member's patterns, and as many for the third's
+    candidates: int  # augmented images to select the second member's examples from, and as many for the third's
 
     def __post_init__(self) -> None:
         require(min(self.epochs) >= 1, f"epochs is {list(self.epochs)}; expected at least 1 for each member")

@@ -20,18 +20,13 @@ from torch import Tensor, nn
 
 from pipelines.command.errors import UserError
 from pipelines.data.batches import Batches, stream
+from pipelines.training import schedules
 
 if TYPE_CHECKING:
     from pipelines.config.schedules import Boosting
 
 MEMBERS = 3
 AT_A_TIME = 256  # candidates
-
-
-def member(boosting: Boosting, epoch: float) -> int:
-    """The member that trains at ``epoch`` (fractional, of the paper's budget), from 0."""
-    first, second, _ = boosting.epochs
-    return (epoch >= first) + (epoch >= first + second)
 
 
 def members(model: nn.Module) -> list[nn.Module]:
@@ -93,7 +88,7 @@ class BoostedBatches(Batches):
 
     def member(self, epoch: int, number: int) -> int:
         """The member that trains on a batch, by the formula of ``Classifier.prepare_step``."""
-        return member(self.boosting, (epoch + number / len(self)) * self.stretch)
+        return schedules.member(self.boosting, (epoch + number / len(self)) * self.stretch)
 
     def examples(self, member: int) -> Examples:
         """The examples of ``member``, the second or third; UserError where there is less than one batch of them."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.data.batches import stream
-from pipelines.training import boosting, schedules
+from pipelines.training import schedules
 from pipelines.training.losses import build_loss
 from pipelines.training.optimisers import build_optimiser
 
@@ -106,7 +106,7 @@ class Classifier(pl.LightningModule):
         place = (epoch + number / self.steps) * self.stretch  # in epochs of the paper's budget
         factor = schedules.factor(self.recipe.schedule, place)
         if self.recipe.boosting is not None:
-            self.model.member = boosting.member(self.recipe.boosting, place)  # type: ignore[assignment]
+            self.model.member = schedules.member(self.recipe.boosting, place)  # type: ignore[assignment]
         for group in optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if self.random:

@@ -1,4 +1,4 @@
-"""Learning rates over time: the factor of a recipe's schedule at an epoch of the paper's budget."""
+"""What changes over a trial's epochs: the factor on the learning rate, and the member of an ensemble that trains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipelines.config.registry import Registry
 
 if TYPE_CHECKING:
-    from pipelines.config.schedules import Schedule
+    from pipelines.config.schedules import Boosting, Schedule
 
 # The factor between two points: called with the factors at both, the epochs since the first, and those between them.
 BETWEEN: Registry[Callable[[float, float, float, float], float]] = Registry("interpolation", __name__)
@@ -34,3 +34,9 @@ def factor(schedule: Schedule, epoch: float) -> float:
         return value
     end, following = schedule.points[before + 1]
     return BETWEEN[schedule.between](value, following, epoch - start, end - start)
+
+
+def member(boosting: Boosting, epoch: float) -> int:
+    """The member that trains at ``epoch`` (fractional, of the paper's budget), from 0."""
+    first, second, _ = boosting.epochs
+    return (epoch >= first) + (epoch >= first + second)

@@ -35,7 +35,7 @@ WORDS = (
     *("cpu", "cuda", *ABSOLUTE, "file", "folder", "link", "loop", "fifo"),
 )
 # Those whose work is refused for want of data, which an empty folder does not have.
-COMMANDS = ("train", "evaluate", "choose", "suite", "fetch", "trial")
+COMMANDS = ("train", "evaluate", "tune", "suite", "fetch", "trial")
 REFUSING = ("compare", "dashboard", "tracking")  # with a word that is none of theirs
 MODULES = {name: importlib.import_module(f"pipelines.{name}") for name in (*COMMANDS, *REFUSING)}
 PARAMS = load_params(ROOT / "params.yaml")

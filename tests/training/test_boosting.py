@@ -296,7 +296,7 @@ def test_rates_and_members_change_together() -> None:
     steps = 938
     for epochs in (30, 12, 7, 6):  # a budget's; the others are not cut into whole epochs
         place = [(n // steps + n % steps / steps) * 30 / epochs for n in range(epochs * steps)]
-        members = [boosting.member(ensemble, at) for at in place]
+        members = [schedules.member(ensemble, at) for at in place]
         assert members == sorted(members)
         assert [members.count(k) / len(members) for k in range(3)] == pytest.approx([2 / 3, 1 / 6, 1 / 6], abs=3e-4)
         for begin in (members.index(1), members.index(2)):
