@@ -47,7 +47,7 @@ TARGETS = {"pipeline / bare loop": 0.95, "pipeline / DataLoader": 1.7, "two pack
 
 
 def benchmark(epochs: int) -> Benchmark:
-    """The benchmark at a budget of ``epochs`` passes over the first ``IMAGES``."""
+    """The benchmark at a budget of ``epochs`` over the first ``IMAGES``."""
     found = load_params().benchmark(NAME)
     budgets = found.budgets | {"laptop": Budget(epochs=epochs, seeds=(0, 1), train_images=IMAGES)}
     return dataclasses.replace(found, budgets=budgets)
@@ -198,7 +198,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python benchmarks/throughput.py")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=2, help="timed passes of each contender a round")
+    parser.add_argument("--epochs", type=int, default=2, help="timed epochs of each contender a round")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""Rates are chosen on a slice of train: it is held out of training, and the test images stay closed."""
+"""Guards tuning: rates are chosen on a slice of train: it is held out of training, and the test images stay closed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_rate_that_diverges_is_an_answer_and_no_other_failure_is(
     )
     benchmark = params.benchmark(NAME)
     assert benchmark.choice is not None
-    record = tune.choose(params, benchmark, benchmark.choice, 1)
+    record = tune.search(params, benchmark, benchmark.choice, 1)
     assert [one["mean"] is None for one in record["validation_error"]] == [True, False]
     assert record["chosen"] == {"lr": 0.01, "batch": 64}
 
@@ -101,7 +101,7 @@ def test_a_rate_that_diverges_is_an_answer_and_no_other_failure_is(
     monkeypatch.setattr(train, "train", lose)
     more = dataclasses.replace(benchmark.choice, rates=(0.01, 0.02))
     with pytest.raises(UserError, match="the Ray cluster was lost"):
-        tune.choose(params, benchmark, more, 1)
+        tune.search(params, benchmark, more, 1)
 
 
 def test_mu_constant_and_batch_are_chosen_with_the_rate(project: Path) -> None:

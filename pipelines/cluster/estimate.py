@@ -27,20 +27,20 @@ def seconds(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> float:
     Trials of several workers run one after the other; the others share the cluster, and the longest bounds them.
     """
     _measure_unknown(specs)
-    distributed = sum(trial_seconds(one) for one in specs if one.benchmark.resources.workers > 1)
-    packed = [(trial_seconds(one), one.benchmark) for one in specs if one.benchmark.resources.workers == 1]
+    distributed = sum(trial_seconds(trial) for trial in specs if trial.benchmark.resources.workers > 1)
+    packed = [(trial_seconds(trial), trial.benchmark) for trial in specs if trial.benchmark.resources.workers == 1]
     shared = sum(length / ray_cluster.side_by_side(benchmark) for length, benchmark in packed)
     return distributed + max([shared, *(length for length, _ in packed)])
 
 
-def trial_seconds(one: Spec) -> float:
+def trial_seconds(trial: Spec) -> float:
     """Seconds left of one trial, by the measured rate; 0 when it was never measured."""
-    rate = rates().get(_rate_key(one), 0.0)
+    rate = rates().get(_rate_key(trial), 0.0)
     if not rate:
         return 0.0
-    state = progress.read(one.files.progress, since=0.0)
+    state = progress.read(trial.files.progress, since=0.0)
     share = 1 - min(1.0, state["epoch"] / state["epochs"]) if state else 1.0
-    return share * one.images() / (rate * one.benchmark.resources.workers)
+    return share * trial.images() / (rate * trial.benchmark.resources.workers)
 
 
 def disk_bytes(sized: Sequence[Sized], ray_cluster: connection.Cluster) -> int:
@@ -49,18 +49,18 @@ def disk_bytes(sized: Sequence[Sized], ray_cluster: connection.Cluster) -> int:
     The weights of all are kept. Each that trains has a checkpoint of weights and the optimiser's state, and for a
     moment that checkpoint's successor beside it.
     """
-    spare = [2 * sum(size) + SMALL_FILES - _bytes(one.files.checkpoint) for one, size in sized]
-    together = max((ray_cluster.side_by_side(one.benchmark) for one, _ in sized), default=0)
+    spare = [2 * sum(size) + SMALL_FILES - _bytes(trial.files.checkpoint) for trial, size in sized]
+    together = max((ray_cluster.side_by_side(trial.benchmark) for trial, _ in sized), default=0)
     kept = sum(size.weights for _, size in sized)
-    return kept + sum(sorted(spare, reverse=True)[:together]) + _fitted_bytes(one for one, _ in sized)
+    return kept + sum(sorted(spare, reverse=True)[:together]) + _fitted_bytes(trial for trial, _ in sized)
 
 
 def _fitted_bytes(specs: Iterable[Spec]) -> int:
     """ZCA's matrix, kept in the store for all seeds; other fitted preprocessing is small."""
     whitened = {
-        (one.data, one.benchmark.dataset, str(one.benchmark.recipe.preprocess))
-        for one in specs
-        if any("zca" in op for op in one.benchmark.recipe.preprocess)
+        (trial.data, trial.benchmark.dataset, str(trial.benchmark.recipe.preprocess))
+        for trial in specs
+        if any("zca" in op for op in trial.benchmark.recipe.preprocess)
     }
     return sum(4 * math.prod(datasets.open_dataset(data, name).shape) ** 2 for data, name, _ in whitened)
 
@@ -81,32 +81,32 @@ def _measure_unknown(specs: Sequence[Spec]) -> None:
     import ray
 
     known = rates()
-    for key, one in {_rate_key(one): one for one in specs}.items():
+    for key, trial in {_rate_key(trial): trial for trial in specs}.items():
         if key not in known:
-            asked = one.benchmark.resources
-            options = {"num_cpus": asked.cpus, "num_gpus": int(one.device == "cuda"), "max_retries": 0}
+            asked = trial.benchmark.resources
+            options = {"num_cpus": asked.cpus, "num_gpus": int(trial.device == "cuda"), "max_retries": 0}
             with contextlib.suppress(ray.exceptions.RayError):
-                rate = ray.get(ray.remote(_measure).options(**options).remote(one, MEASURE_S))
+                rate = ray.get(ray.remote(_measure).options(**options).remote(trial, MEASURE_S))
                 store.write_json(path(), rates() | {key: rate})
 
 
-def _measure(one: Spec, budget_s: float) -> float:
+def _measure(trial: Spec, budget_s: float) -> float:
     """Runs in a Ray worker process."""
     connection.end_with_raylet()
     from pipelines.training import speed
 
-    return speed.measure(one, budget_s)
+    return speed.measure(trial, budget_s)
 
 
-def _rate_key(one: Spec) -> str:
+def _rate_key(trial: Spec) -> str:
     """Model, recipe, code and device decide a trial's speed; so does the machine, but a store serves machines alike.
 
     The learning rate and mu do not: the candidates of ``tune`` would each be measured.
     """
-    config = one.benchmark.resolved(one.budget)
+    config = trial.benchmark.resolved(trial.budget)
     optimiser = {key: value for key, value in config["recipe"]["optimiser"].items() if key not in ("lr", "mu")}
     recipe = config["recipe"] | {"optimiser": optimiser}
-    identity = [config["model"], recipe, one.device, one.threads, dict(one.code)]
+    identity = [config["model"], recipe, trial.device, trial.threads, dict(trial.code)]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""The views of a test image whose predicted probabilities an evaluation averages, one view at a time."""
+"""Test-time augmentation: the views of an image whose predicted probabilities an evaluation averages."""
 
 from __future__ import annotations
 

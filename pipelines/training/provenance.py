@@ -1,4 +1,4 @@
-"""Where a number comes from: machine, libraries, commit."""
+"""The provenance of a number: machine, libraries, commit."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def git_state() -> dict[str, Any]:
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{CHOICES}")
     if changed == f" M {PARAMS}":
         committed = git("show", f"HEAD:{PARAMS}")
-        found = (ROOT / PARAMS).read_text(encoding="utf-8")
-        if committed is not None and _but_for_the_suite(committed) == _but_for_the_suite(found):
+        current = (ROOT / PARAMS).read_text(encoding="utf-8")
+        if committed is not None and _but_for_the_suite(committed) == _but_for_the_suite(current):
             changed = ""
     return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}
 

@@ -96,31 +96,31 @@ class TrialFiles:
 
     @property
     def finished(self) -> bool:
-        """Whether the trial is trained to its end, and what it left is whole."""
+        """Whether the trial is trained to its end, and its files are whole."""
         with suppress(DamagedError):
             self.read_result(self.folder.name)
             return True
         return False
 
     def read_result(self, key: str | None) -> dict[str, Any]:
-        """The provenance of the trial ``key`` (None: of any), once it and the files it vouches for were found whole.
+        """The provenance of the trial ``key`` (None: of any), with its digest and those of its files checked.
 
         Raises DamagedError for one that is missing, differs from its digest, or belongs to another trial.
         """
-        found = read_json(self.result)
-        digests = found.get("files")
-        if found.get("digest", "") != _own_digest(found) or not isinstance(digests, dict):
+        result = read_json(self.result)
+        digests = result.get("files")
+        if result.get("digest", "") != _own_digest(result) or not isinstance(digests, dict):
             raise DamagedError(f"{self.result} is damaged, or older than digests: it does not hold its own")
-        if key is not None and found.get("key") != key:
-            raise DamagedError(f"{self.result} is of another trial (key {found.get('key')}); expected {key}")
+        if key is not None and result.get("key") != key:
+            raise DamagedError(f"{self.result} is of another trial (key {result.get('key')}); expected {key}")
         for path in (self.weights, self.curve):
             if digest(path) != digests.get(path.name):
                 raise DamagedError(f"{path} is damaged: its sha256 is not the one in {self.result.name}")
-        return found
+        return result
 
-    def write_result(self, found: Mapping[str, Any]) -> None:
-        """Vouch for the weights and the curve as they are; from now on the trial is finished."""
-        whole = json.loads(json.dumps({**found, "files": {p.name: digest(p) for p in (self.weights, self.curve)}}))
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write the provenance with the digests of weights and curve; from now on the trial is finished."""
+        whole = json.loads(json.dumps({**result, "files": {p.name: digest(p) for p in (self.weights, self.curve)}}))
         write_json(self.result, whole | {"digest": _own_digest(whole)})
 
     def inspect(self, name: str) -> list[str]:
@@ -128,21 +128,21 @@ class TrialFiles:
 
         Only under the trial's lock.
         """
-        said = []
+        lines = []
         if os.path.lexists(self.result):
             try:
                 self.read_result(self.folder.name)
             except DamagedError as error:
                 for path in self.kept:
                     set_aside(path)
-                said.append(f"{error}; set aside, and {name} is trained again")
+                lines.append(f"{error}; set aside, and {name} is trained again")
         if os.path.lexists(self.checkpoint):
             try:
                 check_seal(self.checkpoint)
             except DamagedError as error:
                 set_aside(self.checkpoint)
-                said.append(f"{error}; set aside, and {name} is trained from the start")
-        return said
+                lines.append(f"{error}; set aside, and {name} is trained from the start")
+        return lines
 
     def sweep(self) -> None:
         """Remove the temporary files of killed writers. Only under the trial's lock."""
@@ -151,9 +151,9 @@ class TrialFiles:
                 path.unlink()
 
 
-def _own_digest(found: Mapping[str, Any]) -> str | None:
-    """What ``digest`` must be; None where the rest is nested too deep to be ours."""
-    rest = {key: value for key, value in found.items() if key != "digest"}
+def _own_digest(result: Mapping[str, Any]) -> str | None:
+    """The right value of ``digest``; None where the rest is nested too deep to be ours."""
+    rest = {key: value for key, value in result.items() if key != "digest"}
     try:
         return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     except RecursionError:
@@ -201,7 +201,7 @@ def sealing(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Hashing:
-    """As much of a file as torch.save needs."""
+    """The part of a file's interface that torch.save needs, hashing what it writes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sum = file, hashlib.sha256()
@@ -236,7 +236,7 @@ def reading_sealed(path: Path) -> Iterator[BufferedReader]:
 
 
 def set_aside(path: Path) -> None:
-    """Rename ``path``, whatever it is, to ``<name>.damaged``, where it can be looked at; the last one of each name."""
+    """Rename ``path``, whatever it is, to ``<name>.damaged``, for a person to look at; replaces an earlier one."""
     if os.path.lexists(path):
         kept = path.with_name(f"{path.name}.damaged")
         remove(kept)
