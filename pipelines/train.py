@@ -341,8 +341,9 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
                 contextlib.suppress(locks.HeldError),
                 locks.held(trial.files.folder / "lock", trial.name, patience_s=0),
             ):
-                for line in trial.files.inspect(trial.name):
-                    say(line)
+                for line in (trial.files.inspect(trial.name), trial.files.inspect_checkpoint(trial.name)):
+                    if line:
+                        say(line)
     for path in sorted((store.default() / "fitted").glob("*.pt")):
         with contextlib.suppress(locks.HeldError), locks.held(path.with_suffix(".lock"), str(path), patience_s=0):
             try:

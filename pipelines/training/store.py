@@ -123,26 +123,29 @@ class TrialFiles:
         whole = json.loads(json.dumps({**result, "files": {p.name: digest(p) for p in (self.weights, self.curve)}}))
         write_json(self.result, whole | {"digest": _own_digest(whole)})
 
-    def inspect(self, name: str) -> list[str]:
-        """Set aside what is damaged, so that the trial called ``name`` trains again; a line for each thing.
+    def inspect(self, name: str) -> str | None:
+        """Set aside a damaged result, so that the trial called ``name`` trains again; a line where there was one.
 
         Only under the trial's lock.
         """
-        lines = []
         if os.path.lexists(self.result):
             try:
                 self.read_result(self.folder.name)
             except DamagedError as error:
                 for path in self.kept:
                     set_aside(path)
-                lines.append(f"{error}; set aside, and {name} is trained again")
+                return f"{error}; set aside, and {name} is trained again"
+        return None
+
+    def inspect_checkpoint(self, name: str) -> str | None:
+        """The same for a damaged checkpoint; a trial that resumes checks its own as it reads it."""
         if os.path.lexists(self.checkpoint):
             try:
                 check_seal(self.checkpoint)
             except DamagedError as error:
                 set_aside(self.checkpoint)
-                lines.append(f"{error}; set aside, and {name} is trained from the start")
-        return lines
+                return f"{error}; set aside, and {name} is trained from the start"
+        return None
 
     def sweep(self) -> None:
         """Remove the temporary files of killed writers. Only under the trial's lock."""

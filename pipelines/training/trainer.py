@@ -45,7 +45,7 @@ def run(spec: Spec, worker: Worker | None = None, watch: Watch = lambda progress
         _train(spec, worker, watch)
         return files
     with locks.held(files.folder / "lock", spec.name), _full_disk_reported(spec.store):
-        for line in files.inspect(spec.name):
+        if line := files.inspect(spec.name):
             print(line, flush=True)
         files.sweep()
         if not files.finished:  # another process may have finished it while this one waited

@@ -235,9 +235,18 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_trial_begins_again(
     assert same_weights(halfway.files.weights, Path("whole/weights.pt"))
 
 
-def test_a_whole_checkpoint_is_gone_on_from(halfway: spec.Spec) -> None:
+def test_a_whole_checkpoint_is_gone_on_from(halfway: spec.Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    reading = store.reading
+
+    def noted(path: Path) -> Any:
+        opened.append(path)
+        return reading(path)
+
+    monkeypatch.setattr(store, "reading", noted)
     (halfway.files.folder / f".last.ckpt.{store.TEMPORARY}.host.1").touch()  # a killed writer's
     trainer.run(halfway)
+    assert opened.count(halfway.files.checkpoint) == 1  # large ones are slow to read
     assert store.read_json(halfway.files.result)["resumed"] == 1
     assert same_weights(halfway.files.weights, Path("whole/weights.pt"))
     assert sorted(path.name for path in halfway.files.folder.iterdir()) == [
