@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,7 @@ import yaml
 from pipelines.config.params import Params, load_params
 from pipelines.training import spec
 from tests.conftest import ROOT, edit_params, environment
-from tests.processes import end, name_of, started_by, until
+from tests.processes import end, name_of, nothing_left, started_by, until
 
 TRAIN = [sys.executable, "-W", "ignore", "-m", "pipelines.train"]
 # No tracking here: a server that refuses at once keeps the test about training.
@@ -75,6 +78,27 @@ def specs(name: str, root: str = "store") -> list[spec.Spec]:
     """The trials of a benchmark in the working directory, as Ray's workers get them."""
     planned = spec.trials(load_params(), name, data=Path("datasets"), root=Path(root))
     return [one.on("cpu", threads=1) for one in planned]
+
+
+PLAIN = """
+    import os, pickle, sys
+    from pipelines.training import trainer
+    from pipelines.training.checkpoint import Worker
+    one, rank = pickle.loads(bytes.fromhex(sys.argv[1])), int(os.environ["RANK"])
+    trainer.run(one, Worker(rank=rank, workers=2, trainer={"strategy": "ddp", "devices": 2}))
+"""
+
+
+def on_two_workers(one: spec.Spec) -> None:
+    """Train under Lightning's own DDP, in two processes and without Ray."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PLAIN), pickle.dumps(one).hex()]
+    places = [{"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "plain"} for rank in "01"]
+    with nothing_left():
+        both = [subprocess.Popen(command, env=environment(**meeting, **place)) for place in places]
+        assert [process.wait(timeout=240) for process in both] == [0, 0]
 
 
 def slurm(folder: Path) -> dict[str, str]:

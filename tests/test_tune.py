@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipelines import train, tune
+from pipelines.command import errors
 from pipelines.command.errors import UserError
 from pipelines.config import schema
 from pipelines.config.params import CHOICES, Recipe, load_params
@@ -148,11 +149,20 @@ def test_a_rate_of_the_command_line_is_a_number_that_a_float32_holds(rate: float
         (("liner-mnist",), "error: benchmark liner-mnist is not known; did you mean linear-mnist?"),
     ],
 )
-def test_bad_input_is_one_line(project: Path, words: tuple[str, ...], line: str) -> None:
+def test_bad_input_is_one_line(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    line: str,
+) -> None:
     short = {"budgets.laptop": {"epochs": 1, "seeds": [0]}, "choice": None}
     edit_params(project / "params.yaml", linear_mnist=short)
-    done = run(*words)
-    assert (done.returncode, done.stderr.startswith(line)) == (2, True), done.stderr
+    monkeypatch.setattr(sys, "argv", ["tune", *words])
+    with pytest.raises(SystemExit) as ended:
+        errors.guard(tune.main)
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.startswith(line), said.count("\n")) == (2, True, 1), said
 
 
 # --- the records committed below results/choices ------------------------------------------------------------------

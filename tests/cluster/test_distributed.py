@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.training import spec, store, trainer
-from tests import processes
-from tests.conftest import ROOT, edit_params, environment
-from tests.disturbed import Run, only, same_weights, slurm, specs, worker_of
+from tests.conftest import ROOT, edit_params
+from tests.disturbed import Run, on_two_workers, only, same_weights, slurm, specs, worker_of
 from tests.processes import name_of, started_by, until
 
 pytestmark = pytest.mark.usefixtures("ends_all")
@@ -35,14 +29,6 @@ DIVERGING: dict[str, Any] = {
     "resources": {"workers": 2},
 }
 
-PLAIN = """
-    import os, pickle, sys
-    from pipelines.training import trainer
-    from pipelines.training.checkpoint import Worker
-    one, rank = pickle.load(open(sys.argv[1], "rb")), int(os.environ["RANK"])
-    trainer.run(one, Worker(rank=rank, workers=2, trainer={"strategy": "ddp", "devices": 2}))
-"""
-
 
 @pytest.fixture(scope="module")
 def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> spec.Spec:
@@ -51,15 +37,8 @@ def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copy(ROOT / "params.yaml", home)
     params = edit_params(home / "params.yaml", lenet5_mnist=TWO)
     (one,) = spec.trials(params, "lenet5-mnist", data=mnist_slice, root=home / "store")
-    (home / "spec.pickle").write_bytes(pickle.dumps(one.on("cpu", threads=1)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PLAIN), str(home / "spec.pickle")]
-    places = [{"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "plain"} for rank in "01"]
-    with processes.nothing_left():
-        both = [subprocess.Popen(command, env=environment(**meeting, **place)) for place in places]
-        assert [process.wait(timeout=240) for process in both] == [0, 0]
+    one = one.on("cpu", threads=1)
+    on_two_workers(one)
     return one
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -211,23 +210,18 @@ def test_a_relative_import_is_refused() -> None:
 # --- one entry adds one thing ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("module", "text", "changes"),
-    [
-        ("training/optimisers.py", TOY_OPTIMISER, {"optimiser": {"name": "rmsprop", "lr": 0.001, "rho": 0.9}}),
-        ("training/losses.py", TOY_LOSS, {"loss": "hinge"}),
-        ("data/transforms.py", TOY_TRANSFORM, {"augment": [{"invert": {}}]}),
-    ],
-)
-def test_one_entry_adds_one_thing(tmp_path: Path, mnist_slice: Path, module: str, text: str, changes: Any) -> None:
-    """In a copy of the checkout: the definition alone, and a recipe that names it."""
+def test_one_entry_adds_one_thing(tmp_path: Path, mnist_slice: Path) -> None:
+    """In a copy of the checkout: three definitions, each in one place, and a recipe that names them."""
     for package in ("models", "pipelines"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "pipelines" / module).open("a") as file:
-        file.write(text)
+    toys = {"training/optimisers": TOY_OPTIMISER, "training/losses": TOY_LOSS, "data/transforms": TOY_TRANSFORM}
+    for module, text in toys.items():
+        with (tmp_path / f"pipelines/{module}.py").open("a") as file:
+            file.write(text)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     row = params["benchmarks"]["linear-mnist"]
-    row["recipe"] |= changes | {"subset": {"first": 300}}
+    row["recipe"] |= {"optimiser": {"name": "rmsprop", "lr": 0.001, "rho": 0.9}, "loss": "hinge"}
+    row["recipe"] |= {"augment": [{"invert": {}}], "subset": {"first": 300}}
     row.pop("choice", None)
     row["budgets"]["laptop"] = {"epochs": 1, "seeds": [0]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -237,6 +231,11 @@ def test_one_entry_adds_one_thing(tmp_path: Path, mnist_slice: Path, module: str
     done = subprocess.run(words, cwd=tmp_path, env=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "linear-mnist seed 0: trained in" in done.stdout
+    row["recipe"]["optimiser"]["momentum"] = 0.9
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    done = subprocess.run(words, cwd=tmp_path, env=place, capture_output=True, text=True)
+    line = "error: benchmarks.linear-mnist.recipe.optimiser.momentum is 0.9; expected none with rmsprop\n"
+    assert (done.returncode, done.stderr) == (2, line)
 
 
 def test_an_entry_stands_in_the_module_of_its_registry() -> None:

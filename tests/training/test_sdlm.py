@@ -25,7 +25,7 @@ from pipelines.training.losses import CrossEntropy, Loss, MaximumAPosteriori, Me
 from pipelines.training.optimisers import build_optimiser
 from pipelines.training.sdlm import SDLM, curvature
 from tests.conftest import ROOT, THREADS, edit_params
-from tests.disturbed import only, specs, train
+from tests.disturbed import on_two_workers
 
 Array = npt.NDArray[np.float64]
 Network = TypeVar("Network", bound=nn.Module)
@@ -428,14 +428,12 @@ def test_it_learns_and_its_speed_can_be_measured(project: Path) -> None:
 
 
 def test_two_workers_train_as_one_does(project: Path) -> None:
-    """The same estimate, and steps of the same patterns, sharded: but for the order of sums, the same curve."""
-    only(project, lenet5_mnist=SDLM_RECIPE)
-    (one,) = specs("lenet5-mnist", "plain")
-    alone = trainer.run(one)
-    edit_params(project / "params.yaml", lenet5_mnist={"resources": {"workers": 2}})
-    done = train("lenet5-mnist")
-    assert done.returncode == 0, done.stderr
-    curve = store.read_lines(project / "runs/lenet5-mnist/seed-0/curve.jsonl")
+    """The same estimate, and steps of the same examples, sharded: but for the order of sums, the same curve."""
+    alone = trainer.run(planned("alone"))
+    both = planned("both", resources={"workers": 2})
+    on_two_workers(both)
+    assert store.read_json(both.files.result)["workers"] == 2
+    curve = store.read_lines(both.files.curve)
     for ours, theirs in zip(curve, store.read_lines(alone.curve), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
