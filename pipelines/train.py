@@ -30,7 +30,7 @@ from pipelines.command.errors import FULL, PREEMPTED, UserError, guard, printabl
 from pipelines.command.folders import require_folder
 from pipelines.config.params import Params, load_params
 from pipelines.tracking import helper
-from pipelines.training import spec, store
+from pipelines.training import spec, status, store
 
 DATA = Path("datasets")
 RUNS = Path("runs")
@@ -260,7 +260,7 @@ def _saving_when_preempted(placed: Sequence[spec.Spec]) -> Iterator[None]:
 
 def _asked_to_save(trial: spec.Spec, began: float) -> bool:
     """Ask the process that trains it on this machine to save and end; False where there is none."""
-    state = progress.read(trial.files.progress, since=began)
+    state = status.read(trial.files.progress, since=began)
     if state is None or state["state"] != "running" or state.get("host") != socket.gethostname():
         return False
     with contextlib.suppress(ProcessLookupError, TypeError):  # it has ended; the file is damaged
@@ -319,15 +319,15 @@ def _show(placed: Sequence[spec.Spec], stop: threading.Event) -> None:
 
 def _board(placed: Sequence[spec.Spec], began: float) -> str:
     """A line for each running trial, and the number of others: a suite has more trials than a terminal has rows."""
-    states = {trial.name: progress.read(trial.files.progress, since=began) for trial in placed}
-    running = [progress.line(name, state) for name, state in states.items() if state and state["state"] == "running"]
+    states = {trial.name: status.read(trial.files.progress, since=began) for trial in placed}
+    running = [status.line(name, state) for name, state in states.items() if state and state["state"] == "running"]
     ended = sum(1 for state in states.values() if state and state["state"] != "running")
     waiting = len(states) - ended - len(running)
     return "\n".join([*running, f"{ended} of {len(states)} trials done, {waiting} waiting"])
 
 
 def _lines(placed: Sequence[spec.Spec], began: float) -> list[str]:
-    return [progress.line(trial.name, progress.read(trial.files.progress, since=began)) for trial in placed]
+    return [status.line(trial.name, status.read(trial.files.progress, since=began)) for trial in placed]
 
 
 def inspect(planned: Sequence[spec.Spec]) -> None:

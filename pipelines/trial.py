@@ -28,7 +28,7 @@ from pipelines.command.errors import UserError, guard
 from pipelines.command.folders import require_folder
 from pipelines.config import schema
 from pipelines.config.params import load_params
-from pipelines.training import checks, provenance, speed, store, trainer
+from pipelines.training import checks, provenance, speed, status, store, trainer
 from pipelines.training.checkpoint import PreemptedError, Worker
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec, plan, usual_budget
@@ -98,10 +98,10 @@ def _printer(name: str) -> Callable[[Mapping[str, Any]], None]:
 
     def show(state: Mapping[str, Any]) -> None:
         if live:
-            print("\r\x1b[K" + progress.line(name, state), end="\n" if state["state"] == "done" else "", flush=True)
+            print("\r\x1b[K" + status.line(name, state), end="\n" if state["state"] == "done" else "", flush=True)
         elif state["state"] == "done" or time.monotonic() - last[0] > LINES_EVERY_S:
             last[0] = time.monotonic()
-            print(progress.line(name, state), flush=True)
+            print(status.line(name, state), flush=True)
 
     return show
 

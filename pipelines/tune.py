@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from pipelines import train
-from pipelines.command import ending, progress
+from pipelines.command import ending
 from pipelines.command.errors import UserError, guard
 from pipelines.command.folders import require_folder
 from pipelines.config import schema
 from pipelines.config.params import CHOICES, Benchmark, Budget, Choice, Evaluation, Params, load_params
 from pipelines.data import subsets
-from pipelines.training import provenance, spec, store
+from pipelines.training import provenance, spec, status, store
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import predict
 
@@ -143,7 +143,7 @@ def pick(results: Sequence[Mapping[str, Any]], candidates: Sequence[dict[str, fl
 
 
 def _diverged(trial: spec.Spec) -> bool:
-    state = progress.read(trial.files.progress, since=0)
+    state = status.read(trial.files.progress, since=0)
     return state is not None and state["state"] == "failed"
 
 

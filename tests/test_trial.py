@@ -24,12 +24,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.config import schema
 from pipelines.config.params import Model, load_params
 from pipelines.data import datasets, subsets
-from pipelines.training import checkpoint, checks, inputs, network, provenance, spec, store, trainer
+from pipelines.training import checkpoint, checks, inputs, network, provenance, spec, status, store, trainer
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
 from tests.conftest import ROOT, THREADS, edit_params, environment, hide_test_images
@@ -366,7 +365,7 @@ def test_an_epoch_is_a_pass_over_what_the_recipe_trains_on(project: Path) -> Non
     short = planned({"budgets.laptop": {"epochs": 1, "seeds": [0], "train_images": 77}})
     curve, result = store.read_lines(trainer.run(short).curve), store.read_json(short.files.result)
     assert curve[-1]["epoch"] == pytest.approx(77 / 300, abs=1e-6) and result["epochs"] == 0.257
-    (line,) = [progress.line("x", told) for told in [store.read_json(short.files.progress)]]
+    (line,) = [status.line("x", told) for told in [store.read_json(short.files.progress)]]
     assert line.split()[1:3] == ["epoch", "0.257/0.257"]
 
 
@@ -375,9 +374,9 @@ def test_a_trial_that_diverges_says_so_and_can_be_read(project: Path) -> None:
     one = planned({"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}, name="linear-mnist")
     with pytest.raises(UserError, match=r"^linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr$"):
         trainer.run(one)
-    told = progress.read(one.files.progress, since=0.0)
+    told = status.read(one.files.progress, since=0.0)
     assert told is not None and (told["state"], told["loss"]) == ("failed", None)
-    assert progress.line(one.name, told).endswith("failed")
+    assert status.line(one.name, told).endswith("failed")
 
 
 def test_resolved_is_plain_and_complete() -> None:

@@ -13,7 +13,7 @@ from pipelines.cluster import connection
 from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.data import datasets
-from pipelines.training import store
+from pipelines.training import status, store
 from pipelines.training.spec import Sizes, Spec
 
 MEASURE_S = 1.0  # of training steps a benchmark, after two to warm up
@@ -38,7 +38,7 @@ def trial_seconds(trial: Spec) -> float:
     rate = rates().get(_rate_key(trial), 0.0)
     if not rate:
         return 0.0
-    state = progress.read(trial.files.progress, since=0.0)
+    state = status.read(trial.files.progress, since=0.0)
     share = 1 - min(1.0, state["epoch"] / state["epochs"]) if state else 1.0
     return share * trial.images() / (rate * trial.benchmark.resources.workers)
 

@@ -1,60 +1,20 @@
-"""Progress of trials, one line each, and of anything else that takes time."""
+"""Progress of anything that takes time."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeGuard
-
-from pipelines.command.errors import UserError
-from pipelines.training import store
+from typing import TypeGuard
 
 LOG_EVERY_S = 10.0  # between lines where no terminal shows a bar
 Advance = Callable[[int], None]
 
 
-def read(path: Path, *, since: float) -> dict[str, Any] | None:
-    """A trial's progress.json; None for none, a damaged one, and one older than ``since`` (a killed run's)."""
-    try:
-        state = store.read_json(path)
-    except UserError:
-        return None
-    sound = (
-        isinstance(state.get("state"), str)
-        and all(is_number(state.get(key)) and state[key] >= 0 for key in ("time", "epoch", "epochs"))
-        and all(state.get(key) is None or is_number(state[key]) for key in ("loss", "images_per_s", "eta_s"))
-    )
-    return state if sound and state["epochs"] > 0 and state["time"] >= since else None
-
-
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value from JSON is a finite number that fits a double."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def line(name: str, state: Mapping[str, Any] | None) -> str:
-    """One trial's line: name, epoch, loss, images/s and time left, from its progress.json.
-
-    Epochs are over the images that the recipe trains on: fractions of one where the budget cuts the data.
-    """
-    if not state:
-        return f"{name:<28} waiting"
-    epochs = state["epochs"]
-    parts = [f"{name:<28}", f"epoch {state['epoch']:>5.{1 if epochs >= 1 else 3}f}/{round(epochs, 3):g}"]
-    if state.get("loss") is not None:
-        parts.append(f"loss {state['loss']:.4f}")
-    if state.get("images_per_s"):
-        parts.append(f"{state['images_per_s']:,.0f} images/s")
-    if state["state"] == "done":
-        parts.append("done")
-    elif state["state"] == "failed":
-        parts.append("failed")
-    elif state.get("eta_s") is not None:
-        parts.append(f"{duration(state['eta_s'])} left")
-    return "  ".join(parts)
 
 
 def duration(seconds: float) -> str:

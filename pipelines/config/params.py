@@ -1,7 +1,7 @@
 """params.yaml as frozen dataclasses: benchmarks, claims, recipes, suites, and every check on what a user may write.
 
-Imports nothing heavy, so that a misspelt key is reported at once. What needs torch or the data to be judged (does the
-model exist, does the batch fit the data) is checked by ``pipelines.trial.check``.
+Imports nothing heavy, so that a misspelt key is reported at once. ``training.checks`` checks what needs torch or the
+data (does the model exist, does the batch fit the data).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.config.schedules import Boosting, Schedule
 from pipelines.config.schema import require, require_within
 
 PARAMS = Path("params.yaml")
-CHOICES = Path("results/choices")  # the records of choose
+CHOICES = Path("results/choices")  # the records of tune
 SUITE_BLOCK = re.compile(r"^suite:(\r?\n)(?:(?:[ \t].*)?\r?\n)*(?:[ \t].*)?\Z", re.MULTILINE)  # the last of the file
 NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
 LONGEST_NAME = 60  # characters

@@ -21,11 +21,10 @@ import torch
 
 from pipelines import evaluate, train
 from pipelines.cluster import estimate
-from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.config.params import Benchmark, Budget, Optimiser, Recipe, load_params
 from pipelines.data import datasets
-from pipelines.training import checkpoint, spec, store, trainer
+from pipelines.training import checkpoint, spec, status, store, trainer
 from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Worker
 from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT
@@ -130,7 +129,7 @@ def go_on(planned: list[spec.Spec], folder: Path, intact: dict[Path, bool]) -> N
     inputs = Inputs.of(unfinished)
     with using(folder / "store"):
         for one in planned:
-            assert progress.line(one.name, progress.read(one.files.progress, since=0.0))
+            assert status.line(one.name, status.read(one.files.progress, since=0.0))
             assert 0 <= estimate.trial_seconds(one) < float("inf")
         train.inspect(planned)
     assert finished.files.result.exists() == all(intact[path] for path in finished.files.kept)

@@ -20,11 +20,10 @@ import torch
 
 from pipelines import evaluate, train, trial
 from pipelines.cluster import estimate
-from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.config.params import Budget, Optimiser, Recipe, Subset, load_params
 from pipelines.data.transforms import Preprocess
-from pipelines.training import checkpoint, spec, store, tensors, trainer
+from pipelines.training import checkpoint, spec, status, store, tensors, trainer
 from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT, environment
 from tests.disturbed import same_weights
@@ -406,10 +405,10 @@ def test_progress_that_makes_no_sense_counts_as_none(planned: list[spec.Spec], k
     content = json.dumps(told | {key: "?"}).replace('"?"', value)
     store.write_bytes(one.files.progress, content.encode())
     absent = key in ("loss", "images_per_s", "eta_s") and value in ("null", "-1")
-    assert (progress.read(one.files.progress, since=0.0) is not None) == absent
+    assert (status.read(one.files.progress, since=0.0) is not None) == absent
     store.write_json(store.default() / "rates.json", {estimate._rate_key(one): 150.0})
     assert estimate.trial_seconds(one) in (2.0, 4.0)  # of 2 epochs of 300 images
-    assert progress.line(one.name, progress.read(one.files.progress, since=0.0))
+    assert status.line(one.name, status.read(one.files.progress, since=0.0))
 
 
 @pytest.mark.parametrize("content", [DEEP, "null", "3", '"text"', "NaN", "{" * 9, b"\xff\xfe".decode("latin-1")])
@@ -420,7 +419,7 @@ def test_json_of_another_kind_is_damage(tmp_path: Path, content: str) -> None:
         with pytest.raises(store.DamagedError) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path} is damaged") and len(str(caught.value)) < 300 + len(str(path))
-    assert progress.read(path, since=0.0) is None
+    assert status.read(path, since=0.0) is None
 
 
 # --- two users ---------------------------------------------------------------------------------------------------
