@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
 
+from pipelines.command.errors import printable
+
 LOG_EVERY_S = 10.0  # between lines where no terminal shows a bar
 Advance = Callable[[int], None]
 
@@ -25,6 +27,11 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s" if seconds % 60 else f"{seconds // 60} min"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def say(line: str) -> None:
+    """Print a line of the log at once; workers' messages may hold any characters."""
+    print(printable(line), flush=True)
 
 
 @contextmanager

@@ -207,7 +207,7 @@ IMPORTING = """
 
     sys.meta_path.insert(0, Waiting())
     from pipelines import train
-    from pipelines.cluster import distributed, estimate
+    from pipelines.cluster import distributed, estimate, packing
 """
 RAYLET = """
     import subprocess, sys
@@ -218,7 +218,8 @@ RAYLET = """
 
 
 @pytest.mark.parametrize(
-    "task", ["train._check([])", "train._train_one(None)", "estimate._measure(None, 1)", "distributed._train_rank({})"]
+    "task",
+    ["train._check([])", "packing._train_one(None)", "estimate._measure(None, 1)", "distributed._train_rank({})"],
 )
 def test_a_worker_ends_with_its_raylet_even_while_it_imports(task: str) -> None:
     """Seconds go by before torch is there: whoever asked for its parent only then would follow another process."""
