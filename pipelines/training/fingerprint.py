@@ -1,18 +1,18 @@
-"""What code does, as digests: the part of a trial's key that stands for the code behind its weights.
+"""Digests of what code does: the part of a trial's key that stands for the code behind its weights.
 
-The walk begins at the trial's numeric core (``training.core`` and ``inputs.fit``) and at its network's builder, and
+A walk begins at the trial's numeric core (``training.core`` and ``inputs.fit``) and at its network's builder, and
 follows names: a top-level definition counts when a definition that counts refers to it, within its module or through an
-import, and so do the statements of its module that define nothing. The imports are the only list.
+import, and with it the statements of its module that define nothing. There is no list to keep.
 
-- Entries of a registry (``config.registry``) count only where the trial's config contains their name: another
+- Entries of a registry (``config.registry``) count only where the trial's config contains their name, so that another
   transform, loss or optimiser trains nothing again.
-- Comments, formatting and line numbers vanish by parsing; docstrings are dropped.
-- So is what an exception is raised with: it ends a trial and changes none.
+- Parsing drops comments, formatting and line numbers; docstrings are dropped, too.
+- The class and words of a raised exception are dropped: they end a trial and change none.
 - Type annotations are compared as text and not followed, nor are imports for type checking alone.
 
-So code of ours that works on an object it was only handed (a ``Dataset``, a ``Recipe``) counts the object's code not at
-all: what decides weights must be a function or class that the core refers to by name, and dataclasses of the config
-hold values and checks alone. Imports no torch.
+The methods of an object that the core is handed (a ``Dataset``, a ``Recipe``) do not count. So whatever decides weights
+must be a function or class that the core refers to by name; the config's dataclasses hold values and checks alone.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from typing import Any
 from pipelines.config.registry import registered
 
 ROOT = Path(__file__).resolve().parents[2]
-Place = tuple[str, str]  # a module, and a top-level name in it; "" for the statements that define nothing
+PACKAGES = ("models", "pipelines")
+Place = tuple[str, str]  # a module, and a top-level name in it or LOOSE
 TRAINING = ("pipelines.training.core", "pipelines.training.inputs.fit")
 FITTING = ("pipelines.training.inputs.fit",)
-LOOSE = ""
+LOOSE = ""  # the statements of a module that define nothing
 
 
 def read(root: Path | None = None) -> dict[str, str]:
     """The source of every module of ours below ``root`` as it is now, by the module's name."""
     root = root or ROOT
-    paths = (path for package in ("models", "pipelines") for path in sorted((root / package).rglob("*.py")))
+    paths = (path for package in PACKAGES for path in sorted((root / package).rglob("*.py")))
     return {_module(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -106,7 +107,7 @@ class Modules:
         parsed = self[module]
         if name in parsed.imports:
             return self.resolve(parsed.imports[name])
-        return [(module, name)] if name in parsed.text else []
+        return [(module, name if name in parsed.text else LOOSE)]
 
     def references(self, place: Place, named: Collection[str]) -> list[Place]:
         """What counts with ``place``: what it refers to, the entries of a registry, and its module's loose ends."""
@@ -156,12 +157,19 @@ def parse(source: str) -> Parsed:
             parts.setdefault(name, []).append(statement)
             for registry, as_name in registered(statement):
                 entries.setdefault(registry, []).append((name, as_name))
+    used = {name: sorted({one for part in held for one in _used(part)}) for name, held in parts.items()}
     return Parsed(
-        text={name: "\n".join(map(plain, statements)) for name, statements in parts.items()},
-        used={name: {one for part in statements for one in _used(part)} for name, statements in parts.items()},
+        text={name: "\n".join([*map(plain, held), *_external(used[name], imports)]) for name, held in parts.items()},
+        used=used,
         imports=imports,
         entries=entries,
     )
+
+
+def _external(used: Collection[str], imports: Mapping[str, str]) -> list[str]:
+    """What the names stand for that are imported from elsewhere; those of ours count by their own code."""
+    heads = sorted({name.partition(".")[0] for name in used} & set(imports))
+    return [f"{head} is {imports[head]}" for head in heads if imports[head].partition(".")[0] not in PACKAGES]
 
 
 class _Meaning(ast.NodeTransformer):
@@ -175,8 +183,10 @@ class _Meaning(ast.NodeTransformer):
         return super().visit(node)
 
     def visit_If(self, node: ast.If) -> Any:
-        """``if TYPE_CHECKING:`` is not run."""
-        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else self.generic_visit(node)
+        """Of ``if TYPE_CHECKING:`` only the other branch is run."""
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return [self.visit(statement) for statement in node.orelse]
+        return self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> Any:
         """That it raises is kept."""
@@ -194,8 +204,10 @@ def _imported(node: ast.AST) -> dict[str, str]:
         heads = [one.name if one.asname else one.name.partition(".")[0] for one in node.names]
         return {one.asname or head: head for one, head in zip(node.names, heads, strict=True)}
     if isinstance(node, ast.ImportFrom):
-        if node.level:
-            raise ValueError("a relative import, which the walk does not follow; expected an absolute one")
+        if node.level or node.names[0].name == "*":
+            raise ValueError(
+                "a relative import or one of *, which the walk does not follow; expected names by their path"
+            )
         return {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
     return {}
 

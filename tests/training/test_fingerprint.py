@@ -199,12 +199,30 @@ def test_what_is_written_differently_and_parsed_alike_is_the_same() -> None:
     first = fingerprint.parse('"""A."""\nX: int = 1\n\ndef f(a: str) -> None:\n    """B."""\n    return a+X\n')
     second = fingerprint.parse("X: int = (1)\ndef f(a: str) -> None:\n    # c\n    return (a + X)\n")
     assert first == second
-    assert first.used["f"] == {"a", "X"}
+    assert first.used["f"] == ["X", "a"]
 
 
-def test_a_relative_import_is_refused() -> None:
-    with pytest.raises(ValueError, match="a relative import"):
-        fingerprint.parse("from . import x\n")
+@pytest.mark.parametrize("text", ["from . import x\n", "from torch import *\n"])
+def test_an_import_that_hides_what_it_brings_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a relative import or one of"):
+        fingerprint.parse(text)
+
+
+def digest(text: str, name: str = "f") -> dict[str, str]:
+    return fingerprint.digests([f"models.x.{name}"], {}, {"models.x": text})
+
+
+def test_another_meaning_of_a_name_from_elsewhere_is_another() -> None:
+    text = "from torch import tanh as g, sigmoid as h\n\ndef f(x):\n    return g(x)\n"
+    assert digest(text) != digest(text.replace("tanh", "relu"))
+    assert digest(text) == digest(text.replace("sigmoid", "relu"))
+
+
+def test_what_is_defined_under_a_condition_counts() -> None:
+    text = "import sys\nif sys.byteorder == 'big':\n    def f(x):\n        return x\n"
+    assert digest(text) != digest(text.replace("return x", "return -x"))
+    checked = "if TYPE_CHECKING:\n    X = str\nelse:\n    X = 1\n\ndef f():\n    return X\n"
+    assert digest(checked) == digest(checked.replace("str", "int")) != digest(checked.replace("= 1", "= 2"))
 
 
 # --- one entry adds one thing ------------------------------------------------------------------------------------
