@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard, printable
+from pipelines.command.folders import require_folder
 from pipelines.config.params import Params, load_params
 from pipelines.results.ledger import LedgerRow, gather, make_ledger
 from pipelines.results.page import report, table3
@@ -115,7 +116,7 @@ def write(params: Params, outcomes: Mapping[str, Outcome], folder: Path = REPORT
         "ledger.md": markdown(params, ledger),
         "index.html": report.build(params, ledger, outcomes),
     }
-    store.require_folder(folder)
+    require_folder(folder)
     for name in files:
         if (folder / name).is_dir():
             raise UserError(f"{folder / name} is a folder; expected a file, or nothing")

@@ -8,8 +8,8 @@ source with the pinned bytes will do.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.command import arguments, ending
+from pipelines.command import arguments, ending, locks
 from pipelines.command.errors import FULL, SHORT, UserError, guard, printable
 from pipelines.command.files import expect_file
 from pipelines.config import wording, yamlfile
@@ -306,18 +306,14 @@ def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def locked(root: Path, what: str, say: Say) -> Iterator[None]:
-    """Hold the lock ``data/.<what>.lock``; the kernel frees it when the process dies."""
+    """Hold the lock ``data/.<what>.lock``, however long another fetch does."""
     path = root / "data" / f".{what}.lock"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         expect_file(path)
-        file = path.open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another fetch is at work on {what}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        path.touch()
+    line = f"another fetch is at work on {what}; waiting for it"
+    with locks.held(path, f"fetch {what}", patience_s=math.inf, waiting=lambda: say(line)):
         yield
 
 

@@ -23,13 +23,31 @@ from tests.projects import ROOT as ROOT
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)  # of trainings here; `make test THREADS=2` sets it
 # Minutes each, most of it waiting for Ray and DVC.
 LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_train")
 
 
+# Files that run whole commands, DVC, Ray or a server.
+SYSTEMS = {
+    *("test_commands", "test_connection", "test_dashboard", "test_data_dvc", "test_distributed", "test_evaluate"),
+    *("test_every_benchmark", "test_fetch", "test_fuzz", "test_golden", "test_local", "test_pipeline"),
+    *("test_pipeline_ended", "test_preempted", "test_probe", "test_tracking", "test_train", "test_trial", "test_tune"),
+}
+# Fixtures that only those tests request that train on real images, or that start processes.
+HEAVY = {"mnist", "ends_all"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: the last to begin would keep one process at work when the others have nothing left."""
+    """The longest files first: one that begins last would keep one process at work when the others have ended.
+
+    Marks as ``slow`` what trains, or starts DVC, Ray or a server: ``make quick`` leaves it out.
+    """
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    for item in items:
+        requested = set(getattr(item, "fixturenames", ()))
+        if item.path.stem in SYSTEMS or requested & HEAVY or item.get_closest_marker("numeric"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import evaluate, trial
+from pipelines import evaluate
 from pipelines.command.errors import UserError
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
-from pipelines.evaluate import Predictions
 from pipelines.results import examples
 from pipelines.train import collect
-from pipelines.training import spec, store
+from pipelines.training import checks, spec, store, trainer
+from pipelines.training.inputs import Inputs
+from pipelines.training.predictions import Predictions, as_claimed, predict
 from tests import projects
-from tests.conftest import ROOT, TEST, edit_params, environment
+from tests.conftest import ROOT, TEST, THREADS, edit_params, environment
 
 Array = npt.NDArray[Any]
 SHORT = {"recipe.subset": {"first": 600}}
@@ -72,7 +74,7 @@ def evaluated(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         edit_params(Path("params.yaml"), **{name: SHORT | changes for name, changes in CHANGES.items()})
         for name in CHANGES:
             for one in planned(name):
-                trial.run(one.on("cpu", threads=1))
+                trainer.run(one.on("cpu", threads=THREADS))
             collect(planned(name))
             run(name)
         yield root
@@ -213,7 +215,8 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert read(Path("evaluations/linear-mnist/classes.json"))["protocol"] == "single view"
     metrics = read(folder("lenet5-mnist", 0) / "metrics.json")
     benchmark, data = load_params().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
-    model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
+    inputs = Inputs(benchmark, data, store.default())
+    model = inputs.load(Path("runs/lenet5-mnist/seed-0/weights.pt"))
     images, labels = published()
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2))) * np.float32(1.275 / 255) - np.float32(0.1)
     with torch.inference_mode():
@@ -223,7 +226,7 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert np.abs(confidence - single.max(1)).mean() > 0.005  # shifted by up to 3 pixels, it is another's answer
     seen: list[Tensor] = []
     model.register_forward_hook(lambda _, __, out: seen.append(out.double().softmax(1)))
-    evaluate.predict(benchmark, data, model, 0, "cpu", split="test")
+    predict(inputs, model, 0, "cpu", split="test")
     first = seen[: 1 + 4]  # of the first piece: the image as it is, then four views
     assert len(seen) == len(first) * -(-TEST // len(first[0]))
     averaged = torch.stack(first[1:]).mean(0).max(1).values.numpy()
@@ -288,8 +291,9 @@ def test_exactly_the_named_images_are_counted(
     data = datasets.write_dataset(tmp_path, "mnist", classes=list("0123456789"), train=train, test=test)
     benchmark = load_params(ROOT / "params.yaml").benchmark("linear-mnist")  # pixels to 0 to 1, single view
     on = ClaimedOn(split=split, first=first, count=count)
-    tested = evaluate.predict(benchmark, data, Reader(), 0, "cpu", split="test")
-    found = evaluate.as_claimed(benchmark, data, Reader(), 0, "cpu", on=on, tested=tested)
+    inputs = Inputs(benchmark, data, tmp_path / "store")
+    tested = predict(inputs, Reader(), 0, "cpu", split="test")
+    found = as_claimed(inputs, Reader(), 0, "cpu", on=on, tested=tested)
     assert len(found.labels) == len(found.single) == count
     assert found.error == found.single_view_error == pytest.approx(100 * wrong / count)
     assert tested.error == pytest.approx(100 * 60 / 70)
@@ -306,9 +310,10 @@ def test_images_drawn_for_a_claim_are_the_same_for_every_seed() -> None:
 @pytest.mark.numeric
 def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> None:
     benchmark, data = load_params().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
-    model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
+    inputs = Inputs(benchmark, data, store.default())
+    model = inputs.load(Path("runs/lenet5-mnist/seed-0/weights.pt"))
     which: Any = {"split": "train", "places": np.arange(260)}
-    first, again, other = (evaluate.predict(benchmark, data, model, seed, "cpu", **which) for seed in (0, 0, 1))
+    first, again, other = (predict(inputs, model, seed, "cpu", **which) for seed in (0, 0, 1))
     assert torch.equal(first.probabilities, again.probabilities)
     assert not torch.equal(first.probabilities, other.probabilities)
     assert torch.equal(first.single, other.single)
@@ -665,7 +670,7 @@ def test_images_of_the_claim_that_are_not_there_are_one_line(copied: Path, on: d
     edit_params(Path("params.yaml"), linear_mnist=changes)
     for check in (
         lambda: run("linear-mnist"),
-        lambda: trial.check(load_params().benchmark("linear-mnist"), "laptop", Path("datasets")),  # before training
+        lambda: checks.check(Inputs.of(planned("linear-mnist")[0]), "laptop"),  # before training
     ):
         with pytest.raises(UserError) as caught:
             check()
@@ -713,6 +718,23 @@ def opens_test(path: Path) -> bool:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     named = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "split"]
     return any(isinstance(arg, ast.Constant) and arg.value == "test" for call in named for arg in call.args)
+
+
+LOADED = """
+    import sys
+    from pathlib import Path
+    from pipelines import evaluate
+    from pipelines.config.params import load_params
+    from pipelines.training import spec, store
+    from pipelines.training.inputs import Inputs
+    one, *_ = spec.trials(load_params(), "linear-mnist", data=Path("datasets"), root=store.default())
+    assert not evaluate._trained(Inputs.of(one), one).training
+    assert not {"pytorch_lightning", "pipelines.training.trainer", "pipelines.training.core"} & set(sys.modules)
+"""
+
+
+def test_a_network_is_loaded_without_the_trainer(evaluated: Path) -> None:
+    subprocess.run([sys.executable, "-c", textwrap.dedent(LOADED)], env=environment(), check=True)
 
 
 def test_evaluate_alone_opens_the_test_split() -> None:

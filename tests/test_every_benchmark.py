@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import evaluate, trial
 from pipelines.config.benchmarks import Budget
 from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.training import spec, store
+from pipelines.training import spec, store, trainer
+from pipelines.training.inputs import Inputs
+from pipelines.training.predictions import predict
 from tests import projects
-from tests.conftest import ROOT
+from tests.conftest import ROOT, THREADS
 
 PARAMS = load_params(ROOT / "params.yaml")
 SHAPES = {one.dataset: projects.shape(PARAMS.datasets[one.dataset]) for one in PARAMS.benchmarks.values()}
@@ -66,13 +67,13 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     recipe = dataclasses.replace(benchmark.recipe, batch=min(benchmark.recipe.batch, BATCH))
     short = Budget(epochs=1, seeds=(0,), train_images=2 * recipe.batch)
     benchmark = dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"short": short})
-    one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=1)
-    dataset = datasets.open_dataset(invented, benchmark.dataset)
+    one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=THREADS)
     with hidden(invented):
-        files = trial.run(one)
+        files = trainer.run(one)
     (point,) = store.read_lines(files.curve)
     assert np.isfinite(point["loss"]) and point["lr"] > 0
-    model = evaluate.load_network(benchmark, dataset, files.weights)
+    inputs = Inputs.of(one)
+    model = inputs.load(files.weights)
     assert all(weight.isfinite().all() for weight in model.parameters())
-    found = evaluate.predict(benchmark, dataset, model, 0, "cpu", split="test")
+    found = predict(inputs, model, 0, "cpu", split="test")
     assert round(found.error * TEST / 100, 6) in range(TEST + 1)  # whole images

@@ -13,7 +13,7 @@ from pipelines import suite
 from pipelines.config import yamlfile
 from pipelines.config.params import load_params
 from pipelines.config.suites import plan_suite
-from pipelines.training import store
+from pipelines.training import fingerprint
 from tests import projects
 from tests.config.test_params import B, changed
 from tests.conftest import ROOT
@@ -56,8 +56,9 @@ def test_the_train_stage_depends_on_what_the_key_hashes(name: str) -> None:
     benchmark = PARAMS.benchmark(name)
     dependencies = stage("train", name)["deps"]
     assert f"datasets/{benchmark.dataset}" in dependencies
-    for path in store.sources(benchmark.model.family):
-        assert covered(path, dependencies), path
+    code = fingerprint.of_training(benchmark.resolved("paper"), fingerprint.read())
+    for module in code:
+        assert covered(f"{module.replace('.', '/')}.py", dependencies), module
 
 
 @pytest.mark.parametrize("name", PARAMS.benchmarks)

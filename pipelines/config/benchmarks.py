@@ -151,7 +151,7 @@ class Benchmark:
         schedule, end = self.recipe.schedule, self.budgets["paper"].epochs
         behind = [epoch for epoch, _ in schedule.points if epoch > end]
         last = f"recipe.schedule.points has epoch {behind[-1]:g}" if behind else ""
-        reached = len(behind) <= (schedule.between == "linear")
+        reached = len(behind) <= (schedule.between != "hold")
         require(reached, f"{last}; expected none behind {end}, budgets.paper.epochs")
 
     def _check_choice(self) -> None:

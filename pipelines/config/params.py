@@ -1,7 +1,7 @@
 """The project's settings, checked: params.yaml, the rows of models/*.yaml, and the active suite in suite.yaml.
 
 Imports nothing heavy, so that a misspelt key is reported at once. What needs torch or the data to be judged (does the
-model exist, does the batch fit the data) is checked by ``pipelines.trial.check``.
+model exist, does the batch fit the data) is checked by ``training.checks``.
 """
 
 from __future__ import annotations

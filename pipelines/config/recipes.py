@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.config import schema, wording
+from pipelines.config import registry, schema, wording
 from pipelines.config.schedules import Boosting, Schedule
 from pipelines.config.schema import require
 
@@ -14,18 +14,13 @@ MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 
 
-# The optimisers that use a field; the others refuse it. All of them use what is not listed here.
-USED_BY = {
-    "momentum": ("sgd",),
-    "nesterov": ("sgd",),
-    "weight_decay": ("sgd", "adadelta"),
-    "decay_biases": ("sgd", "adadelta"),
-    "layer_decay": ("sgd", "adadelta"),
-    "rho": ("adadelta",),
-    "eps": ("adadelta",),
-    "mu": ("sdlm",),
-    "samples": ("sdlm",),
-}
+OPTIMISERS = registry.entries("training/optimisers.py", "OPTIMISERS")  # and the fields that each uses
+if TYPE_CHECKING:
+    LossName = str
+    OptimiserName = str
+else:
+    LossName = Literal[tuple(registry.entries("training/losses.py", "LOSSES"))]
+    OptimiserName = Literal[tuple(OPTIMISERS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +30,7 @@ class Optimiser:
     With sdlm a minibatch takes the sum of its images' steps, so that ``lr`` is the rate of one image.
     """
 
-    name: Literal["sgd", "adadelta", "sdlm"]
+    name: OptimiserName
     lr: float
     momentum: float = 0.0
     nesterov: bool = False
@@ -59,9 +54,12 @@ class Optimiser:
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
         require(self.samples >= 1, f"samples is {self.samples}; expected at least 1")
+        used = {"name", "lr", "bias_lr", *OPTIMISERS[self.name]}
+        if "weight_decay" in used:
+            used |= {"decay_biases", "layer_decay"}
         for key in dataclasses.fields(self):
             value = getattr(self, key.name)
-            fits = self.name in USED_BY.get(key.name, (self.name,)) or value == schema.default(key)
+            fits = key.name in used or value == schema.default(key)
             require(fits, f"{key.name} is {wording.show(value)}; expected none with {self.name}")
         plain = not self.nesterov or self.momentum > 0
         require(plain, "nesterov is true; expected it beside a momentum above 0")
@@ -91,7 +89,7 @@ class Recipe:
 
     batch: int  # images a step, over all workers
     optimiser: Optimiser
-    loss: Literal["cross_entropy", "mse", "map"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     map_constant: float = MAP_CONSTANT  # map only: j, the penalty of the class "rubbish"
     schedule: Schedule = field(default_factory=Schedule)
     preprocess: tuple[Op, ...] = ()

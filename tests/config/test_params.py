@@ -223,7 +223,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{SCHEDULE}/points", [[0, 1.0, 2.0]], "[0] is [0, 1.0, 2.0]; expected a list of 2"),
     (f"{SCHEDULE}/points", [[0, "1"]], "[0][1] is '1'; expected a number, without the quotes"),
     (f"{SCHEDULE}/between", "step", " is 'step'; allowed: hold, linear"),
-    # transforms: their arguments are checked against the images, by trial.check
+    # transforms: their arguments are checked against the images, by training.checks
     (f"{B}/recipe/augment", "flip", " is 'flip'; expected a list"),
     (f"{B}/recipe/augment", ["flip"], "[0] is 'flip'; expected a mapping"),
     (f"{B}/recipe/augment", [{"flip": {}, "shift": {}}], "[0] is {'flip': {}, 'shift': {}}; expected one transform"),

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from models import krizhevsky, lenet, mlp
-from pipelines import trial
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn, Evaluation
 from pipelines.config.params import load_params
@@ -30,6 +29,8 @@ from pipelines.data.datasets import Dataset
 from pipelines.results.ledger import make_ledger
 from pipelines.results.page import table3
 from pipelines.training import optimisers
+from pipelines.training.inputs import Inputs
+from pipelines.training.schedules import factor
 from tests.conftest import ROOT
 
 PARAMS = load_params(ROOT / "params.yaml")
@@ -295,7 +296,7 @@ def dataset(name: str) -> Dataset:
 def build(benchmark: Benchmark) -> nn.Module:
     data = dataset(benchmark.dataset)
     with torch.device("meta"):  # counted, not filled
-        return trial.build_model(benchmark, data, trial.image_shape(benchmark, data))
+        return Inputs(benchmark, data, Path()).build()
 
 
 def option(benchmark: Benchmark, name: str) -> Any:
@@ -401,7 +402,7 @@ def test_the_recipe_is_the_published_one(name: str) -> None:
     for key, value in (UNUSED | dict(row.optimiser) if row.optimiser else {}).items():
         assert said[key] == (pytest.approx(value) if isinstance(value, float) else value), key
     assert (benchmark.claim.test_images, benchmark.claim.certainty) == (row.test_images, "read")
-    assert {epoch: recipe.schedule.factor(epoch) for epoch in row.factors} == pytest.approx(dict(row.factors))
+    assert {epoch: factor(recipe.schedule, epoch) for epoch in row.factors} == pytest.approx(dict(row.factors))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

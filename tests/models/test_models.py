@@ -18,11 +18,11 @@ from torch import nn
 
 import models
 from models import alexnet, allcnn, convnetjs, krizhevsky, lenet, lenet1989, linear, ml4a, mlp
-from pipelines import trial
 from pipelines.config.params import load_params
 from pipelines.data.datasets import Dataset
+from pipelines.training.inputs import Inputs
 from tests import projects
-from tests.conftest import ROOT
+from tests.conftest import ROOT, THREADS
 
 Builder = Callable[..., nn.Module]
 
@@ -38,7 +38,7 @@ def nets() -> Iterator[Any]:
     seen: list[Any] = []
     for row in PARAMS.benchmarks.values():
         builder = getattr(importlib.import_module(f"models.{row.model.family}"), row.model.name)
-        shape = trial.image_shape(row, made(row.dataset))
+        shape = Inputs(row, made(row.dataset), Path()).shape
         default = inspect.signature(builder).parameters["in_shape"].default
         options = dict(row.model.options) | ({} if shape == default else {"in_shape": shape})
         if row.recipe.boosting is None and (builder, options) not in seen:
@@ -64,10 +64,10 @@ SMALL_ALEXNET = {"in_shape": (3, 67, 67), "classes": 10, "bias": 0.1, "fc_std": 
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
+def _few_threads() -> Iterator[None]:
     """Nets this small run slower on many threads, more so beside other work."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(threads)
 
@@ -93,7 +93,7 @@ def test_each_row_states_how_many_parameters_it_trains(name: str) -> None:
     row = PARAMS.benchmarks[name]
     with torch.device("meta"):  # counted, not filled
         data = dataclasses.replace(made(row.dataset), classes=tuple("0123456789"))
-        model = trial.build_model(row, data, trial.image_shape(row, data))
+        model = Inputs(row, data, Path()).build()
     assert parameters(model) == row.parameters
 
 
