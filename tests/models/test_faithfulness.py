@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from models import krizhevsky, lenet, mlp
+from models.normalisation import ResponseNorm
 from pipelines import compare, trial
 from pipelines.config.params import Benchmark, ClaimedOn, Evaluation, Op, Subset, load_params
 from pipelines.data import subsets, transforms
@@ -357,7 +358,7 @@ WORDS: dict[type[nn.Module], Callable[[Any], str]] = {  # of layers without kern
     nn.ReLU: lambda _: "relu",
     nn.MaxPool2d: lambda pool: f"max{pool.kernel_size}/{pool.stride}",
     nn.AvgPool2d: lambda pool: f"avg{pool.kernel_size}/{pool.stride}",
-    nn.LocalResponseNorm: lambda norm: f"cmrnorm{norm.size}",
+    ResponseNorm: lambda norm: f"cmrnorm{norm.size}",
     nn.Dropout: lambda drop: f"drop{drop.p}",
     nn.Sigmoid: lambda _: "sigmoid",
     krizhevsky.SameMapNorm: lambda _: "rnorm",
