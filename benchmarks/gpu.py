@@ -16,7 +16,6 @@ Then a trace of the pipeline: for how long the device was busy, and what the hos
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import multiprocessing
 import platform
@@ -34,11 +33,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines import trial
+from pipelines.command import arguments
 from pipelines.command.errors import guard
-from pipelines.config.params import Benchmark, Budget, load_params
+from pipelines.config.benchmarks import Benchmark, Budget
+from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.training import provenance, spec, store
+from pipelines.training import provenance, spec, store, trainer
+from pipelines.training.inputs import Inputs
 
 # The images of an epoch: enough for a GPU's epoch to take a second, and for a CPU's in a rehearsal not to take minutes.
 EPOCH_IMAGES = {"cuda": {"lenet5-mnist": 60_000, "allcnn-c-cifar10": 50_000, "alexnet-imagenette": 9_469}}
@@ -60,7 +61,7 @@ class Row:
 
     @property
     def benchmark(self) -> Benchmark:
-        """The row of params.yaml, at a budget of the images that are made here."""
+        """The row, at a budget of the images that are made here."""
         found = load_params().benchmark(self.name)
         budget = Budget(epochs=1000, seeds=(0,), train_images=None)
         return dataclasses.replace(found, budgets=found.budgets | {"speed": budget})
@@ -96,7 +97,7 @@ def make_images(root: Path, name: str, count: int) -> None:
 def pipeline(row: Row, epochs: int, seed: int = 0) -> float:
     """Images a second of a trial, its first epoch aside, which warms up."""
     with tempfile.TemporaryDirectory() as folder:
-        curve = store.read_lines(trial.run(row.planned(Path(folder), epochs + 1, seed)).curve)
+        curve = store.read_lines(trainer.run(row.planned(Path(folder), epochs + 1, seed)).curve)
     images = EPOCH_IMAGES[row.device][row.name]
     return images * epochs / float(curve[-1]["seconds"] - curve[0]["seconds"])
 
@@ -111,11 +112,11 @@ class Loop:
     """The barest training loop over a row's network, on images that are on the device as the network wants them."""
 
     def __init__(self, row: Row) -> None:
-        benchmark, dataset = row.benchmark, datasets.open_dataset(row.data, row.benchmark.dataset)
-        shape = trial.image_shape(benchmark, dataset)
+        benchmark = row.benchmark
+        inputs = Inputs(benchmark, datasets.open_dataset(row.data, benchmark.dataset), row.data)
         self.row, self.batch = row, benchmark.recipe.batch
-        self.model = trial.build_model(benchmark, dataset, shape).to(row.device)
-        self.images = torch.randn(4 * self.batch, *shape, device=row.device)
+        self.model = inputs.build().to(row.device)
+        self.images = torch.randn(4 * self.batch, *inputs.shape, device=row.device)
         if benchmark.recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.images = self.images.contiguous(memory_format=torch.channels_last)
@@ -185,7 +186,7 @@ def trace(row: Row) -> str:
     with tempfile.TemporaryDirectory() as folder:
         planned = row.planned(Path(folder), 2)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-            trial.run(planned)
+            trainer.run(planned)
     events = [(e.time_range.start * 1e-6, e.time_range.end * 1e-6, e.name, e.device_type.name) for e in seen.events()]
     kernels = sorted((start, end) for start, end, _, where in events if where == "CUDA")
     if not kernels:
@@ -230,13 +231,13 @@ def measured(row: Row, most: float, counts: Sequence[int]) -> str:
 
 def main() -> None:
     """Measure, and print the table and the trace."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=__doc__.splitlines()[0])
+    parser = arguments.Parser(prog="python benchmarks/gpu.py", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rows", nargs="+", default=list(EPOCH_IMAGES["cuda"]), choices=list(EPOCH_IMAGES["cuda"]))
     parser.add_argument("--side-by-side", type=int, nargs="+", default=[2, 4, 8])
     args = parser.parse_args()
-    device = trial.chosen_device(args.device)
+    device = provenance.chosen_device(args.device)
     torch.set_num_threads(1)
     most = peak(device, args.seconds)
     print(f"{provenance.hardware(device)}, torch {torch.__version__}, Python {platform.python_version()}")

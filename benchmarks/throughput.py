@@ -31,13 +31,14 @@ from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines import trial
 from pipelines.cluster import connection
 from pipelines.command.errors import guard
-from pipelines.config.params import Benchmark, Budget, load_params
+from pipelines.config.benchmarks import Benchmark, Budget
+from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.training import provenance, spec, store
-from pipelines.training.losses import LOSSES
+from pipelines.training import provenance, spec, store, trainer
+from pipelines.training.inputs import Inputs
+from pipelines.training.losses import CrossEntropy
 from pipelines.training.optimisers import build_optimiser
 
 NAME = "lenet5-mnist"
@@ -47,7 +48,7 @@ TARGETS = {"pipeline / bare loop": 0.95, "pipeline / DataLoader": 1.7, "two pack
 
 
 def benchmark(epochs: int) -> Benchmark:
-    """The benchmark at a budget of ``epochs`` passes over the first ``IMAGES``."""
+    """The benchmark at a budget of ``epochs`` over the first ``IMAGES``."""
     found = load_params().benchmark(NAME)
     budgets = found.budgets | {"laptop": Budget(epochs=epochs, seeds=(0, 1), train_images=IMAGES)}
     return dataclasses.replace(found, budgets=budgets)
@@ -67,7 +68,7 @@ def images_per_s(files: store.TrialFiles) -> float:
 def pipeline(epochs: int) -> float:
     """One trial, start to weights."""
     with tempfile.TemporaryDirectory() as folder:
-        return images_per_s(trial.run(planned(Path(folder), 0, epochs)))
+        return images_per_s(trainer.run(planned(Path(folder), 0, epochs)))
 
 
 def timed(epochs: int, epoch: Callable[[], None]) -> float:
@@ -84,10 +85,10 @@ def bare_loop(epochs: int) -> float:
     chosen = benchmark(epochs)
     whole = datasets.open_dataset(DATA, "mnist")
     pixels, digits = (torch.from_numpy(np.array(part[:IMAGES])) for part in whole.split("train"))
-    model = trial.build_model(chosen, whole, trial.image_shape(chosen, whole))
+    model = Inputs(chosen, whole, Path()).build()
     optimiser, loss_of, size = (
         build_optimiser(chosen.recipe.optimiser, model),
-        LOSSES["cross_entropy"],
+        CrossEntropy(),
         chosen.recipe.batch,
     )
 
@@ -156,8 +157,8 @@ def data_loader(epochs: int) -> float:
     """The bare loop over a DataLoader, in one process as every contender is."""
     chosen = benchmark(epochs)
     whole = datasets.open_dataset(DATA, "mnist")
-    model = trial.build_model(chosen, whole, trial.image_shape(chosen, whole))
-    optimiser, loss_of = build_optimiser(chosen.recipe.optimiser, model), LOSSES["cross_entropy"]
+    model = Inputs(chosen, whole, Path()).build()
+    optimiser, loss_of = build_optimiser(chosen.recipe.optimiser, model), CrossEntropy()
     loader = DataLoader(OneByOne(), batch_size=chosen.recipe.batch, shuffle=True)
 
     def epoch() -> None:
@@ -191,14 +192,14 @@ def _seen(curve: list[dict[str, Any]], at: float) -> float:
 
 
 def _train(one: spec.Spec) -> None:
-    trial.run(one)
+    trainer.run(one)
 
 
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python benchmarks/throughput.py")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=2, help="timed passes of each contender a round")
+    parser.add_argument("--epochs", type=int, default=2, help="timed epochs of each contender a round")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, float]] = []

@@ -16,11 +16,11 @@
 | total |                                                 |           | 60,965,224  |
 
 The two towers, one on each of the authors' GPUs, are convolutions in two groups. Input: RGB of 0..255 less the mean;
-the initial deviation of 0.01 only makes sense at that scale.
+the initial deviation of 0.01 makes sense at that scale alone.
 
 Open questions, and what we chose:
-  the paper says 224x224 and 55x55 maps, which stride 4 without padding does not give: 227 is taken as it is, 224 is
-    padded by 2 (``in_shape``);
+  the paper has 224x224 images and 55x55 maps, which stride 4 without padding does not give: 227 is taken as it is, 224
+    is padded by 2 (``in_shape``);
   the formula of section 3.3 sums alpha a^2 over n = 5 maps without dividing by n, other programs divide: we follow the
     formula;
   whether the normalisation stops at the border between the towers: it runs over all N maps of the layer, as the formula
@@ -29,7 +29,7 @@ Open questions, and what we chose:
     that "initialization to 1 gave flat loss" and took 0.1, with a deviation of 0.005 for fc6 and fc7: ``bias=0.1,
     fc_std=0.005`` is the fallback;
   whether biases decay, and at which rate they are trained: the paper gives one decay and one rate for all layers, and
-    says nothing of biases. BVLC's do not decay, and have twice the weights' rate: the recipe follows it.
+    does not mention biases. BVLC's do not decay, and have twice the weights' rate: the recipe follows it.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from models.normalisation import ResponseNorm
 LRN_SIZE, LRN_ALPHA, LRN_K = 5, 1e-4, 2.0  # section 3.3; beta is 3/4
 STD = 0.01  # of the initial weights (section 5)
 UNITS = 4096
+RANGES = {"bias": (-10.0, 10.0), "fc_std": (1e-6, 1.0), "dropout": (0.0, 0.99)}  # of the options: beyond, none trains
 
 
 def alexnet(
@@ -63,8 +64,15 @@ def alexnet(
         in_shape: (channels, height, width), sides from 67 pixels up.
 
     Raises:
-        ValueError: the image is too small for the three poolings.
+        ValueError: the image is too small for the three poolings, or an option is out of its range.
     """
+    for name, value, least, most in (
+        ("bias", bias, -10, 10),
+        ("fc_std", fc_std, 1e-6, 1),
+        ("dropout", dropout, 0, 0.99),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"{name} {value:g} must be from {least:g} to {most:g}")
     channels, height, width = in_shape
     padding = 2 if height == width == 224 else 0
     rows, columns = _after_pool5(height + 2 * padding), _after_pool5(width + 2 * padding)
@@ -97,12 +105,23 @@ def alexnet(
             fc8=nn.Linear(UNITS, classes),
         )
     )
+    _start(net, bias, fc_std)
+    return net
+
+
+def _check(**options: float) -> None:
+    for name, value in options.items():
+        least, most = RANGES[name]
+        if not least <= value <= most:
+            raise ValueError(f"{name} {value:g} must be from {least:g} to {most:g}")
+
+
+def _start(net: nn.Module, bias: float, fc_std: float) -> None:
     for name, layer in net.named_children():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             assert layer.bias is not None  # for the type checker
             nn.init.normal_(layer.weight, std=fc_std if name in ("fc6", "fc7") else STD)
             nn.init.constant_(layer.bias, bias if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
-    return net
 
 
 def _after_pool5(side: int) -> int:

@@ -47,12 +47,12 @@ Parameters in all, exact for 10 classes, and the paper's Table 3 in brackets:
 The bracketed 1.3 M of C does not follow from the paper's own layers.
 
 Open questions, and what we chose:
-  the size that is averaged: the paper says 6x6, which follows if the 3x3 convolution after the last pooling (layer 7
+  the size that is averaged: the paper has 6x6, which follows if the 3x3 convolution after the last pooling (layer 7
     of All-CNN-C) is not padded: ``conv7_padding=0``, as in the Caffe rebuild that comes closest to the paper. The
     neon rebuild pads it and averages 8x8: ``conv7_padding=1``. The count is the same.
   the border of the poolings: 3x3 with stride 2 takes 32 to 16 with Caffe's rule (windows start at 0, the last one may
     hang over), which is ours; a stride-2 convolution gets there with padding k // 2.
-  the ReLU on the last convolution: Table 1 says "10 or 100 ReLU", so it is on by default (``logits_relu``). All logits
+  the ReLU on the last convolution: Table 1 has "10 or 100 ReLU", so it is on by default (``logits_relu``). All logits
     of an image may then be zero: training that starts so stays at ln 10.
   the initial weights: not stated (``init``); biases zero.
   where the dropout acts: 20 % of the input, 50 % after each pooling or what replaces it, unit by unit. In the strided
@@ -112,7 +112,7 @@ def allcnn(
         base: "A", "B" or "C".
         variant: "base", "strided", "convpool" or "allcnn".
         dropout: whether to drop 20 % of the input and 50 % after each pooling or its replacement, in training.
-        logits_relu: whether the last convolution has a ReLU, as the paper's table says.
+        logits_relu: whether the last convolution has a ReLU, as in the paper's table.
         conv7_padding: 0 averages 6x6, 1 averages 8x8.
         init: a key of ``INITS``; biases start at zero.
         classes: outputs.
@@ -176,6 +176,6 @@ def _stage(channels: int, width: int, kernels: tuple[int, ...], variant: str) ->
 
 
 def _conv(channels: int, width: int, kernel: int, stride: int = 1, padding: int | None = None) -> list[nn.Module]:
-    """A convolution that keeps the side (stride 2: halves it) unless ``padding`` says otherwise, and its ReLU."""
+    """A convolution that keeps the side (stride 2: halves it) unless ``padding`` is given, and its ReLU."""
     padding = kernel // 2 if padding is None else padding
     return [nn.Conv2d(channels, width, kernel, stride=stride, padding=padding), nn.ReLU(inplace=True)]

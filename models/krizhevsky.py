@@ -2,8 +2,9 @@
 
 All: 5x5 convolutions with padding 2, 3x3 pooling with stride 2 that covers the whole map (a window may hang over the
 border; an average counts only what is inside), images of 0..255 less the per-pixel mean, never divided by 255: the
-initial deviation of 1e-4 in conv1 only makes sense at that scale. Biases start at 0. The modules bear the files' layer
-names, so a recipe can give each its own weight decay; the files' ``wc`` are listed below (they act on weights alone).
+initial deviation of 1e-4 in conv1 only makes sense at that scale. Biases start at 0. The modules have the files' layer
+names, so that a recipe can give each its own weight decay; the files' ``wc`` are listed below (they act on weights
+alone).
 
 layers_80sec ("26 % error in 80 seconds"), 145,578 parameters; layers_19pct and layers_18pct, 89,578 (without fc64):
 

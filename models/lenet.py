@@ -17,7 +17,7 @@ LeNet-5 (section II.B, Fig. 2; 60,000 trainable parameters below the output laye
 Subsampling sums 2x2 units, multiplies by a trainable coefficient, adds a trainable bias and squashes. Every layer but
 the output squashes by f(a) = 1.7159 tanh(2a/3).
 
-How it is computed: between layers travels t = tanh(2a/3), and the constants ride on the (small) weights of the next
+How it is computed: layers pass on t = tanh(2a/3), and the constants are folded into the (small) weights of the next
 layer, since w f(a) = (1.7159 w) t. The parameters are the paper's own, the result is the same to rounding, and a scaled
 tanh costs what a plain one does.
 """
@@ -58,7 +58,7 @@ LENET4_MAPS: tuple[tuple[int, ...], ...] = (
 
 # The stylised digits that the RBF units expect on F6, 7 pixels wide and 12 high ('#' is +1, '.' is -1). Drawn by us:
 # the paper prints its set as a figure (Fig. 3), not as numbers.
-DIGITS = """
+BITMAPS = """
 .......  .......  .......  .......  .......  .......  .......  .......  .......  .......
 ..###..  ...#...  .#####.  .#####.  .....#.  #######  ..####.  #######  .#####.  .#####.
 .#...#.  ..##...  #.....#  #.....#  ....##.  #......  .#.....  ......#  #.....#  #.....#
@@ -162,19 +162,19 @@ def boosted_lenet4(
 ) -> nn.Module:
     """Build boosted LeNet-4, three of our LeNet-4s: (N, 1, 32, 32) -> (N, classes); 152,094 parameters, 3 x 50,698.
 
-    The first is trained as usual; the second on patterns of which the first gets half wrong; the third on patterns on
-    which those two disagree. In a test their outputs are added (section III.C). What each is trained on is the
-    recipe's; which of them is, ``member`` says.
+    The first is trained as usual; the second on examples half of which the first gets wrong; the third on examples on
+    which those two disagree. In a test their outputs are added (section III.C). The recipe filters the examples;
+    ``member`` is the net that trains.
 
     Open questions, and what we chose:
       the outputs that the paper adds are of bounded units, ours are linear for a softmax. We add the probabilities, so
-      that none of the three has more than one vote: the third hardly sees an easy pattern and may say anything of one.
-      The paper calls the second and third net only where the first is in doubt, which saves time; ours always votes.
+      that none of the three has more than one vote: the third hardly sees an easy example, and its answer to one may be
+      anything. The paper runs the second and third net only where the first is in doubt, which saves time; we run all.
 
     Raises:
         ValueError: an unknown ``init``, or an image that does not fit.
     """
-    return Committee([lenet4(init=init, classes=classes, in_shape=in_shape) for _ in range(3)])
+    return Ensemble([lenet4(init=init, classes=classes, in_shape=in_shape) for _ in range(3)])
 
 
 class LeNet(nn.Module):
@@ -197,7 +197,7 @@ class LeNet(nn.Module):
         if init not in ("fan_in", "sqrt_fan_in"):
             raise ValueError(f"init {init!r} must be 'fan_in' or 'sqrt_fan_in'")
         if head == "rbf" and classes != 10:
-            raise ValueError(f"the RBF head knows 10 digits, not {classes} classes")
+            raise ValueError(f"the RBF head has 10 digits, not {classes} classes")
         channels, first, second, third = in_shape[0], *maps
         height, width = (_after_s4(side, in_shape) for side in in_shape[1:])
         self.c1 = Convolution(channels, first, 5)
@@ -222,8 +222,8 @@ class LeNet(nn.Module):
         return out
 
 
-class Committee(nn.Module):
-    """Networks trained one after the other; in training only ``member`` runs, afterwards all of them vote."""
+class Ensemble(nn.Module):
+    """Networks trained one after the other: only ``member`` runs in training, all of them vote in evaluation."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -387,7 +387,7 @@ class RBF(nn.Module):
 
 def digit_bitmaps() -> Tensor:
     """The RBF centres as pictures: float (10, 12, 7), +1 for ink and -1 for paper."""
-    rows = [line.split() for line in DIGITS.strip().splitlines()]
+    rows = [line.split() for line in BITMAPS.strip().splitlines()]
     return torch.tensor([[[1.0 if dot == "#" else -1.0 for dot in row[digit]] for row in rows] for digit in range(10)])
 
 

@@ -6,10 +6,12 @@ import sys
 
 from pipelines.command import errors
 
-# `python -m pipelines.train` imports for seconds before its own handling of Ctrl-C is in place (errors.guard); Python
-# says "-m" for as long as it looks for the module.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, errors.interrupted_early)
+# `python -m pipelines.train` imports for seconds before its own handling of signals is in place (errors.guard); while
+# Python looks for the module, argv is "-m".
+if sys.argv[:1] == ["-m"]:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, errors.end_early)
+    errors.await_preemption()
 
 # Without a home that can be written matplotlib, which torchmetrics imports, says so each time, and does without.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

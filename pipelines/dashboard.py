@@ -2,16 +2,15 @@
 
     python -m pipelines.dashboard [--port 5000] [--open]
 
-Starts an MLflow server on 127.0.0.1 over the project's store, sends it what is waiting in the spool, and prints the
-addresses of the views that ``tracking.shared_views`` defines. With ``MLFLOW_TRACKING_URI`` naming an HTTP server
-nothing is started: the addresses lead there. Ctrl-C ends the server and everything it started, and so does the end of
-this process, however it comes.
+Starts an MLflow server on 127.0.0.1 over the project's store, sends it what is waiting in the spool, and prints
+addresses. Where ``MLFLOW_TRACKING_URI`` names an HTTP server none is started: the addresses lead there. Ctrl-C ends the
+server and everything it started, and so does the end of this process, however it comes.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import json
 import os
 import runpy
 import signal
@@ -24,17 +23,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote, urlencode
 
-from pipelines.command import ending
+from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
-from pipelines.tracking import database, delivery, helper, shared_views
+from pipelines.tracking import database, delivery, helper
 from pipelines.tracking.cursors import clean, is_remote, place, safe, sqlite_file, tracking_uri
-from pipelines.tracking.probe import AwayError, RefusedError, answers, probe, reach_local
-from pipelines.tracking.waiting import Spool
+from pipelines.tracking.probe import AwayError, RefusedError, answers, be_patient, probe, reach_local
+from pipelines.tracking.records import EXPLORER
+from pipelines.tracking.spool import Spool
 
 HOST = "127.0.0.1"
 HEALTHY_WITHIN_S = 120.0  # importing MLflow's server takes 8 s on an idle machine
-LOOK_S = 60  # what a server that is there may take over each answer: a person waits for it, and no stage
 GRACE_S = 5.0
 SERVER = "--server"  # the process that is started, where MLflow runs
 SERVER_ENVIRONMENT = {
@@ -45,36 +45,50 @@ SERVER_ENVIRONMENT = {
 }
 
 
+TRAINING = {"workflowType": "machine_learning"}  # else MLflow's pages open in the GenAI mode
+CONFUSION, CURVES, LEDGER = "confusion matrices side by side, and errors", "learning curves", "runs and ledger"
+
+
 def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Per experiment of ours, by name: what is to be seen and where; nothing of one that holds no benchmark."""
+    """For each experiment of ours, by name: titles and addresses; none for one that holds no benchmark."""
     out = []
-    experiments = [e for e in client.search_experiments() if shared_views.OURS in e.tags]
+    experiments = [e for e in client.search_experiments() if delivery.OURS in e.tags]
     for experiment in sorted(experiments, key=lambda e: int(e.experiment_id)):
         identity = experiment.experiment_id
-        benchmarks = client.search_runs([identity], "tags.kind = 'benchmark'", order_by=["attributes.start_time ASC"])
-        explored = [run for run in benchmarks if run.data.tags.get("mlflow.loggedImages") == "True"]
+        benchmarks = client.search_runs([identity], BENCHMARKS, order_by=["attributes.start_time ASC"])
         trials = client.search_runs([identity], "tags.kind = 'trial'")
-        there = {
-            shared_views.CONFUSION: bool(explored),
-            shared_views.CURVES: any("train/loss" in run.data.metrics for run in trials),
-            shared_views.LEDGER: True,
-        }
+        explored = [run for run in benchmarks if "test/error" in run.data.metrics]
+        trained = [run.info.run_id for run in trials if "train/error" in run.data.metrics]
+        page = f"{server}/#/experiments/{identity}/runs"
         mine = [
-            (title, shared_views.view_address(server, identity, view))
-            for view, title in shared_views.VIEWS.items()
-            if there[view]
+            *([(CONFUSION, _address(page, compareRunsMode="CHART", searchFilter=BENCHMARKS))] if explored else []),
+            *([(CURVES, _curves(server, identity, trained))] if trained else []),
+            (LEDGER, _address(page, compareRunsMode="TABLE")),
         ]
         for run in explored:
-            where = shared_views.explorer_address(server, identity, run.info.run_id)
+            where = _address(f"{page}/{run.info.run_id}/artifacts/{EXPLORER}")
             mine.append((f"explorer of {run.info.run_name}", where))
         if benchmarks:
             out.append((experiment.name, mine))
     return out
 
 
+BENCHMARKS = "tags.kind = 'benchmark'"
+
+
+def _curves(server: str, experiment: str, runs: list[str]) -> str:
+    """MLflow's page that compares a metric of several runs; it wants these first in its address."""
+    metric = json.dumps("train/error")
+    chosen = {"runs": json.dumps(runs), "metric": metric, "experiments": json.dumps([experiment])}
+    return _address(f"{server}/#/metric", **chosen, plot_metric_keys=f"[{metric}]", x_axis="step")
+
+
+def _address(page: str, **query: str) -> str:
+    return f"{page}?{urlencode({**query, **TRAINING}, quote_via=quote)}"
+
+
 def show(server: str, client: Any) -> str:
     """Print the addresses; returns the first. UserError when there is nothing to see, or it may not be seen."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(LOOK_S))
     try:
         with answers(server):
             found = addresses(server, client)
@@ -134,7 +148,7 @@ def _await_health(address: str, process: subprocess.Popen[bytes], log: IO[bytes]
     while time.monotonic() < until:
         if process.poll() is not None:
             log.seek(0)
-            lines = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            lines = log.read().decode(errors="replace").strip().splitlines() or ["without a word"]
             raise UserError(f"MLflow's server ended at once: {clean(lines[-1], uri)}")
         with contextlib.suppress(AwayError):
             probe(address)
@@ -194,12 +208,13 @@ def _send_waiting(spool: Spool) -> None:
 
 def main() -> None:
     """Serve until Ctrl-C; or, where a server runs already, say where to look."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.dashboard", description="Show the results in MLflow.")
+    parser = arguments.Parser(prog="python -m pipelines.dashboard", description="Show the results in MLflow.")
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--open", action="store_true", help="open the first address in a browser")
     args = parser.parse_args()
     spool = Spool.here()
     uri = tracking_uri(spool.project)
+    be_patient()
     ending.follow()
     ending.heed(signal.SIGHUP)  # the terminal is closed
     reach_local()

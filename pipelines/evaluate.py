@@ -10,201 +10,64 @@ confusion matrix, examples and figures a class are of the test split even so.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from sklearn.metrics import precision_recall_fscore_support
+from torch import nn
 
-from pipelines import trial
-from pipelines.command import ending, progress
+from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.config.params import Benchmark, ClaimedOn, load_params
-from pipelines.data import datasets, subsets
-from pipelines.data.batches import stream
+from pipelines.command.folders import require_folder
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn
+from pipelines.config.params import load_params
+from pipelines.data import datasets
 from pipelines.data.datasets import Dataset
-from pipelines.data.views import views
 from pipelines.results import examples, verdicts
-from pipelines.training import spec, store, tensors
+from pipelines.training import checks, provenance, spec, store
+from pipelines.training.inputs import Inputs
+from pipelines.training.predictions import BATCH, Predictions, as_claimed, predict
 
 EVALUATIONS = Path("evaluations")
 DATA = Path("datasets")
 RUNS = Path("runs")
-BATCH = 250  # images at a time; fixed, since random views are drawn by the batch
-TOP = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """What a trained network says of images: ``probabilities`` (N, classes) float32, averaged over the views.
-
-    ``labels`` (N,) int64 is what they show, ``single`` (N,) int64 what a single view alone is taken for.
-    """
-
-    probabilities: Tensor
-    labels: Tensor
-    single: Tensor
-    seconds: float
-
-    @property
-    def predicted(self) -> Tensor:
-        """(N,) int64."""
-        return self.probabilities.argmax(1)
-
-    @property
-    def error(self) -> float:
-        """Per cent."""
-        return 100 * (self.predicted != self.labels).double().mean().item()
-
-    @property
-    def single_view_error(self) -> float:
-        """Per cent."""
-        return 100 * (self.single != self.labels).double().mean().item()
-
-    @property
-    def loss(self) -> float:
-        """Mean negative log-likelihood of the averaged probabilities."""
-        likelihood = self.probabilities.gather(1, self.labels[:, None]).clamp(min=1e-12)
-        return -likelihood.log().mean().item()
-
-    @property
-    def top_error(self) -> float:
-        """Per cent of images whose class is not among the five most probable."""
-        top = self.probabilities.topk(min(TOP, self.probabilities.shape[1]), 1).indices
-        return 100 * (top != self.labels[:, None]).all(1).double().mean().item()
-
-    def confusion(self) -> NDArray[np.int64]:
-        """(classes, classes): rows actual, columns predicted."""
-        classes = self.probabilities.shape[1]
-        cells = torch.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
-        return cells.view(classes, classes).numpy()
-
-    def part(self, places: NDArray[np.int64]) -> Predictions:
-        """Those of the images at these positions."""
-        at = torch.from_numpy(places)
-        return Predictions(
-            probabilities=self.probabilities[at], labels=self.labels[at], single=self.single[at], seconds=0.0
-        )
-
-
-def load_network(benchmark: Benchmark, dataset: Dataset, weights: Path) -> nn.Module:
-    """The trained network in ``weights``; UserError when the file is damaged or another network's."""
-    model = trial.build_model(benchmark, dataset, trial.image_shape(benchmark, dataset))
-    state = tensors.load(weights, f"the weights of {benchmark.name}")
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{weights} does not hold the weights of {benchmark.name}: {reason}") from None
-    return model.eval()
-
-
-@torch.inference_mode()
-def predict(
-    benchmark: Benchmark,
-    dataset: Dataset,
-    model: nn.Module,
-    seed: int,
-    device: str,
-    *,
-    split: Literal["train", "test"],
-    places: NDArray[np.int64] | None = None,
-) -> Predictions:
-    """Look at the images of ``split`` at ``places``, at all by default, once a view; ``seed`` draws random views."""
-    began = time.monotonic()
-    preprocess, augment = trial.fitted(benchmark, dataset, store.default())
-    preprocess, augment, model = preprocess.to(device), augment.to(device), model.to(device)
-    if benchmark.recipe.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, labels = dataset.split(split)
-    places = np.arange(len(images)) if places is None else places
-    half = benchmark.recipe.precision == "bf16"
-    chosen = benchmark.evaluation
-    named = ("views",) if split == "test" else ("views", split)  # of a random stream
-    kept, single = [], []
-
-    def look(batch: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            outputs: Tensor = model(batch)
-        return outputs.float().softmax(1)
-
-    with progress.counting(f"{benchmark.name} seed {seed}", len(places), "images") as advance:
-        for start in range(0, len(places), BATCH):
-            batch = preprocess(torch.from_numpy(np.array(images[places[start : start + BATCH]])).to(device))
-            alone = look(next(views(batch, "single", augment=augment))).cpu()
-            single.append(alone.argmax(1))
-            if chosen.views == "single":
-                kept.append(alone)
-                advance(len(batch))
-                continue
-            generator = torch.Generator().manual_seed(stream(seed, *named, start))
-            seen = [
-                look(view).cpu()
-                for view in views(
-                    batch, chosen.views, augment=augment, generator=generator, count=chosen.count, size=chosen.crop
-                )
-            ]
-            kept.append(torch.stack(seen).mean(0))
-            advance(len(batch))
-    return Predictions(
-        probabilities=torch.cat(kept),
-        labels=torch.from_numpy(np.array(labels[places])),
-        single=torch.cat(single),
-        seconds=time.monotonic() - began,
-    )
-
-
-def as_claimed(
-    benchmark: Benchmark,
-    dataset: Dataset,
-    model: nn.Module,
-    seed: int,
-    device: str,
-    *,
-    on: ClaimedOn,
-    tested: Predictions,
-) -> Predictions:
-    """What the network says of the images that the claim was measured on.
-
-    A part of the test split is taken from ``tested``, what it said of the whole: the same views, none looked at twice.
-    """
-    if on.split == "test":
-        return tested.part(subsets.claimed_on(dataset.test, on))
-    return predict(
-        benchmark, dataset, model, seed, device, split=on.split, places=subsets.claimed_on(dataset.train, on)
-    )
+SHARES = ("precision", "recall", "f1")
 
 
 def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Precision, recall and F1 (fractions) and support of each class; None where there is nothing to divide by.
 
     Precision is undefined where the class was never predicted, recall where it has no image, and F1, which is
-    2 TP / (2 TP + FP + FN), where both are so: a class with images that is never predicted has an F1 of 0. (The
-    definitions of scikit-learn, which reports 0 for what is undefined unless told otherwise.)
+    2 TP / (2 TP + FP + FN), where both are so: a class with images that is never predicted has an F1 of 0.
     """
-
-    def share(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
-    table = []
-    for i, name in enumerate(classes):
-        right, predicted, actual = int(confusion[i, i]), int(confusion[:, i].sum()), int(confusion[i].sum())
-        f1 = share(2 * right, predicted + actual)
-        figures = {"precision": share(right, predicted), "recall": share(right, actual), "f1": f1}
-        table.append({"class": name, **figures, "support": actual})
-    return table
+    actual, predicted = np.indices(confusion.shape)
+    figures = precision_recall_fscore_support(
+        actual.ravel(),
+        predicted.ravel(),
+        labels=range(len(classes)),
+        sample_weight=confusion.ravel(),
+        zero_division=np.nan,
+    )
+    return [
+        {
+            "class": name,
+            **{key: None if np.isnan(share) else float(share) for key, share in zip(SHARES, row, strict=True)},
+            "support": int(support),
+        }
+        for name, *row, support in zip(classes, *figures, strict=True)
+    ]
 
 
 def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) -> Path:
@@ -213,29 +76,30 @@ def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) ->
     An earlier evaluation stays where it is until the new one is whole.
     """
     dataset = datasets.open_dataset(DATA, benchmark.dataset)
+    inputs = Inputs(benchmark, dataset, store.default())
     _check_names(dataset)
-    trial.check_views(benchmark, dataset)
-    trial.check_claimed_on(benchmark, dataset)
+    checks.check_views(inputs)
+    checks.check_claimed_on(benchmark, dataset)
     on = benchmark.evaluation.claimed_on
     dataset.verify(*({"test"} if on is None else {"test", on.split}))
     target = EVALUATIONS / benchmark.name
     with _replacing(target) as fresh:
-        _evaluate(fresh, benchmark, dataset, sorted(planned, key=lambda one: one.seed), device)
+        _evaluate(fresh, inputs, sorted(planned, key=lambda one: one.seed), device)
     return target
 
 
-def _evaluate(folder: Path, benchmark: Benchmark, dataset: Dataset, planned: Sequence[spec.Spec], device: str) -> None:
-    on = benchmark.evaluation.claimed_on
-    models = [_trained(benchmark, dataset, one) for one in planned]
+def _evaluate(folder: Path, inputs: Inputs, planned: Sequence[spec.Spec], device: str) -> None:
+    benchmark, dataset, on = inputs.benchmark, inputs.dataset, inputs.benchmark.evaluation.claimed_on
+    models = [_trained(inputs, one) for one in planned]
     seeds: list[dict[str, Any]] = []
     answers: list[Answers] = []
     total = np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
     for one, model in zip(planned, models, strict=True):
-        found = predict(benchmark, dataset, model, one.seed, device, split="test")
+        found = predict(inputs, model, one.seed, device, split="test")
         metrics = {"key": one.key, **_metrics(found, dataset)}
         line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:
-            other = as_claimed(benchmark, dataset, model, one.seed, device, on=on, tested=found)
+            other = as_claimed(inputs, model, one.seed, device, on=on, tested=found)
             metrics["claimed_on"] = _claimed(on, other)
             line += f"; {metrics['claimed_on']['error']:.2f} % on {on.words}"
         _write_seed(folder / "trials" / f"seed-{one.seed}", metrics, found)
@@ -251,12 +115,12 @@ def _evaluate(folder: Path, benchmark: Benchmark, dataset: Dataset, planned: Seq
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """Give a new folder beside ``target``; on a clean exit it takes that name, otherwise ``target`` stays as it was."""
-    store.require_folder(target.parent)
+    require_folder(target.parent)
     if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
         raise UserError(f"{target} is no folder; expected one that an earlier evaluation wrote, or nothing")
     new, old = (target.with_name(f".{target.name}.{what}") for what in ("new", "old"))
     place = hashlib.sha256(os.fsencode(target.absolute())).hexdigest()[:16]  # a store may serve several checkouts
-    with store.lock(store.default() / "evaluating" / f"{place}.lock", f"the evaluation of {target.name}"):
+    with locks.held(store.default() / "evaluating" / f"{place}.lock", f"the evaluation of {target.name}"):
         if os.path.lexists(old) and not os.path.lexists(target):  # ended between the two renames below
             os.rename(old, target)
         for left in (new, old):
@@ -280,17 +144,18 @@ def _check_names(dataset: Dataset) -> None:
             raise UserError(f"{DATA / dataset.name}: the class {shown} is not UTF-8; expected names that are text")
 
 
-def _trained(benchmark: Benchmark, dataset: Dataset, one: spec.Spec) -> nn.Module:
+def _trained(inputs: Inputs, one: spec.Spec) -> nn.Module:
     """The network that the stage train collected for this trial, whole, and not for another one."""
-    files = store.TrialFiles(RUNS / benchmark.name / f"seed-{one.seed}")
-    again = f"run the stage train, which collects it anew: python -m pipelines.train {benchmark.name}, or dvc repro"
+    name = inputs.benchmark.name
+    files = store.TrialFiles(RUNS / name / f"seed-{one.seed}")
+    again = f"run the stage train, which collects it anew: python -m pipelines.train {name}, or dvc repro"
     try:
         key = files.read_result(None).get("key")
     except store.DamagedError as error:
         raise UserError(f"{error}; {again}") from None
     if key != one.key:
         raise UserError(f"{files.folder} holds another trial than params.yaml describes; {again}")
-    return load_network(benchmark, dataset, files.weights)
+    return inputs.load(files.weights)
 
 
 def _metrics(found: Predictions, dataset: Dataset) -> dict[str, Any]:
@@ -420,13 +285,13 @@ def _mean(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
 
 def main() -> None:
     """Evaluate the benchmarks named on the command line, or the active suite."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.evaluate", description="Test what was trained.")
-    parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
+    parser = arguments.Parser(prog="python -m pipelines.evaluate", description="Test what was trained.")
+    parser.add_argument("benchmarks", nargs="*", help="benchmarks of models/*.yaml; by default the active suite")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     args = parser.parse_args()
     ending.follow()
     params = load_params()
-    device = trial.chosen_device(args.device)
+    device = provenance.chosen_device(args.device)
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
     for name in names:
         planned = spec.trials(params, name, data=DATA, root=store.default())

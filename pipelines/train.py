@@ -1,4 +1,4 @@
-"""Stage train: fan the trials of one benchmark, or of the whole suite, out on Ray, and collect what they leave.
+"""Stage train: run the trials of one benchmark, or of the whole suite, on Ray, and collect their results.
 
     python -m pipelines.train lenet5-mnist     one benchmark, as the stage train@lenet5-mnist does
     python -m pipelines.train                  the active suite at once: seeds and benchmarks packed side by side
@@ -9,77 +9,71 @@ worker are plain Ray tasks (3 ms on a warm worker), trials of several are Ray Tr
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import itertools
 import os
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.cluster import connection, distributed, estimate
-from pipelines.command import ending, progress
-from pipelines.command.errors import FULL, UserError, guard, printable
+from pipelines.cluster import connection, estimate, packing
+from pipelines.command import arguments, ending, locks, progress
+from pipelines.command.errors import UserError, guard
+from pipelines.command.folders import require_folder
+from pipelines.command.progress import say
 from pipelines.config.params import Params, load_params
 from pipelines.tracking import helper
 from pipelines.training import spec, store
 
 DATA = Path("datasets")
 RUNS = Path("runs")
-LIVE_EVERY_S = 0.5
-LINES_EVERY_S = 15.0  # where the output is no terminal
-Failure = tuple[spec.Spec, Exception]
 T = TypeVar("T")
 
 
 def train(params: Params, planned: Sequence[spec.Spec]) -> None:
-    """Bring every planned trial to its end; UserError for what can't be trained, before any of them starts.
+    """Train every planned trial to its end; UserError for what can't be trained, before any of them starts.
 
     A trial that fails ends no other: once all have ended, UserError names those that failed.
     """
-    kinds = {_kind(one): one for one in planned}
+    kinds = {_kind(trial): trial for trial in planned}
     with connection.connect() as ray_cluster:
-        for one in kinds.values():
-            ray_cluster.require(one.benchmark)
-        weights = dict(zip(kinds, _on_worker(_check, list(kinds.values())), strict=True))
-        _require_space([(one, weights[_kind(one)]) for one in planned], ray_cluster)
+        for trial in kinds.values():
+            ray_cluster.require(trial.benchmark)
+        sizes = dict(zip(kinds, _on_worker(_check, list(kinds.values())), strict=True))
+        _require_space([(trial, sizes[_kind(trial)]) for trial in planned], ray_cluster)
         placed = [_place(s, ray_cluster) for s in planned]
         _announce(params, placed, ray_cluster)
-        with _watching(placed), helper.follow():
-            _run_all(placed, ray_cluster)
+        with packing.shown(placed), helper.follow():
+            packing.run(placed, ray_cluster)
 
 
-def _kind(one: spec.Spec) -> tuple[str, str, str]:
-    """Trials that differ in their seeds alone have it in common; ``choose`` labels its candidates."""
-    return one.benchmark.name, one.label, one.budget
+def _kind(trial: spec.Spec) -> tuple[str, str, str]:
+    """The same for trials that differ in their seeds alone; ``tune`` labels its candidates."""
+    return trial.benchmark.name, trial.label, trial.budget
 
 
 def _on_worker(function: Callable[..., T], *words: Any) -> T:
-    """Call in a Ray worker, which has to load torch and Lightning anyway: this process does without them."""
+    """Call in a Ray worker, which loads torch and Lightning anyway, so that this process need not."""
     import ray
 
     try:
-        found: T = ray.get(ray.remote(function).options(num_cpus=0).remote(*words))
+        result: T = ray.get(ray.remote(function).options(num_cpus=0).remote(*words))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
         raise
     except ray.exceptions.RayError as error:
         raise connection.lost_worker("before training", error) from None
-    return found
+    return result
 
 
-def _check(planned: Sequence[spec.Spec]) -> list[int]:
-    """UserError for what can't be trained; the bytes of each trial's weights. Runs in a Ray worker process."""
+def _check(planned: Sequence[spec.Spec]) -> list[spec.Sizes]:
+    """UserError for what can't be trained; the sizes of each trial. Runs in a Ray worker process."""
     connection.end_with_raylet()
-    from pipelines import trial
+    from pipelines.training import checks
+    from pipelines.training.inputs import Inputs
 
-    return [trial.check(one.benchmark, one.budget, one.data) for one in planned]
+    return [checks.check(Inputs.of(trial), trial.budget) for trial in planned]
 
 
 def _hardware() -> str:
@@ -89,13 +83,13 @@ def _hardware() -> str:
     return provenance.hardware("cpu")
 
 
-def _place(one: spec.Spec, ray_cluster: connection.Cluster) -> spec.Spec:
-    device = "cuda" if ray_cluster.gpus_for(one.benchmark) else "cpu"
-    return one.on(device, threads=one.benchmark.resources.cpus)
+def _place(trial: spec.Spec, ray_cluster: connection.Cluster) -> spec.Spec:
+    device = "cuda" if ray_cluster.gpus_for(trial.benchmark) else "cpu"
+    return trial.on(device, threads=trial.benchmark.resources.cpus)
 
 
-def _require_space(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: connection.Cluster) -> None:
-    """What the trials write must fit into the store; better said now than after hours."""
+def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Cluster) -> None:
+    """UserError where the store has less room than the trials need: before they start rather than hours later."""
     root = store.default()
     root.mkdir(parents=True, exist_ok=True)
     free, need = shutil.disk_usage(root).free, estimate.disk_bytes(sized, ray_cluster)
@@ -105,11 +99,11 @@ def _require_space(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: connecti
 
 
 def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
-    """Device, resources, and how long it will take; the suite's other benchmarks as far as their data is there."""
-    devices = " and ".join(sorted({one.device for one in placed}))
+    """Report device, resources and expected time, of the whole suite too as far as its data is there."""
+    devices = " and ".join(sorted({trial.device for trial in placed}))
     say(f"{ray_cluster}; training on {devices}: {_on_worker(_hardware)}")
     here = estimate.seconds(placed, ray_cluster)
-    budgets = " and ".join(sorted({one.budget for one in placed}))
+    budgets = " and ".join(sorted({trial.budget for trial in placed}))
     count = "1 trial" if len(placed) == 1 else f"{len(placed)} trials"
     say(f"{count} to train at the {budgets} budget, about {progress.duration(here)}")
     for name, trials in _by_kind(placed).items():
@@ -122,170 +116,42 @@ def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connecti
 
 
 def _by_kind(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:
-    found: dict[str, list[spec.Spec]] = {}
-    for one in placed:
-        found.setdefault(" ".join(filter(None, (one.benchmark.name, one.label))), []).append(one)
-    return found
+    groups: dict[str, list[spec.Spec]] = {}
+    for trial in placed:
+        groups.setdefault(" ".join(filter(None, (trial.benchmark.name, trial.label))), []).append(trial)
+    return groups
 
 
 def _unfinished_elsewhere(
     params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster
 ) -> list[spec.Spec]:
-    """What else of the suite can be trained; what is wrong with the rest, its own stage will say."""
-    found: list[spec.Spec] = []
-    for name in sorted(set(params.suite.benchmarks) - {one.benchmark.name for one in placed}):
+    """The suite's other trials that can be trained; faults of the rest are left to their own stages."""
+    others: list[spec.Spec] = []
+    for name in sorted(set(params.suite.benchmarks) - {trial.benchmark.name for trial in placed}):
         with contextlib.suppress(UserError):
             trials = spec.trials(params, name, data=DATA, root=store.default())
             ray_cluster.require(params.benchmarks[name])
             _on_worker(_check, trials[:1])
-            found += [one for one in trials if not one.files.finished]
-    return found
-
-
-def _run_all(placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
-    """Longest trials first, so that no long one is left to run alone at the end. One that fails ends no other."""
-    order = sorted(placed, key=lambda one: -estimate.trial_seconds(one))
-    failed: list[Failure] = []
-    # First those of several workers, as nothing of ours then keeps Ray Train from placing all of them at once.
-    for one, error in itertools.chain(_run_distributed(order, ray_cluster), _run_packed(order, ray_cluster)):
-        failed.append((one, error))
-        if len(placed) > 1:
-            say(f"{one.name} failed: {_first_line(error).removeprefix(f'{one.name}: ')}")
-    if failed:
-        raise _told(failed)
-
-
-def _told(failed: Sequence[Failure]) -> Exception:
-    """What to raise when all trials have ended: a bug of ours as it is, else one line for the user."""
-    (_, first), *others = failed
-    for _, error in failed:
-        if not isinstance(error, UserError):
-            return error
-    names = ", ".join(one.name for one, _ in others)
-    return UserError(f"{first} (and {len(others)} more failed: {names})" if others else str(first))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _run_distributed(order: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
-    """Those of several workers, one after the other; yields what fails."""
-    for one in order:
-        if one.benchmark.resources.workers > 1:
-            try:
-                distributed.train(one, ray_cluster)
-            except Exception as error:
-                yield one, error
-
-
-def _run_packed(order: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
-    """Those of one worker, as many side by side as the cluster holds; yields what fails when it does."""
-    import ray
-
-    remote = ray.remote(max_retries=connection.RETRIES)(_train_one)
-    tasks: dict[Any, spec.Spec] = {}
-    for one in order:
-        if one.benchmark.resources.workers == 1:
-            gpus = ray_cluster.gpus_for(one.benchmark)
-            tasks[remote.options(num_cpus=one.benchmark.resources.cpus, num_gpus=gpus, name=one.name).remote(one)] = one
-    while tasks:
-        done, _ = ray.wait(list(tasks), num_returns=1, timeout=1.0)
-        for task in done:
-            one = tasks.pop(task)
-            error = _error_of(task, one)
-            if error is not None:
-                yield one, error
-
-
-def _error_of(task: Any, one: spec.Spec) -> Exception | None:
-    """What a task ended with, as a UserError unless it is a bug of ours."""
-    import ray
-
-    try:
-        ray.get(task)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, OSError) and error.cause.errno in FULL:
-            return UserError(f"{one.name}: no space left in {one.store}; make room and run this again")
-        return UserError(str(error.cause)) if isinstance(error.cause, UserError) else error
-    except (ray.exceptions.RayError, OSError) as error:
-        return connection.lost_worker(one.name, error)
-    return None
-
-
-def _train_one(one: spec.Spec) -> None:
-    """Runs in a Ray worker process: in its main thread, so that a signal sent to that process ends the trial well."""
-    connection.end_with_raylet()
-    from pipelines import trial
-    from pipelines.training.journal import Worker
-
-    trial.run(one, Worker(preempted_by=(signal.SIGUSR1,)))
-
-
-@contextmanager
-def _watching(placed: Sequence[spec.Spec]) -> Iterator[None]:
-    """Show each trial's progress: live lines on a terminal, plain lines in a log."""
-    stop = threading.Event()
-
-    def show() -> None:
-        with contextlib.suppress(BrokenPipeError):  # nobody reads it any more: the trials go on
-            _show(placed, stop)
-
-    thread = threading.Thread(target=show, daemon=True, name="progress")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _show(placed: Sequence[spec.Spec], stop: threading.Event) -> None:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    began, console = time.time(), Console(highlight=False)
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            while not stop.wait(LIVE_EVERY_S):
-                live.update(Text(_board(placed, began), no_wrap=True, overflow="ellipsis"), refresh=True)
-            live.update(Text(_board(placed, began), no_wrap=True, overflow="ellipsis"), refresh=True)
-        return
-    said: set[str] = set()
-    ended = False
-    while not ended:
-        ended = stop.wait(LINES_EVERY_S)
-        for line in _lines(placed, began):
-            if line not in said and not line.endswith("waiting"):
-                said.add(line)
-                say(line)
-
-
-def _board(placed: Sequence[spec.Spec], began: float) -> str:
-    """The trials that run, a line each, and how many others there are: a suite has more than a terminal has rows."""
-    told = {one.name: progress.read(one.files.progress, since=began) for one in placed}
-    running = [progress.line(name, state) for name, state in told.items() if state and state["state"] == "running"]
-    ended = sum(1 for state in told.values() if state and state["state"] != "running")
-    return "\n".join([*running, f"{ended} of {len(told)} trials done, {len(told) - ended - len(running)} waiting"])
-
-
-def _lines(placed: Sequence[spec.Spec], began: float) -> list[str]:
-    return [progress.line(one.name, progress.read(one.files.progress, since=began)) for one in placed]
+            others += [trial for trial in trials if not trial.files.finished]
+    return others
 
 
 def inspect(planned: Sequence[spec.Spec]) -> None:
-    """Set aside what is damaged in the run store, and say so: a worker of Ray's would be heard by nobody.
+    """Set aside what is damaged in the run store, with a line for each: output of Ray's workers is not shown.
 
-    What another process works on is left to it.
+    Files that another process works on are left to it.
     """
-    for one in planned:
-        if os.path.lexists(one.files.folder):
-            with contextlib.suppress(store.HeldError), store.lock(one.files.folder / "lock", one.name, patience_s=0):
-                for line in one.files.inspect(one.name):
-                    say(line)
+    for trial in planned:
+        if os.path.lexists(trial.files.folder):
+            with (
+                contextlib.suppress(locks.HeldError),
+                locks.held(trial.files.folder / "lock", trial.name, patience_s=0),
+            ):
+                for line in (trial.files.inspect(trial.name), trial.files.inspect_checkpoint(trial.name)):
+                    if line:
+                        say(line)
     for path in sorted((store.default() / "fitted").glob("*.pt")):
-        with contextlib.suppress(store.HeldError), store.lock(path.with_suffix(".lock"), str(path), patience_s=0):
+        with contextlib.suppress(locks.HeldError), locks.held(path.with_suffix(".lock"), str(path), patience_s=0):
             try:
                 store.check_seal(path)
             except store.DamagedError as error:
@@ -294,78 +160,76 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
 
 
 def require_places(names: Sequence[str], runs: Path = RUNS) -> None:
-    """UserError where the run store or ``runs/`` can't be written; better said now than after hours."""
+    """UserError where the run store or ``runs/`` can't be written: before training rather than hours later."""
     for folder in (store.default(), store.default() / "fitted", runs):
-        store.require_folder(folder)
+        require_folder(folder)
     for path in (runs / name for name in names):
         if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
             raise UserError(f"{path} is no folder; expected one, which the trials are collected in, or nothing")
 
 
 def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
-    """Copy finished trials from the store to ``runs/<benchmark>/``, which is what later stages and DVC see."""
-    for one in planned:
+    """Copy finished trials from the store to ``runs/<benchmark>/``, for the later stages and DVC."""
+    for trial in planned:
         try:
-            one.files.read_result(one.key)
+            trial.files.read_result(trial.key)
         except store.MissingError as error:
             line = str(error).partition(";")[0]
             raise UserError(f"{line}; expected a run store that every node shares ($RUN_STORE)") from None
-    for name in {one.benchmark.name for one in planned}:
-        fresh = runs / f".{name}.new"  # what is there stays until all is
+    for name in {trial.benchmark.name for trial in planned}:
+        fresh = runs / f".{name}.new"  # the old folder stays until the new one is whole
         store.remove(fresh)
-        for one in planned:
-            if one.benchmark.name == name:
-                target = fresh / f"seed-{one.seed}"
+        for trial in planned:
+            if trial.benchmark.name == name:
+                target = fresh / f"seed-{trial.seed}"
                 target.mkdir(parents=True)
-                for file in one.files.kept:
+                for file in trial.files.kept:
                     shutil.copyfile(file, target / file.name)
         store.remove(runs / name)
         fresh.rename(runs / name)
 
 
-def say(line: str) -> None:
-    """A line of the log, at once; what workers tell may name anything."""
-    print(printable(line), flush=True)
-
-
 def main() -> None:
     """Train the benchmarks named on the command line, or the active suite."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m pipelines.train",
         description="Train every seed of the benchmarks on Ray, as many trials at once as fit: here, or on the cluster "
-        "that RAY_ADDRESS names. What the run store has is not trained again; what was begun goes on.",
+        "that RAY_ADDRESS names. Finished trials of the run store are not trained again; begun ones resume.",
     )
-    parser.add_argument("benchmarks", nargs="*", help="names from params.yaml; by default the active suite")
-    parser.add_argument("--budget", help="for the benchmarks named: laptop or paper; by default what the suite says")
+    parser.add_argument("benchmarks", nargs="*", help="benchmarks of models/*.yaml; by default the active suite")
+    parser.add_argument("--budget", help="for the benchmarks named: laptop or paper; by default the suite's")
     args = parser.parse_args()
     ending.follow()
     params = load_params()
     if args.budget and not args.benchmarks:
         raise UserError(f"--budget is {args.budget}; expected it beside names of benchmarks: a suite has its own")
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
-    found = {name: spec.trials(params, name, data=DATA, root=store.default(), budget=args.budget) for name in names}
-    planned = [one for trials in found.values() for one in trials]
+    root, budget = store.default(), args.budget
+    by_name = {name: spec.trials(params, name, data=DATA, root=root, budget=budget) for name in names}
+    planned = [trial for trials in by_name.values() for trial in trials]
     require_places(names)
     inspect(planned)
-    # By key: two benchmarks may differ in nothing that decides weights.
-    waiting = list({one.key: one for one in planned if not one.files.finished}.values())
+    # By key: two benchmarks may train the same weights.
+    waiting = list({trial.key: trial for trial in planned if not trial.files.finished}.values())
     if len(waiting) < len(planned):
         say(f"{len(planned) - len(waiting)} of {len(planned)} trials are in the store already")
     try:
         if waiting:
             train(params, waiting)
-    except UserError:  # of one trial, perhaps: the benchmarks that are complete have nothing to do with it
-        _keep(params, {name: trials for name, trials in found.items() if all(one.files.finished for one in trials)})
+    except UserError:  # of one trial, perhaps: other benchmarks may be complete
+        _keep(
+            params, {name: trials for name, trials in by_name.items() if all(trial.files.finished for trial in trials)}
+        )
         raise
-    _keep(params, found)
+    _keep(params, by_name)
     sent = helper.sync()
     if sent.line:
         say(sent.line)
 
 
-def _keep(params: Params, found: Mapping[str, Sequence[spec.Spec]]) -> None:
-    """Collect what the later stages expect; they look at each benchmark at its usual budget alone."""
-    for name, trials in found.items():
+def _keep(params: Params, by_name: Mapping[str, Sequence[spec.Spec]]) -> None:
+    """Collect trials for the later stages, which read each benchmark at its usual budget alone."""
+    for name, trials in by_name.items():
         budget, usual = trials[0].budget, spec.usual_budget(params, name)
         if budget == usual:
             collect(trials)

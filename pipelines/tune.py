@@ -1,21 +1,19 @@
-"""Choose a learning rate on a validation slice of the training images. The test images are not opened.
+"""Tune a learning rate on a validation slice of the training images. The test images are not opened.
 
-SDLM's mu, which bounds its rates from above, the MAP criterion's constant and the batch are chosen together with it
-where the block `choice` lists some.
+SDLM's mu, which bounds its rates from above, the MAP criterion's constant and the batch are tuned together with it
+where the block `choice` lists values for them.
 
     python -m pipelines.tune strided-c-cifar10                       the grid of the benchmark's block `choice`
     python -m pipelines.tune mlp300-mnist --rates 0.01 0.03 --epochs 5
 
-Each candidate is trained without the slice (fixed for all benchmarks of a dataset) and judged on it after the last
-epoch. Among batches the slice decides only as far as it can tell: of the candidates within one standard error of the
-best, those of the largest batch remain, which cost the least, and of these the best is chosen. What was found is kept
-in results/choices/<benchmark>.json; the choice is then written into params.yaml by hand, where a test holds the two
-together.
+Each candidate trains without the slice (the same for all benchmarks of a dataset), and its error on the slice after the
+last epoch counts. Among batches the cheapest wins where the slice cannot tell: of the candidates within one standard
+error of the best, those of the largest batch remain, and of these the best is chosen. The record goes into
+results/choices/<benchmark>.json; a person then writes the chosen values into the recipe, and a test compares the two.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -26,13 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import evaluate, train, trial
-from pipelines.command import ending, progress
+from pipelines import train
+from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
+from pipelines.command.folders import require_folder
 from pipelines.config import schema
-from pipelines.config.params import CHOICES, Benchmark, Budget, Choice, Evaluation, Params, load_params
-from pipelines.data import datasets, subsets
-from pipelines.training import provenance, spec, store
+from pipelines.config.benchmarks import Benchmark, Budget, Choice
+from pipelines.config.claims import Evaluation
+from pipelines.config.params import CHOICES, Params, load_params
+from pipelines.data import subsets
+from pipelines.training import provenance, spec, status, store
+from pipelines.training.inputs import Inputs
+from pipelines.training.predictions import predict
 
 DATA = Path("datasets")
 
@@ -69,56 +72,36 @@ def in_use(benchmark: Benchmark, choice: Choice) -> dict[str, float]:
     return {name: have[name] for name in grid(choice)[0]}
 
 
-def validation_error(one: spec.Spec, choice: Choice, device: str) -> float:
-    """Per cent of the slice that the finished trial takes for something else; one view an image."""
-    dataset = datasets.open_dataset(one.data, one.benchmark.dataset)
-    model = evaluate.load_network(one.benchmark, dataset, one.files.weights)
-    single = dataclasses.replace(one.benchmark, evaluation=Evaluation())
-    places = subsets.validation(dataset.train, choice.hold_out)
-    error = evaluate.predict(single, dataset, model, one.seed, device, split="train", places=places).error
-    return round(error, 4)
+def validation_error(trial: spec.Spec, choice: Choice, device: str) -> float:
+    """Error in per cent of the finished trial on the slice; one view an image."""
+    inputs = Inputs.of(trial)
+    places = subsets.validation(inputs.dataset.train, choice.hold_out)
+    model, single = inputs.load(trial.files.weights), Evaluation()
+    answers = predict(inputs, model, trial.seed, device, split="train", places=places, evaluation=single)
+    return round(answers.error, 4)
 
 
-def choose(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) -> dict[str, Any]:
-    """Train and judge every candidate; the record that is kept."""
+def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) -> dict[str, Any]:
+    """Train every candidate and measure its validation error; returns the record to keep."""
     candidates = grid(choice)
-    planned = [
-        [
-            dataclasses.replace(
-                spec.plan(candidate(benchmark, one, choice, epochs), "choice", seed, data=DATA, root=store.default()),
-                label=_named(one),
-            )
-            for seed in choice.seeds
-        ]
-        for one in candidates
-    ]
-    store.require_folder(store.default())
-    train.inspect([one for specs in planned for one in specs])
-    waiting = [one for specs in planned for one in specs if not one.files.finished]
-    try:
-        if waiting:
-            train.train(params, waiting)
-    except UserError as error:  # a candidate at which the loss diverges is an answer too; nothing else is
-        diverged = all(_diverged(one) for one in waiting if not one.files.finished)
-        if not diverged or not any(all(one.files.finished for one in specs) for specs in planned):
-            raise
-        print(error, flush=True)
-    device = trial.chosen_device(None)
-    found: list[dict[str, Any]] = []
-    for one, specs in zip(candidates, planned, strict=True):
-        whole = all(each.files.finished for each in specs)
-        errors = {str(each.seed): validation_error(each, choice, device) for each in specs} if whole else None
-        print(f"{benchmark.name} at {_named(one)}: {_words(errors)}", flush=True)
+    planned = [_trials(benchmark, values, choice, epochs) for values in candidates]
+    _train(params, planned)
+    device = provenance.chosen_device(None)
+    results: list[dict[str, Any]] = []
+    for values, trials in zip(candidates, planned, strict=True):
+        whole = all(trial.files.finished for trial in trials)
+        errors = {str(trial.seed): validation_error(trial, choice, device) for trial in trials} if whole else None
+        print(f"{benchmark.name} at {_named(values)}: {_words(errors)}", flush=True)
         mean = float(np.mean(list(errors.values()))) if errors else None
-        found.append({**one, "per_seed": errors, "mean": mean})
+        results.append({**values, "per_seed": errors, "mean": mean})
     return {
         "benchmark": benchmark.name,
         "hold_out": choice.hold_out,
         "epochs": epochs,
         "paper_epochs": benchmark.budgets["paper"].epochs,
         "seeds": list(choice.seeds),
-        "validation_error": found,
-        "chosen": pick(found, candidates, choice.hold_out),
+        "validation_error": results,
+        "chosen": pick(results, candidates, choice.hold_out),
         "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice"),
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
@@ -126,18 +109,43 @@ def choose(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
     }
 
 
-def pick(found: Sequence[Mapping[str, Any]], candidates: Sequence[dict[str, float]], images: int) -> dict[str, float]:
-    """The candidate that is chosen, by the mean errors in % that each had on as many ``images``; None has none."""
-    judged = [(one["mean"], values) for one, values in zip(found, candidates, strict=True) if one["mean"] is not None]
-    best = min(mean for mean, _ in judged)
-    near = [(mean, values) for mean, values in judged if mean <= best + math.sqrt(best * (100 - best) / images)]
+def _trials(benchmark: Benchmark, values: Mapping[str, float], choice: Choice, epochs: int) -> list[spec.Spec]:
+    """A candidate's trials, one from each seed."""
+    changed, root = candidate(benchmark, values, choice, epochs), store.default()
+    planned = [spec.plan(changed, "choice", seed, data=DATA, root=root) for seed in choice.seeds]
+    return [dataclasses.replace(trial, label=_named(values)) for trial in planned]
+
+
+def _train(params: Params, planned: Sequence[Sequence[spec.Spec]]) -> None:
+    """Train what is not finished; a candidate whose loss diverges is a result as well, any other failure an error."""
+    require_folder(store.default())
+    train.inspect([trial for trials in planned for trial in trials])
+    waiting = [trial for trials in planned for trial in trials if not trial.files.finished]
+    try:
+        if waiting:
+            train.train(params, waiting)
+    except UserError as error:
+        diverged = all(_diverged(trial) for trial in waiting if not trial.files.finished)
+        if not diverged or not any(all(trial.files.finished for trial in trials) for trials in planned):
+            raise
+        print(error, flush=True)
+
+
+def pick(results: Sequence[Mapping[str, Any]], candidates: Sequence[dict[str, float]], images: int) -> dict[str, float]:
+    """The best candidate by its mean error in % on as many ``images``; a mean of None stands for one that diverged."""
+    judged = [(result["mean"], values) for result, values in zip(results, candidates, strict=True)]
+    trained = [(mean, values) for mean, values in judged if mean is not None]
+    best = min(mean for mean, _ in trained)
+    margin = math.sqrt(best * (100 - best) / images)  # a standard error
+    near = [(mean, values) for mean, values in trained if mean <= best + margin]
     largest = max(values.get("batch", 0) for _, values in near)
-    return min((one for one in near if one[1].get("batch", 0) == largest), key=lambda one: one[0])[1]
+    cheapest = [(mean, values) for mean, values in near if values.get("batch", 0) == largest]
+    return min(cheapest, key=lambda pair: pair[0])[1]
 
 
-def _diverged(one: spec.Spec) -> bool:
-    told = progress.read(one.files.progress, since=0)
-    return told is not None and told["state"] == "failed"
+def _diverged(trial: spec.Spec) -> bool:
+    state = status.read(trial.files.progress, since=0)
+    return state is not None and state["state"] == "failed"
 
 
 def _named(values: Mapping[str, float]) -> str:
@@ -152,39 +160,39 @@ def _words(errors: dict[str, float] | None) -> str:
 
 
 def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
-    """What the benchmark says of its choice, with the rates of the command line if there are any.
+    """The benchmark's block ``choice``, with the rates of the command line if there are any.
 
-    UserError for a benchmark whose claim is of training images: the slice would hold some of them.
+    UserError for a benchmark whose claim is about training images: the slice would hold some of them.
     """
     on = benchmark.evaluation.claimed_on
     if on is not None and on.split == "train":
         line = f"{benchmark.name}: its claim is of {on.words}"
-        raise UserError(f"{line}; expected another benchmark: a rate is never chosen on what is judged")
+        raise UserError(f"{line}; expected another benchmark: a rate is never tuned on the images of a claim")
     if not rates:
         if benchmark.choice is None:
-            raise UserError(f"benchmarks.{benchmark.name}.choice is missing; expected it there, or --rates")
+            raise UserError(f"{benchmark.where}.choice is missing; expected it there, or --rates")
         return benchmark.choice
     numbers = schema.convert(tuple[float, ...], rates, "--rates")
     return dataclasses.replace(benchmark.choice, rates=numbers) if benchmark.choice else Choice(rates=numbers)
 
 
 def main() -> None:
-    """Choose among one benchmark's candidates."""
-    parser = argparse.ArgumentParser(
+    """Tune one benchmark."""
+    parser = arguments.Parser(
         prog="python -m pipelines.tune",
         description="Train a benchmark at each of some learning rates (and at each of SDLM's mus, of the MAP "
         "criterion's constants and of the batches, where its block `choice` lists some) without a slice of the "
-        "training images, judge each on that slice, and keep the errors in results/choices/. The test images are not "
-        "opened, and params.yaml is not written.",
+        "training images, and record the errors on that slice in results/choices/. The test images are not opened, and "
+        "no recipe is changed.",
     )
-    parser.add_argument("benchmark", help="a name from params.yaml, such as mlp1000-mnist")
+    parser.add_argument("benchmark", help="a benchmark of models/*.yaml, such as mlp1000-mnist")
     parser.add_argument(
         "--rates",
         type=float,
         nargs="+",
         help="in place of those of the benchmark's block `choice`; its other values stay",
     )
-    parser.add_argument("--epochs", type=int, help="passes for each candidate; by default those of its `paper` budget")
+    parser.add_argument("--epochs", type=int, help="of each candidate; by default those of the `paper` budget")
     args = parser.parse_args()
     ending.follow()
     params = load_params()
@@ -192,11 +200,11 @@ def main() -> None:
     try:
         choice = wanted(benchmark, args.rates)
         epochs = benchmark.budgets["paper"].epochs if args.epochs is None else args.epochs
-        for one in grid(choice):
-            candidate(benchmark, one, choice, epochs)
-    except ValueError as error:  # what a dataclass says of its values
+        for values in grid(choice):
+            candidate(benchmark, values, choice, epochs)
+    except ValueError as error:  # of a dataclass, about its values
         raise UserError(f"{benchmark.name}: {error}") from None
-    record = choose(params, benchmark, choice, epochs)
+    record = search(params, benchmark, choice, epochs)
     path = CHOICES / f"{benchmark.name}.json"
     store.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     chosen, have = _named(record["chosen"]), _named(in_use(benchmark, choice))

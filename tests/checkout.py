@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tests.conftest import ROOT
+from tests import projects
+from tests.projects import ROOT
 
 BIN = Path(sys.executable).parent
 SUITE = ["linear-mnist", "lenet5-mnist"]
@@ -64,10 +63,9 @@ class Checkout:
         return found
 
     def edit(self, change: Callable[[dict[str, Any]], None]) -> None:
-        path = self.folder / "params.yaml"
-        found = yaml.safe_load(path.read_text())
+        found = projects.read(self.folder)
         change(found)
-        path.write_text(yaml.safe_dump(found, sort_keys=False))
+        projects.write(self.folder, found)
 
     def small(self, epochs: int = 2, images: int = 20_000) -> None:
         def change(found: dict[str, Any]) -> None:
@@ -78,7 +76,5 @@ class Checkout:
                     "seeds": [0, 1],
                 }
             found["suites"]["laptop"]["benchmarks"] = SUITE
-            found["suite"]["datasets"] = ["mnist"]
-            found["suite"]["benchmarks"] = {n: found["suite"]["benchmarks"][n] for n in SUITE}
 
         self.edit(change)

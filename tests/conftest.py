@@ -13,24 +13,41 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from pipelines.command import ending
 from pipelines.config.params import Params, load_params
 from pipelines.data import datasets
-from tests import processes
+from tests import processes, projects
+from tests.projects import ROOT as ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)  # of trainings here; `make test THREADS=2` sets it
 # Minutes each, most of it waiting for Ray and DVC.
 LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_train")
 
 
+# Files that run whole commands, DVC, Ray or a server.
+SYSTEMS = {
+    *("test_commands", "test_connection", "test_dashboard", "test_data_dvc", "test_distributed", "test_evaluate"),
+    *("test_every_benchmark", "test_fetch", "test_fuzz", "test_golden", "test_local", "test_pipeline"),
+    *("test_pipeline_ended", "test_preempted", "test_probe", "test_tracking", "test_train", "test_trial", "test_tune"),
+}
+# Fixtures that only those tests request that train on real images, or that start processes.
+HEAVY = {"mnist", "ends_all"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: the last to begin would keep one process at work when the others have nothing left."""
+    """The longest files first: one that begins last would keep one process at work when the others have ended.
+
+    Marks as ``slow`` what trains, or starts DVC, Ray or a server: ``make quick`` leaves it out.
+    """
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    for item in items:
+        requested = set(getattr(item, "fixturenames", ()))
+        if item.path.stem in SYSTEMS or requested & HEAVY or item.get_closest_marker("numeric"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +103,8 @@ def environment(**extra: str) -> dict[str, str]:
 
 @pytest.fixture
 def project(tmp_path: Path, mnist_slice: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with params.yaml and the slice as its datasets; the test runs in it."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    """A working directory with the committed benchmarks and the slice as its datasets; the test runs in it."""
+    projects.copy_params(tmp_path)
     (tmp_path / "datasets").symlink_to(mnist_slice)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RUN_STORE", raising=False)
@@ -103,8 +120,8 @@ def hide_test_images(project: Path, mnist_slice: Path) -> None:
 
 
 def edit_params(path: Path, **benchmark_changes: dict[str, Any]) -> Params:
-    """Rewrite params.yaml with ``name={"recipe.batch": 7}`` applied to benchmarks (hyphens as underscores)."""
-    found = yaml.safe_load(path.read_text())
+    """Rewrite a project's files with ``name={"recipe.batch": 7}`` applied to benchmarks (hyphens as underscores)."""
+    found = projects.read(path.parent)
     for name, changes in benchmark_changes.items():
         block = found["benchmarks"][name.replace("_", "-")]
         for dotted, value in changes.items():
@@ -113,8 +130,4 @@ def edit_params(path: Path, **benchmark_changes: dict[str, Any]) -> Params:
             for parent in parents:
                 target = target.setdefault(parent, {})
             target[last] = value
-        entry = found["suite"]["benchmarks"].get(name.replace("_", "-"))
-        if entry:
-            entry["family"] = block["model"]["family"]
-    path.write_text(yaml.safe_dump(found, sort_keys=False))
-    return load_params(path)
+    return load_params(projects.write(path.parent, found))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +18,12 @@ from typing import Any
 
 import psutil
 import torch
-import yaml
 
 from pipelines.config.params import Params, load_params
 from pipelines.training import spec
+from tests import projects
 from tests.conftest import ROOT, edit_params, environment
-from tests.processes import end, name_of, started_by, until
+from tests.processes import end, name_of, nothing_left, started_by, until
 
 TRAIN = [sys.executable, "-W", "ignore", "-m", "pipelines.train"]
 # No tracking here: a server that refuses at once keeps the test about training.
@@ -32,18 +35,19 @@ QUIET = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
 OFTEN = """
 import faulthandler, importlib.abc, importlib.util, os, signal, sys, time
 
-faulthandler.register(signal.SIGUSR1, all_threads=True)
+faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 class Often(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "pipelines.training.journal":
+        if name != "pipelines.training.checkpoint":
             return None
         sys.meta_path.remove(self)
         found = importlib.util.find_spec(name)
         load = found.loader.exec_module
         def patched(module):
             load(module)
-            module.CHECKPOINT_EVERY_S, module.Journal._agree = 0.0, often(module.Journal._agree)
+            module.CHECKPOINT_EVERY_S = 0.0
+            module.CheckpointCallback._agree = often(module.CheckpointCallback._agree)
         found.loader.exec_module = patched
         return found
 
@@ -61,19 +65,37 @@ sys.meta_path.insert(0, Often())
 
 def only(project: Path, **changes: dict[str, Any]) -> Params:
     """Change benchmarks of ``project`` as ``edit_params`` does, and make them its whole suite."""
-    path = project / "params.yaml"
     names = [name.replace("_", "-") for name in changes]
-    found = yaml.safe_load(path.read_text())
-    found["suite"]["benchmarks"] = {name: found["suite"]["benchmarks"][name] for name in names}
+    found = projects.read(project)
     found["suites"][found["suite"]["name"]]["benchmarks"] = names
-    path.write_text(yaml.safe_dump(found, sort_keys=False))
-    return edit_params(path, **changes)
+    return edit_params(projects.write(project, found), **changes)
 
 
 def specs(name: str, root: str = "store") -> list[spec.Spec]:
     """The trials of a benchmark in the working directory, as Ray's workers get them."""
     planned = spec.trials(load_params(), name, data=Path("datasets"), root=Path(root))
     return [one.on("cpu", threads=1) for one in planned]
+
+
+PLAIN = """
+    import os, pickle, sys
+    from pipelines.training import trainer
+    from pipelines.training.checkpoint import Worker
+    one, rank = pickle.loads(bytes.fromhex(sys.argv[1])), int(os.environ["RANK"])
+    trainer.run(one, Worker(rank=rank, workers=2, trainer={"strategy": "ddp", "devices": 2}))
+"""
+
+
+def on_two_workers(one: spec.Spec) -> None:
+    """Train under Lightning's own DDP, in two processes and without Ray."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PLAIN), pickle.dumps(one).hex()]
+    places = [{"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "plain"} for rank in "01"]
+    with nothing_left():
+        both = [subprocess.Popen(command, env=environment(**meeting, **place)) for place in places]
+        assert [process.wait(timeout=240) for process in both] == [0, 0]
 
 
 def slurm(folder: Path) -> dict[str, str]:
@@ -140,7 +162,7 @@ class Run:
         try:
             return self.driver.wait(timeout=120)
         except subprocess.TimeoutExpired:
-            self.driver.send_signal(signal.SIGUSR1)
+            self.driver.send_signal(signal.SIGUSR2)
             time.sleep(2)
             end(started_by(self.driver.pid))
             self.driver.kill()

@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
-from pipelines.config.params import Benchmark, ClaimedOn, load_params
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn
+from pipelines.config.params import load_params
 from pipelines.evaluate import per_class
 from pipelines.results import examples
 from pipelines.training import store
+from tests import projects
 
 Array = npt.NDArray[Any]
 
@@ -94,8 +96,7 @@ def make(
 ) -> Path:
     """Write params.yaml, runs/ and evaluations/ of the benchmarks ``names`` below ``folder`` and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params(names, seeds), sort_keys=False), encoding="utf-8")
-    written = load_params(folder / "params.yaml")
+    written = load_params(projects.write(folder, params(names, seeds)))
     tests = {name: _test_split(name, test_images, datasets) for name in CLASSES}
     for name in names:
         made = MADE[name]
@@ -107,16 +108,12 @@ def make(
 
 def params(names: Sequence[str] = tuple(MADE), seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     """A params.yaml with these benchmarks; the active suite runs those that have an error."""
-    active = {
-        name: {"family": MADE[name].family, "dataset": MADE[name].dataset, "budget": "laptop"}
-        for name in names
-        if MADE[name].error is not None
-    }
+    active = [name for name in names if MADE[name].error is not None]
     return {
-        "datasets": {name: {"kind": name} for name in CLASSES},
+        "datasets": {name: {"kind": "idx", "classes": list(classes)} for name, classes in CLASSES.items()},
         "benchmarks": {name: _benchmark(name, MADE[name], list(seeds)) for name in names},
-        "suites": {"laptop": {"budget": "laptop", "benchmarks": list(active)}},
-        "suite": {"name": "laptop", "datasets": list(CLASSES), "benchmarks": active},
+        "suites": {"laptop": {"budget": "laptop", "benchmarks": active}},
+        "suite": {"name": "laptop"},
     }
 
 

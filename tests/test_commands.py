@@ -14,7 +14,9 @@ import pytest
 from tests.checkout import Checkout
 from tests.conftest import ROOT
 
-COMMANDS = sorted(path.stem for path in (ROOT / "pipelines").glob("*.py") if "\ndef main() " in path.read_text())
+MODULES = {path.stem: path.stem for path in (ROOT / "pipelines").glob("*.py") if "\ndef main() " in path.read_text()}
+MODULES |= {path.parent.name: f"{path.parent.name}.__main__" for path in (ROOT / "pipelines").glob("*/__main__.py")}
+COMMANDS = sorted(MODULES)
 
 
 def test_the_commands_are_those_that_are_documented() -> None:
@@ -29,7 +31,7 @@ def test_help_and_a_misspelt_option_do_nothing_else(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"pipelines.{command}")
+    module = importlib.import_module(f"pipelines.{MODULES[command]}")
     for word, status in (("--help", 0), ("--hepl", 2)):
         monkeypatch.setattr("sys.argv", [command, word])
         with pytest.raises(SystemExit) as ended:

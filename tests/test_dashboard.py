@@ -23,8 +23,8 @@ import requests
 
 from pipelines import dashboard
 from pipelines.command.errors import UserError
-from pipelines.tracking import records, shared_views
 from tests.gate import Gate, opened
+from tests.processes import runs
 from tests.tracking.test_tracking import Project
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "ALL_PROXY")
@@ -75,6 +75,11 @@ class Running:
             out.setdefault(title, []).append(where)
         return out
 
+    def search(self, experiment: str, only: str = "") -> Any:
+        """The runs of an experiment, as a page with that filter asks for them."""
+        asked = {"experiment_ids": [experiment], "filter": only}
+        return requests.post(f"{self.uri}/api/2.0/mlflow/runs/search", json=asked, timeout=10).json()["runs"]
+
     def get(self, endpoint: str, **query: str) -> Any:
         answer = requests.get(f"{self.uri}/{endpoint}", params=query, timeout=10)
         answer.raise_for_status()
@@ -97,18 +102,21 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def test_addresses_lead_to_what_is_there(running: Running) -> None:
+    """A view over runs that are not there, or have no metric, would be an empty page."""
     found = running.addresses()
-    views = [where for title in shared_views.VIEWS.values() for where in found[title]]
-    assert len(views) == 6  # three of each dataset
-    for where in views:
+    assert [len(found[title]) for title in (dashboard.CONFUSION, dashboard.CURVES, dashboard.LEDGER)] == [2, 2, 2]
+    for where in [*found[dashboard.CONFUSION], *found[dashboard.LEDGER]]:
         path, _, query = urlsplit(where).fragment.partition("?")
         state = parse_qs(query)
-        assert state["workflowType"] == ["machine_learning"]
-        experiment = running.get("api/2.0/mlflow/experiments/get", experiment_id=path.split("/")[2]).json()[
-            "experiment"
-        ]
-        tags = {tag["key"]: tag["value"] for tag in experiment["tags"]}
-        json.loads(tags[f"mlflow.sharedViewState.{state['viewStateShareKey'][0]}"])
+        assert state["workflowType"] == ["machine_learning"] and state["compareRunsMode"][0] in ("CHART", "TABLE")
+        assert running.search(path.split("/")[2], *state.get("searchFilter", []))
+    for where in found[dashboard.CURVES]:
+        state = parse_qs(urlsplit(where).fragment.partition("?")[2])
+        (experiment,), shown = json.loads(state["experiments"][0]), json.loads(state["runs"][0])
+        trials = {run["info"]["run_id"]: run["data"] for run in running.search(experiment, "tags.kind = 'trial'")}
+        assert set(shown) == set(trials) and "/metric?runs=" in where  # it reads no other order
+        (metric,) = json.loads(state["plot_metric_keys"][0])
+        assert all(metric in {one["key"] for one in trials[run]["metrics"]} for run in shown)
     assert {"explorer of lenet5-mnist (laptop)", "explorer of convnetjs-cifar10 (laptop)"} < found.keys()
 
 
@@ -123,30 +131,10 @@ def test_the_server_serves_explorers_and_images(running: Running) -> None:
     assert running.get("get-artifact", run_uuid=identity, path=small).content[8:12] == b"WEBP"
 
 
-def test_views_name_what_runs_carry(running: Running) -> None:
-    """A view over a metric, tag or param that no run has would show an empty page."""
-    search = f"{running.uri}/api/2.0/mlflow/runs/search"
-    found = requests.post(search, json={"experiment_ids": ["1"]}, timeout=10).json()["runs"]
-    have = {
-        f"{kind}.`{item['key']}`" for r in found for kind in ("metrics", "params", "tags") for item in r["data"][kind]
-    }
-    charts = [
-        c
-        for view in (shared_views.confusion_view(), shared_views.curves_view())
-        for c in view["compareRunCharts"]
-        if "metricKey" in c and not c["deleted"]
-    ]
-    assert {f"metrics.`{chart['metricKey']}`" for chart in charts} <= have
-    axes = {chart["selectedXAxisMetricKey"] for chart in charts if chart["type"] == "LINE"}
-    assert axes == {shared_views.EPOCH} == {records.CURVE_METRICS["epoch"]}
-    assert set(shared_views.ledger_view()["selectedColumns"]) <= have
-    assert all(len(value) <= 5000 for value in shared_views.experiment_views().values())  # MLflow's limit
-
-
 def test_with_a_server_named_none_is_started(running: Running, tmp_path: Path) -> None:
     done = run(tmp_path, MLFLOW_TRACKING_URI=running.uri.replace("//", "//me:s3cret@"))
     assert done.returncode == 0 and done.stderr == ""
-    assert f"{running.uri}/#/experiments/1/runs?workflowType=machine_learning" in done.stdout
+    assert f"{running.uri}/#/experiments/1/runs?compareRunsMode=CHART" in done.stdout
     assert "s3cret" not in done.stdout
 
 
@@ -186,17 +174,11 @@ def family(running: Running) -> list[psutil.Process]:
 def ended(running: Running, found: list[psutil.Process]) -> bool:
     """Whether they are gone after a while, and the port is free; a zombie's threads may keep it for a moment."""
 
-    def alive(process: psutil.Process) -> bool:
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:  # ended between the two
-            return False
-
     until = time.monotonic() + 20
     while time.monotonic() < until:
         with contextlib.suppress(UserError):
             dashboard.require_free(running.port)
-            if not any(map(alive, found)):
+            if not any(runs(process.pid) for process in found):
                 return True
         time.sleep(0.05)
     return False
@@ -227,7 +209,7 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("hello " * 1000)
     done = run(tmp_path)
     assert done.returncode == 2 and done.stderr == (
-        f"error: MLflow's database {tmp_path}/mlflow.db can't be used (it is no database; expected one of sqlite): "
+        f"error: MLflow's database {tmp_path}/mlflow.db can't be used (file is not a database): "
         "1 trial and 1 benchmark wait in the spool; they are sent by the next stage\n"
     )
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import evaluate, trial
+from pipelines import evaluate
 from pipelines.command.errors import UserError
-from pipelines.config.params import ClaimedOn, load_params
+from pipelines.config.claims import ClaimedOn
+from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
-from pipelines.evaluate import Predictions
 from pipelines.results import examples
 from pipelines.train import collect
-from pipelines.training import spec, store
-from tests.conftest import ROOT, TEST, edit_params, environment
+from pipelines.training import checks, spec, store, trainer
+from pipelines.training.inputs import Inputs
+from pipelines.training.predictions import Predictions, as_claimed, predict
+from tests import projects
+from tests.conftest import ROOT, TEST, THREADS, edit_params, environment
 
 Array = npt.NDArray[Any]
 SHORT = {"recipe.subset": {"first": 600}}
@@ -62,7 +66,7 @@ CHANGES: dict[str, dict[str, object]] = {
 def evaluated(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project whose benchmarks were trained, collected and evaluated; the tests run in it and leave it as it is."""
     root = tmp_path_factory.mktemp("evaluated")
-    shutil.copy(ROOT / "params.yaml", root)
+    projects.copy_params(root)
     (root / "datasets").symlink_to(mnist_slice)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -70,7 +74,7 @@ def evaluated(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         edit_params(Path("params.yaml"), **{name: SHORT | changes for name, changes in CHANGES.items()})
         for name in CHANGES:
             for one in planned(name):
-                trial.run(one.on("cpu", threads=1))
+                trainer.run(one.on("cpu", threads=THREADS))
             collect(planned(name))
             run(name)
         yield root
@@ -211,7 +215,8 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert read(Path("evaluations/linear-mnist/classes.json"))["protocol"] == "single view"
     metrics = read(folder("lenet5-mnist", 0) / "metrics.json")
     benchmark, data = load_params().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
-    model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
+    inputs = Inputs(benchmark, data, store.default())
+    model = inputs.load(Path("runs/lenet5-mnist/seed-0/weights.pt"))
     images, labels = published()
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2))) * np.float32(1.275 / 255) - np.float32(0.1)
     with torch.inference_mode():
@@ -221,7 +226,7 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert np.abs(confidence - single.max(1)).mean() > 0.005  # shifted by up to 3 pixels, it is another's answer
     seen: list[Tensor] = []
     model.register_forward_hook(lambda _, __, out: seen.append(out.double().softmax(1)))
-    evaluate.predict(benchmark, data, model, 0, "cpu", split="test")
+    predict(inputs, model, 0, "cpu", split="test")
     first = seen[: 1 + 4]  # of the first piece: the image as it is, then four views
     assert len(seen) == len(first) * -(-TEST // len(first[0]))
     averaged = torch.stack(first[1:]).mean(0).max(1).values.numpy()
@@ -286,8 +291,9 @@ def test_exactly_the_named_images_are_counted(
     data = datasets.write_dataset(tmp_path, "mnist", classes=list("0123456789"), train=train, test=test)
     benchmark = load_params(ROOT / "params.yaml").benchmark("linear-mnist")  # pixels to 0 to 1, single view
     on = ClaimedOn(split=split, first=first, count=count)
-    tested = evaluate.predict(benchmark, data, Reader(), 0, "cpu", split="test")
-    found = evaluate.as_claimed(benchmark, data, Reader(), 0, "cpu", on=on, tested=tested)
+    inputs = Inputs(benchmark, data, tmp_path / "store")
+    tested = predict(inputs, Reader(), 0, "cpu", split="test")
+    found = as_claimed(inputs, Reader(), 0, "cpu", on=on, tested=tested)
     assert len(found.labels) == len(found.single) == count
     assert found.error == found.single_view_error == pytest.approx(100 * wrong / count)
     assert tested.error == pytest.approx(100 * 60 / 70)
@@ -304,9 +310,10 @@ def test_images_drawn_for_a_claim_are_the_same_for_every_seed() -> None:
 @pytest.mark.numeric
 def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> None:
     benchmark, data = load_params().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
-    model = evaluate.load_network(benchmark, data, Path("runs/lenet5-mnist/seed-0/weights.pt"))
+    inputs = Inputs(benchmark, data, store.default())
+    model = inputs.load(Path("runs/lenet5-mnist/seed-0/weights.pt"))
     which: Any = {"split": "train", "places": np.arange(260)}
-    first, again, other = (evaluate.predict(benchmark, data, model, seed, "cpu", **which) for seed in (0, 0, 1))
+    first, again, other = (predict(inputs, model, seed, "cpu", **which) for seed in (0, 0, 1))
     assert torch.equal(first.probabilities, again.probabilities)
     assert not torch.equal(first.probabilities, other.probabilities)
     assert torch.equal(first.single, other.single)
@@ -645,7 +652,9 @@ def test_crops_that_the_network_was_not_trained_on_are_one_line(copied: Path, cr
     edit_params(Path("params.yaml"), mlp300_mnist={"evaluation": {"views": "ten_crop", "crop": crop}})
     with pytest.raises(UserError) as caught:
         run("mlp300-mnist")
-    line = f"benchmarks.mlp300-mnist.evaluation.crop is {crop}; expected 24, the side of the images it is trained on"
+    line = (
+        f"models/mlp.yaml: mlp300-mnist.evaluation.crop is {crop}; expected 24, the side of the images it is trained on"
+    )
     assert str(caught.value) == line
 
 
@@ -661,11 +670,11 @@ def test_images_of_the_claim_that_are_not_there_are_one_line(copied: Path, on: d
     edit_params(Path("params.yaml"), linear_mnist=changes)
     for check in (
         lambda: run("linear-mnist"),
-        lambda: trial.check(load_params().benchmark("linear-mnist"), "laptop", Path("datasets")),  # before training
+        lambda: checks.check(Inputs.of(planned("linear-mnist")[0]), "laptop"),  # before training
     ):
         with pytest.raises(UserError) as caught:
             check()
-        assert str(caught.value).startswith(f"benchmarks.linear-mnist.evaluation.claimed_on is {have}")
+        assert str(caught.value).startswith(f"models/linear.yaml: linear-mnist.evaluation.claimed_on is {have}")
         assert "\n" not in str(caught.value)
 
 
@@ -709,6 +718,23 @@ def opens_test(path: Path) -> bool:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     named = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "split"]
     return any(isinstance(arg, ast.Constant) and arg.value == "test" for call in named for arg in call.args)
+
+
+LOADED = """
+    import sys
+    from pathlib import Path
+    from pipelines import evaluate
+    from pipelines.config.params import load_params
+    from pipelines.training import spec, store
+    from pipelines.training.inputs import Inputs
+    one, *_ = spec.trials(load_params(), "linear-mnist", data=Path("datasets"), root=store.default())
+    assert not evaluate._trained(Inputs.of(one), one).training
+    assert not {"pytorch_lightning", "pipelines.training.trainer", "pipelines.training.core"} & set(sys.modules)
+"""
+
+
+def test_a_network_is_loaded_without_the_trainer(evaluated: Path) -> None:
+    subprocess.run([sys.executable, "-c", textwrap.dedent(LOADED)], env=environment(), check=True)
 
 
 def test_evaluate_alone_opens_the_test_split() -> None:

@@ -1,7 +1,7 @@
-"""Each block of params.yaml as it stands: its model, loss, optimiser, preprocessing and views work together.
+"""Guards each row of models/*.yaml as it stands: its model, loss, optimiser, preprocessing and views work together.
 
 Two steps on invented images of the right shape, in small batches, with no test image in reach; whether a net learns is
-not asked here. A committee must learn, or its members would not disagree: tests/training/test_boosting.py trains it.
+not asked here. An ensemble must learn, or its members would not disagree: tests/training/test_boosting.py trains it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import evaluate, trial
-from pipelines.config.params import Budget, load_params
+from pipelines.config.benchmarks import Budget
+from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.training import spec, store
-from tests.conftest import ROOT
+from pipelines.training import spec, store, trainer
+from pipelines.training.inputs import Inputs
+from pipelines.training.predictions import predict
+from tests import projects
+from tests.conftest import ROOT, THREADS
 
 PARAMS = load_params(ROOT / "params.yaml")
-SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenette": (3, 256, 256)}
+SHAPES = {one.dataset: projects.shape(PARAMS.datasets[one.dataset]) for one in PARAMS.benchmarks.values()}
 FEW = {"imagenette": 40}  # images, where the usual 520 would be too much
 TEST, BATCH = 3, 8  # at most
 
@@ -64,13 +67,13 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     recipe = dataclasses.replace(benchmark.recipe, batch=min(benchmark.recipe.batch, BATCH))
     short = Budget(epochs=1, seeds=(0,), train_images=2 * recipe.batch)
     benchmark = dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"short": short})
-    one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=1)
-    dataset = datasets.open_dataset(invented, benchmark.dataset)
+    one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=THREADS)
     with hidden(invented):
-        files = trial.run(one)
+        files = trainer.run(one)
     (point,) = store.read_lines(files.curve)
     assert np.isfinite(point["loss"]) and point["lr"] > 0
-    model = evaluate.load_network(benchmark, dataset, files.weights)
+    inputs = Inputs.of(one)
+    model = inputs.load(files.weights)
     assert all(weight.isfinite().all() for weight in model.parameters())
-    found = evaluate.predict(benchmark, dataset, model, 0, "cpu", split="test")
+    found = predict(inputs, model, 0, "cpu", split="test")
     assert round(found.error * TEST / 100, 6) in range(TEST + 1)  # whole images

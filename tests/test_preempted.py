@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from pipelines import trial
 from pipelines.command.errors import UserError
 from pipelines.config.params import Params
-from pipelines.data import datasets
 from pipelines.data.batches import Chunks
-from pipelines.training import spec, store
-from pipelines.training.journal import Journal, PreemptedError, Worker
-from tests.conftest import ROOT, edit_params, environment
+from pipelines.training import spec, store, trainer
+from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, PreemptedError, Worker
+from pipelines.training.inputs import Inputs
+from tests import projects
+from tests.conftest import edit_params, environment
 from tests.disturbed import same_weights, slurm
 
 NAME = "linear-mnist"
@@ -35,9 +35,9 @@ PREEMPTED = """
     import os, signal, sys
     from pipelines import trial
     from pipelines.command import errors
-    from pipelines.training import journal
+    from pipelines.training import checkpoint, speed
     number, epoch = int(sys.argv.pop()), int(sys.argv.pop())
-    train = journal.Journal.on_train_batch_end
+    train = checkpoint.CheckpointCallback.on_train_batch_end
 
     def preempt(self, *batch):
         if self.loader.epoch == epoch and not os.path.exists("told"):
@@ -45,9 +45,9 @@ PREEMPTED = """
             os.kill(os.getpid(), number)
         train(self, *batch)
 
-    journal.Journal.on_train_batch_end = preempt
+    checkpoint.CheckpointCallback.on_train_batch_end = preempt
     if epoch < 0:
-        trial.measure = lambda *_: os.kill(os.getpid(), number)
+        speed.measure = lambda *_: os.kill(os.getpid(), number)
     errors.guard(trial.main)
 """
 
@@ -56,10 +56,10 @@ PREEMPTED = """
 def undisturbed(mnist_slice: Path, tmp_path_factory: pytest.TempPathFactory) -> list[spec.Spec]:
     """What two seeds come to where no SLURM is."""
     home = tmp_path_factory.mktemp("undisturbed")
-    shutil.copy(ROOT / "params.yaml", home)
+    projects.copy_params(home)
     planned = trials(edit_params(home / "params.yaml", linear_mnist=SHORT), mnist_slice, home / "store")
     for one in planned:
-        trial.run(one)
+        trainer.run(one)
     return planned
 
 
@@ -99,7 +99,7 @@ def test_a_preempted_trial_saves_its_own_checkpoint_and_no_other_seed_goes_on_fr
     assert one.files.checkpoint.exists() and not one.files.finished
     assert not list(Path().glob("*.ckpt"))
     for each, whole in zip((other, one), reversed(undisturbed), strict=True):
-        assert same_weights(trial.run(each).weights, whole.files.weights)
+        assert same_weights(trainer.run(each).weights, whole.files.weights)
     assert [store.read_json(each.files.result)["resumed"] for each in job] == [1, 0]
 
 
@@ -107,7 +107,7 @@ def test_a_command_that_is_preempted_before_it_trains_ends_at_once(job: list[spe
     done = preempted(signal.SIGUSR1, -1)
     assert (done.returncode, done.stderr) == (
         75,
-        "error: ended by SIGUSR1 while it did not train; the same command goes on at its last checkpoint\n",
+        "error: ended by SIGUSR1; the same command goes on at its last checkpoint\n",
     )
 
 
@@ -122,8 +122,8 @@ def test_a_trial_that_is_preempted_in_its_last_minibatches_ends_as_it_would(
             signal.raise_signal(number)
 
     with pytest.MonkeyPatch.context() as always:
-        always.setattr("pipelines.training.journal.PROGRESS_EVERY_S", 0.0)
-        trial.run(job[0], Worker(preempted_by=(number,)), watch=preempt)
+        always.setattr("pipelines.training.checkpoint.PROGRESS_EVERY_S", 0.0)
+        trainer.run(job[0], Worker(preempted_by=(number,)), watch=preempt)
     assert same_weights(job[0].files.weights, undisturbed[0].files.weights)
     assert signal.getsignal(number) is before  # it is this process's again
 
@@ -137,11 +137,11 @@ def test_a_checkpoint_in_the_working_directory_is_nobodys(job: list[spec.Spec], 
         if one.files.checkpoint.exists():
             found.append(one.files.checkpoint.read_bytes())
 
-    trial.run(one, watch=keep)
+    trainer.run(one, watch=keep)
     for folder in (Path(), other.files.folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hpc_ckpt_1.ckpt").write_bytes(found[-1])
-    assert same_weights(trial.run(other).weights, undisturbed[1].files.weights)
+    assert same_weights(trainer.run(other).weights, undisturbed[1].files.weights)
     assert Path("hpc_ckpt_1.ckpt").read_bytes() == found[-1]
 
 
@@ -153,12 +153,12 @@ def test_no_checkpoint_of_another_trial_is_loaded_whoever_hands_it_over(job: lis
         if one.files.checkpoint.exists():
             shutil.copy(one.files.checkpoint, copy)
 
-    trial.run(one, watch=keep)
-    dataset = datasets.open_dataset(other.data, "mnist")
-    loader, module = trial.prepare(other, dataset, Worker())
-    trainer = trial.build_trainer(other, Worker(), Journal(other, loader, Worker(), lambda told: None, 900))
+    trainer.run(one, watch=keep)
+    loader, module = trainer.prepare(other, Inputs.of(other), Worker())
+    callback = CheckpointCallback(other, loader, Worker(), lambda told: None, 900)
+    lightning = trainer.build_trainer(other, Worker(), callback, Checkpoints())
     with pytest.raises(UserError, match=rf"^a checkpoint of another trial \(key {one.key}\); expected {other.key}$"):
-        trainer.fit(module, train_dataloaders=Chunks(loader), ckpt_path=copy)
+        lightning.fit(module, train_dataloaders=Chunks(loader), ckpt_path=copy)
 
 
 def test_an_error_that_a_preempted_worker_raises_survives_the_way_to_the_driver() -> None:

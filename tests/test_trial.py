@@ -5,12 +5,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import importlib
 import inspect
 import json
 import math
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,25 +23,25 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import trial
-from pipelines.cluster import workload
-from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.config import schema
-from pipelines.config.params import Model, load_params
+from pipelines.config.benchmarks import Model
+from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
-from pipelines.training import journal, provenance, spec, store
+from pipelines.training import checkpoint, checks, inputs, network, provenance, spec, status, store, trainer
+from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
-from tests.conftest import ROOT, edit_params, environment, hide_test_images
+from tests import projects
+from tests.conftest import ROOT, THREADS, edit_params, environment, hide_test_images
 
 NAME = "lenet5-mnist"
 SMALL: dict[str, Any] = {"recipe.subset": {"first": 300}, "budgets.laptop": {"epochs": 3, "seeds": [0]}}
 
 
 def planned(changes: Mapping[str, Any] | None = None, *, name: str = NAME, seed: int = 0, root: str = "store") -> Spec:
-    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    projects.copy_params(Path())
     params = edit_params(Path("params.yaml"), **{name: {**SMALL, **(changes or {})}})
-    return spec.plan(params.benchmark(name), "laptop", seed, data=Path("datasets"), root=Path(root), threads=1)
+    return spec.plan(params.benchmark(name), "laptop", seed, data=Path("datasets"), root=Path(root), threads=THREADS)
 
 
 def weights(files: store.TrialFiles) -> dict[str, torch.Tensor]:
@@ -60,7 +58,7 @@ def test_a_trial_learns_and_says_where_its_numbers_come_from(project: Path) -> N
     # Off the plateau at once, and at a rate with which any seed learns on any processor: about 1.5, then 0.5.
     learning = {"model.options": {"init": "sqrt_fan_in"}, "recipe.optimiser.lr": 0.01}
     one = planned({"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}, **learning})
-    files = trial.run(one)
+    files = trainer.run(one)
     curve = store.read_lines(files.curve)
     assert [point["epoch"] for point in curve] == [1, 2]
     assert curve[1]["loss"] < 0.8 * curve[0]["loss"] < 0.8 * 2.3026  # ln 10: what guessing costs
@@ -72,7 +70,7 @@ def test_a_trial_learns_and_says_where_its_numbers_come_from(project: Path) -> N
     assert result["config"] == one.benchmark.resolved("laptop")
     assert result["dataset_digest"] == datasets.open_dataset(one.data, "mnist").digest
     assert result["versions"]["torch"] == torch.__version__
-    assert set(result["sources"]) == {"models/lenet.py", *store.SOURCES}
+    assert {"models.lenet", "pipelines.training.classifier", "pipelines.data.transforms"} <= set(result["sources"])
     assert not files.checkpoint.exists()
 
 
@@ -80,15 +78,16 @@ def test_other_code_than_it_was_planned_with_does_not_train_a_trial(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the store would hand out its weights as those of the code that the key stands for."""
-    one = planned()
-    trial._behind.cache_clear()
+    one, losses = planned(), trainer.LOADED["pipelines.training.losses"]
+    trainer._loaded.cache_clear()
     with monkeypatch.context() as edited:
-        edited.setattr(trial, "LOADED", trial.LOADED | {"pipelines/training/losses.py": "edited since"})
+        since = losses.replace("F.cross_entropy(outputs, labels)", "2 * F.cross_entropy(outputs, labels)")
+        edited.setattr(trainer, "LOADED", trainer.LOADED | {"pipelines.training.losses": since})
         with pytest.raises(UserError, match="lenet5-mnist seed 0: the source files or the data were changed after it"):
-            trial.run(one)
+            trainer.run(one)
     assert not one.files.trial.exists()
-    trial._behind.cache_clear()
-    trial.run(one)
+    trainer._loaded.cache_clear()
+    trainer.run(one)
 
 
 def test_a_trial_names_the_commit_that_it_began_with(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,47 +99,46 @@ def test_a_trial_names_the_commit_that_it_began_with(project: Path, monkeypatch:
         return {"git_commit": ("b" if later else "a") * 40, "git_dirty": later}
 
     monkeypatch.setattr(provenance, "git_state", state)
-    result = store.read_json(trial.run(one).result)
+    result = store.read_json(trainer.run(one).result)
     assert (result["git_commit"], result["git_dirty"]) == ("a" * 40, False)
 
 
 def test_what_is_fitted_is_kept_under_the_code_that_fitted_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not under the file as it has become since."""
     one = planned()
-    data, fits = datasets.open_dataset(one.data, "mnist"), one.store / "fitted"
-    for loaded, kept in (("as it is", 1), ("as it is", 1), ("edited", 2)):
-        monkeypatch.setattr(trial, "LOADED", trial.LOADED | {"pipelines/data/transforms.py": loaded})
-        trial.fitted(one.benchmark, data, one.store)
-        assert len(list(fits.glob("*.pt"))) == kept
+    name, loaded = "pipelines.data.transforms", inputs.LOADED["pipelines.data.transforms"]
+    for source, kept in ((loaded, 1), (loaded + "# a word", 1), (loaded.replace(" / 255)", " / 256)"), 2)):
+        monkeypatch.setattr(inputs, "LOADED", inputs.LOADED | {name: source})
+        assert Inputs.of(one).transforms
+        assert len(list((one.store / "fitted").glob("*.pt"))) == kept
 
 
 def test_a_finished_trial_is_not_trained_again(project: Path) -> None:
     one = planned()
-    trial.run(one)
+    trainer.run(one)
     stamp = one.files.weights.stat().st_mtime_ns
-    trial.run(one)
+    trainer.run(one)
     assert one.files.weights.stat().st_mtime_ns == stamp
 
 
 def test_the_seed_decides_the_weights_and_nothing_else_does(project: Path) -> None:
     first, again, other = planned(root="a"), planned(root="b"), planned(seed=1, root="a")
-    assert same(weights(trial.run(first)), weights(trial.run(again)))
-    assert not same(weights(first.files), weights(trial.run(other)))
+    assert same(weights(trainer.run(first)), weights(trainer.run(again)))
+    assert not same(weights(first.files), weights(trainer.run(other)))
 
 
 KILLED = """
     import os, signal, sys, pickle
-    from pipelines import trial
-    from pipelines.training import journal
-    journal.Journal._agree = lambda self, now, batch: True  # a checkpoint wherever there may be one
+    from pipelines.training import checkpoint, trainer
+    checkpoint.CheckpointCallback._agree = lambda self, now, batch: True  # a checkpoint wherever there may be one
     one, stop_at = pickle.load(open(sys.argv[1], "rb")), float(sys.argv[2])
-    save = journal.Journal._save
+    save = checkpoint.CheckpointCallback._save
     def save_and_die(self, trainer):
         save(self, trainer)
         if self.loader.epoch + self.loader.done / len(self.loader) >= stop_at:
             os.kill(os.getpid(), signal.SIGKILL)
-    journal.Journal._save = save_and_die
-    trial.run(one)
+    checkpoint.CheckpointCallback._save = save_and_die
+    trainer.run(one)
 """
 
 # Each has something of its own to lose in a restart: momentum and bf16; Adadelta's state and augmentation; dropout.
@@ -167,7 +165,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def test_a_killed_trial_ends_at_the_weights_of_an_undisturbed_one(
     project: Path, recipe: str, stop_at: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = trial.run(planned(RECIPES[recipe], root="undisturbed"))
+    undisturbed = trainer.run(planned(RECIPES[recipe], root="undisturbed"))
     one = planned(RECIPES[recipe], root="killed")
     (project / "spec.pickle").write_bytes(pickle.dumps(one))
     done = subprocess.run(
@@ -175,7 +173,7 @@ def test_a_killed_trial_ends_at_the_weights_of_an_undisturbed_one(
     )
     assert done.returncode == -9
     assert one.files.checkpoint.exists() and not one.files.finished
-    trial.run(one)
+    trainer.run(one)
     assert store.read_json(one.files.result)["resumed"] == 1
     assert same(weights(one.files), weights(undisturbed))
     keys = ("epoch", "loss", "train_error", "lr")
@@ -187,8 +185,8 @@ def test_training_opens_no_test_file(project: Path, mnist_slice: Path) -> None:
     """They are not there while a trial trains; so trains every block in tests/test_every_benchmark.py."""
     hide_test_images(project, mnist_slice)
     one = planned()
-    trial.check(one.benchmark, "laptop", one.data)
-    assert trial.run(one).finished
+    checks.check(Inputs.of(one), "laptop")
+    assert trainer.run(one).finished
 
 
 def test_preprocessing_is_fitted_on_the_images_that_are_trained_on(project: Path) -> None:
@@ -198,7 +196,7 @@ def test_preprocessing_is_fitted_on_the_images_that_are_trained_on(project: Path
     dataset = datasets.open_dataset(one.data, "mnist")
     images = np.array(dataset.split("train")[0])
     kept = np.setdiff1d(np.arange(2000), subsets.validation(2000, 400))
-    fitted, _ = trial.fitted(one.benchmark, dataset, one.store)
+    fitted, _ = Inputs.of(one).transforms
     seen = fitted(torch.from_numpy(images[:5])).numpy()
     np.testing.assert_allclose(seen, images[:5] - images[kept].mean(0, dtype=np.float64), atol=1e-3)
     assert np.abs(images.mean(0, dtype=np.float64) - images[kept].mean(0, dtype=np.float64)).max() > 0.1
@@ -211,7 +209,7 @@ def test_the_weights_that_are_kept_are_the_last_epochs_even_where_it_is_the_wors
         changes = {"recipe.schedule": {"points": [[0, 1.0], [1, 1000.0]]}, "recipe.subset": {}}
         return planned({**lengths, **changes}, name="linear-mnist", root=f"epochs-{epochs}")
 
-    first, second = trial.run(spoilt(1)), trial.run(spoilt(2))
+    first, second = trainer.run(spoilt(1)), trainer.run(spoilt(2))
     better, worse = (point["train_error"] for point in store.read_lines(second.curve))
     assert better < worse and store.read_lines(first.curve)[0]["train_error"] == better
     assert not same(weights(first), weights(second))
@@ -220,7 +218,7 @@ def test_the_weights_that_are_kept_are_the_last_epochs_even_where_it_is_the_wors
 
 
 def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> None:
-    forbidden = ["ray", "mlflow", "dvc", "psutil", "requests"]
+    forbidden = ["ray", "mlflow", "dvc", "psutil", "requests", "jinja2", "filelock", "sklearn"]
     block = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))\n"
     planned()
     code = block + "from pipelines import trial; sys.argv = ['trial', 'lenet5-mnist']; trial.main()"
@@ -229,15 +227,6 @@ def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert "lenet5-mnist seed 0: trained in" in done.stdout
-
-
-def test_the_modules_below_trial_import_neither_ray_nor_mlflow_nor_dvc() -> None:
-    names = ["benchmarks", "datasets", "errors", "journal", "progress", "provenance", "schema", "spec", "store"]
-    for name in [*names, "tensors", "yamlfile", *(Path(source).stem for source in store.SOURCES)]:
-        tree = ast.parse((ROOT / f"pipelines/{name}.py").read_text())
-        imports = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        imports |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert not imports & {"ray", "mlflow", "dvc"}, name
 
 
 def test_a_model_file_imports_nothing_of_ours() -> None:
@@ -290,9 +279,9 @@ def test_what_cannot_be_trained_is_said_in_one_line_before_it_starts(project: Pa
     changes, words = BAD[name]
     one = planned(changes)
     with pytest.raises(UserError) as caught:
-        trial.check(one.benchmark, "laptop", one.data)
+        checks.check(Inputs.of(one), "laptop")
     assert words in str(caught.value) and "\n" not in str(caught.value)
-    assert "benchmarks.lenet5-mnist" in str(caught.value)
+    assert ".yaml: lenet5-mnist" in str(caught.value)
 
 
 NO_BOOLEANS = ["no", "false", "off", "0", 0, 1, 1.0, math.nan, {}, [], {"a": True}, None]
@@ -313,31 +302,30 @@ def test_an_option_of_another_type_is_one_line(
     project: Path, name: str, given: dict[str, Any], option: str, values: Sequence[Any], words: str
 ) -> None:
     """YAML 1.2's "no" is text, and would be true to a network."""
-    one, data = planned({}), datasets.open_dataset(Path("datasets"), "mnist")
+    one = planned({})
     for value in values:
         options = {**given, option.partition("[")[0]: value}
         model = Model(family=name, name=name, options=options)
         with pytest.raises(UserError) as caught:
-            trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 227, 227))
+            network.build(dataclasses.replace(one.benchmark, model=model), 10, (1, 227, 227))
         line = str(caught.value)
-        assert line.startswith(f"benchmarks.lenet5-mnist.model.options.{option} is "), value
+        assert line.startswith(f"models/{name}.yaml: lenet5-mnist.model.options.{option} is "), value
         assert words in line and "\n" not in line
 
 
 def test_a_builder_says_what_the_range_of_an_option_is(project: Path) -> None:
-    one, data = planned({}), datasets.open_dataset(Path("datasets"), "mnist")
+    one = planned({})
     for option, value in (("dropout", 1.5), ("dropout", -0.1), ("fc_std", -1.0), ("bias", 1e39)):
         model = Model(family="alexnet", name="alexnet", options={option: value})
-        with pytest.raises(UserError, match=r"^benchmarks\.lenet5-mnist\.model(: alexnet|\.options\.)"):
-            trial.build_model(dataclasses.replace(one.benchmark, model=model), data, (1, 67, 67))
+        with pytest.raises(UserError, match=r"^models/alexnet\.yaml: lenet5-mnist\.model(: alexnet|\.options\.)"):
+            network.build(dataclasses.replace(one.benchmark, model=model), 10, (1, 67, 67))
 
 
 def test_every_option_of_every_builder_can_be_checked() -> None:
     """Its annotation is one that a value from params.yaml is held to."""
     for path in (ROOT / "models").glob("[a-z]*.py"):
-        module = importlib.import_module(f"models.{path.stem}")
-        for name, build in vars(module).items():
-            if trial._is_builder(build, module.__name__) and "in_shape" in inspect.signature(build).parameters:
+        for name, build in network.builders(path.stem).items():
+            if "in_shape" in inspect.signature(build).parameters:
                 for option, hint in typing.get_type_hints(build).items():
                     if option not in ("classes", "in_shape", "return"):
                         with pytest.raises(UserError, match=f"^{name} is "):
@@ -361,7 +349,7 @@ def test_the_key_follows_everything_that_decides_the_weights(project: Path) -> N
 def test_progress_on_disk_ends_done(project: Path) -> None:
     seen: list[dict[str, Any]] = []
     one = planned()
-    trial.run(one, watch=lambda told: seen.append(dict(told)))
+    trainer.run(one, watch=lambda told: seen.append(dict(told)))
     assert seen[0]["state"] == "running" and seen[-1]["state"] == "done"
     assert json.loads(one.files.progress.read_text())["epoch"] == 3
 
@@ -370,15 +358,15 @@ def test_an_epoch_is_a_pass_over_what_the_recipe_trains_on(project: Path) -> Non
     """Not over what a budget leaves of it: the ledger counts so, and everybody else."""
     seen: list[dict[str, Any]] = []
     one = planned({"budgets.laptop": {"epochs": 3, "seeds": [0], "train_images": 200}})  # of 300
-    files = trial.run(one, watch=lambda told: seen.append(dict(told)))
+    files = trainer.run(one, watch=lambda told: seen.append(dict(told)))
     assert [point["epoch"] for point in store.read_lines(files.curve)] == pytest.approx([2 / 3, 4 / 3, 2], abs=1e-6)
     result = store.read_json(files.result)
-    assert (result["epochs"], result["images_seen"]) == (2, 600) and workload.passes(one) == pytest.approx(2)
+    assert (result["epochs"], result["images_seen"]) == (2, 600) and one.recipe_epochs() == pytest.approx(2)
     assert {told["epochs"] for told in seen} == {2.0} and (seen[0]["epoch"], seen[-1]["epoch"]) == (0, 2)
     short = planned({"budgets.laptop": {"epochs": 1, "seeds": [0], "train_images": 77}})
-    curve, result = store.read_lines(trial.run(short).curve), store.read_json(short.files.result)
+    curve, result = store.read_lines(trainer.run(short).curve), store.read_json(short.files.result)
     assert curve[-1]["epoch"] == pytest.approx(77 / 300, abs=1e-6) and result["epochs"] == 0.257
-    (line,) = [progress.line("x", told) for told in [store.read_json(short.files.progress)]]
+    (line,) = [status.line("x", told) for told in [store.read_json(short.files.progress)]]
     assert line.split()[1:3] == ["epoch", "0.257/0.257"]
 
 
@@ -386,10 +374,10 @@ def test_a_trial_that_diverges_says_so_and_can_be_read(project: Path) -> None:
     """In JSON that others read, too: NaN is none."""
     one = planned({"recipe.loss": "mse", "recipe.optimiser.lr": 1e30}, name="linear-mnist")
     with pytest.raises(UserError, match=r"^linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr$"):
-        trial.run(one)
-    told = progress.read(one.files.progress, since=0.0)
+        trainer.run(one)
+    told = status.read(one.files.progress, since=0.0)
     assert told is not None and (told["state"], told["loss"]) == ("failed", None)
-    assert progress.line(one.name, told).endswith("failed")
+    assert status.line(one.name, told).endswith("failed")
 
 
 def test_resolved_is_plain_and_complete() -> None:
@@ -405,11 +393,11 @@ def test_resolved_is_plain_and_complete() -> None:
     [
         (
             {"recipe.optimiser": {"name": "sgd", "lr": 0.1, "layer_decay": {"hed": 0.1}}},
-            "benchmarks.lenet5-mnist.recipe.optimiser: layer_decay names hed; expected layers of the model: c1, s2",
+            "models/lenet.yaml: lenet5-mnist.recipe.optimiser: layer_decay names hed; expected layers of the model: c1",
         ),
         (  # a container has no weights of its own
             {"recipe.optimiser": {"name": "sgd", "lr": 0.1, "layer_decay": {"full": 0.1}}},
-            "benchmarks.lenet5-mnist.recipe.optimiser: layer_decay names full; expected layers of the model: ",
+            "models/lenet.yaml: lenet5-mnist.recipe.optimiser: layer_decay names full; expected layers of the model: ",
         ),
         (
             {
@@ -417,7 +405,7 @@ def test_resolved_is_plain_and_complete() -> None:
                 "recipe.preprocess": [{"resize": {"size": 224}}],
                 "recipe.optimiser": {"name": "sdlm", "lr": 0.1, "samples": 100},
             },
-            "benchmarks.lenet5-mnist.recipe.optimiser: ",
+            "models/alexnet.yaml: lenet5-mnist.recipe.optimiser: ",
         ),
     ],
 )
@@ -426,7 +414,7 @@ def test_an_optimiser_that_does_not_fit_the_model_is_one_line(
 ) -> None:
     one = planned(changes)
     with pytest.raises(UserError) as caught:
-        trial.check(one.benchmark, "laptop", one.data)
+        checks.check(Inputs.of(one), "laptop")
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
@@ -464,9 +452,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
     project: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, written_next: str
 ) -> None:
-    undisturbed = trial.run(planned(root="undisturbed"))
-    monkeypatch.setattr(journal.Journal, "_agree", lambda self, now, batch: True)
-    monkeypatch.setattr(journal, "PROGRESS_EVERY_S", 0.0)
+    undisturbed = trainer.run(planned(root="undisturbed"))
+    monkeypatch.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, batch: True)
+    monkeypatch.setattr(checkpoint, "PROGRESS_EVERY_S", 0.0)
     one = planned(root=str(small_disk / "store"))
     filler = small_disk / "filler"
 
@@ -475,14 +463,14 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
-            monkeypatch.setattr(journal, "PROGRESS_EVERY_S", 0.0 if written_next == "progress" else math.inf)
+            monkeypatch.setattr(checkpoint, "PROGRESS_EVERY_S", 0.0 if written_next == "progress" else math.inf)
 
     with pytest.raises(UserError) as caught:
-        trial.run(one, watch=fill)
+        trainer.run(one, watch=fill)
     assert str(caught.value).startswith(f"no space left in {small_disk / 'store'} (0 MB free)")
     assert one.files.checkpoint.exists()
     filler.unlink()
-    trial.run(one)
+    trainer.run(one)
     assert store.read_json(one.files.result)["resumed"] == 1
     assert same(weights(one.files), weights(undisturbed))
 
@@ -490,7 +478,7 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
 def test_weights_that_do_not_fit_are_one_line(small_disk: Path) -> None:
     with (
         pytest.raises(UserError, match="no space left in"),
-        trial._full_disk_said(small_disk),
+        trainer._full_disk_reported(small_disk),
         store.replacing(small_disk / "weights.pt") as temporary,
     ):
         torch.save(torch.zeros(1_000_000), temporary)

@@ -1,4 +1,4 @@
-"""Rates are chosen on a slice of train: it is held out of training, and the test images stay closed."""
+"""Guards tuning: rates are chosen on a slice of train: it is held out of training, and the test images stay closed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import train, trial, tune
+from pipelines import train, tune
+from pipelines.command import errors
 from pipelines.command.errors import UserError
 from pipelines.config import schema
-from pipelines.config.params import CHOICES, Recipe, load_params
+from pipelines.config.params import CHOICES, load_params
+from pipelines.config.recipes import Recipe
 from pipelines.data import datasets, subsets
+from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT, edit_params, environment
 
 NAME = "linear-mnist"
@@ -78,7 +81,7 @@ def test_the_slice_is_not_trained_on(project: Path) -> None:
     one = tune.candidate(benchmark, {"lr": 0.5}, benchmark.choice, 1)
     assert one.recipe.optimiser.lr == 0.5 and one.budgets["choice"].epochs == 1
     data = datasets.open_dataset(Path("datasets"), "mnist")
-    trained = set(trial.positions(one, data).tolist())
+    trained = set(Inputs(one, data, Path()).positions.tolist())
     assert len(trained) == 1600 and not trained & set(subsets.validation(2000, 400).tolist())
 
 
@@ -90,7 +93,7 @@ def test_a_rate_that_diverges_is_an_answer_and_no_other_failure_is(
     )
     benchmark = params.benchmark(NAME)
     assert benchmark.choice is not None
-    record = tune.choose(params, benchmark, benchmark.choice, 1)
+    record = tune.search(params, benchmark, benchmark.choice, 1)
     assert [one["mean"] is None for one in record["validation_error"]] == [True, False]
     assert record["chosen"] == {"lr": 0.01, "batch": 64}
 
@@ -100,7 +103,7 @@ def test_a_rate_that_diverges_is_an_answer_and_no_other_failure_is(
     monkeypatch.setattr(train, "train", lose)
     more = dataclasses.replace(benchmark.choice, rates=(0.01, 0.02))
     with pytest.raises(UserError, match="the Ray cluster was lost"):
-        tune.choose(params, benchmark, more, 1)
+        tune.search(params, benchmark, more, 1)
 
 
 def test_mu_constant_and_batch_are_chosen_with_the_rate(project: Path) -> None:
@@ -137,7 +140,7 @@ def test_a_rate_of_the_command_line_is_a_number_that_a_float32_holds(rate: float
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ((NAME,), "error: benchmarks.linear-mnist.choice is missing; expected it there, or --rates\n"),
+        ((NAME,), "error: models/linear.yaml: linear-mnist.choice is missing; expected it there, or --rates\n"),
         ((NAME, "--rates", "-1"), "error: linear-mnist: rates is [-1.0]; expected numbers above 0\n"),
         ((NAME, "--rates", "0.1", "--epochs", "0"), "error: linear-mnist: epochs is 0; expected at least 1\n"),
         (
@@ -147,11 +150,20 @@ def test_a_rate_of_the_command_line_is_a_number_that_a_float32_holds(rate: float
         (("liner-mnist",), "error: benchmark liner-mnist is not known; did you mean linear-mnist?"),
     ],
 )
-def test_bad_input_is_one_line(project: Path, words: tuple[str, ...], line: str) -> None:
+def test_bad_input_is_one_line(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    line: str,
+) -> None:
     short = {"budgets.laptop": {"epochs": 1, "seeds": [0]}, "choice": None}
     edit_params(project / "params.yaml", linear_mnist=short)
-    done = run(*words)
-    assert (done.returncode, done.stderr.startswith(line)) == (2, True), done.stderr
+    monkeypatch.setattr(sys, "argv", ["tune", *words])
+    with pytest.raises(SystemExit) as ended:
+        errors.guard(tune.main)
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.startswith(line), said.count("\n")) == (2, True, 1), said
 
 
 # --- the records committed below results/choices ------------------------------------------------------------------
@@ -209,5 +221,5 @@ def test_a_rate_was_chosen_for_the_model_and_recipe_of_today(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, benchmark in PARAMS.benchmarks.items() if benchmark.choice])
 def test_a_rate_has_its_record_or_says_that_it_was_not_chosen(name: str) -> None:
     """One of the two: neither leaves a rate from nowhere, both a sentence that the choice has overtaken."""
-    says_so = any(re.search("not (yet )?chosen", one) for one in PARAMS.benchmark(name).deviations)
+    says_so = any(re.search("not (yet )?(chosen|tuned)", one) for one in PARAMS.benchmark(name).deviations)
     assert says_so != (name in RECORDS)

@@ -1,4 +1,4 @@
-"""Start or join Ray, and turn what a benchmark asks for into what the cluster has."""
+"""Start or join Ray, and match the resources that a benchmark asks for with those of the cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import psutil
 from pipelines.cluster import local
 from pipelines.command import ending
 from pipelines.command.errors import USER_ERROR, UserError
-from pipelines.config.params import Benchmark
+from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"
@@ -79,7 +79,7 @@ class Cluster:
         return f"{where}: {nodes}{self.cpus} CPUs, {self.gpus} GPUs"
 
     def gpus_for(self, benchmark: Benchmark) -> float:
-        """GPUs that one worker of the benchmark takes here: what it requires, or likes to have where there are any."""
+        """GPUs for one worker of the benchmark here: those it requires, or those it takes where there are any."""
         asked = benchmark.resources
         return asked.gpus or (asked.gpus_if_any if self.gpus else 0.0)
 
@@ -91,7 +91,7 @@ class Cluster:
         asked, gpus, fits = benchmark.resources, self.gpus_for(benchmark), self._fits(benchmark)
         if fits >= asked.workers:
             return
-        each = f"benchmarks.{benchmark.name}.resources: "
+        each = f"{benchmark.where}.resources: "
         each += f"{asked.workers} workers of " if asked.workers > 1 else ""
         if asked.cpus * asked.workers > self.cpus:
             raise UserError(f"{each}{_count(asked.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
@@ -275,7 +275,7 @@ def _ask(address: str) -> None:
 
 
 def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
-    """What this process can't do without: the cluster's head, and the raylet of the node that it has joined."""
+    """The addresses that this process depends on: the cluster's head, and the raylet of its own node."""
     import ray
 
     if address is not None and address.startswith(CLIENT):
@@ -301,7 +301,7 @@ class _Watch(threading.Thread):
 
     @property
     def line(self) -> str:
-        """What the user is told."""
+        """The error line."""
         which = "that was started here" if self.address is None else f"at {self.address}"
         return f"the Ray cluster {which} was lost; run the same command again, trials go on at their last checkpoints"
 
@@ -349,8 +349,8 @@ def _answers(endpoint: Endpoint) -> bool:
 def end_with_raylet() -> None:
     """In a Ray worker: end this process as soon as the raylet that started it is gone.
 
-    Ray lets a busy worker go on, and starts its task again elsewhere: two processes would train the same trial. Called
-    before anything is imported: who asks when the raylet has gone follows whoever has taken this process over.
+    Ray lets a busy worker go on, and starts its task again elsewhere: two processes would train the same trial. Call it
+    before any import: once the raylet is gone, the parent is another process.
     """
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-raylet").start()
 
@@ -393,7 +393,7 @@ def _unreachable(address: str, reason: str) -> UserError:
 
 
 def lost_worker(what: str, error: BaseException) -> UserError:
-    """What the user is told of a trial, or of what comes before it, whose worker process died once too often."""
+    """The error for a trial, or a step before it, whose worker process died once too often."""
     import ray
 
     if isinstance(error, ray.exceptions.OutOfMemoryError):  # its own text is a page

@@ -7,20 +7,22 @@ what a restarted attempt goes on from; Ray Train keeps none.
 from __future__ import annotations
 
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from pipelines.cluster import connection
-from pipelines.command.errors import UserError
+from pipelines.command.errors import PREEMPTED, UserError
 from pipelines.training.spec import Spec
 
 
 def train(spec: Spec, ray_cluster: connection.Cluster) -> None:
-    """Train ``spec`` to its end; workers that were lost are replaced, ``cluster.RETRIES`` times.
+    """Train ``spec`` to its end; workers that are lost or preempted are replaced, ``connection.RETRIES`` times.
 
-    Raises UserError for what a worker says to its user, and when workers are lost again and again.
+    Raises a worker's UserError, and one when workers are lost again and again.
     """
     from ray.exceptions import RayError, RayTaskError
     from ray.train import TrainingFailedError
@@ -30,9 +32,13 @@ def train(spec: Spec, ray_cluster: connection.Cluster) -> None:
             return _fit(spec, ray_cluster)
         except (TrainingFailedError, RayError) as error:
             causes = list(_causes(error))
-            said = next((str(cause) for cause in causes if isinstance(cause, UserError)), None)
-            if said is not None:
-                raise UserError(said) from None
+            reported = next((cause for cause in causes if isinstance(cause, UserError)), None)
+            if reported is not None and reported.status == PREEMPTED and left:
+                continue  # elsewhere, from the checkpoint
+            if reported is not None:
+                failure = UserError(str(reported))
+                failure.status = reported.status
+                raise failure from None
             lost = [cause for cause in causes if isinstance(cause, RayError) and not isinstance(cause, RayTaskError)]
             if not left and lost:
                 raise connection.lost_worker(spec.name, lost[0]) from None
@@ -57,6 +63,7 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
             # A finished run of the same name would return at once, and the store knows better.
             name=f"{spec.key}-{time.time_ns()}",
             storage_path=str(spec.store / "ray"),
+            worker_runtime_env={"worker_process_setup_hook": f"{__name__}.await_preemption"},
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=connection.RETRIES),
         ),
     )
@@ -99,21 +106,37 @@ def _call(function: Callable[[], object]) -> None:
         raise raised[0]
 
 
+_preempted_by: int | None = None  # in a worker process: the signal that has asked it to make room
+
+
+def await_preemption() -> None:
+    """Runs in the main thread of each worker process; the trial trains in another, where no signal can be handled."""
+    signal.signal(signal.SIGUSR1, _preempt)
+
+
+def _preempt(number: int, frame: FrameType | None) -> None:
+    global _preempted_by
+    _preempted_by = number
+
+
 def _train_rank(config: dict[str, Any]) -> None:
     """One worker of a distributed trial; runs in a Ray Train worker process."""
     connection.end_with_raylet()
     import ray.train
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
-    from pipelines import trial
-    from pipelines.training.journal import Worker
+    from pipelines.training import trainer
+    from pipelines.training.checkpoint import Worker
 
     context = ray.train.get_context()
-    settings = {"strategy": RayDDPStrategy(), "plugins": [RayLightningEnvironment()], "devices": "auto"}
     worker = Worker(
-        rank=context.get_world_rank(), workers=context.get_world_size(), trainer=settings, prepare=prepare_trainer
+        rank=context.get_world_rank(),
+        workers=context.get_world_size(),
+        trainer={"strategy": RayDDPStrategy(), "plugins": [RayLightningEnvironment()], "devices": "auto"},
+        prepare=prepare_trainer,
+        preempted=lambda: _preempted_by,
     )
-    trial.run(config["spec"], worker)
+    trainer.run(config["spec"], worker)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

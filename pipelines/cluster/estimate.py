@@ -1,117 +1,66 @@
-"""How long trials will take and how much disk they need, from a short measurement on the machine that trains them."""
+"""How long trials take and how much disk they need: a table of measured rates, and a division."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import heapq
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipelines.cluster import connection, workload
+from pipelines.cluster import connection
 from pipelines.command import progress
 from pipelines.command.errors import UserError
-from pipelines.config.params import Optimiser
 from pipelines.data import datasets
-from pipelines.training import spec, store
+from pipelines.training import status, store
+from pipelines.training.spec import Sizes, Spec
 
 MEASURE_S = 1.0  # of training steps a benchmark, after two to warm up
-STATES = {"sdlm": 1, "adadelta": 2}  # tensors of the size of the weights that an optimiser keeps
 SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surrounds the tensors in two checkpoints
+Sized = tuple[Spec, Sizes]
 
 
-def seconds(specs: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> float:
-    """Seconds until all are trained, placed as ``train`` places them; measures the rates that are not yet known."""
+def seconds(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> float:
+    """Seconds until all are trained; measures the rates that are not yet known.
+
+    Trials of several workers run one after the other; the others share the cluster, and the longest bounds them.
+    """
     _measure_unknown(specs)
-    packed = [one for one in specs if one.benchmark.resources.workers == 1]
-    distributed = [one for one in specs if one.benchmark.resources.workers > 1]  # one after the other
-    return sum(map(trial_seconds, distributed)) + _packed_seconds(packed, ray_cluster)
+    distributed = sum(trial_seconds(trial) for trial in specs if trial.benchmark.resources.workers > 1)
+    packed = [(trial_seconds(trial), trial.benchmark) for trial in specs if trial.benchmark.resources.workers == 1]
+    shared = sum(length / ray_cluster.side_by_side(benchmark) for length, benchmark in packed)
+    return distributed + max([shared, *(length for length, _ in packed)])
 
 
-def _packed_seconds(specs: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> float:
-    """Longest first, each as soon as a node has room for it."""
-    waiting = sorted(specs, key=trial_seconds, reverse=True)
-    rooms = [_Room(cpus=node.cpus, gpus=[1.0] * node.gpus) for node in ray_cluster.nodes]
-    running: list[tuple[float, int, Callable[[], None]]] = []  # when it ends, a number that keeps the order, leave
-    number, now = itertools.count(), 0.0
-    while waiting or running:
-        late = []
-        for one in waiting:
-            cpus, gpus = one.benchmark.resources.cpus, ray_cluster.gpus_for(one.benchmark)
-            leave = next(filter(None, (room.take(cpus, gpus) for room in rooms)), None)
-            if leave is None:
-                late.append(one)
-            else:
-                heapq.heappush(running, (now + trial_seconds(one), next(number), leave))
-        if not running:
-            break  # what no node holds is refused before
-        waiting = late
-        now, _, leave = heapq.heappop(running)
-        leave()
-    return now
-
-
-@dataclass
-class _Room:
-    """What is free on a node; of each of its GPUs a share."""
-
-    cpus: int
-    gpus: list[float]
-
-    def take(self, cpus: int, gpus: float) -> Callable[[], None] | None:
-        """Place a worker; what to call when it leaves, or None where there is no room."""
-        share, count = min(gpus, 1.0), math.ceil(gpus)
-        free = [at for at, left in enumerate(self.gpus) if left > share - connection.ROUNDING][:count] if count else []
-        if cpus > self.cpus or len(free) < count:
-            return None
-        self._add(-cpus, -share, free)
-        return lambda: self._add(cpus, share, free)
-
-    def _add(self, cpus: int, share: float, places: Sequence[int]) -> None:
-        self.cpus += cpus
-        for at in places:
-            self.gpus[at] += share
-
-
-def trial_seconds(one: spec.Spec) -> float:
-    """Seconds that are left of one trial, by the measured rate; 0 when it was never measured."""
-    rate = _known().get(_rate_key(one), 0.0)
+def trial_seconds(trial: Spec) -> float:
+    """Seconds left of one trial, by the measured rate; 0 when it was never measured."""
+    rate = rates().get(_rate_key(trial), 0.0)
     if not rate:
         return 0.0
-    told = progress.read(one.files.progress, since=0.0)
-    share = 1 - min(1.0, told["epoch"] / told["epochs"]) if told else 1.0
-    return share * workload.images(one) / (rate * one.benchmark.resources.workers)
+    state = status.read(trial.files.progress, since=0.0)
+    share = 1 - min(1.0, state["epoch"] / state["epochs"]) if state else 1.0
+    return share * trial.images() / (rate * trial.benchmark.resources.workers)
 
 
-def disk_bytes(sized: Sequence[tuple[spec.Spec, int]], ray_cluster: connection.Cluster) -> int:
-    """Bytes that trials, with the bytes of their weights, need in the store at most, beside what they have there.
+def disk_bytes(sized: Sequence[Sized], ray_cluster: connection.Cluster) -> int:
+    """Bytes that trials need in the store at most, beside those that they have there.
 
     The weights of all are kept. Each that trains has a checkpoint of weights and the optimiser's state, and for a
     moment that checkpoint's successor beside it.
     """
-    spare = [
-        2 * (1 + _states(one.benchmark.recipe.optimiser)) * size + SMALL_FILES - _bytes(one.files.checkpoint)
-        for one, size in sized
-    ]
-    together = max((ray_cluster.side_by_side(one.benchmark) for one, _ in sized), default=0)
-    kept = sum(size for _, size in sized)
-    return kept + sum(sorted(spare, reverse=True)[:together]) + _fitted_bytes(one for one, _ in sized)
+    spare = [2 * sum(size) + SMALL_FILES - _bytes(trial.files.checkpoint) for trial, size in sized]
+    together = max((ray_cluster.side_by_side(trial.benchmark) for trial, _ in sized), default=0)
+    kept = sum(size.weights for _, size in sized)
+    return kept + sum(sorted(spare, reverse=True)[:together]) + _fitted_bytes(trial for trial, _ in sized)
 
 
-def _states(optimiser: Optimiser) -> int:
-    return int(optimiser.momentum > 0) if optimiser.name == "sgd" else STATES[optimiser.name]
-
-
-def _fitted_bytes(specs: Iterable[spec.Spec]) -> int:
+def _fitted_bytes(specs: Iterable[Spec]) -> int:
     """ZCA's matrix, kept in the store for all seeds; other fitted preprocessing is small."""
     whitened = {
-        (one.data, one.benchmark.dataset, str(one.benchmark.recipe.preprocess))
-        for one in specs
-        if any("zca" in op for op in one.benchmark.recipe.preprocess)
+        (trial.data, trial.benchmark.dataset, str(trial.benchmark.recipe.preprocess))
+        for trial in specs
+        if any("zca" in op for op in trial.benchmark.recipe.preprocess)
     }
     return sum(4 * math.prod(datasets.open_dataset(data, name).shape) ** 2 for data, name, _ in whitened)
 
@@ -123,49 +72,53 @@ def _bytes(path: Path) -> int:
         return 0
 
 
-def _measure_unknown(specs: Sequence[spec.Spec]) -> None:
-    """One after the other, on one worker; a measurement beside others would say what the contention says.
+def _measure_unknown(specs: Sequence[Spec]) -> None:
+    """Measure one after the other, on one worker; side by side they would slow each other down.
 
-    What can't be measured stays unknown: an estimate must never stop a run, and the trial itself says what is wrong.
+    A rate that can't be measured stays unknown: an estimate must never stop a run, and the trial itself reports its
+    fault.
     """
     import ray
 
-    unknown = {_rate_key(one): one for one in specs if _rate_key(one) not in _known()}
-    for key, one in unknown.items():
-        asked = one.benchmark.resources
-        gpus = 1 if one.device == "cuda" else 0
-        task = ray.remote(_measure).options(num_cpus=asked.cpus, num_gpus=gpus, max_retries=0).remote(one, MEASURE_S)
-        with contextlib.suppress(ray.exceptions.RayError):
-            store.write_json(_path(), _known() | {key: ray.get(task)})
+    known = rates()
+    for key, trial in {_rate_key(trial): trial for trial in specs}.items():
+        if key not in known:
+            asked = trial.benchmark.resources
+            options = {"num_cpus": asked.cpus, "num_gpus": int(trial.device == "cuda"), "max_retries": 0}
+            with contextlib.suppress(ray.exceptions.RayError):
+                rate = ray.get(ray.remote(_measure).options(**options).remote(trial, MEASURE_S))
+                store.write_json(path(), rates() | {key: rate})
 
 
-def _measure(one: spec.Spec, budget_s: float) -> float:
+def _measure(trial: Spec, budget_s: float) -> float:
+    """Runs in a Ray worker process."""
     connection.end_with_raylet()
-    from pipelines import trial
+    from pipelines.training import speed
 
-    return trial.measure(one, budget_s)
+    return speed.measure(trial, budget_s)
 
 
-def _rate_key(one: spec.Spec) -> str:
-    """Model, recipe and device decide the speed of a trial; so does the machine, but a store serves machines alike.
+def _rate_key(trial: Spec) -> str:
+    """Model, recipe, code and device decide a trial's speed; so does the machine, but a store serves machines alike.
 
-    The learning rate and mu do not: the candidates of ``choose`` would each be measured.
+    The learning rate and mu do not: the candidates of ``tune`` would each be measured.
     """
-    config = one.benchmark.resolved(one.budget)
+    config = trial.benchmark.resolved(trial.budget)
     optimiser = {key: value for key, value in config["recipe"]["optimiser"].items() if key not in ("lr", "mu")}
     recipe = config["recipe"] | {"optimiser": optimiser}
-    identity = [config["model"], recipe, one.device, one.threads, store.sources(one.benchmark.model.family)]
+    identity = [config["model"], recipe, trial.device, trial.threads, dict(trial.code)]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _path() -> Path:
+def path() -> Path:
+    """The table of rates: images a second by ``_rate_key``."""
     return store.default() / "rates.json"
 
 
-def _known() -> dict[str, float]:
-    """Rates by their keys. An estimate must never stop a run: what is damaged counts as unknown."""
+def rates() -> dict[str, float]:
+    """The table. An estimate must never stop a run: damaged entries count as unknown."""
     try:
-        found = store.read_json(_path())
+        table = store.read_json(path())
     except UserError:
         return {}
-    return {key: float(rate) for key, rate in found.items() if progress.is_number(rate) and rate > 0}
+    return {key: float(rate) for key, rate in table.items() if progress.is_number(rate) and rate > 0}

@@ -66,7 +66,7 @@ def start(folder: Path, common: dict[str, Any]) -> None:
 
 
 def _guard() -> None:
-    """Let nobody else in: other machines can't connect, and other users of this one lack the token.
+    """Shut others out: other machines can't connect, and other users of this one lack the token.
 
     The token is for this process and its children; Ray itself would write one into a file that everybody can read.
     """
@@ -124,7 +124,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def no_token(error: Exception) -> UserError:
-    """What the user is told where the environment names a token that can't be read."""
+    """The error where the environment names a token that can't be read."""
     return UserError(f"{str(error).partition('. ')[0]}; {TOKEN}")
 
 

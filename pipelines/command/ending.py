@@ -1,6 +1,6 @@
-"""How a command ends before its time: told to, or because the DVC or make that started it is gone.
+"""How a command ends early: by a signal, or because the DVC or make that started it is gone.
 
-Killed, those leave what they started running, and the next `dvc repro` would meet it.
+A killed DVC or make leaves its children running, and the next `dvc repro` would meet them.
 """
 
 from __future__ import annotations
@@ -20,45 +20,46 @@ from pipelines.command import errors
 
 CHECK_EVERY_S = 0.5
 GRACE_S = 30.0  # for putting things in order; shutting Ray down takes two seconds, or ten on a busy machine
-ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 DEALT = 0  # the number of no signal
 
 
 class _Interrupt:
     """Ctrl-C and the like: a KeyboardInterrupt in the main thread, and an end of the process in any case.
 
-    What is thrown into the middle of a library's work may be swallowed there (an import, a destructor), may leave a
-    lock behind that somebody waits for, or never be thrown, where C code does not return. So a thread sees to the end.
-    A second signal, as make and the terminal may both send one, does not disturb what the first has set going.
+    An exception raised in the middle of a library's work may be swallowed there (an import, a destructor), may leave a
+    lock behind that another thread waits for, or never be raised, where C code does not return. So a thread enforces
+    the end. A second signal, as make and the terminal may both send one, does not disturb the handling of the first.
     """
 
     def __init__(self) -> None:
-        self.heard = False
-        # A pipe. Python's own C code writes to it the number of each signal that comes, whoever handles that (while Ray
+        self.raised = False
+        # A pipe. Python's own C code writes the number of each signal to it, whoever handles the signal (while Ray
         # starts, Ray does) and whenever.
-        self.told: int | None = None
+        self.pipe: int | None = None
 
     def answer(self, number: int, frame: object) -> None:
-        """Handle a signal. It may find any lock taken by the very thread that it interrupts, so it takes none."""
-        if not self.heard:
-            self.heard = self.told is not None
+        """Handle a signal. It may interrupt a thread that holds any lock, so it takes none."""
+        errors.asked_to_end(number)
+        if not self.raised:
+            self.raised = self.pipe is not None
             raise KeyboardInterrupt
 
     def bound(self) -> None:
         """From now on, no end of this process takes longer than ``GRACE_S`` from the signal that asks for it."""
-        if self.told is None:
-            asked, self.told = os.pipe()
-            os.set_blocking(self.told, False)
-            signal.set_wakeup_fd(self.told, warn_on_full_buffer=False)
-            threading.Thread(target=self._see_to_it, args=(asked,), daemon=True, name="end").start()
+        if self.pipe is None:
+            asked, self.pipe = os.pipe()
+            os.set_blocking(self.pipe, False)
+            signal.set_wakeup_fd(self.pipe, warn_on_full_buffer=False)
+            threading.Thread(target=self._enforce, args=(asked,), daemon=True, name="end").start()
 
     def deal(self) -> None:
         """The command goes on: a later signal is the first."""
-        if self.told is not None:
-            self.heard = False
-            os.write(self.told, bytes([DEALT]))
+        if self.pipe is not None:
+            self.raised = False
+            os.write(self.pipe, bytes([DEALT]))
 
-    def _see_to_it(self, asked: int) -> None:
+    def _enforce(self, asked: int) -> None:
         deadline: float | None = None
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -86,12 +87,12 @@ def heed(*signals: signal.Signals) -> None:
 
 
 def follow() -> None:
-    """End this process (as Ctrl-C would) once the DVC or the make that started it is gone; by hand, it stays.
+    """End this process (as Ctrl-C would) once the DVC or the make that started it is gone.
 
-    For a command's ``main``: from here on Ctrl-C and SIGTERM end it within ``GRACE_S``, whatever it is at.
+    For a command's ``main``: from here on Ctrl-C, SIGTERM and SIGUSR1 end it within ``GRACE_S``, whatever it is doing.
     """
     _interrupt.bound()
-    heed(signal.SIGTERM)  # a job that is stopped sends it, and kills three seconds later
+    heed(signal.SIGTERM, signal.SIGUSR1)  # a stopped job gets the first, and is killed three seconds later
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         heed(signal.SIGINT)
     names = [name for name, sign in (("dvc", "DVC_STAGE"), ("make", "MAKELEVEL")) if sign in os.environ]
@@ -106,7 +107,7 @@ def follow() -> None:
 
 
 def end_children(*, but: Sequence[psutil.Process] = ()) -> None:
-    """Kill what this process has started, and what that has."""
+    """Kill the descendants of this process."""
     for process in set(psutil.Process().children(recursive=True)) - set(but):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -1,4 +1,4 @@
-"""What a user may have got wrong: one clear line, a non-zero exit, no traceback."""
+"""Errors that a user can mend: one clear line, a non-zero exit, no traceback."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
 USER_ERROR = 2  # exit status of every error that a user can mend
 LONGEST_LINE = 500  # characters of an error
+PREEMPTED = 75  # exit status: run the same command again, perhaps elsewhere (EX_TEMPFAIL)
 UNREAD = 128 + signal.SIGPIPE  # as a shell reports a command whose output nobody reads any more
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (
@@ -29,27 +31,43 @@ REFUSED = (
 )
 TORCH_MEMORY = "can't allocate memory"  # within a RuntimeError of its own
 SHORT = "not enough memory; expected more of it free, or allowed (ulimit -v)"
-INTERRUPTED = "interrupted; the same command continues where this one stopped"
+ENDINGS = {  # exit status and line of a command that a signal has ended; those of SIGINT for all others
+    signal.SIGINT: (130, "interrupted; the same command continues where this one stopped"),
+    signal.SIGUSR1: (PREEMPTED, "ended by SIGUSR1; the same command goes on at its last checkpoint"),
+}
+_ended_by: list[int] = []  # the signals that have asked this process to end
 
 
 def printable(text: str) -> str:
-    """``text`` on one line that moves no cursor: what is no printable character is written as its backslash escape.
+    """``text`` on one line that moves no cursor: unprintable characters become backslash escapes.
 
-    For whatever others have named: files, classes, hosts, the answers of servers.
+    For names that others chose: files, classes, hosts, the answers of servers.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def brief(text: str, most: int = 100) -> str:
+    """``text`` for a message: ``printable``, its middle left out where it is longer than ``most`` characters."""
+    shown, half = printable(text), most // 2 - 1
+    return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
+
+
+def reason(error: BaseException, most: int = 120) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    lines = str(error).splitlines()
+    return brief(lines[0], most) if lines else type(error).__name__
 
 
 class UserError(Exception):
     """A problem with the input or the surroundings; its text is the whole line a user reads.
 
-    Names in it may be of any length and hold anything: it is made ``printable``, and cut in its middle.
+    Names in it may be of any length and hold anything: it is made ``brief``.
     """
 
+    status: int = USER_ERROR  # of a command that it ends
+
     def __init__(self, line: str, *more: object) -> None:
-        shown = printable(line)
-        half = LONGEST_LINE // 2 - 1
-        super().__init__(shown if len(shown) <= LONGEST_LINE else f"{shown[:half]}…{shown[-half:]}", *more)
+        super().__init__(brief(line, LONGEST_LINE), *more)
 
 
 def guard(main: Callable[[], None]) -> None:
@@ -62,8 +80,9 @@ def guard(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is escaped, too
             stream.reconfigure(errors="backslashreplace")
     try:
-        if signal.getsignal(signal.SIGINT) is interrupted_early:
+        if signal.getsignal(signal.SIGINT) is end_early:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        await_preemption()
         main()
         print(end="", flush=True)
     except KeyboardInterrupt:
@@ -73,15 +92,15 @@ def guard(main: Callable[[], None]) -> None:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread():
             raise SystemExit(UNREAD) from None
-        line = _told(error)
+        line = _line(error)
         if line is None:
             raise
-        fail(line, USER_ERROR)
+        fail(line, getattr(error, "status", USER_ERROR))
     finally:
         _drop_unwritable()
 
 
-def _told(error: Exception) -> str | None:
+def _line(error: Exception) -> str | None:
     """The line for the user; None for a bug of ours."""
     if isinstance(error, UserError):
         return str(error)
@@ -122,16 +141,34 @@ def _drop_unwritable() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def interrupted_early(number: int, frame: FrameType | None) -> None:
-    """End the process at once: Ctrl-C while a command is still being imported, and has nothing to put in order."""
+def await_preemption() -> None:
+    """From now on SIGUSR1, by which schedulers take a machine away, ends the process with ``PREEMPTED`` and a line."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, end_early)
+
+
+def asked_to_end(number: int) -> None:
+    """Remember that a signal has asked this process to end: the first decides its exit status."""
+    _ended_by.append(number)
+
+
+def preempted() -> bool:
+    """Whether the process is to end because its machine is taken away."""
+    return _ended_by[:1] == [signal.SIGUSR1]
+
+
+def end_early(number: int, frame: FrameType | None) -> None:
+    """Answer a signal that comes when there is nothing to put in order: end the process at once."""
+    asked_to_end(number)
     end_interrupted()
 
 
 def end_interrupted() -> NoReturn:
-    """Say so and end the process at once: at a usual exit Python waits for threads, and libraries for each other."""
+    """Print a line and end the process at once: at a usual exit Python and libraries wait for threads."""
+    status, line = ENDINGS[signal.SIGUSR1 if preempted() else signal.SIGINT]
     try:
         shown = sys.stderr.fileno()
         if select.select([], [shown], [], 0)[1]:  # or it would wait for the reader of a full pipe
-            os.write(shown, f"error: {INTERRUPTED}\n".encode())
+            os.write(shown, f"error: {line}\n".encode())
     finally:
-        os._exit(130)
+        os._exit(status)

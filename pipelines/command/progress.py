@@ -1,64 +1,26 @@
-"""How far trials are, one line a trial; and how far anything else is that takes its time."""
+"""Progress of anything that takes time."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
-from pipelines.command.errors import UserError
-from pipelines.training import store
+from pipelines.command.errors import printable
 
 LOG_EVERY_S = 10.0  # between lines where no terminal shows a bar
 Advance = Callable[[int], None]
 
 
-def read(path: Path, *, since: float) -> dict[str, Any] | None:
-    """A trial's progress.json; None for none, a damaged one, and one older than ``since`` (a killed run's)."""
-    try:
-        found = store.read_json(path)
-    except UserError:
-        return None
-    sound = (
-        isinstance(found.get("state"), str)
-        and all(is_number(found.get(key)) and found[key] >= 0 for key in ("time", "epoch", "epochs"))
-        and all(found.get(key) is None or is_number(found[key]) for key in ("loss", "images_per_s", "eta_s"))
-    )
-    return found if sound and found["epochs"] > 0 and found["time"] >= since else None
-
-
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value from JSON can be reckoned with: no text, no NaN, no infinity, nothing beyond a double."""
+    """Whether a value from JSON is a finite number that fits a double."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def line(name: str, state: Mapping[str, Any] | None) -> str:
-    """One trial's line: name, epoch, loss, images/s and time left, from its progress.json.
-
-    An epoch is a pass over the images that the recipe trains on; of a budget that cuts the data it is a small number.
-    """
-    if not state:
-        return f"{name:<28} waiting"
-    epochs = state["epochs"]
-    parts = [f"{name:<28}", f"epoch {state['epoch']:>5.{1 if epochs >= 1 else 3}f}/{round(epochs, 3):g}"]
-    if state.get("loss") is not None:
-        parts.append(f"loss {state['loss']:.4f}")
-    if state.get("images_per_s"):
-        parts.append(f"{state['images_per_s']:,.0f} images/s")
-    if state["state"] == "done":
-        parts.append("done")
-    elif state["state"] == "failed":
-        parts.append("failed")
-    elif state.get("eta_s") is not None:
-        parts.append(f"{duration(state['eta_s'])} left")
-    return "  ".join(parts)
-
-
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 3 min 20 s, 2 h 5 min."""
+    """Seconds in words: 8 s, 3 min 20 s, 2 h 5 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -67,11 +29,16 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def say(line: str) -> None:
+    """Print a line of the log at once; workers' messages may hold any characters."""
+    print(printable(line), flush=True)
+
+
 @contextmanager
 def counting(label: str, total: int | None, unit: str = "MB") -> Iterator[Advance]:
-    """Give a function to call with each amount done: a bar on a terminal, a line now and then elsewhere.
+    """Yield a function to call with each amount done: it moves a bar on a terminal, elsewhere prints a line at times.
 
-    Amounts are bytes where ``unit`` is MB, otherwise counts; ``total`` None means that the end is not known.
+    Amounts are bytes where ``unit`` is MB, otherwise counts; ``total`` is None where the end is not known.
     """
     if sys.stderr.isatty():
         with _bar(label, total, unit) as advance:
@@ -106,17 +73,17 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
 
 
 def _lines(label: str, total: int | None, unit: str) -> Advance:
-    started = said = time.monotonic()
+    started = printed = time.monotonic()
     done = 0
     scale = 1_000_000 if unit == "MB" else 1
 
     def advance(amount: int) -> None:
-        nonlocal done, said
+        nonlocal done, printed
         done += amount
         now = time.monotonic()
-        if now - said < LOG_EVERY_S:
+        if now - printed < LOG_EVERY_S:
             return
-        said = now
+        printed = now
         seconds = now - started
         amounts = f"{done // scale} of {total // scale} {unit}" if total else f"{done // scale} {unit}" if done else ""
         rate = f"{done / scale / seconds:.1f} {unit}/s" if done else ""

@@ -1,17 +1,20 @@
-"""What happens when in a trial: the factors on its rate, and which member of a committee trains.
+"""The parts of a recipe that change during a trial: the factors on its rate, and the member that boosting trains.
 
-A module of its own, since these functions decide weights and the checks on the rest of params.yaml don't: it is among
-the sources that a trial's key hashes.
+``training.schedules`` computes with them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pipelines.config import schema
+from pipelines.config import registry, wording
 from pipelines.config.schema import require, require_within
 
+if TYPE_CHECKING:
+    Between = str
+else:
+    Between = Literal[tuple(registry.entries("training/schedules.py", "BETWEEN"))]
 MOST_CANDIDATES = 1_000_000_000  # images
 
 
@@ -23,11 +26,11 @@ class Schedule:
     """
 
     points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
-    between: Literal["hold", "linear"] = "hold"
+    between: Between = "hold"
 
     def __post_init__(self) -> None:
         shown, epochs = (
-            f"points is {schema.show([list(point) for point in self.points])}",
+            f"points is {wording.show([list(point) for point in self.points])}",
             [epoch for epoch, _ in self.points],
         )
         begins = f"{shown}; expected points that begin at epoch 0, as in [[0, 1.0], [20, 0.1]]"
@@ -36,32 +39,18 @@ class Schedule:
         require(all(factor >= 0 for _, factor in self.points), f"{shown}; expected factors of at least 0")
         require(any(factor > 0 for _, factor in self.points), f"{shown}; expected a factor above 0")
 
-    def factor(self, epoch: float) -> float:
-        """The factor on the rate at ``epoch`` (fractional, of the paper's budget)."""
-        before = max(i for i, (at, _) in enumerate(self.points) if at <= epoch)
-        start, value = self.points[before]
-        if self.between == "hold" or before + 1 == len(self.points):
-            return value
-        end, following = self.points[before + 1]
-        return value + (following - value) * (epoch - start) / (end - start)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Boosting:
-    """A committee of three whose later members train on what the earlier ones find hard (``training.boosting``).
+    """An ensemble of three whose later members train on examples that the earlier ones find hard.
 
-    Both numbers are of the *paper's* budget: a shorter one trains each member, and looks through the patterns, in
-    proportion.
+    Both numbers are of the *paper's* budget: a shorter one trains each member, and searches the candidates, in
+    proportion (``training.boosting``).
     """
 
     epochs: tuple[int, int, int]  # that train each member, one after the other
-    candidates: int  # augmented images looked through for the second member's patterns, and as many for the third's
+    candidates: int  # augmented images to select the second member's examples from, and as many for the third's
 
     def __post_init__(self) -> None:
         require(min(self.epochs) >= 1, f"epochs is {list(self.epochs)}; expected at least 1 for each member")
         require_within("candidates", self.candidates, 1, MOST_CANDIDATES)
-
-    def member(self, epoch: float) -> int:
-        """Which member trains at ``epoch`` (fractional, of the paper's budget), from 0."""
-        first, second, _ = self.epochs
-        return (epoch >= first) + (epoch >= first + second)

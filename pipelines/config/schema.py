@@ -1,31 +1,28 @@
 """Strict reading of mappings into dataclasses: every unknown key, wrong type or wrong range is one clear line.
 
 A dict read under a misspelt key is the classic way in which an experiment silently ignores its configuration;
-nothing here is ever ignored.
+here nothing is ignored.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import itertools
-import json
 import math
 import re
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
+from pipelines.config.wording import WHOLE, place, show, suggest
 
 T = TypeVar("T")
-SHOWN = 60  # characters of a value in an error
-LISTED = 150  # characters of a list of names in an error
-WHOLE = 2**63 - 1  # what an int64 holds
-SMALLEST, LARGEST = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
+NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
+LONGEST_NAME = 60  # characters
+LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
 # Control characters but tab and line feed, and what ends a line or turns its direction.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
@@ -41,23 +38,37 @@ def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
         raise UserError(f"{where} is {show(value)}; expected a mapping")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in given}  # type: ignore[arg-type]
     for key in value:
-        if key not in fields and isinstance(key, int) and value[key] is None:  # what YAML makes of {lr: 0,1}
+        if key not in fields and isinstance(key, int) and value[key] is None:  # YAML reads {lr: 0,1} so
             raise UserError(
                 f"{place(where, key)} is not known; expected a decimal point, if a number before it has a comma"
             )
         if key not in fields:
-            raise UserError(f"{place(where, key)} is not known; {_suggest(str(key), fields)}")
+            raise UserError(f"{place(where, key)} is not known; {suggest(str(key), fields)}")
     hints = _hints(cls)  # type: ignore[arg-type]
-    found = dict(given)
+    values = dict(given)
     for name, field in fields.items():
         if name in value:
-            found[name] = convert(hints[name], value[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            values[name] = convert(hints[name], value[name], f"{where}.{name}")
+        elif default(field) is dataclasses.MISSING:
             raise UserError(f"{where}.{name} is missing; expected {_kind(hints[name])}")
     try:
-        return cls(**found)
-    except ValueError as error:  # a __post_init__ that looked at the values together
+        return cls(**values)
+    except ValueError as error:  # from a __post_init__, which checks the values together
         raise UserError(f"{where}.{error}") from None
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field; ``dataclasses.MISSING`` where the file must give it."""
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as plain dicts and lists, as JSON and Lightning's checkpoints want them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 @functools.cache
@@ -85,7 +96,7 @@ def _optional(hint: Any, value: Any, where: str) -> Any:
 def _literal(hint: Any, value: Any, where: str) -> Any:
     if value not in typing.get_args(hint):
         near = value if isinstance(value, str) else ""
-        raise UserError(f"{where} is {show(value)}; {_suggest(near, typing.get_args(hint))}")
+        raise UserError(f"{where} is {show(value)}; {suggest(near, typing.get_args(hint))}")
     return value
 
 
@@ -106,15 +117,15 @@ def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
         raise UserError(f"{where} is {show(value)}; expected a mapping")
     check_keys(value, where)
     inner = typing.get_args(hint)[1]
-    return {key: convert(inner, one, place(where, key)) for key, one in value.items()}
+    return {key: convert(inner, item, place(where, key)) for key, item in value.items()}
 
 
 def check_keys(value: Mapping[Any, Any], where: str) -> None:
-    """UserError for a name in ``value`` that is no text; DVC would not find what stands under it."""
+    """UserError for a key of ``value`` that is not text; DVC would not find it."""
     for key in value:
         if not isinstance(key, str):
-            told = f"{where} has the key {show(key)}; expected text"
-            raise UserError(f"{told}, in quotes where YAML reads something else")
+            quoted = "expected text, in quotes where YAML reads something else"
+            raise UserError(f"{where} has the key {show(key)}; {quoted}")
 
 
 _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
@@ -127,14 +138,14 @@ _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
-    """``hint`` is one of bool, int, float, str; YAML's own booleans are no numbers, and NaN is no value."""
+    """``hint`` is one of bool, int, float, str; booleans do not count as numbers, nor NaN as a value."""
     accepted = (int, float) if hint is float else (hint,)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, accepted):
         raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{_slip(hint, value)}")
-    found = _real(value) if hint is float else value
-    if wrong := _wrong(found):
+    converted = _real(value) if hint is float else value
+    if wrong := _wrong(converted):
         raise UserError(f"{where} is {show(value)}; expected {wrong}")
-    return found
+    return converted
 
 
 def _real(value: int | float) -> float:
@@ -145,33 +156,34 @@ def _real(value: int | float) -> float:
 
 
 def _wrong(value: Any) -> str | None:
-    """What was expected in place of a scalar that no field can use, whatever it is for; None where it will do."""
+    """What to expect in place of a scalar that no field can use; None where it is usable."""
     if isinstance(value, str):
         return "text without control characters" if UNSEEN.search(value) else None
     if isinstance(value, float):
         if not math.isfinite(value):
             return "a finite number"
-        return None if value == 0 or SMALLEST <= abs(value) <= LARGEST else f"0, or {SMALLEST:g} to {LARGEST:g} in size"
+        usable = value == 0 or LEAST_FLOAT32 <= abs(value) <= MOST_FLOAT32
+        return None if usable else f"0, or {LEAST_FLOAT32:g} to {MOST_FLOAT32:g} in size"
     return "a whole number within ±2^63" if isinstance(value, int) and abs(value) > WHOLE else None
 
 
 def _check_plain(value: Any, part: Any, where: str) -> None:
-    """What a field of any type may hold: scalars, lists and mappings of them by names. ``part`` is of ``value``."""
+    """Check ``part`` of ``value``, a field of any type: scalars, lists, and mappings of them by name."""
     if isinstance(part, Mapping):
-        for key, one in part.items():
+        for key, item in part.items():
             if not isinstance(key, str):
                 raise UserError(f"{where} is {show(value)}; expected text for a key, not {show(key)}")
             _check_plain(value, key, where)
-            _check_plain(value, one, where)
+            _check_plain(value, item, where)
     elif isinstance(part, (list, tuple)):
-        for one in part:
-            _check_plain(value, one, where)
+        for item in part:
+            _check_plain(value, item, where)
     elif wrong := _wrong(part):
         raise UserError(f"{where} is {show(value)}; expected {wrong}")
 
 
 def _slip(hint: Any, value: Any) -> str:
-    """What keeps a value from being what it looks like."""
+    """The likely slip behind a value of the wrong type, as the end of an error line."""
     if hint is str:
         return ", in quotes" if isinstance(value, (bool, int, float)) else ""
     if not isinstance(value, str):
@@ -195,10 +207,25 @@ def _is_number(hint: Any, value: Any) -> bool:
         return False
 
 
+def check_name(name: str, where: str, example: str) -> None:
+    """As ``require_name``, for a name whose place is known: UserError."""
+    try:
+        require_name(name, where, example)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def require(condition: bool, message: str) -> None:
-    """For ``__post_init__``: raise a ValueError whose text goes on where ``parse`` writes the place."""
+    """For ``__post_init__``: raise a ValueError; ``parse`` puts the place before its text."""
     if not condition:
         raise ValueError(message)
+
+
+def require_name(name: str, where: str, example: str) -> None:
+    """For ``__post_init__``: raise a ValueError for a name that no path, command or line of DVC's could hold."""
+    expected = f"small letters, digits and hyphens, like {example}"
+    require(bool(NAME.fullmatch(name)), f"{where}: expected a name of {expected}")
+    require(len(name) <= LONGEST_NAME, f"{where}: expected a name of at most {LONGEST_NAME} characters")
 
 
 def require_within(name: str, value: int, least: int, most: int, unit: str = "") -> None:
@@ -208,86 +235,8 @@ def require_within(name: str, value: int, least: int, most: int, unit: str = "")
 
 
 def repeated(values: Sequence[Any]) -> list[Any]:
-    """What stands in ``values`` more than once, each once, sorted."""
+    """The values that occur more than once, each once, sorted."""
     return sorted(value for value, times in Counter(values).items() if times > 1)
-
-
-def show(value: Any) -> str:
-    """How a value is quoted in an error: short, on one line, in YAML's words where Python has others."""
-    text = ""
-    for piece in _pieces(value):
-        text += piece
-        if len(text) > SHOWN:
-            break
-    return _cut(text, SHOWN)
-
-
-def _pieces(value: Any) -> Iterator[str]:
-    """``value`` in words, piece by piece, since no more than a few are wanted of one that is large."""
-    if isinstance(value, Mapping):
-        yield "{"
-        for i, (key, one) in enumerate(value.items()):
-            yield ", " * (i > 0)
-            yield from _pieces(key)
-            yield ": "
-            yield from _pieces(one)
-        yield "}"
-    elif isinstance(value, (list, tuple)):
-        yield "["
-        for i, one in enumerate(value):
-            yield ", " * (i > 0)
-            yield from _pieces(one)
-        yield "]"
-    elif value is None or isinstance(value, bool):
-        yield json.dumps(value)
-    elif isinstance(value, int) and abs(value) > WHOLE:
-        yield f"{value:d}" if abs(value) < 10**1000 else hex(value)  # Python writes no more than 4,300 digits
-    else:
-        yield repr(value[: SHOWN + 1] if isinstance(value, str) else value)
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 3] + "..."
-
-
-def short(text: str, room: int) -> str:
-    """``text`` on one line of at most ``room`` characters, none of which a terminal would obey."""
-    line = " ".join(text[: 2 * room].split())
-    return _cut("".join(one if one.isprintable() else repr(one)[1:-1] for one in line), room)
-
-
-def name(key: Any) -> str:
-    """How a key or a name is written in an error: as it is where it is short and plain, and quoted otherwise."""
-    plain = isinstance(key, str) and 0 < len(key) <= SHOWN and key.isprintable() and key == key.strip()
-    return str(key) if plain else show(key)
-
-
-def place(where: str, key: Any) -> str:
-    """The place of what stands under ``key`` at ``where``."""
-    return f"{where}.{name(key)}"
-
-
-def listed(names: Iterable[Any]) -> str:
-    """Names in a row; of many the first ones, and how many there are beside."""
-    found = [name(one) for one in names]
-    room = itertools.accumulate(len(one) + 2 for one in found)
-    kept = sum(1 for length in room if length <= LISTED) or 1
-    more = f" ... and {len(found) - kept} more" if kept < len(found) else ""
-    return ", ".join(found[:kept]) + more
-
-
-def _suggest(key: str, known: Any) -> str:
-    names = sorted(str(k) for k in known)
-    if not names:
-        return "there is none"
-    near = difflib.get_close_matches(key[:SHOWN], names, n=1)
-    allowed = "allowed: " + listed(names)
-    return f"did you mean {name(near[0])}? ({allowed})" if near else allowed
-
-
-def unknown(what: str, given: str, known: Any) -> UserError:
-    """The error for a name that should be one of ``known``."""
-    return UserError(f"{what} {name(given)} is not known; {_suggest(given, known)}")
 
 
 def _kind(hint: Any) -> str:

@@ -1,8 +1,8 @@
 """YAML 1.2 as DVC reads it. PyYAML alone reads 1.1: ``1e-3`` is text to it, ``1:30`` is 90, and ``on`` is true.
 
-PyYAML finds the parts of the text; what they mean is the core schema of YAML 1.2.2, section 10.3.2, with the merge key
-``<<`` of 1.1, which DVC knows too. Length, depth and what the aliases come to when they are written out are bounded
-while the values are built, so that a file which is damaged, or made to harm, costs no more than a moment.
+PyYAML parses the text; scalars follow the core schema of YAML 1.2.2, section 10.3.2, with the merge key ``<<`` of 1.1,
+which DVC supports too. Length, depth and the size of expanded aliases are bounded while the values are built, so that a
+damaged or malicious file costs no more than a moment.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from typing import Any
 
 import yaml
 
-from pipelines.command.errors import UserError
-from pipelines.config import schema
+from pipelines.command.errors import UserError, brief
+from pipelines.command.files import intruder
+from pipelines.config import wording
 
-LONGEST = 1_000_000  # bytes of a file; params.yaml has 70,000
-DEEPEST = 50  # mappings and lists within one another; params.yaml has 8
-MOST = 100_000  # values, an alias counted as all that it stands for, and long text for more; params.yaml has 4,000
-DIGITS = 1000  # of a whole number; Python itself reads no more than 4,300
+MOST_BYTES = 1_000_000  # bytes of a file; the largest, models/lenet.yaml, has 14,000
+DEEPEST = 50  # mappings and lists within one another; the rows have 6
+MOST_VALUES = 100_000  # values; an alias counts for all it stands for, long text for more; lenet.yaml has 900
+MOST_DIGITS = 1000  # of a whole number; Python itself reads no more than 4,300
 CORE = "tag:yaml.org,2002:"
 PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is many times faster, and in every wheel of PyYAML
 MERGE = object()  # the key <<
-# What YAML 1.2 does not allow in a file: control characters, and halves of characters.
+# Not allowed in YAML 1.2: control characters, and halves of characters.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def _whole(text: str) -> int:
     """010 is ten; 0o10 is eight."""
-    if len(text) > DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits; expected at most {DIGITS:,}")
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits; expected at most {MOST_DIGITS:,}")
     return int(text, 0 if "o" in text or "x" in text else 10)
 
 
@@ -40,7 +41,7 @@ def _fraction(text: str) -> float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
-# Which text without quotes is what, and how it is read, in lower case. The order is that of asking.
+# Plain scalars by type: the pattern, and how the text is read, in lower case. The first that matches counts.
 SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "null": (re.compile("~|null|Null|NULL|"), lambda text: None),
     "bool": (re.compile("true|True|TRUE|false|False|FALSE"), lambda text: text == "true"),
@@ -55,7 +56,7 @@ SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
 
 
 def scalar(text: str) -> Any:
-    """What YAML 1.2 reads in ``text`` without quotes: None, a bool, an int, a float, or the text itself."""
+    """The value of a plain scalar in YAML 1.2: None, a bool, an int, a float, or the text itself."""
     for pattern, read_as in SCALARS.values():
         if pattern.fullmatch(text):
             return read_as(text.lower())
@@ -70,12 +71,13 @@ def read(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """The text of ``path``, its line ends as they are; UserError when it is absent, too long, or no text in UTF-8."""
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would never end
-            raise UserError(f"{path} cannot be read: it is no file")
+        other = intruder(path)
+        if other is not None:
+            raise UserError(f"{path} is {other}; expected a file")
         with path.open("rb") as file:
-            data = file.read(LONGEST + 1)
-        if len(data) > LONGEST:
-            raise UserError(f"{path} is longer than {LONGEST:,} bytes; expected a file written by hand")
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UserError(f"{path} is longer than {MOST_BYTES:,} bytes; expected a file written by hand")
         return data.decode()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run this where the project's params.yaml lies") from None
@@ -91,21 +93,21 @@ def parse(text: str, where: str) -> dict[str, Any]:
     try:
         _check_characters(text)
         _check_directives(text)
-        found = _build(yaml.parse(text, Loader=PARSER))
+        content = _build(yaml.parse(text, Loader=PARSER))
     except _Refused as error:
         raise UserError(f"{where} line {error.line} is not valid YAML: {error}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two PyYAML's own, where libyaml has words
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two come from PyYAML itself
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}" if mark else ""
-        told = schema.short(problem or "it holds a character that does not exist", 200)
-        raise UserError(f"{where}{line} is not valid YAML: {told}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{where} holds {schema.show(found)}; expected a mapping")
-    return found
+        words = brief(problem or "it holds a character that does not exist", 200)
+        raise UserError(f"{where}{line} is not valid YAML: {words}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{where} holds {wording.show(content)}; expected a mapping")
+    return content
 
 
 class _Refused(Exception):
-    """What PyYAML takes, and this module doesn't."""
+    """YAML that PyYAML accepts and this module refuses."""
 
     def __init__(self, problem: str, line: int) -> None:
         super().__init__(problem)
@@ -118,23 +120,23 @@ def _line(event: yaml.Event) -> int:
 
 
 def _check_characters(text: str) -> None:
-    found = UNPRINTABLE.search(text)
-    if found:
-        raise _Refused(f"it holds the control character U+{ord(found[0]):04X}", text.count("\n", 0, found.start()) + 1)
+    match = UNPRINTABLE.search(text)
+    if match:
+        raise _Refused(f"it holds the control character U+{ord(match[0]):04X}", text.count("\n", 0, match.start()) + 1)
 
 
 def _check_directives(text: str) -> None:
-    """DVC would go by %YAML 1.1; libyaml takes seconds for thousands of %TAG."""
+    """Refuse %YAML 1.1, which DVC would follow, and %TAG, thousands of which take libyaml seconds."""
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.startswith("%") and line.split() != ["%YAML", "1.2"]:
-            raise _Refused(f"the directive {schema.show(line.strip())}; expected %YAML 1.2, or none", number)
+            raise _Refused(f"the directive {wording.show(line.strip())}; expected %YAML 1.2, or none", number)
         if line.strip() and line[0] not in "%#":
             return
 
 
 @dataclass
 class _Open:
-    """A list or a mapping whose end was not yet reached; a mapping's keys and values follow one another."""
+    """A list or a mapping that is still being read; a mapping's keys and values alternate in ``parts``."""
 
     start: yaml.CollectionStartEvent
     parts: list[Any] = field(default_factory=list)
@@ -143,18 +145,20 @@ class _Open:
 
     def add(self, value: Any, size: int, line: int) -> None:
         self.size += size
-        if self.size > MOST:
-            raise _Refused(f"it comes to more than {MOST:,} values, aliases counted as what they stand for", line)
+        if self.size > MOST_VALUES:
+            raise _Refused(
+                f"it comes to more than {MOST_VALUES:,} values, aliases counted as what they stand for", line
+            )
         if isinstance(self.start, yaml.MappingStartEvent) and len(self.parts) % 2 == 0:
             self._add_key(value, line)
         self.parts.append(value)
 
     def _add_key(self, key: Any, line: int) -> None:
         if not isinstance(key, Hashable):
-            raise _Refused(f"the key {schema.show(key)} is no plain value", line)
+            raise _Refused(f"the key {wording.show(key)} is no plain value", line)
         if key in self.keys:
-            told = "<< stands twice; expected one, with a list of what to merge"
-            raise _Refused(f"the key {told if key is MERGE else schema.name(key) + ' stands twice'}", line)
+            merged = "<< stands twice; expected one, with a list of what to merge"
+            raise _Refused(f"the key {merged if key is MERGE else wording.name(key) + ' stands twice'}", line)
         self.keys.add(key)
 
     def close(self) -> Any:
@@ -162,27 +166,27 @@ class _Open:
             return [_plain(part) for part in self.parts]
         own = dict(zip(self.parts[::2], map(_plain, self.parts[1::2]), strict=True))
         merged = own.pop(MERGE, [])
-        found: dict[Any, Any] = {}
-        for one in reversed(merged if isinstance(merged, list) else [merged]):  # the first that has a key decides
-            if not isinstance(one, dict):
-                told = f"<< is {schema.show(one)}; expected a mapping, or a list of mappings"
-                raise _Refused(told, _line(self.start))
-            found |= one
-        return found | own
+        whole: dict[Any, Any] = {}
+        for mapping in reversed(merged if isinstance(merged, list) else [merged]):  # the first one with a key decides
+            if not isinstance(mapping, dict):
+                wrong = f"<< is {wording.show(mapping)}; expected a mapping, or a list of mappings"
+                raise _Refused(wrong, _line(self.start))
+            whole |= mapping
+        return whole | own
 
 
 def _plain(value: Any) -> Any:
-    return "<<" if value is MERGE else value  # which merges only as a key
+    return "<<" if value is MERGE else value  # it merges only as a key
 
 
 def _build(events: Iterable[yaml.Event]) -> Any:
-    """The value of the one document that ``events`` describe; _Refused where it is more, or too much."""
+    """The value of the one document in ``events``; _Refused where there are more, or too many values."""
     named: dict[str | None, tuple[Any, int] | None] = {}  # by anchor, and with its size; None while it is open
     opened: list[_Open] = []
-    found: list[Any] = []
+    documents: list[Any] = []
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
-            if found:
+            if documents:
                 raise _Refused("another document begins; expected one", _line(event))
         elif isinstance(event, yaml.CollectionStartEvent):
             _check_collection(event, len(opened))
@@ -193,8 +197,8 @@ def _build(events: Iterable[yaml.Event]) -> Any:
             if opened:
                 opened[-1].add(value, size, _line(event))
             else:
-                found.append(_plain(value))
-    return found[0] if found else None
+                documents.append(_plain(value))
+    return documents[0] if documents else None
 
 
 def _value(
@@ -202,18 +206,18 @@ def _value(
     named: dict[str | None, tuple[Any, int] | None],
     opened: list[_Open],
 ) -> tuple[Any, int]:
-    """What ends with ``event``, and its size."""
+    """The value that ends with ``event``, and its size."""
     if isinstance(event, yaml.AliasEvent):
         known = named.get(event.anchor)
         if known is None:
-            told = "stands in what it names" if event.anchor in named else "names nothing above it"
-            raise _Refused(f"the alias *{schema.name(event.anchor)} {told}", _line(event))
+            fault = "stands in what it names" if event.anchor in named else "names nothing above it"
+            raise _Refused(f"the alias *{wording.name(event.anchor)} {fault}", _line(event))
         return known
     if isinstance(event, yaml.ScalarEvent):
         anchor, value = event.anchor, (_scalar(event), 1 + len(event.value) // 100)
     else:
-        one = opened.pop()
-        anchor, value = one.start.anchor, (one.close(), one.size)
+        closed = opened.pop()
+        anchor, value = closed.start.anchor, (closed.close(), closed.size)
     named[anchor] = value
     return value
 
@@ -242,10 +246,10 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
             return read_as(text.lower())
     except ValueError as error:
         raise _Refused(str(error), _line(event)) from None
-    raise _Refused(f"the tag !!{kind} stands before {schema.show(text)}", _line(event))
+    raise _Refused(f"the tag !!{kind} stands before {wording.show(text)}", _line(event))
 
 
 def _foreign(tag: str, line: int) -> _Refused:
     known = "!!map, !!seq, !!str, !!int, !!float, !!bool, !!null"
-    told = f"the tag {schema.name(tag.replace(CORE, '!!'))} is not known; expected none, or one of {known}"
-    return _Refused(told, line)
+    problem = f"the tag {wording.name(tag.replace(CORE, '!!'))} is not known; expected none, or one of {known}"
+    return _Refused(problem, line)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.transforms import FittedAugment, FittedPreprocess
+from pipelines.data.transforms import Augment, Preprocess
 
 CHUNK_VALUES = 2**19  # pixel values that a chunk of small minibatches may hold: a tenth of a second of LeNet-5
 
@@ -43,8 +43,8 @@ class Batches:
         *,
         batch: int,
         seed: int,
-        preprocess: FittedPreprocess,
-        augment: FittedAugment,
+        preprocess: Preprocess,
+        augment: Augment,
         shuffle: bool = True,
         channels_last: bool = False,
         device: torch.device | str = "cpu",
@@ -86,7 +86,7 @@ class Batches:
         """``count`` images of ``epoch``, drawn anew for each, or all where there are fewer; whole on every worker.
 
         Preprocessed and augmented like the minibatches, though with random numbers of their own: they stand for the
-        patterns that the epoch trains on, and a crop decides their size. A function of (seed, epoch) alone.
+        examples that the epoch trains on, and a crop decides their size. A function of (seed, epoch) alone.
         """
         generator = torch.Generator().manual_seed(stream(self.seed, "samples", epoch))
         drawn = torch.randperm(len(self.positions), generator=generator)[:count]
@@ -96,7 +96,7 @@ class Batches:
     def _load(self, chosen: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         """The whole batch is augmented before it is shared out: the random numbers do not depend on ``workers``."""
         chosen = chosen.to(self.labels.device)
-        if self.augment.ops:
+        if len(self.augment):
             generator = torch.Generator().manual_seed(stream(self.seed, "augment", epoch, number))
             images = self._share(self.augment(self.preprocess(self.images[chosen]), generator))
             chosen = self._share(chosen)

@@ -1,7 +1,7 @@
-"""What lies in a directory, a tar or a zip archive: its pictures, what is passed over and why, and the bytes.
+"""Pictures in a directory, a tar or a zip archive: where they lie, which files are left out and why, and their bytes.
 
-The three are walked by one rule, so that a folder gives the same pictures unpacked and packed: links are followed where
-they lead; each folder is read once, by its own path where it has one; hidden folders and files are passed over.
+One rule walks all three, so that a folder gives the same pictures unpacked and packed: links are followed; each folder
+is read once, by its own path where it has one; hidden folders and files are left out.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Protocol, cast
 
-from pipelines.command.errors import UserError, printable
+from pipelines.command.errors import UserError, brief
 from pipelines.data.pictures import FOREIGN, SUFFIXES
 
-# What the readers of archives raise; RuntimeError is zipfile's for a password or a method that it lacks.
+# Errors of the archive readers; zipfile raises RuntimeError for a password or a method that it lacks.
 UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, OverflowError, MemoryError, struct.error),
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
@@ -33,21 +33,15 @@ UNREADABLE = (
 SYSTEM = frozenset(("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"))
 PIECE = 1 << 20  # bytes at a time, and the most that a header of a tar may take
 LARGEST_FILE = 1 << 28  # bytes of a picture
-MEMBERS = 2_000_000_000  # bytes of memory for the names in an archive: some five million
-MEMBER = 350  # bytes, beside the name
+ROOM_FOR_NAMES = 2_000_000_000  # bytes of memory for the names in an archive: some five million
+BESIDE_A_NAME = 350  # bytes, beside the name
 LINKS_IN_TURN = 40  # as Linux has it
 PATH_MAX = 4096  # bytes, as Linux has it
 Kind = Literal["file", "folder", "nothing", "other"]
 
 
-def brief(text: str, length: int = 100) -> str:
-    """A name as it may stand in a message: printable, its middle left out where it is long."""
-    shown = printable(text)
-    return shown if len(shown) <= length else f"{shown[: length // 2]}...{shown[-length // 2 :]}"
-
-
 class LeftOut:
-    """What is passed over, by reason: how often, and the first by path as an example."""
+    """Files that are left out, by reason: how many, and the first by path as an example."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, tuple[int, str]] = {}
@@ -63,7 +57,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Found:
+class Picture:
     """A picture by its path; ``place`` is the file, links followed; ``fault`` keeps it from being read."""
 
     path: str
@@ -72,7 +66,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Item:
     """A name in a folder; ``place`` is where it leads."""
 
     name: str
@@ -88,16 +82,16 @@ class Files(Protocol):
     def label(self) -> str:
         """How messages call it."""
 
-    def scan(self, left_out: LeftOut) -> list[Found]:
-        """Every picture, in no order; what is passed over goes to ``left_out``."""
+    def scan(self, left_out: LeftOut) -> list[Picture]:
+        """Every picture, in no order; the others go to ``left_out``."""
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
         """Place and content of each wanted file, in whatever order is quick; ``wanted`` has the path of each place."""
 
 
-def walk(root: str, entries: Callable[[str], Sequence[Entry]], left_out: LeftOut) -> list[Found]:
+def walk(root: str, entries: Callable[[str], Sequence[Item]], left_out: LeftOut) -> list[Picture]:
     """Every picture below the folder ``root``; ``entries`` lists a folder, by name."""
-    found: list[Found] = []
+    pictures: list[Picture] = []
     seen = {root}
     folders, links = [("", root)], list[tuple[str, str]]()  # paths and places; links wait for all other folders
     while folders or links:
@@ -109,7 +103,7 @@ def walk(root: str, entries: Callable[[str], Sequence[Entry]], left_out: LeftOut
         try:
             listed = entries(place)
         except OSError as error:
-            found.append(Found(f"{path or '.'}/*", "", error.strerror or "unreadable"))
+            pictures.append(Picture(f"{path or '.'}/*", "", error.strerror or "unreadable"))
             continue
         for entry in listed:
             below = f"{path}/{entry.name}" if path else entry.name
@@ -118,16 +112,16 @@ def walk(root: str, entries: Callable[[str], Sequence[Entry]], left_out: LeftOut
             elif entry.kind == "folder":
                 heapq.heappush(links, (below, entry.place)) if entry.link else folders.append((below, entry.place))
             else:
-                _judge(below, entry, found, left_out)
-    return found
+                _judge(below, entry, pictures, left_out)
+    return pictures
 
 
-def _judge(path: str, entry: Entry, found: list[Found], left_out: LeftOut) -> None:
+def _judge(path: str, entry: Item, pictures: list[Picture], left_out: LeftOut) -> None:
     suffix = PurePosixPath(entry.name).suffix.lower()
     if entry.kind == "other":
         left_out.add("neither files nor folders", path)
     elif suffix in SUFFIXES:
-        found.append(Found(path, entry.place, "" if entry.kind == "file" else "No such file or directory"))
+        pictures.append(Picture(path, entry.place, "" if entry.kind == "file" else "No such file or directory"))
     elif entry.kind == "nothing":
         left_out.add("links to nothing", path)
     else:
@@ -141,7 +135,7 @@ class Folder:
     root: Path
     label: str
 
-    def scan(self, left_out: LeftOut) -> list[Found]:  # noqa: D102
+    def scan(self, left_out: LeftOut) -> list[Picture]:  # noqa: D102
         return walk(os.path.realpath(self.root), self._entries, left_out)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
@@ -154,23 +148,23 @@ class Folder:
                 raise UserError(f"{self.label}: {brief(path)} cannot be read ({reason})") from None
 
     @staticmethod
-    def _entries(place: str) -> list[Entry]:
+    def _entries(place: str) -> list[Item]:
         with os.scandir(place) as listed:
             return [Folder._entry(place, item) for item in sorted(listed, key=lambda item: item.name)]
 
     @staticmethod
-    def _entry(place: str, item: os.DirEntry[str]) -> Entry:
+    def _entry(place: str, item: os.DirEntry[str]) -> Item:
         link = item.is_symlink()
         try:
             mode = item.stat().st_mode
         except OSError:  # leads to nothing, or round in a ring
-            return Entry(item.name, "nothing", "", link)
+            return Item(item.name, "nothing", "", link)
         kind: Kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
-        return Entry(item.name, kind, os.path.realpath(item.path) if link else os.path.join(place, item.name), link)
+        return Item(item.name, kind, os.path.realpath(item.path) if link else os.path.join(place, item.name), link)
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class Member:
     """A member of an archive: its number, if a file; its target, if a link."""
 
     kind: Kind | Literal["link"]
@@ -178,7 +172,7 @@ class Node:
     target: str = ""
 
 
-FOLDER, NOTHING = Node("folder"), Node("nothing")
+FOLDER, NOTHING = Member("folder"), Member("nothing")
 
 
 class Members:
@@ -186,12 +180,12 @@ class Members:
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
-        self.room = MEMBERS
+        self.room = ROOM_FOR_NAMES
         self.nodes = {"": FOLDER}
         self.names: dict[str, set[str]] = {"": set()}  # of what lies in a folder, by its path
 
-    def add(self, name: str, node: Node) -> None:
-        """Take a member in; of two with the same path the later counts. Raises ``ValueError`` for what cannot be."""
+    def add(self, name: str, node: Member) -> None:
+        """Take a member in; of two with the same path the later counts. Raises ``ValueError`` for a contradiction."""
         path = _inside(name)
         if path is None:
             self.left_out.add("paths that lead out of the archive", name)
@@ -209,11 +203,11 @@ class Members:
         known = self.nodes.get(_inside(target) or "", NOTHING)
         self.add(name, NOTHING if known.kind == "folder" else known)
 
-    def entries(self, folder: str) -> list[Entry]:
-        """What lies in ``folder``, by name."""
+    def entries(self, folder: str) -> list[Item]:
+        """The content of ``folder``, by name."""
         return [self._entry(folder, name) for name in sorted(self.names[folder])]
 
-    def _put(self, path: str, node: Node) -> None:
+    def _put(self, path: str, node: Member) -> None:
         self._keep(path, node)
         if node.kind == "folder":
             self.names[path] = set()
@@ -226,22 +220,22 @@ class Members:
             above, _, name = above.rpartition("/")
         self.names[above].add(name)
 
-    def _keep(self, path: str, node: Node) -> None:
+    def _keep(self, path: str, node: Member) -> None:
         self.nodes[path] = node
-        self.room -= MEMBER + len(path)
+        self.room -= BESIDE_A_NAME + len(path)
         if self.room < 0:
-            raise ValueError(f"more members than fit into {MEMBERS} bytes of memory")
+            raise ValueError(f"more members than fit into {ROOM_FOR_NAMES} bytes of memory")
 
-    def _entry(self, folder: str, name: str) -> Entry:
+    def _entry(self, folder: str, name: str) -> Item:
         path = f"{folder}/{name}" if folder else name
         node, link = self.nodes[path], self.nodes[path].kind == "link"
         if node.kind == "link":
             path, node = self._follow(path)
         assert node.kind != "link"
-        return Entry(name, node.kind, path if node.kind == "folder" else str(node.number), link)
+        return Item(name, node.kind, path if node.kind == "folder" else str(node.number), link)
 
-    def _follow(self, path: str) -> tuple[str, Node]:
-        """Where a path leads, all links followed: to nothing, too, where out of the archive, or round in a ring."""
+    def _follow(self, path: str) -> tuple[str, Member]:
+        """Follow all links of a path; to nothing where they lead out of the archive, or round in a ring."""
         at: list[str] = []
         ahead, links, node = path.split("/")[::-1], 0, FOLDER
         while ahead:
@@ -274,7 +268,7 @@ class TooLarge(Exception):
 
 
 def _whole(file: IO[bytes], size: int) -> bytes:
-    """The content of a file that claims ``size`` bytes, read in pieces: no room is made for what is only claimed."""
+    """The content of a file that claims ``size`` bytes, read in pieces: a claim alone allocates nothing."""
     pieces, length = list[bytes](), 0
     while max(size, length) <= LARGEST_FILE and (piece := file.read(PIECE)):
         pieces.append(piece)
@@ -286,7 +280,7 @@ def _whole(file: IO[bytes], size: int) -> bytes:
 
 @contextmanager
 def _reading(label: str) -> Iterator[None]:
-    """Around what reads the archive ``label`` and does nothing else: a bug of ours is no damaged archive."""
+    """UserError for an archive ``label`` that cannot be read; the block does nothing but read it."""
     try:
         yield
     except UNREADABLE as error:
@@ -297,22 +291,22 @@ def _reading(label: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Tar:
-    """A tar archive, packed or not. It is read through, never unpacked, so no path in it can do harm."""
+    """A tar archive, packed or not. It is read, never unpacked, so no path in it can do harm."""
 
     path: Path
     label: str
 
-    def scan(self, left_out: LeftOut) -> list[Found]:  # noqa: D102
+    def scan(self, left_out: LeftOut) -> list[Picture]:  # noqa: D102
         members = Members(left_out)
         with _reading(self.label):
             for number, (member, _) in enumerate(tar_members(self.path)):
                 if member.islnk():
                     members.hard_link(member.name, member.linkname)
                 elif member.issym():
-                    members.add(member.name, Node("link", target=member.linkname))
+                    members.add(member.name, Member("link", target=member.linkname))
                 else:
                     kind: Kind = "file" if member.isreg() else "folder" if member.isdir() else "other"
-                    members.add(member.name, Node(kind, number))
+                    members.add(member.name, Member(kind, number))
         return walk("", members.entries, left_out)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
@@ -323,7 +317,7 @@ class Tar:
                 if place in wanted and (file := tar.extractfile(member)):
                     yield place, _member(self.label, wanted[place], file, member.size)
                     left -= 1
-                    if not left:  # what follows has been checked when it was scanned
+                    if not left:  # the scan has checked the rest
                         return
 
 
@@ -334,10 +328,10 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]
     """
     with _unpacked(path) as stream:
         blocks = _Blocks(stream)
-        with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # all that it uses
+        with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # tarfile uses no more of it
             while (member := tar.next()) is not None:
                 blocks.heads = None
-                tar.members.clear()  # or they would all be kept
+                tar.members.clear()  # tarfile would keep them all
                 if member.size < 0 or tar.offset <= member.offset:
                     raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
                 yield member, tar
@@ -352,7 +346,7 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]
 
 
 class _Blocks:
-    """What a tar is read from: in pieces, and no more of them for one member's headers than those may take."""
+    """The file below a tar reader: it reads in pieces, and bounds what one member's headers may take."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.last = file, b""  # what was read last
@@ -387,7 +381,7 @@ class Zip:
     path: Path
     label: str
 
-    def scan(self, left_out: LeftOut) -> list[Found]:  # noqa: D102
+    def scan(self, left_out: LeftOut) -> list[Picture]:  # noqa: D102
         members = Members(left_out)
         with _reading(self.label), zipfile.ZipFile(self.path) as archive:
             for number, info in enumerate(archive.infolist()):
@@ -395,11 +389,11 @@ class Zip:
                 if stat.S_ISLNK(mode):
                     with _open_member(archive, info) as file:
                         target = file.read(PATH_MAX).decode("utf-8", "surrogateescape")
-                    members.add(_zip_name(info), Node("link", target=target))
+                    members.add(_zip_name(info), Member("link", target=target))
                 else:
                     odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
                     kind: Kind = "other" if odd else "folder" if info.is_dir() or stat.S_ISDIR(mode) else "file"
-                    members.add(_zip_name(info), Node(kind, number))
+                    members.add(_zip_name(info), Member(kind, number))
         return walk("", members.entries, left_out)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
@@ -418,12 +412,12 @@ def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The path of a member; most write it in UTF-8, few say so."""
+    """The path of a member; most archives have it in UTF-8, few set the flag."""
     if info.flag_bits & 0x800:
         return info.filename
     try:
         return info.filename.encode("cp437").decode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a later Python has found its name in UTF-8 beside this one
+    except UnicodeEncodeError:  # later Pythons decode a UTF-8 name given beside it
         return info.filename
 
 
@@ -435,7 +429,7 @@ def _member(label: str, path: str, file: IO[bytes], size: int) -> bytes:
 
 
 def open_archive(path: Path, label: str) -> Files:
-    """The archive in ``path``, by what it begins with; raises ``UserError`` where that is of no tar or zip."""
+    """The archive in ``path``, by its first bytes; raises ``UserError`` where they are of no tar or zip."""
     with _reading(label):
         start = _start(path)
         if start.startswith((b"PK\3\4", b"PK\5\6")):
@@ -448,7 +442,7 @@ def open_archive(path: Path, label: str) -> Files:
 
 
 def _is_tar(block: bytes) -> bool:
-    """Whether a tar begins so: with a member's header, or with its end."""
+    """Whether this is the first block of a tar: a member's header, or the end of an empty one."""
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:

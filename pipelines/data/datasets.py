@@ -1,8 +1,8 @@
-"""Datasets as arrays on disk: uint8 images and int64 labels a split, and ``meta.json``, which says what they are.
+"""Datasets as arrays on disk: uint8 images and int64 labels a split, and their description in ``meta.json``.
 
 <root>/<name>/train_images.npy  uint8 (N, C, H, W)      train_labels.npy  int64 (N,)
 <root>/<name>/test_images.npy   uint8 (M, C, H, W)      test_labels.npy   int64 (M,)
-<root>/<name>/meta.json         names, sizes, statistics of train, a sha256 a file, md5s of what they were made from
+<root>/<name>/meta.json         names, sizes, statistics of train, a sha256 a file, md5s of the raw files
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import math
 import mmap
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.command.errors import FULL, UserError, printable
+from pipelines.command.errors import FULL, UserError, reason
+from pipelines.command.files import expect_file
 
 Split = Literal["train", "test"]
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
@@ -60,14 +60,14 @@ class Dataset:
     def split(self, split: Split) -> tuple[Images, Labels]:
         """Images (N, C, H, W) and labels (N,) of one split, memory-mapped read-only; the other split stays unopened.
 
-        Raises ``UserError`` where a file is missing or is not what ``meta.json`` says.
+        Raises ``UserError`` where a file is missing or differs from its description in ``meta.json``.
         """
         count = self.train if split == "train" else self.test
         images = _open_array(self.path / f"{split}_images.npy", np.dtype(np.uint8), (count, *self.shape))
         labels = _open_array(self.path / f"{split}_labels.npy", np.dtype(np.int64), (count,))
         if count and not 0 <= labels.min() <= labels.max() < len(self.classes):
-            path, found = self.path / f"{split}_labels.npy", f"{labels.min()} to {labels.max()}"
-            raise UserError(f"{path}: labels {found}, expected 0 to {len(self.classes) - 1}; {_again(self.name)}")
+            path, span = self.path / f"{split}_labels.npy", f"{labels.min()} to {labels.max()}"
+            raise UserError(f"{path}: labels {span}, expected 0 to {len(self.classes) - 1}; {_again(self.name)}")
         return images, labels
 
     def verify(self, *splits: Split) -> None:
@@ -81,9 +81,11 @@ class Dataset:
                 expect_file(path)
                 if not path.is_file():
                     raise UserError(f"{path}: missing; {_again(self.name)}")
-                found = _sha256(path)
-                if found != self.digests[file]:
-                    raise UserError(f"{path}: expected sha256 {self.digests[file]}, found {found}; {_again(self.name)}")
+                digest = _sha256(path)
+                if digest != self.digests[file]:
+                    raise UserError(
+                        f"{path}: expected sha256 {self.digests[file]}, found {digest}; {_again(self.name)}"
+                    )
 
 
 def open_dataset(root: Path, name: str) -> Dataset:
@@ -95,11 +97,11 @@ def open_dataset(root: Path, name: str) -> Dataset:
     except FileNotFoundError:
         raise UserError(f"{path}: no such dataset; {_again(name)}") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path / META}: unreadable ({_first_line(error)}); {_again(name)}") from None
+        raise UserError(f"{path / META}: unreadable ({reason(error)}); {_again(name)}") from None
     try:
         dataset = _from_meta(path, meta)
     except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path / META}: damaged at {_first_line(error)}; {_again(name)}") from None
+        raise UserError(f"{path / META}: damaged at {reason(error)}; {_again(name)}") from None
     if dataset.name != name:
         raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}; {_again(name)}")
     return dataset
@@ -145,9 +147,9 @@ def new_dataset(
 ) -> Iterator[dict[str, tuple[Images, Labels]]]:
     """Give zeroed arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
 
-    When the block ends well they become ``<root>/<name>``, statistics and digests included; when it raises, nothing
-    is left behind. Two writers of one dataset must exclude each other (``fetch`` holds a lock). A disk too small is
-    an ``OSError`` before the block begins: a page of a mapped file that finds no room would be a SIGBUS. Raises
+    When the block ends well they become ``<root>/<name>``, with statistics and digests; when it raises, nothing is left
+    behind. Two writers of one dataset must exclude each other (``fetch`` holds a lock). A disk that is too small raises
+    ``OSError`` before the block begins; later, a page of a mapped file without room would be a SIGBUS. Raises
     ``UserError`` where ``root`` cannot be written, or other files than a dataset's stand in its place.
     """
     partial = root / f".{name}.partial"
@@ -184,26 +186,9 @@ def new_dataset(
         _remove(partial)
 
 
-def intruder(path: Path) -> str | None:
-    """What stands at ``path`` that is no file, if anything: who opens a FIFO may wait for ever."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:  # nothing, or a link to nothing
-        return None
-    kinds = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def expect_file(path: Path) -> None:
-    """Raise ``UserError`` where something else than a file stands at ``path``; nothing may."""
-    found = intruder(path)
-    if found is not None:
-        raise UserError(f"{path}: {found} stands where a file belongs; move it away")
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make one line of what keeps the block from creating ``path`` or something in it: no right, a file in the way."""
+    """UserError where the block cannot create ``path`` or something in it: no permission, a file in the way."""
     try:
         yield
     except OSError as error:
@@ -235,7 +220,7 @@ def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
 
 
 def release_pages(array: npt.NDArray[Any]) -> None:
-    """Stop counting a mapped array's pages as this process's memory; what was written stays in the file."""
+    """Release a mapped array's pages from this process's memory; written data stays in the file."""
     mapped = getattr(array, "_mmap", None)
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
@@ -273,15 +258,14 @@ def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt
     expect_file(path)
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if math.prod(shape) else None)
-        if not isinstance(array, np.ndarray):  # of a zip archive, numpy makes something else
+        if not isinstance(array, np.ndarray):  # np.load gives something else for a zip archive
             raise ValueError("several arrays")
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {again}") from None
-    except Exception as error:  # whatever numpy stumbles over in a damaged header
-        raise UserError(f"{path}: not a readable array ({_first_line(error)}); {again}") from None
+    except Exception as error:  # numpy raises many kinds for a damaged header
+        raise UserError(f"{path}: not a readable array ({reason(error)}); {again}") from None
     if array.dtype != dtype or array.shape != shape:
-        found = f"{array.dtype} {array.shape}"
-        raise UserError(f"{path}: {found}, expected {dtype} {shape} as {META} says; {again}")
+        raise UserError(f"{path}: {array.dtype} {array.shape}, expected {dtype} {shape} as in {META}; {again}")
     return array
 
 
@@ -293,7 +277,7 @@ def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> n
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError as error:  # neither call says which file it is about
+    except OSError as error:  # neither call names the file
         if error.errno == errno.ENOMEM:
             limit = "expected room for that in what may be mapped (ulimit -v)"
             raise UserError(f"{path}: {math.prod(shape) * dtype.itemsize} bytes; {limit}") from None
@@ -304,12 +288,12 @@ def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> n
 def _check_labels(name: str, arrays: Mapping[str, tuple[Images, Labels]], classes: int) -> None:
     for split, (_, labels) in arrays.items():
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-            found = f"{labels.min()} to {labels.max()}"
-            raise UserError(f"{name}: {split} labels {found}, expected 0 to {classes - 1}")
+            span = f"{labels.min()} to {labels.max()}"
+            raise UserError(f"{name}: {split} labels {span}, expected 0 to {classes - 1}")
 
 
 def _check_place(final: Path) -> None:
-    """Refuse to replace what nobody can fetch again; of a link, only the link would go."""
+    """UserError where files would be lost that nobody can fetch again; a link is replaced, not its target."""
     if final.is_symlink() or not final.exists():
         return
     if not final.is_dir():
@@ -321,9 +305,9 @@ def _check_place(final: Path) -> None:
 
 
 def prepare(root: Path, name: str) -> None:
-    """Undo what was killed while it replaced ``<root>/<name>``, within the instant in which nothing has that name.
+    """Restore ``<root>/<name>`` where its replacement was killed between the two renames.
 
-    Raises ``UserError``, before anything long begins, where :func:`new_dataset` would once the bytes are there.
+    Raises ``UserError``, before anything long begins, where :func:`new_dataset` would raise it at the end.
     """
     with writing(root):
         if os.path.lexists(root) and not root.is_dir():
@@ -341,7 +325,7 @@ def _old(final: Path) -> Path:
 
 
 def _put_in_place(partial: Path, final: Path) -> None:
-    """Rename ``partial`` to ``final``; what was there goes only once its successor is complete."""
+    """Rename ``partial`` to ``final``; the old folder goes only once the new one is complete."""
     old = _old(final)
     _remove(old)
     if final.is_dir() and not final.is_symlink():
@@ -366,8 +350,3 @@ def _sha256(path: Path) -> str:
 
 def _again(name: str) -> str:
     return f"write it with: python -m pipelines.fetch {name}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return printable(lines[0][:200]) if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""One file over HTTP: time-outs, a progress bar, resumption; unfinished bytes never bear a final name."""
+"""One file over HTTP: time-outs, a progress bar, resumption; unfinished bytes never have a final name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import requests
 import urllib3
 from requests.utils import get_environ_proxies
 
-from pipelines.command.errors import printable
+from pipelines.command.errors import brief, printable, reason
 from pipelines.command.progress import counting
 
 CHUNK = 1 << 14  # bytes; also the most that a broken connection loses
@@ -26,7 +26,7 @@ REDIRECTS = 5  # in a row
 
 
 class SourceError(Exception):
-    """A source cannot give this file; the text says why, in one line."""
+    """A source cannot give this file; the text is the reason, in one line."""
 
 
 class SourceDown(SourceError):
@@ -50,15 +50,16 @@ class Patience:
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A file behind a URL, with what is known of it beforehand."""
+    """A file behind a URL, with its size and md5 where they are known."""
 
     url: str
     size: int | None = None  # bytes
     md5: str | None = None
+    most: int | None = None  # bytes to take where the size is not known
 
 
 def download(remote: Remote, part: Path, patience: Patience, label: str) -> None:
-    """Bring ``remote`` into the file ``part``, continuing from what a broken transfer left there.
+    """Bring ``remote`` into the file ``part``, continuing a broken transfer.
 
     Raises ``SourceError`` where the server cannot give the file or its size or md5 are wrong; ``part`` then remains
     only if a later call can continue it.
@@ -71,30 +72,30 @@ def download(remote: Remote, part: Path, patience: Patience, label: str) -> None
         if problem is None:
             return
         part.unlink()
-        if not continued:  # else the old bytes may be to blame: once more from the start
+        if not continued:  # the old bytes may be to blame: once more from the start
             raise SourceError(problem)
 
 
 def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
     """Compare a file with the size and md5 it should have; None where both agree, else expected and found."""
     found_size = path.stat().st_size
-    if md5 is None or (size is not None and found_size > size):  # however large it is, it need not be read
+    if md5 is None or (size is not None and found_size > size):  # too large: no need to read it
         return None if size in (None, found_size) else f"expected {size} bytes, found {found_size}"
-    found = md5_of(path)
-    if found == md5:
+    found_md5 = md5_of(path)
+    if found_md5 == md5:
         return None
     expected_size = "" if size is None else f" ({size} bytes)"
-    return f"expected md5 {md5}{expected_size}, found {found} ({found_size} bytes)"
+    return f"expected md5 {md5}{expected_size}, found {found_md5} ({found_size} bytes)"
 
 
 def md5_of(path: Path) -> str:
-    """The md5 of a file, as 32 hex digits; what DVC and the datasets' publishers name files by."""
+    """The md5 of a file, as 32 hex digits; DVC and the publishers identify files by it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def shown(url: str) -> str:
-    """A URL as it may stand in a log, be it one or not: without user, password and query."""
+    """A URL for the log, without user, password and query; ``url`` may be any text."""
     return re.sub(r"(?<=://)[^/]*@", "", re.split("[?#]", url)[0]).rstrip("/")
 
 
@@ -104,7 +105,7 @@ def is_url(place: str) -> bool:
 
 
 def _reach(url: str, session: requests.Session, seconds: float) -> None:
-    """Fail within ``seconds`` where no connection can be had: a dead resolver or dropped packets take minutes else."""
+    """Fail within ``seconds`` where no connection can be made; dead resolvers and dropped packets take minutes."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
@@ -114,7 +115,7 @@ def _reach(url: str, session: requests.Session, seconds: float) -> None:
     if host is None or not is_url(url):
         raise SourceDown("not an address; expected one like http://host:8000/data")
     session.trust_env = not _is_here(host)
-    if session.trust_env and get_environ_proxies(url):  # the proxy is what gets connected to
+    if session.trust_env and get_environ_proxies(url):  # the connection goes to the proxy
         return
     address = (host, port)
     failure: list[str] = [f"no answer within {seconds:g} s"]
@@ -142,7 +143,7 @@ def _is_here(host: str) -> bool:
 
 
 class _Session(requests.Session):
-    """Follows no redirection, nor looks where it leads: requests reads each to its end first, however long."""
+    """Does not follow redirections by itself: requests would read each to its end first, however long."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
@@ -157,7 +158,7 @@ def _opened(url: str, headers: dict[str, str], patience: Patience) -> Iterator[r
             try:
                 _reach(url, session, patience.connect)
             except SourceDown as error:
-                raise SourceDown(f"redirected to {printable(shown(url))[:80]}: {error}" if turn else error) from None
+                raise SourceDown(f"redirected to {brief(shown(url), 80)}: {error}" if turn else error) from None
             with session.get(url, headers=headers, stream=True, timeout=wait) as response:
                 onward = super(_Session, session).get_redirect_target(response)
                 if onward is None:
@@ -166,19 +167,23 @@ def _opened(url: str, headers: dict[str, str], patience: Patience) -> Iterator[r
             try:
                 url = urljoin(url, onward)
             except ValueError:
-                raise SourceDown(f"redirected to {printable(onward)[:80]}, which is no address") from None
+                raise SourceDown(f"redirected to {brief(onward, 80)}, which is no address") from None
     raise SourceDown(f"redirected more than {REDIRECTS} times")
 
 
 def _complete(remote: Remote, part: Path, patience: Patience, label: str) -> None:
-    """Transfer until the server says that ``part`` is complete, over several connections if need be."""
+    """Transfer until ``part`` is complete by the server's account, over several connections if need be."""
     for attempt in range(patience.attempts):
         before = _size(part)
         try:
             if _transfer(remote, part, patience, label):
                 return
             continue  # the server refused the range; part is gone
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # that of odd headers
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            ValueError,
+        ) as error:  # odd headers
             reason = _reason(error)
         if _size(part) <= before:
             if not attempt and not before:
@@ -198,7 +203,7 @@ def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> boo
             part.unlink()
             return False
         if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
-            raise SourceError(printable(f"HTTP {response.status_code} {response.reason or ''}")[:120].rstrip())
+            raise SourceError(brief(f"HTTP {response.status_code} {response.reason or ''}".rstrip(), 120))
         if not _continues(response, offset):
             offset = 0
         length = response.headers.get("Content-Length", "")
@@ -214,8 +219,10 @@ def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> boo
                 file.write(chunk)
                 advance(len(chunk))
                 rate.judge(file.tell())
-                if remote.size is not None and file.tell() > remote.size:
-                    raise SourceError(f"expected {remote.size} bytes, the server sends more")
+                limit = remote.most if remote.size is None else remote.size
+                if limit is not None and file.tell() > limit:
+                    expected = f"{'at most ' * (remote.size is None)}{limit} bytes"
+                    raise SourceError(f"expected {expected}, the server sends more")
     return True
 
 
@@ -226,7 +233,7 @@ def _continues(response: requests.Response, offset: int) -> bool:
     place = response.headers.get("Content-Range", "")
     start = re.match(r"bytes ([0-9]{1,18})-", place)
     if start is None or int(start[1]) != offset:
-        raise SourceError(f"HTTP 206 from the wrong place ({printable(place)[:80]})")
+        raise SourceError(f"HTTP 206 from the wrong place ({brief(place, 80)})")
     return True
 
 
@@ -252,9 +259,9 @@ def _size(path: Path) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in a few words: requests wraps urllib3, which wraps the socket's own error."""
+    """The innermost cause in a few words: requests wraps urllib3, which wraps the socket's error."""
     if isinstance(error, urllib3.exceptions.NewConnectionError) and error.__cause__ is not None:
-        return _reason(error.__cause__)  # to urllib3 it is a time-out too, whatever the socket said
+        return _reason(error.__cause__)  # urllib3 calls it a time-out, whatever the socket's error
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
         return "timed out"
     if isinstance(error, urllib3.exceptions.IncompleteRead):
@@ -264,4 +271,4 @@ def _reason(error: BaseException) -> str:
     inner = getattr(error, "reason", None) or next((a for a in reversed(error.args) if isinstance(a, Exception)), None)
     if isinstance(inner, BaseException):
         return _reason(inner)
-    return printable((str(error).splitlines() or [type(error).__name__])[0][:120])
+    return reason(error)

@@ -8,43 +8,38 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from pipelines.command.errors import UserError, printable
+from pipelines.command.errors import UserError, brief, printable
+from pipelines.command.files import expect_file, intruder
 from pipelines.command.progress import counting
-from pipelines.data.containers import Files, Folder, LeftOut, brief, open_archive
-from pipelines.data.datasets import Images, Labels, Split, expect_file, intruder, new_dataset, release_pages, writing
+from pipelines.config.origins import Origin
+from pipelines.data.containers import Files, Folder, LeftOut, open_archive
+from pipelines.data.datasets import Images, Labels, Split, new_dataset, release_pages, writing
 from pipelines.data.download import Patience, Remote, SourceError, download, is_url, mismatch, shown
 from pipelines.data.layout import Layout, check_folders, lay_out
-from pipelines.data.pictures import Undecodable, decode
-
-if TYPE_CHECKING:
-    from pipelines.config.params import Source
+from pipelines.data.pictures import Undecodable, decode, quiet_libraries
 
 THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes and scales outside Python's lock
 IN_FLIGHT = 32  # images a thread that wait, packed, in memory
 IN_FLIGHT_BYTES = 1 << 27  # that they may hold, but for the last of them
 RELEASE_EVERY = 500  # images
-# Archives of https://github.com/fastai/imagenette, by their published names.
-OFFICIAL = {
-    name: f"https://s3.amazonaws.com/fast-ai-imageclas/{name}"
-    for name in ("imagenette2.tgz", "imagenette2-320.tgz", "imagenette2-160.tgz")
-}
 
 
-def write(root: Path, name: str, source: Source, say: Callable[[str], None]) -> None:
-    """Write ``datasets/<name>`` from the archive or folder that ``source`` names; ``val`` becomes the test split.
+def write(root: Path, name: str, origin: Origin, say: Callable[[str], None]) -> None:
+    """Write ``datasets/<name>`` from the archive or folder that ``origin`` names; ``val`` becomes the test split.
 
-    Images become squares of ``source.size`` pixels, see :func:`decode`. What is passed over is said, by reason. Raises
-    ``UserError`` where there is no archive, what lies in it makes no two splits of the same classes, or an image cannot
-    be decoded.
+    Images become squares of ``origin.size`` pixels, see :func:`decode`; files that are left out are logged by reason.
+    Raises ``UserError`` where there is no archive, its pictures make no two splits of the same classes, or an image
+    cannot be decoded.
     """
-    folders: dict[Split, str] = {"train": source.train, "test": source.val}
-    check_folders(f"datasets.{name}", folders)
-    files, md5s = locate(root, name, source, say)
+    folders: dict[Split, str] = {"train": origin.train, "test": origin.val}
+    check_folders(f"params.yaml: datasets.{name}", folders)
+    files, md5s = locate(root, name, origin, say)
     if not md5s:
-        say(f"datasets.{name} has no md5: when its files change, `dvc repro -f fetch@{name}` takes them in")
+        say(
+            f"params.yaml: datasets.{name} has no md5: when its files change, `dvc repro -f fetch@{name}` takes them in"
+        )
     left_out = LeftOut()
     try:
         layout = lay_out(files.label, files.scan(left_out), folders, left_out)
@@ -54,31 +49,32 @@ def write(root: Path, name: str, source: Source, say: Callable[[str], None]) -> 
         raise
     images = sum(map(len, layout.pictures.values()))
     say(f"{images} images of {len(layout.classes)} classes in {files.label}")
-    _decode_all(root, name, source.size, files, layout, md5s)
+    _decode_all(root, name, origin.size, files, layout, md5s)
     say(f"{images} images taken from {files.label}; left out: {left_out}")
 
 
-def locate(root: Path, name: str, source: Source, say: Callable[[str], None]) -> tuple[Files, dict[str, str]]:
-    """The files of ``source``, and the md5 of the archive they are in, by its name."""
-    if source.folder is not None:
-        path = root / source.folder
+def locate(root: Path, name: str, origin: Origin, say: Callable[[str], None]) -> tuple[Files, dict[str, str]]:
+    """The files of ``origin``, and the md5 of the archive they are in, by its name."""
+    if origin.folder is not None:
+        path = root / origin.folder
         if not path.is_dir():
-            raise UserError(f"datasets.{name}.folder: no such folder: {brief(source.folder)}")
-        return Folder(path, brief(source.folder)), {}
-    assert source.archive is not None
-    path = _find_archive(root, name, source.archive, source, say)
-    md5s = {} if source.md5 is None else {PurePosixPath(source.archive).name: source.md5}
-    return open_archive(path, brief(source.archive)), md5s
+            raise UserError(f"params.yaml: datasets.{name}.folder: no such folder: {brief(origin.folder)}")
+        return Folder(path, brief(origin.folder)), {}
+    assert origin.archive is not None
+    path = _find_archive(root, name, origin.archive, origin, say)
+    md5s = {} if origin.md5 is None else {PurePosixPath(origin.archive).name: origin.md5}
+    return open_archive(path, brief(origin.archive)), md5s
 
 
 def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, md5s: Mapping[str, str]) -> None:
-    rows: dict[str, list[tuple[Split, int]]] = {}  # of each file: it may be in the folders by several names
+    rows: dict[str, list[tuple[Split, int]]] = {}  # of each file, which may have several names
     paths: dict[str, str] = {}
     for split, pictures in layout.pictures.items():
         for row, picture in enumerate(pictures):
             rows.setdefault(picture.place, []).append((split, row))
             paths[picture.place] = picture.path
     with (
+        quiet_libraries(),
         new_dataset(
             root / "datasets",
             name,
@@ -89,7 +85,7 @@ def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, 
             source_md5=md5s,
         ) as arrays,
         counting(f"fetch: {name}: decoding", sum(map(len, rows.values())), unit="images") as advance,
-        warnings.catch_warnings(action="ignore"),  # of odd EXIF, say: what matters is an error
+        warnings.catch_warnings(action="ignore"),  # of odd EXIF, say; only errors matter
     ):
         for split, labels in layout.labels.items():
             arrays[split][1][:] = labels
@@ -107,7 +103,7 @@ def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, 
             return len(ours)
 
         _in_threads(files.read(paths), store, advance, arrays)
-        if rows:  # or they would be black
+        if rows:  # they would be black
             lost = next(paths[place] for place in rows)
             raise UserError(f"{files.label}: {brief(lost)} is not there any more; expected files that stay as they are")
 
@@ -144,40 +140,42 @@ def _in_threads(
             pool.shutdown(cancel_futures=True)
 
 
-def _find_archive(root: Path, name: str, archive: str, source: Source, say: Callable[[str], None]) -> Path:
-    """The archive with the right size and md5; ``UserError`` says where it was looked for and what was there."""
+def _find_archive(root: Path, name: str, archive: str, origin: Origin, say: Callable[[str], None]) -> Path:
+    """The archive with the right size and md5; ``UserError`` with every place that was tried, and what was there."""
     mirror = os.environ.get("DATA_MIRROR", "")
     remote = is_url(mirror)
     places = [Path(mirror, archive)] if mirror and not remote else []
     seen = []
     for path in (*places, root / "data" / archive):
-        problem = _problem(path, source)
+        problem = _problem(path, origin)
         if problem is None:
-            say(f"{archive}: {path}" + (", md5 ok" if source.md5 else ""))
+            say(f"{archive}: {path}" + (", md5 ok" if origin.md5 else ""))
             return path
         seen.append(f"{path}: {problem}")
         if problem != "absent":
             say(f"{archive}: not from {path}: {problem}")
     urls = [f"{mirror.rstrip('/')}/{quote(archive)}"] if remote else []
-    urls += [OFFICIAL[archive]] if archive in OFFICIAL else []
+    urls += [origin.url] if origin.url else []
     for url in urls:
         try:
-            return _download(root, name, archive, Remote(url=url, size=source.bytes, md5=source.md5), say)
+            return _download(root, name, archive, Remote(url=url, size=origin.bytes, md5=origin.md5), say)
         except SourceError as error:
             seen.append(f"{shown(url)}: {error}")
             say(f"{archive}: not from {shown(url)}: {error}")
     hint = "put it into data/ or point DATA_MIRROR at a directory or URL that has it"
-    raise UserError(printable(f"datasets.{name}.archive: {archive} was not found ({'; '.join(seen)}); {hint}"))
+    raise UserError(
+        printable(f"params.yaml: datasets.{name}.archive: {archive} was not found ({'; '.join(seen)}); {hint}")
+    )
 
 
-def _problem(path: Path, source: Source) -> str | None:
-    """What keeps the archive from being taken from ``path``, if anything."""
+def _problem(path: Path, origin: Origin) -> str | None:
+    """The reason why the archive cannot be taken from ``path``; None where it can."""
     try:
         if not path.is_file():
             return intruder(path) or "absent"
         with path.open("rb") as file:
-            file.read(1)  # without an md5 nothing else reads it here, while there are other places to try
-        return mismatch(path, source.bytes, source.md5)
+            file.read(1)  # without an md5 nothing else would notice here that it cannot be read
+        return mismatch(path, origin.bytes, origin.md5)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 

@@ -1,4 +1,4 @@
-"""Which pictures of a collection become which rows of which array: ``train/<class>/*`` and ``val/<class>/*``."""
+"""From pictures in ``train/<class>/*`` and ``val/<class>/*`` to the rows of the arrays."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipelines.command.errors import UserError
-from pipelines.data.containers import Found, LeftOut, brief
+from pipelines.command.errors import UserError, brief
+from pipelines.data.containers import LeftOut, Picture
 from pipelines.data.datasets import SPLITS, Split
 
-Kinds = dict[str, list[Found]]  # pictures by class
+Kinds = dict[str, list[Picture]]  # pictures by class
 NAMED = 5  # classes in a message
 
 
@@ -19,12 +19,12 @@ class Layout:
     """The pictures of each split in the order of their rows: by class, then by path, as sorted."""
 
     classes: tuple[str, ...]
-    pictures: Mapping[Split, Sequence[Found]]
+    pictures: Mapping[Split, Sequence[Picture]]
     labels: Mapping[Split, Sequence[int]]
 
 
 def check_folders(where: str, folders: Mapping[Split, str]) -> None:
-    """Raise ``UserError`` where a picture could be in both splits, or a split folder is none."""
+    """Raise ``UserError`` where a picture could be in both splits, or a split has no valid folder."""
     keys = {"train": "train", "test": "val"}
     for split, folder in folders.items():
         parts = PurePosixPath(folder).parts
@@ -36,11 +36,11 @@ def check_folders(where: str, folders: Mapping[Split, str]) -> None:
         raise UserError(f"{where}.{both}; expected two folders, neither within the other")
 
 
-def lay_out(label: str, found: Sequence[Found], folders: Mapping[Split, str], left_out: LeftOut) -> Layout:
+def lay_out(label: str, found: Sequence[Picture], folders: Mapping[Split, str], left_out: LeftOut) -> Layout:
     """Sort pictures into splits and classes; the two split folders may lie below a common folder.
 
-    Raises ``UserError`` where there are none, where they are fewer than two classes or not the same in both splits,
-    where a class has a name that is no clear text, and where one of the pictures cannot be read.
+    Raises ``UserError`` where there are no pictures, fewer than two classes, or other classes in one split than in the
+    other, where the name of a class is not plain text, and where a picture cannot be read.
     """
     by_base: dict[str, dict[Split, Kinds]] = {}
     for picture in found:
@@ -55,7 +55,7 @@ def lay_out(label: str, found: Sequence[Found], folders: Mapping[Split, str], le
             raise UserError(f"{label}: {brief(picture.path)} cannot be read ({picture.fault})")
     _check_classes(label, by_split, folders)
     classes = tuple(sorted(by_split["train"]))
-    pictures: dict[Split, list[Found]] = {"train": [], "test": []}
+    pictures: dict[Split, list[Picture]] = {"train": [], "test": []}
     labels: dict[Split, list[int]] = {"train": [], "test": []}
     for split in SPLITS:
         for index, kind in enumerate(classes):
@@ -95,7 +95,7 @@ def _depth(base: str) -> int:
 
 
 def _pass_over(
-    found: Sequence[Found],
+    found: Sequence[Picture],
     by_base: Mapping[str, Mapping[Split, Kinds]],
     base: str,
     folders: Mapping[Split, str],

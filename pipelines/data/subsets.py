@@ -1,22 +1,26 @@
-"""Which images of a file are looked at, by their position in it. NumPy alone: the estimate counts without torch.
+"""Subsets of a file's images, by their positions in it. NumPy alone: the estimate counts images without torch.
 
-What is drawn here is drawn once for all seeds, by a generator whose numbers NumPy promises never to change: it is part
-of a benchmark's definition, not of a trial's chance.
+Random subsets are the same for every seed, drawn by a generator whose numbers NumPy promises never to change: they are
+part of a benchmark's definition, not of a trial's randomness.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config.params import ClaimedOn, Subset
+if TYPE_CHECKING:
+    from pipelines.config.claims import ClaimedOn
+    from pipelines.config.recipes import Subset
 
 SAMPLE_SEED = 1989
 VALIDATION_SEED = 1998
 
 
 def positions(count: int, chosen: Subset) -> NDArray[np.int64]:
-    """Positions (n,) of the training images that are trained on, of ``count`` in the file, in its order."""
+    """Positions (n,) of the images to train on, of ``count`` in the training file, in its order."""
     kept = np.arange(count if chosen.first is None else min(chosen.first, count))
     if chosen.skip_every is not None:
         kept = kept[kept % chosen.skip_every != 0]
@@ -38,7 +42,7 @@ def claimed_on(count: int, on: ClaimedOn) -> NDArray[np.int64]:
 
 
 def validation(count: int, size: int) -> NDArray[np.int64]:
-    """Positions of the slice of ``size`` training images, of ``count``, on which hyperparameters are chosen."""
+    """Positions of the slice of ``size`` training images, of ``count``, on which hyperparameters are tuned."""
     return draw(count, size, VALIDATION_SEED)
 
 

@@ -1,14 +1,16 @@
 """Batched image transforms on any device: preprocessing fitted on train, augmentation drawn from a seeded generator.
 
-``params.yaml`` names both as lists of one-key mappings, applied in the list's order:
+A recipe names both as lists of one-key mappings, applied in the list's order:
 
     preprocess: [{pad: {pixels: 2}}, {scale: {low: -0.1, high: 1.175}}]
     augment: [{shift: {pixels: 2, fill: 0}}, {flip: {}}]
 
-Images are tensors (N, C, H, W). ``build_preprocess`` and ``build_augment`` check a list and give its operations;
-``fit`` and ``fit_augment`` measure on the training images what the operations need, one bounded chunk at a time.
-Every random number comes from the CPU generator a caller passes, so the same generator state gives the same images
-on a CPU and on a GPU up to rounding, and bit for bit on the same device.
+Images are tensors (N, C, H, W). ``build_preprocess`` and ``build_augment`` check a list and return its operations as
+one module, ``Preprocess`` or ``Augment``; ``fit`` measures on the training images what the operations need, one bounded
+chunk at a time, and keeps it in buffers. Every random number comes from the CPU generator that the caller passes, so
+the same generator state gives the same images on a CPU and on a GPU up to rounding, and bit for bit on the same device.
+
+One entry in ``PREPROCESS`` or ``AUGMENT`` adds one operation.
 """
 
 from __future__ import annotations
@@ -17,18 +19,19 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
-from pipelines.config.schema import show
+from pipelines.config.registry import Registry
+from pipelines.config.wording import show
 
 Shape = tuple[int, int, int]  # (C, H, W)
-State = dict[str, Tensor]  # what an operation measured on train
 Images = Tensor | NDArray[np.uint8]  # (N, C, H, W) uint8; a memmap counts as an array
 Indices = Tensor | NDArray[np.integer[Any]] | Sequence[int]
 
@@ -73,47 +76,77 @@ def _count() -> Any:
 # --- what operations share ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Op:
-    """One operation; its fields are its arguments in ``params.yaml``, checked on construction (ValueError)."""
+@dataclass(kw_only=True, eq=False, repr=False)
+class Op(nn.Module):
+    """One operation; its fields are its arguments in a recipe, checked on construction (ValueError).
 
-    name: ClassVar[str]
-    measures: ClassVar[tuple[str, ...]] = ()  # names of the tensors that ``fit`` returns
+    What it measures on the training images are buffers, without a value until ``fit``.
+    """
+
+    name: ClassVar[str]  # in a recipe
+    measures: ClassVar[tuple[str, ...]] = ()  # names of the buffers
+
+    def __new__(cls, **_: Any) -> Self:
+        """A module before the dataclass sets its fields."""
+        op = super().__new__(cls)
+        nn.Module.__init__(op)
+        return op
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not field.metadata["accepts"](value):
                 raise ValueError(f"{self.name}: {field.name} is {show(value)}; expected {field.metadata['allowed']}")
+        for measure in self.measures:
+            self.register_buffer(measure, UninitializedBuffer())
 
     def output_shape(self, shape: Shape) -> Shape:
         """(C, H, W) of the result for images of ``shape``; ValueError when they do not fit."""
         return shape
 
-    def fit(self, batches: Iterator[Tensor]) -> State:
-        """Measure on the training images as this operation meets them; reads nothing unless it has to."""
-        return {}
+    def fit(self, batches: Iterator[Tensor]) -> None:
+        """Measure on the training images as they reach this operation; reads none unless it has to."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class PreprocessOp(Op):
-    """A deterministic operation."""
+    """A deterministic operation; never in place."""
 
-    reads_pixels: ClassVar[bool] = False  # it takes its input to be 0..255
+    reads_pixels: ClassVar[bool] = False  # its input must be pixels of 0..255
     changes_values: ClassVar[bool] = False  # its output is no longer 0..255
 
-    def apply(self, images: Tensor, state: State) -> Tensor:
-        """Return the transformed batch; never in place."""
+    def forward(self, images: Tensor) -> Tensor:
+        """The transformed batch."""
         raise NotImplementedError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class AugmentOp(Op):
-    """A random operation, drawn anew for each image."""
+    """A random operation, drawn anew for each image; never in place."""
 
-    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:
-        """Return the transformed batch; never in place."""
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The transformed batch."""
         raise NotImplementedError
+
+
+OpT = TypeVar("OpT", bound=Op)
+
+
+class Operations(Registry[type[OpT]]):
+    """Operations by name; each carries its own for error lines."""
+
+    def entry(self, name: str) -> Callable[[type[OpT]], type[OpT]]:  # noqa: D102
+        add = super().entry(name)
+
+        def named(op: type[OpT]) -> type[OpT]:
+            op.name = name
+            return add(op)
+
+        return named
+
+
+PREPROCESS: Operations[PreprocessOp] = Operations("operation", __name__)
+AUGMENT: Operations[AugmentOp] = Operations("operation", __name__)
 
 
 def _cropped_shape(op: Op, size: int, shape: Shape) -> Shape:
@@ -132,11 +165,11 @@ def center_crop(images: Tensor, size: int) -> Tensor:
 # --- preprocessing -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@PREPROCESS.entry("pad")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Pad(PreprocessOp):
     """Frame the image with ``pixels`` lines of background (pixel value 0) on each side."""
 
-    name = "pad"
     reads_pixels = True
     pixels: int = _count()
 
@@ -144,54 +177,54 @@ class Pad(PreprocessOp):
         channels, height, width = shape
         return channels, height + 2 * self.pixels, width + 2 * self.pixels
 
-    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         return F.pad(images, (self.pixels,) * 4)
 
 
-@dataclass(frozen=True, kw_only=True)
+@PREPROCESS.entry("center_crop")
+@dataclass(kw_only=True, eq=False, repr=False)
 class CenterCrop(PreprocessOp):
     """Keep the central ``size`` x ``size`` pixels."""
 
-    name = "center_crop"
     size: int = _count()
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         return _cropped_shape(self, self.size, shape)
 
-    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         return center_crop(images, self.size)
 
 
-@dataclass(frozen=True, kw_only=True)
+@PREPROCESS.entry("resize")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Resize(PreprocessOp):
     """Resample to ``size`` x ``size`` pixels: bilinear, the triangle filter widened when shrinking, as PIL does."""
 
-    name = "resize"
     size: int = _count()
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         return shape[0], self.size, self.size
 
-    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         return F.interpolate(images.float(), size=(self.size, self.size), mode="bilinear", antialias=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@PREPROCESS.entry("raw")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Raw(PreprocessOp):
     """Keep 0..255, as float. cuda-convnet and AlexNet train at this scale, less the mean."""
 
-    name = "raw"
     reads_pixels = True
 
-    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         return images.float()
 
 
-@dataclass(frozen=True, kw_only=True)
+@PREPROCESS.entry("scale")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Scale(PreprocessOp):
     """Map 0..255 linearly to ``low``..``high``: -0.1..1.175 in LeCun et al. 1998, -0.5..0.5 in ConvNetJS."""
 
-    name = "scale"
     reads_pixels = True
     changes_values = True
     low: float = _real()
@@ -202,40 +235,40 @@ class Scale(PreprocessOp):
         if self.high <= self.low:
             raise ValueError(f"scale: high is {self.high!r}; expected a number above low ({self.low!r})")
 
-    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         return images.float() * ((self.high - self.low) / 255) + self.low
 
 
-@dataclass(frozen=True, kw_only=True)
+@PREPROCESS.entry("mean_subtract")
+@dataclass(kw_only=True, eq=False, repr=False)
 class MeanSubtract(PreprocessOp):
     """Subtract the training set's mean image (``pixel``) or the mean of each channel (``channel``)."""
 
-    name = "mean_subtract"
     changes_values = True
     measures = ("mean",)
     per: str = _argument("pixel or channel", lambda value: value in ("pixel", "channel"))
 
-    def fit(self, batches: Iterator[Tensor]) -> State:  # noqa: D102
+    def fit(self, batches: Iterator[Tensor]) -> None:  # noqa: D102
         axes = (0,) if self.per == "pixel" else (0, 2, 3)
         total, count = torch.zeros((), dtype=torch.float64), 0
         for batch in batches:
             total = total + batch.double().sum(axes, keepdim=True)
             count += math.prod(batch.shape[axis] for axis in axes)
-        return {"mean": (total / count).float()}  # (1, C, H, W) or (1, C, 1, 1)
+        self.mean = (total / count).float()  # (1, C, H, W) or (1, C, 1, 1)
 
-    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
-        return images.float() - state["mean"]
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        return images.float() - self.mean
 
 
-@dataclass(frozen=True, kw_only=True)
+@PREPROCESS.entry("standardise")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Standardise(PreprocessOp):
     """Subtract each channel's mean over train, divide by its standard deviation (over all pixels; 1 where constant)."""
 
-    name = "standardise"
     changes_values = True
     measures = ("mean", "std")
 
-    def fit(self, batches: Iterator[Tensor]) -> State:  # noqa: D102
+    def fit(self, batches: Iterator[Tensor]) -> None:  # noqa: D102
         total, squares, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
         for batch in batches:
             values = batch.double()
@@ -244,13 +277,14 @@ class Standardise(PreprocessOp):
             count += values.numel() // values.shape[1]
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
-        return {"mean": mean.float(), "std": torch.where(std < 1e-6, 1.0, std).float()}  # (1, C, 1, 1) each
+        self.mean, self.std = mean.float(), torch.where(std < 1e-6, 1.0, std).float()  # (1, C, 1, 1) each
 
-    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
-        return (images.float() - state["mean"]) / state["std"]
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        return (images.float() - self.mean) / self.std
 
 
-@dataclass(frozen=True, kw_only=True)
+@PREPROCESS.entry("gcn")
+@dataclass(kw_only=True, eq=False, repr=False)
 class GCN(PreprocessOp):
     """Global contrast normalisation: x - mean(x), then times scale / ||x||, over all values of each image.
 
@@ -259,18 +293,18 @@ class GCN(PreprocessOp):
     in Goodfellow et al. 2013 (pylearn2's ``make_cifar10_gcn_whitened``), whom All-CNN follows.
     """
 
-    name = "gcn"
     changes_values = True
     scale: float = _positive(55.0)
 
-    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         images = images.float()
         images = images - images.mean((1, 2, 3), keepdim=True)
         divisor = images.square().sum((1, 2, 3), keepdim=True).sqrt() / self.scale
         return images / torch.where(divisor < 1e-8, 1.0, divisor)
 
 
-@dataclass(frozen=True, kw_only=True)
+@PREPROCESS.entry("zca")
+@dataclass(kw_only=True, eq=False, repr=False)
 class ZCA(PreprocessOp):
     """Whitening by the symmetric matrix W = U diag(1 / sqrt(s + bias)) U^T, where U diag(s) U^T is train's covariance.
 
@@ -278,7 +312,6 @@ class ZCA(PreprocessOp):
     every eigenvalue. The covariance and its eigenvectors are computed in float64, W is kept in float32.
     """
 
-    name = "zca"
     changes_values = True
     measures = ("mean", "whiten")
     bias: float = _positive(0.1)
@@ -288,15 +321,15 @@ class ZCA(PreprocessOp):
             raise ValueError(f"zca: the images have {math.prod(shape)} values; expected at most {ZCA_VALUES}")
         return shape
 
-    def fit(self, batches: Iterator[Tensor]) -> State:  # noqa: D102
+    def fit(self, batches: Iterator[Tensor]) -> None:  # noqa: D102
         mean, covariance = _covariance(batch.flatten(1) for batch in batches)
         values, vectors = np.linalg.eigh(covariance)
         # Rounding can leave the eigenvalues of a singular covariance a hair below 0.
         whiten = (vectors / np.sqrt(np.maximum(values, 0) + self.bias)) @ vectors.T
-        return {"mean": torch.from_numpy(mean).float(), "whiten": torch.from_numpy(whiten).float()}  # (D,), (D, D)
+        self.mean, self.whiten = torch.from_numpy(mean).float(), torch.from_numpy(whiten).float()  # (D,), (D, D)
 
-    def apply(self, images: Tensor, state: State) -> Tensor:  # noqa: D102
-        return ((images.float().flatten(1) - state["mean"]) @ state["whiten"]).view(images.shape)
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        return ((images.float().flatten(1) - self.mean) @ self.whiten).view(images.shape)
 
 
 def _covariance(rows: Iterator[Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -327,11 +360,11 @@ def _places(count: int, choices: int, generator: torch.Generator) -> Tensor:
     return torch.randint(choices, (count,), generator=generator)
 
 
-@dataclass(frozen=True, kw_only=True)
+@AUGMENT.entry("shift")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Shift(AugmentOp):
     """Translate by a whole number of pixels, uniform in -pixels..pixels on each axis; ``fill`` what comes into view."""
 
-    name = "shift"
     pixels: int = _count()
     fill: float = _real(0.0)
 
@@ -340,42 +373,42 @@ class Shift(AugmentOp):
             raise ValueError(f"shift: pixels is {self.pixels}; expected less than {min(shape[1:])}, the shorter side")
         return shape
 
-    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
         count, _, height, width = images.shape
         padded = F.pad(images, (self.pixels,) * 4, value=self.fill)
         top, left = (_places(count, 2 * self.pixels + 1, generator) for _ in range(2))
         return _windows(padded, height, width, top, left)
 
 
-@dataclass(frozen=True, kw_only=True)
+@AUGMENT.entry("flip")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Flip(AugmentOp):
     """Mirror left to right with probability one half."""
 
-    name = "flip"
-
-    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
         flipped = _places(len(images), 2, generator).bool().to(images.device, non_blocking=True)
         return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
-@dataclass(frozen=True, kw_only=True)
+@AUGMENT.entry("crop")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Crop(AugmentOp):
     """Cut ``size`` x ``size`` pixels at a uniformly random place."""
 
-    name = "crop"
     size: int = _count()
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         return _cropped_shape(self, self.size, shape)
 
-    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
         count, _, height, width = images.shape
         top = _places(count, height - self.size + 1, generator)
         left = _places(count, width - self.size + 1, generator)
         return _windows(images, self.size, self.size, top, left)
 
 
-@dataclass(frozen=True, kw_only=True)
+@AUGMENT.entry("affine")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Affine(AugmentOp):
     """The planar distortions of LeCun et al. 1998: translation, scaling, squeezing, horizontal shear.
 
@@ -392,7 +425,6 @@ class Affine(AugmentOp):
     share of images left exactly as they are, drawn for each, is then 0.1.
     """
 
-    name = "affine"
     fill: float = _real()
     translate: float = _non_negative(2.0)  # pixels
     scale: float = _non_negative(0.1)
@@ -400,7 +432,7 @@ class Affine(AugmentOp):
     shear: float = _non_negative(0.2)
     originals: float = _share(0.0)
 
-    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
         draws = torch.rand((5, len(images)), generator=generator, dtype=torch.float64) * 2 - 1
         theta = self.sampling_matrices(draws, images.shape[2], images.shape[3]).to(images.device, torch.float32)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -424,7 +456,8 @@ class Affine(AugmentOp):
         return torch.stack([first, second], dim=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@AUGMENT.entry("pca_colour")
+@dataclass(kw_only=True, eq=False, repr=False)
 class PCAColour(AugmentOp):
     """AlexNet's colour noise (section 4.1): add sum_i a_i sigma_i p_i to every pixel, with a_i ~ N(0, std) per image.
 
@@ -433,7 +466,6 @@ class PCAColour(AugmentOp):
     Krizhevsky's cuda-convnet2 multiplies by the standard deviation, and so do we.
     """
 
-    name = "pca_colour"
     measures = ("axes",)
     std: float = _positive(0.1)
 
@@ -442,50 +474,90 @@ class PCAColour(AugmentOp):
             raise ValueError(f"pca_colour: the images have {shape[0]} channels; expected 3")
         return shape
 
-    def fit(self, batches: Iterator[Tensor]) -> State:  # noqa: D102
+    def fit(self, batches: Iterator[Tensor]) -> None:  # noqa: D102
         _, covariance = _covariance(batch.transpose(0, 1).flatten(1).T for batch in batches)
         values, vectors = np.linalg.eigh(covariance)
         # An eigenvector's sign is the library's whim: make its largest component positive.
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(3)])
-        return {"axes": torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0))).float()}  # columns sigma_i p_i
+        self.axes = torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0))).float()  # columns sigma_i p_i
 
-    def apply(self, images: Tensor, generator: torch.Generator, state: State) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
         noise = torch.randn((len(images), 3), generator=generator) * self.std
-        colour = noise.to(images.device, non_blocking=True) @ state["axes"].T
+        colour = noise.to(images.device, non_blocking=True) @ self.axes.T
         return images + colour[:, :, None, None].to(images.dtype)
 
 
-# --- from params.yaml to operations ------------------------------------------------------------------------------
+# --- chains of operations ----------------------------------------------------------------------------------------
 
-PREPROCESS_OPS: dict[str, type[PreprocessOp]] = {
-    op.name: op for op in (CenterCrop, GCN, MeanSubtract, Pad, Raw, Resize, Scale, Standardise, ZCA)
-}
-AUGMENT_OPS: dict[str, type[AugmentOp]] = {op.name: op for op in (Affine, Crop, Flip, PCAColour, Shift)}
+
+class Chain(nn.ModuleList):
+    """Operations, one after the other; their buffers are named ``<position>.<measure>``."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return super().__iter__()
+
+    def restore(self, state: Mapping[str, Tensor]) -> Self:
+        """Take the buffers from ``state``, a state dict, in place of fitting; ValueError where its names differ."""
+        names = sorted(name for name, _ in self.named_buffers())
+        if sorted(state) != names:
+            raise ValueError(f"the state holds {sorted(state)}; expected {names}")
+        self.load_state_dict(dict(state), assign=True)
+        return self
+
+
+class Preprocess(Chain):
+    """``preprocess(images)``: uint8 (N, C, H, W) to float32 (N, C, H', W'), on the images' device."""
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Apply the operations; float32 even under autocast, where the whitening matrix would lose its digits."""
+        with torch.autocast(images.device.type, enabled=False):
+            for op in self:
+                images = op(images)
+            return images.float()
+
+
+class Augment(Chain):
+    """``augment(images, generator)``: a random variant of each preprocessed image; the generator is a CPU one."""
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Apply the operations; the number of draws depends on the operations and the batch size alone."""
+        with torch.autocast(images.device.type, enabled=False):
+            for op in self:
+                images = op(images, generator)
+            return images
+
+    @property
+    def crop_size(self) -> int | None:
+        """Side of the crop that training sees, or None where it sees whole images."""
+        sizes = [op.size for op in self if isinstance(op, Crop)]
+        return sizes[-1] if sizes else None
+
 
 Spec = Sequence[Mapping[str, Mapping[str, Any] | None]]
-OpT = TypeVar("OpT", bound=Op)
 
 
-def build_preprocess(spec: Spec) -> list[PreprocessOp]:
-    """Check a ``preprocess`` list and construct its operations; ValueError says in one line what is wrong."""
-    ops = _build(spec, PREPROCESS_OPS)
+def build_preprocess(spec: Spec) -> Preprocess:
+    """Check a ``preprocess`` list and construct its operations, not fitted yet; ValueError for what is wrong in it."""
+    ops = _build(spec, PREPROCESS)
     changed_by = None
     for op in ops:
         if changed_by and op.reads_pixels:
             raise ValueError(f"{op.name} comes after {changed_by}; expected before it, as it reads pixels 0..255")
         if op.changes_values:
             changed_by = op.name
-    return ops
+    return Preprocess(ops)
 
 
-def build_augment(spec: Spec) -> list[AugmentOp]:
-    """Check an ``augment`` list and construct its operations; ValueError says in one line what is wrong."""
-    return _build(spec, AUGMENT_OPS)
+def build_augment(spec: Spec) -> Augment:
+    """Check an ``augment`` list and construct its operations, not fitted yet; ValueError for what is wrong in it."""
+    return Augment(_build(spec, AUGMENT))
 
 
 def _build(spec: Spec, known: Mapping[str, type[OpT]]) -> list[OpT]:
     if not isinstance(spec, list | tuple):
-        raise ValueError(f"{show(spec)} is no list; expected operations like [{{{next(iter(known))}: {{...}}}}]")
+        raise ValueError(f"{show(spec)} is no list; expected operations like [{{{min(known)}: {{...}}}}]")
     return [_construct(item, known) for item in spec]
 
 
@@ -494,15 +566,17 @@ def _construct(item: Any, known: Mapping[str, type[OpT]]) -> OpT:
         raise ValueError(f"{show(item)} is no operation; expected a mapping with one key, like {{flip: {{}}}}")
     ((name, arguments),) = item.items()
     if name not in known:
-        raise ValueError(f"{show(name)} is no known operation; expected one of {', '.join(known)}")
+        raise ValueError(f"{show(name)} is no known operation; expected one of {', '.join(sorted(known))}")
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, Mapping):
         raise ValueError(f"{name}: arguments are {show(arguments)}; expected a mapping")
     fields = {field.name: field for field in dataclasses.fields(known[name])}
     for key, value in arguments.items():
         if key not in fields:
-            told = key if str(key).isidentifier() else show(key)
-            raise ValueError(f"{name}: {told} is {show(value)}; expected {_signature(fields)}")
+            raise ValueError(
+                f"{name}: {key if str(key).isidentifier() else show(key)} is {show(value)}; "
+                f"expected {_signature(fields)}"
+            )
     for key, field in fields.items():
         if field.default is MISSING and key not in arguments:
             raise ValueError(f"{name}: {key} is missing; expected {field.metadata['allowed']}")
@@ -513,123 +587,38 @@ def _signature(fields: Mapping[str, Any]) -> str:
     return f"no argument but {', '.join(fields)}" if fields else "no argument"
 
 
-def output_shape(ops: Sequence[Op], shape: Shape) -> Shape:
+def output_shape(ops: Chain, shape: Shape) -> Shape:
     """(C, H, W) after ``ops``, in order; ValueError when an operation cannot take what reaches it."""
     for op in ops:
         shape = op.output_shape(shape)
     return shape
 
 
-# --- fitted chains -----------------------------------------------------------------------------------------------
-
-
-class _Fitted(Generic[OpT]):
-    """Operations with what they measured on train: plain tensors, by ``<position>.<name>.<measure>``."""
-
-    def __init__(self, ops: Sequence[OpT], states: Sequence[State]) -> None:
-        self.ops = tuple(ops)
-        self.states = [dict(state) for state in states]
-
-    @classmethod
-    def restore(cls, ops: Sequence[OpT], state: Mapping[str, Tensor]) -> Self:
-        """Rebuild from ``state_dict()``, without the training images."""
-        fitted = cls(ops, [{} for _ in ops])
-        fitted.load_state_dict(state)
-        return fitted
-
-    def state_dict(self) -> State:
-        """Every measured tensor; empty where nothing is measured."""
-        return {f"{prefix}.{key}": state[key] for prefix, state, key in self._slots()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over measured tensors; ValueError unless the names are exactly those of these operations."""
-        slots = {f"{prefix}.{key}": (own, key) for prefix, own, key in self._slots()}
-        if set(slots) != set(state):
-            raise ValueError(f"the state holds {sorted(state)}; expected {sorted(slots)}")
-        for name, (own, key) in slots.items():
-            own[key] = state[name]
-
-    def _slots(self) -> Iterator[tuple[str, State, str]]:
-        for position, (op, state) in enumerate(zip(self.ops, self.states, strict=True)):
-            for key in op.measures:
-                yield f"{position}.{op.name}", state, key
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the measured tensors; returns itself."""
-        for state in self.states:
-            for key in state:
-                state[key] = state[key].to(device)
-        return self
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """(C, H, W) of the result for images of ``shape``."""
-        return output_shape(self.ops, shape)
-
-
-class FittedPreprocess(_Fitted[PreprocessOp]):
-    """``preprocess(images)``: uint8 (N, C, H, W) to float32 (N, C, H', W'), on the images' device."""
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Apply the operations; float32 even under autocast, where the whitening matrix would lose its digits."""
-        with torch.autocast(images.device.type, enabled=False):
-            for op, state in zip(self.ops, self.states, strict=True):
-                images = op.apply(images, state)
-            return images.float()
-
-
-class FittedAugment(_Fitted[AugmentOp]):
-    """``augment(images, generator)``: a random variant of each preprocessed image; the generator is a CPU one."""
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Apply the operations; how far ``generator`` moves depends on the operations and the batch size alone."""
-        with torch.autocast(images.device.type, enabled=False):
-            for op, state in zip(self.ops, self.states, strict=True):
-                images = op.apply(images, generator, state)
-            return images
-
-    @property
-    def crop_size(self) -> int | None:
-        """Side of the crop that training sees, or None where it sees whole images."""
-        sizes = [op.size for op in self.ops if isinstance(op, Crop)]
-        return sizes[-1] if sizes else None
+# --- fitting on the training images ------------------------------------------------------------------------------
 
 
 def fit(
-    ops: Sequence[PreprocessOp], images: Images, indices: Indices | None = None, chunk: int | None = None
-) -> FittedPreprocess:
-    """Fit ``ops`` on ``images[indices]`` (all of them by default), reading no other image.
-
-    Each operation that measures takes one pass over the images, ``chunk`` at a time (by default as many as keep a
-    chunk's float64 within 32 MiB), through the operations before it. It all happens on the CPU, whatever device
-    trains: ``.to(device)`` comes afterwards. Raises ValueError when the images are not uint8 (N, C, H, W), there are
-    none, or an operation cannot take their shape.
-    """
-    output_shape(ops, _shape_of(images))
-    places = _places_of(images, indices)
-    fitted = FittedPreprocess([], [])
-    for op in ops:
-        # The operation's batches come through the chain as it stands before the operation joins it.
-        state = op.fit(_batches(images, places, chunk, fitted))
-        fitted = FittedPreprocess([*fitted.ops, op], [*fitted.states, state])
-    return fitted
-
-
-def fit_augment(
-    ops: Sequence[AugmentOp],
-    preprocess: FittedPreprocess,
+    preprocess: Preprocess,
     images: Images,
     indices: Indices | None = None,
     chunk: int | None = None,
-) -> FittedAugment:
-    """Fit ``ops`` on the preprocessed ``images[indices]``; reads them only if an operation measures something.
+    *,
+    augment: Augment | None = None,
+) -> None:
+    """Fit ``preprocess``, then ``augment`` on what it returns, on ``images[indices]`` (by default all).
 
-    As ``fit``, on the CPU: call it before ``preprocess.to(device)``.
+    Each operation that measures reads these images once, ``chunk`` at a time (by default as many as keep a chunk's
+    float64 within 32 MiB), through the operations before it. It all happens on the CPU, whatever device trains:
+    ``.to(device)`` comes afterwards. Raises ValueError when the images are not uint8 (N, C, H, W), there are none, or
+    an operation cannot take their shape.
     """
-    output_shape([*preprocess.ops, *ops], _shape_of(images))
+    augment = augment or Augment()
+    output_shape(augment, output_shape(preprocess, _shape_of(images)))
     places = _places_of(images, indices)
-    return FittedAugment(ops, [op.fit(_batches(images, places, chunk, preprocess)) for op in ops])
+    for number, op in enumerate(preprocess):
+        op.fit(_batches(images, places, chunk, Preprocess(preprocess[:number])))
+    for op in augment:
+        op.fit(_batches(images, places, chunk, preprocess))
 
 
 def _shape_of(images: Images) -> Shape:
@@ -651,10 +640,10 @@ def _places_of(images: Images, indices: Indices | None) -> NDArray[np.int64] | N
 
 
 def _batches(
-    images: Images, places: NDArray[np.int64] | None, chunk: int | None, preprocess: FittedPreprocess
+    images: Images, places: NDArray[np.int64] | None, chunk: int | None, preprocess: Preprocess
 ) -> Iterator[Tensor]:
     """The chosen images in their order, ``chunk`` at a time, preprocessed; lazy, so unread where nothing measures."""
-    values = math.prod(preprocess.output_shape(_shape_of(images)))
+    values = math.prod(output_shape(preprocess, _shape_of(images)))
     chunk = chunk or max(1, CHUNK_VALUES // values)
     for start in range(0, len(images) if places is None else len(places), chunk):
         part = images[start : start + chunk] if places is None else images[places[start : start + chunk]]

@@ -1,4 +1,4 @@
-"""The views of a test image whose predicted probabilities an evaluation averages, one view at a time."""
+"""Test-time augmentation: the views of an image whose predicted probabilities an evaluation averages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pipelines.data.transforms import FittedAugment, center_crop
+from pipelines.data.transforms import Augment, center_crop
 
 VIEWS = ("single", "random", "ten_crop")
 RANDOM_VIEWS = 6  # ConvNetJS's CIFAR-10 demo (demo/js/images-demo.js)
@@ -17,7 +17,7 @@ def views(
     images: Tensor,
     kind: str,
     *,
-    augment: FittedAugment | None = None,
+    augment: Augment | None = None,
     generator: torch.Generator | None = None,
     count: int = RANDOM_VIEWS,
     size: int | None = None,

@@ -1,4 +1,4 @@
-"""The test images behind the cells of several seeds' confusion matrices: which are kept, and how large."""
+"""Which test images are kept behind the cells of several seeds' confusion matrices, and at which size."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 A_CELL = 10  # images of a cell, from each seed
 PIXELS = 64  # of a side; larger images are shrunk
-MOST = 3000  # distinct images of a benchmark; beyond it fewer are kept of each cell
+MOST = 3000  # distinct images of a benchmark
 
 Positions = NDArray[np.int64]
 
 
 def behind(cells: NDArray[np.int64], a_cell: int = A_CELL) -> Positions:
-    """Positions, rising, of images that show each cell of each seed: ``a_cell`` of them, or all that it has.
+    """Positions, rising, of ``a_cell`` images of each cell of each seed, or of all that the cell has.
 
-    ``cells`` (S, N) holds for each of S seeds and N images the number of a cell. Of a cell's images those come first
-    that most seeds put there, then the first of the file: so that few images serve all seeds.
+    ``cells`` (S, N) holds the number of a cell for each of S seeds and N images. Images that many seeds put into the
+    cell come first, then the first of the file: so few images serve all seeds.
     """
     kept = np.zeros(cells.shape[1], dtype=bool)
     for mine in cells:
@@ -31,9 +31,9 @@ def behind(cells: NDArray[np.int64], a_cell: int = A_CELL) -> Positions:
 
 
 def bounded(actual: NDArray[np.int64], predicted: NDArray[np.int64], classes: int, most: int = MOST) -> Positions:
-    """The same for ``actual`` (N,) and ``predicted`` (S, N), at most ``most``: fewer a cell, where need be.
+    """The same for ``actual`` (N,) and ``predicted`` (S, N), at most ``most`` images, with fewer of a cell if need be.
 
-    Where even one a cell is too many, the images of the commonest errors.
+    Where even one image of each cell is too many, those of the commonest errors.
     """
     cells = actual * classes + predicted
     for a_cell in range(A_CELL, 0, -1):

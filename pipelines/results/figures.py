@@ -1,4 +1,7 @@
-"""The confusion matrix as a picture, for the places that hold pictures: MLflow's artifacts and its image grid."""
+"""Figures as pictures, for MLflow's artifacts and its image grid. A figure is one function and one line in ``FIGURES``.
+
+Those that a browser draws, on the page and in MLflow's explorer, are listed in ``page/page.js``.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.results.reader import Outcome
+
 INCHES = 6.4  # edge of the picture
 DPI = 125  # 800 × 800 pixels
 LABELLED = 20  # classes up to which every cell carries its figure and every row its name
 DARK = 0.55  # shade above which the figure in a cell is written in white
 INK = "#16202b"
-LONGEST, LONGEST_TITLE = 20, 52  # characters of a class name, and of what stands above the matrix
-FONT = "DejaVu Sans"  # which comes along with matplotlib
-# A dollar sign is one; and a user's matplotlibrc changes no letter.
+LONGEST, LONGEST_TITLE = 20, 52  # characters of a class name, and of the title
+FONT = "DejaVu Sans"  # part of matplotlib
+# A dollar sign starts no formula, and a user's matplotlibrc changes no letter.
 PLAIN = {"text.parse_math": False, "text.usetex": False, "font.family": FONT}
+
+
+def confusion(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
+    """The confusion matrix of all seeds together, as the bytes of a PNG."""
+    counts: NDArray[np.int64] = np.sum([trial.confusion for trial in outcome.trials], axis=0)
+    return confusion_figure(counts, outcome.classes, title=title, subtitle=subtitle)
+
+
+FIGURES = {"confusion": confusion}  # by the name of its file
 
 
 def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title: str, subtitle: str) -> bytes:
     """
     Draw a confusion matrix and return it as the bytes of a PNG.
 
-    **counts** (C, C): rows actual, columns predicted. **classes**: C names in that order, whatever they hold.
+    **counts** (C, C): rows actual, columns predicted. **classes**: C names in that order, of any characters.
 
     Each cell shows its share of its row in per cent, so the diagonal reads as recall and rows of different support
     compare. The shade is the square root of the share: a confusion of 1 % stays visible beside a diagonal of 99 %.
@@ -87,7 +101,7 @@ def label_cells(axes: Any, share: NDArray[np.float64], shade: NDArray[np.float64
 
 
 def drawable(name: str, limit: int) -> str:
-    """A text of at most **limit** characters, all of them in the font; those that are not, by their number."""
+    """A text of at most **limit** characters; those that the font lacks are written by their number."""
     from matplotlib.font_manager import findfont, get_font
 
     letters = get_font(findfont(FONT)).get_charmap()

@@ -7,15 +7,15 @@ The table stands between the comments ``<!-- ledger -->`` and ``<!-- end -->``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.command import arguments
 from pipelines.command.errors import UserError, guard
-from pipelines.results.page.outcomes import LedgerRow
-from pipelines.results.page.words import NONE, figure
+from pipelines.results.ledger import LedgerRow
+from pipelines.results.words import NONE, figure
 
 README = Path("README.md")
 BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -68,7 +68,7 @@ def rewritten(text: str, folder: Path) -> str:
 
 def main() -> None:
     """Rewrite the table in place."""
-    argparse.ArgumentParser(prog="python -m pipelines.results.readme", description=__doc__.splitlines()[0]).parse_args()
+    arguments.Parser(prog="python -m pipelines.results.readme", description=__doc__.splitlines()[0]).parse_args()
     README.write_text(rewritten(README.read_text(encoding="utf-8"), Path("results")), encoding="utf-8")
 
 

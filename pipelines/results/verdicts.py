@@ -1,4 +1,4 @@
-"""What may be said of a claim, given the seeds that were run: an interval, a margin and one word.
+"""Statistical verdict on a claim: interval over seeds, margin from its test set.
 
 The interval is Student's t at 95 % on the mean over seeds. The margin is the claim's own sampling error: the source
 measured one figure on ``test_images`` images, so a rerun of the same net may differ from it by the binomial
@@ -19,20 +19,19 @@ holds is the verdict (an accuracy claim is read as the mirror image: higher is b
 7   anything else: the interval straddles ``c + m``                 inconclusive
 ==  ==============================================================  ==============
 
-Two seeds have no interval: Student's t, with one degree of freedom, would make it 13 times as wide as they are apart,
-and a percentage has no room for that. Their figures are reported one by one.
+Two seeds have no interval: with one degree of freedom, Student's t would make it 13 times as wide as their difference,
+wider than a percentage can be. Their figures are reported one by one.
 
-The margin is the claim's error alone, as if on images of its own. Most claims were measured on the very test images
-that ours are: the two then share some of that luck, how much is not known. The interval has the luck of the seeds, and
-not that of the test images. Where both are of images that were trained on (``evaluation.claimed_on``), *better* means:
-better remembered.
+The margin treats the claim's test images as a sample of its own. Most claims were measured on the test images that we
+use: the two errors are then correlated, by an unknown amount. The interval covers the variance over seeds, not over
+test images. Where both figures are of training images (``evaluation.claimed_on``), *better* means better memorised.
 
-Three decisions are in it. *Better* needs the whole interval to lie below the claim **and its margin**: below the claim
-alone could be the luck of the source's test set. The rules are one-sided: an interval that starts below
-``c - m`` and ends inside the margin is `reproduced`, never `inconclusive`. A short budget that gets there is held to
-the same five seeds as the published one, and to nothing else: who needs fewer epochs has still reproduced the figure.
+Three decisions. *Better* needs the whole interval below the claim **and its margin**: below the claim alone could be
+chance in the source's test set. The rules are one-sided: an interval that starts below ``c - m`` and ends inside the
+margin is `reproduced`, never `inconclusive`. A short budget that reaches the claim needs the same five seeds as the
+published one, and nothing more: a net that needs fewer epochs has reproduced the figure.
 
-Seeds that all give the same figure have an interval of no width, which is then compared as a point.
+Seeds that all give the same figure have an interval of no width, which is compared as a point.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""MLflow: what is recorded, and the helper process that sends it."""
+"""MLflow: the records of trials and benchmarks, and the helper process that sends them."""

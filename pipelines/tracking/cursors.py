@@ -1,8 +1,7 @@
-"""What one tracking server has got: its address, the cursor, and the lock that lets one process send at a time."""
+"""One tracking server: its address, the cursor of what it has, and the lock that lets one process send at a time."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -12,18 +11,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
+from filelock import FileLock, Timeout
+
 from pipelines.command.errors import UserError
-from pipelines.tracking import limits, records, waiting
+from pipelines.tracking import limits, records
 from pipelines.tracking.records import Record
-from pipelines.tracking.waiting import DamagedError, Spool, digest
+from pipelines.tracking.spool import Spool, digest
 from pipelines.training import store
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 EXPECTED = "expected http://HOST:PORT, https://HOST:PORT, or sqlite:/// and the path of a file"
-# What else MLflow takes, apart from its plugins; "" is a plain path.
+# Other schemes of MLflow, apart from its plugins'; "" is a plain path.
 SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
-LONGEST_LINE = 240  # characters of what a library or a server says
-LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/*)?(?P<login>.*)@", re.DOTALL)  # of what no parser takes for an address
+LONGEST_LINE = 240  # characters of a message from a library or a server
+LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/*)?(?P<login>.*)@", re.DOTALL)  # in text that can't be parsed as an address
 
 
 def _named() -> str:
@@ -36,7 +37,7 @@ def address(project: Path) -> str:
 
 
 def tracking_uri(project: Path) -> str:
-    """The ``address``; UserError when there can't be a server or a database at it, be it away or not."""
+    """The ``address``; UserError for one at which there can be neither a server nor a database."""
     uri = address(project)
     file = sqlite_file(uri)
     directory = file is not None and os.path.isdir(file)
@@ -73,7 +74,7 @@ def _of_a_plugin(scheme: str) -> bool:
 
 
 def safe(uri: str) -> str:
-    """The URI without user and password, fit to be printed. Never raises: of what is no URI, all before an @ goes."""
+    """The URI without user and password, to be printed. Never raises: text that is no URI loses all before an @."""
     if uri.startswith("sqlite:"):
         return uri
     parts = _split(uri)
@@ -83,7 +84,7 @@ def safe(uri: str) -> str:
 
 
 def _split(uri: str) -> SplitResult | None:
-    """The parts of the URI; None when it can't be told which of them is secret."""
+    """The parts of the URI; None when the secret ones can't be told from the others."""
     try:
         parts = urlsplit(uri)
         _ = parts.port  # a password with a slash in it ends where the port should be
@@ -94,7 +95,7 @@ def _split(uri: str) -> SplitResult | None:
 
 
 def _secrets(uri: str) -> set[str]:
-    """The password in the URI, as it stands there and as it is meant."""
+    """The password in the URI, quoted and unquoted."""
     if uri.startswith("sqlite:"):
         return set()
     parts, found = _split(uri), LOGIN.match(uri)
@@ -117,14 +118,14 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def place(uri: str) -> str:
-    """What is at the URI, which is ``safe``, in words."""
+    """The server or database at the URI, which is ``safe``, in words."""
     file = sqlite_file(uri)
     return f"MLflow at {uri}" if file is None else f"MLflow's database {file}"
 
 
 @dataclass(kw_only=True)
 class Cursor:
-    """What the server at one URI has got; ``store/tracking/<hash of the URI>.json``."""
+    """A record of what the server at one URI has: ``store/tracking/<hash of the URI>.json``."""
 
     path: Path
     uri: str
@@ -136,8 +137,8 @@ class Cursor:
         path = spool.store / "tracking" / f"{digest(safe(uri))}.json"
         cursor, file = cls(path=path, uri=safe(uri)), sqlite_file(uri)
         try:
-            runs = (waiting.load(path) or {}).get("runs")
-        except DamagedError:  # as good as none: the server is asked what it has
+            runs = store.read_json(path).get("runs")
+        except UserError:  # none, or a damaged one: the server is asked what it has
             runs = None
         if isinstance(runs, dict) and (file is None or os.path.exists(file)):
             cursor.runs = {identity: entry for identity, entry in runs.items() if _sound(entry)}
@@ -159,7 +160,7 @@ class Cursor:
 
 
 def _sound(entry: object) -> bool:
-    """Whether an entry is one; what is lost with another, the server knows."""
+    """Whether an entry can be used; without one, the server is asked."""
     if not isinstance(entry, dict) or not isinstance(entry.get("run_id"), str):
         return False
     sent = entry.get("sent")
@@ -176,34 +177,37 @@ def _is_number(mark: str) -> bool:
 
 
 def arrived(name: str, mark: str, sent: str | None) -> bool:
-    """Whether a part is there in this state; of a curve the server may have more than a resumed trial."""
+    """Whether a part is there in this state; a server may have more of a curve than a resumed trial."""
     if name == "curve":
         return float(sent or 0) >= float(mark)
     return sent == mark
 
 
 def pending(spool: Spool, uri: str) -> list[Record]:
-    """What the server at **uri** lacks, as far as is remembered here; nothing is asked of it."""
+    """The runs that the server at **uri** lacks by the cursor; the server is not asked."""
     cursor = Cursor.of(spool, uri)
     return [record for record in records.gather(spool)[0] if cursor.lacks(record)]
 
 
 @contextmanager
 def alone(cursor: Cursor) -> Iterator[bool]:
-    """Whether this process is the only one sending to that server; the kernel lets go when it dies."""
+    """Whether this process is the only one sending to that server; the kernel releases the lock when it dies."""
     path = cursor.path.with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()
 
 
 def clean(message: str, uri: str) -> str:
-    """The first line of a message, without what is secret in the URI and what moves a cursor."""
+    """The first line of a message, without the secrets in the URI and without control characters."""
     lines = message.strip().splitlines() or ["no reason given"]
     line = lines[0].replace(uri, safe(uri))
     for secret in _secrets(uri):

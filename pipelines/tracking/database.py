@@ -1,4 +1,4 @@
-"""MLflow's own sqlite database, where no server is named: what is wrong with it, and where its artifacts lie."""
+"""MLflow's own sqlite database, used where no server is named: its faults in words, and the place of its artifacts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ARTIFACTS = "mlartifacts"  # the directory beside the database
-BUSY_S = 3.0  # how long another process may write before it is said; MLflow itself would wait 20 s for each call
+BUSY_S = 3.0  # to wait for another process that writes; MLflow itself would wait 20 s in each call
 OTHER_VERSION = (
     "it is of another version of MLflow; `mlflow db upgrade` with its address brings an older one up to date"
 )
-# By the beginning of sqlite's name of the error, and by what MLflow says of a schema.
-REASONS = {
-    "SQLITE_BUSY": "another process keeps it locked",
-    "SQLITE_LOCKED": "another process keeps it locked",
-    "SQLITE_READONLY": "it is read-only",
-    "SQLITE_PERM": "it is read-only",
-    "SQLITE_FULL": "no space left on its disk",
-    "SQLITE_NOTADB": "it is no database; expected one of sqlite",
-    "SQLITE_CORRUPT": "it is damaged",
-    "SQLITE_IOERR": "its disk can't be read or written",
-    "SQLITE_CANTOPEN": "it can't be opened for writing",
-}
 SCHEMA = re.compile(
     "out-of-date database schema|Can't locate revision|no such (table|column)|"
     r"table \w+ already exists|duplicate column"
@@ -34,28 +22,24 @@ SCHEMA = re.compile(
 
 
 def reason(error: BaseException) -> str | None:
-    """What is wrong with the database, in plain words; None where the error is none of a database."""
+    """The fault of the database in sqlite's words; None where the error has another cause."""
     behind = list(chain(error))
-    for one in behind:
-        if isinstance(one, sqlite3.Error):
-            name = getattr(one, "sqlite_errorname", "")
-            for beginning, words in REASONS.items():
-                if name.startswith(beginning):
-                    return words
     if any(SCHEMA.search(str(one)) for one in behind):
         return OTHER_VERSION
-    return next((str(one.orig) for one in behind if getattr(one, "orig", None)), None)  # type: ignore[attr-defined]
+    of_sqlite = [str(one) for one in behind if isinstance(one, sqlite3.Error)]
+    of_others = [str(one.orig) for one in behind if getattr(one, "orig", None)]  # type: ignore[attr-defined]
+    return next(iter(of_sqlite + of_others), None)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those behind it."""
+    """The error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def check(file: Path) -> None:
-    """Raise sqlite3.Error unless the database can be written now: at once, where MLflow tries again for minutes."""
+    """Raise sqlite3.Error at once unless the database can be written now; MLflow would try again for minutes."""
     with closing(_open(file)) as database:
         database.execute("BEGIN IMMEDIATE")
         database.execute("ROLLBACK")
@@ -66,17 +50,17 @@ def _open(file: Path) -> sqlite3.Connection:
 
 
 def artifacts(file: Path) -> Path:
-    """Where the artifacts of the runs in the database lie. A link to a database leads to the artifacts beside that."""
+    """The directory of the artifacts of the runs in the database, beside the file that a link leads to."""
     return Path(os.path.realpath(file)).parent / ARTIFACTS
 
 
 def bring_home(file: Path, tag: str) -> Path | None:
     """
-    Have a database that was copied or moved keep its artifacts beside it; returns where it kept them, if elsewhere.
+    Have a copied or moved database keep its artifacts beside it; returns their place until now, if that was elsewhere.
 
-    MLflow writes absolute paths into it, so the copy of a project would overwrite the artifacts of the original, and
-    has no call to change them: that is done here, in one transaction. Only experiments with **tag** are looked at, and
-    only those whose artifacts lie in a directory ``mlartifacts``: others are not ours.
+    MLflow stores absolute paths and has no call to change them, so the copy of a project would overwrite the artifacts
+    of the original. One transaction changes them, for experiments with **tag** whose artifacts lie in a directory
+    ``mlartifacts``.
     """
     home, was = artifacts(file), None
     with closing(_open(file)) as database:

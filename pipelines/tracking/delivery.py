@@ -1,27 +1,35 @@
-"""The MLflow side of tracking: sends what a server lacks, and remembers what it has got.
+"""The MLflow side of tracking: sends what a server lacks, and remembers what it has.
 
-Runs in a process of its own (see ``helper``), so it may hang or be killed at any moment. Nothing is doubled
-by what is sent twice: a run is found again by its tag, an artifact replaces what is at its path, and of metrics and
-params the server is asked what it has.
+Runs in a process of its own (see ``helper``), so it may hang or be killed at any moment. Sending twice doubles nothing:
+a run is found again by its tag, an artifact replaces the one at its path, and the server is asked which metrics, params
+and figures a run has.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.tracking import database, limits, records, shared_views
+from pipelines.tracking import database, limits, records
 from pipelines.tracking.cursors import Cursor, alone, arrived, is_remote, sqlite_file
 from pipelines.tracking.probe import AwayError, Bounded, RefusedError, answers, probe, reach_local
 from pipelines.tracking.records import IDENTITY, Part, Point, Record
-from pipelines.tracking.waiting import DamagedError, Spool
+from pipelines.tracking.spool import Spool
+from pipelines.training.store import DamagedError
 
+OURS = "convnet_benchmarks"  # the tag of an experiment of ours
+DESCRIPTION = (
+    "Benchmarks on {dataset}: one run each, its trials below it (+). `explorer.html` of a run shows its confusion "
+    "matrices, its learning curves and the figures of each class.\n\nThe step of a metric counts "
+    f"{records.STEP}; `train/epoch` counts epochs."
+)
 BATCH = 900  # metrics a call; MLflow takes 1000 metrics, params and tags together
 ENVIRONMENT = {  # a user's own settings stand
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -45,16 +53,18 @@ class Sender:
         self.experiments: dict[str, str] = {}  # name: id
         self.refused: dict[str, str] = {}  # identity: why, in this round
         self.sent: list[str] = []  # identities, in this round
-        self.served: set[str] = set()  # ids of the runs of which the cursor tells all there is
+        self.served: set[str] = set()  # ids of the runs for which the cursor is known to be right
         self.came_from: Path | None = None  # where a copied database kept its artifacts until now
 
-    def round(self, *, verify: bool = False, told: Callable[[str, str], None] = lambda identity, name: None) -> bool:
+    def round(
+        self, *, verify: bool = False, announce: Callable[[str, str], None] = lambda identity, name: None
+    ) -> bool:
         """
-        Send what is lacking; False when another process is at it. Raises AwayError, and RefusedError where it wants
-        none of it.
+        Send what is lacking; False when another process is sending. Raises AwayError, and RefusedError where the server
+        takes nothing.
 
-        **verify** asks the server even when by the cursor it has got everything. **told** hears identity and name of
-        each run that is sent.
+        **verify** asks the server even when it has everything by the cursor. **announce** is called with the identity
+        and the name of each run that is sent.
         """
         self.sent, self.refused = [], {}
         with alone(Cursor.of(self.spool, self.uri)) as mine:
@@ -65,7 +75,7 @@ class Sender:
                     try:
                         self._connect()
                         for record in self._lacking(cursor, everything):
-                            self._send(cursor, record, told)
+                            self._send(cursor, record, announce)
                     except AwayError:
                         self._forget()  # it may come back as another server
                         raise
@@ -79,17 +89,17 @@ class Sender:
 
     def _connect(self) -> None:
         if is_remote(self.uri):
-            probe(self.uri)  # every round: a dead server is found out without importing MLflow
+            probe(self.uri)  # every round: a dead server costs no import of MLflow
         if self.client is None:
             client, file = connect(self.uri), sqlite_file(self.uri)
             with answers(self.uri):
-                client.search_experiments(max_results=1)  # whatever it holds against all there is, a login first
+                client.search_experiments(max_results=1)  # raises what would stop every run, a login first
                 if file is not None:
-                    self.came_from = database.bring_home(file, shared_views.OURS)
+                    self.came_from = database.bring_home(file, OURS)
             self.client = client
 
     def _lacking(self, cursor: Cursor, everything: list[Record]) -> list[Record]:
-        """Experiments are made or found, and the cursor is set right, before the first run is."""
+        """The records to send, once their experiments are there and the cursor agrees with the server."""
         for name in dict.fromkeys(record.experiment for record in everything):
             if name not in self.experiments:
                 mine = [record for record in everything if record.experiment == name]
@@ -104,28 +114,25 @@ class Sender:
         return [record for record in everything if record.identity not in self.refused and cursor.lacks(record)]
 
     def _experiment(self, name: str) -> str:
-        """The id of the experiment, which is made when it is not there and has the views that the dashboard links."""
-        file, views = sqlite_file(self.uri), shared_views.experiment_views()
+        """The id of the experiment, which is made when it is not there, and restored when it was deleted."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            folder = limits.folder(name)
-            where = None if file is None else (database.artifacts(file) / folder).as_uri()
-            about = {"mlflow.note.content": shared_views.description(name)}
-            tags = {"mlflow.experimentKind": "custom_model_development", **about, **views}
+            file = sqlite_file(self.uri)
+            where = None if file is None else (database.artifacts(file) / limits.folder(name)).as_uri()
+            tags = {OURS: "true", "mlflow.note.content": DESCRIPTION.format(dataset=limits.name(name))}
             return str(self.client.create_experiment(name, artifact_location=where, tags=tags))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        for key, value in views.items():
-            if found.tags.get(key) != value:
-                self.client.set_experiment_tag(found.experiment_id, key, value)
+        if OURS not in found.tags:
+            self.client.set_experiment_tag(found.experiment_id, OURS, "true")
         return str(found.experiment_id)
 
     def _recall(self, cursor: Cursor, experiment: str, mine: list[Record]) -> None:
         """
-        Compare the cursor with the runs that the server has: the server is right.
+        Correct the cursor by the runs on the server.
 
-        A run made just before a crash is taken up again. A run whose server lost it (a new database at the old
-        address) is sent anew. A run that somebody deleted in MLflow stays deleted.
+        A run made just before a crash is taken up again. A run that the server lost (a new database at the old address)
+        is sent anew. A run that somebody deleted in MLflow stays deleted.
         """
         from mlflow.entities import ViewType
 
@@ -149,15 +156,15 @@ class Sender:
                 cursor.runs[record.identity] = {"run_id": info.run_id, "sent": {}}
         cursor.save()
 
-    def _send(self, cursor: Cursor, record: Record, told: Callable[[str, str], None]) -> None:
+    def _send(self, cursor: Cursor, record: Record, announce: Callable[[str, str], None]) -> None:
         try:
             with answers(self.uri):
                 self._deliver(cursor, record)
-        except (RefusedError, DamagedError) as error:  # of this run alone: it says no, or a file behind it is damaged
+        except (RefusedError, DamagedError) as error:  # of this run alone
             self.refused[record.identity] = f"{record.name}: {error}"
         else:
             self.sent.append(record.identity)
-            told(record.identity, record.name)
+            announce(record.identity, record.name)
 
     def _deliver(self, cursor: Cursor, record: Record) -> None:
         entry = cursor.runs.get(record.identity)
@@ -169,22 +176,13 @@ class Sender:
         else:
             held = Held.of(self.client.get_run(entry["run_id"]))
         run_id, sent = entry["run_id"], entry["sent"]
-        parts: list[Part] = []
-        files: dict[str, bytes] = {}
-        damaged: str | None = None
-        for part in record.parts:
-            if not arrived(part.name, part.mark, sent.get(part.name)):
-                try:
-                    files |= part.files()
-                except Exception as error:  # of this part alone: a file behind it is damaged
-                    damaged = damaged or str(error)
-                else:
-                    parts.append(part)
+        lacking = [part for part in record.parts if not arrived(part.name, part.mark, sent.get(part.name))]
+        parts, files, damaged = _with_files(lacking)
         if any(part.name == "head" for part in parts):
             self._log_dataset(run_id, record)
         if parts:
             self._log(run_id, parts, self._lacks(run_id, held, parts, sent.get("curve")), held)
-            self._log_files(run_id, files)
+            self._log_files(run_id, files, held)
         if sent.get("status") != record.status or record.status == "FINISHED":
             self._end(run_id, record)
         entry["sent"] = {**sent, **{part.name: part.mark for part in parts}, "status": record.status}
@@ -195,10 +193,10 @@ class Sender:
 
     def _lacks(self, run_id: str, held: Held, parts: list[Part], done: str | None) -> list[Point]:
         """
-        The points of the parts that the run has not.
+        The points of the parts that the run lacks.
 
-        A file that is written again has another time, and a resumed trial goes through some epochs a second time:
-        MLflow would show both. **done** is how far the curve is there by the cursor, which may be lost or behind.
+        A file that is written again has another time, and a resumed trial repeats some epochs: MLflow would show both.
+        **done** is the epoch up to which the curve was sent by the cursor, which may be lost or behind.
         """
         points = []
         last, curves = records.step(float(done or 0)), {}
@@ -238,7 +236,7 @@ class Sender:
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
     def _log(self, run_id: str, parts: list[Part], points: list[Point], held: Held) -> None:
-        """Send several parts in as few calls as MLflow allows. A param can't change, so one that is there stays."""
+        """Send several parts in as few calls as MLflow allows; a param can't change, so the first value stays."""
         from mlflow.entities import Metric, Param, RunTag
 
         params: dict[str, str] = {}
@@ -258,13 +256,28 @@ class Sender:
         for start in range(0, len(rest), BATCH):
             self.client.log_batch(run_id, rest[start : start + BATCH])
 
-    def _log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+    def _log_files(self, run_id: str, files: Mapping[str, bytes], held: Held) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for path, content in files.items():
-                target = Path(folder) / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
-                self.client.log_artifact(run_id, str(target), os.path.dirname(path) or None)
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.write_bytes(content)
+                self.client.log_artifact(run_id, str(path))
+                if path.suffix == ".png":
+                    self._log_picture(run_id, path, held)
+
+    def _log_picture(self, run_id: str, path: Path, held: Held) -> None:
+        """
+        Add a figure to the image grid, which shows the last one of each key.
+
+        ``log_image`` gives each upload a new name: a tag of ours names the figure that the run has.
+        """
+        from PIL import Image
+
+        key, version = f"figures/{path.stem}", hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        if held.tags.get(f"sent.{key}") != version:
+            with Image.open(path) as image:
+                self.client.log_image(run_id, image.convert("RGB"), key=key)
+            self.client.set_tag(run_id, f"sent.{key}", version)
 
     def _end(self, run_id: str, record: Record) -> None:
         if record.ended is None:
@@ -273,26 +286,41 @@ class Sender:
             self.client.set_terminated(run_id, record.status, milliseconds(record.ended))
 
 
+def _with_files(lacking: Sequence[Part]) -> tuple[list[Part], dict[str, bytes], str | None]:
+    """The parts whose files can be made, their files, and the error of the first of the others."""
+    parts: list[Part] = []
+    files: dict[str, bytes] = {}
+    damaged = None
+    for part in lacking:
+        try:
+            files |= part.files()
+            parts.append(part)
+        except Exception as error:
+            damaged = damaged or str(error)
+    return parts, files, damaged
+
+
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """What a run has got: the latest value of each metric, and its params."""
+    """What a run has: the latest value of each metric, its params and its tags."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Any) -> Held:
         """Of a run of MLflow's."""
-        return cls(metrics=run.data.metrics, params=run.data.params)
+        return cls(metrics=run.data.metrics, params=run.data.params, tags=run.data.tags)
 
 
 def same(one: float | None, other: float) -> bool:
-    """Whether two values of a metric are the same, also where they are no numbers."""
+    """Whether two values of a metric are the same; NaN is the same as NaN."""
     return one == other or (one is not None and math.isnan(one) and math.isnan(other))
 
 
 def milliseconds(seconds: float) -> int:
-    """A time as MLflow takes it."""
+    """A time in MLflow's unit."""
     return int(1000 * seconds)
 
 
@@ -318,7 +346,7 @@ def connect(uri: str) -> Any:
 
 def _create_sqlite(file: Path) -> None:
     """Under a temporary name: this takes seconds, and half a schema under the final name would never mend."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.tracking import MlflowClient
 
     file = file.absolute()
     for left in file.parent.glob(f"{file.name}.new.*"):  # of a process that was killed
@@ -326,8 +354,7 @@ def _create_sqlite(file: Path) -> None:
     temporary = file.with_name(f"{file.name}.new.{os.getpid()}")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.touch()  # where that can't be, MLflow would try for minutes
-    made = SqlAlchemyStore(f"sqlite:///{temporary}", str(database.artifacts(file)))
-    made.engine.dispose()
+    MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
     os.replace(temporary, file)
 
 

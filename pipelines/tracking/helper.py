@@ -1,9 +1,9 @@
-"""Tracking with MLflow, best effort: what the disk holds is sent when a server is there to take it.
+"""Tracking with MLflow, best effort: a server gets what lies on the disk whenever it is there to take it.
 
-    python -m pipelines.tracking            # send now what is waiting, and say what was sent
+    python -m pipelines.tracking            # send now what is waiting, and print what was sent
 
 A stage calls ``sync`` at its end; ``follow`` keeps a server up to date while trials train. Both leave the work to a
-process of its own, which can hang, fail and be killed without a trial noticing, and which keeps MLflow (a second of
+process of its own, which can hang, fail and be killed without harm to a trial, and which keeps MLflow (a second of
 imports, 240 MB) out of the stage. Results never depend on it: tracking is written, never read.
 
 The run store and the stages' outputs are the spool, so nothing is lost while a server is away: the next call sends it.
@@ -25,34 +25,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.command import arguments
 from pipelines.command.errors import UserError
 from pipelines.tracking import delivery, limits, records
 from pipelines.tracking.cursors import Cursor, address, clean, pending, place, safe, tracking_uri
 from pipelines.tracking.delivery import Sender
-from pipelines.tracking.probe import AwayError, LoginError
-from pipelines.tracking.waiting import Spool
+from pipelines.tracking.probe import AwayError, LoginError, be_patient
+from pipelines.tracking.spool import Spool
 
 DEADLINE_S = 30.0  # for a server that answers, but slowly; one that does not answer is given up in less than 5
 INTERVAL_S = 30.0
 LONGEST_LINE = 400  # characters, of a problem with a file
 FINISH = "finish\n"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncResult:
-    """What became of an attempt to send."""
+    """The outcome of an attempt to send."""
 
     uri: str  # without credentials
     sent: int = 0  # runs that got something new
     trials_waiting: int = 0
     benchmarks_waiting: int = 0
-    away: str | None = None  # what can be said of a server that can't be reached, gives no answer, or wants a login
+    away: str | None = None  # predicate of a server that can't be reached, gives no answer, or wants a login
     slow: bool = False  # it was given up while it still answered
     refused: str | None = None  # the first run that could not be sent whole, and why
-    failed: str | None = None  # why none could be, though nobody is away: the address is none
+    failed: str | None = None  # why nothing could be sent at all, for another reason
     problems: tuple[str, ...] = ()  # files that can't be tracked
     busy: bool = False  # another process is sending to the same server
-    came_from: str | None = None  # where a database that was copied kept its artifacts until now
+    came_from: str | None = None  # where a copied database kept its artifacts until now
 
     @property
     def line(self) -> str | None:
@@ -76,25 +78,23 @@ class SyncResult:
     def waiting(self) -> str:
         """How much is still to be sent, in words."""
         counts = {"trial": self.trials_waiting, "benchmark": self.benchmarks_waiting}
-        words = [f"{n} {what}{'s' if n > 1 else ''}" for what, n in counts.items() if n]
-        total = sum(counts.values())
-        return f"{' and '.join(words) or 'nothing'} wait{'s' if total == 1 else ''}"
+        words = [f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n]
+        return f"{' and '.join(words) or 'nothing'} wait{'s' if sum(counts.values()) == 1 else ''}"
 
 
 def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncResult:
     """
     Send what the tracking server lacks; return within **deadline_s**, whatever the server does. Never raises.
 
-    Costs some 20 ms when there is nothing to send. A server that does not answer is left alone at once; what is not
-    sent waits in the spool.
+    Costs some 20 ms when there is nothing to send. What is not sent waits in the spool.
     """
     spool = spool or Spool.here()
     try:
         if not pending(spool, tracking_uri(spool.project)):
             return _result(spool)
-        with _Helper(spool, interval_s=None) as helper:
+        with _Helper(spool) as helper:
             return helper.finish(deadline_s)
-    except Exception as error:  # best effort: whatever it is, it must not end a stage
+    except Exception as error:  # best effort: a stage never ends by it
         return _failed(spool, error)
 
 
@@ -105,8 +105,8 @@ def follow(
     """
     Keep the server up to date while the block runs, and send the rest at its end.
 
-    Yields a list that holds the result once the block is left. When the block's process dies, however it dies, the
-    helper ends with it.
+    Yields a list that holds the result once the block is left. The helper ends with the block's process, however that
+    ends.
     """
     spool = spool or Spool.here()
     results: list[SyncResult] = []
@@ -116,11 +116,11 @@ def follow(
     try:
         yield results
     except BaseException:
-        deadline_s = min(deadline_s, 5.0)  # an interrupted stage tells the server if that is quick
+        deadline_s = min(deadline_s, 5.0)  # an interrupted stage does not keep a person waiting
         raise
     finally:
         try:
-            with helper or _Helper(spool, interval_s=None) as last:
+            with helper or _Helper(spool) as last:
                 results.append(last.finish(deadline_s))
         except Exception as error:
             results.append(_failed(spool, error))
@@ -133,23 +133,18 @@ class _Helper:
         self,
         spool: Spool,
         *,
-        interval_s: float | None,
+        interval_s: float | None = None,
         verify: bool = False,
-        told: Callable[[str], None] = lambda name: None,
+        announce: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """**told** hears the name of each run that is sent, in another thread."""
-        self.spool, self.told = spool, told
+        """**announce** is called with the name of each run that is sent, in another thread."""
+        self.spool, self.announce = spool, announce
         self.sent: set[str] = set()  # identities
-        self.ended: dict[str, Any] | None = None  # what it said at its end
-        order = {
-            "spool": spool.pack(),
-            "uri": tracking_uri(spool.project),
-            "interval_s": interval_s,
-            "verify": verify,
-        }
-        root = str(Path(__file__).resolve().parents[2])
+        self.outcome: dict[str, Any] | None = None
+        folders = {name: str(folder) for name, folder in vars(spool).items()}
+        order = {"spool": folders, "uri": tracking_uri(spool.project), "interval_s": interval_s, "verify": verify}
         environment = {**delivery.ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.tracking", "--helper"],
             stdin=subprocess.PIPE,
@@ -172,12 +167,12 @@ class _Helper:
                 pipe.close()  # type: ignore[union-attr]
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a helper that is gone shows in what it does not say
+        with contextlib.suppress(OSError):  # a helper that is gone leaves no outcome
             self.process.stdin.write(text)  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]
 
     def finish(self, deadline_s: float | None) -> SyncResult:
-        """Let it send the rest; what it says, or how far it came when it is not done in time."""
+        """Let it send the rest, and return its outcome; after **deadline_s**, how far it came."""
         self._write(FINISH)
         reader = threading.Thread(target=self._listen, daemon=True)
         reader.start()
@@ -186,25 +181,23 @@ class _Helper:
         if late:
             self.process.kill()
             reader.join()
-        if self.ended is not None:
-            return _result(self.spool, self.sent, **self.ended)
-        if late:
-            return _result(self.spool, self.sent, slow=True)
-        return _result(self.spool, self.sent, failed=f"the sending process ended with status {self.process.wait()}")
+        if self.outcome is None and not late:
+            self.outcome = {"failed": f"the sending process ended with status {self.process.wait()}"}
+        return _result(self.spool, self.sent, **({"slow": True} if self.outcome is None else self.outcome))
 
     def _listen(self) -> None:
         with contextlib.suppress(ValueError, OSError):  # a line that is cut off
             for line in self.process.stdout:  # type: ignore[union-attr]
-                said = json.loads(line)
-                if "sent" in said:
-                    self.sent.add(said["sent"])
-                    self.told(said["name"])
+                message = json.loads(line)
+                if "sent" in message:
+                    self.sent.add(message["sent"])
+                    self.announce(message["name"])
                 else:
-                    self.ended = said
+                    self.outcome = message
 
 
-def _result(spool: Spool, sent: Collection[str] = (), **said: Any) -> SyncResult:
-    """What is left by the cursor, after **sent** (identities) and what else is **said** of it."""
+def _result(spool: Spool, sent: Collection[str] = (), **outcome: Any) -> SyncResult:
+    """The outcome, with the runs that the cursor still lacks after those **sent** (identities)."""
     uri = address(spool.project)
     gathered, problems = records.gather(spool)
     cursor = Cursor.of(spool, uri)
@@ -216,12 +209,12 @@ def _result(spool: Spool, sent: Collection[str] = (), **said: Any) -> SyncResult
         trials_waiting=kinds.count("trial"),
         benchmarks_waiting=kinds.count("benchmark"),
         problems=tuple(limits.name(line, LONGEST_LINE) for line in problems),
-        **said,
+        **outcome,
     )
 
 
 def _failed(spool: Spool, error: Exception) -> SyncResult:
-    """Of an attempt that ended with **error**, which may come from whatever this asks in its turn. Never raises."""
+    """The result of an attempt that ended with **error**; reading the spool again may end with it too. Never raises."""
     uri = address(spool.project)
     reason = str(error) if isinstance(error, UserError) else clean(f"{type(error).__name__}: {error}", uri)
     try:
@@ -231,7 +224,7 @@ def _failed(spool: Spool, error: Exception) -> SyncResult:
 
 
 def helper_main() -> None:
-    """The helper: reads its order, sends round by round until told to finish, says how it went."""
+    """The helper: reads its order, sends round by round until it is to finish, and prints the outcome."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     order = json.loads(sys.stdin.readline())
     if order["interval_s"] is not None:
@@ -245,26 +238,26 @@ def helper_main() -> None:
             os._exit(1)
 
     threading.Thread(target=listen, daemon=True).start()
-    sender = Sender(Spool.unpack(order["spool"]), order["uri"])
-    interval, said = order["interval_s"], {}
+    sender = Sender(Spool(**{name: Path(folder) for name, folder in order["spool"].items()}), order["uri"])
+    interval, outcome = order["interval_s"], {}
     while interval is not None and not finish.wait(interval):
-        said = _round(sender)
-        if finish.is_set() and "away" in said:  # it was given its time just now
+        outcome = _round(sender)
+        if finish.is_set() and "away" in outcome:  # it has just had its time
             break
     else:
-        said = _round(sender, verify=order["verify"])
-    print(json.dumps(said), flush=True)
-    os._exit(0)  # MLflow's threads, and those that a server left hanging, have nothing left to say
+        outcome = _round(sender, verify=order["verify"])
+    print(json.dumps(outcome), flush=True)
+    os._exit(0)  # MLflow's threads, and those that a server left hanging, need not end
 
 
 def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
-    """One round, each run named on the standard output; how it went."""
+    """One round, which prints each run that is sent; returns its outcome."""
 
-    def tell(identity: str, name: str) -> None:
+    def announce(identity: str, name: str) -> None:
         print(json.dumps({"sent": identity, "name": name}), flush=True)
 
     try:
-        mine = sender.round(verify=verify, told=tell)
+        mine = sender.round(verify=verify, announce=announce)
     except (AwayError, LoginError) as error:
         return {"away": str(error)}
     except Exception as error:
@@ -276,7 +269,8 @@ def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
 def replay(spool: Spool) -> None:
     """Send everything now, naming each run; UserError when something stays behind."""
     uri, began = tracking_uri(spool.project), time.monotonic()
-    with _Helper(spool, interval_s=None, verify=True, told=lambda name: print(f"sent {name}", flush=True)) as helper:
+    be_patient()
+    with _Helper(spool, verify=True, announce=lambda name: print(f"sent {name}", flush=True)) as helper:
         result = helper.finish(None)
     if result.busy:
         raise UserError(f"another process is sending to {place(safe(uri))} right now; run this again in a moment")
@@ -295,10 +289,10 @@ def replay(spool: Spool) -> None:
 
 def main() -> None:
     """Send what is waiting."""
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="python -m pipelines.tracking",
-        description="Send to MLflow what waits in the run store, and say what was sent. $MLFLOW_TRACKING_URI names the "
-        "server; without it, mlflow.db.",
+        description="Send to MLflow what waits in the run store, and print what was sent. $MLFLOW_TRACKING_URI names "
+        "the server; without it, mlflow.db.",
     )
     parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)  # the process that sync starts
     if parser.parse_args().helper:

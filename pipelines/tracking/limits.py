@@ -1,4 +1,4 @@
-"""What MLflow takes for names and values: whatever else there is, is sent in an escaped or a shortened form."""
+"""The limits of MLflow on names and values: text beyond them is escaped or shortened."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def value(text: str, limit: int) -> str:
-    """A text of at most **limit** characters, one that is longer with a word on its length; control characters show."""
+    """A text of at most **limit** characters, with the length of a longer one; control characters are escaped."""
     text = UNSENDABLE.sub(_escape, text)
     if len(text) <= limit:
         return text
-    told = f" … ({len(text):,} characters in all)"
-    return text[: limit - len(told)] + told
+    length = f" … ({len(text):,} characters in all)"
+    return text[: limit - len(length)] + length
 
 
 def name(text: str, limit: int = NAME) -> str:

@@ -1,4 +1,4 @@
-"""A tracking server as something that may be dead, hang, drip bytes, want a login, or be none: it is given ANSWER_S."""
+"""A tracking server that may be dead, hang, drip bytes, want a login, or be something else: it has ANSWER_S."""
 
 from __future__ import annotations
 
@@ -13,45 +13,52 @@ from typing import Any, TypeVar
 
 from pipelines.tracking import database
 from pipelines.tracking.cursors import clean, is_remote
-from pipelines.tracking.waiting import DamagedError
+from pipelines.training.store import DamagedError
 
-# For one answer, however it comes. A dead server is to cost a stage 5 s at most: this, and what starting a process and
+# For one answer, however it comes. A dead server costs a stage 5 s at most: this, and what starting a process and
 # importing MLflow take.
 ANSWER_S = 2.5
+PATIENT_S = 30.0  # for the commands that do nothing but talk to a server
+VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # a user's own wish, which MLflow follows too
 BYTES_A_SECOND = 100_000  # more time for an upload through a slow line
-ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # what only MLflow answers; /health says less
+ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # only MLflow answers it; /health proves less
 LONGEST_ANSWER = 10_000_000  # bytes of that; one experiment and its tags
 LOCAL = ("localhost", "127.0.0.1", "::1")
 LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-LATER = (408, 429)  # statuses below 500 that say: not now
+LATER = (408, 429)  # statuses below 500 that mean: try again
 T = TypeVar("T")
 
 
 class AwayError(Exception):
-    """The server does not answer, or not in time; what is not sent stays in the spool. Its text is a predicate."""
+    """The server does not answer, or not in time; the rest stays in the spool. Its text is a predicate."""
 
 
 class RefusedError(Exception):
-    """The server answered, and does not want this; its text is the reason."""
+    """The server answered, and refused; its text is the reason."""
 
 
 class LoginError(RefusedError):
-    """It wants a login, or another one; the text is a predicate again."""
+    """The server requires a login, or another one; the text is a predicate again."""
 
 
 def patience() -> float:
     """Seconds for one answer; more where a user gives MLflow more."""
     try:
-        return float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", ANSWER_S))
+        return float(os.environ.get(VARIABLE, ANSWER_S))
     except ValueError:
         return ANSWER_S
 
 
+def be_patient() -> None:
+    """Have this process and its children wait longer for each answer: a person waits for it, and no stage."""
+    os.environ.setdefault(VARIABLE, f"{PATIENT_S:g}")
+
+
 def within(seconds: float, call: Callable[[], T]) -> T:
     """
-    What **call** returns or raises, or AwayError after **seconds**, whatever it waits for.
+    Return or raise the outcome of **call**, or AwayError after **seconds**.
 
-    A timeout of requests counts from byte to byte and leaves out the look-up of the name. The thread that hangs is left
+    A timeout of requests counts from byte to byte and leaves out the look-up of the name. A hanging thread is left
     behind; it ends with the process.
     """
     future: Future[T] = Future()
@@ -92,7 +99,7 @@ class Bounded:
 
 
 def reach_local() -> None:
-    """Have this process and its children ask no proxy for servers on this machine: none would lead back to it."""
+    """Have this process and its children use no proxy for servers on this machine."""
     named = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").strip()
     hosts = [host.strip() for host in named.split(",") if host.strip()]
     if named != "*":
@@ -100,7 +107,7 @@ def reach_local() -> None:
 
 
 def probe(uri: str) -> None:
-    """Raise AwayError unless MLflow answers at **uri** in time; that it wants a login is an answer."""
+    """Raise AwayError unless MLflow answers at **uri** in time; the demand of a login is an answer."""
     reach_local()
     status, body = within(patience(), lambda: _ask(uri))
     if status >= 500 or status in LATER:
@@ -148,7 +155,7 @@ def _ask(uri: str) -> tuple[int, bytes]:
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """Turn what MLflow, requests and databases raise into AwayError (try later) or RefusedError (it said no)."""
+    """Turn what MLflow, requests and databases raise into AwayError (try later) or RefusedError (do not)."""
     try:
         yield
     except (AwayError, RefusedError, DamagedError):
@@ -163,8 +170,8 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
 
     status = _status(error)
     if status in (401, 403):
-        said = re.search(r"Response body: '([^'<]{1,80})'", str(error))
-        words = f"{status}, {said[1]}" if said and status == 403 else str(status)
+        body = re.search(r"Response body: '([^'<]{1,80})'", str(error))
+        words = f"{status}, {body[1]}" if body and status == 403 else str(status)
         return LoginError(clean(f"{'wants a login' if status == 401 else 'denies access'} ({words}; {LOGIN})", uri))
     if status is not None and status < 500 and status not in LATER:
         return RefusedError(clean(str(error), uri))

@@ -1,39 +1,42 @@
-"""Minibatches for boosting by filtering: a committee of three, trained one after the other.
+"""Minibatches for boosting by filtering: an ensemble of three, trained one after the other.
 
-The first member trains as any network does. The second trains on augmented images of which the first gets half wrong
-and half right, the third on augmented images on which those two disagree. Drucker, Schapire and Simard, "Boosting
+The first member trains as any network does. The second trains on augmented images of which the first classifies half
+correctly, the third on augmented images on which those two disagree. Drucker, Schapire and Simard, "Boosting
 performance in neural networks", 1993 (summarised in NIPS 5); LeCun et al. 1998, section III.C.
 
-A member's patterns are looked for once, when its turn comes, and are a pure function of the seed and of the weights of
-the members before it, which no longer change. They are not saved: a trial that is resumed in the middle looks through
-the same candidates again, finds the same patterns, and goes on bit for bit.
+A member's examples are selected once, when its turn comes. They are a pure function of the seed and of the weights of
+the earlier members, which no longer change, and are not saved: a trial that resumes in the middle selects the same
+examples again, and goes on bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.command.errors import UserError
-from pipelines.config.schedules import Boosting
 from pipelines.data.batches import Batches, stream
+from pipelines.training import schedules
+
+if TYPE_CHECKING:
+    from pipelines.config.schedules import Boosting
 
 MEMBERS = 3
-LOOK = 256  # candidates at a time
+AT_A_TIME = 256  # candidates
 
 
 def members(model: nn.Module) -> list[nn.Module]:
-    """The networks of a committee; none where the model is a single one."""
+    """The networks of an ensemble; none where the model is a single one."""
     held = getattr(model, "members", None)
     return list(held) if isinstance(held, nn.ModuleList) else []
 
 
 @dataclass(frozen=True)
-class Patterns:
+class Examples:
     """Images (n, C, H, W) float32, preprocessed and augmented, and their labels (n,) int64."""
 
     images: Tensor
@@ -42,37 +45,37 @@ class Patterns:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, places: Tensor) -> Patterns:
-        return Patterns(self.images[places], self.labels[places])
+    def __getitem__(self, places: Tensor) -> Examples:
+        return Examples(self.images[places], self.labels[places])
 
 
 class Pool:
-    """Patterns gathered bit by bit, in the order in which they come, up to ``limit`` of them."""
+    """Examples collected in the order in which they come, up to ``limit`` of them."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.size = limit, 0
-        self.parts: list[Patterns] = []
+        self.parts: list[Examples] = []
 
-    def add(self, found: Patterns, wanted: Tensor, *, at_most: int | None = None) -> None:
-        """Take those of ``found`` that ``wanted`` (n,) bool says, up to a size of ``at_most`` in all."""
+    def add(self, examples: Examples, wanted: Tensor, *, at_most: int | None = None) -> None:
+        """Add those of ``examples`` where ``wanted`` (n,) is true, up to a size of ``at_most`` in all."""
         room = (self.limit if at_most is None else at_most) - self.size
-        part = found[wanted.nonzero()[:room, 0]]  # a copy: a view would keep all that were found
+        part = examples[wanted.nonzero()[:room, 0]]  # a copy: a view would keep all candidates in memory
         self.parts.append(part)
         self.size += len(part)
 
-    def first(self, count: int) -> Patterns:
+    def first(self, count: int) -> Examples:
         """The first ``count``, which may be 0."""
         images, labels = [part.images for part in self.parts], [part.labels for part in self.parts]
-        return Patterns(torch.cat(images)[:count], torch.cat(labels)[:count])
+        return Examples(torch.cat(images)[:count], torch.cat(labels)[:count])
 
 
 class BoostedBatches(Batches):
-    """``Batches`` for a committee: an epoch has as many of them for every member, each of its own patterns.
+    """``Batches`` for an ensemble: an epoch has equally many for every member, each of the member's own examples.
 
-    ``data`` and ``settings`` are those of ``Batches``. ``members`` are the networks as they are trained; ``stretch`` is
-    how much faster than published the trial goes through ``boosting``, as through the schedule; ``where`` names
-    ``boosting`` in an error. A member's patterns are at most as many as there are training images, and only those of
-    the present one are kept.
+    ``data`` and ``settings`` are those of ``Batches``. ``members`` are the networks in training; ``stretch`` is how
+    much faster than published the trial runs through ``boosting``, as through the schedule; ``where`` names
+    ``boosting`` in an error. A member has at most as many examples as there are training images, and only the present
+    member's are in memory.
     """
 
     def __init__(
@@ -80,42 +83,42 @@ class BoostedBatches(Batches):
     ) -> None:
         super().__init__(*data, **settings)
         self.boosting, self.members, self.stretch, self.where = boosting, members, stretch, where
-        self._patterns: tuple[int, Patterns] | None = None  # of a member
+        self._examples: tuple[int, Examples] | None = None  # of a member
         self._places: tuple[tuple[int, int], Tensor] | None = None  # of a member and epoch
 
     def member(self, epoch: int, number: int) -> int:
-        """Who trains on a batch; the same words as the module's (``Classifier.prepare_step``)."""
-        return self.boosting.member((epoch + number / len(self)) * self.stretch)
+        """The member that trains on a batch, by the formula of ``Classifier.prepare_step``."""
+        return schedules.member(self.boosting, (epoch + number / len(self)) * self.stretch)
 
-    def patterns(self, member: int) -> Patterns:
-        """What ``member``, the second or third, trains on; UserError where there is less than one batch of it."""
-        if self._patterns is None or self._patterns[0] != member:
-            self._patterns = self._places = None  # the memory of the last ones first
-            self._patterns = member, self._filter(member)
-        return self._patterns[1]
+    def examples(self, member: int) -> Examples:
+        """The examples of ``member``, the second or third; UserError where there is less than one batch of them."""
+        if self._examples is None or self._examples[0] != member:
+            self._examples = self._places = None  # free the memory of the last member's first
+            self._examples = member, self._filter(member)
+        return self._examples[1]
 
     def _load(self, chosen: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
-        """For the later members, ``chosen`` only says how many."""
+        """For the later members, ``chosen`` only sets the size."""
         member = self.member(epoch, number)
         if member == 0:
             return super()._load(chosen, epoch, number)
         first = number * self.batch
-        drawn = self.patterns(member)[self._visited(member, epoch)[first : first + len(chosen)]]
+        drawn = self.examples(member)[self._visited(member, epoch)[first : first + len(chosen)]]
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return drawn.images.contiguous(memory_format=layout), drawn.labels
 
     def _visited(self, member: int, epoch: int) -> Tensor:
-        """Places among the patterns as ``epoch`` visits them: all of them again and again, in a new order each time."""
+        """Places among the examples as ``epoch`` visits them: all of them again and again, reshuffled each time."""
         if self._places is None or self._places[0] != (member, epoch):
             generator = torch.Generator().manual_seed(stream(self.seed, "order", member, epoch))
-            count, needed = len(self.patterns(member)), len(self.positions)
-            passes = [torch.randperm(count, generator=generator) for _ in range(-(-needed // count))]
-            self._places = (member, epoch), torch.cat(passes)[:needed].to(self.labels.device)
+            count, needed = len(self.examples(member)), len(self.positions)
+            rounds = [torch.randperm(count, generator=generator) for _ in range(-(-needed // count))]
+            self._places = (member, epoch), torch.cat(rounds)[:needed].to(self.labels.device)
         return self._places[1]
 
     @torch.no_grad()
-    def _filter(self, member: int) -> Patterns:
-        """Look through the candidates until all are seen, or as many are found as there are training images."""
+    def _filter(self, member: int) -> Examples:
+        """Select from the candidates, until none is left or there are as many examples as training images."""
         earlier, halves = self.members[:member], member == 1
         for net in earlier:
             net.eval()  # for good: they are not trained again
@@ -129,24 +132,26 @@ class BoostedBatches(Batches):
                 easy.add(seen, ~wanted, at_most=hard.size)
             if (easy if halves else hard).size == limit:
                 break
-        found = 2 * easy.size if halves else hard.size
-        if found < self.batch:
-            which = "that the first member gets half wrong" if halves else "on which the first two members disagree"
-            raise UserError(
-                f"{self.where}.candidates is {self.boosting.candidates}; expected more: they gave {found} patterns "
-                f"{which}, and a batch takes {self.batch}"
-            )
+        self._require_a_batch(2 * easy.size if halves else hard.size, halves)
         if not halves:
-            return hard.first(found)
+            return hard.first(hard.size)
         wrong, right = hard.first(easy.size), easy.first(easy.size)
-        return Patterns(torch.cat([wrong.images, right.images]), torch.cat([wrong.labels, right.labels]))
+        return Examples(torch.cat([wrong.images, right.images]), torch.cat([wrong.labels, right.labels]))
 
-    def candidates(self, member: int) -> Iterator[Patterns]:
-        """Augmented training images, pass after pass in a new order, some of which ``member`` is given."""
+    def _require_a_batch(self, count: int, halves: bool) -> None:
+        if count < self.batch:
+            raise UserError(
+                f"{self.where}.candidates is {self.boosting.candidates}; expected more: they gave {count} examples "
+                + ("that the first member classifies half correctly" if halves else "on which the first two disagree")
+                + f", and a batch takes {self.batch}"
+            )
+
+    def candidates(self, member: int) -> Iterator[Examples]:
+        """Augmented training images, one shuffled round after another, from which ``member``'s are selected."""
         left, number = max(1, round(self.boosting.candidates / self.stretch)), 0
         while left:
             generator = torch.Generator().manual_seed(stream(self.seed, "candidates", member, number))
             order = torch.randperm(len(self.positions), generator=generator)[:left]
-            for chosen in self.positions[order].to(self.labels.device).split(LOOK):
-                yield Patterns(self.augment(self.preprocess(self.images[chosen]), generator), self.labels[chosen])
+            for chosen in self.positions[order].to(self.labels.device).split(AT_A_TIME):
+                yield Examples(self.augment(self.preprocess(self.images[chosen]), generator), self.labels[chosen])
             left, number = left - len(order), number + 1

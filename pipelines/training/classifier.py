@@ -1,29 +1,46 @@
-"""How a model is trained: loss, optimiser and schedule, as one LightningModule."""
+"""A model in training: loss, optimiser and schedule, as one LightningModule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.config.params import Recipe
-from pipelines.data.batches import Batches, Chunk, stream
+from pipelines.data.batches import stream
+from pipelines.training import schedules
 from pipelines.training.losses import build_loss
 from pipelines.training.optimisers import build_optimiser
-from pipelines.training.sdlm import SDLM
+
+if TYPE_CHECKING:
+    from pipelines.config.recipes import Recipe
+    from pipelines.data.batches import Batches, Chunk
+    from pipelines.training.losses import Loss
+
+
+@runtime_checkable
+class SecondOrder(Protocol):
+    """An optimiser that estimates second derivatives before each epoch (``sdlm.SDLM``)."""
+
+    samples: int  # images that an estimate takes
+    examples: int  # of the minibatch at hand, over all workers
+
+    def estimate(self, model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> None:
+        """Second derivatives anew, from images (N, C, H, W) and labels (N,)."""
+
+    def divisors(self) -> list[Tensor]:
+        """The estimate's tensors."""
 
 
 class Classifier(pl.LightningModule):
     """A model under its recipe.
 
-    Lightning hands over chunks of minibatches (``Chunks``), and the module steps through them itself: its hooks, once a
-    step, took longer than the step of a small network. The epoch's sums stay on the device until ``drain`` is called
-    once an epoch: a value fetched every step would cost a synchronisation, and Lightning's ``self.log`` half a
-    millisecond.
+    Lightning passes chunks of minibatches (``Chunks``), and the module itself steps through them: Lightning's hooks,
+    once a step, took longer than the step of a small network. The epoch's sums stay on the device until ``drain``, once
+    an epoch: fetching a value every step would cost a synchronisation, and Lightning's ``self.log`` half a millisecond.
     """
 
     def __init__(
@@ -36,7 +53,7 @@ class Classifier(pl.LightningModule):
         seed: int = 0,
         rank: int = 0,
     ) -> None:
-        """``steps`` an epoch; ``stretch`` is how much faster than published the schedule is gone through."""
+        """``steps`` an epoch; ``stretch`` is how much faster than published the trial runs through the schedule."""
         super().__init__()
         self.automatic_optimization = False
         self.model, self.recipe = model, recipe
@@ -49,46 +66,47 @@ class Classifier(pl.LightningModule):
         self.seen = 0  # images of this worker, in this process
 
     def on_train_start(self) -> None:
-        """The sums live where the model does."""
+        """Move the sums to the model's device."""
         self.loss_sum, self.wrong = self.loss_sum.to(self.device), self.wrong.to(self.device)
 
     def training_step(self, chunk: Chunk, batch_idx: int) -> Tensor:
-        """A step of the optimiser for each minibatch of the chunk; the last one's loss, a scalar."""
+        """A step of the optimiser for each minibatch of the chunk; returns the last one's loss, a scalar."""
         optimiser = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimiser, torch.optim.Optimizer)
         if chunk.first == 0:
             self.prepare_epoch(optimiser, self.trainer.train_dataloader.loader, chunk.epoch)
+        second_order = optimiser if isinstance(optimiser, SecondOrder) else None  # once: the check is slow
         for number, (images, labels) in enumerate(chunk.minibatches, chunk.first):
             self.prepare_step(optimiser, chunk.epoch, number)
             loss = self.judge(images, labels)
             optimiser.zero_grad()
             self.manual_backward(loss)
-            if isinstance(optimiser, SDLM):
-                optimiser.patterns = len(labels) * _world()
+            if second_order is not None:
+                second_order.examples = len(labels) * _world()
             optimiser.step()
         return loss.detach()
 
     def prepare_epoch(self, optimiser: torch.optim.Optimizer, loader: Batches, epoch: int) -> None:
-        """Second derivatives for an optimiser that works with them; one resumed within an epoch has kept them.
+        """Second derivatives for an optimiser that needs them; a trial resumed within an epoch has them already.
 
-        Every worker sees the same samples; rank 0's are taken, as a GPU's sums are not the same twice. It is no hook of
-        Lightning's: that of the epoch's start is passed over where a trial resumes at the end of the one before.
+        Every worker sees the same samples; all take rank 0's estimate, as a GPU's sums vary from run to run.
+        Lightning's own hook of the epoch's start does not serve: it is skipped where a trial resumes between epochs.
         """
-        if isinstance(optimiser, SDLM):
-            optimiser.estimate(self.model, self.loss, *loader.samples(self.recipe.optimiser.samples, epoch))
+        if isinstance(optimiser, SecondOrder):
+            optimiser.estimate(self.model, self.loss, *loader.samples(optimiser.samples, epoch))
             if _world() > 1:
                 for divisor in optimiser.divisors():
                     dist.broadcast(divisor, src=0)
 
     def prepare_step(self, optimiser: torch.optim.Optimizer, epoch: int, number: int) -> None:
-        """Rate and dropout's randomness depend on (seed, epoch, number) alone, so that a resumed run repeats them.
+        """Set rate and dropout's generator from (seed, epoch, number) alone, so that a resumed run repeats them.
 
-        So does the member of a committee that trains; the others get no gradient, and nothing moves them.
+        Likewise the member of an ensemble that trains; the others get no gradient, and do not change.
         """
         place = (epoch + number / self.steps) * self.stretch  # in epochs of the paper's budget
-        factor = self.recipe.schedule.factor(place)
+        factor = schedules.factor(self.recipe.schedule, place)
         if self.recipe.boosting is not None:
-            self.model.member = self.recipe.boosting.member(place)  # type: ignore[assignment]
+            self.model.member = schedules.member(self.recipe.boosting, place)  # type: ignore[assignment]
         for group in optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if self.random:
@@ -106,19 +124,19 @@ class Classifier(pl.LightningModule):
         return loss
 
     def gather(self) -> list[float]:
-        """Sum of losses, wrong answers and images of the epoch so far, over all workers, who call it together.
+        """Sum of losses, wrong answers and images of the epoch so far, over all workers; a collective call.
 
         Rank 0 holds them afterwards, the others nothing.
         """
         sums = torch.tensor([self.loss_sum, self.wrong, self.images], dtype=torch.float64, device=self.loss_sum.device)
         if _world() > 1:
             dist.all_reduce(sums)
-        found: list[float] = sums.tolist()
-        self._hold(found if self.rank == 0 else [0.0, 0.0, 0.0])
-        return found
+        total: list[float] = sums.tolist()
+        self._hold(total if self.rank == 0 else [0.0, 0.0, 0.0])
+        return total
 
     def drain(self) -> tuple[float, float, int]:
-        """Mean loss, error in per cent and number of the images of the epoch so far; starts over."""
+        """Mean loss, error in per cent and number of the images of the epoch so far; resets the sums."""
         loss, wrong, images = self.gather()
         self._hold([0.0, 0.0, 0.0])
         return loss / max(images, 1), 100 * wrong / max(images, 1), int(images)
@@ -133,7 +151,7 @@ class Classifier(pl.LightningModule):
         checkpoint["sums"] = self.gather()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the sums back, on the one worker that counts them."""
+        """Restore the sums, on rank 0, which holds them."""
         if self.rank == 0:
             self._hold(checkpoint["sums"])
 

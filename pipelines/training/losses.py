@@ -1,37 +1,51 @@
-"""What a network is trained to make small, each as a mean over images, with the second derivatives that SDLM asks for.
+"""Losses, each a mean over images, with the second derivatives that SDLM needs.
 
-A loss is called with outputs (N, classes) and labels (N,) int64 and gives a scalar. Its ``curvature`` is the diagonal
-second derivative of each image's own loss with respect to its outputs, (N, classes), never negative; none of ours
-depends on the labels.
+A loss is called with outputs (N, classes) and labels (N,) int64 and returns a scalar.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.config.params import Recipe
+from pipelines.config.registry import Registry
+
+if TYPE_CHECKING:
+    from pipelines.config.recipes import Recipe
 
 
-class Loss(Protocol):
-    """See the module's text."""
+class Loss:
+    """A loss; one entry in ``LOSSES`` adds one."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        """The loss with the constants that ``recipe`` sets."""
+        return cls()
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The mean over images, a scalar."""
+        raise NotImplementedError
 
     def curvature(self, outputs: Tensor) -> Tensor:
-        """The diagonal second derivative of each image's loss with respect to its outputs, (N, classes)."""
+        """The diagonal second derivative of each image's loss with respect to its outputs, (N, classes).
+
+        It is never negative; none of ours depends on the labels.
+        """
+        raise NotImplementedError
 
 
-class CrossEntropy:
+LOSSES: Registry[type[Loss]] = Registry("loss", __name__)
+
+
+@LOSSES.entry("cross_entropy")
+class CrossEntropy(Loss):
     """-log of the softmax's probability of the class."""
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """See ``Loss``."""
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
         return F.cross_entropy(outputs, labels)
 
     def curvature(self, outputs: Tensor) -> Tensor:
@@ -40,14 +54,14 @@ class CrossEntropy:
         return p * (1 - p)
 
 
-class MeanSquaredError:
+@LOSSES.entry("mse")
+class MeanSquaredError(Loss):
     """Squared distance to targets of +1 for the class and -1 for the others, summed over classes.
 
     LeCun et al. 1998 train by mean squared error; that its targets are these is recalled.
     """
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """See ``Loss``."""
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
         targets = F.one_hot(labels, outputs.shape[1]).to(outputs.dtype) * 2 - 1
         return (outputs - targets).square().sum(1).mean()
 
@@ -56,19 +70,23 @@ class MeanSquaredError:
         return torch.full_like(outputs, 2.0)
 
 
+@LOSSES.entry("map")
 @dataclass(frozen=True)
-class MaximumAPosteriori:
+class MaximumAPosteriori(Loss):
     """The MAP criterion, D_c + log(exp(-j) + sum_i exp(-D_i)), for outputs that are negated penalties -D_i.
 
     LeCun et al. 1998, section II.C, equation 9; the sum is over all classes, ``constant`` is j. The class "rubbish"
-    with its fixed penalty j keeps the penalties of classes that are far off from being pushed further: beyond j it pays
-    no more. With j large this is the cross-entropy.
+    has the fixed penalty j, so that penalties beyond j are not pushed any further. With j large this is the
+    cross-entropy.
     """
 
     constant: float
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """See ``Loss``."""
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:  # noqa: D102
+        return cls(recipe.map_constant)
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
         return (self._total(outputs) - outputs.gather(1, labels[:, None]).squeeze(1)).mean()
 
     def curvature(self, outputs: Tensor) -> Tensor:
@@ -77,14 +95,11 @@ class MaximumAPosteriori:
         return q * (1 - q)
 
     def _total(self, outputs: Tensor) -> Tensor:
-        """log(exp(-j) + sum_i exp(outputs_i)), (N,), in steps that neither overflow nor vanish."""
+        """log(exp(-j) + sum_i exp(outputs_i)), (N,), without overflow or underflow."""
         total = outputs.logsumexp(1)
         return torch.logaddexp(total, torch.full_like(total, -self.constant))
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": CrossEntropy(), "mse": MeanSquaredError()}
-
-
 def build_loss(recipe: Recipe) -> Loss:
     """The loss that ``recipe`` names."""
-    return MaximumAPosteriori(recipe.map_constant) if recipe.loss == "map" else LOSSES[recipe.loss]
+    return LOSSES[recipe.loss].of(recipe)

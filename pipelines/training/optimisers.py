@@ -1,41 +1,64 @@
-"""From a recipe's optimiser to torch's."""
+"""From a recipe's optimiser to torch's.
+
+One entry in ``OPTIMISERS`` adds one. Its keyword arguments are the fields of ``config.params.Optimiser`` that it uses.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from pipelines.config import schema
-from pipelines.config.params import Optimiser
+from pipelines.config import wording
+from pipelines.config.registry import Registry
 from pipelines.training.sdlm import SDLM
 
+if TYPE_CHECKING:
+    from pipelines.config.recipes import Optimiser
 
-def build_optimiser(chosen: Optimiser, model: nn.Module) -> torch.optim.Optimizer:
-    """The torch optimiser for ``chosen``; ConvNetJS's Adadelta (Zeiler's, no rate) is torch's with ``lr`` 1."""
-    groups = parameter_groups(chosen, model)
-    if chosen.name == "adadelta":
-        return torch.optim.Adadelta(
-            groups, lr=chosen.lr, rho=chosen.rho, eps=chosen.eps, weight_decay=chosen.weight_decay
-        )
-    if chosen.name == "sdlm":
-        return SDLM(groups, lr=chosen.lr, mu=chosen.mu)
-    return torch.optim.SGD(
-        groups, lr=chosen.lr, momentum=chosen.momentum, nesterov=chosen.nesterov, weight_decay=chosen.weight_decay
-    )
+Groups = list[dict[str, Any]]  # of parameters, as torch takes them
+OPTIMISERS: Registry[Callable[..., Optimizer]] = Registry("optimiser", __name__)
 
 
-def parameter_groups(chosen: Optimiser, model: nn.Module) -> list[dict[str, Any]]:
-    """The trained parameters by decay and rate; ``initial_lr`` is what the schedule multiplies.
+@OPTIMISERS.entry("sgd")
+def sgd(groups: Groups, *, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> Optimizer:
+    """Stochastic gradient descent, with momentum as PyTorch defines it."""
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+@OPTIMISERS.entry("adadelta")
+def adadelta(groups: Groups, *, lr: float, rho: float, eps: float, weight_decay: float) -> Optimizer:
+    """Zeiler's Adadelta; his, and ConvNetJS's, has no rate: ``lr`` 1."""
+    return torch.optim.Adadelta(groups, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
+
+
+@OPTIMISERS.entry("sdlm")
+def sdlm(groups: Groups, *, lr: float, mu: float, samples: int) -> Optimizer:
+    """Stochastic diagonal Levenberg-Marquardt."""
+    return SDLM(groups, lr=lr, mu=mu, samples=samples)
+
+
+def build_optimiser(chosen: Optimiser, model: nn.Module) -> Optimizer:
+    """The optimiser of ``model``'s trained parameters; ValueError for an unknown name or layer."""
+    make = OPTIMISERS[chosen.name]
+    uses = [name for name in inspect.signature(make).parameters if name != "groups"]
+    return make(parameter_groups(chosen, model), **{name: getattr(chosen, name) for name in uses})
+
+
+def parameter_groups(chosen: Optimiser, model: nn.Module) -> Groups:
+    """The trained parameters by decay and rate; the schedule multiplies ``initial_lr``.
 
     ValueError when ``layer_decay`` names a layer that the model does not have.
     """
     layers = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
     unknown = set(chosen.layer_decay) - set(layers)
     if unknown:
-        names = schema.listed(sorted(unknown))
-        raise ValueError(f"layer_decay names {names}; expected layers of the model: {schema.listed(layers)}")
+        names = wording.listed(sorted(unknown))
+        raise ValueError(f"layer_decay names {names}; expected layers of the model: {wording.listed(layers)}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")

@@ -1,7 +1,8 @@
-"""Where a number comes from: machine, libraries, commit."""
+"""The provenance of a number: machine, libraries, commit."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -10,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 
-from pipelines.config.params import CHOICES, PARAMS, SUITE_BLOCK
-from pipelines.training import store
+from pipelines.command.errors import UserError
+from pipelines.config.params import CHOICES, SUITE
+from pipelines.training.fingerprint import ROOT
+
+
+def chosen_device(asked: str | None) -> str:
+    """The device asked for, or the GPU where there is one; UserError for one that is not there."""
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise UserError("--device is cuda; torch finds no GPU here, expected cpu")
+    return asked or ("cuda" if there else "cpu")
 
 
 def hardware(device: str) -> str:
@@ -31,12 +40,12 @@ def hardware(device: str) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """What trained: Python and the libraries, None for one that took no part."""
+    """Python and the libraries behind a training, None for one that took no part."""
     ray = sys.modules.get("ray")
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "pytorch_lightning": pl.__version__,
+        "pytorch_lightning": importlib.metadata.version("pytorch-lightning"),
         "numpy": np.__version__,
         "ray": getattr(ray, "__version__", None),
     }
@@ -45,28 +54,24 @@ def versions() -> dict[str, str | None]:
 def git_state() -> dict[str, Any]:
     """The commit of the source tree and whether it was changed since; None outside Git.
 
-    Another active suite is no change: it says which benchmarks run, and nothing about one of them. Nor is the record of
-    a choice: it would say so of the next one.
+    Another active suite is no change, since it concerns no single benchmark; nor are the records of ``tune``, which
+    would make the next one dirty.
     """
 
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *words], cwd=store.ROOT, capture_output=True, encoding="utf-8", errors="replace", timeout=20
+                ["git", *words],
+                cwd=ROOT,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=20,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.rstrip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{CHOICES}")
-    if changed == f" M {PARAMS}":
-        committed = git("show", f"HEAD:{PARAMS}")
-        found = (store.ROOT / PARAMS).read_text(encoding="utf-8")
-        if committed is not None and _but_for_the_suite(committed) == _but_for_the_suite(found):
-            changed = ""
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{CHOICES}", f":!{SUITE}")
     return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}
-
-
-def _but_for_the_suite(params: str) -> str:
-    return SUITE_BLOCK.sub("", params.rstrip() + "\n").rstrip()

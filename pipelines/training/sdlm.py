@@ -1,7 +1,7 @@
 """Stochastic diagonal Levenberg-Marquardt: gradient descent with a rate for each parameter (LeCun et al. 1998, app. C).
 
-A pattern's step is w_k -= eta / (mu + h_kk) dE/dw_k. h_kk is the second derivative of the loss E with respect to w_k,
-averaged over some hundred samples and estimated anew before each pass. It comes from one backward pass in which, after
+One example's step is w_k -= eta / (mu + h_kk) dE/dw_k. h_kk is the second derivative of the loss E with respect to w_k,
+averaged over some hundred samples and estimated anew before each epoch. It comes from one backward pass in which, after
 Gauss and Newton, no term with a unit's own second derivative f'' is kept, and of each layer's only the diagonal: with
 a_i = sum_j u_ij x_j and x_i = f(a_i),
 
@@ -14,19 +14,19 @@ unmodified model is run forward with its multiplying operations replaced (``_Squ
 value whose backward pass squares, and autograd does the rest.
 
 How it is read here:
-  the paper steps after each pattern; a minibatch makes the sum of its patterns' steps, taken at the same weights, so
+  the paper steps after each example; a minibatch makes the sum of its examples' steps, taken at the same weights, so
     that the published rates keep their meaning;
   a subsampling unit adds its four inputs, then multiplies the sum by its coefficient: one connection, from the sum,
     which bounds h by the square of the sum where four connections would have the sum of squares;
-  the outputs' own second derivatives are the loss's (``losses.Loss.curvature``), and a head of which the recursion's
-    sums and squashings are no fair picture says its own (``Head``): the paper's RBF units do.
+  the outputs' own second derivatives come from the loss (``losses.Loss.curvature``); a head that the recursion's sums
+    and squashings do not describe, as the paper's RBF units, computes its own (``Head``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -34,24 +34,32 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipelines.command.errors import UserError
-from pipelines.training.losses import Loss
+
+if TYPE_CHECKING:
+    from pipelines.training.losses import Loss
 
 AT_ONCE = 100  # samples: bounds the memory, not the result
 
 
 class SDLM(torch.optim.Optimizer):
-    """Steps of ``lr`` / (``mu`` + h) for each pattern of a minibatch; ``estimate`` before the first.
+    """Steps of ``lr`` / (``mu`` + h) for each example of a minibatch; ``estimate`` h before each epoch.
 
-    Gradients are taken to be means over the minibatch's ``patterns``, which is set before each step. A checkpoint keeps
-    mu + h in the optimiser's state.
+    Gradients are means over the minibatch's ``examples``, which is set before each step. mu + h is part of the
+    optimiser's state, and so of a checkpoint.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], *, lr: float, mu: float) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], *, lr: float, mu: float, samples: int = 500
+    ) -> None:
+        """``samples`` is the number of training images that ``estimate`` is called with."""
         super().__init__(params, {"lr": lr, "mu": mu})
-        self.patterns = 1
+        self.examples, self.samples = 1, samples
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["divisor"] = torch.full_like(p, mu, requires_grad=False)  # h = 0
 
     def estimate(self, model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> None:
-        """Second derivatives anew, as ``curvature`` finds them; ``model`` holds this optimiser's parameters."""
+        """Second derivatives anew, by ``curvature``; ``model`` holds this optimiser's parameters."""
         found, named = curvature(model, loss, images, labels), dict(model.named_parameters())
         h = {id(named[name]): value for name, value in found.items()}
         for group in self.param_groups:
@@ -64,18 +72,18 @@ class SDLM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One minibatch: the sum of its patterns' steps."""
+        """One minibatch: the sum of its examples' steps."""
         value = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.addcdiv_(p.grad, self.state[p]["divisor"], value=-group["lr"] * self.patterns)
+                    p.addcdiv_(p.grad, self.state[p]["divisor"], value=-group["lr"] * self.examples)
         return value
 
 
 @runtime_checkable
 class Head(Protocol):
-    """A last layer that says itself how second derivatives pass through it."""
+    """A last layer with a rule of its own for the second derivatives."""
 
     def curvature(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """The loss's diagonal second derivative with respect to the layer's inputs ``x`` (N, in).

@@ -1,17 +1,28 @@
-"""A trial as something that can be run anywhere: picklable, with absolute paths. Imports no torch: naming is quick."""
+"""A trial as a value for any process: picklable, with absolute paths. Imports no torch, so that planning is quick."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipelines.config import schema
-from pipelines.config.params import Benchmark, Params
-from pipelines.data import datasets
-from pipelines.training import store
+from pipelines.config import wording
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.params import Params
+from pipelines.data import datasets, subsets
+from pipelines.training import fingerprint, store
 from pipelines.training.store import TrialFiles  # by its own name: a field called store hides the module
+
+CANDIDATE = 1.2  # training images that a candidate of boosting takes the time of, measured: one or two members' answers
+
+
+class Sizes(NamedTuple):
+    """Bytes that a trial keeps."""
+
+    weights: int  # parameters and buffers
+    state: int  # of the optimiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +37,17 @@ class Spec:
     device: str = "cpu"  # cpu | cuda
     threads: int | None = None  # CPU threads; None leaves torch's own choice
     key: str = ""
-    label: str = ""  # what sets it apart from the benchmark's own trials in a log
+    code: Mapping[str, str] = field(default_factory=dict)  # in the key: digests by module
+    label: str = ""  # distinguishes it in a log from the benchmark's own trials
 
     @property
     def files(self) -> TrialFiles:
-        """Where the trial lives."""
+        """The trial's files in the store."""
         return TrialFiles(self.store / self.key)
 
     @property
     def name(self) -> str:
-        """What the trial is called in logs."""
+        """The trial's name in logs."""
         return " ".join(filter(None, (self.benchmark.name, self.label, f"seed {self.seed}")))
 
     def on(self, device: str, *, threads: int) -> Spec:
@@ -44,29 +56,67 @@ class Spec:
 
     @property
     def epochs(self) -> int:
-        """Passes over the training images that the budget leaves; ``workload.passes`` has them of the recipe's."""
+        """Epochs over the training images that the budget leaves; ``recipe_epochs`` counts the recipe's."""
         return self.benchmark.budgets[self.budget].epochs
 
+    def recipe_epochs(self) -> float:
+        """Epochs over the images that the recipe trains on: fewer where the budget cuts those."""
+        whole, kept = self._images_an_epoch()
+        return self.epochs * kept / whole
 
-def plan(benchmark: Benchmark, budget: str, seed: int, *, data: Path, root: Path, **rest: Any) -> Spec:
-    """The trial of ``benchmark`` at ``budget`` from ``seed`` on the dataset in ``data``; reads the data's digest."""
-    dataset = datasets.open_dataset(data, benchmark.dataset)
-    found = store.key(benchmark.resolved(budget), dataset.digest, seed)
+    def images(self) -> float:
+        """Training images from start to end, and as many more as the search for an ensemble's examples takes."""
+        _, kept = self._images_an_epoch()
+        boosting, paper = self.benchmark.recipe.boosting, self.benchmark.budgets["paper"].epochs
+        searched = 0.0 if boosting is None else CANDIDATE * boosting.candidates * self.epochs / paper
+        return self.epochs * kept + searched
+
+    def _images_an_epoch(self) -> tuple[int, int]:
+        """Images that the recipe trains on, and those of them that the budget leaves."""
+        dataset = datasets.open_dataset(self.data, self.benchmark.dataset)
+        whole = len(subsets.positions(dataset.train, self.benchmark.recipe.subset))
+        return whole, min(whole, self.benchmark.budgets[self.budget].train_images or whole)
+
+
+def plan(
+    benchmark: Benchmark,
+    budget: str,
+    seed: int,
+    *,
+    data: Path,
+    root: Path,
+    sources: Mapping[str, str] | None = None,
+    **rest: Any,
+) -> Spec:
+    """The trial of ``benchmark`` at ``budget`` from ``seed`` on the dataset in ``data``; reads the data's digest.
+
+    Its key is that of ``sources``, by default the code as its files are now.
+    """
+    dataset, config = datasets.open_dataset(data, benchmark.dataset), benchmark.resolved(budget)
+    code = fingerprint.of_training(config, sources or fingerprint.read())
     return Spec(
-        benchmark=benchmark, budget=budget, seed=seed, data=data.absolute(), store=root.absolute(), key=found, **rest
+        benchmark=benchmark,
+        budget=budget,
+        seed=seed,
+        data=data.absolute(),
+        store=root.absolute(),
+        key=store.key(config, dataset.digest, seed, code),
+        code=code,
+        **rest,
     )
 
 
 def trials(params: Params, name: str, *, data: Path, root: Path, budget: str | None = None) -> list[Spec]:
     """The trials of one benchmark, a seed each, at ``budget`` or at its usual one; UserError for an unknown budget."""
-    benchmark = params.benchmark(name)
+    benchmark, sources = params.benchmark(name), fingerprint.read()
     budget = budget or usual_budget(params, name)
     if budget not in benchmark.budgets:
-        raise schema.unknown(f"--budget: {name}: budget", budget, benchmark.budgets)
-    return [plan(benchmark, budget, seed, data=data, root=root) for seed in benchmark.budgets[budget].seeds]
+        raise wording.unknown(f"--budget: {name}: budget", budget, benchmark.budgets)
+    seeds = benchmark.budgets[budget].seeds
+    return [plan(benchmark, budget, seed, data=data, root=root, sources=sources) for seed in seeds]
 
 
 def usual_budget(params: Params, name: str) -> str:
-    """What the active suite runs the benchmark at; the paper's budget outside it."""
+    """The budget of the active suite; outside it the paper's."""
     entry = params.suite.benchmarks.get(name)
     return entry.budget if entry else "paper"

@@ -1,18 +1,17 @@
-"""The run store: where trials live while they train and after, under the key of all that decides their weights.
+"""The run store: trials during and after their training, each in a folder named by its key.
 
-A finished trial is found again by its key and never trained twice; a killed one goes on at its last checkpoint. The
-store lies outside DVC's outs, which DVC deletes before a stage runs. It may be a shared directory of a cluster:
-``$RUN_STORE``.
+The key stands for all that decides a trial's weights: a finished trial never trains twice, a killed one continues at
+its last checkpoint. The store lies outside DVC's outs, which DVC deletes before a stage runs. It may be a shared
+directory of a cluster: ``$RUN_STORE``.
 
-What a result rests on carries a sha256 that is checked whenever it is read: ``result.json`` has its own and those of
-the weights and the curve, here and where a stage has copied them to; checkpoints and fitted preprocessing end in theirs
-(``sealing``). What is damaged is set aside as ``<name>.damaged`` and made anew.
+Every file behind a result carries a sha256 that each reader checks: ``result.json`` holds its own and those of the
+weights and the curve, in the store and where a stage copies them; checkpoints and fitted preprocessing end in theirs
+(``sealing``). A damaged file is renamed to ``<name>.damaged`` and made anew.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -20,7 +19,6 @@ import os
 import shutil
 import socket
 import stat
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,23 +26,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from pipelines.command.errors import FULL, UserError
-
-ROOT = Path(__file__).resolve().parents[2]
-# The source files that decide a trial's weights, beside its family's own; dvc.yaml's train stage names the same.
-SOURCES = (
-    "pipelines/data/batches.py",
-    "pipelines/training/boosting.py",
-    "pipelines/training/losses.py",
-    "pipelines/training/optimisers.py",
-    "pipelines/training/classifier.py",
-    "pipelines/config/schedules.py",
-    "pipelines/training/sdlm.py",
-    "pipelines/data/subsets.py",
-    "pipelines/data/transforms.py",
-    "pipelines/trial.py",
-)
-
+from pipelines.command.errors import UserError
+from pipelines.command.folders import require_folder
 
 TEMPORARY = "writing"  # in the name of a file that is not whole yet
 SEAL = b"\nsha256 "  # comes before the digest at the end of a sealed file
@@ -59,33 +42,15 @@ class MissingError(DamagedError):
     """A file that is not there."""
 
 
-class HeldError(UserError):
-    """A lock that another live process holds."""
-
-
 def default() -> Path:
     """``$RUN_STORE``, or ``store/`` in the working directory; absolute, since Ray's workers run elsewhere."""
     return Path(os.environ.get("RUN_STORE") or "store").absolute()
 
 
-def key(config: Mapping[str, Any], dataset_digest: str, seed: int, behind: Mapping[str, str] | None = None) -> str:
-    """The trial's key: 16 hex digits of the hash of its config, its data, the source files behind it and its seed.
-
-    The files are hashed as they are now, unless ``behind`` has what ``sources`` returned when they were loaded.
-    """
-    identity = {
-        "config": config,
-        "dataset": dataset_digest,
-        "sources": sources(config["model"]["family"]) if behind is None else behind,
-        "seed": seed,
-    }
+def key(config: Mapping[str, Any], dataset_digest: str, seed: int, code: Mapping[str, str]) -> str:
+    """The trial's key: 16 hex digits of the hash of its config, data, seed and code (``fingerprint.of_training``)."""
+    identity = {"config": config, "dataset": dataset_digest, "sources": code, "seed": seed}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def sources(family: str | None) -> dict[str, str]:
-    """sha256 of each source file that decides the weights of a trial of this model family, or of any."""
-    names = (*([f"models/{family}.py"] if family else []), *SOURCES)
-    return {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in names}
 
 
 @dataclass(frozen=True)
@@ -126,69 +91,74 @@ class TrialFiles:
 
     @property
     def kept(self) -> tuple[Path, Path, Path]:
-        """What a finished trial leaves for the stages after it."""
+        """The files of a finished trial that later stages read."""
         return self.weights, self.curve, self.result
 
     @property
     def finished(self) -> bool:
-        """Whether the trial is trained to its end, and what it left is whole."""
+        """Whether the trial is trained to its end, and its files are whole."""
         with suppress(DamagedError):
             self.read_result(self.folder.name)
             return True
         return False
 
-    def read_result(self, key: str | None) -> dict[str, Any]:
-        """The provenance of the trial ``key`` (None: of any), once it and the files it vouches for were found whole.
+    def read_result(self, key: str | None, *, weights: bool = True) -> dict[str, Any]:
+        """The provenance of the trial ``key`` (None: of any), with its digest and those of its files checked.
+
+        Without ``weights`` these are not read, for those who have no use for them.
 
         Raises DamagedError for one that is missing, differs from its digest, or belongs to another trial.
         """
-        found = read_json(self.result)
-        digests = found.get("files")
-        if found.get("digest", "") != _own_digest(found) or not isinstance(digests, dict):
+        result = read_json(self.result)
+        digests = result.get("files")
+        if result.get("digest", "") != _own_digest(result) or not isinstance(digests, dict):
             raise DamagedError(f"{self.result} is damaged, or older than digests: it does not hold its own")
-        if key is not None and found.get("key") != key:
-            raise DamagedError(f"{self.result} is of another trial (key {found.get('key')}); expected {key}")
-        for path in (self.weights, self.curve):
+        if key is not None and result.get("key") != key:
+            raise DamagedError(f"{self.result} is of another trial (key {result.get('key')}); expected {key}")
+        for path in (self.weights, self.curve) if weights else (self.curve,):
             if digest(path) != digests.get(path.name):
                 raise DamagedError(f"{path} is damaged: its sha256 is not the one in {self.result.name}")
-        return found
+        return result
 
-    def write_result(self, found: Mapping[str, Any]) -> None:
-        """Vouch for the weights and the curve as they are; from now on the trial is finished."""
-        whole = json.loads(json.dumps({**found, "files": {p.name: digest(p) for p in (self.weights, self.curve)}}))
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write the provenance with the digests of weights and curve; from now on the trial is finished."""
+        whole = json.loads(json.dumps({**result, "files": {p.name: digest(p) for p in (self.weights, self.curve)}}))
         write_json(self.result, whole | {"digest": _own_digest(whole)})
 
-    def inspect(self, name: str) -> list[str]:
-        """Set aside what is damaged, so that the trial called ``name`` is trained again; a line for each thing.
+    def inspect(self, name: str) -> str | None:
+        """Set aside a damaged result, so that the trial called ``name`` trains again; a line where there was one.
 
         Only under the trial's lock.
         """
-        said = []
         if os.path.lexists(self.result):
             try:
                 self.read_result(self.folder.name)
             except DamagedError as error:
                 for path in self.kept:
                     set_aside(path)
-                said.append(f"{error}; set aside, and {name} is trained again")
+                return f"{error}; set aside, and {name} is trained again"
+        return None
+
+    def inspect_checkpoint(self, name: str) -> str | None:
+        """The same for a damaged checkpoint; a trial that resumes checks its own as it reads it."""
         if os.path.lexists(self.checkpoint):
             try:
                 check_seal(self.checkpoint)
             except DamagedError as error:
                 set_aside(self.checkpoint)
-                said.append(f"{error}; set aside, and {name} is trained from the start")
-        return said
+                return f"{error}; set aside, and {name} is trained from the start"
+        return None
 
     def sweep(self) -> None:
-        """Remove what writers that were killed have left. Only under the trial's lock."""
+        """Remove the temporary files of killed writers. Only under the trial's lock."""
         for path in self.folder.glob(f".*.{TEMPORARY}.*"):
             with suppress(OSError):
                 path.unlink()
 
 
-def _own_digest(found: Mapping[str, Any]) -> str | None:
-    """What ``digest`` must be; None where the rest is nested too deep to be ours."""
-    rest = {key: value for key, value in found.items() if key != "digest"}
+def _own_digest(result: Mapping[str, Any]) -> str | None:
+    """The right value of ``digest``; None where the rest is nested too deep to be ours."""
+    rest = {key: value for key, value in result.items() if key != "digest"}
     try:
         return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     except RecursionError:
@@ -236,7 +206,7 @@ def sealing(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Hashing:
-    """As much of a file as torch.save needs."""
+    """The part of a file's interface that torch.save needs, hashing what it writes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sum = file, hashlib.sha256()
@@ -251,18 +221,27 @@ class _Hashing:
 
 def check_seal(path: Path) -> None:
     """DamagedError unless ``path`` ends in the digest of what comes before."""
+    with reading_sealed(path):
+        pass
+
+
+@contextmanager
+def reading_sealed(path: Path) -> Iterator[BufferedReader]:
+    """A file that ends in the digest of what comes before, open at its beginning; DamagedError for any other."""
     with reading(path) as file:
         left = os.fstat(file.fileno()).st_size - len(SEAL) - DIGITS
-        found = hashlib.sha256()
+        seen = hashlib.sha256()
         while left > 0 and (part := file.read(min(left, 2**20))):
-            found.update(part)
+            seen.update(part)
             left -= len(part)
-        if left or file.read() != SEAL + found.hexdigest().encode():
+        if left or file.read() != SEAL + seen.hexdigest().encode():
             raise DamagedError(f"{path} is damaged, or older than digests: it does not end in its sha256")
+        file.seek(0)
+        yield file
 
 
 def set_aside(path: Path) -> None:
-    """Rename ``path``, whatever it is, to ``<name>.damaged``, where it can be looked at; the last one of each name."""
+    """Rename ``path``, whatever it is, to ``<name>.damaged``, for a person to look at; replaces an earlier one."""
     if os.path.lexists(path):
         kept = path.with_name(f"{path.name}.damaged")
         remove(kept)
@@ -311,34 +290,29 @@ def _digest(path: Path, version: tuple[int, ...]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_folder(path: Path) -> None:
-    """Make ``path`` if it is not there; UserError unless it then is a folder that can be written to."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        wrong = next(one for one in (path, *path.parents) if os.path.lexists(one) and not one.is_dir())
-        raise UserError(
-            f"{wrong} is no folder; expected one{f', to hold {path.name}' if wrong != path else ''}"
-        ) from None
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        raise UserError(f"{path} can't be made ({error.strerror}); expected a folder that can be written to") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"{path} can't be written to; expected a folder that can")
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in ``path``; UserError when the file is missing or damaged."""
-    with reading(path) as file:
-        text = file.read()
-    try:
-        found = json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged ({error}); expected JSON") from None
+    """The object in ``path``; DamagedError when the file is missing or damaged."""
+    found = _parsed(path)
     if not isinstance(found, dict):
         raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected an object")
     return found
+
+
+def read_list(path: Path) -> list[Any]:
+    """The list in ``path``; DamagedError when the file is missing or damaged."""
+    found = _parsed(path)
+    if not isinstance(found, list):
+        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected a list")
+    return found
+
+
+def _parsed(path: Path) -> Any:
+    with reading(path) as file:
+        text = file.read()
+    try:
+        return json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({error}); expected JSON") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -357,42 +331,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if others:
         raise DamagedError(f"{path} is damaged: it holds a {others.pop()}; expected one JSON object a line")
     return found
-
-
-@contextmanager
-def lock(path: Path, what: str, *, patience_s: float = 30.0) -> Iterator[None]:
-    """Hold ``path`` alone; the kernel releases it when the process dies, however it dies.
-
-    Raises UserError when another live process holds it longer than ``patience_s``: a killed run's children need a
-    moment to follow it, anything longer is a second run of the same thing. HeldError is the one for that.
-    """
-    require_folder(path.parent)
-    with _open_lock(path) as file:
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    holder = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
-                    raise HeldError(f"{what} is already being run by process {holder}; wait for it or end it") from None
-                time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-def _open_lock(path: Path) -> IO[str]:
-    """Open or make it, for all who may write in its folder; UserError for what is no file."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        raise UserError(f"{path}: {error.strerror}; expected a file that can be written, or none") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path} is no regular file; expected one, or none")
-    return os.fdopen(descriptor, "a+", encoding="utf-8")

@@ -19,7 +19,8 @@ from pipelines import train
 from pipelines.cluster import connection, estimate, local
 from pipelines.cluster.connection import Cluster, Node
 from pipelines.command.errors import UserError
-from pipelines.config.params import Benchmark, Resources, load_params
+from pipelines.config.benchmarks import Benchmark, Resources
+from pipelines.config.params import load_params
 from pipelines.training import spec
 from tests.conftest import ROOT, environment
 from tests.disturbed import QUIET, only, specs
@@ -80,7 +81,7 @@ def test_how_many_workers_a_node_holds(node: tuple[int, int], cpus: int, gpus: f
 def test_what_no_node_holds_is_one_line(found: Cluster, resources: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError) as caught:
         found.require(asking(**resources))
-    assert str(caught.value) == f"benchmarks.lenet5-mnist.resources: {line}"
+    assert str(caught.value) == f"models/lenet.yaml: lenet5-mnist.resources: {line}"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_what_a_node_holds_is_let_through(found: Cluster, resources: dict[str, A
     found.require(asking(**resources))
 
 
-def test_the_estimate_packs_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_divides_by_what_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial takes as many seconds as its seed says."""
     monkeypatch.setattr(estimate, "trial_seconds", lambda one: float(one.seed))
     monkeypatch.setattr(estimate, "_measure_unknown", lambda specs: None)
@@ -107,12 +108,13 @@ def test_the_estimate_packs_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
             [spec.Spec(benchmark=asking(**resources), seed=duration, **common) for duration in durations], found
         )
 
-    assert seconds(of((2, 0)), {}, [3, 3, 3]) == 6
+    assert seconds(of((2, 0)), {}, [3, 3, 3]) == 4.5
     assert seconds(of((2, 0)), {}, [1, 2, 3]) == 3
-    assert seconds(of((3, 0), (3, 0)), {"cpus": 2}, [3, 3, 3]) == 6  # a third would fit on no node
-    assert seconds(of((8, 1), (8, 1)), {"gpus": 0.5}, [5, 5, 5, 5, 5]) == 10
-    assert seconds(of((8, 2)), {"gpus": 0.6}, [5, 5, 5]) == 10
-    assert seconds(of((8, 4)), {"gpus": 2}, [5, 5, 5]) == 10
+    assert seconds(of((3, 0), (3, 0)), {"cpus": 2}, [3, 3, 3]) == 4.5  # a third would fit on no node
+    assert seconds(of((8, 1), (8, 1)), {"gpus": 0.5}, [5, 5, 5, 5, 5]) == 6.25
+    assert seconds(of((8, 2)), {"gpus": 0.6}, [5, 5, 5]) == 7.5
+    assert seconds(of((8, 4)), {"gpus": 2}, [5, 5, 5]) == 7.5
+    assert seconds(of((8, 0)), {}, [5, 1]) == 5  # the longest
     assert seconds(of((8, 0)), {"workers": 2}, [5, 5]) == 10  # one after the other
 
 
@@ -200,13 +202,13 @@ IMPORTING = """
 
     class Waiting(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name == "pipelines.trial":
+            if name in ("pipelines.training.checks", "pipelines.training.speed", "pipelines.training.trainer"):
                 print("importing", flush=True)
                 time.sleep(600)
 
     sys.meta_path.insert(0, Waiting())
     from pipelines import train
-    from pipelines.cluster import distributed, estimate
+    from pipelines.cluster import distributed, estimate, packing
 """
 RAYLET = """
     import subprocess, sys
@@ -217,7 +219,8 @@ RAYLET = """
 
 
 @pytest.mark.parametrize(
-    "task", ["train._check([])", "train._train_one(None)", "estimate._measure(None, 1)", "distributed._train_rank({})"]
+    "task",
+    ["train._check([])", "packing._train_one(None)", "estimate._measure(None, 1)", "distributed._train_rank({})"],
 )
 def test_a_worker_ends_with_its_raylet_even_while_it_imports(task: str) -> None:
     """Seconds go by before torch is there: whoever asked for its parent only then would follow another process."""

@@ -50,6 +50,19 @@ def test_an_interrupt_is_one_line_whatever_else_is_at_work(number: str) -> None:
     assert is_interrupted(done) and done.stdout == "said"
 
 
+def test_a_machine_that_is_taken_away_ends_a_command_with_a_status_of_its_own() -> None:
+    """A batch system takes 75 for "run it again"."""
+    done = ended("""
+        def main():
+            ending.follow()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)  # the first one decides
+            time.sleep(600)
+    """)
+    line = "error: ended by SIGUSR1; the same command goes on at its last checkpoint\n"
+    assert (done.returncode, done.stderr) == (75, line)
+
+
 def test_an_interrupt_that_is_swallowed_ends_the_command_all_the_same() -> None:
     """With what it has started: imports and destructors swallow what is thrown into them."""
     done = ended("""

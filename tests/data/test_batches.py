@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines import trial
-from pipelines.cluster import workload
-from pipelines.config.params import Subset
-from pipelines.data import datasets, subsets, transforms
+from pipelines.config.recipes import Subset
+from pipelines.data import subsets, transforms
 from pipelines.data.batches import CHUNK_VALUES, Batches, Chunks, stream
-from pipelines.training import journal, spec
+from pipelines.training import spec, trainer
+from pipelines.training.checkpoint import Worker
+from pipelines.training.inputs import Inputs
 from tests.conftest import edit_params
 
 COUNT = 53  # prime: no batch size divides it
@@ -28,8 +28,8 @@ AUGMENT: list[dict[str, dict[str, Any]]] = [{"shift": {"pixels": 2}}, {"flip": {
 
 
 def batches(augment: list[dict[str, dict[str, Any]]] | None = None, **changes: Any) -> Batches:
-    preprocess = transforms.fit(transforms.build_preprocess(SCALE), IMAGES)
-    fitted = transforms.fit_augment(transforms.build_augment(augment or []), preprocess, IMAGES)
+    preprocess, fitted = transforms.build_preprocess(SCALE), transforms.build_augment(augment or [])
+    transforms.fit(preprocess, IMAGES, augment=fitted)
     settings: dict[str, Any] = {"batch": 8, "seed": 0} | changes
     positions = settings.pop("positions", torch.arange(COUNT))
     return Batches(IMAGES, LABELS, positions, preprocess=preprocess, augment=fitted, **settings)
@@ -109,8 +109,8 @@ def test_channels_last_is_a_layout_and_not_a_change() -> None:
 def test_trials_on_one_machine_share_the_pages_of_the_file(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", IMAGES)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    none = transforms.fit([], mapped), transforms.fit_augment([], transforms.fit([], mapped), mapped)
-    loader = Batches(mapped, LABELS, torch.arange(COUNT), batch=8, seed=0, preprocess=none[0], augment=none[1])
+    none: dict[str, Any] = {"preprocess": transforms.Preprocess(), "augment": transforms.Augment()}
+    loader = Batches(mapped, LABELS, torch.arange(COUNT), batch=8, seed=0, **none)
     assert loader.images.data_ptr() == mapped.ctypes.data
 
 
@@ -252,10 +252,10 @@ def test_the_estimate_counts_the_images_that_are_trained_on(
     changes: dict[str, object] = {"recipe.subset": chosen, "recipe.batch": 50, "budgets.laptop": budget}
     params = edit_params(project / "params.yaml", linear_mnist=changes)
     one = spec.plan(params.benchmark("linear-mnist"), "laptop", 0, data=Path("datasets"), root=Path("store"))
-    loader, _ = trial.prepare(one, datasets.open_dataset(one.data, "mnist"), journal.Worker())
+    loader, _ = trainer.prepare(one, Inputs.of(one), Worker())
     visited = torch.cat([labels for _, labels in loader])
     expected = {"": 2000, "skip_every": 1714, "first": 333, "first skip_every": 285}[" ".join(chosen)]
-    assert workload.images(one) == len(visited) == min(expected, cut or expected)
+    assert one.images() == len(visited) == min(expected, cut or expected)
 
 
 # --- random streams ----------------------------------------------------------------------------------------------

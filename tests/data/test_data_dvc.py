@@ -1,4 +1,4 @@
-"""data.dvc with DVC itself: the stage within ``dvc repro``, status, push and pull, and what they leave of the pins."""
+"""Guards data.dvc under DVC itself: the stage within ``dvc repro``, status, push and pull, and the pins they leave."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from pipelines import fetch
+from pipelines.config.params import load_origins
 from pipelines.data import rawfiles
 from pipelines.data.datasets import open_dataset
 from tests.test_fetch import FILES, IMAGES, write_files, write_pins
@@ -55,6 +56,7 @@ def root(tmp_path: Path) -> Path:
     dvc(root, "config", "core.analytics", "false")
     (root / ".gitignore").write_text("/data/\n/datasets/\n")
     write_pins(root, FILES)
+    shutil.copy(REPOSITORY / "params.yaml", root)
     stage = {"cmd": f"{sys.executable} -m pipelines.fetch mnist", "outs": ["datasets/mnist"]}
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fetch": stage}}))
     return root
@@ -151,9 +153,11 @@ def test_the_projects_pins_are_written_as_dvc_writes_them(root: Path) -> None:
 def test_the_projects_pins_are_complete() -> None:
     """Sizes follow from the formats: 16 and 8 bytes of IDX header; 1 + 3072 bytes a CIFAR-10 record."""
     path = REPOSITORY / "data.dvc"
-    mnist = [pin.size for pin in fetch.read_pins(path, "mnist", rawfiles.MNIST_FILES)]
+    mnist = [pin.size for pin in fetch.read_pins(path, "mnist", rawfiles.IDX_FILES)]
     assert mnist == [16 + 60_000 * 28 * 28, 8 + 60_000, 16 + 10_000 * 28 * 28, 8 + 10_000]
-    cifar10 = fetch.read_pins(path, "cifar10", rawfiles.CIFAR10_FILES)
+    cifar10 = fetch.read_pins(path, "cifar10", rawfiles.CIFAR_FILES)
     assert [pin.size for pin in cifar10] == [10_000 * 3073] * 6
     listed = [out["path"] for out in yaml.safe_load(path.read_text())["outs"]]
-    assert sorted(listed) == sorted(f"data/{name}/{file}" for name, raw in fetch.RAW.items() for file in raw.files)
+    origins = load_origins(REPOSITORY / "params.yaml")
+    pinned = {name: rawfiles.RAW_FORMATS[one.kind] for name, one in origins.items() if one.kind in rawfiles.RAW_FORMATS}
+    assert sorted(listed) == sorted(f"data/{name}/{file}" for name, form in pinned.items() for file in form.files)

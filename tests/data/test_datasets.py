@@ -1,4 +1,4 @@
-"""The arrays on disk: written whole or not at all, checked when opened."""
+"""Guards the arrays on disk: written whole or not at all, checked when opened."""
 
 from __future__ import annotations
 

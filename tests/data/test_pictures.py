@@ -1,4 +1,4 @@
-"""Pictures of every kind become the same square of RGB, or are refused in a line."""
+"""Guards the decoder: pictures of every kind become the same square of RGB, or are refused in a line."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ def test_more_passes_than_a_jpeg_has_are_refused() -> None:
 
 
 def test_as_many_pixels_are_decoded_at_once_as_there_is_room_for() -> None:
-    room = pictures._Room(10)
+    room = pictures._PixelBudget(10)
     order: list[str] = []
     entered = threading.Event()
 
@@ -306,5 +306,5 @@ def test_programs_and_heuristics_decode_nothing() -> None:
 
 def test_what_is_said_to_be_read_can_be_read() -> None:
     Image.init()
-    known = {suffix for suffix, kind in Image.EXTENSION.items() if kind in pictures.FORMATS}
+    known = {suffix for suffix, kind in Image.EXTENSION.items() if kind in pictures.PILLOW_FORMATS}
     assert known == pictures.SUFFIXES and not pictures.FOREIGN & pictures.SUFFIXES

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from pipelines.data import transforms
 from pipelines.data.transforms import (
-    AUGMENT_OPS,
-    PREPROCESS_OPS,
-    FittedAugment,
-    FittedPreprocess,
+    AUGMENT,
+    PREPROCESS,
+    Augment,
+    Preprocess,
     build_augment,
     build_preprocess,
     fit,
-    fit_augment,
     output_shape,
 )
 
@@ -40,17 +39,24 @@ def photos(count: int, shape: tuple[int, int, int] = (3, 6, 6), seed: int = 0) -
     return np.clip(smooth, 0, 255).astype(np.uint8)
 
 
+def fitted(spec: Any, images: Any, indices: Any = None, chunk: int | None = None) -> Preprocess:
+    """``spec`` fitted on ``images``."""
+    chain = build_preprocess(spec)
+    fit(chain, images, indices, chunk)
+    return chain
+
+
 def preprocess(spec: Any, images: Pixels) -> NDArray[np.float32]:
     """Fit ``spec`` on ``images`` and apply it to them."""
-    result: NDArray[np.float32] = fit(build_preprocess(spec), images)(torch.from_numpy(images)).numpy()
+    result: NDArray[np.float32] = fitted(spec, images)(torch.from_numpy(images)).numpy()
     return result
 
 
-def augmenter(*spec: dict[str, Any]) -> FittedAugment:
+def augmenter(*spec: dict[str, Any]) -> Augment:
     """The augmentation ``spec``, which must have nothing to measure."""
-    ops = build_augment(list(spec))
-    assert not any(op.measures for op in ops)
-    return FittedAugment(ops, [{} for _ in ops])
+    chain = build_augment(list(spec))
+    assert not list(chain.buffers())
+    return chain
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -139,10 +145,10 @@ def test_zca_of_fewer_images_than_values_stays_finite(bias: float) -> None:
 
 def test_zca_is_not_rounded_under_autocast() -> None:
     images = photos(100)
-    fitted = fit(build_preprocess([{"gcn": {}}, {"zca": {}}]), images)
-    expected = fitted(torch.from_numpy(images))
+    chain = fitted([{"gcn": {}}, {"zca": {}}], images)
+    expected = chain(torch.from_numpy(images))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(fitted(torch.from_numpy(images)), expected, rtol=0, atol=0)
+        torch.testing.assert_close(chain(torch.from_numpy(images)), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", [16, 20, 40])
@@ -180,7 +186,7 @@ MEASURING: list[Any] = [
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_fit_does_not_depend_on_the_chunk(spec: Any, chunk: int) -> None:
     images = photos(60)
-    whole, parts = (fit(build_preprocess(spec), images, chunk=size).state_dict() for size in (60, chunk))
+    whole, parts = (fitted(spec, images, chunk=size).state_dict() for size in (60, chunk))
     assert whole and whole.keys() == parts.keys()
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-5)
@@ -188,15 +194,15 @@ def test_fit_does_not_depend_on_the_chunk(spec: Any, chunk: int) -> None:
 
 @pytest.mark.parametrize("spec", MEASURING)
 def test_fit_reads_only_its_indices(spec: Any) -> None:
-    images, ops = photos(60), build_preprocess(spec)
+    images = photos(60)
     indices = np.arange(0, 60, 3)
     poisoned = images.copy()
     poisoned[np.setdiff1d(np.arange(60), indices)] = 255
-    alone = fit(ops, images[indices]).state_dict()
+    alone = fitted(spec, images[indices]).state_dict()
     for source in (images, poisoned, torch.from_numpy(poisoned)):
         for chosen in (indices, indices.tolist(), torch.from_numpy(indices)):
-            fitted = fit(ops, source, chosen).state_dict()
-            assert all(torch.equal(fitted[name], alone[name]) for name in alone)
+            found = fitted(spec, source, chosen).state_dict()
+            assert all(torch.equal(found[name], alone[name]) for name in alone)
 
 
 class Recorder(np.ndarray[Any, np.dtype[np.uint8]]):
@@ -215,7 +221,7 @@ def test_fit_reads_bounded_chunks(indices: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(transforms, "CHUNK_VALUES", 8 * 3 * 6 * 6)
     images = photos(60).view(Recorder)
     images.reads = []
-    fit(build_preprocess([{"gcn": {}}, {"zca": {}}]), images, indices)
+    fitted([{"gcn": {}}, {"zca": {}}], images, indices)
     assert sum(images.reads) == (60 if indices is None else 50)
     assert max(images.reads) <= 8
 
@@ -223,8 +229,8 @@ def test_fit_reads_bounded_chunks(indices: Any, monkeypatch: pytest.MonkeyPatch)
 def test_fit_reads_nothing_for_what_measures_nothing() -> None:
     images = photos(10).view(Recorder)
     images.reads = []
-    fitted = fit(build_preprocess([{"pad": {"pixels": 2}}, {"scale": {"low": 0, "high": 1}}]), images)
-    fit_augment(build_augment([{"flip": {}}, {"shift": {"pixels": 2}}]), fitted, images)
+    chain = build_preprocess([{"pad": {"pixels": 2}}, {"scale": {"low": 0, "high": 1}}])
+    fit(chain, images, augment=build_augment([{"flip": {}}, {"shift": {"pixels": 2}}]))
     assert images.reads == []
 
 
@@ -232,8 +238,7 @@ def test_fit_takes_a_memmap_opened_for_reading(tmp_path: Path) -> None:
     images = photos(30)
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    ops = build_preprocess([{"standardise": {}}])
-    mapped_state, state = fit(ops, mapped).state_dict(), fit(ops, images).state_dict()
+    mapped_state, state = (fitted([{"standardise": {}}], source).state_dict() for source in (mapped, images))
     assert all(torch.equal(mapped_state[name], state[name]) for name in state)
 
 
@@ -249,22 +254,27 @@ def test_fit_takes_a_memmap_opened_for_reading(tmp_path: Path) -> None:
 )
 def test_fit_refuses_what_it_cannot_measure(images: Any, indices: Any, line: str) -> None:
     with pytest.raises(ValueError, match=line):
-        fit(build_preprocess([{"standardise": {}}]), images, indices)
+        fitted([{"standardise": {}}], images, indices)
 
 
 def test_state_survives_a_checkpoint() -> None:
-    images = photos(40)
-    ops = build_preprocess([{"gcn": {}}, {"zca": {}}])
-    fitted = fit(ops, images)
-    assert sorted(fitted.state_dict()) == ["1.zca.mean", "1.zca.whiten"]
+    images, spec = photos(40), MEASURING[2][1:3]
+    chain = fitted(spec, images)
+    assert sorted(chain.state_dict()) == ["1.mean", "1.whiten"]
     file = io.BytesIO()
-    torch.save(fitted.state_dict(), file)
+    torch.save(chain.state_dict(), file)
     file.seek(0)
-    restored = FittedPreprocess.restore(ops, torch.load(file, weights_only=True)).to("cpu")
+    restored = build_preprocess(spec).restore(torch.load(file, weights_only=True)).to("cpu")
     batch = torch.from_numpy(images)
-    assert torch.equal(restored(batch), fitted(batch))
-    with pytest.raises(ValueError, match=r"the state holds \['1.zca.mean'\]; expected"):
-        restored.load_state_dict({"1.zca.mean": torch.zeros(108)})
+    assert torch.equal(restored(batch), chain(batch))
+    with pytest.raises(ValueError, match=r"the state holds \['1.mean'\]; expected"):
+        restored.restore({"1.mean": torch.zeros(108)})
+
+
+def test_a_chain_that_was_not_fitted_is_not_applied() -> None:
+    """Or images would be taken for preprocessed."""
+    with pytest.raises((RuntimeError, ValueError)):
+        build_preprocess([{"mean_subtract": {"per": "pixel"}}])(torch.from_numpy(photos(2)))
 
 
 # --- augmentation ------------------------------------------------------------------------------------------------
@@ -372,8 +382,8 @@ def test_affine_leaves_a_share_of_originals_to_the_bit() -> None:
 
 def test_pca_colour_adds_noise_along_the_rgb_axes() -> None:
     images = photos(200, seed=5)
-    raw = fit(build_preprocess([{"raw": {}}]), images)
-    augment = fit_augment(build_augment([{"pca_colour": {"std": 0.1}}]), raw, images)
+    raw, augment = build_preprocess([{"raw": {}}]), build_augment([{"pca_colour": {"std": 0.1}}])
+    fit(raw, images, augment=augment)
     batch = raw(torch.from_numpy(images)).repeat(100, 1, 1, 1)
     noise = augment(batch, seeded()) - batch
     torch.testing.assert_close(noise, noise[:, :, :1, :1].expand_as(noise), rtol=0, atol=1e-4)  # one colour an image
@@ -392,14 +402,15 @@ ALL_AUGMENTS: list[dict[str, Any]] = [
 ]
 
 
-def fitted_augment(spec: list[dict[str, Any]]) -> tuple[FittedAugment, Tensor]:
+def fitted_augment(spec: list[dict[str, Any]]) -> tuple[Augment, Tensor]:
     images = photos(32)
-    scaled = fit(build_preprocess([{"scale": {"low": 0, "high": 1}}]), images)
-    return fit_augment(build_augment(spec), scaled, images), scaled(torch.from_numpy(images))
+    scaled, augment = build_preprocess([{"scale": {"low": 0, "high": 1}}]), build_augment(spec)
+    fit(scaled, images, augment=augment)
+    return augment, scaled(torch.from_numpy(images))
 
 
 def test_every_augmentation_is_tested() -> None:
-    assert {name for item in ALL_AUGMENTS for name in item} == set(AUGMENT_OPS)
+    assert {name for item in ALL_AUGMENTS for name in item} == set(AUGMENT)
 
 
 @pytest.mark.parametrize("spec", [*([item] for item in ALL_AUGMENTS), ALL_AUGMENTS])
@@ -415,7 +426,7 @@ def test_augmentation_is_the_generators_alone(spec: list[dict[str, Any]]) -> Non
     assert torch.equal(second, augment(images, generator))  # and resumes
     assert torch.equal(images, untouched)
     assert torch.equal(torch.get_rng_state(), world)
-    assert first.shape[1:] == augment.output_shape((3, 6, 6))
+    assert first.shape[1:] == output_shape(augment, (3, 6, 6))
     assert first.dtype == images.dtype
 
 
@@ -449,7 +460,7 @@ ALL_PREPROCESS: list[dict[str, Any]] = [
 
 
 def test_a_chain_of_everything_has_the_announced_shape() -> None:
-    assert {name for item in ALL_PREPROCESS for name in item} == set(PREPROCESS_OPS)
+    assert {name for item in ALL_PREPROCESS for name in item} == set(PREPROCESS)
     images = photos(30)
     untouched = images.copy()
     result = preprocess(ALL_PREPROCESS, images)
@@ -458,8 +469,8 @@ def test_a_chain_of_everything_has_the_announced_shape() -> None:
 
 
 def test_every_operation_is_among_these() -> None:
-    assert set(PREPROCESS_OPS) == {name for item in ALL_PREPROCESS for name in item}
-    assert set(AUGMENT_OPS) == {name for item in ALL_AUGMENTS for name in item}
+    assert set(PREPROCESS) == {name for item in ALL_PREPROCESS for name in item}
+    assert set(AUGMENT) == {name for item in ALL_AUGMENTS for name in item}
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.data.transforms import FittedAugment, build_augment
+from pipelines.data.transforms import Augment, build_augment
 from pipelines.data.views import VIEWS, views
 
 
-def augmenter(*spec: dict[str, Any]) -> FittedAugment:
-    ops = build_augment(list(spec))
-    return FittedAugment(ops, [{} for _ in ops])
+def augmenter(*spec: dict[str, Any]) -> Augment:
+    return build_augment(list(spec))
 
 
 CROP = augmenter({"crop": {"size": 4}}, {"flip": {}})
@@ -32,7 +31,7 @@ def seeded() -> torch.Generator:
 
 
 @pytest.mark.parametrize("augment", [None, SHIFT])
-def test_single_is_the_image_itself(images: Tensor, augment: FittedAugment | None) -> None:
+def test_single_is_the_image_itself(images: Tensor, augment: Augment | None) -> None:
     (view,) = views(images, "single", augment=augment)
     assert torch.equal(view, images)
 

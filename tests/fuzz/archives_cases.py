@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.command.errors import UserError
-from pipelines.config.params import Source
+from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset
 from tests.fuzz.images_cases import damage
@@ -45,8 +45,8 @@ def case(random: random.Random, folder: Path) -> None:
     if random.random() < 0.5:
         _lay_out(folder / "mine", tree)
         archive.write_bytes(_packed(random, form, tree))
-        unpacked = _outcome(folder, Source(kind="imagefolder", folder="mine", size=SIZE))
-        packed = _outcome(folder, Source(kind="imagefolder", archive=form, size=SIZE))
+        unpacked = _outcome(folder, Origin(kind="imagefolder", folder="mine", size=SIZE))
+        packed = _outcome(folder, Origin(kind="imagefolder", archive=form, size=SIZE))
         assert unpacked == packed, f"unpacked {unpacked}, {form} {packed}"
         return
     content = _packed(random, form, tree, odd=True)
@@ -55,11 +55,11 @@ def case(random: random.Random, folder: Path) -> None:
     elif random.random() < 0.7:
         content = _damaged(random, content)
     archive.write_bytes(content)
-    imagefolder.write(folder, "pets", Source(kind="imagefolder", archive=form, size=SIZE), lambda line: None)
+    imagefolder.write(folder, "pets", Origin(kind="imagefolder", archive=form, size=SIZE), lambda line: None)
     open_dataset(folder / "datasets", "pets").verify()
 
 
-def _outcome(folder: Path, source: Source) -> tuple[str, str]:
+def _outcome(folder: Path, source: Origin) -> tuple[str, str]:
     """The data set's digest and what was left out, or the error; without the name of the form."""
     said: list[str] = []
     label = source.folder or source.archive or ""

@@ -16,6 +16,7 @@ from unittest import mock
 from pipelines import fetch
 from pipelines.cluster import connection, local
 from pipelines.command import ending
+from pipelines.command.folders import require_folder
 from pipelines.config.params import load_params
 from pipelines.tracking import cursors, helper
 from pipelines.training import store
@@ -86,8 +87,8 @@ CHECKS: dict[str, Callable[[], object]] = {
     "RAY_TMPDIR": local._folder,
     "TMPDIR": local._folder,
     "HOME": local.tighten,
-    "RUN_STORE": lambda: store.require_folder(store.default()),
-    "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(fetch.RAW["mnist"])],
+    "RUN_STORE": lambda: require_folder(store.default()),
+    "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(PARAMS.datasets["mnist"])],
     "MLFLOW_TRACKING_URI": lambda: cursors.tracking_uri(Path()),
 }
 

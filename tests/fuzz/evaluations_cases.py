@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pipelines import compare
 from pipelines.command.errors import UserError
 from pipelines.config.params import Params, load_params
+from pipelines.results import ledger
 from pipelines.training import store
 from tests import report_inputs
 
@@ -58,7 +59,7 @@ def case(rng: random.Random, folder: Path) -> None:
     report = folder / "report"
     if rng.random() < 0.05:
         rng.choice(KINDS)(report if rng.random() < 0.5 else made(report) / "index.html")
-    found = compare.gather(params, evaluations=folder / "evaluations", runs=folder / "runs")
+    found = ledger.gather(params, evaluations=folder / "evaluations", runs=folder / "runs")
     compare.write(params, found, report)
     check(report)
 

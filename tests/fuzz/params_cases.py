@@ -1,4 +1,4 @@
-"""params.yaml and data.dvc as nobody meant them: values of every kind in every place, and text that is hardly YAML."""
+"""The YAML files of a project, and data.dvc, as nobody meant them: any value in any place, and what is hardly YAML."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 from pipelines import fetch, suite
 from pipelines.command.errors import UserError
 from pipelines.config import yamlfile
-from pipelines.config.params import load_params, plain, read_params
+from pipelines.config.params import load_params
+from pipelines.config.schema import plain
 from pipelines.data import rawfiles
+from tests import projects
 from tests.conftest import ROOT
 
 ROWS = ("linear-mnist", "lenet5-rbf-mnist", "convnetjs-cifar10", "alexnet-imagenette")
@@ -112,17 +114,20 @@ KEYS += [
 
 
 def case(random: random.Random, folder: Path) -> None:
-    """Write a params.yaml, or a data.dvc, with some faults, and read it as the commands do."""
+    """Write a project's files, or a data.dvc, with some faults, and read them as the commands do."""
     if random.random() < 0.1:
         read_pins(random, folder)
         return
-    path = folder / "params.yaml"
-    path.write_bytes(content(random, small(), last="suite"))
+    spoilt = random.choice(list(small()))
+    for name, tree in small().items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content(random, tree) if name == spoilt else json.dumps(tree).encode())
     try:
         if random.random() < 0.2:
-            switch(random, path)
+            switch(random, folder)
         else:
-            params = load_params(path)
+            params = load_params(folder / "params.yaml")
             json.dumps(plain(params), allow_nan=False).encode()
             assert max(map(len, (*params.benchmarks, *params.suites, *params.datasets)), default=0) <= 60
     except UserError as error:
@@ -130,39 +135,41 @@ def case(random: random.Random, folder: Path) -> None:
         raise
 
 
-def switch(random: random.Random, path: Path) -> None:
-    """Switch to one of the suites; a file that could not be rewritten is as it was."""
-    before, name = path.read_bytes(), random.choice(["laptop", "imagenette", "123", "", "x"])
+def switch(random: random.Random, folder: Path) -> None:
+    """Switch to one of the suites; a file that could not be rewritten is as it was, and no other is touched."""
+    before = {path: path.read_bytes() for path in folder.rglob("*.yaml")}
+    name = random.choice(["laptop", "imagenette", "123", "", "x"])
     try:
-        suite.switch(name, path)
+        suite.switch(name, folder / "params.yaml")
     except BaseException:
-        assert path.read_bytes() == before
+        assert {path: path.read_bytes() for path in before} == before
         raise
-    assert load_params(path).suite.name == name
-    head = re.split(rb"^suite:", before, flags=re.MULTILINE)[0]
-    assert path.read_bytes().startswith(head)
+    assert load_params(folder / "params.yaml").suite.name == name
+    rest = [path for path in before if path.name != "suite.yaml"]
+    assert [path.read_bytes() for path in rest] == [before[path] for path in rest]
 
 
 def read_pins(random: random.Random, folder: Path) -> None:
     """Read a data.dvc with some faults."""
     path = folder / "data.dvc"
-    path.write_bytes(content(random, pins(), last=""))
-    fetch.read_pins(path, "mnist", rawfiles.MNIST_FILES)
+    path.write_bytes(content(random, pins()))
+    fetch.read_pins(path, "mnist", rawfiles.IDX_FILES)
 
 
 @functools.cache
-def small() -> dict[str, Any]:
-    """A params.yaml of some of the real rows, one of each kind."""
-    found = read_params(ROOT / "params.yaml")
+def small() -> dict[str, dict[str, Any]]:
+    """The files of a project with some of the real rows, one of each kind."""
+    found = projects.read(ROOT)
     rows = {name: found["benchmarks"][name] for name in ROWS}
     for row in rows.values():
         row["deviations"] = row["deviations"][:1]
         row.pop("remarks", None)
     suites = {"laptop": {"budget": "laptop", "benchmarks": ["linear-mnist", "convnetjs-cifar10"]}}
     suites |= {name: {"budget": "laptop", "benchmarks": ["alexnet-imagenette"]} for name in ("imagenette", "123")}
-    entry = {"family": "alexnet", "dataset": "imagenette", "budget": "laptop"}
-    block = {"name": "imagenette", "datasets": ["imagenette"], "benchmarks": {"alexnet-imagenette": entry}}
-    return {"datasets": found["datasets"], "benchmarks": rows, "suites": suites, "suite": block}
+    found = {"datasets": found["datasets"], "benchmarks": rows, "suites": suites, "suite": {"name": "imagenette"}}
+    written, active = projects.apart(found | {"suite": projects.active(found)})
+    families = {f"models/{name}.yaml": dict(rows) for name, rows in written.families.items()}
+    return {"params.yaml": dict(written.params), "suite.yaml": active, **families}
 
 
 @functools.cache
@@ -171,14 +178,14 @@ def pins() -> dict[str, Any]:
     return yamlfile.read(ROOT / "data.dvc")
 
 
-def content(random: random.Random, tree: dict[str, Any], *, last: str) -> bytes:
-    """A file that holds ``tree``, after some changes to it or to its text; ``last`` is a block of lines."""
+def content(random: random.Random, tree: dict[str, Any]) -> bytes:
+    """A file that holds ``tree``, after some changes to it or to its text."""
     tree = copy.deepcopy(tree)
     faults = random.choices([0, 1, 2, 5], [1, 8, 3, 1])[0]
     for _ in range(faults):
         if random.random() < 0.75:
             change(random, tree)
-    text = "".join(block(key, value) if key == last else f"{flow(key)}: {flow(value)}\n" for key, value in tree.items())
+    text = "".join(f"{flow(key)}: {flow(value)}\n" for key, value in tree.items())
     data = text.encode("utf-8", "surrogatepass")
     for _ in range(faults):
         if random.random() < 0.25:
@@ -247,14 +254,6 @@ def flow(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(flow, value)) + "]"
     return json.dumps(value)
-
-
-def block(key: Any, value: Any) -> str:
-    """``value`` in lines below its key, as suite.switch wants it."""
-    if not isinstance(value, dict):
-        return f"{flow(key)}: {flow(value)}\n"
-    lines = (f"  {flow(inner)}: {flow(one)}\n" for inner, one in value.items())
-    return f"{key}:\n" + "".join(lines)
 
 
 def _cut(random: random.Random, data: bytes) -> bytes:

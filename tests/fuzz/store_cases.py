@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines import evaluate, train, trial
+from pipelines import evaluate, train
 from pipelines.cluster import estimate
-from pipelines.command import progress
 from pipelines.command.errors import UserError
-from pipelines.config.params import Benchmark, Budget, Optimiser, Recipe, load_params
+from pipelines.config.benchmarks import Benchmark, Budget
+from pipelines.config.params import load_params
+from pipelines.config.recipes import Optimiser, Recipe
 from pipelines.data import datasets
-from pipelines.training import journal, spec, store
-from pipelines.training.journal import Journal, Worker
+from pipelines.training import checkpoint, spec, status, store, trainer
+from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Worker
+from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -42,19 +44,19 @@ def template() -> Path:
     datasets.write_dataset(home / "datasets", "mnist", classes=CLASSES, train=(images, labels), test=(images, labels))
     finished, unfinished = trials(home)
     with contextlib.redirect_stdout(io.StringIO()):
-        trial.run(finished)
+        trainer.run(finished)
 
         def stop(told: Any) -> None:
             if unfinished.files.checkpoint.exists():
                 raise InterruptedError
 
-        agree, every = journal.Journal._agree, journal.PROGRESS_EVERY_S
-        journal.Journal._agree, journal.PROGRESS_EVERY_S = lambda *_: True, 0.0  # type: ignore[method-assign]
+        agree, every = checkpoint.CheckpointCallback._agree, checkpoint.PROGRESS_EVERY_S
+        checkpoint.CheckpointCallback._agree, checkpoint.PROGRESS_EVERY_S = lambda *_: True, 0.0  # type: ignore[method-assign]
         try:
             with contextlib.suppress(InterruptedError):
-                trial.run(unfinished, watch=stop)
+                trainer.run(unfinished, watch=stop)
         finally:
-            journal.Journal._agree, journal.PROGRESS_EVERY_S = agree, every  # type: ignore[method-assign]
+            checkpoint.CheckpointCallback._agree, checkpoint.PROGRESS_EVERY_S = agree, every  # type: ignore[method-assign]
     assert finished.files.finished and unfinished.files.checkpoint.exists()
     store.write_json(home / "store/rates.json", {estimate._rate_key(finished): 100.0})
     return home
@@ -112,13 +114,13 @@ def planned_once() -> list[spec.Spec]:
 def collect_and_evaluate(planned: list[spec.Spec], folder: Path, intact: dict[Path, bool]) -> None:
     """As train and evaluate do with what is finished; each by itself, as what one refuses the next must meet too."""
     finished, unfinished = planned
-    data = datasets.open_dataset(finished.data, "mnist")
+    inputs = Inputs.of(finished)
     whole = all(intact[path] for path in finished.files.kept)
     assert finished.files.finished == whole and not unfinished.files.finished
-    assert readable(lambda: evaluate.load_network(benchmark(), data, finished.files.weights)) or not whole
+    assert readable(lambda: inputs.load(finished.files.weights)) or not whole
     with contextlib.chdir(folder):
         assert whole == readable(lambda: train.collect([finished]))
-        assert whole == readable(lambda: evaluate._trained(benchmark(), data, finished))
+        assert whole == readable(lambda: evaluate._trained(inputs, finished))
     readable(lambda: store.read_json(unfinished.files.trial))
     readable(lambda: store.read_lines(unfinished.files.curve))
 
@@ -126,18 +128,18 @@ def collect_and_evaluate(planned: list[spec.Spec], folder: Path, intact: dict[Pa
 def go_on(planned: list[spec.Spec], folder: Path, intact: dict[Path, bool]) -> None:
     """As train does with what is not."""
     finished, unfinished = planned
-    data = datasets.open_dataset(finished.data, "mnist")
+    inputs = Inputs.of(unfinished)
     with using(folder / "store"):
         for one in planned:
-            assert progress.line(one.name, progress.read(one.files.progress, since=0.0))
+            assert status.line(one.name, status.read(one.files.progress, since=0.0))
             assert 0 <= estimate.trial_seconds(one) < float("inf")
         train.inspect(planned)
     assert finished.files.result.exists() == all(intact[path] for path in finished.files.kept)
-    loader, module = trial.prepare(unfinished, data, Worker())  # fits again what is damaged
-    mean = torch.from_numpy(data.split("train")[0].mean(0, dtype=np.float64)[None]).float()
-    assert torch.equal(loader.preprocess.states[0]["mean"], mean)
-    told = Journal(unfinished, loader, Worker(), lambda told: None, 40)
-    found = trial._checkpoint(unfinished, Worker(), module, told)
+    loader, module = trainer.prepare(unfinished, inputs, Worker())  # fits again what is damaged
+    mean = torch.from_numpy(inputs.dataset.split("train")[0].mean(0, dtype=np.float64)[None]).float()
+    assert torch.equal(loader.preprocess.state_dict()["0.mean"], mean)
+    told = CheckpointCallback(unfinished, loader, Worker(), lambda told: None, 40)
+    found = trainer.checkpoint(unfinished, Worker(), module, told, Checkpoints())
     assert (found is not None) == intact[unfinished.files.checkpoint]
 
 

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from pipelines.tracking import cursors, limits, records
-from pipelines.tracking.waiting import Spool
+from pipelines.tracking.spool import Spool
 
 KEY, HASH = "0123456789abcdef", "d" * 64
 ROW = {"class": "a", "precision": 0.5, "recall": None, "f1": 0.5, "support": 2}
@@ -36,7 +36,9 @@ FILES: dict[str, Any] = {
         **{"key": KEY, "error": 25.0, "accuracy": 75.0, "loss": 0.1, "claimed_on": {"error": 1.0}},
         "per_class": [ROW, ROW],
     },
-    "evaluations/lenet5-mnist/classes.json": {"classes": ["a", "b"], "protocol": "single view"},
+    "evaluations/lenet5-mnist/classes.json": {
+        **{"classes": ["a", "b"], "protocol": "single view", "dataset": "mnist", "shape": [1, 28, 28], "test": 4},
+    },
     "evaluations/lenet5-mnist/metrics.json": {"test_error": 25.0, "test_error_ci95_low": None, "seeds": 1},
     "report/ledger.json": [
         {

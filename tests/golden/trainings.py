@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines import trial
-from pipelines.config.params import Budget, load_params
+from pipelines.config.benchmarks import Budget
+from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.training import spec, store
+from pipelines.training import spec, store, trainer
 
 FOLDER = Path(__file__).parent
 PARAMS = FOLDER.parent.parent / "params.yaml"
@@ -57,7 +57,7 @@ def _cpuinfo() -> str:
 def write_images(root: Path, name: str) -> None:
     """A dataset under ``name``: each class is a blob of its own place and colour, in noise.
 
-    One label in four is random: without those, members of a committee would have nothing to disagree on.
+    One label in four is random: without those, members of an ensemble would have nothing to disagree on.
     """
     channels, height, width = SHAPES[name]
     count = IMAGES if height < 100 else 16
@@ -86,7 +86,7 @@ def train(name: str, home: Path) -> str:
     data = home / "datasets"
     if not (data / benchmark.dataset).exists():
         write_images(data, benchmark.dataset)
-    files = trial.run(spec.plan(benchmark, "golden", 0, data=data, root=home / "store", threads=1))
+    files = trainer.run(spec.plan(benchmark, "golden", 0, data=data, root=home / "store", threads=1))
     lines = [f"{name}, seed 0, {images} made images, batch {batch}, one thread: mean loss and error (%) of each epoch"]
     lines += [f"{point['loss']!r} {point['train_error']!r}" for point in store.read_lines(files.curve)]
     weights = torch.load(files.weights, weights_only=True)

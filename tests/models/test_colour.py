@@ -1,4 +1,4 @@
-"""The CIFAR-10 and ImageNet families: layers, shapes, and their special layers against plain loops."""
+"""Guards the CIFAR-10 and ImageNet families: layers, shapes, and their special layers against plain loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The LeNets and the 1989 network against independent forms of the papers' own definitions."""
+"""Guards the LeNets and the 1989 network: against independent forms of the papers' own definitions."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_lenet4_pairs_share_a_first_level_map() -> None:
 def test_boosted_lenet4_is_three_lenet4s_that_vote() -> None:
     torch.manual_seed(0)
     model = lenet.boosted_lenet4()
-    assert isinstance(model, lenet.Committee)
+    assert isinstance(model, lenet.Ensemble)
     assert [sum(p.numel() for p in net.parameters()) for net in model.members] == [50_698] * 3
     assert sum(p.numel() for p in model.parameters()) == 152_094
     with torch.no_grad():

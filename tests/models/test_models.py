@@ -1,8 +1,11 @@
-"""What every builder promises: shapes, counts, errors, determinism, and that it can learn."""
+"""Guards what every builder promises: shapes, counts, errors, determinism, and that it can learn."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,53 +18,56 @@ from torch import nn
 
 import models
 from models import alexnet, allcnn, convnetjs, krizhevsky, lenet, lenet1989, linear, ml4a, mlp
+from pipelines.config.params import load_params
+from pipelines.data.datasets import Dataset
+from pipelines.training.inputs import Inputs
+from tests import projects
+from tests.conftest import ROOT, THREADS
 
 Builder = Callable[..., nn.Module]
 
 
 def builds(builder: Builder, count: int, shape: tuple[int, int, int], **options: Any) -> Any:
-    """One row of ``ROWS``: the builder, the published or derived count, its default shape, the options."""
+    """One net of the tests: the builder, its published or derived count, the shape of its images, the options."""
     name = f"{builder.__module__.split('.')[-1]}.{builder.__name__}"
     return pytest.param(builder, count, shape, options, id=f"{name}-{options}" if options else name)
 
 
-# Counts from the sources (see each module's text): independent of the code under test.
-ROWS = [
-    builds(linear.linear, 7_850, (1, 28, 28)),
-    builds(mlp.mlp, 238_510, (1, 28, 28)),
-    builds(mlp.mlp, 795_010, (1, 28, 28), hidden=(1000,)),
-    builds(mlp.mlp, 266_610, (1, 28, 28), hidden=(300, 100), output="tanh"),
-    builds(mlp.mlp, 469_160, (1, 28, 28), hidden=(500, 150)),
-    builds(lenet.lenet5, 60_850, (1, 32, 32)),
-    builds(lenet.lenet5, 60_000, (1, 32, 32), head="rbf"),
-    builds(lenet.lenet1, 2_578, (1, 28, 28)),
-    builds(lenet.lenet4, 50_698, (1, 32, 32)),
-    builds(lenet1989.lenet1989, 9_760, (1, 16, 16)),
-    builds(convnetjs.cifar10, 22_466, (3, 32, 32)),
-    builds(convnetjs.mnist, 5_994, (1, 24, 24)),
-    builds(ml4a.ordinary, 30_840, (3, 32, 32)),
-    builds(ml4a.ordinary, 7_960, (1, 28, 28), in_shape=(1, 28, 28)),
-    builds(krizhevsky.layers_80sec, 145_578, (3, 32, 32)),
-    builds(krizhevsky.layers_19pct, 89_578, (3, 32, 32)),
-    builds(krizhevsky.layers_18pct, 89_578, (3, 32, 32)),
-    builds(krizhevsky.conv_local_13pct, 1_116_490, (3, 24, 24)),
-    builds(krizhevsky.conv_local_11pct, 2_112_970, (3, 24, 24)),
-    builds(allcnn.allcnn, 1_387_108, (3, 32, 32), classes=100),
-    *(
-        builds(allcnn.allcnn, count, (3, 32, 32), base=base, variant=variant)
-        for base, plain, longer in (("A", 839_242, 1_254_250), ("B", 885_610, 1_300_618), ("C", 954_730, 1_369_738))
-        for variant, count in (("base", plain), ("strided", plain), ("convpool", longer), ("allcnn", longer))
-    ),
-]
+def nets() -> Iterator[Any]:
+    """Each net that a row of models/*.yaml builds, once, with the row's own count: a new row needs no entry here."""
+    seen: list[Any] = []
+    for row in PARAMS.benchmarks.values():
+        builder = getattr(importlib.import_module(f"models.{row.model.family}"), row.model.name)
+        shape = Inputs(row, made(row.dataset), Path()).shape
+        default = inspect.signature(builder).parameters["in_shape"].default
+        options = dict(row.model.options) | ({} if shape == default else {"in_shape": shape})
+        if row.recipe.boosting is None and (builder, options) not in seen:
+            seen.append((builder, options))
+            yield builds(builder, row.parameters or 0, shape, **options | ({"classes": 10} if default[1] > 200 else {}))
+
+
+def made(name: str) -> Dataset:
+    """The data set ``name`` as published, without its files."""
+    shape = projects.shape(PARAMS.datasets[name])
+    none = (0.0,) * shape[0]
+    return Dataset(
+        path=Path(name), name=name, classes=(), shape=shape, train=0, test=0, mean=none, std=none, digests={}
+    )
+
+
+PARAMS = load_params(ROOT / "params.yaml")
+NETS = list(nets())
+ROWS = [net for net in NETS if net.values[1] < 10_000_000]  # that are quick to build
+HUNDRED = builds(allcnn.allcnn, 1_387_108, (3, 32, 32), classes=100)
 IMAGENET = builds(alexnet.alexnet, 60_965_224, (3, 227, 227))
 SMALL_ALEXNET = {"in_shape": (3, 67, 67), "classes": 10, "bias": 0.1, "fc_std": 0.005}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
+def _few_threads() -> Iterator[None]:
     """Nets this small run slower on many threads, more so beside other work."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(threads)
 
@@ -70,7 +76,7 @@ def parameters(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*ROWS, IMAGENET])
+@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*NETS, HUNDRED, IMAGENET])
 def test_parameters_and_shape_are_the_sources(
     builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
 ) -> None:
@@ -82,7 +88,19 @@ def test_parameters_and_shape_are_the_sources(
         assert model(torch.randn(3, *shape)).shape == (3, classes)
 
 
-@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*ROWS, IMAGENET])
+@pytest.mark.parametrize("name", PARAMS.benchmarks)
+def test_each_row_states_how_many_parameters_it_trains(name: str) -> None:
+    row = PARAMS.benchmarks[name]
+    with torch.device("meta"):  # counted, not filled
+        data = dataclasses.replace(made(row.dataset), classes=tuple("0123456789"))
+        model = Inputs(row, data, Path()).build()
+    assert parameters(model) == row.parameters
+
+
+PUBLISHED = [net for net in [*ROWS, HUNDRED, IMAGENET] if "in_shape" not in net.values[3]]
+
+
+@pytest.mark.parametrize(("builder", "count", "shape", "options"), PUBLISHED)
 def test_the_text_states_the_count(
     builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
 ) -> None:
@@ -232,6 +250,9 @@ def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
         (lambda: allcnn.allcnn(variant="pooled"), "variant 'pooled' must be one of base, strided"),  # type: ignore[arg-type]
         (lambda: allcnn.allcnn(conv7_padding=2), "conv7_padding 2 must be one of 0, 1"),
         (lambda: allcnn.allcnn(init="lsuv"), "init 'lsuv' must be one of he"),  # type: ignore[arg-type]
+        (lambda: alexnet.alexnet(bias=1e30), r"bias 1e\+30 must be from -10 to 10"),
+        (lambda: alexnet.alexnet(fc_std=0.0), "fc_std 0 must be from 1e-06 to 1"),
+        (lambda: alexnet.alexnet(dropout=-1), "dropout -1 must be from 0 to 0.99"),
         (lambda: alexnet.alexnet(in_shape=(3, 66, 227)), r"\(3, 66, 227\).* 66 is below 67"),
     ],
 )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +17,7 @@ import requests
 
 from pipelines.tracking import helper
 from pipelines.tracking.probe import AwayError, probe, reach_local, within
+from tests.conftest import ROOT
 from tests.gate import listening
 from tests.tracking.test_tracking import Project
 
@@ -122,24 +126,77 @@ def test_what_is_called_in_time_returns_or_raises() -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("way", ["silent", "dripping a header", "dripping a body"])
+@pytest.mark.parametrize("way", DEATHS)
 def test_a_dead_server_costs_a_stage_five_seconds_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    scheme, talk, says = DEATHS[way]
+    with listening(talk) as port:
+        line = given_up_in_time(tmp_path, monkeypatch, f"{scheme}://127.0.0.1:{port}")
+    assert re.fullmatch(rf"(?:{says})", line.replace("within 2.5 s", "within 0.6 s"))
+
+
+@pytest.mark.alone
+def test_a_server_that_hangs_after_its_first_answer_costs_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is the probe's; what hangs is MLflow's own client, whose import takes most of the time."""
+    answered = threading.Event()
+
+    def talk(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(65536)
+        if answered.is_set():
+            over.wait()
+        answered.set()
+        connection.sendall(OK + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    with listening(talk) as port:
+        assert given_up_in_time(tmp_path, monkeypatch, f"http://127.0.0.1:{port}") == "gives no answer within 2.5 s"
+
+
+@pytest.mark.alone
+def test_a_server_that_refuses_costs_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert given_up_in_time(tmp_path, monkeypatch, "http://127.0.0.1:9") == "is away (no connection)"
+
+
+def given_up_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> str:
+    """Why a stage gave up the server at **uri**, within five seconds."""
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
-    project = Project(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    project = Project(folder)
     project.trial("lenet5-mnist", "mnist", 0, epochs=2)
-    with listening(DEATHS[way][1]) as port:
-        uri = f"http://127.0.0.1:{port}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        began = time.monotonic()
-        result = helper.sync(project.spool)
-        took = time.monotonic() - began
-    assert took < 5
-    assert result.line == (
-        f"MLflow at {uri} gives no answer within 2.5 s: "
-        "1 trial and 1 benchmark wait in the spool; they are sent by the next stage"
-    )
+    began = time.monotonic()
+    line = helper.sync(project.spool).line or ""
+    assert time.monotonic() - began < 5
+    waits = ": 1 trial and 1 benchmark wait in the spool; they are sent by the next stage"
+    assert line.startswith(f"MLflow at {uri} ") and line.endswith(waits)
+    return line.removeprefix(f"MLflow at {uri} ").removesuffix(waits)
+
+
+def test_a_command_whose_purpose_is_to_send_waits_longer(tmp_path: Path) -> None:
+    """``python -m pipelines.tracking`` and the dashboard: a person waits for them, and no stage."""
+    for command in ("tracking", "dashboard"):
+        with listening(late(3.5)) as port:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+            environment.pop("MLFLOW_HTTP_REQUEST_TIMEOUT", None)
+            project = Project(tmp_path / command)
+            project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+            command_line = [sys.executable, "-m", f"pipelines.{command}"]
+            done = subprocess.run(
+                command_line, cwd=project.root, env=environment, capture_output=True, text=True, timeout=60, check=False
+            )
+        assert done.returncode == 2 and "answers with status 502" in done.stderr, done.stderr
+
+
+def late(seconds: float) -> Talk:
+    """A gateway that takes its time to say that nothing is behind it."""
+
+    def talk(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(65536)
+        over.wait(seconds)
+        connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+
+    return talk
 
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")

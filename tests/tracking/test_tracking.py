@@ -27,24 +27,18 @@ import sqlalchemy
 
 from pipelines import dashboard
 from pipelines.command.errors import UserError
-from pipelines.results.explorer import Curve, Matrix, explorer_page
-from pipelines.results.figures import confusion_figure, drawable, percentage
-from pipelines.tracking import (
-    artifacts,
-    cursors,
-    database,
-    delivery,
-    helper,
-    limits,
-    probe,
-    records,
-    shared_views,
-    waiting,
-)
+from pipelines.evaluate import per_class
+from pipelines.results.figures import FIGURES, confusion_figure, drawable, percentage
+from pipelines.results.ledger import ClaimRow, LedgerRow
+from pipelines.results.reader import Outcome
+from pipelines.tracking import cursors, database, delivery, helper, limits, probe, records
+from pipelines.tracking import spool as spools
 from pipelines.tracking.delivery import Sender
 from pipelines.tracking.probe import AwayError
-from pipelines.tracking.waiting import Spool
+from pipelines.tracking.spool import Spool
+from pipelines.training import store
 from tests.gate import Gate, opened
+from tests.processes import runs, started_by, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
 DIGITS = [str(digit) for digit in range(10)]
@@ -55,14 +49,9 @@ NOW = 1_790_000_000.0  # when the files below claim to have been written, unix s
 ODD = ["$\\frac{$", "a\nb\tc\x1b[31mred\x00", "\udcff 猫", "x" * 9000, 'all / . : " % of | it', " "]
 
 
-def per_class(counts: np.ndarray[Any, Any], classes: list[str]) -> list[dict[str, Any]]:
-    """As evaluate writes it: fractions, null where there is nothing to divide by."""
-    rows = []
-    for i, name in enumerate(classes):
-        hit, actual, predicted = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
-        shares = {"precision": (hit, predicted), "recall": (hit, actual), "f1": (2 * hit, actual + predicted)}
-        rows.append({"class": name, **{key: a / b if b else None for key, (a, b) in shares.items()}, "support": actual})
-    return rows
+def vouch(folder: Path, result: dict[str, Any]) -> None:
+    """Write a trial's result as its training does, with the digests of its files."""
+    store.TrialFiles(folder).write_result(result)
 
 
 class Project:
@@ -125,7 +114,7 @@ class Project:
                 "finished": begun + 7.0 * epochs,
                 "final_loss": 0.1,
             }
-            self.write(f"store/{key}/result.json", result)
+            vouch(self.root / f"store/{key}", result)
         return key
 
     def curve(self, key: str, epochs: range, begun: float) -> None:
@@ -238,12 +227,10 @@ def suite(root: Path, seeds: int = 5) -> Project:
 
 def test_reads_what_stages_write(tmp_path: Path) -> None:
     project = suite(tmp_path, seeds=2)
-    found, problems = waiting.read(project.spool)
+    found, problems = spools.read(project.spool)
     assert problems == []
     assert [b.name for b in found][:3] == ["linear-mnist", "mlp300-mnist", "lenet5-mnist"]  # by their first trial
-    assert all(len(b.trials) == len(b.evaluations) == 2 and b.row is not None for b in found)
-    only = waiting.read(Spool.below(tmp_path, ["lenet5-mnist"]))[0]
-    assert [b.name for b in only] == ["lenet5-mnist"]
+    assert all(len(b.trials) == len(b.evaluated) == 2 and b.row is not None for b in found)
 
 
 def test_damaged_files_read_as_absent(tmp_path: Path) -> None:
@@ -254,7 +241,7 @@ def test_damaged_files_read_as_absent(tmp_path: Path) -> None:
     project.write(f"store/{key}/result.json", "{")
     project.write("store/0000/trial.json", '{"benchmark": "lenet5-mnist"}')
     project.write("report/ledger.json", "[1]")
-    (benchmark,) = waiting.read(project.spool)[0]
+    (benchmark,) = spools.read(project.spool)[0]
     (trial,) = benchmark.trials
     assert [line["epoch"] for line in trial.curve] == [1, 2, 3]
     assert trial.result is None and benchmark.row is None
@@ -265,8 +252,8 @@ def test_an_evaluation_of_an_unknown_trial_is_told(tmp_path: Path) -> None:
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
     path = tmp_path / "evaluations/lenet5-mnist/trials/seed-0/metrics.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "key"}))
-    (benchmark,), problems = waiting.read(project.spool)
-    assert benchmark.evaluations == () and len(problems) == 1 and str(path) in problems[0]
+    (benchmark,), problems = spools.read(project.spool)
+    assert benchmark.evaluated == () and len(problems) == 1 and str(path) in problems[0]
 
 
 def test_an_evaluation_goes_to_the_trial_it_was_made_of(tmp_path: Path) -> None:
@@ -274,7 +261,7 @@ def test_an_evaluation_goes_to_the_trial_it_was_made_of(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
     new = project.trial("lenet5-mnist", "mnist", 7, epochs=2)
-    (benchmark,) = waiting.read(project.spool)[0]
+    (benchmark,) = spools.read(project.spool)[0]
     assert {trial.key: trial.evaluation is not None for trial in benchmark.trials}[new] is False
     assert [trial.seed for trial in benchmark.evaluated] == [0]
 
@@ -285,8 +272,8 @@ def test_collected_runs_stand_in_for_a_missing_store(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "store").iterdir()
     shutil.move(folder, tmp_path / "runs/lenet5-mnist/seed-0")
     (tmp_path / "runs/lenet5-mnist/seed-0/trial.json").unlink()
-    (benchmark,) = waiting.read(project.spool)[0]
-    assert benchmark.dataset == "mnist" and len(benchmark.trials) == len(benchmark.evaluations) == 1
+    (benchmark,) = spools.read(project.spool)[0]
+    assert benchmark.dataset == "mnist" and len(benchmark.trials) == len(benchmark.evaluated) == 1
 
 
 def test_status_of_a_trial_whose_process_is_gone(tmp_path: Path) -> None:
@@ -300,7 +287,7 @@ def test_status_of_a_trial_whose_process_is_gone(tmp_path: Path) -> None:
         ("failed", 1, "FAILED"),
     ):
         project.progress(key, state, 2, 9, pid)
-        assert waiting.read(project.spool)[0][0].trials[0].status == status
+        assert spools.read(project.spool)[0][0].trials[0].status == status
 
 
 NO_TIMES: dict[str, Any] = {
@@ -316,9 +303,9 @@ NO_TIMES: dict[str, Any] = {
 @pytest.mark.parametrize("told", NO_TIMES.values(), ids=NO_TIMES)
 def test_progress_at_no_time_is_of_no_living_process(tmp_path: Path, told: Any) -> None:
     here = {"pid": os.getpid(), "host": socket.gethostname()}
-    assert waiting.alive({**here, "time": time.time()})
-    assert not waiting.alive({**here, "time": told})
-    assert not waiting.alive({**here, "time": time.time(), "pid": 2**70})
+    assert spools.alive({**here, "time": time.time()})
+    assert not spools.alive({**here, "time": told})
+    assert not spools.alive({**here, "time": time.time(), "pid": 2**70})
     project = Project(tmp_path)
     key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
     project.write(f"store/{key}/progress.json", {**here, "state": "running", "time": told})
@@ -342,10 +329,16 @@ def test_a_copy_beside_the_trials_is_not_one_of_them(tmp_path: Path) -> None:
 
 
 def change(path: Path, **new: Any) -> None:
-    """Give some keys of a JSON file other values; the row 0 of a ledger's."""
+    """Give some keys of a JSON file other values, a result's with its digests; the row 0 of a ledger's."""
     found = json.loads(path.read_text())
     (found[0] if isinstance(found, list) else found).update(new)
-    path.write_text(json.dumps(found))
+    vouch(path.parent, found) if path.name == "result.json" else path.write_text(json.dumps(found))
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Give a trial another curve, for which its result vouches."""
+    path.write_text(text)
+    vouch(path.parent, json.loads((path.parent / "result.json").read_text()))
 
 
 def replaced_by_a_pipe(path: Path) -> None:
@@ -358,53 +351,54 @@ def replaced_by_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+SEED_0 = "evaluations/a-mnist/trials/seed-0"
+LINE = {"epoch": 1, "time": 1, "seconds": 1}
 DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
-    ("store/{key}/trial.json", lambda path: change(path, seed="0"), "'seed' is '0'; expected a whole number"),
-    ("store/{key}/trial.json", lambda path: change(path, key=[1]), "'key' is [1]; expected a text"),
-    ("store/{key}/trial.json", lambda path: change(path, benchmark={}), "'benchmark' is {}; expected a text"),
-    (
-        "store/{key}/trial.json",
-        lambda path: change(path, dataset={"name": 1}),
-        "dataset's 'name' is 1; expected a text",
-    ),
+    ("store/{key}/trial.json", lambda path: change(path, seed="0"), "seed is '0'; expected a whole number"),
+    ("store/{key}/trial.json", lambda path: change(path, key=[1]), "key is [1]; expected text"),
+    ("store/{key}/trial.json", lambda path: change(path, benchmark={}), "benchmark is {}; expected text"),
+    ("store/{key}/trial.json", lambda path: change(path, dataset={"name": 1}), "dataset.name is 1; expected text"),
     ("store/{key}/trial.json", lambda path: path.write_bytes(b"\xff"), "can't decode"),
     ("store/{key}/trial.json", lambda path: path.write_text("[" * 10**5), "recursion"),
-    ("store/{key}/trial.json", replaced_by_a_folder, "can't be read (Is a directory)"),
-    ("store/{key}/trial.json", replaced_by_a_pipe, "can't be read (Is no file)"),
+    ("store/{key}/trial.json", replaced_by_a_folder, "is no regular file"),
+    ("store/{key}/trial.json", replaced_by_a_pipe, "is no regular file"),
     (
         "store/{key}/result.json",
         lambda path: change(path, finished="now"),
-        "'finished' is 'now'; expected a time in unix",
+        "finished is 'now'; expected a number from 0",
     ),
-    ("store/{key}/result.json", lambda path: change(path, wall_s=None), "'wall_s' is missing; expected a number"),
-    ("store/{key}/result.json", lambda path: change(path, versions="all"), "'str' object has no attribute 'items'"),
-    ("store/{key}/result.json", lambda path: change(path, parameters="60"), "'60' is no number"),
+    ("store/{key}/result.json", lambda path: change(path, wall_s=None), "wall_s is null; expected a number from 0"),
+    ("store/{key}/result.json", lambda path: change(path, versions="all"), "versions is 'all'; expected an object"),
+    ("store/{key}/result.json", lambda path: change(path, parameters="60"), "parameters is '60'; expected a number"),
+    ("store/{key}/result.json", lambda path: path.write_text(path.read_text().replace("8571", "8572")), "is damaged"),
     ("store/{key}/progress.json", lambda path: path.write_text("[]"), "it holds a list; expected an object"),
-    ("store/{key}/curve.jsonl", lambda path: path.write_text("epoch 1\n"), "line 1"),
-    ("store/{key}/curve.jsonl", lambda path: path.write_text("1\n"), "line 1 is a int; expected an object"),
-    ("store/{key}/curve.jsonl", lambda path: path.write_text('{"epoch": 0}\n'), "line 1's 'epoch' is 0"),
+    ("store/{key}/curve.jsonl", lambda path: rewrite(path, "epoch 1\n"), "is damaged"),
+    ("store/{key}/curve.jsonl", lambda path: rewrite(path, "1\n"), "it holds a int; expected one JSON object a line"),
+    ("store/{key}/curve.jsonl", lambda path: rewrite(path, '{"epoch": 0}\n'), " line 1: epoch is 0"),
+    ("store/{key}/curve.jsonl", lambda path: rewrite(path, json.dumps({**LINE, "time": -1}) + "\n"), "1: time is -1"),
     (
         "store/{key}/curve.jsonl",
-        lambda path: path.write_text('{"epoch": 0.5, "time": -1, "seconds": 1}\n'),
-        "line 1's 'time' is -1; expected a time in unix seconds",
+        lambda path: rewrite(path, json.dumps({**LINE, "loss": "low"}) + "\n"),
+        "loss is 'low'",
     ),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, key={}), "key is {}"),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, error="1"), "error is '1'; expected per cent"),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, error=99.0), "expected files of one evaluation"),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, claimed_on=[1]), "claimed_on is [1]; expected an object"),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, per_class=[]), "per_class has 0 rows; expected one for each"),
+    (f"{SEED_0}/confusion.csv", replaced_by_a_folder, "is no regular file"),
+    (f"{SEED_0}/confusion.csv", replaced_by_a_pipe, "is no regular file"),
+    ("evaluations/a-mnist/classes.json", lambda path: change(path, classes=None), "classes is null; expected a list"),
     (
-        "store/{key}/curve.jsonl",
-        lambda path: path.write_text('{"epoch": 1, "time": 1, "seconds": 1, "loss": "low"}\n'),
-        "line 1's 'loss' is 'low'; expected a number",
+        "evaluations/a-mnist/metrics.json",
+        lambda path: change(path, test_error=[1]),
+        "test_error is [1]; expected a num",
     ),
-    ("evaluations/a-mnist/trials/seed-0/metrics.json", lambda path: change(path, key={}), "'key' is {}"),
-    ("evaluations/a-mnist/trials/seed-0/metrics.json", lambda path: change(path, error="1"), "'1' is no number"),
-    ("evaluations/a-mnist/trials/seed-0/metrics.json", lambda path: change(path, claimed_on=[1]), "AttributeError"),
-    ("evaluations/a-mnist/trials/seed-0/confusion.csv", replaced_by_a_folder, "can't be read (Is a directory)"),
-    ("evaluations/a-mnist/trials/seed-0/confusion.csv", replaced_by_a_pipe, "can't be read (Is no file)"),
-    ("evaluations/a-mnist/classes.json", lambda path: change(path, classes=None), "'classes' is missing"),
-    ("evaluations/a-mnist/metrics.json", lambda path: change(path, test_error=[1]), "[1] is no number"),
-    ("report/ledger.json", lambda path: change(path, claim=None), "row 1's 'claim' is missing; expected an object"),
-    ("report/ledger.json", lambda path: change(path, dataset=[1]), "row 1's 'dataset' is [1]; expected a text"),
-    ("report/ledger.json", lambda path: change(path, mean="1"), "row of a-mnist, is damaged"),
-    ("report/ledger.json", lambda path: change(path, ci95=[1]), "row of a-mnist, is damaged"),
-    ("report/ledger.json", lambda path: path.write_text("[1, " + path.read_text()[1:]), "row 1 is a int"),
+    ("report/ledger.json", lambda path: change(path, claim=None), " row 1: claim is null; expected an object"),
+    ("report/ledger.json", lambda path: change(path, dataset=[1]), " row 1: dataset is [1]; expected text"),
+    ("report/ledger.json", lambda path: change(path, mean="1"), " row 1: mean is '1'; expected a number"),
+    ("report/ledger.json", lambda path: change(path, ci95=[1]), " row 1: ci95 is [1]; expected two numbers"),
+    ("report/ledger.json", lambda path: path.write_text("[1, " + path.read_text()[1:]), " row 1 is damaged: it is 1"),
 ]
 
 
@@ -446,6 +440,12 @@ def test_a_damaged_cursor_has_the_server_asked_again(tmp_path: Path) -> None:
         assert len(cursors.pending(project.spool, uri)) == 2
 
 
+def evaluation_files(record: records.Record) -> dict[str, bytes]:
+    """The files of a run's evaluation."""
+    (part,) = (part for part in record.parts if part.name == "evaluation")
+    return dict(part.files())
+
+
 def test_figures_of_the_classes_are_those_of_evaluate(tmp_path: Path) -> None:
     """None is reckoned here: not where evaluate says that there is none, and not from the matrix."""
     project = Project(tmp_path)
@@ -454,27 +454,92 @@ def test_figures_of_the_classes_are_those_of_evaluate(tmp_path: Path) -> None:
     rows = [json.loads(path.read_text())["per_class"] for path in metrics]
     rows[0][0].update(precision=0.25, recall=0.5, f1=1 / 3)
     rows[1][0].update(precision=0.75, recall=0.7, f1=None)
-    rows[1][1].update(precision=None)
     for path, mine in zip(metrics, rows, strict=True):
         change(path, per_class=mine)
     benchmark, trial, _ = records.gather(project.spool)[0]
+    n = rows[0][0]["support"]
+    head, first, second, *_ = evaluation_files(benchmark)[records.CLASSES].decode().splitlines()
+    assert head == "class,seed,precision %,recall %,F1 %,images"
+    assert (first, second) == (f"0,0,25.0,50.0,33.33,{n}", f"0,1,75.0,70.0,,{n}")
+    assert evaluation_files(trial)[records.CLASSES].decode().splitlines()[1] == first
+    (net,) = explored(benchmark)["benchmarks"]
+    assert [net["per_class"][seed][0] for seed in "01"] == [[25.0, 50.0, 33.33, n], [75.0, 70.0, None, n]]
 
-    def table(record: records.Record) -> list[list[Any]]:
-        (part,) = (part for part in record.parts if part.name == "evaluation")
-        found: list[list[Any]] = json.loads(part.files()[artifacts.CLASSES])["data"]
-        return found
 
-    assert table(trial)[0] == ["0", 25.0, 50.0, 33.33, rows[0][0]["support"]]
-    assert table(benchmark)[0] == ["0", 50.0, 60.0, None, rows[0][0]["support"]]
-    assert table(benchmark)[1][1] is None and table(benchmark)[1][2] is not None
+def explored(record: records.Record) -> Any:
+    """What a run's explorer shows."""
+    page = evaluation_files(record)[records.EXPLORER].decode()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    return json.loads(data)
+
+
+def test_the_explorer_has_the_seeds_of_its_run_and_their_test_images(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 3)
+    folder = tmp_path / "evaluations/lenet5-mnist"
+    matrices = [np.loadtxt(folder / f"trials/seed-{n}/confusion.csv", delimiter=",", dtype=int) for n in range(3)]
+    np.savez(
+        folder / "examples.npz",
+        images=np.zeros((10, 1, 28, 28), dtype=np.uint8),
+        actual=np.arange(10),
+        index=np.arange(10),
+        seeds=np.arange(3),
+        predicted=np.tile(np.arange(10), (3, 1)),
+        confidence=np.full((3, 10), 0.5),
+    )
+    benchmark, first, *_ = records.gather(project.spool)[0]
+    (net,) = explored(benchmark)["benchmarks"]
+    assert net["seeds"] == [0, 1, 2] and net["claimed_error"] is None  # there is no ledger yet
+    assert [net["matrices"][str(n)] for n in range(3)] == [matrix.tolist() for matrix in matrices]
+    assert len(net["examples"]["tiles"]) == 10
+    (net,) = explored(first)["benchmarks"]
+    assert net["seeds"] == [0] and list(net["curves"]) == ["0"] and set(net["examples"]["predicted"]) == {"0"}
+    project.ledger()
+    assert explored(records.gather(project.spool)[0][0])["benchmarks"][0]["claimed_error"] == 1.0
+
+
+def test_a_figure_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bars(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
+        return f"{title}: {[trial.seed for trial in outcome.trials]}".encode()
+
+    monkeypatch.setitem(FIGURES, "bars", bars)
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    drawn = [evaluation_files(record)["bars.png"].decode() for record in records.gather(project.spool)[0]]
+    assert drawn == ["lenet5-mnist: [0, 1]", "lenet5-mnist, seed 0: [0]", "lenet5-mnist, seed 1: [1]"]
+
+
+def test_under_three_seeds_the_figures_themselves_are_shown(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 30.0, 2)
+    project.rows[0].update(ci95=None, per_seed={"0": 29.5, "1": 30.25}, mean=29.875)
+    project.ledger()
+    row = spools.read(project.spool)[0][0].row
+    assert row is not None
+    assert "| our error | 29.50, 30.25 %, 2 seeds |" in records.note(row) and "29.8" not in records.note(row)
+    assert records._row_facts(row)["measured"] == "29.50, 30.25 % error"
+
+
+def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Path) -> None:
+    """A budget of one image of MNIST's 60,000 at a time."""
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=4)
+    lines = [{"epoch": n / 60_000, "loss": 1.0, "time": NOW + n, "seconds": n} for n in range(1, 61)]
+    project.write(f"store/{key}/curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    (part,) = (p for r in records.gather(project.spool)[0] for p in r.parts if p.name == "curve")
+    steps = [point.step for point in part.points if point.key == "train/loss"]
+    assert len(set(steps)) == 60 and steps == sorted(steps) and steps[0] > 0
 
 
 MARKED = {
+    **dict.fromkeys(LedgerRow.__annotations__),
     "benchmark": "ordinary-cifar10",
     "metric": "accuracy",
-    "claim": {"value": 37.0, "unit": "%"},
+    "claim": {**dict.fromkeys(ClaimRow.__annotations__), "value": 37.0, "unit": "%"},
     "verdict": "reproduced",
+    "budget": "laptop",
     "n": 5,
+    "per_seed": {},
     "mean": 38.0,
     "ci95": [37.8, 38.2],
     "test_set": {"mean": 33.4, "ci95": [33.1, 33.7], "images": 10000, "per_seed": {}},
@@ -560,20 +625,6 @@ def test_names_and_values_are_what_mlflow_takes() -> None:
     assert [limits.folder(odd) for odd in ("mnist", "..", "a/b", "猫 ü", ".x")] == [
         *("mnist", "%2E.", "a%2Fb", "%E7%8C%AB %C3%BC", "%2Ex"),
     ]
-
-
-def test_explorer_is_one_page_whatever_the_names(tmp_path: Path) -> None:
-    curve = Curve(name="seed 0", epochs=[0.256, 0.512], loss=[1.0, float("nan")], error=[50.0, None])
-    classes = ["</script><b>", "it's"]
-    figures = [(None, 75.0, None, 4), (80.0, 100.0, 88.89, 4)]
-    matrices = [Matrix(name="all", counts=np.array([[3, 1], [0, 4]]), figures=figures)]
-    page = explorer_page(title="a < b", facts={"k": "<v>"}, classes=classes, matrices=matrices, curves=[curve])
-    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
-    shown = json.loads(data)
-    assert shown["classes"] == classes and shown["matrices"][0]["cells"] == [[0, 0, 3], [0, 1, 1], [1, 1, 4]]
-    assert shown["matrices"][0]["classes"] == [[None, 75.0, None, 4], [80.0, 100.0, 88.89, 4]]
-    assert shown["curves"][0]["loss"] == [1.0, None] and shown["curves"][0]["epochs"] == [0.256, 0.512]
-    assert "a &lt; b" in page and "&lt;v&gt;" in page and not re.search(r"(src|href)=", page)
 
 
 def test_credentials_are_not_printed() -> None:
@@ -719,7 +770,7 @@ def local(tmp_path: Path, schema: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-def runs(client: Any, kind: str) -> dict[str, Any]:
+def runs_of(client: Any, kind: str) -> dict[str, Any]:
     """All our runs of a kind by name, failing on two of one name."""
     ids = [e.experiment_id for e in client.search_experiments()]
     found = client.search_runs(ids, f"tags.kind = '{kind}'", max_results=1000)
@@ -748,7 +799,7 @@ def test_everything_of_a_finished_suite(local: Path) -> None:
     project = suite(local, seeds=2)
     client = deliver(project.spool).client
     assert {e.name for e in client.search_experiments()} == {"Default", "mnist", "cifar10"}
-    parents, children = runs(client, "benchmark"), runs(client, "trial")
+    parents, children = runs_of(client, "benchmark"), runs_of(client, "trial")
     assert len(parents) == 6 and len(children) == 12
     parent, child = parents["lenet5-mnist (laptop)"], children["lenet5-mnist seed 1"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -759,9 +810,9 @@ def test_everything_of_a_finished_suite(local: Path) -> None:
     assert (child.info.status, child.info.end_time) == ("FINISHED", int(1000 * (NOW + 2001 + 70)))
     assert child.data.metrics["test/error"] == pytest.approx(project.rows[2]["per_seed"]["1"])
     history = client.get_metric_history(child.info.run_id, "train/loss")
-    lines = waiting.read(project.spool)[0][2].trials[1].curve
+    lines = spools.read(project.spool)[0][2].trials[1].curve
     assert [(m.step, m.value, m.timestamp) for m in history] == [
-        (1000 * line["epoch"], line["loss"], int(1000 * line["time"])) for line in lines
+        (1_000_000 * line["epoch"], line["loss"], int(1000 * line["time"])) for line in lines
     ]
     row = project.rows[2]
     assert parent.data.metrics["ledger/mean"] == pytest.approx(row["mean"], abs=1e-4)
@@ -769,10 +820,8 @@ def test_everything_of_a_finished_suite(local: Path) -> None:
     assert (parent.data.metrics["ledger/claim"], parent.data.metrics["ledger/seeds"]) == (0.95, 2)
     assert parent.data.tags["verdict"] == "reproduced" and "softmax head" in parent.data.tags["mlflow.note.content"]
     shown = files(client, parent)
-    assert {"confusion.png", "confusion.json", "per_class.json", "explorer.html", "ledger.json"} <= set(shown)
-    assert len([path for path in shown if path.startswith("images/")]) == 2
-    table = json.loads((Path(client.download_artifacts(parent.info.run_id, "confusion.json"))).read_text())
-    assert table["columns"] == ["actual", *DIGITS] and sum(sum(r[1:]) for r in table["data"]) == 20_000
+    assert {"confusion.png", "per_class.csv", "explorer.html", "ledger.json"} <= set(shown)
+    assert len([path for path in shown if path.startswith("images/")]) == 2  # as drawn, and a small copy
     assert (local / "mlartifacts").is_dir()
 
 
@@ -792,13 +841,13 @@ def test_a_crash_before_the_cursor_is_written_doubles_nothing(local: Path) -> No
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     client = deliver(project.spool).client
-    before = {name: (run.info.run_id, files(client, run)) for name, run in runs(client, "trial").items()}
+    before = {name: (run.info.run_id, files(client, run)) for name, run in runs_of(client, "trial").items()}
     (cursor,) = (local / "store/tracking").glob("*.json")
     known = json.loads(cursor.read_text())
     known["runs"] = {k: v for k, v in known["runs"].items() if not k.startswith("trial:")}
     cursor.write_text(json.dumps(known))  # as if it had died after each run was made and filled
     assert len(deliver(project.spool).sent) == 2
-    after = runs(client, "trial")
+    after = runs_of(client, "trial")
     assert {name: (run.info.run_id, files(client, run)) for name, run in after.items()} == before
     for run in after.values():
         assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10
@@ -810,7 +859,7 @@ def test_a_trial_is_followed_from_start_to_end(local: Path) -> None:
     project = Project(local)
     key = project.trial("lenet5-mnist", "mnist", 0, epochs=6, done=2)
     client = deliver(project.spool).client
-    (run,) = runs(client, "trial").values()
+    (run,) = runs_of(client, "trial").values()
     assert run.info.status == "RUNNING" and run.info.end_time is None
     project.progress(key, "running", 4, 6, 2**22 - 1)  # killed after epoch 4 ...
     project.curve(key, range(1, 5), NOW)
@@ -822,16 +871,10 @@ def test_a_trial_is_followed_from_start_to_end(local: Path) -> None:
     assert client.get_run(run.info.run_id).info.status == "RUNNING"
     project.trial("lenet5-mnist", "mnist", 0, epochs=6, at=500)
     deliver(project.spool)
-    (run,) = runs(client, "trial").values()
+    (run,) = runs_of(client, "trial").values()
     assert run.info.status == "FINISHED"
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/error")] == [
-        1000,
-        2000,
-        3000,
-        4000,
-        5000,
-        6000,
-    ]
+    history = client.get_metric_history(run.info.run_id, "train/error")
+    assert [m.step for m in history] == [1_000_000 * epoch for epoch in range(1, 7)]
 
 
 def test_a_new_seed_updates_the_benchmark(local: Path) -> None:
@@ -839,7 +882,7 @@ def test_a_new_seed_updates_the_benchmark(local: Path) -> None:
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
     project.ledger()
     client = deliver(project.spool).client
-    (parent,) = runs(client, "benchmark").values()
+    (parent,) = runs_of(client, "benchmark").values()
     assert parent.data.metrics["ledger/seeds"] == 1
     project.rows.clear()
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
@@ -847,10 +890,11 @@ def test_a_new_seed_updates_the_benchmark(local: Path) -> None:
     project.ledger()
     os.utime(local / "report/ledger.json", (time.time() + 5, time.time() + 5))
     deliver(project.spool)
-    (after,) = runs(client, "benchmark").values()
+    (after,) = runs_of(client, "benchmark").values()
     assert after.info.run_id == parent.info.run_id
     assert (after.data.metrics["ledger/seeds"], after.data.tags["verdict"]) == (2, "inconclusive")
-    assert len([path for path in files(client, after) if path.endswith(".webp")]) == 1  # replaced, not added
+    sent = "sent.figures/confusion"  # the grid shows the last one
+    assert after.data.tags[sent] != parent.data.tags[sent]
 
 
 def test_a_new_database_at_the_old_place_gets_everything(local: Path, schema: Path) -> None:
@@ -880,17 +924,17 @@ def test_only_what_ran_is_sent(local: Path) -> None:
     project.ledger()
     client = deliver(project.spool).client
     assert {e.name for e in client.search_experiments()} == {"Default", "mnist"}
-    assert list(runs(client, "benchmark")) == ["lenet5-mnist (laptop)"]
+    assert list(runs_of(client, "benchmark")) == ["lenet5-mnist (laptop)"]
     ((name, addresses),) = dashboard.addresses("http://x", client)
     assert name == "mnist" and [title for title, _ in addresses] == [
-        *shared_views.VIEWS.values(),
+        *(dashboard.CONFUSION, dashboard.CURVES, dashboard.LEDGER),
         "explorer of lenet5-mnist (laptop)",
     ]
     # Its trial trains: there is a curve and a run to see, and no confusion matrix.
     project.trial("allcnn-c-cifar10", "cifar10", 0, epochs=9, done=2)
     deliver(project.spool)
     _, (name, addresses) = dashboard.addresses("http://x", client)
-    seen = [shared_views.VIEWS[view] for view in (shared_views.CURVES, shared_views.LEDGER)]
+    seen = [dashboard.CURVES, dashboard.LEDGER]
     assert name == "cifar10" and [title for title, _ in addresses] == seen
 
 
@@ -909,8 +953,8 @@ def test_a_copy_of_a_project_keeps_its_artifacts_itself(local: Path, how: str) -
     project = Project(old)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     client = deliver(project.spool).client
-    client.delete_run(runs(client, "trial")["lenet5-mnist seed 0"].info.run_id)
-    client.set_tag(runs(client, "trial")["lenet5-mnist seed 1"].info.run_id, "mine", "a note")
+    client.delete_run(runs_of(client, "trial")["lenet5-mnist seed 0"].info.run_id)
+    client.set_tag(runs_of(client, "trial")["lenet5-mnist seed 1"].info.run_id, "mine", "a note")
     if how == "moved":
         old.rename(new)
     else:
@@ -925,32 +969,32 @@ def test_a_copy_of_a_project_keeps_its_artifacts_itself(local: Path, how: str) -
     )
     assert contents(old) == before
     client = delivery.connect(cursors.tracking_uri(new))
-    found = runs(client, "trial")
+    found = runs_of(client, "trial")
     assert sorted(found) == ["lenet5-mnist seed 1", "lenet5-mnist seed 2"]  # what was deleted stays so
     assert found["lenet5-mnist seed 1"].data.tags["mine"] == "a note"
-    for run in (found["lenet5-mnist seed 1"], *runs(client, "benchmark").values()):
+    for run in (found["lenet5-mnist seed 1"], *runs_of(client, "benchmark").values()):
         assert run.info.artifact_uri.startswith((new / "mlartifacts/mnist").as_uri())
         assert "confusion.png" in files(client, run)
         assert {len(client.get_metric_history(run.info.run_id, key)) for key in run.data.metrics} <= {1, 10}
-    assert database.bring_home(new / "mlflow.db", shared_views.OURS) is None
+    assert database.bring_home(new / "mlflow.db", delivery.OURS) is None
 
 
 def test_a_database_that_is_not_ours_keeps_its_places(local: Path) -> None:
     """Another's experiment, one with artifacts elsewhere on purpose, and a link to a database that is shared."""
     file = local / "mlflow.db"
     client = delivery.connect(cursors.tracking_uri(local))
-    views = shared_views.experiment_views()
+    tags = {delivery.OURS: "true"}
     client.create_experiment("another's", artifact_location="file:///srv/mlartifacts/another")
-    client.create_experiment("elsewhere", artifact_location="s3://bucket/mlartifacts/elsewhere", tags=views)
-    client.create_experiment("in a folder", artifact_location="file:///srv/artifacts/x", tags=views)
-    client.create_experiment("beside", artifact_location=(local / "mlartifacts/beside").as_uri(), tags=views)
+    client.create_experiment("elsewhere", artifact_location="s3://bucket/mlartifacts/elsewhere", tags=tags)
+    client.create_experiment("in a folder", artifact_location="file:///srv/artifacts/x", tags=tags)
+    client.create_experiment("beside", artifact_location=(local / "mlartifacts/beside").as_uri(), tags=tags)
     before = {e.name: e.artifact_location for e in client.search_experiments()}
-    assert database.bring_home(file, shared_views.OURS) is None
+    assert database.bring_home(file, delivery.OURS) is None
     (local / "other").mkdir()
     (local / "other/mlflow.db").symlink_to(file)
     (local / "link").symlink_to(local)
     for linked in (local / "other/mlflow.db", local / "link/mlflow.db"):
-        assert database.bring_home(linked, shared_views.OURS) is None
+        assert database.bring_home(linked, delivery.OURS) is None
     assert {e.name: e.artifact_location for e in client.search_experiments()} == before
 
 
@@ -959,12 +1003,12 @@ def test_a_lost_cursor_doubles_nothing_of_a_report_that_was_written_again(local:
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     project.ledger()
     client = deliver(project.spool).client
-    key = next(iter(runs(client, "trial").values())).data.tags["trial_key"]
+    key = next(iter(runs_of(client, "trial").values())).data.tags["trial_key"]
 
     def points() -> dict[str, int]:
         return {
             f"{run.info.run_name} {metric}": len(client.get_metric_history(run.info.run_id, metric))
-            for run in (*runs(client, "trial").values(), *runs(client, "benchmark").values())
+            for run in (*runs_of(client, "trial").values(), *runs_of(client, "benchmark").values())
             for metric in run.data.metrics
         }
 
@@ -1003,8 +1047,8 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
     project.ledger()
     sender = deliver(project.spool)
     assert len(sender.sent) == 4
-    odd = next(run for run in runs(sender.client, "trial").values() if run.info.run_name != "mlp300-mnist seed 0")
-    assert {"confusion.png", "explorer.html", "per_class.json"} <= set(files(sender.client, odd))
+    odd = next(run for run in runs_of(sender.client, "trial").values() if run.info.run_name != "mlp300-mnist seed 0")
+    assert {"confusion.png", "explorer.html", "per_class.csv"} <= set(files(sender.client, odd))
     options = {key: value for key, value in odd.data.params.items() if key.startswith("model.options.")}
     assert len(options) == 4 and options["model.options..."] == "up"
     assert sender.refused == {}
@@ -1013,7 +1057,7 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
 
 
 DATABASES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no database": (lambda file: file.write_text("hello " * 1000), "it is no database; expected one of sqlite"),
+    "no database": (lambda file: file.write_text("hello " * 1000), "file is not a database"),
     "another version": (
         lambda file: execute(file, "UPDATE alembic_version SET version_num = 'feedbeef0000'"),
         "it is of another version of MLflow; `mlflow db upgrade` with its address brings an older one up to date",
@@ -1022,7 +1066,10 @@ DATABASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda file: execute(file, "UPDATE alembic_version SET version_num = '4465047574b1'", "DROP TABLE assessments"),
         "it is of another version of MLflow",
     ),
-    "damaged": (lambda file: file.write_bytes(file.read_bytes()[:4096] + b"\x07" * 100_000), "it is damaged"),
+    "damaged": (
+        lambda file: file.write_bytes(file.read_bytes()[:4096] + b"\x07" * 100_000),
+        "(database disk image is malformed|file is not a database)",
+    ),
 }
 
 
@@ -1052,7 +1099,7 @@ def test_a_full_disk_and_a_read_only_database_in_words(tmp_path: Path) -> None:
             with pytest.raises(sqlite3.Error) as raised:
                 opened.execute("INSERT INTO t VALUES (?)", ("x" * 100_000,))
         words.append(database.reason(raised.value))
-    assert words == ["no space left on its disk", "it is read-only"]
+    assert words == ["database or disk is full", "attempt to write a readonly database"]
     assert database.reason(ValueError("no such name")) is None
 
 
@@ -1081,13 +1128,13 @@ def test_a_database_that_another_process_writes_is_said_to_be_locked(
     with contextlib.closing(sqlite3.connect(local / "mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert helper.sync(project.spool).line == (
-            f"MLflow's database {local}/mlflow.db can't be used (another process keeps it locked): "
+            f"MLflow's database {local}/mlflow.db can't be used (database is locked): "
             "1 trial and 1 benchmark wait in the spool; they are sent by the next stage"
         )
         # The same words where the lock comes in the middle of MLflow's own work.
         engine = sqlalchemy.create_engine(f"sqlite:///{local}/mlflow.db", connect_args={"timeout": 0})
         with (
-            pytest.raises(AwayError, match=r"^can't be used \(another process keeps it locked\)$"),
+            pytest.raises(AwayError, match=r"^can't be used \(database is locked\)$"),
             probe.answers(cursors.tracking_uri(local)),
             contextlib.closing(engine.connect()) as connection,
         ):
@@ -1099,11 +1146,11 @@ def test_a_run_deleted_in_mlflow_stays_deleted(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     client = deliver(project.spool).client
-    client.delete_run(runs(client, "trial")["lenet5-mnist seed 0"].info.run_id)
+    client.delete_run(runs_of(client, "trial")["lenet5-mnist seed 0"].info.run_id)
     (local / "store/tracking").rename(local / "lost")
     sender = deliver(project.spool)
     assert len(sender.sent) == 2  # the other trial and the benchmark
-    assert list(runs(client, "trial")) == ["lenet5-mnist seed 1"]
+    assert list(runs_of(client, "trial")) == ["lenet5-mnist seed 1"]
     assert cursors.pending(project.spool, sender.uri) == []
 
 
@@ -1112,17 +1159,27 @@ def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     project.trial("linear-mnist", "mnist", 0, epochs=2, at=1000)
     (local / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv").write_text("1,2\n")
-    sender = Sender(project.spool, cursors.tracking_uri(local))
-    assert sender.round()
-    assert set(sender.sent) >= {"benchmark:linear-mnist/laptop"} and len(sender.sent) == 3
-    assert [why.partition(":")[0] for why in sender.refused.values()] == [
-        "lenet5-mnist (laptop)",
-        "lenet5-mnist seed 0",
-    ]
-    assert all("seed-0/confusion.csv is damaged; expected 10" in why for why in sender.refused.values())
-    run = runs(sender.client, "trial")["lenet5-mnist seed 0"]  # what is not damaged arrives
+    sender = deliver(project.spool)
+    assert len(sender.sent) == 5
+    (problem,) = helper.sync(project.spool).problems
+    assert "seed-0/confusion.csv holds 1x2 counts that sum to 3; expected 10x10" in problem
+    run = runs_of(sender.client, "trial")["lenet5-mnist seed 0"]  # what is not damaged arrives
     assert run.info.status == "FINISHED" and "cost/wall_s" in run.data.metrics and "test/error" not in run.data.metrics
     assert len(sender.client.get_metric_history(run.info.run_id, "train/loss")) == 10
+
+
+def test_damaged_images_hold_back_the_evaluation_alone(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    (local / "evaluations/lenet5-mnist/examples.npz").write_text("no archive")
+    sender = Sender(project.spool, cursors.tracking_uri(local))
+    assert sender.round()
+    assert [why.partition(":")[0] for why in sender.refused.values()] == [
+        *("lenet5-mnist (laptop)", "lenet5-mnist seed 0"),
+    ]
+    assert all("examples.npz is damaged" in why for why in sender.refused.values())
+    run = runs_of(sender.client, "trial")["lenet5-mnist seed 0"]
+    assert run.info.status == "FINISHED" and "cost/wall_s" in run.data.metrics and "test/error" not in run.data.metrics
 
 
 def test_a_diverged_trial_and_a_long_one(local: Path) -> None:
@@ -1134,32 +1191,9 @@ def test_a_diverged_trial_and_a_long_one(local: Path) -> None:
     lines[-1]["loss"] = float("nan")
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     client = deliver(project.spool).client
-    (run,) = runs(client, "trial").values()
+    (run,) = runs_of(client, "trial").values()
     assert len(client.get_metric_history(run.info.run_id, "train/lr")) == 400
     assert np.isnan(client.get_metric_history(run.info.run_id, "train/loss")[-1].value)
-
-
-def test_paths_and_tables_are_those_that_mlflow_writes(local: Path) -> None:
-    """Ours bypass log_image and log_table to be repeatable; should MLflow change its own, this has to follow."""
-    from PIL import Image
-
-    client = delivery.connect(cursors.tracking_uri(local))
-    run = client.create_run(client.create_experiment("x", artifact_location=(local / "x").as_uri()))
-    client.log_image(run.info.run_id, Image.new("RGB", (8, 8)), key="confusion matrix", step=0)
-    client.log_table(run.info.run_id, {"a": [1, 2], "b": ["x", "y"]}, "t.json")
-    png = confusion_figure(np.eye(3, dtype=np.int64), list("abc"), title="", subtitle="")
-
-    def shape(path: str) -> str:
-        return re.sub(r"timestamp.\d+", "timestamp", re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "uuid", path))
-
-    theirs = [shape(path) for path in files(client, run) if path.startswith("images/")]
-    assert sorted(map(shape, artifacts.grid_images("confusion matrix", png, "x"))) == theirs
-    written = json.loads(Path(client.download_artifacts(run.info.run_id, "t.json")).read_text())
-    assert json.loads(artifacts.table(["a", "b"], [[1, "x"], [2, "y"]])) == written
-    tags = client.get_run(run.info.run_id).data.tags
-    ours = artifacts.table_tags()
-    assert tags["mlflow.loggedImages"] == ours["mlflow.loggedImages"]
-    assert json.loads(tags["mlflow.loggedArtifacts"])[0].keys() == json.loads(ours["mlflow.loggedArtifacts"])[0].keys()
 
 
 # A real server, which is stopped, killed and brought back.
@@ -1183,7 +1217,7 @@ class Server:
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=quiet, stderr=quiet)
-        wait_for(self.healthy, 90)
+        until(self.healthy, 90)
 
     def healthy(self) -> bool:
         try:
@@ -1209,13 +1243,6 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGKILL)
             self.process.wait()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -1247,7 +1274,7 @@ def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
     thread = threading.Thread(target=lambda: results.append(helper.sync(remote.spool)))
     thread.start()
     cursors = remote.root / "store/tracking"
-    wait_for(lambda: any(len(json.loads(p.read_text())["runs"]) >= 3 for p in cursors.glob("*.json")), 60)
+    until(lambda: any(len(json.loads(p.read_text())["runs"]) >= 3 for p in cursors.glob("*.json")), 60)
     with server.down():
         killed = time.monotonic()
         thread.join()
@@ -1264,12 +1291,12 @@ def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
     result = helper.sync(remote.spool)
     assert (result.trials_waiting, result.benchmarks_waiting, result.line) == (0, 0, None)
     client = delivery.connect(server.uri)
-    children = runs(client, "trial")
-    assert len(children) == 8 and len(runs(client, "benchmark")) == 2
+    children = runs_of(client, "trial")
+    assert len(children) == 8 and len(runs_of(client, "benchmark")) == 2
     for run in children.values():
         assert run.info.status == "FINISHED"
         assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10
-        assert len([path for path in files(client, run) if path.startswith("images/")]) == 2
+        assert len([path for path in files(client, run) if path.startswith("images/")]) >= 2
 
 
 @pytest.mark.alone
@@ -1312,7 +1339,7 @@ def test_a_server_that_hangs_later_is_given_up_and_nothing_is_doubled(
         result = helper.sync(remote.spool)
         assert (result.sent, result.line) == (2, None)
     client = delivery.connect(server.uri)
-    for run in (*runs(client, "trial").values(), *runs(client, "benchmark").values()):
+    for run in (*runs_of(client, "trial").values(), *runs_of(client, "benchmark").values()):
         if "hangs" in str(run.info.run_name):
             counts = {key: len(client.get_metric_history(run.info.run_id, key)) for key in run.data.metrics}
             assert all(n == (10 if key.startswith("train/") else 1) for key, n in counts.items())
@@ -1374,15 +1401,15 @@ def test_follow_shows_a_trial_while_it_trains(remote: Project, server: Server) -
     client = delivery.connect(server.uri)
 
     def seen(status: str, epochs: int) -> bool:
-        found = [run for name, run in runs(client, "trial").items() if name == "lenet5-follow seed 0"]
+        found = [run for name, run in runs_of(client, "trial").items() if name == "lenet5-follow seed 0"]
         return [run.info.status for run in found] == [status] and (
             len(client.get_metric_history(found[0].info.run_id, "train/loss")) == epochs
         )
 
     with helper.follow(remote.spool, interval_s=0.2) as results:
-        wait_for(lambda: seen("RUNNING", 1), 30)
+        until(lambda: seen("RUNNING", 1), 30)
         remote.curve(key, range(1, 4), NOW)
-        wait_for(lambda: seen("RUNNING", 3), 10)
+        until(lambda: seen("RUNNING", 3), 10)
         remote.trial("lenet5-follow", "follow", 0, epochs=5)
     assert seen("FINISHED", 5)
     assert results[0].line is None and results[0].trials_waiting == 0
@@ -1391,7 +1418,7 @@ def test_follow_shows_a_trial_while_it_trains(remote: Project, server: Server) -
 FOLLOWER = """
 import pathlib, sys, time
 from pipelines.tracking import helper
-from pipelines.tracking.waiting import Spool
+from pipelines.tracking.spool import Spool
 with helper.follow(Spool.below(pathlib.Path(sys.argv[1]))):
     print("following", flush=True)
     time.sleep(60)
@@ -1401,15 +1428,13 @@ with helper.follow(Spool.below(pathlib.Path(sys.argv[1]))):
 @pytest.mark.alone
 def test_the_helper_ends_with_its_stage(tmp_path: Path) -> None:
     """kill -9 of the stage leaves nothing behind."""
-    import psutil
-
     stage = subprocess.Popen([sys.executable, "-c", FOLLOWER, str(tmp_path)], stdout=subprocess.PIPE)
     assert stage.stdout is not None and stage.stdout.readline() == b"following\n"
-    (helper,) = psutil.Process(stage.pid).children()
+    (helper,) = started_by(stage.pid)
     stage.kill()
     stage.wait()
     stage.stdout.close()
-    wait_for(lambda: not helper.is_running() or helper.status() == psutil.STATUS_ZOMBIE, 10)
+    until(lambda: not runs(helper.pid), 10)
 
 
 def test_the_command_replays_and_says_so(remote: Project, server: Server) -> None:

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from pipelines import trial
-from pipelines.cluster import estimate, workload
+from pipelines.cluster import estimate
 from pipelines.command import progress
 from pipelines.command.errors import UserError
-from pipelines.config import schedules, schema
-from pipelines.config.params import Benchmark
-from pipelines.data import datasets
-from pipelines.training import boosting, journal, spec, store
-from pipelines.training.boosting import BoostedBatches, Patterns
+from pipelines.config import schema
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.schedules import Boosting, Schedule
+from pipelines.training import boosting, checkpoint, checks, schedules, spec, speed, store, trainer
+from pipelines.training.boosting import BoostedBatches, Examples
+from pipelines.training.checkpoint import Worker
+from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
-from tests.conftest import hide_test_images
+from tests.conftest import THREADS, hide_test_images
 
 NAME = "committee-mnist"
 COUNT, BATCH = 300, 20
@@ -59,7 +61,7 @@ FEWER = {"recipe.boosting": {"epochs": [2, 1, 1], "candidates": 600}}  # than fi
 def one_thread() -> Iterator[None]:
     """As trials run: small batches are not shared out over threads."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(threads)
 
@@ -70,13 +72,13 @@ def planned(changes: Mapping[str, Any] | None = None, *, root: str = "store") ->
     for dotted, value in (changes or {}).items():
         parent, _, last = dotted.rpartition(".")
         (block[parent] if parent else block)[last] = value
-    benchmark = schema.parse(Benchmark, block, f"benchmarks.{NAME}", name=NAME)
-    return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=1)
+    benchmark = schema.parse(Benchmark, block, f"models/lenet.yaml: {NAME}", name=NAME)
+    return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=THREADS)
 
 
 def prepared(one: Spec) -> BoostedBatches:
     """The trial's batches, as for its start."""
-    loader, _ = trial.prepare(one, datasets.open_dataset(one.data, "mnist"), journal.Worker())
+    loader, _ = trainer.prepare(one, Inputs.of(one), Worker())
     assert isinstance(loader, BoostedBatches)
     return loader
 
@@ -96,22 +98,22 @@ def taught(one: Spec) -> BoostedBatches:
     return loader
 
 
-def all_candidates(loader: BoostedBatches, member: int) -> Patterns:
+def all_candidates(loader: BoostedBatches, member: int) -> Examples:
     seen = list(loader.candidates(member))
-    return Patterns(torch.cat([part.images for part in seen]), torch.cat([part.labels for part in seen]))
+    return Examples(torch.cat([part.images for part in seen]), torch.cat([part.labels for part in seen]))
 
 
 @torch.no_grad()
 def answers(net: nn.Module, images: Tensor) -> Tensor:
     """As the batches ask them, so many at a time: a convolution's rounding may depend on it."""
-    return torch.cat([net(part).argmax(1) for part in images.split(boosting.LOOK)])
+    return torch.cat([net(part).argmax(1) for part in images.split(boosting.AT_A_TIME)])
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def equal(first: Patterns, second: Patterns) -> bool:
+def equal(first: Examples, second: Examples) -> bool:
     return torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
 
 
@@ -136,7 +138,7 @@ def test_candidates_are_distorted_training_images_pass_after_pass(project: Path)
 @pytest.mark.numeric
 def test_the_first_member_is_right_on_half_of_the_seconds_patterns(project: Path) -> None:
     loader = taught(planned(FEWER))
-    found, seen = loader.patterns(1), all_candidates(loader, 1)
+    found, seen = loader.examples(1), all_candidates(loader, 1)
     right = answers(loader.members[0], seen.images) == seen.labels
     half = min(int(right.sum()), int((~right).sum()))
     assert 10 < half < 150  # of the 300 that would be enough: all candidates were looked at
@@ -151,7 +153,7 @@ def test_the_first_two_members_disagree_on_all_of_the_thirds_patterns(project: P
     seen = all_candidates(loader, 2)
     disputed = answers(loader.members[0], seen.images) != answers(loader.members[1], seen.images)
     assert BATCH < int(disputed.sum()) < COUNT
-    assert equal(loader.patterns(2), seen[disputed.nonzero()[:, 0]])
+    assert equal(loader.examples(2), seen[disputed.nonzero()[:, 0]])
 
 
 @pytest.mark.parametrize("member", [1, 2])
@@ -162,17 +164,17 @@ def test_the_search_ends_with_as_many_as_there_are_training_images(
     loader = taught(planned({"recipe.boosting": {"epochs": [2, 1, 1], "candidates": 10**9}}))
     looked_at, candidates = 0, loader.candidates
 
-    def counted(member: int) -> Iterator[Patterns]:
+    def counted(member: int) -> Iterator[Examples]:
         nonlocal looked_at
         for part in candidates(member):
             looked_at += 1
             yield part
 
     monkeypatch.setattr(loader, "candidates", counted)
-    found = loader.patterns(member)
+    found = loader.examples(member)
     assert len(found) == COUNT
     before = looked_at
-    assert loader.patterns(member) is found and looked_at == before < 100  # kept, and looked for once
+    assert loader.examples(member) is found and looked_at == before < 100  # kept, and looked for once
 
 
 def test_the_patterns_are_those_of_seed_and_weights_alone(project: Path) -> None:
@@ -182,7 +184,7 @@ def test_the_patterns_are_those_of_seed_and_weights_alone(project: Path) -> None
     for one, other in zip(first.members, second.members, strict=True):
         other.load_state_dict(one.state_dict())
     for member in (1, 2):
-        assert equal(first.patterns(member), second.patterns(member))
+        assert equal(first.examples(member), second.examples(member))
 
 
 def test_an_epoch_is_as_long_for_every_member_and_visits_their_patterns_alike(project: Path) -> None:
@@ -191,14 +193,14 @@ def test_an_epoch_is_as_long_for_every_member_and_visits_their_patterns_alike(pr
     batches = list(loader)
     assert [len(labels) for _, labels in batches] == ordinary == [BATCH] * 15
     for member, part in ((1, batches[:8]), (2, batches[8:])):  # the change is at 7.5
-        held = loader.patterns(member)
+        held = loader.examples(member)
         names = {image.numpy().tobytes(): int(label) for image, label in zip(held.images, held.labels, strict=True)}
         for images, labels in part:
             assert [names[image.numpy().tobytes()] for image in images] == labels.tolist()
     long = taught(planned({"budgets.laptop": {"epochs": 4, "seeds": [0]}}))
     long.load_state_dict({"epoch": 2, "done": 0})
     visits = Counter(image.numpy().tobytes() for images, _ in long for image in images)
-    assert len(visits) == len(long.patterns(1)) and max(visits.values()) - min(visits.values()) <= 1
+    assert len(visits) == len(long.examples(1)) and max(visits.values()) - min(visits.values()) <= 1
     assert loader.state_dict() == {"epoch": 2, "done": 0}
 
 
@@ -225,22 +227,22 @@ def test_a_resumed_trial_ends_at_the_same_weights_and_moves_one_member_at_a_time
     training: int,
 ) -> None:
     hide_test_images(project, mnist_slice)
-    straight = torch.load(trial.run(planned(root=str(undisturbed))).weights, weights_only=True)
+    straight = torch.load(trainer.run(planned(root=str(undisturbed))).weights, weights_only=True)
     one = planned()
     fresh = [dict(net.state_dict()) for net in prepared(one).members]
     with monkeypatch.context() as patched:
-        save = journal.Journal._save
+        save = checkpoint.CheckpointCallback._save
 
-        def save_and_die(self: journal.Journal, trainer: Any) -> None:
+        def save_and_die(self: checkpoint.CheckpointCallback, trainer: Any) -> None:
             save(self, trainer)
             if self.loader.epoch + self.loader.done / len(self.loader) >= stop_at:
                 raise Killed
 
         patched.setattr("pipelines.data.batches.CHUNK_VALUES", 1)  # a minibatch each
-        patched.setattr(journal.Journal, "_agree", lambda self, now, batch: True)
-        patched.setattr(journal.Journal, "_save", save_and_die)
+        patched.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, batch: True)
+        patched.setattr(checkpoint.CheckpointCallback, "_save", save_and_die)
         with pytest.raises(Killed):
-            trial.run(one)
+            trainer.run(one)
     half_way = torch.load(one.files.checkpoint, weights_only=False)["state_dict"]
     for number in range(3):
         prefix = f"members.{number}."
@@ -249,7 +251,7 @@ def test_a_resumed_trial_ends_at_the_same_weights_and_moves_one_member_at_a_time
         assert same(now, fresh[number]) == (number > training)  # who trains later has not begun
         assert same(now, end) == (number < training or (number == training == 0))  # who trained before stays as it was
         assert not same(fresh[number], end)
-    files = trial.run(one)
+    files = trainer.run(one)
     assert store.read_json(files.result)["resumed"] == 1
     assert same(torch.load(files.weights, weights_only=True), straight)
 
@@ -258,14 +260,14 @@ def test_a_measurement_takes_the_first_member_and_looks_for_no_patterns(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(boosting.BoostedBatches, "__init__", None)
-    assert trial.measure(planned(), 0.3) > 0  # of two epochs and more
+    assert speed.measure(planned(), 0.3) > 0  # of two epochs and more
 
 
 def test_the_estimate_counts_the_search_for_patterns(project: Path) -> None:
     one, ordinary = planned(), planned({"recipe.boosting": None})
-    store.write_json(estimate._path(), {estimate._rate_key(each): 100.0 for each in (one, ordinary)})
+    store.write_json(estimate.path(), {estimate._rate_key(each): 100.0 for each in (one, ordinary)})
     assert estimate.trial_seconds(ordinary) == pytest.approx(2 * COUNT / 100)
-    assert estimate.trial_seconds(one) == pytest.approx((2 * COUNT + workload.CANDIDATE * 700) / 100)
+    assert estimate.trial_seconds(one) == pytest.approx((2 * COUNT + spec.CANDIDATE * 700) / 100)
 
 
 def test_a_trial_by_hand_says_how_long_the_search_takes_too(
@@ -275,12 +277,12 @@ def test_a_trial_by_hand_says_how_long_the_search_takes_too(
         raise UserError("before it trains")
 
     monkeypatch.setattr(sys, "argv", ["trial", "lenet4-boosted-mnist", "--budget", "paper"])
-    monkeypatch.setattr(trial, "measure", lambda *_: 100.0)
-    monkeypatch.setattr(trial, "run", stop)
+    monkeypatch.setattr(speed, "measure", lambda *_: 100.0)
+    monkeypatch.setattr(trainer, "run", stop)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(UserError, match="before it trains"):
         trial.main()
-    expected = progress.duration((30 * 2000 + workload.CANDIDATE * 600_000) / 100)
+    expected = progress.duration((30 * 2000 + spec.CANDIDATE * 600_000) / 100)
     assert f"lenet4-boosted-mnist seed 0: about {expected} from its start to its end\n" in capsys.readouterr().out
 
 
@@ -289,17 +291,17 @@ def test_a_trial_by_hand_says_how_long_the_search_takes_too(
 
 def test_rates_and_members_change_together() -> None:
     points = ((0.0, 1.0), (20.0, 0.0), (20.001, 1.0), (25.0, 0.0), (25.001, 1.0), (30.0, 0.0))
-    schedule = schedules.Schedule(points=points, between="linear")
-    committee = schedules.Boosting(epochs=(20, 5, 5), candidates=1)
+    schedule = Schedule(points=points, between="linear")
+    ensemble = Boosting(epochs=(20, 5, 5), candidates=1)
     steps = 938
     for epochs in (30, 12, 7, 6):  # a budget's; the others are not cut into whole epochs
         place = [(n // steps + n % steps / steps) * 30 / epochs for n in range(epochs * steps)]
-        members = [committee.member(at) for at in place]
+        members = [schedules.member(ensemble, at) for at in place]
         assert members == sorted(members)
         assert [members.count(k) / len(members) for k in range(3)] == pytest.approx([2 / 3, 1 / 6, 1 / 6], abs=3e-4)
         for begin in (members.index(1), members.index(2)):
-            assert schedule.factor(place[begin - 1]) < 0.01
-            assert schedule.factor(place[begin + 1]) > 0.98
+            assert schedules.factor(schedule, place[begin - 1]) < 0.01
+            assert schedules.factor(schedule, place[begin + 1]) > 0.98
 
 
 # --- what is refused ---
@@ -320,29 +322,33 @@ def test_what_cannot_be_boosted_is_said_when_params_are_read(project: Path, name
     changes, words = BAD[name]
     with pytest.raises(UserError) as caught:
         planned(changes)
-    assert words in str(caught.value) and str(caught.value).startswith("benchmarks.committee-mnist.")
+    assert words in str(caught.value) and str(caught.value).startswith("models/lenet.yaml: committee-mnist.")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"recipe.boosting": None}, "boosting is missing; expected with boosted_lenet4, a committee"),
-        ({"model.name": "lenet4"}, "boosting needs a committee of 3; lenet4 has no members"),
+        ({"recipe.boosting": None}, "boosting is missing; expected with boosted_lenet4, an ensemble"),
+        ({"model.name": "lenet4"}, "boosting needs an ensemble of 3; lenet4 has no members"),
     ],
 )
 def test_a_committee_and_boosting_come_together(project: Path, changes: dict[str, Any], words: str) -> None:
     one = planned(changes)
     with pytest.raises(UserError) as caught:
-        trial.check(one.benchmark, "laptop", one.data)
-    assert words in str(caught.value) and "benchmarks.committee-mnist.recipe." in str(caught.value)
+        checks.check(Inputs.of(one), "laptop")
+    assert words in str(caught.value) and "models/lenet.yaml: committee-mnist.recipe." in str(caught.value)
 
 
-@pytest.mark.parametrize(("member", "words"), [(1, "that the first member gets half wrong"), (2, "members disagree")])
+@pytest.mark.parametrize(
+    ("member", "words"), [(1, "that the first member classifies half correctly"), (2, "the first two disagree")]
+)
 def test_too_few_patterns_is_one_line(project: Path, member: int, words: str) -> None:
     loader = prepared(planned({"recipe.boosting": {"epochs": [2, 1, 1], "candidates": 30}}))
     with pytest.raises(UserError) as caught:
-        loader.patterns(member)
+        loader.examples(member)
     line = str(caught.value)
-    assert line.startswith("benchmarks.committee-mnist.recipe.boosting.candidates is 30; expected more: they gave ")
+    assert line.startswith(
+        "models/lenet.yaml: committee-mnist.recipe.boosting.candidates is 30; expected more: they gave "
+    )
     assert words in line and line.endswith("a batch takes 20") and "\n" not in line

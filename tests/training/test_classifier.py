@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from models import allcnn, lenet
-from pipelines import trial
-from pipelines.config.params import MAP_CONSTANT, Optimiser, Recipe, load_params
+from pipelines.config.params import load_params
+from pipelines.config.recipes import MAP_CONSTANT, Optimiser, Recipe
 from pipelines.config.schedules import Schedule
 from pipelines.data import transforms
 from pipelines.data.batches import Batches, stream
-from pipelines.training import spec
+from pipelines.training import spec, trainer
 from pipelines.training.classifier import Classifier
-from pipelines.training.losses import MaximumAPosteriori, MeanSquaredError, build_loss
+from pipelines.training.losses import LOSSES, MaximumAPosteriori, MeanSquaredError, build_loss
+from pipelines.training.optimisers import OPTIMISERS as BUILDERS
 from pipelines.training.optimisers import build_optimiser
-from tests.conftest import ROOT, edit_params
+from pipelines.training.schedules import BETWEEN, factor
+from tests.conftest import ROOT, THREADS, edit_params
 
 Array = npt.NDArray[np.float64]
 PARAMS = load_params(ROOT / "params.yaml")
@@ -55,6 +57,11 @@ def test_every_loss_and_optimiser_that_may_be_written_exists() -> None:
         assert callable(build_loss(Recipe(batch=1, optimiser=SGD, loss=name)))
     for name in typing.get_args(typing.get_type_hints(Optimiser)["name"]):
         assert build_optimiser(Optimiser(name=name, lr=0.1), nn.Linear(2, 2))
+    assert set(typing.get_args(typing.get_type_hints(Recipe)["loss"])) == set(LOSSES) == {"cross_entropy", "map", "mse"}
+    assert set(typing.get_args(typing.get_type_hints(Optimiser)["name"])) == set(BUILDERS)
+    assert set(typing.get_args(typing.get_type_hints(Schedule)["between"])) == set(BETWEEN)
+    with pytest.raises(ValueError, match=r"^optimiser sgdd is not known; expected one of adadelta, sdlm, sgd$"):
+        BUILDERS["sgdd"]
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "mse", "map"])
@@ -178,12 +185,12 @@ ONE_CYCLE = {0: 0.5, 1: 1.0, 2: 1.5, 3: 2.0, 5: 1.5, 7: 1.0, 11: 0.0}
 
 def test_factors_against_lists_written_by_hand() -> None:
     held = PARAMS.benchmark("allcnn-c-cifar10").recipe.schedule  # x 0.1 at epochs 200, 250 and 300 of 350
-    assert {epoch: held.factor(epoch) for epoch in HELD} == pytest.approx(HELD)
+    assert {epoch: factor(held, epoch) for epoch in HELD} == pytest.approx(HELD)
     falling = PARAMS.benchmark("lenet5-mnist").recipe.schedule
-    assert {epoch: falling.factor(epoch) for epoch in FALLING} == pytest.approx(FALLING)
+    assert {epoch: factor(falling, epoch) for epoch in FALLING} == pytest.approx(FALLING)
     cycle = Schedule(points=((0, 0.5), (3, 2.0), (11, 0.0)), between="linear")
-    assert {epoch: cycle.factor(epoch) for epoch in ONE_CYCLE} == pytest.approx(ONE_CYCLE)
-    assert [Schedule().factor(epoch) for epoch in (0, 1, 1e6)] == [1.0, 1.0, 1.0]
+    assert {epoch: factor(cycle, epoch) for epoch in ONE_CYCLE} == pytest.approx(ONE_CYCLE)
+    assert [factor(Schedule(), epoch) for epoch in (0, 1, 1e6)] == [1.0, 1.0, 1.0]
 
 
 LINEAR_6 = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
@@ -208,7 +215,9 @@ def test_each_step_of_a_trial_has_the_schedules_rate(project: Path, name: str) -
         "budgets.laptop": {"epochs": 2, "seeds": [0]},
     }
     params = edit_params(project / "params.yaml", linear_mnist=changes)
-    one = spec.plan(params.benchmark("linear-mnist"), "laptop", 0, data=Path("datasets"), root=Path("store"), threads=1)
+    one = spec.plan(
+        params.benchmark("linear-mnist"), "laptop", 0, data=Path("datasets"), root=Path("store"), threads=THREADS
+    )
     rates: list[float] = []
 
     def note(optimiser: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -216,7 +225,7 @@ def test_each_step_of_a_trial_has_the_schedules_rate(project: Path, name: str) -
 
     hook = register_optimizer_step_pre_hook(note)
     try:
-        trial.run(one)
+        trainer.run(one)
     finally:
         hook.remove()
     assert rates == pytest.approx(expected)
@@ -335,8 +344,8 @@ def golden_run() -> list[float]:
     optimiser = dataclasses.replace(benchmark.recipe.optimiser, lr=0.1)  # so that nine steps get somewhere
     recipe = dataclasses.replace(benchmark.recipe, batch=16, augment=({"shift": {"pixels": 2}},), optimiser=optimiser)
     images, labels = synthetic()
-    preprocess = transforms.fit(transforms.build_preprocess(recipe.preprocess), images)
-    augment = transforms.fit_augment(transforms.build_augment(recipe.augment), preprocess, images)
+    preprocess, augment = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
+    transforms.fit(preprocess, images, augment=augment)
     positions = torch.arange(len(images))
     loader = Batches(images, labels, positions, batch=16, seed=0, preprocess=preprocess, augment=augment)
     torch.manual_seed(stream(0, "weights"))

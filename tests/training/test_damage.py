@@ -20,11 +20,14 @@ import torch
 
 from pipelines import evaluate, train, trial
 from pipelines.cluster import estimate
-from pipelines.command import progress
 from pipelines.command.errors import UserError
-from pipelines.config.params import Budget, Optimiser, Recipe, Subset, load_params
-from pipelines.data import datasets
-from pipelines.training import journal, spec, store, tensors
+from pipelines.config.benchmarks import Budget
+from pipelines.config.params import load_params
+from pipelines.config.recipes import Optimiser, Recipe, Subset
+from pipelines.data.transforms import Preprocess
+from pipelines.training import checkpoint, spec, status, store, tensors, trainer
+from pipelines.training.inputs import Inputs
+from tests import projects
 from tests.conftest import ROOT, environment
 from tests.disturbed import same_weights
 
@@ -139,12 +142,12 @@ def test_a_damaged_result_is_set_aside_and_its_trial_trained_again(
 ) -> None:
     one = planned[0]
     for each in planned:
-        trial.run(each)
+        trainer.run(each)
     shutil.copytree(one.files.folder, "whole")
     damage(one.files.folder / file)
     assert [each.files.finished for each in planned] == [False, True]
     capsys.readouterr()
-    trial.run(one)
+    trainer.run(one)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(str(one.files.folder)) and line.endswith(
         "set aside, and linear-mnist seed 0 is trained again"
@@ -153,7 +156,7 @@ def test_a_damaged_result_is_set_aside_and_its_trial_trained_again(
     kept = sorted(path.name for path in one.files.folder.glob("*.damaged"))
     assert set(kept) <= {"curve.jsonl.damaged", "result.json.damaged", "weights.pt.damaged"} and kept
     damage(one.files.folder / file)
-    trial.run(one)
+    trainer.run(one)
     assert sorted(path.name for path in one.files.folder.glob("*.damaged")) == kept  # however often it happens
 
 
@@ -171,15 +174,15 @@ def halfway(planned: list[spec.Spec], monkeypatch: pytest.MonkeyPatch) -> spec.S
         if one.files.checkpoint.exists():
             raise StoppedError
 
-    trial.run(one)
+    trainer.run(one)
     Path("whole").mkdir()
     one.files.weights.rename("whole/weights.pt")
     shutil.rmtree(one.files.folder)
     with monkeypatch.context() as often:
-        often.setattr(journal.Journal, "_agree", lambda self, now, number: True)
-        often.setattr(journal, "PROGRESS_EVERY_S", 0.0)
+        often.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, number: True)
+        often.setattr(checkpoint, "PROGRESS_EVERY_S", 0.0)
         with pytest.raises(StoppedError):
-            trial.run(one, watch=stop)
+            trainer.run(one, watch=stop)
     return one
 
 
@@ -203,7 +206,7 @@ def other_state(found: dict[str, Any]) -> None:
 
 
 def other_key(found: dict[str, Any]) -> None:
-    found["callbacks"]["Journal"]["key"] = "f" * 16
+    found["callbacks"]["CheckpointCallback"]["key"] = "f" * 16
 
 
 def no_callbacks(found: dict[str, Any]) -> None:
@@ -225,7 +228,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_trial_begins_again(
     halfway: spec.Spec, damage: Damage, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(halfway.files.checkpoint)
-    trial.run(halfway)
+    trainer.run(halfway)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{halfway.files.checkpoint} ") and words in line
     assert line.endswith("set aside, and linear-mnist seed 0 is trained from the start")
@@ -234,14 +237,28 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_trial_begins_again(
     assert same_weights(halfway.files.weights, Path("whole/weights.pt"))
 
 
-def test_a_whole_checkpoint_is_gone_on_from(halfway: spec.Spec) -> None:
+def test_a_whole_checkpoint_is_gone_on_from(halfway: spec.Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    reading = store.reading
+
+    def noted(path: Path) -> Any:
+        opened.append(path)
+        return reading(path)
+
+    monkeypatch.setattr(store, "reading", noted)
     (halfway.files.folder / f".last.ckpt.{store.TEMPORARY}.host.1").touch()  # a killed writer's
-    trial.run(halfway)
+    trainer.run(halfway)
+    assert opened.count(halfway.files.checkpoint) == 1  # large ones are slow to read
     assert store.read_json(halfway.files.result)["resumed"] == 1
     assert same_weights(halfway.files.weights, Path("whole/weights.pt"))
     assert sorted(path.name for path in halfway.files.folder.iterdir()) == [
         *("curve.jsonl", "lock", "progress.json", "result.json", "trial.json", "weights.pt")
     ]
+
+
+def mean(preprocess: Preprocess) -> torch.Tensor:
+    found: torch.Tensor = preprocess.state_dict()["1.mean"]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -254,15 +271,15 @@ def test_a_whole_checkpoint_is_gone_on_from(halfway: spec.Spec) -> None:
 def test_what_was_fitted_and_is_damaged_is_fitted_again(
     planned: list[spec.Spec], damage: Damage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, data = planned[0], datasets.open_dataset(Path("datasets"), "mnist")
-    before, _ = trial.fitted(one.benchmark, data, one.store)
+    one = planned[0]
+    before, _ = Inputs.of(one).transforms
     (path,) = (one.store / "fitted").glob("*.pt")
     damage(path)
-    after, _ = trial.fitted(one.benchmark, data, one.store)
+    after, _ = Inputs.of(one).transforms
     assert capsys.readouterr().out.endswith("set aside, and fitted again\n")
-    assert torch.equal(before.states[1]["mean"], after.states[1]["mean"])
-    again, _ = trial.fitted(one.benchmark, data, one.store)
-    assert capsys.readouterr().out == "" and torch.equal(again.states[1]["mean"], after.states[1]["mean"])
+    assert torch.equal(mean(before), mean(after))
+    again, _ = Inputs.of(one).transforms
+    assert capsys.readouterr().out == "" and torch.equal(mean(again), mean(after))
 
 
 def test_the_stage_finds_all_damage_before_it_trains(
@@ -270,7 +287,7 @@ def test_the_stage_finds_all_damage_before_it_trains(
 ) -> None:
     """A worker of Ray's says it to nobody."""
     for each in planned:
-        trial.run(each)
+        trainer.run(each)
     (fitted,) = (planned[0].store / "fitted").glob("*.pt")
     one_bit(fitted)
     lowest_bits(planned[0].files.weights)
@@ -297,7 +314,7 @@ def test_no_damaged_copy_is_evaluated_and_train_collects_it_anew(
     planned: list[spec.Spec], file: str, damage: Damage
 ) -> None:
     for each in planned:
-        trial.run(each)
+        trainer.run(each)
     train.collect(planned)
     damage(Path("runs/linear-mnist/seed-0") / file)
     with pytest.raises(UserError) as caught:
@@ -328,7 +345,7 @@ def test_a_place_that_is_no_folder_is_found_before_anything_is_trained(
 
 
 def test_a_run_store_that_is_a_file_is_found_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(ROOT / "params.yaml", place)
+    projects.copy_params(place)
     monkeypatch.setenv("RUN_STORE", "/etc/passwd")
     for main, words in ((train.main, ["train", NAME]), (trial.main, ["trial", NAME])):
         monkeypatch.setattr(sys, "argv", words)
@@ -342,14 +359,14 @@ def test_a_run_store_that_is_a_file_is_found_at_once(place: Path, monkeypatch: p
 @pytest.mark.parametrize(("make", "words"), [(folder, "Is a directory"), (pipe, "no regular file"), (ring, "Too many")])
 @pytest.mark.parametrize("file", ["{key}/lock", "fitted/{fitted}.lock"])
 def test_a_lock_that_is_no_file_is_one_line(planned: list[spec.Spec], file: str, make: Damage, words: str) -> None:
-    one, data = planned[0], datasets.open_dataset(Path("datasets"), "mnist")
-    trial.fitted(one.benchmark, data, one.store)
+    one = planned[0]
+    assert Inputs.of(one).transforms
     (fitted,) = (one.store / "fitted").glob("*.pt")
     path = one.store / file.format(key=one.key, fitted=fitted.stem)
     path.parent.mkdir(exist_ok=True)
     make(path)
     with pytest.raises(UserError, match=rf"^{path}.*{words}.*or none$"):
-        trial.run(one)
+        trainer.run(one)
 
 
 @pytest.mark.parametrize("file", ["trial.json", "progress.json", "curve.jsonl"])
@@ -358,7 +375,7 @@ def test_a_folder_where_a_trial_writes_is_one_line(planned: list[spec.Spec], fil
     one.files.folder.mkdir(parents=True)
     folder(one.files.folder / file)
     with pytest.raises(UserError, match=rf"{file} is a folder; expected a file$"):
-        trial.run(one)
+        trainer.run(one)
 
 
 def test_a_folder_that_is_read_only_is_found_before_anything_is_trained(place: Path) -> None:
@@ -380,7 +397,7 @@ def test_a_rate_that_is_no_number_counts_as_unknown(planned: list[spec.Spec], va
     one = planned[0]
     path = store.default() / "rates.json"
     store.write_bytes(path, f'{{"{estimate._rate_key(one)}": {value}, "another": 3}}'.encode())
-    assert estimate._known() == {"another": 3.0} and estimate.trial_seconds(one) == 0.0
+    assert estimate.rates() == {"another": 3.0} and estimate.trial_seconds(one) == 0.0
 
 
 @pytest.mark.parametrize("key", ["time", "epoch", "epochs", "loss", "images_per_s", "eta_s"])
@@ -391,10 +408,10 @@ def test_progress_that_makes_no_sense_counts_as_none(planned: list[spec.Spec], k
     content = json.dumps(told | {key: "?"}).replace('"?"', value)
     store.write_bytes(one.files.progress, content.encode())
     absent = key in ("loss", "images_per_s", "eta_s") and value in ("null", "-1")
-    assert (progress.read(one.files.progress, since=0.0) is not None) == absent
+    assert (status.read(one.files.progress, since=0.0) is not None) == absent
     store.write_json(store.default() / "rates.json", {estimate._rate_key(one): 150.0})
     assert estimate.trial_seconds(one) in (2.0, 4.0)  # of 2 epochs of 300 images
-    assert progress.line(one.name, progress.read(one.files.progress, since=0.0))
+    assert status.line(one.name, status.read(one.files.progress, since=0.0))
 
 
 @pytest.mark.parametrize("content", [DEEP, "null", "3", '"text"', "NaN", "{" * 9, b"\xff\xfe".decode("latin-1")])
@@ -405,18 +422,17 @@ def test_json_of_another_kind_is_damage(tmp_path: Path, content: str) -> None:
         with pytest.raises(store.DamagedError) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path} is damaged") and len(str(caught.value)) < 300 + len(str(path))
-    assert progress.read(path, since=0.0) is None
+    assert status.read(path, since=0.0) is None
 
 
 # --- two users ---------------------------------------------------------------------------------------------------
 
 TWO_USERS = """
     import os, pickle, sys
-    from pipelines import trial
-    from pipelines.training import journal
+    from pipelines.training import checkpoint, trainer
     one = pickle.load(open(sys.argv[1], "rb"))
-    journal.Journal._agree = lambda self, now, number: True
-    journal.PROGRESS_EVERY_S = 0.0
+    checkpoint.CheckpointCallback._agree = lambda self, now, number: True
+    checkpoint.PROGRESS_EVERY_S = 0.0
 
     def stop(told):
         if one.files.checkpoint.exists():
@@ -428,7 +444,7 @@ TWO_USERS = """
             os.setgid(4242)
             os.setuid(user)
             os.umask(0o002)
-            trial.run(one, watch=watch)
+            trainer.run(one, watch=watch)
             os._exit(0)
         assert os.wait()[1] == 0
 """

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipelines import suite
-from pipelines.training import provenance, store
-from tests.conftest import ROOT
+from pipelines.training import provenance
+from tests import projects
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of its own that holds params.yaml, code, and results, all committed."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    projects.copy_params(tmp_path)
     (tmp_path / "model.py").write_text("LAYERS = 5\n")
     (tmp_path / "results/choices").mkdir(parents=True)
     for name in ("laptop", "choices/linear-mnist"):
@@ -24,7 +23,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
     for words in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "Begin")):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -35,7 +34,7 @@ def test_a_fresh_tree_is_clean_and_names_its_commit(tree: Path) -> None:
 
 def test_another_active_suite_is_no_change(tree: Path) -> None:
     suite.switch("mnist", tree / "params.yaml")
-    assert "  name: mnist\n" in (tree / "params.yaml").read_text()
+    assert "  name: mnist\n" in (tree / "suite.yaml").read_text()
     assert provenance.git_state()["git_dirty"] is False
 
 
@@ -50,15 +49,16 @@ def test_a_choice_that_was_recorded_is_no_change(tree: Path) -> None:
 
 def test_anything_else_is_one(tree: Path) -> None:
     suite.switch("mnist", tree / "params.yaml")
-    text = (tree / "params.yaml").read_text()
-    (tree / "params.yaml").write_text(text.replace("lr: 0.1}", "lr: 0.2}", 1))
+    rows = tree / "models/mlp.yaml"
+    text = rows.read_text()
+    rows.write_text(text.replace("lr: 0.1}", "lr: 0.2}", 1))
     assert provenance.git_state()["git_dirty"] is True
-    (tree / "params.yaml").write_text(text)
+    rows.write_text(text)
     (tree / "model.py").write_text("LAYERS = 6\n")
     assert provenance.git_state()["git_dirty"] is True
 
 
 def test_outside_git_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.git_state() == {"git_commit": None, "git_dirty": None}

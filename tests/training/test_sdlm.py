@@ -15,18 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import convnetjs, lenet, lenet1989, linear, mlp
-from pipelines import trial
 from pipelines.command.errors import UserError
-from pipelines.config import schedules
-from pipelines.config.params import MAP_CONSTANT, Optimiser, load_params
+from pipelines.config.params import load_params
+from pipelines.config.recipes import MAP_CONSTANT, Optimiser
+from pipelines.config.schedules import Schedule
 from pipelines.data import transforms
 from pipelines.data.batches import Batches
-from pipelines.training import journal, losses, spec, store
+from pipelines.training import checkpoint, losses, schedules, spec, speed, store, trainer
 from pipelines.training.losses import CrossEntropy, Loss, MaximumAPosteriori, MeanSquaredError
 from pipelines.training.optimisers import build_optimiser
 from pipelines.training.sdlm import SDLM, curvature
-from tests.conftest import ROOT, edit_params
-from tests.disturbed import only, specs, train
+from tests.conftest import ROOT, THREADS, edit_params
+from tests.disturbed import on_two_workers
 
 Array = npt.NDArray[np.float64]
 Network = TypeVar("Network", bound=nn.Module)
@@ -305,7 +305,7 @@ def test_a_minibatch_makes_the_sum_of_its_patterns_steps() -> None:
         for name, gradient in zip(expected, gradients, strict=True):
             expected[name] -= 0.0005 / (0.3 + h[name]) * gradient
     CrossEntropy()(model(images), labels).backward()
-    optimiser.patterns = 5
+    optimiser.examples = 5
     optimiser.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name], rtol=1e-12, atol=1e-15)
@@ -313,8 +313,8 @@ def test_a_minibatch_makes_the_sum_of_its_patterns_steps() -> None:
 
 def test_the_published_rates_are_what_a_schedule_gives() -> None:
     """0.0005 twice, 0.0002 three times, 0.0001 three times, 0.00005 four times, then 0.00001: 20 passes."""
-    schedule = schedules.Schedule(points=((0, 1.0), (2, 0.4), (5, 0.2), (8, 0.1), (12, 0.02)))
-    rates = [PUBLISHED.lr * schedule.factor(epoch) for epoch in range(20)]
+    schedule = Schedule(points=((0, 1.0), (2, 0.4), (5, 0.2), (8, 0.1), (12, 0.02)))
+    rates = [PUBLISHED.lr * schedules.factor(schedule, epoch) for epoch in range(20)]
     assert rates == pytest.approx([5e-4] * 2 + [2e-4] * 3 + [1e-4] * 3 + [5e-5] * 4 + [1e-5] * 8)
 
 
@@ -325,8 +325,8 @@ IMAGES = np.broadcast_to(np.arange(COUNT, dtype=np.uint8)[:, None, None, None], 
 
 
 def loader(augment: Any = (), **settings: Any) -> Batches:
-    preprocess = transforms.fit(transforms.build_preprocess([{"raw": {}}]), IMAGES)
-    fitted = transforms.fit_augment(transforms.build_augment(augment), preprocess, IMAGES)
+    preprocess, fitted = transforms.build_preprocess([{"raw": {}}]), transforms.build_augment(augment)
+    transforms.fit(preprocess, IMAGES, augment=fitted)
     given: dict[str, Any] = {"batch": 8, "seed": 0, "preprocess": preprocess, "augment": fitted} | settings
     return Batches(IMAGES, np.arange(COUNT), torch.arange(5, COUNT), **given)
 
@@ -366,7 +366,7 @@ SDLM_RECIPE: dict[str, Any] = {
 def planned(root: str, **changes: Any) -> spec.Spec:
     params = edit_params(Path("params.yaml"), lenet5_mnist=SDLM_RECIPE | changes)
     benchmark = params.benchmark("lenet5-mnist")
-    return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=1)
+    return spec.plan(benchmark, "laptop", 0, data=Path("datasets"), root=Path(root), threads=THREADS)
 
 
 class Killed(Exception):
@@ -377,22 +377,22 @@ class Killed(Exception):
 def test_a_trial_that_is_stopped_goes_on_with_the_same_second_derivatives(
     project: Path, stop_at: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = trial.run(planned("undisturbed"))
-    one, save = planned("stopped"), journal.Journal._save
+    undisturbed = trainer.run(planned("undisturbed"))
+    one, save = planned("stopped"), checkpoint.CheckpointCallback._save
 
-    def save_and_stop(self: journal.Journal, trainer: Any) -> None:
+    def save_and_stop(self: checkpoint.CheckpointCallback, trainer: Any) -> None:
         save(self, trainer)
         if self.loader.epoch + self.loader.done / len(self.loader) >= stop_at:
             raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(journal, "CHECKPOINT_EVERY_S", 0.0)
-        patched.setattr(journal.Journal, "_agree", lambda self, now, batch: True)
-        patched.setattr(journal.Journal, "_save", save_and_stop)
+        patched.setattr(checkpoint, "CHECKPOINT_EVERY_S", 0.0)
+        patched.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, batch: True)
+        patched.setattr(checkpoint.CheckpointCallback, "_save", save_and_stop)
         with pytest.raises(Killed):
-            trial.run(one)
+            trainer.run(one)
     assert one.files.checkpoint.exists() and not one.files.finished
-    trial.run(one)
+    trainer.run(one)
     assert store.read_json(one.files.result)["resumed"] == 1
     first, second = (torch.load(files.weights, weights_only=True) for files in (one.files, undisturbed))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -411,32 +411,30 @@ def test_each_pass_of_a_trial_begins_with_an_estimate_and_each_step_knows_its_pa
         estimate(self, model, loss, images, labels)
 
     def counted(self: SDLM, closure: Any = None) -> None:
-        seen.append(self.patterns)
+        seen.append(self.examples)
         step(self)
 
     monkeypatch.setattr(SDLM, "estimate", noted)
     monkeypatch.setattr(SDLM, "step", counted)
-    trial.run(planned("store", **{"recipe.map_constant": 2.5}))
+    trainer.run(planned("store", **{"recipe.map_constant": 2.5}))
     assert seen == ["50 samples", *[16] * 18, 12] * 3
 
 
 @pytest.mark.numeric
 def test_it_learns_and_its_speed_can_be_measured(project: Path) -> None:
     one = planned("store", **{"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}})
-    assert trial.measure(one, 0.05) > 0
-    curve = store.read_lines(trial.run(one).curve)
+    assert speed.measure(one, 0.05) > 0
+    curve = store.read_lines(trainer.run(one).curve)
     assert curve[1]["train_error"] < curve[0]["train_error"] < 80
 
 
 def test_two_workers_train_as_one_does(project: Path) -> None:
-    """The same estimate, and steps of the same patterns, sharded: but for the order of sums, the same curve."""
-    only(project, lenet5_mnist=SDLM_RECIPE)
-    (one,) = specs("lenet5-mnist", "plain")
-    alone = trial.run(one)
-    edit_params(project / "params.yaml", lenet5_mnist={"resources": {"workers": 2}})
-    done = train("lenet5-mnist")
-    assert done.returncode == 0, done.stderr
-    curve = store.read_lines(project / "runs/lenet5-mnist/seed-0/curve.jsonl")
+    """The same estimate, and steps of the same examples, sharded: but for the order of sums, the same curve."""
+    alone = trainer.run(planned("alone"))
+    both = planned("both", resources={"workers": 2})
+    on_two_workers(both)
+    assert store.read_json(both.files.result)["workers"] == 2
+    curve = store.read_lines(both.files.curve)
     for ours, theirs in zip(curve, store.read_lines(alone.curve), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
@@ -445,7 +443,7 @@ def test_a_trial_of_a_model_without_second_derivatives_is_one_line(project: Path
     model = {"family": "allcnn", "name": "allcnn", "options": {"base": "A", "variant": "base"}}
     one = planned("store", **{"model": model, "recipe.loss": "cross_entropy"})
     with pytest.raises(UserError, match=r"^recipe\.optimiser\.name is sdlm; expected another"):
-        trial.run(one)
+        trainer.run(one)
 
 
 def test_the_loss_of_a_recipe_has_the_recipes_constant() -> None:

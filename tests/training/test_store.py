@@ -20,12 +20,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.command import errors
+from pipelines.command import errors, locks
 from pipelines.command.errors import UserError
 from pipelines.config.params import load_params
 from pipelines.training import store
 from tests.conftest import ROOT, environment
 
+CODE = {"models.lenet": "0" * 64}
 CONFIG = load_params(ROOT / "params.yaml").benchmark("lenet5-mnist").resolved("laptop")
 
 
@@ -33,7 +34,8 @@ CONFIG = load_params(ROOT / "params.yaml").benchmark("lenet5-mnist").resolved("l
 def child(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
     """Another process with the store at hand; gone at the end, with all that it started."""
     prelude = (
-        "import os, signal, subprocess, sys, time\nfrom pathlib import Path\nfrom pipelines.training import store\n"
+        "import os, signal, subprocess, sys, time\nfrom pathlib import Path\nfrom pipelines.command import locks\n"
+        "from pipelines.training import store\n"
     )
     command = [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, args)]
     with subprocess.Popen(
@@ -53,38 +55,24 @@ def hears(process: subprocess.Popen[str], word: str) -> None:
 # --- keys --------------------------------------------------------------------------------------------------------
 
 
-def test_a_key_is_16_hex_digits_of_config_data_and_seed() -> None:
-    base = store.key(CONFIG, "digest", 0)
+def test_a_key_is_16_hex_digits_of_config_data_seed_and_code() -> None:
+    base = store.key(CONFIG, "digest", 0, CODE)
     assert len(base) == 16 and int(base, 16) >= 0
-    assert base == store.key(copy.deepcopy(CONFIG), "digest", 0)
+    assert base == store.key(copy.deepcopy(CONFIG), "digest", 0, CODE)
     others = [
-        store.key(CONFIG | {"epochs": 9}, "digest", 0),
-        store.key(CONFIG | {"recipe": CONFIG["recipe"] | {"batch": 96}}, "digest", 0),
-        store.key(CONFIG, "another digest", 0),
-        store.key(CONFIG, "digest", 1),
+        store.key(CONFIG | {"epochs": 9}, "digest", 0, CODE),
+        store.key(CONFIG | {"recipe": CONFIG["recipe"] | {"batch": 96}}, "digest", 0, CODE),
+        store.key(CONFIG, "another digest", 0, CODE),
+        store.key(CONFIG, "digest", 1, CODE),
+        store.key(CONFIG, "digest", 0, {"models.lenet": "1" * 64}),
     ]
-    assert len({base, *others}) == 5
+    assert len({base, *others}) == 6
 
 
 def test_a_key_does_not_depend_on_the_order_of_what_was_written() -> None:
     backwards = dict(reversed(CONFIG.items())) | {"recipe": dict(reversed(CONFIG["recipe"].items()))}
     assert list(backwards) != list(CONFIG)
-    assert store.key(backwards, "digest", 0) == store.key(CONFIG, "digest", 0)
-
-
-@pytest.mark.parametrize("name", ["models/lenet.py", *store.SOURCES])
-def test_a_key_follows_each_source_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = store.key(CONFIG, "digest", 0)
-    for each in ("models/lenet.py", "models/mlp.py", *store.SOURCES):
-        (tmp_path / each).parent.mkdir(exist_ok=True)
-        (tmp_path / each).write_bytes((ROOT / each).read_bytes())
-    monkeypatch.setattr(store, "ROOT", tmp_path)
-    assert store.key(CONFIG, "digest", 0) == before
-    (tmp_path / "models/mlp.py").write_text("# another family's file\n")
-    assert store.key(CONFIG, "digest", 0) == before
-    with (tmp_path / name).open("a") as file:
-        file.write("# a word\n")
-    assert store.key(CONFIG, "digest", 0) != before
+    assert store.key(backwards, "digest", 0, CODE) == store.key(CONFIG, "digest", 0, CODE)
 
 
 def test_the_store_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +254,7 @@ def test_damaged_lines_are_one_line(tmp_path: Path, content: bytes) -> None:
 # --- locks -------------------------------------------------------------------------------------------------------
 
 HOLD = """
-    with store.lock(Path(sys.argv[1]), "linear-mnist seed 0"):
+    with locks.held(Path(sys.argv[1]), "linear-mnist seed 0"):
         subprocess.Popen(["sleep", "30"]) if len(sys.argv) > 2 else None
         print("held", flush=True)
         time.sleep(30)
@@ -277,7 +265,7 @@ def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
     with child(HOLD, tmp_path / "lock") as holder:
         hears(holder, "held")
         words = f"^linear-mnist seed 0 is already being run by process {holder.pid} on "
-        with pytest.raises(UserError, match=words), store.lock(tmp_path / "lock", "linear-mnist seed 0", patience_s=0):
+        with pytest.raises(UserError, match=words), locks.held(tmp_path / "lock", "linear-mnist seed 0", patience_s=0):
             raise AssertionError("two hold it")
 
 
@@ -286,7 +274,7 @@ def test_a_killed_holder_lets_go_at_once(tmp_path: Path) -> None:
         hears(holder, "held")
         began = time.monotonic()
         threading.Timer(0.3, holder.kill).start()
-        with store.lock(tmp_path / "lock", "another", patience_s=20):
+        with locks.held(tmp_path / "lock", "another", patience_s=20):
             waited = time.monotonic() - began
             assert (tmp_path / "lock").read_text().startswith(f"{os.getpid()} on ")
     assert 0.2 < waited < 10
@@ -297,7 +285,7 @@ def test_a_killed_holders_children_do_not_keep_the_lock(tmp_path: Path) -> None:
         hears(holder, "held")
         holder.kill()
         holder.wait()
-        with store.lock(tmp_path / "lock", "another", patience_s=1):
+        with locks.held(tmp_path / "lock", "another", patience_s=1):
             pass
 
 
@@ -306,7 +294,7 @@ def test_a_lock_is_held_alone(tmp_path: Path) -> None:
     code = """
         folder = Path(sys.argv[1])
         for _ in range(15):
-            with store.lock(folder / "lock", "the number"):
+            with locks.held(folder / "lock", "the number"):
                 number = int((folder / "number").read_text())
                 time.sleep(0.002)
                 (folder / "number").write_text(str(number + 1))
@@ -320,12 +308,12 @@ def test_a_lock_is_held_alone(tmp_path: Path) -> None:
 
 def test_a_lock_is_let_go_when_its_work_fails(tmp_path: Path) -> None:
     def fail() -> None:
-        with store.lock(tmp_path / "lock", "first"):
+        with locks.held(tmp_path / "lock", "first"):
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
-    with store.lock(tmp_path / "lock", "second", patience_s=0):
+    with locks.held(tmp_path / "lock", "second", patience_s=0):
         pass
 
 
@@ -363,30 +351,37 @@ def test_what_a_user_can_mend_is_one_line_and_a_status(
     assert said.startswith(words) and said.count("\n") == 1
 
 
-def test_an_interrupt_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [("SIGINT", 130, "interrupted; "), ("SIGUSR1", 75, "ended by SIGUSR1; the same command goes on")],
+)
+@pytest.mark.parametrize("command", ["trial", "train"])
+def test_a_signal_while_a_command_is_imported_is_one_line(
+    tmp_path: Path, number: str, status: int, words: str, command: str
+) -> None:
     """The first import that takes long sends it."""
     (tmp_path / "sitecustomize.py").write_text(
-        textwrap.dedent("""
+        textwrap.dedent(f"""
         import os, signal, sys
 
         class Press:
             def find_spec(self, name, path, target=None):
-                if name == "pytorch_lightning":
-                    os.kill(os.getpid(), signal.SIGINT)
+                if name in ("numpy", "pytorch_lightning"):
+                    os.kill(os.getpid(), signal.{number})
 
         sys.meta_path.insert(0, Press())
         """)
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.trial", "lenet5-mnist"],
+        [sys.executable, "-m", f"pipelines.{command}", "lenet5-mnist"],
         env=environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stderr.count("\n")) == (130, 1)
-    assert done.stderr.startswith("error: interrupted; ")
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+    assert done.stderr.startswith(f"error: {words}")
 
 
 def test_a_bug_of_ours_keeps_its_traceback() -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipelines.results import examples
-from pipelines.results.page.outcomes import Array, Examples
+from pipelines.results.reader import Array, Examples
 
 COLUMNS = 40  # tiles a row of a sheet
 JPEG_QUALITY = 88
@@ -54,7 +54,7 @@ def sheets(kept: Mapping[str, Iterable[Examples]], budget: int = SHEET_BYTES) ->
 
 
 def shown(kept: Examples, a_cell: int) -> Examples:
-    """What the page has of ``kept``: of every cell of every seed's matrix ``a_cell`` images, or all that there are."""
+    """The examples on the page: ``a_cell`` images of each cell of each seed's matrix, or all that were kept."""
     classes = 1 + int(max(kept.actual.max(initial=0), kept.predicted.max(initial=0)))
     return kept.part(examples.behind(kept.actual * classes + kept.predicted, a_cell))
 

@@ -1,6 +1,7 @@
 "use strict";
-// Fills the confusion matrices and the learning curves from the JSON in #data. Text reaches the page only as text nodes
-// and attributes, never as markup. Sets data-state="ready" on <html> when all is drawn, "failed" when it could not be.
+// The explorer: draws FIGURES, at the end of this file, into #figures from the JSON in #data. The report shows all
+// benchmarks, an artifact of MLflow one. Text reaches the page only as text nodes and attributes, never as markup.
+// Sets data-state="ready" on <html> when all is drawn, "failed" when it could not be.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const SVG = "http://www.w3.org/2000/svg";
@@ -51,6 +52,11 @@
   const number = (value) => value.toLocaleString("en-US");
   const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
   const seedsOf = (count) => (count === 1 ? "1 seed" : `${count} seeds`);
+  const meanOf = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+  const FEW = 3; // seeds; the figures of fewer are listed, since a mean alone hides how far they are apart
+  const listed = (values, show) => (values.length < FEW ? values : [meanOf(values)]).map(show).join(", ");
+  const errorOf = (benchmark) => meanOf(Object.values(benchmark.errors));
+  const twoDecimals = (value) => value.toFixed(2);
 
   // ---- confusion matrices ---------------------------------------------------------------------------------------------
 
@@ -61,7 +67,7 @@
   }
 
   function byError(dataset) {
-    return data.benchmarks.filter((b) => b.dataset === dataset).sort((a, b) => b.error - a.error);
+    return data.benchmarks.filter((b) => b.dataset === dataset).sort((a, b) => errorOf(b) - errorOf(a));
   }
 
   function sum(matrices) {
@@ -86,9 +92,9 @@
 
   function words(pane, matrix, row, column) {
     const { classes } = pane.benchmark;
-    const said = row === column ? "rightly called" : "taken for";
+    const verb = row === column ? "recognised as" : "taken for";
     const total = matrix[row].reduce((a, b) => a + b, 0);
-    return `${classes[row]} ${said} ${classes[column]}: ${number(matrix[row][column])} of ${number(total)}`
+    return `${classes[row]} ${verb} ${classes[column]}: ${number(matrix[row][column])} of ${number(total)}`
       + ` (${percent(share(matrix, row, column), 2)})`;
   }
 
@@ -113,9 +119,9 @@
 
   function caption(pane) {
     const b = pane.benchmark;
-    const over = pane.seed === "all" ? `mean over ${seedsOf(b.seeds.length)}` : `seed ${pane.seed}`;
-    const error = pane.seed === "all" ? b.error : b.errors[pane.seed];
-    return el("caption", {}, el("strong", {}, b.name), ` · ${error.toFixed(2)} % error, ${over} · ${b.protocol}`);
+    const over = pane.seed !== "all" ? `seed ${pane.seed}` : `${b.seeds.length < FEW ? "" : "mean over "}${seedsOf(b.seeds.length)}`;
+    const errors = pane.seed === "all" ? Object.values(b.errors) : [b.errors[pane.seed]];
+    return el("caption", {}, el("strong", {}, b.name), ` · ${listed(errors, twoDecimals)} % error, ${over} · ${b.protocol}`);
   }
 
   function table(pane) {
@@ -155,7 +161,7 @@
       list.append(el("li", {}, el("button", { ...attributes, "data-row": row, "data-column": column }, label)));
     }
     const note = `${pane.benchmark.classes.length} classes; their most frequent confusions over ${seedsOf(pane.benchmark.seeds.length)}:`;
-    return el("div", {}, el("p", {}, el("strong", {}, pane.benchmark.name), ` · ${pane.benchmark.error.toFixed(2)} % error`), el("p", {}, note), list);
+    return el("div", {}, el("p", {}, el("strong", {}, pane.benchmark.name), ` · ${listed(Object.values(pane.benchmark.errors), twoDecimals)} % error`), el("p", {}, note), list);
   }
 
   function worstCell(benchmark) {
@@ -192,18 +198,19 @@
   }
 
   // The images kept of a cell, the surest answer first: of the chosen seed, or of all. Each is a tile of the sheet with
-  // what was said of it, [seed, confidence in %] of the seeds that put it here.
+  // the answers that put it here, as [seed, confidence in %].
   function kept(pane) {
     const { benchmark: { dataset, examples, seeds }, seed, cell: [row, column] } = pane;
+    if (!examples) return [];
     const actual = data.sheets[dataset].actual;
     const found = [];
     examples.tiles.forEach((tile, i) => {
       if (actual[tile] !== row) return;
       const here = (seed === "all" ? seeds : [seed]).filter((s) => examples.predicted[s][i] === column);
-      const said = here.map((s) => [s, examples.confidence[s][i]]).sort((one, other) => other[1] - one[1]);
-      if (said.length) found.push({ tile, said });
+      const answers = here.map((s) => [s, examples.confidence[s][i]]).sort((one, other) => other[1] - one[1]);
+      if (answers.length) found.push({ tile, answers });
     });
-    return found.sort((one, other) => other.said[0][1] - one.said[0][1]);
+    return found.sort((one, other) => other.answers[0][1] - one.answers[0][1]);
   }
 
   function from(pane) {
@@ -215,14 +222,14 @@
   // An image counts once for each seed that put it into the cell.
   function note(pane, shown, count) {
     if (!shown.length) return count ? "None of these test images was kept." : `No test image is in this cell with ${from(pane)}.`;
-    const all = shown.reduce((total, { said }) => total + said.length, 0) === count;
+    const all = shown.reduce((total, { answers }) => total + answers.length, 0) === count;
     const many = all ? (shown.length === 1 ? "The test image" : `The ${shown.length} test images`) : `${shown.length} of the test images`;
     const one = pane.seed !== "all" || pane.benchmark.seeds.length === 1;
     const below = one ? "how sure the net was" : "how sure the surest net was, and which seeds put it here";
     return `${many} of this cell with ${from(pane)}, the surest answer first; below each ${below}:`;
   }
 
-  function listed({ confusions }, row, column) {
+  function confused({ confusions }, row, column) {
     return confusions.find(([i, j]) => i === row && j === column)?.[2] ?? 0;
   }
 
@@ -233,7 +240,7 @@
     const title = matrix ? words(pane, matrix, row, column) : `${b.classes[row]} taken for ${b.classes[column]}`;
     const tiles = el("div", { class: "tiles" });
     for (const image of shown) tiles.append(picture(pane, image));
-    return [el("h3", {}, title), el("small", {}, note(pane, shown, matrix ? matrix[row][column] : listed(b, row, column))), tiles];
+    return [el("h3", {}, title), el("small", {}, note(pane, shown, matrix ? matrix[row][column] : confused(b, row, column))), tiles];
   }
 
   const sheets = {};
@@ -247,18 +254,18 @@
     return sheets[dataset];
   }
 
-  function picture(pane, { tile, said }) {
+  function picture(pane, { tile, answers }) {
     const { benchmark, cell: [row, column] } = pane;
     const { width, height, index } = data.sheets[benchmark.dataset];
-    const sure = said.map(([seed, confidence]) => `${confidence} % by seed ${seed}`).join(", ");
+    const sure = answers.map(([seed, confidence]) => `${confidence} % by seed ${seed}`).join(", ");
     const label = `test image ${index[tile]}: ${benchmark.classes[row]}, called ${benchmark.classes[column]} with ${sure}`;
     const canvas = el("canvas", { width, height, role: "img", "aria-label": label, title: label });
     const [x, y] = [(tile % data.columns) * width, Math.floor(tile / data.columns) * height];
     sheet(benchmark.dataset).then((image) => canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height));
-    const caption = el("figcaption", {}, `${said[0][1]} %`);
+    const caption = el("figcaption", {}, `${answers[0][1]} %`);
     if (pane.seed === "all" && benchmark.seeds.length > 1) {
-      const seeds = said.map(([seed]) => seed).sort((one, other) => one - other).join(", ");
-      caption.append(el("small", {}, said.length === benchmark.seeds.length ? "all seeds" : said.length === 1 ? `seed ${seeds}` : `seeds ${seeds}`));
+      const seeds = answers.map(([seed]) => seed).sort((one, other) => one - other).join(", ");
+      caption.append(el("small", {}, answers.length === benchmark.seeds.length ? "all seeds" : answers.length === 1 ? `seed ${seeds}` : `seeds ${seeds}`));
     }
     return el("figure", {}, canvas, caption);
   }
@@ -271,10 +278,12 @@
     draw(pane);
   }
 
-  // The best net of a data set that the other pane does not show already, if there is one.
-  function another(pane, dataset) {
-    const shown = view.panes.filter((p) => p !== pane).map((p) => p.benchmark);
-    return byError(dataset).findLast((b) => !shown.includes(b)) || byError(dataset).at(-1);
+  // Show the best net of a data set that the other pane does not show; where it has only that one, the panes swap.
+  function switchData(pane, dataset) {
+    const partner = view.panes.find((p) => p !== pane);
+    const best = byError(dataset).findLast((b) => b !== partner?.benchmark);
+    if (!best) show(partner, pane.benchmark);
+    show(pane, best || byError(dataset).at(-1));
   }
 
   function chooser(pane) {
@@ -282,9 +291,9 @@
     const names = byError(b.dataset).map((other) => [other.name, other.name]);
     const seeds = [["all", `all ${b.seeds.length}, summed`], ...b.seeds.map((s) => [String(s), String(s)])];
     const parts = [
-      select("Data", datasets().map((d) => [d, d]), b.dataset, (d) => show(pane, another(pane, d))),
+      select("Data", datasets().map((d) => [d, d]), b.dataset, (d) => switchData(pane, d)),
       select("Benchmark", names, b.name, (name) => show(pane, data.benchmarks.find((o) => o.name === name))),
-    ];
+    ].slice(data.benchmarks.length > 1 ? 0 : 2);
     if (b.matrices && b.seeds.length > 1) parts.push(select("Seed", seeds, pane.seed, (seed) => { pane.seed = seed; draw(pane); }));
     return el("div", { class: "choose" }, ...parts);
   }
@@ -303,26 +312,84 @@
     return el("div", { class: "scale" }, ...[0.001, 0.01, 0.05, 0.2].map((v) => swatch(v, false)), ...[0.5, 0.9, 1].map((v) => swatch(v, true)));
   }
 
-  function matrices() {
-    const place = document.getElementById("matrices");
-    if (!data.benchmarks.length) return place.append(el("p", { class: "muted" }, "No benchmark was run yet."));
+  function matrices(place) {
     const first = byError(data.benchmarks[0].dataset);
     const last = datasets().length > 1 && first.length === 1 ? byError(datasets()[1]).at(-1) : first.at(-1);
-    for (const benchmark of [first[0], last]) {
-      const pane = { root: el("div", { class: "pane" }) };
+    const kept = data.benchmarks.some((b) => b.examples);
+    const images = `Choose a cell, by mouse or with the arrow keys, to see test images behind it. Up to ${data.a_cell} of each seed and`
+      + " cell are kept, those first that most seeds put there.";
+    place.append(el("p", {}, "A row is the class of an image, a column the answer of the net; the diagonal is right. ", kept ? images : ""));
+    const controls = el("div", { class: "controls" });
+    const pair = el("div", { class: "pair" });
+    place.append(controls, pair);
+    for (const benchmark of new Set([first[0], last])) {
+      const cell = worstCell(last.dataset === benchmark.dataset ? last : benchmark);
+      const pane = { root: el("div", { class: "pane" }), benchmark, seed: "all", cell };
       view.panes.push(pane);
-      place.append(pane.root);
-      pane.benchmark = benchmark;
-      pane.seed = "all";
-      pane.cell = worstCell(last.dataset === benchmark.dataset ? last : benchmark);
+      pair.append(pane.root);
     }
     view.panes.forEach(draw);
-    document.getElementById("matrix-controls").append(
-      radios("Numbers in the cells", "numbers", [["shares", "% of the row"], ["counts", "counts"]], "shares",
-        (key) => { view.shares = key === "shares"; view.panes.forEach(draw); }),
-      check("same cell in both", true, (on) => { view.linked = on; }),
-      scale(),
-    );
+    if (!data.benchmarks.some((b) => b.matrices)) return;
+    controls.append(radios("Numbers in the cells", "numbers", [["shares", "% of the row"], ["counts", "counts"]], "shares",
+      (key) => { view.shares = key === "shares"; view.panes.forEach(draw); }));
+    if (view.panes.length > 1) controls.append(check("same cell in both", true, (on) => { view.linked = on; }));
+    controls.append(scale());
+  }
+
+  // ---- classes --------------------------------------------------------------------------------------------------------
+
+  const CLASS_COLUMNS = ["class", "precision, %", "recall, %", "F1, %", "images"];
+
+  // Rows of [name, precision, recall, F1, images]; each figure is a list: one of the seed, or those of all seeds.
+  function classRows({ classes, per_class, seeds }, seed) {
+    const of = seed === "all" ? seeds : [seed];
+    return classes.map((name, i) => {
+      const [precision, recall, f1] = [0, 1, 2].map((k) => of.map((s) => per_class[s][i][k]));
+      return [name, precision, recall, f1, per_class[of[0]][i][3]];
+    });
+  }
+
+  // A mean leaves no seed out: it is undefined where one of them is.
+  function classFigure(values) {
+    if (values.length >= FEW && values.includes(null)) return "–";
+    return values.length < FEW ? values.map((v) => (v === null ? "–" : v.toFixed(1))).join(", ") : meanOf(values).toFixed(1);
+  }
+
+  function sortedRows(rows, { column, up }) {
+    const rank = (row) => (Array.isArray(row[column]) ? meanOf(row[column].map((v) => v ?? -1)) : row[column]);
+    const order = (a, b) => (column === 0 ? rows.indexOf(a) - rows.indexOf(b) : rank(a) - rank(b));
+    return [...rows].sort((a, b) => (up ? order(a, b) : order(b, a)));
+  }
+
+  function classTable({ benchmark, seed, sort }, redraw) {
+    const head = el("tr", {});
+    CLASS_COLUMNS.forEach((words, column) => {
+      const chosen = sort.column === column;
+      const press = () => redraw({ column, up: chosen ? !sort.up : true });
+      const button = el("button", { type: "button", onclick: press }, words, chosen ? (sort.up ? " ▴" : " ▾") : "");
+      head.append(el("th", { scope: "col", "aria-sort": chosen ? (sort.up ? "ascending" : "descending") : null }, button));
+    });
+    const body = sortedRows(classRows(benchmark, seed), sort).map(([name, ...figures]) => el("tr", {}, el("th", { scope: "row" }, name),
+      ...figures.map((v) => el("td", {}, Array.isArray(v) ? classFigure(v) : number(v)))));
+    return el("div", { class: "scroll tall" }, el("table", { class: "classes" }, el("thead", {}, head), el("tbody", {}, ...body)));
+  }
+
+  function classes(place) {
+    const state = { benchmark: data.benchmarks[0], seed: "all", sort: { column: 2, up: true } };
+    const controls = el("div", { class: "controls" });
+    const under = el("div", {});
+    const redraw = (change) => {
+      Object.assign(state, change);
+      const { benchmark, seed } = state;
+      const all = [["all", benchmark.seeds.length < FEW ? "each" : "mean over all"], ...benchmark.seeds.map((s) => [String(s), String(s)])];
+      const byName = (name) => redraw({ benchmark: data.benchmarks.find((b) => b.name === name), seed: "all" });
+      controls.replaceChildren();
+      if (data.benchmarks.length > 1) controls.append(select("Benchmark", data.benchmarks.map((b) => [b.name, b.name]), benchmark.name, byName));
+      if (benchmark.seeds.length > 1) controls.append(select("Seed", all, seed, (chosen) => redraw({ seed: chosen })));
+      under.replaceChildren(classTable(state, (sort) => redraw({ sort })));
+    };
+    place.append(el("p", {}, "Precision is undefined (–) for a class that was never predicted, recall for one without images."), controls, under);
+    redraw({});
   }
 
   // ---- learning curves ------------------------------------------------------------------------------------------------
@@ -360,7 +427,7 @@
   function scalesOf(benchmark) {
     const lines = Object.values(benchmark.curves);
     const values = finite(lines.flatMap((line) => line[curves.metric]));
-    if (curves.metric === "error") values.push(benchmark.claimed_error, benchmark.error, ...finite([benchmark.compared_error]));
+    if (curves.metric === "error") values.push(...finite([benchmark.claimed_error]), ...ends(benchmark).map(([, value]) => value));
     const epochs = lines.flatMap((line) => line.epoch);
     const positive = values.filter((v) => v > 0);
     const [low, high] = [Math.min(...positive), Math.max(...values)];
@@ -382,7 +449,7 @@
     for (const tick of x.ticks) {
       parts.push(svg("text", { x: x.at(tick), y: height - bottom + 14, "text-anchor": "middle" }, String(tick)));
     }
-    parts.push(svg("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, "passes over the training images (epochs)"));
+    parts.push(svg("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, "epochs"));
     return parts;
   }
 
@@ -396,26 +463,34 @@
     return svg("polyline", { points: points.join(" ") }, title);
   }
 
-  // On the error axis: what the source claims and what we measured at the end; a ring is the test set's, where those differ.
+  // The errors after training, [kind, value, words]: the mean, or of fewer than three seeds each; on the test set, and on
+  // the images of the claim where those are others.
+  function ends({ errors, compared_errors }) {
+    const some = (kind, found, words) => {
+      const values = Object.values(found);
+      return values.length < FEW ? values.map((v) => [kind, v, words]) : [[kind, meanOf(values), `${words}, mean`]];
+    };
+    if (!compared_errors) return some("mean", errors, "our test error");
+    return [...some("mean", compared_errors, "our error on the images of the claim"), ...some("tested", errors, "our test error")];
+  }
+
   function targets(benchmark, { y }) {
     if (curves.metric !== "error") return [];
     const { left, right, width } = frame;
-    const [claimed, compared] = [y.at(benchmark.claimed_error), y.at(benchmark.compared_error ?? benchmark.error)];
-    const [ours, tested] = ["our mean error on the images of the claim", "our mean test error"];
-    const marks = [
-      svg("line", { class: "claimed", x1: left, x2: width - right, y1: claimed, y2: claimed }, svg("title", {}, "the claim")),
-      svg("circle", { class: "mean", cx: width - right, cy: compared, r: 4.5 }, svg("title", {}, benchmark.compared_error === null ? tested : ours)),
-    ];
-    if (benchmark.compared_error === null) return marks;
-    return [...marks, svg("circle", { class: "tested", cx: width - right, cy: y.at(benchmark.error), r: 6.5 }, svg("title", {}, tested))];
+    const marks = ends(benchmark).map(([kind, value, words]) => svg("circle",
+      { class: kind, cx: width - right, cy: y.at(value), r: kind === "mean" ? 4.5 : 6.5 }, svg("title", {}, words)));
+    if (benchmark.claimed_error === null) return marks;
+    const [claimed, x1, x2] = [y.at(benchmark.claimed_error), left, width - right];
+    return [svg("line", { class: "claimed", x1, x2, y1: claimed, y2: claimed }, svg("title", {}, "the claim")), ...marks];
   }
+
+  const threeDigits = (value) => value.toPrecision(3);
 
   function summary(benchmark) {
     const [name, unit] = METRICS[curves.metric];
     const last = finite(Object.values(benchmark.curves).map((curve) => curve[curves.metric].at(-1)));
-    const mean = last.reduce((a, b) => a + b, 0) / last.length;
-    const end = last.length ? `${name} ${mean.toPrecision(3)}${unit}` : `no ${name}`;
-    return `${end}, test error ${benchmark.error.toFixed(2)} %, ${seedsOf(benchmark.seeds.length)}`;
+    const end = last.length ? `${name} ${listed(last, threeDigits)}${unit}` : `no ${name}`;
+    return `${end}, test error ${listed(Object.values(benchmark.errors), twoDecimals)} %, ${seedsOf(benchmark.seeds.length)}`;
   }
 
   function read(benchmark, scales, drawing, note, event) {
@@ -425,11 +500,11 @@
     const near = longest.epoch.reduce((a, b) => (Math.abs(scales.x.at(b) - x) < Math.abs(scales.x.at(a) - x) ? b : a));
     const values = finite(Object.values(benchmark.curves).map((c) => c[curves.metric][c.epoch.indexOf(near)] ?? null));
     const [name, unit] = METRICS[curves.metric];
-    const mean = values.reduce((a, b) => a + b, 0) / values.length;
     const rule = drawing.querySelector(".rule");
     set(rule, { x1: scales.x.at(near), x2: scales.x.at(near), visibility: "visible" });
-    const after = `after ${near} ${near === 1 ? "pass" : "passes"}`;
-    note.textContent = values.length ? `${after}: ${name} ${mean.toPrecision(3)}${unit}, mean of ${seedsOf(values.length)}` : after;
+    const after = `after ${near} ${near === 1 ? "epoch" : "epochs"}`;
+    const over = `${values.length < FEW ? "" : "mean of "}${seedsOf(values.length)}`;
+    note.textContent = values.length ? `${after}: ${name} ${listed(values, threeDigits)}${unit}, ${over}` : after;
   }
 
   function chart(benchmark) {
@@ -448,31 +523,52 @@
     return el("div", { class: "chart" }, el("h3", {}, benchmark.name), drawing, note);
   }
 
-  function charts() {
-    document.getElementById("charts").replaceChildren(...data.benchmarks.map(chart));
-  }
-
   const key = ([kind, words]) => el("span", {}, el("i", { class: kind }), words);
 
   function keys() {
     const found = [["key-seed", "a seed"]];
     if (curves.metric !== "error") return found.map(key);
-    found.push(["key-line", "the claim"], ["key-ours", "ours, the mean over seeds"]);
-    if (data.benchmarks.some((b) => b.compared_error !== null)) found.push(["key-tested", "ours on the test set, where the claim is not of it"]);
+    if (data.benchmarks.some((b) => b.claimed_error !== null)) found.push(["key-line", "the claim"]);
+    found.push(["key-mean", "our test error after training: the mean over seeds, or each of fewer than three"]);
+    if (data.benchmarks.some((b) => b.compared_errors)) found.push(["key-tested", "our test error where the claim is on other images"]);
     return found.map(key);
   }
 
-  function curveControls() {
+  function learningCurves(place) {
     const legend = el("span", { class: "legend" });
-    const change = (key) => (value) => { curves[key] = value; legend.replaceChildren(...keys()); charts(); };
-    legend.append(...keys());
-    document.getElementById("curve-controls").append(
-      select("Show", [["error", "training error, %"], ["loss", "training loss"]], "error", change("metric")),
-      check("logarithmic", curves.logY, change("logY")), check("logarithmic passes", curves.logX, change("logX")), legend,
+    const charts = el("div", { class: "charts" });
+    const redraw = () => { legend.replaceChildren(...keys()); charts.replaceChildren(...data.benchmarks.map(chart)); };
+    const change = (name) => (value) => { curves[name] = value; redraw(); };
+    place.append(
+      el("p", {}, "Each thin line is one seed, measured on the training batches (with augmentation and dropout, where the recipe has them)."
+        + " An epoch is one pass over the images that the recipe trains on. Move over a chart to read it."),
+      el("div", { class: "controls" },
+        select("Show", [["error", "training error, %"], ["loss", "training loss"]], "error", change("metric")),
+        check("logarithmic", curves.logY, change("logY")), check("logarithmic epochs", curves.logX, change("logX")), legend),
+      charts,
     );
+    redraw();
   }
 
   // ---- the page -------------------------------------------------------------------------------------------------------
+
+  // Each figure has a section, whose content its function appends, and a link in the report's navigation.
+  const FIGURES = [
+    ["confusion", "Confusion", matrices],
+    ["classes", "Classes", classes],
+    ["curves", "Learning curves", learningCurves],
+  ];
+
+  function drawFigures() {
+    const [place, links] = ["figures", "figure-links"].map((id) => document.getElementById(id));
+    if (!data.benchmarks.length) return place.append(el("p", { class: "muted" }, "No benchmark was run yet."));
+    for (const [id, title, draw] of FIGURES) {
+      const section = el("section", { id }, el("h2", {}, title));
+      place.append(section);
+      links?.append(el("a", { href: `#${id}` }, title));
+      draw(section);
+    }
+  }
 
   function openTarget() {
     const target = location.hash && document.getElementById(location.hash.slice(1));
@@ -494,9 +590,7 @@
   window.addEventListener("unhandledrejection", (event) => fail(event.reason));
   window.addEventListener("hashchange", openTarget);
   window.addEventListener("beforeprint", openForPrint);
-  matrices();
-  curveControls();
-  charts();
+  drawFigures();
   openTarget();
   if (document.documentElement.dataset.state !== "failed") document.documentElement.dataset.state = "ready";
 })();

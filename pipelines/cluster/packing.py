@@ -1,0 +1,219 @@
+"""Run planned trials on a cluster, as many side by side as it holds, and show their progress."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipelines.cluster import connection, distributed, estimate
+from pipelines.command import errors
+from pipelines.command.errors import FULL, PREEMPTED, UserError
+from pipelines.command.progress import say
+from pipelines.training import status
+from pipelines.training.spec import Spec
+
+LIVE_EVERY_S = 0.5
+LINES_EVERY_S = 15.0  # where the output is no terminal
+SAVING_S = 15.0  # for checkpoints, where this machine is taken away
+Failure = tuple[Spec, Exception]
+
+
+def run(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
+    """Train all, the longest first, so that none is left to run alone at the end.
+
+    One that fails ends no other; raises an error for those that failed once all have ended. Where SIGUSR1 asks this
+    process to end, the trials on its machine save their checkpoints first.
+    """
+    with _saving_when_preempted(placed):
+        _run_all(placed, ray_cluster)
+
+
+def _run_all(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
+    order = sorted(placed, key=lambda trial: -estimate.trial_seconds(trial))
+    failed: list[Failure] = []
+    # First the distributed ones, while no task of ours keeps Ray Train from placing all their workers at once.
+    for trial, error in itertools.chain(_run_distributed(order, ray_cluster), _run_packed(order, ray_cluster)):
+        failed.append((trial, error))
+        if len(placed) > 1:
+            say(f"{trial.name} failed: {_first_line(error).removeprefix(f'{trial.name}: ')}")
+    if failed:
+        raise _summary(failed)
+
+
+def _summary(failed: Sequence[Failure]) -> Exception:
+    """The error to raise when all trials have ended: a bug of ours as it is, else one line for the user."""
+    (_, first), *others = failed
+    for _, error in failed:
+        if not isinstance(error, UserError):
+            return error
+    names = ", ".join(trial.name for trial, _ in others)
+    summary = UserError(f"{first} (and {len(others)} more failed: {names})" if others else str(first))
+    if all(_is_preemption(error) for _, error in failed):
+        summary.status = PREEMPTED
+    return summary
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _run_distributed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
+    """Run the trials of several workers one after the other; yields those that fail."""
+    for trial in order:
+        if trial.benchmark.resources.workers > 1:
+            try:
+                distributed.train(trial, ray_cluster)
+            except Exception as error:
+                yield trial, error
+
+
+def _run_packed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
+    """Run the trials of one worker, as many side by side as the cluster holds; yields those that fail, as they do.
+
+    A trial whose machine is taken away goes on elsewhere, at its checkpoint.
+    """
+    import ray
+
+    remote = ray.remote(max_retries=connection.RETRIES)(_train_one)
+
+    def start(trial: Spec) -> Any:
+        gpus = ray_cluster.gpus_for(trial.benchmark)
+        return remote.options(num_cpus=trial.benchmark.resources.cpus, num_gpus=gpus, name=trial.name).remote(trial)
+
+    tasks = {start(trial): trial for trial in order if trial.benchmark.resources.workers == 1}
+    preemptions: Counter[str] = Counter()
+    while tasks:
+        done, _ = ray.wait(list(tasks), num_returns=1, timeout=1.0)
+        for task in done:
+            trial = tasks.pop(task)
+            error = _error_of(task, trial)
+            preemptions[trial.key] += _is_preemption(error)
+            if _is_preemption(error) and preemptions[trial.key] <= connection.RETRIES:
+                say(f"{error}; it is trained on elsewhere")
+                tasks[start(trial)] = trial
+            elif error is not None:
+                yield trial, error
+
+
+def _is_preemption(error: Exception | None) -> bool:
+    return getattr(error, "status", None) == PREEMPTED
+
+
+def _error_of(task: Any, trial: Spec) -> Exception | None:
+    """The error that a task ended with, a UserError unless it is a bug of ours; None where it succeeded."""
+    import ray
+
+    try:
+        ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, OSError) and error.cause.errno in FULL:
+            return UserError(f"{trial.name}: no space left in {trial.store}; make room and run this again")
+        return error.cause if isinstance(error.cause, UserError) else error
+    except (ray.exceptions.RayError, OSError) as error:
+        return connection.lost_worker(trial.name, error)
+    return None
+
+
+def _train_one(trial: Spec) -> None:
+    """Runs in the main thread of a Ray worker process, so that the process can handle a signal."""
+    connection.end_with_raylet()
+    from pipelines.training import trainer
+    from pipelines.training.checkpoint import Worker
+
+    trainer.run(trial, Worker(preempted_by=(signal.SIGUSR1,)))
+
+
+@contextmanager
+def _saving_when_preempted(placed: Sequence[Spec]) -> Iterator[None]:
+    """Where this machine is taken away, let the trials that train on it save their checkpoints first."""
+    began = time.time()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if errors.preempted():
+            asked = time.time()
+            here = [trial for trial in placed if _asked_to_save(trial, began)]
+            while time.time() - asked < SAVING_S and not all(_saved(trial, asked) for trial in here):
+                time.sleep(0.1)
+        raise
+
+
+def _asked_to_save(trial: Spec, began: float) -> bool:
+    """Ask the process that trains it on this machine to save and end; False where there is none."""
+    state = status.read(trial.files.progress, since=began)
+    if state is None or state["state"] != "running" or state.get("host") != socket.gethostname():
+        return False
+    with contextlib.suppress(ProcessLookupError, TypeError):  # it has ended; the file is damaged
+        os.kill(state["pid"], signal.SIGUSR1)
+        return True
+    return False
+
+
+def _saved(trial: Spec, since: float) -> bool:
+    """Whether a trial's checkpoint is newer than ``since``, or no longer needed."""
+    try:
+        return trial.files.checkpoint.stat().st_mtime >= since
+    except OSError:
+        return trial.files.result.exists()
+
+
+@contextmanager
+def shown(placed: Sequence[Spec]) -> Iterator[None]:
+    """Show each trial's progress: live lines on a terminal, plain lines in a log."""
+    stop = threading.Event()
+
+    def show() -> None:
+        with contextlib.suppress(BrokenPipeError):  # without a reader, the trials go on
+            _show(placed, stop)
+
+    thread = threading.Thread(target=show, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show(placed: Sequence[Spec], stop: threading.Event) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    began, console = time.time(), Console(highlight=False)
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while not stop.wait(LIVE_EVERY_S):
+                live.update(Text(_board(placed, began), no_wrap=True, overflow="ellipsis"), refresh=True)
+            live.update(Text(_board(placed, began), no_wrap=True, overflow="ellipsis"), refresh=True)
+        return
+    shown: set[str] = set()
+    ended = False
+    while not ended:
+        ended = stop.wait(LINES_EVERY_S)
+        for line in _lines(placed, began):
+            if line not in shown and not line.endswith("waiting"):
+                shown.add(line)
+                say(line)
+
+
+def _board(placed: Sequence[Spec], began: float) -> str:
+    """A line for each running trial, and the number of others: a suite has more trials than a terminal has rows."""
+    states = {trial.name: status.read(trial.files.progress, since=began) for trial in placed}
+    running = [status.line(name, state) for name, state in states.items() if state and state["state"] == "running"]
+    ended = sum(1 for state in states.values() if state and state["state"] != "running")
+    waiting = len(states) - ended - len(running)
+    return "\n".join([*running, f"{ended} of {len(states)} trials done, {waiting} waiting"])
+
+
+def _lines(placed: Sequence[Spec], began: float) -> list[str]:
+    return [status.line(trial.name, status.read(trial.files.progress, since=began)) for trial in placed]

@@ -1,0 +1,16 @@
+"""The command line: argparse, whose errors move no cursor."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from pipelines.command.errors import brief
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` that quotes a bad argument in printable characters, and a long one in part."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and ``message``, and exit with status 2."""
+        super().error(brief(message, 500))

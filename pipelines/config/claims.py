@@ -1,0 +1,106 @@
+"""What a source reports, and how and on which images it was measured."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.config import wording
+from pipelines.config.schema import require, require_within
+
+MOST_VIEWS = 1000  # of one test image
+MOST_IMAGES = 1_000_000_000  # of a claim's test set
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimedOn:
+    """The images that a claim was measured on, where they are not the whole test split: ``count`` from ``first`` on.
+
+    With ``drawn`` as many are drawn at random from that position on, the same for every seed.
+    """
+
+    split: Literal["train", "test"]
+    first: int = 0  # position in the file, from 0
+    count: int
+    drawn: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.first >= 0, f"first is {self.first}; expected at least 0")
+        require(self.count >= 1, f"count is {self.count}; expected at least 1")
+
+    @property
+    def end(self) -> int:
+        """The position after the last image."""
+        return self.first + self.count
+
+    @property
+    def words(self) -> str:
+        """The images as a reader counts them, from 1."""
+        file = {"train": "training", "test": "test"}[self.split]
+        if self.drawn:
+            return f"{self.count:,} images drawn from the {file} file"
+        return f"images {self.first + 1:,} to {self.end:,} of the {file} file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a test image is classified: as it is, or averaged over ``count`` random augmentations or ten crops.
+
+    ``crop`` is the side of a crop in pixels. ``claimed_on`` names other images, where the source measured its figure on
+    them: the verdict then rests on these, and the figure on the whole test split stands beside it.
+    """
+
+    views: Literal["single", "random", "ten_crop"] = "single"
+    count: int = 6
+    crop: int | None = None
+    claimed_on: ClaimedOn | None = None
+
+    def __post_init__(self) -> None:
+        require_within("count", self.count, 1, MOST_VIEWS)
+        require(self.crop is None or self.crop >= 1, f"crop is {self.crop}; expected at least 1 pixel")
+        require(
+            self.views != "ten_crop" or self.crop is not None, "crop is missing; expected the pixels of the ten crops"
+        )
+        beside = f"crop is {self.crop}; expected it beside views: ten_crop alone"
+        require(self.views == "ten_crop" or self.crop is None, beside)
+        beside = f"count is {self.count}; expected it beside views: random alone"
+        require(self.views == "random" or self.count == Evaluation.count, beside)
+
+    @property
+    def protocol(self) -> str:
+        """The protocol in words."""
+        words = {
+            "single": "single view",
+            "random": f"{self.count} random views averaged",
+            "ten_crop": "10-crop averaged",
+        }
+        return words[self.views]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on.
+
+    ``certainty`` is that of ``source``, whose text holds none: "a table (place recalled)" would be both.
+    ``difference`` explains in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.
+    """
+
+    metric: Literal["error", "accuracy"]
+    value: float
+    source: str
+    protocol: str
+    certainty: Literal["read", "recalled", "computed"]
+    test_images: int
+    difference: str | None = None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
+        require_within("test_images", self.test_images, 1, MOST_IMAGES)
+        require(bool(self.source.strip()), f"source is {wording.show(self.source)}; expected where the figure stands")
+        word = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)
+        elsewhere = f"source has {wording.show(word and word[0])}; expected that in certainty, or in protocol, alone"
+        require(word is None, elsewhere)
+        require(bool(self.protocol.strip()), f"protocol is {wording.show(self.protocol)}; expected how it was measured")
+        empty = self.difference is not None and not self.difference.strip()
+        require(not empty, f"difference is {wording.show(self.difference)}; expected one sentence, or nothing")

@@ -1,0 +1,116 @@
+"""How a model is trained, but for how long: transforms, loss, optimiser, schedule, and which images."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipelines.config import registry, schema, wording
+from pipelines.config.schedules import Boosting, Schedule
+from pipelines.config.schema import require
+
+MAP_CONSTANT = 1.0  # ours: the paper calls it positive
+Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
+
+
+OPTIMISERS = registry.entries("training/optimisers.py", "OPTIMISERS")  # and the fields that each uses
+if TYPE_CHECKING:
+    LossName = str
+    OptimiserName = str
+else:
+    LossName = Literal[tuple(registry.entries("training/losses.py", "LOSSES"))]
+    OptimiserName = Literal[tuple(OPTIMISERS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """``lr`` is the rate that the schedule multiplies; ``weight_decay`` is PyTorch's, added to the gradient.
+
+    With sdlm a minibatch takes the sum of its images' steps, so that ``lr`` is the rate of one image.
+    """
+
+    name: OptimiserName
+    lr: float
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay_biases: bool = True  # ConvNetJS and cuda-convnet decay weights alone
+    layer_decay: dict[str, float] = field(default_factory=dict)  # weight_decay of single layers, by their module's name
+    bias_lr: float = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
+    rho: float = 0.95  # adadelta only
+    eps: float = 1e-8  # adadelta only
+    mu: float = 0.02  # sdlm only: added to each second derivative
+    samples: int = 500  # sdlm only: training images from which second derivatives are estimated, before each epoch
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"lr is {self.lr}; expected a number above 0")
+        require(0 <= self.momentum < 1, f"momentum is {self.momentum}; expected at least 0 and below 1")
+        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; expected at least 0")
+        require(self.bias_lr > 0, f"bias_lr is {self.bias_lr}; expected a number above 0")
+        for layer, decay in self.layer_decay.items():
+            require(decay >= 0, f"{wording.place('layer_decay', layer)} is {decay}; expected at least 0")
+        require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
+        require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
+        require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
+        require(self.samples >= 1, f"samples is {self.samples}; expected at least 1")
+        used = {"name", "lr", "bias_lr", *OPTIMISERS[self.name]}
+        if "weight_decay" in used:
+            used |= {"decay_biases", "layer_decay"}
+        for key in dataclasses.fields(self):
+            value = getattr(self, key.name)
+            fits = key.name in used or value == schema.default(key)
+            require(fits, f"{key.name} is {wording.show(value)}; expected none with {self.name}")
+        plain = not self.nesterov or self.momentum > 0
+        require(plain, "nesterov is true; expected it beside a momentum above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """The images of the training file to train on, by their position in it."""
+
+    skip_every: int | None = None  # leave out positions 0, k, 2k, ... (ConvNetJS validates on n % 10 == 0)
+    first: int | None = None  # only the first n
+    sample: int | None = None  # n of them at random, the same for every seed
+    hold_out: int | None = None  # without the validation slice of n images (pipelines.tune)
+
+    def __post_init__(self) -> None:
+        require(self.skip_every is None or self.skip_every >= 2, f"skip_every is {self.skip_every}; expected 2 or more")
+        for name, value in (("first", self.first), ("sample", self.sample), ("hold_out", self.hold_out)):
+            require(value is None or value >= 1, f"{name} is {value}; expected 1 or more")
+        if self.first is not None and self.sample is not None:
+            most = f"sample is {self.sample}; expected at most {self.first}, the images that first leaves"
+            require(self.sample <= self.first, most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained, but for how long."""
+
+    batch: int  # images a step, over all workers
+    optimiser: Optimiser
+    loss: LossName = "cross_entropy"
+    map_constant: float = MAP_CONSTANT  # map only: j, the penalty of the class "rubbish"
+    schedule: Schedule = field(default_factory=Schedule)
+    preprocess: tuple[Op, ...] = ()
+    augment: tuple[Op, ...] = ()
+    subset: Subset = field(default_factory=Subset)
+    shuffle: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    boosting: Boosting | None = None
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, f"batch is {self.batch}; expected at least 1")
+        j = f"map_constant is {self.map_constant}"
+        require(self.map_constant > 0, f"{j}; expected a number above 0")
+        require(self.loss == "map" or self.map_constant == MAP_CONSTANT, f"{j}; expected none with loss: {self.loss}")
+        for name, ops in (("preprocess", self.preprocess), ("augment", self.augment)):
+            for i, op in enumerate(ops):
+                require(
+                    len(op) == 1, f"{name}[{i}] is {wording.show(op)}; expected one transform, as in {{flip: {{}}}}"
+                )
+        if self.boosting is not None:
+            require(len(self.augment) > 0, "augment is []; expected one, which boosting draws its candidates from")
+            # SDLM estimates second derivatives once an epoch, and a member may change within one.
+            require(self.optimiser.name != "sdlm", "optimiser.name is sdlm; expected another with boosting")

@@ -1,0 +1,88 @@
+"""How errors quote values and names: short, printable, in YAML's words."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pipelines.command.errors import UserError
+
+SHOWN = 60  # characters of a value in an error
+LISTED = 150  # characters of a list of names in an error
+WHOLE = 2**63 - 1  # what an int64 holds
+
+
+def show(value: Any) -> str:
+    """A value as an error quotes it: short, on one line, in YAML's words."""
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > SHOWN:
+            break
+    return _cut(text, SHOWN)
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """``value`` in words, piece by piece: of a large one only the first pieces are needed."""
+    if isinstance(value, Mapping):
+        yield "{"
+        for i, (key, item) in enumerate(value.items()):
+            yield ", " * (i > 0)
+            yield from _pieces(key)
+            yield ": "
+            yield from _pieces(item)
+        yield "}"
+    elif isinstance(value, (list, tuple)):
+        yield "["
+        for i, item in enumerate(value):
+            yield ", " * (i > 0)
+            yield from _pieces(item)
+        yield "]"
+    elif value is None or isinstance(value, bool):
+        yield json.dumps(value)
+    elif isinstance(value, int) and abs(value) > WHOLE:
+        yield f"{value:d}" if abs(value) < 10**1000 else hex(value)  # Python writes no more than 4,300 digits
+    else:
+        yield repr(value[: SHOWN + 1] if isinstance(value, str) else value)
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 3] + "..."
+
+
+def name(key: Any) -> str:
+    """A key or a name as an error writes it: as it is where it is short and plain, and quoted otherwise."""
+    plain = isinstance(key, str) and 0 < len(key) <= SHOWN and key.isprintable() and key == key.strip()
+    return str(key) if plain else show(key)
+
+
+def place(where: str, key: Any) -> str:
+    """The place of ``key`` within ``where``."""
+    return f"{where}.{name(key)}"
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names in a row; of many the first ones, and how many more there are."""
+    words = [name(key) for key in names]
+    room = itertools.accumulate(len(word) + 2 for word in words)
+    kept = sum(1 for length in room if length <= LISTED) or 1
+    more = f" ... and {len(words) - kept} more" if kept < len(words) else ""
+    return ", ".join(words[:kept]) + more
+
+
+def suggest(key: str, known: Any) -> str:
+    """What may stand in the place of ``key``: the nearest of the ``known`` names, and all of them."""
+    names = sorted(str(k) for k in known)
+    if not names:
+        return "there is none"
+    near = difflib.get_close_matches(key[:SHOWN], names, n=1)
+    allowed = "allowed: " + listed(names)
+    return f"did you mean {name(near[0])}? ({allowed})" if near else allowed
+
+
+def unknown(what: str, given: str, known: Any) -> UserError:
+    """The error for a name that should be one of ``known``."""
+    return UserError(f"{what} {name(given)} is not known; {suggest(given, known)}")

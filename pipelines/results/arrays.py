@@ -1,0 +1,72 @@
+"""The .npz files of an evaluation, read without trusting their headers: the limits here bound the memory."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.command.errors import printable
+from pipelines.training import store
+from pipelines.training.store import DamagedError, MissingError
+
+LONGEST = 4096  # entries along an axis, except along one of images or units
+MOST = 10_000_000  # entries along any axis
+MOST_BYTES = 256_000_000  # of an array
+
+Array = npt.NDArray[Any]
+
+
+def read(path: Path, axes: Mapping[str, int]) -> dict[str, Array]:
+    """The arrays of ``path`` with these numbers of axes; DamagedError where one is missing or different."""
+    arrays = _read(path, axes)
+    for key, count in axes.items():
+        if key not in arrays:
+            raise DamagedError(f"{path} lacks {key}; expected the arrays {', '.join(axes)}: run dvc repro")
+        if arrays[key].ndim != count:
+            raise DamagedError(f"{path}: {key} has shape {arrays[key].shape}; expected {count} axes")
+    return arrays
+
+
+def first_layer(path: Path) -> dict[str, Array]:
+    """``filters`` (O, I, kH, kW) or ``templates`` (C, channels, H, W), float32; neither where the file is missing."""
+    try:
+        arrays = _read(path, ("filters", "templates"))
+    except MissingError:
+        return {}
+    for key, array in arrays.items():
+        sides = array.shape[1:]
+        sound = array.ndim == 4 and 0 not in array.shape and max(sides) <= LONGEST and array.dtype.kind == "f"
+        if not sound or not (np.abs(array) < 1e30).all():  # NaN is not
+            line = f"{array.dtype} of shape {array.shape}"
+            raise DamagedError(f"{path}: {key} is {line}; expected finite floats on four axes")
+    return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+
+def _read(path: Path, keys: Iterable[str]) -> dict[str, Array]:
+    """The arrays of these names that are there."""
+    with store.reading(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = {key: f"{key}.npy" for key in keys if f"{key}.npy" in archive.namelist()}
+                return {key: _array(archive, name) for key, name in names.items()}
+        except Exception as error:  # zipfile, its decompressors and NumPy raise some fifteen kinds
+            reason = printable(" ".join(str(error).split()))[:80]
+            raise DamagedError(f"{path} is damaged ({reason}); delete it and run the stage again") from None
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> Array:
+    size = archive.getinfo(name).file_size  # what zipfile returns at most
+    if size > MOST_BYTES:
+        raise ValueError(f"an array of {size} bytes")
+    array: Array = np.lib.format.read_array(BytesIO(archive.read(name)), allow_pickle=False)
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"an array of {array.dtype}")
+    return array

@@ -1,0 +1,382 @@
+"""The one reader of finished trials and evaluations: the ledger, the page and MLflow are made of what it returns.
+
+A file that is missing, damaged, or contradicts its neighbours is one DamagedError line that names it. The digests of a
+trial's files are checked here (``training.store``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.command.progress import is_number
+from pipelines.config import wording
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn
+from pipelines.results import arrays, examples
+from pipelines.results.verdicts import claim_margin
+from pipelines.training import store
+from pipelines.training.store import DamagedError
+
+EVALUATIONS = Path("evaluations")
+RUNS = Path("runs")
+SEED = re.compile(r"seed-(\d+)")  # a trial's folder below runs/ and evaluations/
+LATEST = 1e11  # unix seconds, the year 5138; the largest number accepted from a trial
+AGAIN = "run dvc repro"
+
+Array = npt.NDArray[Any]
+Json = dict[str, Any]
+
+
+class Kind(NamedTuple):
+    """A condition on a value from JSON, and the words for it."""
+
+    fits: Callable[[Any], bool]
+    words: str
+
+    @property
+    def optional(self) -> Kind:
+        """The same, or null."""
+        return Kind(lambda value: value is None or self.fits(value), f"{self.words}, or null")
+
+
+def _whole(value: object, low: int = 0, high: float = LATEST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def items(fits: Callable[[Any], bool], least: int = 0, most: float = math.inf) -> Callable[[Any], bool]:
+    """Whether a value is a list of ``least`` to ``most`` such items."""
+    return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(fits, value))
+
+
+TEXT = Kind(lambda value: isinstance(value, str) and value != "", "text")
+OBJECT = Kind(lambda value: isinstance(value, dict), "an object")
+WHOLE = Kind(_whole, "a whole number")
+NUMBER = Kind(is_number, "a number")
+AMOUNT = Kind(lambda value: is_number(value) and 0 <= value < LATEST, f"a number from 0 to {LATEST:g}")
+PERCENT = Kind(lambda value: is_number(value) and 0 <= value <= 100, "per cent, 0 to 100")
+SHARE = Kind(lambda value: is_number(value) and 0 <= value <= 1, "a fraction, 0 to 1")
+MEASURED = Kind(lambda value: isinstance(value, float) or is_number(value), "a number").optional  # NaN if it diverged
+
+CURVE = {
+    "epoch": Kind(lambda value: is_number(value) and 0 < value < 1e9, "the epochs done, a number above 0"),
+    **dict.fromkeys(("time", "seconds"), AMOUNT),
+    **dict.fromkeys(("loss", "train_error", "lr", "images_per_s"), MEASURED),
+}
+RESULT = {
+    **dict.fromkeys(("epochs", "parameters", "wall_s", "finished"), AMOUNT),
+    **dict.fromkeys(("images_per_s", "resumed", "device_s", "images_seen"), AMOUNT.optional),
+    "hardware": Kind(lambda value: isinstance(value, str), "text"),
+    "versions": OBJECT,
+}
+ABOUT = {
+    "classes": Kind(items(lambda name: isinstance(name, str), 2), "a list of at least two names"),
+    "shape": Kind(items(lambda side: _whole(side, 1, arrays.LONGEST), 3, 3), "channels, height and width"),
+    **dict.fromkeys(("dataset", "protocol"), TEXT),
+    "test": Kind(lambda value: _whole(value, 1, arrays.MOST), "the number of test images"),
+}
+FIGURES = {
+    **dict.fromkeys(("error", "accuracy"), PERCENT),
+    **dict.fromkeys(("top5_error", "single_view_error", "loss"), NUMBER.optional),
+}
+LIST = Kind(lambda value: isinstance(value, list), "a list")
+METRICS = {**FIGURES, "key": TEXT, "claimed_on": OBJECT.optional, "per_class": LIST}
+PER_CLASS = {**dict.fromkeys(("precision", "recall", "f1"), SHARE.optional), "support": WHOLE}
+
+
+def check(where: object, found: Any, kinds: Mapping[str, Kind], within: str = "") -> None:
+    """Raise DamagedError unless ``found`` is an object whose values are of these kinds."""
+    if not isinstance(found, dict):
+        raise DamagedError(f"{where} is damaged: {within or 'it'} is {wording.show(found)}; expected an object")
+    for key, kind in kinds.items():
+        if not kind.fits(found.get(key)):
+            raise DamagedError(f"{where}: {within}{key} is {wording.show(found.get(key))}; expected {kind.words}")
+
+
+class ClassFigures(NamedTuple):
+    """Precision, recall and F1 of a class in %, None where undefined, and its number of test images."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """The content of ``classes.json``, which all evaluations of a benchmark share."""
+
+    classes: list[str]
+    dataset: str
+    shape: tuple[int, ...]  # of a test image: channels, height, width
+    protocol: str
+    test: int  # number of test images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One trial on the test split: ``evaluations/<benchmark>/trials/seed-<n>``."""
+
+    folder: Path
+    about: About
+    seed: int
+    error: float  # %
+    accuracy: float  # %
+    confusion: Array  # (C, C) int64, rows actual, columns predicted
+    per_class: tuple[ClassFigures, ...]
+    metrics: Json  # the whole file, the key of the trial among it
+
+    @property
+    def claimed_on(self) -> float | None:
+        """The error in % on the images of the claim; None where these are the whole test split."""
+        return self.metrics["claimed_on"]["error"] if self.metrics.get("claimed_on") else None
+
+    def tested(self, metric: str) -> float:
+        """The figure in % on the whole test split."""
+        return self.error if metric == "error" else self.accuracy
+
+    def compared(self, metric: str) -> float:
+        """The figure in % that is compared with the claim."""
+        if self.claimed_on is None:
+            return self.tested(metric)
+        return self.claimed_on if metric == "error" else 100 - self.claimed_on
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether it is no better, by more than luck, than naming the commonest class for every test image.
+
+        A net whose loss never left ln C, the plateau of C classes, ends there.
+        """
+        images = int(self.confusion.sum())
+        guessing = 100 * (1 - int(self.confusion.sum(axis=1).max()) / images)
+        return self.error >= guessing - claim_margin(guessing, images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Evaluation):
+    """One seed, trained and evaluated."""
+
+    curve: list[Json]
+    result: Json  # provenance and cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """M test images behind the cells of the confusion matrices, and the answer of each of S seeds to each of them."""
+
+    images: Array  # (M, C, H, W) uint8
+    actual: Array  # (M,) int64
+    index: Array  # (M,) int64, rising: position in the test file
+    predicted: Array  # (S, M) int64
+    confidence: Array  # (S, M) float64, probability of the predicted class
+
+    def part(self, kept: Array) -> Examples:
+        """Those of the images at these positions."""
+        one = {key: getattr(self, key)[kept] for key in ("images", "actual", "index")}
+        return Examples(**one, predicted=self.predicted[:, kept], confidence=self.confidence[:, kept])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(About):
+    """One benchmark that was trained and evaluated."""
+
+    trials: tuple[Trial, ...]  # by rising seed
+    examples: Examples | None  # answers in the order of the trials; None where none were kept
+    filters: Array | None = None  # (O, I, kH, kW) float32
+    templates: Array | None = None  # (C, channels, H, W) float32
+
+
+def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> Outcome | None:
+    """Read the outcome of a benchmark at a budget; None when it was never run, so that neither folder exists.
+
+    Raises DamagedError for a file that is missing or damaged, or that another recipe, budget or data set left behind.
+    """
+    name, folder = benchmark.name, evaluations / benchmark.name
+    if not folder.exists() and not (runs / name).exists():
+        return None
+    about = read_about(folder / "classes.json")
+    for key, now in (("protocol", benchmark.evaluation.protocol), ("dataset", benchmark.dataset)):
+        if getattr(about, key) != now:
+            line = f"{key} is {wording.show(getattr(about, key))}, and {now} in params.yaml"
+            raise DamagedError(f"{folder / 'classes.json'}: {line}; expected the same: {AGAIN}")
+    config = json.loads(json.dumps(benchmark.resolved(budget)))
+    trials = tuple(
+        _trial(benchmark, folder / f"trials/seed-{seed}", runs / name / f"seed-{seed}", about, config)
+        for seed in sorted(benchmark.budgets[budget].seeds)
+    )
+    layer = arrays.first_layer(folder / "first_layer.npz")
+    kept = read_examples(folder / "examples.npz", about, trials)
+    return Outcome(
+        **vars(about), trials=trials, examples=kept, filters=layer.get("filters"), templates=layer.get("templates")
+    )
+
+
+def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, config: Json) -> Trial:
+    """The evaluation and the run of one seed, which must be of the same trial, and of ``config``."""
+    evaluation = read_evaluation(evaluated, about)
+    _check_claimed_on(evaluated / "metrics.json", evaluation.metrics, benchmark.evaluation.claimed_on)
+    curve = read_curve(trained / "curve.jsonl")
+    if not curve:
+        raise DamagedError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
+    result = read_result(trained)
+    _check_config(trained / "result.json", result, config)
+    if evaluation.metrics["key"] != result.get("key"):
+        line = (
+            f"the key is {wording.show(evaluation.metrics['key'])}, that of the run {wording.show(result.get('key'))}"
+        )
+        raise DamagedError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: {AGAIN}")
+    if result.get("seed") != evaluation.seed:  # or one seed would count twice
+        line = f"the seed is {wording.show(result.get('seed'))}; expected {evaluation.seed}: {AGAIN}"
+        raise DamagedError(f"{trained / 'result.json'}: {line}")
+    return Trial(**vars(evaluation), curve=curve, result=result)
+
+
+def _check_claimed_on(path: Path, metrics: Json, on: ClaimedOn | None) -> None:
+    """DamagedError unless the evaluation has its figure on the images of ``on``, or on none beside the test split."""
+    found, names = metrics.get("claimed_on"), [field.name for field in dataclasses.fields(ClaimedOn)]
+    images = {key: found.get(key) for key in names} if found else None
+    if images != (dataclasses.asdict(on) if on else None):
+        expected = f"the {on.words}" if on else "none, the whole test split"
+        raise DamagedError(f"{path}: claimed_on is {wording.show(images)}; expected {expected}: {AGAIN}")
+
+
+def _check_config(path: Path, result: Json, config: Json) -> None:
+    """DamagedError for another recipe's trial: a claim's deviations are those of the recipe as it is now."""
+    differs = difference(result.get("config"), config)
+    if differs is not None:
+        key, was, now = differs
+        line = f"config{key} is {wording.show(was)}, and {wording.show(now)} by params.yaml"
+        again = f"{AGAIN}, or dvc repro -f train@{path.parent.parent.name} where it finds nothing to do"
+        raise DamagedError(f"{path}: {line}; expected a trial of what stands there: {again}")
+
+
+def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two nests of dicts and plain values differ: its dotted key and both values.
+
+    A missing key counts as null: a field that is unset by default may be added.
+    """
+    if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
+        return None if was == now else (key, was, now)
+    differences = (difference(was.get(name), now.get(name), f"{key}.{name}") for name in sorted({*was, *now}))
+    return next((one for one in differences if one is not None), None)
+
+
+def read_about(path: Path) -> About:
+    """Read ``classes.json``."""
+    found = store.read_json(path)
+    check(path, found, ABOUT)
+    return About(**{key: found[key] for key in ABOUT if key != "shape"}, shape=tuple(found["shape"]))
+
+
+def read_evaluation(folder: Path, about: About) -> Evaluation:
+    """One trial's metrics and confusion matrix, which must agree."""
+    path, table = folder / "metrics.json", folder / "confusion.csv"
+    metrics = store.read_json(path)
+    check(path, metrics, METRICS)
+    if metrics.get("claimed_on"):
+        check(path, metrics["claimed_on"], FIGURES, "claimed_on.")
+    confusion = _confusion(table, size=len(about.classes), images=about.test)
+    counted = 100 * (1 - float(np.trace(confusion)) / about.test)
+    if abs(counted - metrics["error"]) > 0.01:
+        line = f"error is {metrics['error']:.2f} %, but {table} counts {counted:.2f} %"
+        raise DamagedError(f"{path}: {line}; expected files of one evaluation")
+    return Evaluation(
+        folder=folder,
+        about=about,
+        seed=int(folder.name.removeprefix("seed-")),
+        error=float(metrics["error"]),
+        accuracy=float(metrics["accuracy"]),
+        confusion=confusion,
+        per_class=_per_class(path, metrics["per_class"], len(about.classes)),
+        metrics=metrics,
+    )
+
+
+def _per_class(path: Path, rows: Sequence[Any], classes: int) -> tuple[ClassFigures, ...]:
+    if len(rows) != classes:
+        raise DamagedError(f"{path}: per_class has {len(rows)} rows; expected one for each of {classes} classes")
+    for place, row in enumerate(rows):
+        check(path, row, PER_CLASS, f"per_class[{place}].")
+    shares = ("precision", "recall", "f1")
+    in_percent = ({key: row.get(key) and round(100 * row[key], 2) for key in shares} for row in rows)
+    return tuple(ClassFigures(**three, images=row["support"]) for three, row in zip(in_percent, rows, strict=True))
+
+
+def _confusion(path: Path, *, size: int, images: int) -> Array:
+    with store.reading(path) as file:
+        text = file.read()
+    try:
+        matrix = np.array([row.split(",") for row in text.decode().split()], dtype=np.int64)
+    except (ValueError, OverflowError):
+        raise DamagedError(f"{path} is damaged; expected {size} lines of {size} whole numbers") from None
+    if matrix.shape != (size, size) or matrix.min() < 0 or matrix.max() > images or matrix.sum() != images:
+        counts = f"{'x'.join(map(str, matrix.shape))} counts that sum to {int(matrix.sum())}"
+        raise DamagedError(f"{path} holds {counts}; expected {size}x{size} that sum to the {images} test images")
+    return matrix
+
+
+def read_curve(path: Path) -> list[Json]:
+    """A trial's learning curve, one object an epoch; empty where there is none yet."""
+    curve: list[Json] = store.read_lines(path)
+    for number, line in enumerate(curve, 1):
+        check(f"{path} line {number}", line, CURVE)
+    return curve
+
+
+def read_result(folder: Path, *, weights: bool = True) -> Json:
+    """The provenance of the finished trial in ``folder``, found whole; ``weights`` False leaves out their digest."""
+    result: Json = store.TrialFiles(folder).read_result(None, weights=weights)
+    check(folder / "result.json", result, RESULT)
+    return result
+
+
+def read_examples(path: Path, about: About, trials: Sequence[Evaluation]) -> Examples:
+    """The test images kept with an evaluation, and the answers of these trials to them."""
+    found = arrays.read(path, {"images": 4, "actual": 1, "index": 1, "seeds": 1, "predicted": 2, "confidence": 2})
+    _check_shapes(path, found, about)
+    seeds = found["seeds"].tolist()
+    lost = [trial.seed for trial in trials if trial.seed not in seeds]
+    if lost:
+        raise DamagedError(f"{path} has nothing of seed {lost[0]}; expected all that were evaluated: {AGAIN}")
+    rows = [seeds.index(trial.seed) for trial in trials]
+    actual, predicted = found["actual"].astype(np.int64), found["predicted"][rows].astype(np.int64)
+    for trial, answers in zip(trials, predicted, strict=True):
+        counted = np.zeros_like(trial.confusion)
+        np.add.at(counted, (actual, answers), 1)
+        if (counted > trial.confusion).any():
+            raise DamagedError(f"{path} has more images of a cell than seed {trial.seed} put there; expected no more")
+    return Examples(
+        images=found["images"],
+        actual=actual,
+        index=found["index"].astype(np.int64),
+        predicted=predicted,
+        confidence=found["confidence"][rows].astype(np.float64),
+    )
+
+
+def _check_shapes(path: Path, found: Mapping[str, Array], about: About) -> None:
+    """DamagedError for arrays that do not belong together, or do not fit the test file and its classes."""
+    images, tile = found["images"], examples.shape(about.shape)
+    if images.dtype != np.uint8 or images.shape[1:] != tile or tile[0] not in (1, 3):
+        line = f"images is {images.dtype} of shape {images.shape}"
+        raise DamagedError(f"{path}: {line}; expected uint8 of shape (N, {', '.join(map(str, tile))})")
+    one, each = (len(images),), (len(found["seeds"]), len(images))
+    for key, shape in (("actual", one), ("index", one), ("predicted", each), ("confidence", each)):
+        if found[key].shape != shape:
+            raise DamagedError(f"{path}: {key} has shape {found[key].shape}; expected {shape}")
+    for key, end in (("actual", len(about.classes)), ("predicted", len(about.classes)), ("index", about.test)):
+        if found[key].dtype.kind not in "iu" or not ((found[key] >= 0) & (found[key] < end)).all():
+            raise DamagedError(f"{path}: {key} holds something else; expected whole numbers from 0 to {end - 1}")
+    if not (np.diff(found["index"].astype(np.int64)) > 0).all():
+        raise DamagedError(f"{path}: index does not rise; expected each image once, in the order of the test file")
+    if not ((found["confidence"] >= 0) & (found["confidence"] <= 1)).all():
+        raise DamagedError(f"{path}: confidence holds something else; expected probabilities, 0 to 1")

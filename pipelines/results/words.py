@@ -1,0 +1,94 @@
+"""Figures and provenance in words, the same in the ledger, on the page and in MLflow.
+
+Fewer than three seeds have no interval, and a mean alone would hide how far they are apart: their figures are listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.results.verdicts import MIN_SPREAD
+
+NONE = "–"
+MARK = "†"  # of a figure that was measured, like its claim, on other images than the whole test set
+CERTAINTY = {
+    "read": "read in a public source",
+    "recalled": "recalled, not confirmed against the source",
+    "computed": "computed from the definition",
+}
+Figures = Mapping[str, Any]  # a row of the ledger, or its test set: per_seed, mean, ci95
+
+
+def figure(found: Figures) -> str:
+    """Mean and interval, ``4.71 [4.29, 5.14]``; the figures of few seeds, ``88.10, 66.90 (2 seeds)``."""
+    if found["ci95"]:
+        return f"{centre(found)} [{ends(found, ', ')}]"
+    return centre(found) if found["mean"] is None else f"{centre(found)} ({seeds(len(found['per_seed']))})"
+
+
+def plus_minus(found: Figures) -> str:
+    """Mean and half the interval, ``4.71 ± 0.43``; both ends where one is cut at 0 or 100, so not symmetric."""
+    if not found["ci95"]:
+        return centre(found)
+    low, high = found["ci95"]
+    return figure(found) if low <= 0 or high >= 100 else f"{centre(found)} ± {high - found['mean']:.2f}"
+
+
+def centre(found: Figures) -> str:
+    """The mean, or the figures of few seeds one by one."""
+    if found["mean"] is None:
+        return NONE
+    return listed([found["mean"]] if found["ci95"] else list(found["per_seed"].values()))
+
+
+def listed(values: Sequence[float]) -> str:
+    """Figures with two decimals, one by one."""
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def mean_or_each(values: Sequence[float]) -> str:
+    """The mean of figures in %, or each of fewer than three."""
+    return f"{listed(values if len(values) < MIN_SPREAD else [sum(values) / len(values)])} %"
+
+
+def ends(found: Figures, between: str) -> str:
+    """The two ends of the interval."""
+    return between.join(f"{end:.2f}" for end in found["ci95"])
+
+
+def interval(found: Figures) -> str:
+    """The interval before something else, ``4.29 to 5.14, ``; empty where there is none."""
+    return f"{ends(found, ' to ')}, " if found["ci95"] else ""
+
+
+def seeds(n: int) -> str:
+    """A number of seeds."""
+    return "1 seed" if n == 1 else f"{n} seeds"
+
+
+def stuck(row: Figures) -> str:
+    """How many of a row's seeds did no better on the test set than guessing."""
+    return f"{len(row['at_chance'])} of {seeds(row['n'])}"
+
+
+def each(values: Iterable[object]) -> str:
+    """The distinct values in their order, as text."""
+    return ", ".join(dict.fromkeys(str(v) for v in values))
+
+
+def versions(results: Iterable[Mapping[str, Any]]) -> str:
+    """Python and the libraries that trained, with their versions."""
+    return each(f"{name} {version}" for r in results for name, version in r["versions"].items() if version)
+
+
+def commit(result: Mapping[str, Any]) -> str:
+    """The commit of a trial, marked -dirty as git describe does when the tree had uncommitted changes."""
+    known = result.get("git_commit")
+    return f"{known}{'-dirty' if result.get('git_dirty') else ''}" if known else "unknown"
+
+
+def day(unix: float) -> str:
+    """Date and minute, UTC."""
+    return datetime.fromtimestamp(unix, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")

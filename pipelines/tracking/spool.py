@@ -1,0 +1,327 @@
+"""The trials, evaluations and ledger rows to track, read from the run store and the stages' outputs.
+
+These files are the spool: nothing is written for MLflow but a cursor, which remembers what one tracking server has. A
+file that is missing or damaged reads as absent; a damaged one is one line in ``problems`` and holds back nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipelines.command.errors import UserError
+from pipelines.command.progress import is_number
+from pipelines.results import reader
+from pipelines.results.ledger import ClaimRow, LedgerRow, TestSet
+from pipelines.results.reader import (
+    LATEST,
+    LIST,
+    NUMBER,
+    OBJECT,
+    SEED,
+    TEXT,
+    WHOLE,
+    Evaluation,
+    Json,
+    Kind,
+    check,
+    items,
+)
+from pipelines.training import store
+from pipelines.training.store import MissingError
+
+SILENT_S = 900.0  # a trial writes its progress every second; one that is silent for so long counts as ended
+T = TypeVar("T")
+
+IDENTITY = {**dict.fromkeys(("key", "benchmark", "budget"), TEXT), "seed": WHOLE, "config": OBJECT}
+DATASET = dict.fromkeys(("name", "digest"), TEXT)
+SUMMARY = {
+    f"{prefix}{key}": NUMBER.optional
+    for prefix in ("test_", "claimed_on_")
+    for key in ("error", "accuracy", "error_ci95_low", "error_ci95_high")
+}
+FIGURES = {
+    "mean": NUMBER.optional,
+    "ci95": Kind(items(is_number, 2, 2), "two numbers").optional,
+    "per_seed": Kind(lambda value: isinstance(value, dict) and all(map(is_number, value.values())), "numbers by seed"),
+}
+ROW = {
+    **dict.fromkeys(("dataset", "budget", "metric", "verdict"), TEXT),
+    **{"claim": OBJECT, **FIGURES, "n": WHOLE, "margin": NUMBER.optional, "test_set": OBJECT.optional},
+    **dict.fromkeys(("at_chance", "deviations"), LIST.optional),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spool:
+    """Where the files are."""
+
+    project: Path  # holds mlflow.db and mlartifacts/ where no server is named
+    store: Path
+    runs: Path
+    evaluations: Path
+    report: Path
+
+    @classmethod
+    def here(cls) -> Spool:
+        """The spool of the working directory, with the run store where ``$RUN_STORE`` says."""
+        return cls.below(Path.cwd(), run_store=store.default())
+
+    @classmethod
+    def below(cls, project: Path, *, run_store: Path | None = None) -> Spool:
+        """The spool of the project in the directory **project**."""
+        outputs = {name: project / name for name in ("runs", "evaluations", "report")}
+        return cls(project=project, store=run_store or project / "store", **outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One benchmark trained once from one seed, finished or under way."""
+
+    folder: Path
+    key: str
+    benchmark: str
+    budget: str
+    seed: int
+    dataset: str
+    dataset_digest: str
+    config: Json
+    curve: list[Json]
+    progress: Json | None
+    result: Json | None
+    evaluation: Evaluation | None
+
+    @property
+    def status(self) -> str:
+        """In MLflow's words: FINISHED, FAILED, RUNNING, or KILLED when its process is gone."""
+        if self.result is not None:
+            return "FINISHED"
+        if self.progress is None:
+            return "RUNNING"
+        if self.progress.get("state") == "failed":
+            return "FAILED"
+        return "RUNNING" if alive(self.progress) else "KILLED"
+
+    @property
+    def started(self) -> float:
+        """Unix seconds, as near as the files tell."""
+        if self.result is not None:
+            return max(float(self.result["finished"] - self.result["wall_s"]), 0.0)
+        if self.curve:
+            return max(float(self.curve[0]["time"] - self.curve[0]["seconds"]), 0.0)
+        return modified(self.folder / "trial.json") or modified(self.folder)
+
+    @property
+    def ended(self) -> float | None:
+        """Unix seconds; None while it runs."""
+        if self.result is not None:
+            return float(self.result["finished"])
+        if self.status == "RUNNING":
+            return None
+        last = (self.progress or {}).get("time")
+        return float(last) if is_number(last) and 0 <= last <= LATEST else time.time()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark at one budget: its trials, their evaluations and its row of the ledger."""
+
+    name: str
+    budget: str
+    dataset: str
+    trials: tuple[Trial, ...]
+    folder: Path | None  # evaluations/<benchmark>; None where none of its trials is evaluated
+    summary: Json = field(default_factory=dict)
+    ledger: Path
+    row: Json | None = None
+
+    @property
+    def evaluated(self) -> tuple[Trial, ...]:
+        """Its trials that have an evaluation, by seed: those of the configuration as it is now."""
+        return tuple(trial for trial in self.trials if trial.evaluation is not None)
+
+    @property
+    def summary_time(self) -> float:
+        """When its evaluations were summed up, unix seconds; 0 where they are not."""
+        return modified(self.folder / "metrics.json") if self.folder else 0.0
+
+    @property
+    def row_time(self) -> float:
+        """When its row of the ledger was written, unix seconds; 0 where there is none."""
+        return 0.0 if self.row is None else modified(self.ledger)
+
+    @property
+    def status(self) -> str:
+        """RUNNING while a trial runs; FINISHED with something to show; else FAILED or KILLED as its trials."""
+        states = {trial.status for trial in self.trials}
+        if "RUNNING" in states:
+            return "RUNNING"
+        if self.row is not None or self.evaluated or not states or "FINISHED" in states:
+            return "FINISHED"
+        return "FAILED" if "FAILED" in states else "KILLED"
+
+    @property
+    def started(self) -> float:
+        """When its first trial began, unix seconds."""
+        return min([trial.started for trial in self.trials] or [self.row_time])
+
+    @property
+    def ended(self) -> float | None:
+        """When the last of its files was written, unix seconds; None while a trial runs."""
+        if self.status == "RUNNING":
+            return None
+        return max([*(trial.ended or 0.0 for trial in self.trials), self.summary_time, self.row_time])
+
+
+def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
+    """Everything to track, benchmarks in the order of their first trial; and a line for each file that can't be."""
+    problems: list[str] = []
+    trials = _trials(spool, _evaluations(spool, problems), problems)
+    path = spool.report / "ledger.json"
+    rows = _try(problems, _ledger, path, problems) or {}
+    datasets = {(t.benchmark, t.budget): t.dataset for t in trials}
+    # The ledger lists every benchmark there is: there is nothing to show of those that never ran.
+    datasets |= {key: row["dataset"] for key, row in rows.items() if key in datasets or row["n"]}
+    benchmarks = []
+    for (name, budget), dataset in datasets.items():
+        mine = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
+        folder = next((trial.evaluation.folder.parents[1] for trial in mine if trial.evaluation), None)
+        benchmarks.append(
+            Benchmark(
+                name=name,
+                budget=budget,
+                dataset=dataset,
+                trials=mine,
+                folder=folder,
+                summary=(_try(problems, _load, folder / "metrics.json", SUMMARY) or {}) if folder else {},
+                ledger=path,
+                row=rows.get((name, budget)),
+            )
+        )
+    return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
+
+
+def _trials(spool: Spool, evaluations: Mapping[str, Evaluation], problems: list[str]) -> list[Trial]:
+    """Each trial once: as the store has it, else as a stage collected it (and ``dvc pull`` may bring it)."""
+    trials: dict[str, Trial] = {}
+    collected = [path for path in spool.runs.glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)]
+    for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
+        identity = _try(problems, _load, path, IDENTITY)
+        if identity is not None and identity["key"] not in trials:
+            trial = _try(problems, _trial, path, identity, evaluations, problems)
+            trials |= {trial.key: trial} if trial else {}
+    return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
+
+
+def _trial(path: Path, identity: Json, evaluations: Mapping[str, Evaluation], problems: list[str]) -> Trial:
+    data = identity.get("dataset") or {
+        "digest": identity.get("dataset_digest"),
+        "name": identity["config"].get("dataset"),
+    }
+    check(path, data, DATASET, "dataset.")
+    folder = path.parent
+    return Trial(
+        folder=folder,
+        **{key: identity[key] for key in IDENTITY},
+        dataset=data["name"],
+        dataset_digest=data["digest"],
+        curve=_try(problems, reader.read_curve, folder / "curve.jsonl") or [],
+        progress=_try(problems, _load, folder / "progress.json", {}),
+        result=_try(problems, lambda: reader.read_result(folder, weights=False)),
+        evaluation=evaluations.get(identity["key"]),
+    )
+
+
+def _evaluations(spool: Spool, problems: list[str]) -> dict[str, Evaluation]:
+    """Every evaluation, by the key of its trial."""
+    found: dict[str, Evaluation] = {}
+    for path in sorted(spool.evaluations.glob("*/trials/seed-*/metrics.json")):
+        if SEED.fullmatch(path.parent.name):
+            evaluation = _try(problems, _evaluation, path.parent)
+            found |= {evaluation.metrics["key"]: evaluation} if evaluation else {}
+    return found
+
+
+def _evaluation(folder: Path) -> Evaluation:
+    return reader.read_evaluation(folder, reader.read_about(folder.parents[1] / "classes.json"))
+
+
+def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], Json]:
+    """The rows of the ledger by benchmark and budget; those outside the suite, which have none, are left out."""
+    found: dict[tuple[str, str], Json] = {}
+    for place, listed in enumerate(store.read_list(path), 1):
+        row = _try(problems, _row, f"{path} row {place}", listed)
+        if row is not None:
+            found[row["benchmark"], row["budget"]] = row
+    return found
+
+
+def _row(where: str, row: Json) -> Json | None:
+    check(where, row, {"benchmark": TEXT})
+    if row.get("budget") is None:
+        return None
+    check(where, row, ROW)
+    check(where, row["claim"], {"value": NUMBER}, "claim.")
+    if row.get("test_set"):
+        check(where, row["test_set"], FIGURES, "test_set.")
+        row["test_set"] = _whole(TestSet, row["test_set"])
+    return _whole(LedgerRow, {**row, "claim": _whole(ClaimRow, row["claim"])})
+
+
+def _whole(kind: type, found: Json) -> Json:
+    """With null for each key that an older ledger lacks."""
+    return {**dict.fromkeys(kind.__annotations__), **found}
+
+
+def _load(path: Path, kinds: Mapping[str, Kind]) -> Json:
+    """The JSON object in ``path``, with values of these kinds."""
+    found: Json = store.read_json(path)
+    check(path, found, kinds)
+    return found
+
+
+def _try(problems: list[str], read: Callable[..., T], *arguments: Any) -> T | None:
+    """What **read** returns; None where a file is missing, or damaged, which is a line in **problems**."""
+    try:
+        return read(*arguments)
+    except MissingError:
+        return None
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def modified(path: Path) -> float:
+    """When the file was written, unix seconds; 0 when there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def alive(progress: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote ``progress`` still trains, as far as can be seen from here."""
+    last, pid = progress.get("time"), progress.get("pid")
+    if not is_number(last) or time.time() - float(last) > SILENT_S:
+        return False
+    if progress.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
+        return True  # on another machine: it ends by its silence
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def digest(*parts: Any) -> str:
+    """A short digest of plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

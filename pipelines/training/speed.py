@@ -1,0 +1,45 @@
+"""How fast a trial trains here, from a few plain steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+
+import torch
+
+from pipelines.training import core
+from pipelines.training.inputs import Inputs
+from pipelines.training.optimisers import build_optimiser
+from pipelines.training.spec import Spec
+
+WARM_UP = 2  # steps before a measurement begins
+
+
+def measure(spec: Spec, seconds: float) -> float:
+    """Images a second, over about ``seconds``; leaves nothing behind but the fitted preprocessing.
+
+    Of an ensemble the first member is measured, whose examples need no search.
+    """
+    core.settle(spec.threads)
+    recipe = dataclasses.replace(spec.benchmark.recipe, boosting=None)
+    spec = dataclasses.replace(spec, benchmark=dataclasses.replace(spec.benchmark, recipe=recipe))
+    inputs = Inputs.of(spec)
+    loader, module = core.assemble(spec, inputs.dataset, inputs.transforms, inputs.build)
+    module.to(spec.device)
+    optimiser = build_optimiser(recipe.optimiser, module.model)
+    module.prepare_epoch(optimiser, loader, 0)
+    began, images = 0.0, 0
+    for step, (batch, labels) in enumerate(itertools.chain.from_iterable(itertools.repeat(loader))):
+        with torch.autocast(spec.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            outputs = module.model(batch)
+        optimiser.zero_grad()
+        module.loss(outputs.float(), labels).backward()
+        optimiser.step()
+        if step == WARM_UP:
+            began = time.monotonic()
+        elif step > WARM_UP:
+            images += len(labels)
+            if time.monotonic() - began > seconds:
+                break
+    return images / (time.monotonic() - began)

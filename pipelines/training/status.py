@@ -1,0 +1,47 @@
+"""The progress of a trial, as its progress.json has it, and as a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.command.errors import UserError
+from pipelines.command.progress import duration, is_number
+from pipelines.training import store
+
+
+def read(path: Path, *, since: float) -> dict[str, Any] | None:
+    """A trial's progress.json; None for none, a damaged one, and one older than ``since`` (a killed run's)."""
+    try:
+        state = store.read_json(path)
+    except UserError:
+        return None
+    sound = (
+        isinstance(state.get("state"), str)
+        and all(is_number(state.get(key)) and state[key] >= 0 for key in ("time", "epoch", "epochs"))
+        and all(state.get(key) is None or is_number(state[key]) for key in ("loss", "images_per_s", "eta_s"))
+    )
+    return state if sound and state["epochs"] > 0 and state["time"] >= since else None
+
+
+def line(name: str, state: Mapping[str, Any] | None) -> str:
+    """One trial's line: name, epoch, loss, images/s and time left, from its progress.json.
+
+    Epochs are over the images that the recipe trains on: fractions of one where the budget cuts the data.
+    """
+    if not state:
+        return f"{name:<28} waiting"
+    epochs = state["epochs"]
+    parts = [f"{name:<28}", f"epoch {state['epoch']:>5.{1 if epochs >= 1 else 3}f}/{round(epochs, 3):g}"]
+    if state.get("loss") is not None:
+        parts.append(f"loss {state['loss']:.4f}")
+    if state.get("images_per_s"):
+        parts.append(f"{state['images_per_s']:,.0f} images/s")
+    if state["state"] == "done":
+        parts.append("done")
+    elif state["state"] == "failed":
+        parts.append("failed")
+    elif state.get("eta_s") is not None:
+        parts.append(f"{duration(state['eta_s'])} left")
+    return "  ".join(parts)

@@ -1,0 +1,224 @@
+"""A trial from its start, or its last checkpoint, to its weights."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import Tensor
+
+from pipelines.command import locks
+from pipelines.command.errors import FULL, UserError
+from pipelines.data import datasets
+from pipelines.data.batches import Batches, Chunks
+from pipelines.training import core, fingerprint, provenance, store, tensors
+from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Watch, Worker
+from pipelines.training.classifier import Classifier
+from pipelines.training.inputs import Inputs
+from pipelines.training.spec import Spec
+
+NO_SPACE = 2**20  # bytes free at which a failed write counts as a full disk
+LOADED = fingerprint.read()  # the code that this process runs, whatever becomes of the files
+
+
+def run(spec: Spec, worker: Worker | None = None, watch: Watch = lambda progress: None) -> store.TrialFiles:
+    """Train ``spec`` to its end, or return at once when the store holds it finished.
+
+    ``watch`` is called with every progress report. Raises UserError for input that can't be trained on, and when the
+    loss ends as no number; PreemptedError when a signal of ``worker`` has ended it.
+    """
+    worker, files = worker or Worker(), spec.files
+    if files.finished:
+        return files
+    if worker.rank > 0:
+        _train(spec, worker, watch)
+        return files
+    with locks.held(files.folder / "lock", spec.name), _full_disk_reported(spec.store):
+        if line := files.inspect(spec.name):
+            print(line, flush=True)
+        files.sweep()
+        if not files.finished:  # another process may have finished it while this one waited
+            _train(spec, worker, watch)
+    return files
+
+
+@contextmanager
+def _full_disk_reported(root: Path) -> Iterator[None]:
+    """UserError for a full disk: torch raises a RuntimeError of its own for it, Python an OSError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = isinstance(error, OSError) and error.errno in FULL
+        if full or shutil.disk_usage(root).free < NO_SPACE:
+            free = shutil.disk_usage(root).free / 1e6
+            raise UserError(f"no space left in {root} ({free:.0f} MB free); make room and run this again") from error
+        raise
+
+
+def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
+    quieten()
+    core.settle(spec.threads)
+    inputs = Inputs.of(spec)
+    identity = _identity(spec, inputs.dataset) | provenance.git_state()
+    if worker.rank == 0:
+        store.write_json(spec.files.trial, identity)
+    loader, module = prepare(spec, inputs, worker)
+    callback = CheckpointCallback(spec, loader, worker, watch, len(inputs.positions))
+    checkpoints = Checkpoints()
+    trainer = worker.prepare(build_trainer(spec, worker, callback, checkpoints))
+    resumed = checkpoint(spec, worker, module, callback, checkpoints)
+    trainer.fit(module, train_dataloaders=Chunks(loader), ckpt_path=resumed)
+    if worker.rank == 0:
+        _finish(spec, module, callback, identity)
+
+
+def prepare(spec: Spec, inputs: Inputs, worker: Worker) -> tuple[Batches, Classifier]:
+    """The trial's minibatches and its freshly initialised module."""
+    transforms = inputs.transforms
+    return core.assemble(spec, inputs.dataset, transforms, inputs.build, rank=worker.rank, workers=worker.workers)
+
+
+def quieten() -> None:
+    """Silence libraries about choices that are meant."""
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # who has a SLURM need not use it
+    pl._logger.setLevel("ERROR")
+
+
+def build_trainer(spec: Spec, worker: Worker, callback: CheckpointCallback, checkpoints: Checkpoints) -> pl.Trainer:
+    """Lightning's Trainer with nothing that costs time in every step, and its environment given explicitly.
+
+    Where Lightning detects a SLURM, it refuses ``--ntasks``, writes a checkpoint of its own on SIGUSR1, and resumes
+    from any such file in its folder, whichever trial's; hence also no root folder.
+    """
+    settings: dict[str, Any] = {
+        "accelerator": "gpu" if spec.device == "cuda" else "cpu",
+        "devices": 1,
+        "plugins": [LightningEnvironment()],
+    } | dict(worker.trainer)
+    settings["plugins"] = [*settings["plugins"], checkpoints]
+    return pl.Trainer(
+        **core.trainer_settings(spec),
+        **settings,
+        default_root_dir=os.devnull,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def checkpoint(
+    spec: Spec, worker: Worker, module: Classifier, callback: CheckpointCallback, checkpoints: Checkpoints
+) -> Path | None:
+    """The checkpoint to resume from, None without one; a damaged one, or another trial's, is reported and set aside.
+
+    All workers come to the same answer, each from the file itself.
+    """
+    path = spec.files.checkpoint
+    try:
+        held = checkpoints.read(path, f"a checkpoint of {spec.name}")
+        _check_checkpoint(held, path, spec, module, callback)
+    except store.MissingError:
+        return None
+    except store.DamagedError as error:
+        checkpoints.loaded.clear()
+        if worker.rank == 0:
+            store.set_aside(path)
+            print(f"{error}; set aside, and {spec.name} is trained from the start", flush=True)
+        return None
+    return path
+
+
+def _check_checkpoint(
+    held: dict[str, Any], path: Path, spec: Spec, module: Classifier, callback: CheckpointCallback
+) -> None:
+    """DamagedError for contents that Lightning would report in many lines, or not at all."""
+    with tensors.laid_out(path):
+        key = held["callbacks"][callback.state_key]["key"]
+        shapes = [value.shape for value in held["state_dict"].values()]
+        fits = _fits(held["optimizer_states"][0]["state"], module.configure_optimizers())
+        names = list(held["state_dict"])
+    expected = module.state_dict()
+    if key != spec.key:
+        raise store.DamagedError(f"{path} belongs to another trial (key {key}); expected {spec.key}")
+    if names != list(expected) or shapes != [value.shape for value in expected.values()] or not fits:
+        raise store.DamagedError(f"{path} holds tensors of other shapes than {spec.benchmark.model.name} has")
+
+
+def _fits(saved: Mapping[int, Mapping[str, Any]], optimiser: torch.optim.Optimizer) -> bool:
+    """Whether an optimiser's state of each parameter has the parameter's shape, or is a plain number."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    kept = [(parameters[at], value) for at, state in saved.items() for value in state.values()]
+    return all(value.shape in (p.shape, ()) for p, value in kept if isinstance(value, Tensor))
+
+
+def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
+    """What is trained, by which code; UserError where this is not the code that the trial was planned with.
+
+    Hours may lie between the two, and the files be edited in them: weights must not be kept under another's key.
+    """
+    config = spec.benchmark.resolved(spec.budget)
+    code = fingerprint.of_training(config, _loaded(spec.benchmark.model.family))
+    if store.key(config, dataset.digest, spec.seed, code) != spec.key:
+        raise UserError(f"{spec.name}: the source files or the data were changed after it was planned; run this again")
+    return {
+        "benchmark": spec.benchmark.name,
+        "seed": spec.seed,
+        "key": spec.key,
+        "budget": spec.budget,
+        "config": config,
+        "dataset": {"name": dataset.name, "digest": dataset.digest},
+        "sources": code,
+    }
+
+
+@functools.cache  # a family's file, too, is loaded once, and before it is read: an edit in between must show
+def _loaded(family: str) -> dict[str, str]:
+    name = f"models.{family}"
+    importlib.import_module(name)
+    return LOADED | {name: fingerprint.read()[name]}
+
+
+def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identity: Mapping[str, Any]) -> None:
+    """Weights, provenance, and last of all the mark that the trial is finished."""
+    last, workers = callback.curve[-1], callback.worker.workers
+    with store.replacing(spec.files.weights) as temporary:
+        torch.save(module.model.state_dict(), temporary)
+    images = spec.epochs * len(callback.loader.positions)
+    wall = last["seconds"]
+    result = {
+        **{k: v for k, v in identity.items() if k != "dataset"},
+        "dataset_digest": identity["dataset"]["digest"],
+        "epochs": round(last["epoch"], 3),  # over the images that the recipe trains on
+        "images_seen": images,
+        "wall_s": wall,
+        "device_s": wall * workers,
+        "images_per_s": images / wall,
+        "workers": workers,
+        "hardware": provenance.hardware(spec.device),
+        "device": spec.device,
+        "threads": torch.get_num_threads(),
+        "versions": provenance.versions(),
+        "parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),
+        "resumed": callback.resumed,
+        "finished": time.time(),
+        "final_loss": last["loss"],
+    }
+    callback.report("done", last["loss"])
+    spec.files.write_result(result)
+    spec.files.checkpoint.unlink(missing_ok=True)
