@@ -57,8 +57,10 @@ def parameter_groups(chosen: Optimiser, model: nn.Module) -> Groups:
     layers = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
     unknown = set(chosen.layer_decay) - set(layers)
     if unknown:
-        names = wording.listed(sorted(unknown))
-        raise ValueError(f"layer_decay names {names}; expected layers of the model: {wording.listed(layers)}")
+        raise ValueError(  # a key leaves out what only an error says
+            f"layer_decay names {wording.listed(sorted(unknown))}; "
+            f"expected layers of the model: {wording.listed(layers)}"
+        )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")
