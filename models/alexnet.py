@@ -22,7 +22,7 @@ Open questions, and what we chose:
   the paper has 224x224 images and 55x55 maps, which stride 4 without padding does not give: 227 is taken as it is, 224
     is padded by 2 (``in_shape``);
   the formula of section 3.3 sums alpha a^2 over n = 5 maps without dividing by n, other programs divide: we follow the
-    formula, so torch's alpha, which it divides, is 5 x 1e-4;
+    formula;
   whether the normalisation stops at the border between the towers: it runs over all N maps of the layer, as the formula
     reads;
   the paper starts the biases of conv2, conv4, conv5 and the hidden full layers at 1: so does ``bias=1.0``. BVLC found
@@ -38,7 +38,9 @@ from collections import OrderedDict
 
 from torch import nn
 
-LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0  # section 3.3
+from models.normalisation import ResponseNorm
+
+LRN_SIZE, LRN_ALPHA, LRN_K = 5, 1e-4, 2.0  # section 3.3; beta is 3/4
 STD = 0.01  # of the initial weights (section 5)
 UNITS = 4096
 RANGES = {"bias": (-10.0, 10.0), "fc_std": (1e-6, 1.0), "dropout": (0.0, 0.99)}  # of the options: beyond, none trains
@@ -80,11 +82,11 @@ def alexnet(
         OrderedDict[str, nn.Module](
             conv1=nn.Conv2d(channels, 96, 11, stride=4, padding=padding),  # (N, 96, 55, 55)
             relu1=nn.ReLU(inplace=True),
-            norm1=_normalisation(),
+            norm1=ResponseNorm(LRN_SIZE, alpha=LRN_ALPHA, k=LRN_K),
             pool1=nn.MaxPool2d(3, stride=2),  # (N, 96, 27, 27)
             conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2),  # (N, 256, 27, 27)
             relu2=nn.ReLU(inplace=True),
-            norm2=_normalisation(),
+            norm2=ResponseNorm(LRN_SIZE, alpha=LRN_ALPHA, k=LRN_K),
             pool2=nn.MaxPool2d(3, stride=2),  # (N, 256, 13, 13)
             conv3=nn.Conv2d(256, 384, 3, padding=1),  # (N, 384, 13, 13)
             relu3=nn.ReLU(inplace=True),
@@ -120,11 +122,6 @@ def _start(net: nn.Module, bias: float, fc_std: float) -> None:
             assert layer.bias is not None  # for the type checker
             nn.init.normal_(layer.weight, std=fc_std if name in ("fc6", "fc7") else STD)
             nn.init.constant_(layer.bias, bias if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
-
-
-def _normalisation() -> nn.Module:
-    """b = a / (k + alpha sum a^2)^beta over n adjacent maps, the sum not divided by n; torch's alpha is divided."""
-    return nn.LocalResponseNorm(LRN_SIZE, alpha=LRN_SIZE * LRN_ALPHA, beta=LRN_BETA, k=LRN_K)
 
 
 def _after_pool5(side: int) -> int:

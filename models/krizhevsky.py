@@ -53,6 +53,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.normalisation import ResponseNorm
+
 CONV1_STD = 1e-4
 CONV_STD = 0.01
 LOCAL_STD = 0.04
@@ -189,8 +191,8 @@ class SameMapNorm(nn.Module):
 
 
 def _cross_map_norm() -> nn.Module:
-    """Response normalisation over 9 neighbouring maps (``type=cmrnorm``); torch divides alpha by 9, as cuda-convnet."""
-    return nn.LocalResponseNorm(CROSS_MAP_SIZE, alpha=CROSS_MAP_SCALE, beta=NORM_POWER, k=1.0)
+    """Response normalisation over 9 neighbouring maps (``type=cmrnorm``); cuda-convnet divides the scale by 9."""
+    return ResponseNorm(CROSS_MAP_SIZE, alpha=CROSS_MAP_SCALE / CROSS_MAP_SIZE, k=1.0)
 
 
 def _conv(channels: int, filters: int, std: float) -> nn.Conv2d:

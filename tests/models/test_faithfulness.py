@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from models import krizhevsky, lenet, mlp
+from models.normalisation import ResponseNorm
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn, Evaluation
 from pipelines.config.params import load_params
@@ -320,7 +321,7 @@ WORDS: dict[type[nn.Module], Callable[[Any], str]] = {  # of layers without kern
     nn.ReLU: lambda _: "relu",
     nn.MaxPool2d: lambda pool: f"max{pool.kernel_size}/{pool.stride}",
     nn.AvgPool2d: lambda pool: f"avg{pool.kernel_size}/{pool.stride}",
-    nn.LocalResponseNorm: lambda norm: f"cmrnorm{norm.size}",
+    ResponseNorm: lambda norm: f"cmrnorm{norm.size}",
     nn.Dropout: lambda drop: f"drop{drop.p}",
     nn.Sigmoid: lambda _: "sigmoid",
     krizhevsky.SameMapNorm: lambda _: "rnorm",

@@ -10,14 +10,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipelines.config.params import load_params
 from pipelines.training import fingerprint
+from tests import projects
 from tests.conftest import ROOT, environment
 
 PARAMS = load_params(ROOT / "params.yaml")
 SOURCES = fingerprint.read()
+CONFIG = ("benchmarks", "claims", "recipes", "schedules")  # modules whose dataclasses the core is handed
 TOY_OPTIMISER = '''
 
 @OPTIMISERS.entry("rmsprop")
@@ -72,8 +73,8 @@ PROSE: dict[str, dict[str, str]] = {
     "a class's docstring": edited("pipelines.training.classifier", '"""A model under its recipe.', '"""A model.'),
     "an error's words": edited("pipelines.training.sdlm", "it has no second derivatives for", "nothing is known of"),
     "an error's class": edited("pipelines.training.boosting", "raise UserError(", "raise ValueError("),
-    "a check": edited("pipelines.config.params", "expected a number above 0", "expected more than 0"),
-    "a type check's import": edited("pipelines.data.subsets", "import ClaimedOn, Subset", "import Subset, ClaimedOn"),
+    "a check": edited("pipelines.config.recipes", "expected a number above 0", "expected more than 0"),
+    "a type check's import": edited("pipelines.data.subsets", "import Subset", "import Subset, Recipe"),
     "a report": edited("pipelines.training.checkpoint", '"images_per_s": rate', '"images_per_s": 2 * rate'),
     "a lock": edited("pipelines.command.locks", "POLL_S = 0.2", "POLL_S = 0.3"),
     "an unused function": added("pipelines.data.subsets", "\n\ndef odd(count):\n    return range(1, count, 2)\n"),
@@ -171,7 +172,8 @@ def test_what_only_names_reports_or_checks_is_behind_no_trial(name: str) -> None
     behind = set(code(name))
     assert {f"models.{PARAMS.benchmark(name).model.family}", "pipelines.training.core"} <= behind
     assert not {module for module in behind if module.startswith(("pipelines.command", "pipelines.cluster"))}
-    assert not behind & {"pipelines.config.params", "pipelines.config.schema", "pipelines.training.store"}
+    assert not behind & {f"pipelines.config.{name}" for name in (*CONFIG, "params", "schema", "wording")}
+    assert "pipelines.training.store" not in behind
     optimiser = PARAMS.benchmark(name).recipe.optimiser.name
     assert ("pipelines.training.sdlm" in behind) == (optimiser == "sdlm")
 
@@ -180,7 +182,7 @@ def test_methods_of_what_the_core_is_handed_decide_no_number() -> None:
     """Their code is not followed: the config's dataclasses and the dataset hold no arithmetic on weights."""
     methods = {
         f"{cls.name}.{function.name}"
-        for module in ("pipelines.config.params", "pipelines.config.schedules")
+        for module in (f"pipelines.config.{name}" for name in CONFIG)
         for cls in ast.parse(SOURCES[module]).body
         if isinstance(cls, ast.ClassDef)
         for function in cls.body
@@ -188,10 +190,10 @@ def test_methods_of_what_the_core_is_handed_decide_no_number() -> None:
     }
     assert methods == {
         "Benchmark.resolved",
+        "Benchmark.where",
         "ClaimedOn.end",
         "ClaimedOn.words",
         "Evaluation.protocol",
-        "Params.benchmark",
     }
 
 
@@ -236,13 +238,14 @@ def test_one_entry_adds_one_thing(tmp_path: Path, mnist_slice: Path) -> None:
     for module, text in toys.items():
         with (tmp_path / f"pipelines/{module}.py").open("a") as file:
             file.write(text)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    row = params["benchmarks"]["linear-mnist"]
+    projects.copy_params(tmp_path)
+    settings = projects.read(tmp_path)
+    row = settings["benchmarks"]["linear-mnist"]
     row["recipe"] |= {"optimiser": {"name": "rmsprop", "lr": 0.001, "rho": 0.9}, "loss": "hinge"}
     row["recipe"] |= {"augment": [{"invert": {}}], "subset": {"first": 300}}
     row.pop("choice", None)
     row["budgets"]["laptop"] = {"epochs": 1, "seeds": [0]}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    projects.write(tmp_path, settings)
     (tmp_path / "datasets").symlink_to(mnist_slice)
     words = [sys.executable, "-m", "pipelines.trial", "linear-mnist", "--device=cpu", "--threads=1"]
     place = environment(PYTHONPATH=str(tmp_path))
@@ -250,7 +253,7 @@ def test_one_entry_adds_one_thing(tmp_path: Path, mnist_slice: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "linear-mnist seed 0: trained in" in done.stdout
     row["recipe"]["optimiser"]["momentum"] = 0.9
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    projects.write(tmp_path, settings)
     done = subprocess.run(words, cwd=tmp_path, env=place, capture_output=True, text=True)
     line = "error: models/linear.yaml: linear-mnist.recipe.optimiser.momentum is 0.9; expected none with rmsprop\n"
     assert (done.returncode, done.stderr) == (2, line)
