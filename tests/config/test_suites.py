@@ -33,7 +33,7 @@ STALE: list[tuple[str, Any, str]] = [
     ("suite/datasets", ["cifar10", "mnist"], ".datasets is ['cifar10', 'mnist']; expected ['mnist', 'cifar10']"),
     (
         "suites/laptop/benchmarks",
-        ["linear-mnist", "lenet5-mnist", "mlp300-mnist", "ordinary-cifar10", "convnetjs-cifar10", "allcnn-c-cifar10"],
+        ["linear-mnist", "lenet5-mnist", "mlp300-mnist", "ordinary-cifar10", "convnetjs-cifar10", "strided-a-cifar10"],
         ".benchmarks has another order than suites.laptop",
     ),
 ]

@@ -627,7 +627,7 @@ def test_the_suites_are_the_promised_ones() -> None:
     laptop = PARAMS.suites["laptop"]
     for name in laptop.benchmarks:
         assert len(PARAMS.benchmarks[name].budgets[laptop.budget].seeds) > 1, name
-    promised = "linear-mnist mlp300-mnist lenet5-mnist ordinary-cifar10 convnetjs-cifar10 allcnn-c-cifar10"
+    promised = "linear-mnist mlp300-mnist lenet5-mnist ordinary-cifar10 convnetjs-cifar10 strided-a-cifar10"
     assert set(promised.split()) <= set(laptop.benchmarks)
 
 
