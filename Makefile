@@ -1,5 +1,6 @@
 # make repro      set everything up and reproduce the default suite
 # make test       set everything up and pass the tests
+# make quick      lint, types and the quick tests: no training, no Ray, no server; before every commit
 # make numeric    the tests that train, as if on another processor: CPU=avx2 or CPU=default, THREADS=2
 # make fuzz       random input for ten minutes
 # make dashboard  MLflow over what was tracked
@@ -25,7 +26,7 @@ ifdef THREADS
 export OMP_NUM_THREADS := $(THREADS)
 endif
 
-.PHONY: repro test numeric fuzz lint dashboard benchmark install home outside-git clean
+.PHONY: repro test quick numeric fuzz lint dashboard benchmark install home outside-git clean
 
 # The suite is trained at once, so that seeds of all benchmarks are packed side by side; `dvc repro` alone, which runs
 # one stage after another, gives the same results.
@@ -39,6 +40,9 @@ test: install lint
 	python -m pipelines.fetch mnist
 	python -m pytest -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
 	python -m pytest -m alone
+
+quick: install lint
+	python -m pytest -m "not slow" -n 2 --dist loadfile
 
 numeric: install
 	python -m pytest -m numeric -n 2 --dist loadfile
