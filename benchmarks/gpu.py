@@ -46,7 +46,7 @@ EPOCH_IMAGES = {"cuda": {"lenet5-mnist": 60_000, "allcnn-c-cifar10": 50_000, "al
 EPOCH_IMAGES["cpu"] = {"lenet5-mnist": 4_096, "allcnn-c-cifar10": 256, "alexnet-imagenette": 128}
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenette": (3, 256, 256)}
 MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns
-WARM_UP = 3  # steps before a measurement, and before a graph is captured
+FEW_STEPS = 3  # before a measurement, before a graph is captured, and between two looks at the clock
 GAP_S = 20e-6  # a device without work for longer waits for something
 
 
@@ -146,7 +146,7 @@ class Loop:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
+            for _ in range(FEW_STEPS):
                 self.step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -157,14 +157,14 @@ class Loop:
 
 def rate(step: Callable[[], object], device: str, seconds: float) -> float:
     """Steps a second; the device has finished the last one."""
-    for _ in range(WARM_UP):
+    for _ in range(FEW_STEPS):
         step()
     _wait(device)
     began, steps = time.monotonic(), 0
     while time.monotonic() - began < seconds:
-        for _ in range(WARM_UP):
+        for _ in range(FEW_STEPS):
             step()
-        steps += WARM_UP
+        steps += FEW_STEPS
         _wait(device)
     return steps / (time.monotonic() - began)
 

@@ -36,20 +36,20 @@ from pipelines.command.errors import guard
 from pipelines.config.benchmarks import Benchmark, Budget
 from pipelines.config.params import load_params
 from pipelines.data import datasets
+from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, store, trainer
 from pipelines.training.inputs import Inputs
 from pipelines.training.losses import CrossEntropy
 from pipelines.training.optimisers import build_optimiser
 
-NAME = "lenet5-mnist"
-DATA = Path("datasets").absolute()
+BENCHMARK = "lenet5-mnist"
 IMAGES = 20_000  # an epoch of every contender
 TARGETS = {"pipeline / bare loop": 0.95, "pipeline / DataLoader": 1.7, "two packed seeds / one": 1.8}
 
 
 def benchmark(epochs: int) -> Benchmark:
     """The benchmark at a budget of ``epochs`` over the first ``IMAGES``."""
-    found = load_params().benchmark(NAME)
+    found = load_params().benchmark(BENCHMARK)
     budgets = found.budgets | {"laptop": Budget(epochs=epochs, seeds=(0, 1), train_images=IMAGES)}
     return dataclasses.replace(found, budgets=budgets)
 
@@ -103,7 +103,7 @@ def bare_loop(epochs: int) -> float:
     return timed(epochs, epoch)
 
 
-class Pad(nn.Module):
+class PadPicture(nn.Module):
     """Frame a picture with two black lines."""
 
     def forward(self, picture: Image.Image) -> Image.Image:
@@ -141,7 +141,7 @@ class OneByOne(Dataset[tuple[torch.Tensor, int]]):
         images, digits = datasets.open_dataset(DATA, "mnist").split("train")
         self.images = torch.from_numpy(np.array(images[:IMAGES, 0]))
         self.digits = torch.from_numpy(np.array(digits[:IMAGES]))
-        self.transforms = (Pad(), ToTensor(), Normalise())
+        self.transforms = (PadPicture(), ToTensor(), Normalise())
 
     def __len__(self) -> int:
         return IMAGES

@@ -34,7 +34,6 @@ PLANES, SEEN = 12, 8  # planes of H1 and of H2; H1 planes that an H2 plane sees
 H2_PLANES = (*range(0, 4), *range(4, 8), *range(4, 8), *range(8, 12), *range(0, 4), *range(8, 12))
 H3_UNITS = 30
 BACKGROUND = -1.0
-INIT_RANGE = 2.4
 
 
 def lenet1989(
@@ -81,7 +80,7 @@ class LeNet1989(nn.Module):
         nn.init.constant_(self.output.bias, BACKGROUND)
         for weight in (self.h1_weight, self.h2_weight, self.h3.weight, self.output.weight):
             fan_in = weight[0].numel()
-            bound = INIT_RANGE / (fan_in if init == "fan_in" else fan_in**0.5)
+            bound = 2.4 / (fan_in if init == "fan_in" else fan_in**0.5)
             nn.init.uniform_(weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,8 +14,6 @@ import math
 
 from torch import nn
 
-INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (LeCun 1998, appendix; recalled)
-
 
 def linear(*, classes: int = 10, in_shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Module:
     """Build ``classes`` weighted sums of all pixels, any ``in_shape``: (N, C, H, W) -> (N, classes) raw sums.
@@ -27,6 +25,7 @@ def linear(*, classes: int = 10, in_shape: tuple[int, int, int] = (1, 28, 28)) -
     """
     pixels = math.prod(in_shape)
     layer = nn.Linear(pixels, classes)
-    nn.init.uniform_(layer.weight, -INIT_RANGE / pixels, INIT_RANGE / pixels)
+    bound = 2.4 / pixels  # by the fan-in (LeCun 1998, appendix; recalled)
+    nn.init.uniform_(layer.weight, -bound, bound)
     nn.init.zeros_(layer.bias)
     return nn.Sequential(nn.Flatten(), layer)

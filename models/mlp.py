@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 AMPLITUDE, SLOPE = 1.7159, 2 / 3  # f(a) = A tanh(S a): f(1) = 1, f(-1) = -1 (LeCun 1998, appendix; recalled)
-INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (the same appendix; recalled)
 
 
 class ScaledTanh(nn.Module):
@@ -58,7 +57,8 @@ def mlp(
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, units in pairwise(widths):
         layer = nn.Linear(fan_in, units)
-        nn.init.uniform_(layer.weight, -INIT_RANGE / fan_in, INIT_RANGE / fan_in)
+        bound = 2.4 / fan_in  # the same appendix; recalled
+        nn.init.uniform_(layer.weight, -bound, bound)
         nn.init.zeros_(layer.bias)
         layers += [layer, ScaledTanh()]
     return nn.Sequential(*layers[: len(layers) if output == "tanh" else -1])

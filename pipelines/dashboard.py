@@ -35,7 +35,7 @@ from pipelines.tracking.spool import Spool
 
 HOST = "127.0.0.1"
 HEALTHY_WITHIN_S = 120.0  # importing MLflow's server takes 8 s on an idle machine
-GRACE_S = 5.0
+END_S = 5.0  # for each way of asking a process to end
 SERVER = "--server"  # the process that is started, where MLflow runs
 SERVER_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a queue and its workers, for MLflow's GenAI features alone
@@ -45,8 +45,8 @@ SERVER_ENVIRONMENT = {
 }
 
 
-TRAINING = {"workflowType": "machine_learning"}  # else MLflow's pages open in the GenAI mode
-CONFUSION, CURVES, LEDGER = "confusion matrices side by side, and errors", "learning curves", "runs and ledger"
+WORKFLOW = {"workflowType": "machine_learning"}  # else MLflow's pages open in the GenAI mode
+CONFUSION, CURVES, LEDGER_TABLE = "confusion matrices side by side, and errors", "learning curves", "runs and ledger"
 
 
 def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -63,7 +63,7 @@ def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]
         mine = [
             *([(CONFUSION, _address(page, compareRunsMode="CHART", searchFilter=BENCHMARKS))] if explored else []),
             *([(CURVES, _curves(server, identity, trained))] if trained else []),
-            (LEDGER, _address(page, compareRunsMode="TABLE")),
+            (LEDGER_TABLE, _address(page, compareRunsMode="TABLE")),
         ]
         for run in explored:
             where = _address(f"{page}/{run.info.run_id}/artifacts/{EXPLORER}")
@@ -84,7 +84,7 @@ def _curves(server: str, experiment: str, runs: list[str]) -> str:
 
 
 def _address(page: str, **query: str) -> str:
-    return f"{page}?{urlencode({**query, **TRAINING}, quote_via=quote)}"
+    return f"{page}?{urlencode({**query, **WORKFLOW}, quote_via=quote)}"
 
 
 def show(server: str, client: Any) -> str:
@@ -180,7 +180,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, how)
         except ProcessLookupError:
             break
-        until = time.monotonic() + GRACE_S
+        until = time.monotonic() + END_S
         while time.monotonic() < until and _group_lives(process):
             time.sleep(0.05)
     process.wait()

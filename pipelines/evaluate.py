@@ -34,15 +34,13 @@ from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.data.datasets import Dataset
+from pipelines.data.datasets import DATA, Dataset
 from pipelines.results import examples, verdicts
+from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import BATCH, Predictions, as_claimed, predict
 
-EVALUATIONS = Path("evaluations")
-DATA = Path("datasets")
-RUNS = Path("runs")
 SHARES = ("precision", "recall", "f1")
 
 

@@ -22,12 +22,12 @@ from pipelines.command.errors import UserError, guard
 from pipelines.command.folders import require_folder
 from pipelines.command.progress import say
 from pipelines.config.params import Params, load_params
+from pipelines.data.datasets import DATA
+from pipelines.results.reader import RUNS
 from pipelines.tracking import helper
 from pipelines.training import spec, store
 
-DATA = Path("datasets")
-RUNS = Path("runs")
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 def train(params: Params, planned: Sequence[spec.Spec]) -> None:
@@ -52,12 +52,12 @@ def _kind(trial: spec.Spec) -> tuple[str, str, str]:
     return trial.benchmark.name, trial.label, trial.budget
 
 
-def _on_worker(function: Callable[..., T], *words: Any) -> T:
+def _on_worker(function: Callable[..., Result], *words: Any) -> Result:
     """Call in a Ray worker, which loads torch and Lightning anyway, so that this process need not."""
     import ray
 
     try:
-        result: T = ray.get(ray.remote(function).options(num_cpus=0).remote(*words))
+        result: Result = ray.get(ray.remote(function).options(num_cpus=0).remote(*words))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None

@@ -28,13 +28,13 @@ from pipelines.command.errors import UserError, guard
 from pipelines.command.folders import require_folder
 from pipelines.config import wording
 from pipelines.config.params import load_params
+from pipelines.data.datasets import DATA
 from pipelines.training import checks, provenance, speed, status, store, trainer
 from pipelines.training.checkpoint import PreemptedError, Worker
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec, plan, usual_budget
 
-MEASURE_S = 1.0
-LINES_EVERY_S = 10.0  # where the output is no terminal
+STATUS_EVERY_S = 10.0  # where the output is no terminal
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     length = f"{round(spec.recipe_epochs(), 3):g} epochs"
     print(f"{spec.name}: {spec.budget} budget, {length}, on {provenance.hardware(spec.device)}", flush=True)
     if not spec.files.finished:
-        seconds = spec.images() / speed.measure(spec, MEASURE_S)
+        seconds = spec.images() / speed.measure(spec)
         print(f"{spec.name}: about {progress.duration(seconds)} from its start to its end", flush=True)
     worker = Worker(preempted_by=(signal.SIGUSR1, signal.SIGTERM))
     try:
@@ -66,7 +66,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("benchmark", help="a benchmark of models/*.yaml, such as lenet5-mnist")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", help="laptop or paper; by default the active suite's, and paper outside it")
-    parser.add_argument("--data", type=Path, default=Path("datasets"), help="where the datasets are")
+    parser.add_argument("--data", type=Path, default=DATA, help="where the datasets are")
     parser.add_argument("--store", type=Path, default=None, help="the run store; $RUN_STORE or store/")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
@@ -99,7 +99,7 @@ def _printer(name: str) -> Callable[[Mapping[str, Any]], None]:
     def show(state: Mapping[str, Any]) -> None:
         if live:
             print("\r\x1b[K" + status.line(name, state), end="\n" if state["state"] == "done" else "", flush=True)
-        elif state["state"] == "done" or time.monotonic() - last[0] > LINES_EVERY_S:
+        elif state["state"] == "done" or time.monotonic() - last[0] > STATUS_EVERY_S:
             last[0] = time.monotonic()
             print(status.line(name, state), flush=True)
 

@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,11 +32,10 @@ from pipelines.config.benchmarks import Benchmark, Budget, Choice
 from pipelines.config.claims import Evaluation
 from pipelines.config.params import CHOICES, Params, load_params
 from pipelines.data import subsets
+from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, status, store
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import predict
-
-DATA = Path("datasets")
 
 
 def grid(choice: Choice) -> list[dict[str, float]]:

@@ -104,8 +104,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_addresses_lead_to_what_is_there(running: Running) -> None:
     """A view over runs that are not there, or have no metric, would be an empty page."""
     found = running.addresses()
-    assert [len(found[title]) for title in (dashboard.CONFUSION, dashboard.CURVES, dashboard.LEDGER)] == [2, 2, 2]
-    for where in [*found[dashboard.CONFUSION], *found[dashboard.LEDGER]]:
+    assert [len(found[title]) for title in (dashboard.CONFUSION, dashboard.CURVES, dashboard.LEDGER_TABLE)] == [2, 2, 2]
+    for where in [*found[dashboard.CONFUSION], *found[dashboard.LEDGER_TABLE]]:
         path, _, query = urlsplit(where).fragment.partition("?")
         state = parse_qs(query)
         assert state["workflowType"] == ["machine_learning"] and state["compareRunsMode"][0] in ("CHART", "TABLE")

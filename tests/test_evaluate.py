@@ -409,7 +409,7 @@ def test_examples_are_bounded() -> None:
     found = examples.bounded(actual, predicted, 10)
     cells = actual * 10 + predicted
     fewest = min(np.bincount(one[found], minlength=100).min() for one in cells)
-    assert 1500 < len(found) <= examples.MOST and fewest >= 5  # fewer of each, and some of all
+    assert 1500 < len(found) <= examples.MOST_KEPT and fewest >= 5  # fewer of each, and some of all
     few = examples.bounded(actual, np.stack([(actual + 1) % 10, actual]), 10, most=7)  # ten classes, two cells each
     assert len(few) == 7 and len(set(actual[few].tolist())) == 7
 

@@ -78,11 +78,11 @@ def test_other_code_than_it_was_planned_with_does_not_train_a_trial(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the store would hand out its weights as those of the code that the key stands for."""
-    one, losses = planned(), trainer.LOADED["pipelines.training.losses"]
+    one, losses = planned(), inputs.LOADED["pipelines.training.losses"]
     trainer._loaded.cache_clear()
     with monkeypatch.context() as edited:
         since = losses.replace("F.cross_entropy(outputs, labels)", "2 * F.cross_entropy(outputs, labels)")
-        edited.setattr(trainer, "LOADED", trainer.LOADED | {"pipelines.training.losses": since})
+        edited.setattr("pipelines.training.trainer.LOADED", inputs.LOADED | {"pipelines.training.losses": since})
         with pytest.raises(UserError, match="lenet5-mnist seed 0: the source files or the data were changed after it"):
             trainer.run(one)
     assert not one.files.trial.exists()

@@ -28,11 +28,11 @@ Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 CONNECT_S = 5.0
-ANSWER_S = 20.0  # the head may be busy
+HEAD_ANSWER_S = 20.0  # the head may be busy
 NO_RAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED")
 LOST_S = 1.0  # without an answer, on this machine
 LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
-GRACE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
+LEAVE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 FOLLOW_EVERY_S = 0.5
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
@@ -262,7 +262,7 @@ def _ask(address: str) -> None:
     options = [("grpc.enable_http_proxy", 0)]  # as Ray has it
     with init_grpc_channel(address.removeprefix(CLIENT), options) as channel:
         try:
-            answer = channel.unary_unary(method)(b"", timeout=ANSWER_S)
+            answer = channel.unary_unary(method)(b"", timeout=HEAD_ANSWER_S)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise UserError(f"RAY_ADDRESS is {address}, a cluster with another token; {local.TOKEN}") from None
@@ -316,7 +316,7 @@ class _Watch(threading.Thread):
                 self.lost.set()
                 os.kill(os.getpid(), signal.SIGTERM)
                 break
-        if self.lost.is_set() and not self.ended.wait(GRACE_S):
+        if self.lost.is_set() and not self.ended.wait(LEAVE_S):
             ending.end_children()
             print(f"error: {self.line}", file=sys.stderr, flush=True)
             os._exit(USER_ERROR)

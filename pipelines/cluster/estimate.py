@@ -16,7 +16,6 @@ from pipelines.data import datasets
 from pipelines.training import status, store
 from pipelines.training.spec import Sizes, Spec
 
-MEASURE_S = 1.0  # of training steps a benchmark, after two to warm up
 SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surrounds the tensors in two checkpoints
 Sized = tuple[Spec, Sizes]
 
@@ -86,16 +85,16 @@ def _measure_unknown(specs: Sequence[Spec]) -> None:
             asked = trial.benchmark.resources
             options = {"num_cpus": asked.cpus, "num_gpus": int(trial.device == "cuda"), "max_retries": 0}
             with contextlib.suppress(ray.exceptions.RayError):
-                rate = ray.get(ray.remote(_measure).options(**options).remote(trial, MEASURE_S))
+                rate = ray.get(ray.remote(_measure).options(**options).remote(trial))
                 store.write_json(path(), rates() | {key: rate})
 
 
-def _measure(trial: Spec, budget_s: float) -> float:
+def _measure(trial: Spec) -> float:
     """Runs in a Ray worker process."""
     connection.end_with_raylet()
     from pipelines.training import speed
 
-    return speed.measure(trial, budget_s)
+    return speed.measure(trial)
 
 
 def _rate_key(trial: Spec) -> str:

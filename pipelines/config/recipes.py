@@ -14,13 +14,13 @@ MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 
 
-OPTIMISERS = registry.entries("training/optimisers.py", "OPTIMISERS")  # and the fields that each uses
+OPTIMISER_FIELDS = registry.entries("training/optimisers.py", "OPTIMISERS")  # by name, those that each uses
 if TYPE_CHECKING:
     LossName = str
     OptimiserName = str
 else:
     LossName = Literal[tuple(registry.entries("training/losses.py", "LOSSES"))]
-    OptimiserName = Literal[tuple(OPTIMISERS)]
+    OptimiserName = Literal[tuple(OPTIMISER_FIELDS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Optimiser:
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
         require(self.samples >= 1, f"samples is {self.samples}; expected at least 1")
-        used = {"name", "lr", "bias_lr", *OPTIMISERS[self.name]}
+        used = {"name", "lr", "bias_lr", *OPTIMISER_FIELDS[self.name]}
         if "weight_decay" in used:
             used |= {"decay_biases", "layer_decay"}
         for key in dataclasses.fields(self):

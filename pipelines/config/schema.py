@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
-from pipelines.config.wording import WHOLE, place, show, suggest
+from pipelines.config.wording import LARGEST_INT64, place, show, suggest
 
-T = TypeVar("T")
+Dataclass = TypeVar("Dataclass")
 NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
 LONGEST_NAME = 60  # characters
 LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
@@ -28,7 +28,7 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud80
 BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
 
 
-def parse(cls: type[T], value: Any, where: str, **given: Any) -> T:
+def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Dataclass:
     """Build the dataclass ``cls`` from the mapping ``value`` that stands at ``where``.
 
     ``given`` are fields that the file does not hold (a name taken from the key, say).
@@ -164,7 +164,7 @@ def _wrong(value: Any) -> str | None:
             return "a finite number"
         usable = value == 0 or LEAST_FLOAT32 <= abs(value) <= MOST_FLOAT32
         return None if usable else f"0, or {LEAST_FLOAT32:g} to {MOST_FLOAT32:g} in size"
-    return "a whole number within ±2^63" if isinstance(value, int) and abs(value) > WHOLE else None
+    return "a whole number within ±2^63" if isinstance(value, int) and abs(value) > LARGEST_INT64 else None
 
 
 def _check_plain(value: Any, part: Any, where: str) -> None:

@@ -12,7 +12,7 @@ from pipelines.command.errors import UserError
 
 SHOWN = 60  # characters of a value in an error
 LISTED = 150  # characters of a list of names in an error
-WHOLE = 2**63 - 1  # what an int64 holds
+LARGEST_INT64 = 2**63 - 1
 
 
 def show(value: Any) -> str:
@@ -43,7 +43,7 @@ def _pieces(value: Any) -> Iterator[str]:
         yield "]"
     elif value is None or isinstance(value, bool):
         yield json.dumps(value)
-    elif isinstance(value, int) and abs(value) > WHOLE:
+    elif isinstance(value, int) and abs(value) > LARGEST_INT64:
         yield f"{value:d}" if abs(value) < 10**1000 else hex(value)  # Python writes no more than 4,300 digits
     else:
         yield repr(value[: SHOWN + 1] if isinstance(value, str) else value)

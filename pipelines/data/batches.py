@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelines.data.transforms import Augment, Preprocess
 
-CHUNK_VALUES = 2**19  # pixel values that a chunk of small minibatches may hold: a tenth of a second of LeNet-5
+VALUES_AT_ONCE = 2**19  # pixel values that a chunk of small minibatches may hold: a tenth of a second of LeNet-5
 
 
 def stream(*parts: int | str) -> int:
@@ -134,13 +134,13 @@ class Chunk:
 class Chunks:
     """``Batches`` by the chunk, as Lightning is given them: its hooks cost half a millisecond each time.
 
-    That is as much as a step of a small network takes. A chunk holds ``CHUNK_VALUES`` at most, or one minibatch.
+    That is as much as a step of a small network takes. A chunk holds ``VALUES_AT_ONCE`` at most, or one minibatch.
     """
 
     def __init__(self, loader: Batches) -> None:
         self.loader = loader
         values = loader.batch * loader.images[0].numel()
-        self.size = max(1, CHUNK_VALUES // values)  # minibatches
+        self.size = max(1, VALUES_AT_ONCE // values)  # minibatches
 
     def __len__(self) -> int:
         return -(-len(self.loader) // self.size)

@@ -33,6 +33,7 @@ Labels = npt.NDArray[np.int64]  # (N,)
 Shape = tuple[int, int, int]  # channels, height, width
 
 SPLITS: tuple[Split, ...] = get_args(Split)
+DATA = Path("datasets")  # the <root> of the stages
 META = "meta.json"
 PIXELS_AT_A_TIME = 4_000_000  # bounds the memory that counting grey levels takes (8 bytes a pixel)
 

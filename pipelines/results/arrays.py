@@ -16,9 +16,9 @@ from pipelines.command.errors import printable
 from pipelines.training import store
 from pipelines.training.store import DamagedError, MissingError
 
-LONGEST = 4096  # entries along an axis, except along one of images or units
-MOST = 10_000_000  # entries along any axis
-MOST_BYTES = 256_000_000  # of an array
+LONGEST_SIDE = 4096  # entries along an axis, except along one of images or units
+MOST_ENTRIES = 10_000_000  # entries along any axis
+LARGEST_ARRAY = 256_000_000  # bytes
 
 Array = npt.NDArray[Any]
 
@@ -42,7 +42,7 @@ def first_layer(path: Path) -> dict[str, Array]:
         return {}
     for key, array in arrays.items():
         sides = array.shape[1:]
-        sound = array.ndim == 4 and 0 not in array.shape and max(sides) <= LONGEST and array.dtype.kind == "f"
+        sound = array.ndim == 4 and 0 not in array.shape and max(sides) <= LONGEST_SIDE and array.dtype.kind == "f"
         if not sound or not (np.abs(array) < 1e30).all():  # NaN is not
             line = f"{array.dtype} of shape {array.shape}"
             raise DamagedError(f"{path}: {key} is {line}; expected finite floats on four axes")
@@ -64,7 +64,7 @@ def _read(path: Path, keys: Iterable[str]) -> dict[str, Array]:
 
 def _array(archive: zipfile.ZipFile, name: str) -> Array:
     size = archive.getinfo(name).file_size  # what zipfile returns at most
-    if size > MOST_BYTES:
+    if size > LARGEST_ARRAY:
         raise ValueError(f"an array of {size} bytes")
     array: Array = np.lib.format.read_array(BytesIO(archive.read(name)), allow_pickle=False)
     if array.dtype.kind not in "uif":

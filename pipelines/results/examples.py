@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 A_CELL = 10  # images of a cell, from each seed
-PIXELS = 64  # of a side; larger images are shrunk
-MOST = 3000  # distinct images of a benchmark
+KEPT_SIDE = 64  # pixels; larger images are shrunk
+MOST_KEPT = 3000  # distinct images of a benchmark
 
 Positions = NDArray[np.int64]
 
@@ -30,7 +30,7 @@ def behind(cells: NDArray[np.int64], a_cell: int = A_CELL) -> Positions:
     return np.flatnonzero(kept)
 
 
-def bounded(actual: NDArray[np.int64], predicted: NDArray[np.int64], classes: int, most: int = MOST) -> Positions:
+def bounded(actual: NDArray[np.int64], predicted: NDArray[np.int64], classes: int, most: int = MOST_KEPT) -> Positions:
     """The same for ``actual`` (N,) and ``predicted`` (S, N), at most ``most`` images, with fewer of a cell if need be.
 
     Where even one image of each cell is too many, those of the commonest errors.
@@ -49,4 +49,4 @@ def bounded(actual: NDArray[np.int64], predicted: NDArray[np.int64], classes: in
 def shape(image: Sequence[int]) -> tuple[int, int, int]:
     """The shape (C, h, w) in which an image (C, H, W) is kept."""
     channels, height, width = image
-    return (channels, height, width) if max(height, width) <= PIXELS else (channels, PIXELS, PIXELS)
+    return (channels, height, width) if max(height, width) <= KEPT_SIDE else (channels, KEPT_SIDE, KEPT_SIDE)

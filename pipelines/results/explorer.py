@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
-from pipelines.results.reader import Array, Examples, Outcome
+from pipelines.results.reader import Array, ClassifiedExamples, Outcome
 
 MOST_CLASSES = 30  # of a confusion matrix that fits a page; beyond it the commonest confusions are listed
 MOST_CONFUSIONS = 40
@@ -36,7 +36,7 @@ def data(
     The images take at most ``budget`` bytes, or one image of each cell.
     """
     wanted = {name: _wanted(outcome) for name, outcome in outcomes.items()}
-    by_dataset: dict[str, list[Examples]] = {outcome.dataset: [] for outcome in outcomes.values()}
+    by_dataset: dict[str, list[ClassifiedExamples]] = {outcome.dataset: [] for outcome in outcomes.values()}
     for name, kept in wanted.items():
         by_dataset[outcomes[name].dataset] += [kept] if kept else []
     sheets, a_cell = images.sheets(by_dataset, budget)
@@ -87,7 +87,7 @@ def _commonest(outcome: Outcome) -> list[list[int]]:
     return [[int(i), int(j), int(total[i, j])] for i, j in cells if total[i, j]]
 
 
-def _wanted(outcome: Outcome) -> Examples | None:
+def _wanted(outcome: Outcome) -> ClassifiedExamples | None:
     """The examples that a reader can reach: all of them, or those of the listed confusions."""
     kept, count = outcome.examples, len(outcome.classes)
     if kept is None or count <= MOST_CLASSES:
@@ -102,7 +102,7 @@ def _tiles(sheet: Sheet) -> dict[str, Any]:
     return {**size, "index": list(sheet.places), "actual": list(sheet.actual)}
 
 
-def _behind(wanted: Examples | None, a_cell: int, sheet: Sheet, outcome: Outcome) -> dict[str, Any] | None:
+def _behind(wanted: ClassifiedExamples | None, a_cell: int, sheet: Sheet, outcome: Outcome) -> dict[str, Any] | None:
     """The tiles of a benchmark's examples, with each seed's answer and its confidence in %."""
     if wanted is None:
         return None

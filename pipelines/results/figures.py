@@ -22,7 +22,7 @@ INK = "#16202b"
 LONGEST, LONGEST_TITLE = 20, 52  # characters of a class name, and of the title
 FONT = "DejaVu Sans"  # part of matplotlib
 # A dollar sign starts no formula, and a user's matplotlibrc changes no letter.
-PLAIN = {"text.parse_math": False, "text.usetex": False, "font.family": FONT}
+PLAIN_TEXT = {"text.parse_math": False, "text.usetex": False, "font.family": FONT}
 
 
 def confusion(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
@@ -45,7 +45,7 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title
     """
     from matplotlib import rc_context
 
-    with rc_context(PLAIN):
+    with rc_context(PLAIN_TEXT):
         return _draw(counts, [drawable(name, LONGEST) for name in classes], drawable(title, LONGEST_TITLE), subtitle)
 
 

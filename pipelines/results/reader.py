@@ -80,16 +80,16 @@ RESULT = {
 }
 ABOUT = {
     "classes": Kind(items(lambda name: isinstance(name, str), 2), "a list of at least two names"),
-    "shape": Kind(items(lambda side: _whole(side, 1, arrays.LONGEST), 3, 3), "channels, height and width"),
+    "shape": Kind(items(lambda side: _whole(side, 1, arrays.LONGEST_SIDE), 3, 3), "channels, height and width"),
     **dict.fromkeys(("dataset", "protocol"), TEXT),
-    "test": Kind(lambda value: _whole(value, 1, arrays.MOST), "the number of test images"),
+    "test": Kind(lambda value: _whole(value, 1, arrays.MOST_ENTRIES), "the number of test images"),
 }
-FIGURES = {
+TEST_FIGURES = {
     **dict.fromkeys(("error", "accuracy"), PERCENT),
     **dict.fromkeys(("top5_error", "single_view_error", "loss"), NUMBER.optional),
 }
 LIST = Kind(lambda value: isinstance(value, list), "a list")
-METRICS = {**FIGURES, "key": TEXT, "claimed_on": OBJECT.optional, "per_class": LIST}
+METRICS = {**TEST_FIGURES, "key": TEXT, "claimed_on": OBJECT.optional, "per_class": LIST}
 PER_CLASS = {**dict.fromkeys(("precision", "recall", "f1"), SHARE.optional), "support": WHOLE}
 
 
@@ -123,7 +123,7 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class TrialEvaluation:
     """One trial on the test split: ``evaluations/<benchmark>/trials/seed-<n>``."""
 
     folder: Path
@@ -162,7 +162,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial(Evaluation):
+class Trial(TrialEvaluation):
     """One seed, trained and evaluated."""
 
     curve: list[Json]
@@ -170,7 +170,7 @@ class Trial(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples:
+class ClassifiedExamples:
     """M test images behind the cells of the confusion matrices, and the answer of each of S seeds to each of them."""
 
     images: Array  # (M, C, H, W) uint8
@@ -179,10 +179,10 @@ class Examples:
     predicted: Array  # (S, M) int64
     confidence: Array  # (S, M) float64, probability of the predicted class
 
-    def part(self, kept: Array) -> Examples:
+    def part(self, kept: Array) -> ClassifiedExamples:
         """Those of the images at these positions."""
         one = {key: getattr(self, key)[kept] for key in ("images", "actual", "index")}
-        return Examples(**one, predicted=self.predicted[:, kept], confidence=self.confidence[:, kept])
+        return ClassifiedExamples(**one, predicted=self.predicted[:, kept], confidence=self.confidence[:, kept])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class Outcome(About):
     """One benchmark that was trained and evaluated."""
 
     trials: tuple[Trial, ...]  # by rising seed
-    examples: Examples | None  # answers in the order of the trials; None where none were kept
+    examples: ClassifiedExamples | None  # answers in the order of the trials; None where none were kept
     filters: Array | None = None  # (O, I, kH, kW) float32
     templates: Array | None = None  # (C, channels, H, W) float32
 
@@ -277,19 +277,19 @@ def read_about(path: Path) -> About:
     return About(**{key: found[key] for key in ABOUT if key != "shape"}, shape=tuple(found["shape"]))
 
 
-def read_evaluation(folder: Path, about: About) -> Evaluation:
+def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
     """One trial's metrics and confusion matrix, which must agree."""
     path, table = folder / "metrics.json", folder / "confusion.csv"
     metrics = store.read_json(path)
     check(path, metrics, METRICS)
     if metrics.get("claimed_on"):
-        check(path, metrics["claimed_on"], FIGURES, "claimed_on.")
+        check(path, metrics["claimed_on"], TEST_FIGURES, "claimed_on.")
     confusion = _confusion(table, size=len(about.classes), images=about.test)
     counted = 100 * (1 - float(np.trace(confusion)) / about.test)
     if abs(counted - metrics["error"]) > 0.01:
         line = f"error is {metrics['error']:.2f} %, but {table} counts {counted:.2f} %"
         raise DamagedError(f"{path}: {line}; expected files of one evaluation")
-    return Evaluation(
+    return TrialEvaluation(
         folder=folder,
         about=about,
         seed=int(folder.name.removeprefix("seed-")),
@@ -339,7 +339,7 @@ def read_result(folder: Path, *, weights: bool = True) -> Json:
     return result
 
 
-def read_examples(path: Path, about: About, trials: Sequence[Evaluation]) -> Examples:
+def read_examples(path: Path, about: About, trials: Sequence[TrialEvaluation]) -> ClassifiedExamples:
     """The test images kept with an evaluation, and the answers of these trials to them."""
     found = arrays.read(path, {"images": 4, "actual": 1, "index": 1, "seeds": 1, "predicted": 2, "confidence": 2})
     _check_shapes(path, found, about)
@@ -354,7 +354,7 @@ def read_examples(path: Path, about: About, trials: Sequence[Evaluation]) -> Exa
         np.add.at(counted, (actual, answers), 1)
         if (counted > trial.confusion).any():
             raise DamagedError(f"{path} has more images of a cell than seed {trial.seed} put there; expected no more")
-    return Examples(
+    return ClassifiedExamples(
         images=found["images"],
         actual=actual,
         index=found["index"].astype(np.int64),

@@ -18,8 +18,8 @@ from pipelines.results.ledger import LedgerRow
 from pipelines.results.words import NONE, figure
 
 README = Path("README.md")
-BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
-HEAD = ("benchmark", "metric", "claim", "ours [95 %]", "verdict", "`make repro`")
+LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
+HEADINGS = ("benchmark", "metric", "claim", "ours [95 %]", "verdict", "`make repro`")
 
 
 def read_evidence(folder: Path) -> tuple[dict[str, LedgerRow], dict[str, LedgerRow]]:
@@ -35,7 +35,7 @@ def read_evidence(folder: Path) -> tuple[dict[str, LedgerRow], dict[str, LedgerR
 
 def ledger(paper: Mapping[str, LedgerRow], short: Mapping[str, LedgerRow]) -> str:
     """Every measured claim as a Markdown table; figures in per cent."""
-    lines = [HEAD, ("---",) * len(HEAD)]
+    lines = [HEADINGS, ("---",) * len(HEADINGS)]
     for name in [*paper, *(name for name in short if name not in paper)]:
         row = paper.get(name) or short[name]
         label = f" ({row['label']})" if row["label"] else ""
@@ -60,7 +60,7 @@ def _short(row: LedgerRow | None) -> str:
 
 def rewritten(text: str, folder: Path) -> str:
     """``text`` with the ledger as the evidence in ``folder`` has it; UserError where it has no place for one."""
-    match = BLOCK.search(text)
+    match = LEDGER_BLOCK.search(text)
     if match is None:
         raise UserError(f"{README} has no place for the ledger; expected <!-- ledger --> and, below it, <!-- end -->")
     return text[: match.end(1)] + ledger(*read_evidence(folder)) + text[match.start(2) :]

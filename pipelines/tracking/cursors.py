@@ -19,16 +19,16 @@ from pipelines.tracking.records import Record
 from pipelines.tracking.spool import Spool, digest
 from pipelines.training import store
 
-VARIABLE = "MLFLOW_TRACKING_URI"
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPECTED = "expected http://HOST:PORT, https://HOST:PORT, or sqlite:/// and the path of a file"
 # Other schemes of MLflow, apart from its plugins'; "" is a plain path.
 SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
-LONGEST_LINE = 240  # characters of a message from a library or a server
+LONGEST_MESSAGE = 240  # characters of a message from a library or a server
 LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/*)?(?P<login>.*)@", re.DOTALL)  # in text that can't be parsed as an address
 
 
 def _named() -> str:
-    return os.environ.get(VARIABLE, "").strip()
+    return os.environ.get(URI_VARIABLE, "").strip()
 
 
 def address(project: Path) -> str:
@@ -44,11 +44,13 @@ def tracking_uri(project: Path) -> str:
     if directory and not _named():
         raise UserError(f"{file} is a directory; expected MLflow's database, which is a file")
     if not _named() and "?" in uri:  # what follows would be taken for options
-        raise UserError(f"MLflow can't keep a database in {project.absolute()}, for the question mark; set {VARIABLE}")
+        raise UserError(
+            f"MLflow can't keep a database in {project.absolute()}, for the question mark; set {URI_VARIABLE}"
+        )
     if not _well_formed(uri):
-        raise UserError(f"{VARIABLE} is {safe(uri)!r}; {EXPECTED}")
+        raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}; {EXPECTED}")
     if directory:  # MLflow would try for minutes to open it
-        raise UserError(f"{VARIABLE} is {safe(uri)!r}, which is a directory; {EXPECTED}")
+        raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}, which is a directory; {EXPECTED}")
     return uri
 
 
@@ -212,4 +214,4 @@ def clean(message: str, uri: str) -> str:
     line = lines[0].replace(uri, safe(uri))
     for secret in _secrets(uri):
         line = line.replace(secret, "***")
-    return limits.name(line, LONGEST_LINE)
+    return limits.name(line, LONGEST_MESSAGE)

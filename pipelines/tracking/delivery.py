@@ -20,7 +20,7 @@ from typing import Any
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.cursors import Cursor, alone, arrived, is_remote, sqlite_file
 from pipelines.tracking.probe import AwayError, Bounded, RefusedError, answers, probe, reach_local
-from pipelines.tracking.records import IDENTITY, Part, Point, Record
+from pipelines.tracking.records import IDENTITY_TAG, Part, Point, Record
 from pipelines.tracking.spool import Spool
 from pipelines.training.store import DamagedError
 
@@ -30,7 +30,7 @@ DESCRIPTION = (
     "matrices, its learning curves and the figures of each class.\n\nThe step of a metric counts "
     f"{records.STEP}; `train/epoch` counts epochs."
 )
-BATCH = 900  # metrics a call; MLflow takes 1000 metrics, params and tags together
+SEND_AT_ONCE = 900  # metrics a call; MLflow takes 1000 metrics, params and tags together
 ENVIRONMENT = {  # a user's own settings stand
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
@@ -141,8 +141,8 @@ class Sender:
         while True:
             page = self.client.search_runs([experiment], "", ViewType.ALL, max_results=500, page_token=token)
             for run in page:
-                if IDENTITY in run.data.tags:
-                    there.setdefault(run.data.tags[IDENTITY], run.info)
+                if IDENTITY_TAG in run.data.tags:
+                    there.setdefault(run.data.tags[IDENTITY_TAG], run.info)
             token = page.token
             if not token:
                 break
@@ -218,7 +218,7 @@ class Sender:
     def _create(self, cursor: Cursor, record: Record) -> str:
         given = {**record.tags, "mlflow.user": user()}
         tags = {key: limits.value(value, limits.TAG) for key, value in given.items()}
-        tags[IDENTITY] = record.identity
+        tags[IDENTITY_TAG] = record.identity
         if record.parent is not None and record.parent in cursor.runs:
             tags["mlflow.parentRunId"] = cursor.runs[record.parent]["run_id"]
         experiment = self.experiments[record.experiment]
@@ -245,7 +245,7 @@ class Sender:
             params |= {limits.key(key): value for key, value in part.params.items()}
             tags |= {limits.key(key): value for key, value in part.tags.items()}
         metrics = [Metric(limits.key(p.key), p.value, milliseconds(p.time), p.step) for p in points]
-        first, rest = metrics[: BATCH - 200], metrics[BATCH - 200 :]
+        first, rest = metrics[: SEND_AT_ONCE - 200], metrics[SEND_AT_ONCE - 200 :]
         settings = [
             Param(key, limits.value(value, limits.PARAM)) for key, value in params.items() if key not in held.params
         ]
@@ -253,8 +253,8 @@ class Sender:
         self.client.log_batch(run_id, first, settings[:100], labels)
         for start in range(100, len(settings), 100):
             self.client.log_batch(run_id, params=settings[start : start + 100])
-        for start in range(0, len(rest), BATCH):
-            self.client.log_batch(run_id, rest[start : start + BATCH])
+        for start in range(0, len(rest), SEND_AT_ONCE):
+            self.client.log_batch(run_id, rest[start : start + SEND_AT_ONCE])
 
     def _log_files(self, run_id: str, files: Mapping[str, bytes], held: Held) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -32,12 +32,12 @@ from pipelines.tracking.cursors import Cursor, address, clean, pending, place, s
 from pipelines.tracking.delivery import Sender
 from pipelines.tracking.probe import AwayError, LoginError, be_patient
 from pipelines.tracking.spool import Spool
+from pipelines.training.fingerprint import ROOT
 
 DEADLINE_S = 30.0  # for a server that answers, but slowly; one that does not answer is given up in less than 5
 INTERVAL_S = 30.0
-LONGEST_LINE = 400  # characters, of a problem with a file
+LONGEST_PROBLEM = 400  # characters, of a problem with a file
 FINISH = "finish\n"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +208,7 @@ def _result(spool: Spool, sent: Collection[str] = (), **outcome: Any) -> SyncRes
         sent=len(set(sent) - set(waiting)),
         trials_waiting=kinds.count("trial"),
         benchmarks_waiting=kinds.count("benchmark"),
-        problems=tuple(limits.name(line, LONGEST_LINE) for line in problems),
+        problems=tuple(limits.name(line, LONGEST_PROBLEM) for line in problems),
         **outcome,
     )
 

@@ -7,7 +7,7 @@ import posixpath
 import re
 from urllib.parse import quote
 
-NAME, KEY, PARAM, TAG, EXPERIMENT = 250, 250, 6000, 8000, 500  # characters; of a run's name by its column
+RUN_NAME, KEY, PARAM, TAG, EXPERIMENT = 250, 250, 6000, 8000, 500  # characters; of a run's name by its column
 FILE_NAME = 200  # bytes; file systems take 255
 UNSENDABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # databases refuse some of these, pages all
 UNSENDABLE_KEY = re.compile(r"[^\w.\- :/]|[\ud800-\udfff]")
@@ -26,7 +26,7 @@ def value(text: str, limit: int) -> str:
     return text[: limit - len(length)] + length
 
 
-def name(text: str, limit: int = NAME) -> str:
+def name(text: str, limit: int = RUN_NAME) -> str:
     """The same on one line, and never empty."""
     return value(" ".join(text.split("\n")).replace("\t", " ").strip() or "(no name)", limit)
 

@@ -19,14 +19,14 @@ from pipelines.training.store import DamagedError
 # importing MLflow take.
 ANSWER_S = 2.5
 PATIENT_S = 30.0  # for the commands that do nothing but talk to a server
-VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # a user's own wish, which MLflow follows too
+TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # a user's own wish, which MLflow follows too
 BYTES_A_SECOND = 100_000  # more time for an upload through a slow line
 ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # only MLflow answers it; /health proves less
 LONGEST_ANSWER = 10_000_000  # bytes of that; one experiment and its tags
 LOCAL = ("localhost", "127.0.0.1", "::1")
-LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+SET_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 LATER = (408, 429)  # statuses below 500 that mean: try again
-T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 
 class AwayError(Exception):
@@ -44,24 +44,24 @@ class LoginError(RefusedError):
 def patience() -> float:
     """Seconds for one answer; more where a user gives MLflow more."""
     try:
-        return float(os.environ.get(VARIABLE, ANSWER_S))
+        return float(os.environ.get(TIMEOUT_VARIABLE, ANSWER_S))
     except ValueError:
         return ANSWER_S
 
 
 def be_patient() -> None:
     """Have this process and its children wait longer for each answer: a person waits for it, and no stage."""
-    os.environ.setdefault(VARIABLE, f"{PATIENT_S:g}")
+    os.environ.setdefault(TIMEOUT_VARIABLE, f"{PATIENT_S:g}")
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
+def within(seconds: float, call: Callable[[], Answer]) -> Answer:
     """
     Return or raise the outcome of **call**, or AwayError after **seconds**.
 
     A timeout of requests counts from byte to byte and leaves out the look-up of the name. A hanging thread is left
     behind; it ends with the process.
     """
-    future: Future[T] = Future()
+    future: Future[Answer] = Future()
 
     def work() -> None:
         try:
@@ -172,7 +172,7 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
     if status in (401, 403):
         body = re.search(r"Response body: '([^'<]{1,80})'", str(error))
         words = f"{status}, {body[1]}" if body and status == 403 else str(status)
-        return LoginError(clean(f"{'wants a login' if status == 401 else 'denies access'} ({words}; {LOGIN})", uri))
+        return LoginError(clean(f"{'wants a login' if status == 401 else 'denies access'} ({words}; {SET_LOGIN})", uri))
     if status is not None and status < 500 and status not in LATER:
         return RefusedError(clean(str(error), uri))
     wrong = None if is_remote(uri) else database.reason(error)

@@ -15,14 +15,14 @@ from pipelines.results import explorer, reader
 from pipelines.results.figures import FIGURES
 from pipelines.results.ledger import as_error
 from pipelines.results.page.html import render
-from pipelines.results.reader import Evaluation, Json, Outcome
+from pipelines.results.reader import Json, Outcome, TrialEvaluation
 from pipelines.results.words import centre, commit, ends, mean_or_each, seeds
 from pipelines.tracking import limits, spool
-from pipelines.tracking.spool import Benchmark, Spool, Trial, digest, modified
+from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, digest, modified
 from pipelines.training.store import MissingError
 
 FORMAT = 3  # raise it when a drawing or a text changes: every part is then sent again, over the old one
-IDENTITY = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
+IDENTITY_TAG = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = {
     "epoch": "train/epoch",
@@ -88,7 +88,7 @@ def gather(where: Spool) -> tuple[list[Record], list[str]]:
     return records(benchmarks), list(dict.fromkeys(problems))  # one file may be behind several runs
 
 
-def records(benchmarks: Iterable[Benchmark]) -> list[Record]:
+def records(benchmarks: Iterable[SpooledBenchmark]) -> list[Record]:
     """The runs of the benchmarks."""
     return [
         record
@@ -102,7 +102,7 @@ def step(epochs: float) -> int:
     return round(STEPS_AN_EPOCH * epochs)
 
 
-def trial_record(trial: Trial, benchmark: Benchmark) -> Record:
+def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
     """The child run of one trial, restarts included."""
     parts = [_trial_head(trial), *([_trial_curve(trial)] if trial.curve else [])]
     if trial.result is not None:
@@ -131,7 +131,7 @@ def _identity(kind: str, what: str) -> str:
     return limits.name(f"{kind}:{what}", limits.TAG)
 
 
-def _trial_head(trial: Trial) -> Part:
+def _trial_head(trial: SpooledTrial) -> Part:
     params = {"benchmark": trial.benchmark, "budget": trial.budget, "seed": str(trial.seed), **flatten(trial.config)}
     tags = {"trial_key": trial.key, "dataset_digest": trial.dataset_digest, "step": STEP}
     if trial.progress is not None:
@@ -139,7 +139,7 @@ def _trial_head(trial: Trial) -> Part:
     return Part(name="head", mark=digest(FORMAT, params, tags), params=params, tags=tags)
 
 
-def _trial_curve(trial: Trial) -> Part:
+def _trial_curve(trial: SpooledTrial) -> Part:
     points = [
         Point(name, float(line[key]), step(line["epoch"]), float(line["time"]))
         for line in trial.curve
@@ -149,7 +149,7 @@ def _trial_curve(trial: Trial) -> Part:
     return Part(name="curve", mark=str(max(line["epoch"] for line in trial.curve)), points=points)
 
 
-def _trial_result(trial: Trial, result: Json) -> Part:
+def _trial_result(trial: SpooledTrial, result: Json) -> Part:
     """Provenance as tags, cost as metrics."""
     tags = {key: text(result[key]) for key in PROVENANCE if result.get(key) is not None}
     tags["checkpoint"] = str(trial.folder / "weights.pt")
@@ -164,7 +164,7 @@ def _trial_result(trial: Trial, result: Json) -> Part:
     return Part(name="result", mark=digest(FORMAT, result, tags), tags=tags, points=points)
 
 
-def _trial_evaluation(trial: Trial, benchmark: Benchmark, evaluation: Evaluation) -> Part:
+def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluation: TrialEvaluation) -> Part:
     facts = {"test error": f"{evaluation.error:.2f} %"}
     if evaluation.claimed_on is not None:
         facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
@@ -178,13 +178,13 @@ def _trial_evaluation(trial: Trial, benchmark: Benchmark, evaluation: Evaluation
     )
 
 
-def _shown(trial: Trial) -> str:
+def _shown(trial: SpooledTrial) -> str:
     """A digest of all that is shown of an evaluated trial."""
     found = trial.evaluation
     return digest(trial.seed, trial.curve, found and [found.metrics, found.confusion.tolist(), vars(found.about)])
 
 
-def benchmark_record(benchmark: Benchmark) -> Record:
+def benchmark_record(benchmark: SpooledBenchmark) -> Record:
     """The parent run of a benchmark at one budget."""
     params = {"benchmark": benchmark.name, "budget": benchmark.budget, "dataset": benchmark.dataset}
     parts = [Part(name="head", mark=digest(FORMAT, params), params=params)]
@@ -206,7 +206,7 @@ def benchmark_record(benchmark: Benchmark) -> Record:
     )
 
 
-def _benchmark_evaluation(benchmark: Benchmark) -> Part:
+def _benchmark_evaluation(benchmark: SpooledBenchmark) -> Part:
     """All seeds together: figures, tables, and an explorer in which each seed can be chosen."""
     shown = [_shown(trial) for trial in benchmark.evaluated]
     facts = _row_facts(benchmark.row) if benchmark.row else {}
@@ -218,7 +218,9 @@ def _benchmark_evaluation(benchmark: Benchmark) -> Part:
     )
 
 
-def _files(title: str, facts: Mapping[str, str], benchmark: Benchmark, trials: Sequence[Trial]) -> dict[str, bytes]:
+def _files(
+    title: str, facts: Mapping[str, str], benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]
+) -> dict[str, bytes]:
     """The explorer, the figures and the table of the classes, over **trials**."""
     outcome = _outcome(benchmark, trials)
     errors = mean_or_each([trial.error for trial in outcome.trials])
@@ -235,7 +237,7 @@ def _files(title: str, facts: Mapping[str, str], benchmark: Benchmark, trials: S
     }
 
 
-def _outcome(benchmark: Benchmark, trials: Sequence[Trial]) -> Outcome:
+def _outcome(benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]) -> Outcome:
     """The evaluated **trials** of a benchmark, with the test images behind them where these were kept."""
     about = next(trial.evaluation.about for trial in trials if trial.evaluation)
     finished = tuple(
@@ -260,7 +262,7 @@ def _classes(outcome: Outcome) -> bytes:
     return file.getvalue().encode(errors="backslashreplace")
 
 
-def _claimed(benchmark: Benchmark) -> float | None:
+def _claimed(benchmark: SpooledBenchmark) -> float | None:
     """The error in % that the source reports, where the ledger has it."""
     return as_error(benchmark.row["metric"], benchmark.row["claim"]["value"]) if benchmark.row else None
 

@@ -28,9 +28,9 @@ from pipelines.results.reader import (
     SEED,
     TEXT,
     WHOLE,
-    Evaluation,
     Json,
     Kind,
+    TrialEvaluation,
     check,
     items,
 )
@@ -38,7 +38,7 @@ from pipelines.training import store
 from pipelines.training.store import MissingError
 
 SILENT_S = 900.0  # a trial writes its progress every second; one that is silent for so long counts as ended
-T = TypeVar("T")
+Found = TypeVar("Found")
 
 IDENTITY = {**dict.fromkeys(("key", "benchmark", "budget"), TEXT), "seed": WHOLE, "config": OBJECT}
 DATASET = dict.fromkeys(("name", "digest"), TEXT)
@@ -47,14 +47,14 @@ SUMMARY = {
     for prefix in ("test_", "claimed_on_")
     for key in ("error", "accuracy", "error_ci95_low", "error_ci95_high")
 }
-FIGURES = {
+OVER_SEEDS = {
     "mean": NUMBER.optional,
     "ci95": Kind(items(is_number, 2, 2), "two numbers").optional,
     "per_seed": Kind(lambda value: isinstance(value, dict) and all(map(is_number, value.values())), "numbers by seed"),
 }
 ROW = {
     **dict.fromkeys(("dataset", "budget", "metric", "verdict"), TEXT),
-    **{"claim": OBJECT, **FIGURES, "n": WHOLE, "margin": NUMBER.optional, "test_set": OBJECT.optional},
+    **{"claim": OBJECT, **OVER_SEEDS, "n": WHOLE, "margin": NUMBER.optional, "test_set": OBJECT.optional},
     **dict.fromkeys(("at_chance", "deviations"), LIST.optional),
 }
 
@@ -82,7 +82,7 @@ class Spool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class SpooledTrial:
     """One benchmark trained once from one seed, finished or under way."""
 
     folder: Path
@@ -96,7 +96,7 @@ class Trial:
     curve: list[Json]
     progress: Json | None
     result: Json | None
-    evaluation: Evaluation | None
+    evaluation: TrialEvaluation | None
 
     @property
     def status(self) -> str:
@@ -130,20 +130,20 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class SpooledBenchmark:
     """A benchmark at one budget: its trials, their evaluations and its row of the ledger."""
 
     name: str
     budget: str
     dataset: str
-    trials: tuple[Trial, ...]
+    trials: tuple[SpooledTrial, ...]
     folder: Path | None  # evaluations/<benchmark>; None where none of its trials is evaluated
     summary: Json = field(default_factory=dict)
     ledger: Path
     row: Json | None = None
 
     @property
-    def evaluated(self) -> tuple[Trial, ...]:
+    def evaluated(self) -> tuple[SpooledTrial, ...]:
         """Its trials that have an evaluation, by seed: those of the configuration as it is now."""
         return tuple(trial for trial in self.trials if trial.evaluation is not None)
 
@@ -180,7 +180,7 @@ class Benchmark:
         return max([*(trial.ended or 0.0 for trial in self.trials), self.summary_time, self.row_time])
 
 
-def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
+def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     """Everything to track, benchmarks in the order of their first trial; and a line for each file that can't be."""
     problems: list[str] = []
     trials = _trials(spool, _evaluations(spool, problems), problems)
@@ -194,7 +194,7 @@ def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
         mine = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
         folder = next((trial.evaluation.folder.parents[1] for trial in mine if trial.evaluation), None)
         benchmarks.append(
-            Benchmark(
+            SpooledBenchmark(
                 name=name,
                 budget=budget,
                 dataset=dataset,
@@ -208,9 +208,9 @@ def read(spool: Spool) -> tuple[list[Benchmark], list[str]]:
     return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
 
 
-def _trials(spool: Spool, evaluations: Mapping[str, Evaluation], problems: list[str]) -> list[Trial]:
+def _trials(spool: Spool, evaluations: Mapping[str, TrialEvaluation], problems: list[str]) -> list[SpooledTrial]:
     """Each trial once: as the store has it, else as a stage collected it (and ``dvc pull`` may bring it)."""
-    trials: dict[str, Trial] = {}
+    trials: dict[str, SpooledTrial] = {}
     collected = [path for path in spool.runs.glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)]
     for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
         identity = _try(problems, _load, path, IDENTITY)
@@ -220,14 +220,14 @@ def _trials(spool: Spool, evaluations: Mapping[str, Evaluation], problems: list[
     return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
 
 
-def _trial(path: Path, identity: Json, evaluations: Mapping[str, Evaluation], problems: list[str]) -> Trial:
+def _trial(path: Path, identity: Json, evaluations: Mapping[str, TrialEvaluation], problems: list[str]) -> SpooledTrial:
     data = identity.get("dataset") or {
         "digest": identity.get("dataset_digest"),
         "name": identity["config"].get("dataset"),
     }
     check(path, data, DATASET, "dataset.")
     folder = path.parent
-    return Trial(
+    return SpooledTrial(
         folder=folder,
         **{key: identity[key] for key in IDENTITY},
         dataset=data["name"],
@@ -239,9 +239,9 @@ def _trial(path: Path, identity: Json, evaluations: Mapping[str, Evaluation], pr
     )
 
 
-def _evaluations(spool: Spool, problems: list[str]) -> dict[str, Evaluation]:
+def _evaluations(spool: Spool, problems: list[str]) -> dict[str, TrialEvaluation]:
     """Every evaluation, by the key of its trial."""
-    found: dict[str, Evaluation] = {}
+    found: dict[str, TrialEvaluation] = {}
     for path in sorted(spool.evaluations.glob("*/trials/seed-*/metrics.json")):
         if SEED.fullmatch(path.parent.name):
             evaluation = _try(problems, _evaluation, path.parent)
@@ -249,7 +249,7 @@ def _evaluations(spool: Spool, problems: list[str]) -> dict[str, Evaluation]:
     return found
 
 
-def _evaluation(folder: Path) -> Evaluation:
+def _evaluation(folder: Path) -> TrialEvaluation:
     return reader.read_evaluation(folder, reader.read_about(folder.parents[1] / "classes.json"))
 
 
@@ -270,7 +270,7 @@ def _row(where: str, row: Json) -> Json | None:
     check(where, row, ROW)
     check(where, row["claim"], {"value": NUMBER}, "claim.")
     if row.get("test_set"):
-        check(where, row["test_set"], FIGURES, "test_set.")
+        check(where, row["test_set"], OVER_SEEDS, "test_set.")
         row["test_set"] = _whole(TestSet, row["test_set"])
     return _whole(LedgerRow, {**row, "claim": _whole(ClaimRow, row["claim"])})
 
@@ -287,7 +287,7 @@ def _load(path: Path, kinds: Mapping[str, Kind]) -> Json:
     return found
 
 
-def _try(problems: list[str], read: Callable[..., T], *arguments: Any) -> T | None:
+def _try(problems: list[str], read: Callable[..., Found], *arguments: Any) -> Found | None:
     """What **read** returns; None where a file is missing, or damaged, which is a line in **problems**."""
     try:
         return read(*arguments)

@@ -14,9 +14,10 @@ from pipelines.training.optimisers import build_optimiser
 from pipelines.training.spec import Spec
 
 WARM_UP = 2  # steps before a measurement begins
+MEASURE_S = 1.0  # of the steps after those
 
 
-def measure(spec: Spec, seconds: float) -> float:
+def measure(spec: Spec, seconds: float = MEASURE_S) -> float:
     """Images a second, over about ``seconds``; leaves nothing behind but the fitted preprocessing.
 
     Of an ensemble the first member is measured, whose examples need no search.

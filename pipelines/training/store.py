@@ -31,7 +31,7 @@ from pipelines.command.folders import require_folder
 
 TEMPORARY = "writing"  # in the name of a file that is not whole yet
 SEAL = b"\nsha256 "  # comes before the digest at the end of a sealed file
-DIGITS = 64  # of a sha256
+SHA256_DIGITS = 64
 
 
 class DamagedError(UserError):
@@ -229,7 +229,7 @@ def check_seal(path: Path) -> None:
 def reading_sealed(path: Path) -> Iterator[BufferedReader]:
     """A file that ends in the digest of what comes before, open at its beginning; DamagedError for any other."""
     with reading(path) as file:
-        left = os.fstat(file.fileno()).st_size - len(SEAL) - DIGITS
+        left = os.fstat(file.fileno()).st_size - len(SEAL) - SHA256_DIGITS
         seen = hashlib.sha256()
         while left > 0 and (part := file.read(min(left, 2**20))):
             seen.update(part)

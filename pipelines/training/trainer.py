@@ -25,11 +25,10 @@ from pipelines.data.batches import Batches, Chunks
 from pipelines.training import core, fingerprint, provenance, store, tensors
 from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Watch, Worker
 from pipelines.training.classifier import Classifier
-from pipelines.training.inputs import Inputs
+from pipelines.training.inputs import LOADED, Inputs
 from pipelines.training.spec import Spec
 
 NO_SPACE = 2**20  # bytes free at which a failed write counts as a full disk
-LOADED = fingerprint.read()  # the code that this process runs, whatever becomes of the files
 
 
 def run(spec: Spec, worker: Worker | None = None, watch: Watch = lambda progress: None) -> store.TrialFiles:

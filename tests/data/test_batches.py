@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.config.recipes import Subset
 from pipelines.data import subsets, transforms
-from pipelines.data.batches import CHUNK_VALUES, Batches, Chunks, stream
+from pipelines.data.batches import VALUES_AT_ONCE, Batches, Chunks, stream
 from pipelines.training import spec, trainer
 from pipelines.training.checkpoint import Worker
 from pipelines.training.inputs import Inputs
@@ -152,7 +152,7 @@ def test_the_state_counts_a_batch_as_done_once_it_is_handed_out() -> None:
 
 @pytest.mark.parametrize("seen", [0, 2, 6])
 def test_chunks_are_the_same_minibatches_and_know_their_numbers(monkeypatch: pytest.MonkeyPatch, seen: int) -> None:
-    monkeypatch.setattr("pipelines.data.batches.CHUNK_VALUES", 2 * 8 * IMAGES[0].size)  # two minibatches
+    monkeypatch.setattr("pipelines.data.batches.VALUES_AT_ONCE", 2 * 8 * IMAGES[0].size)  # two minibatches
     expected, loader = list(batches(AUGMENT)), batches(AUGMENT)
     loader.load_state_dict({"epoch": 0, "done": seen})
     found = []
@@ -168,7 +168,7 @@ def test_chunks_are_the_same_minibatches_and_know_their_numbers(monkeypatch: pyt
 
 
 def test_a_chunk_of_large_minibatches_is_one() -> None:
-    assert Chunks(batches(batch=1 + CHUNK_VALUES // IMAGES[0].size)).size == 1
+    assert Chunks(batches(batch=1 + VALUES_AT_ONCE // IMAGES[0].size)).size == 1
 
 
 # --- several workers ---------------------------------------------------------------------------------------------

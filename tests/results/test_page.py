@@ -25,7 +25,7 @@ from pipelines.results import examples, explorer, words
 from pipelines.results.ledger import LedgerRow, as_error, gather, make_ledger
 from pipelines.results.page import images, plots, report, table3
 from pipelines.results.page.html import TEMPLATES
-from pipelines.results.reader import ClassFigures, Examples, Outcome
+from pipelines.results.reader import ClassFigures, ClassifiedExamples, Outcome
 from pipelines.results.verdicts import Verdict
 from tests import projects
 from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params
@@ -204,9 +204,9 @@ def test_tiles_show_the_images_of_their_cell(html: str, inputs: Inputs, name: st
         assert np.abs(got - want).mean() <= tolerance  # JPEG of noise, the worst case, for colour
 
 
-def noise(count: int, side: int = 32, channels: int = 3, cells: int = 1, seeds: int = 1) -> Examples:
+def noise(count: int, side: int = 32, channels: int = 3, cells: int = 1, seeds: int = 1) -> ClassifiedExamples:
     random = np.random.default_rng(0)
-    return Examples(
+    return ClassifiedExamples(
         images=random.integers(0, 256, (count, channels, side, side), dtype=np.uint8),
         actual=np.arange(count) % cells,
         predicted=np.zeros((seeds, count), dtype=np.int64),
@@ -411,7 +411,7 @@ def test_a_linear_axis_has_round_ticks_and_survives_a_single_value() -> None:
     assert plots.linear_axis([0.0, 0.0]).place(0.0) == pytest.approx(plots.EDGE)
 
 
-def examples_of(outcome: Outcome) -> Examples:
+def examples_of(outcome: Outcome) -> ClassifiedExamples:
     assert outcome.examples is not None
     return outcome.examples
 

@@ -927,14 +927,14 @@ def test_only_what_ran_is_sent(local: Path) -> None:
     assert list(runs_of(client, "benchmark")) == ["lenet5-mnist (laptop)"]
     ((name, addresses),) = dashboard.addresses("http://x", client)
     assert name == "mnist" and [title for title, _ in addresses] == [
-        *(dashboard.CONFUSION, dashboard.CURVES, dashboard.LEDGER),
+        *(dashboard.CONFUSION, dashboard.CURVES, dashboard.LEDGER_TABLE),
         "explorer of lenet5-mnist (laptop)",
     ]
     # Its trial trains: there is a curve and a run to see, and no confusion matrix.
     project.trial("allcnn-c-cifar10", "cifar10", 0, epochs=9, done=2)
     deliver(project.spool)
     _, (name, addresses) = dashboard.addresses("http://x", client)
-    seen = [dashboard.CURVES, dashboard.LEDGER]
+    seen = [dashboard.CURVES, dashboard.LEDGER_TABLE]
     assert name == "cifar10" and [title for title, _ in addresses] == seen
 
 

@@ -238,7 +238,7 @@ def test_a_resumed_trial_ends_at_the_same_weights_and_moves_one_member_at_a_time
             if self.loader.epoch + self.loader.done / len(self.loader) >= stop_at:
                 raise Killed
 
-        patched.setattr("pipelines.data.batches.CHUNK_VALUES", 1)  # a minibatch each
+        patched.setattr("pipelines.data.batches.VALUES_AT_ONCE", 1)  # a minibatch each
         patched.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, batch: True)
         patched.setattr(checkpoint.CheckpointCallback, "_save", save_and_die)
         with pytest.raises(Killed):

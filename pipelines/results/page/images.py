@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipelines.results import examples
-from pipelines.results.reader import Array, Examples
+from pipelines.results.reader import Array, ClassifiedExamples
 
 COLUMNS = 40  # tiles a row of a sheet
 JPEG_QUALITY = 88
@@ -41,7 +41,7 @@ class Sheet:
     actual: Sequence[int]  # the class that each tile shows
 
 
-def sheets(kept: Mapping[str, Iterable[Examples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
+def sheets(kept: Mapping[str, Iterable[ClassifiedExamples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
     """One sheet a data set, and how many images a cell they hold: A_CELL, or as many as ``budget`` bytes allow."""
     listed = {dataset: list(found) for dataset, found in kept.items()}
     a_cell = examples.A_CELL
@@ -53,13 +53,13 @@ def sheets(kept: Mapping[str, Iterable[Examples]], budget: int = SHEET_BYTES) ->
         a_cell = max(1, min(a_cell - 1, a_cell * budget // size))
 
 
-def shown(kept: Examples, a_cell: int) -> Examples:
+def shown(kept: ClassifiedExamples, a_cell: int) -> ClassifiedExamples:
     """The examples on the page: ``a_cell`` images of each cell of each seed's matrix, or all that were kept."""
     classes = 1 + int(max(kept.actual.max(initial=0), kept.predicted.max(initial=0)))
     return kept.part(examples.behind(kept.actual * classes + kept.predicted, a_cell))
 
 
-def _sheet(found: Sequence[Examples]) -> Sheet:
+def _sheet(found: Sequence[ClassifiedExamples]) -> Sheet:
     tiles: dict[int, tuple[Array, int]] = {}
     for one in found:
         for index, image, actual in zip(one.index.tolist(), one.images, one.actual.tolist(), strict=True):
@@ -108,7 +108,7 @@ def address(pixels: Array, *, exact: bool = False) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class PageImage:
     """An image and its size in its own pixels."""
 
     source: str
@@ -116,7 +116,7 @@ class Picture:
     height: int
 
 
-def filter_sheet(filters: Array) -> Picture:
+def filter_sheet(filters: Array) -> PageImage:
     """First-layer filters (O, I, kH, kW) on a transparent grid with a pixel between them.
 
     Three input channels are shown in colour, each filter on its own scale; otherwise the mean over the inputs is
@@ -129,13 +129,13 @@ def filter_sheet(filters: Array) -> Picture:
     canvas[:, :height, :width, :3] = tiles
     canvas[:, :height, :width, 3] = 255
     sheet = _grid(canvas, columns=8 if count <= 32 else 16)[:-1, :-1]
-    return Picture(source=address(np.ascontiguousarray(sheet)), width=sheet.shape[1], height=sheet.shape[0])
+    return PageImage(source=address(np.ascontiguousarray(sheet)), width=sheet.shape[1], height=sheet.shape[0])
 
 
-def template_pictures(templates: Array) -> list[Picture]:
+def template_pictures(templates: Array) -> list[PageImage]:
     """Each class's weights (C, channels, H, W) as an image: in colour, or blue to red on one scale for all."""
     tiles = _in_colour(templates, percentile=99.5) if templates.shape[1] == 3 else _diverging(templates.mean(axis=1))
-    return [Picture(source=address(tile, exact=True), width=tile.shape[1], height=tile.shape[0]) for tile in tiles]
+    return [PageImage(source=address(tile, exact=True), width=tile.shape[1], height=tile.shape[0]) for tile in tiles]
 
 
 def _in_colour(weights: Array, *, percentile: float) -> Array:
