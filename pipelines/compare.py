@@ -1,8 +1,8 @@
 """Stage compare: every benchmark's claim and our figure, as a ledger for programs, for readers and for a browser.
 
-``python -m pipelines.compare`` reads params.yaml and what ``train`` and ``evaluate`` left of the active suite, and
-writes report/ledger.json, report/ledger.md and report/index.html. Benchmarks outside the suite stay in the ledger as
-untested.
+``python -m pipelines.compare`` reads params.yaml, suite.yaml, models/*.yaml and what ``train`` and ``evaluate`` left of
+the active suite, and writes report/ledger.json, report/ledger.md and report/index.html. Benchmarks outside the suite
+stay in the ledger as untested.
 """
 
 from __future__ import annotations

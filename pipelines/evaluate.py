@@ -152,7 +152,7 @@ def _trained(inputs: Inputs, one: spec.Spec) -> nn.Module:
     except store.DamagedError as error:
         raise UserError(f"{error}; {again}") from None
     if key != one.key:
-        raise UserError(f"{files.folder} holds another trial than params.yaml describes; {again}")
+        raise UserError(f"{files.folder} holds another trial than {inputs.benchmark.where} describes; {again}")
     return inputs.load(files.weights)
 
 

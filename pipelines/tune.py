@@ -206,7 +206,7 @@ def main() -> None:
     path = CHOICES / f"{benchmark.name}.json"
     store.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     chosen, have = _named(record["chosen"]), _named(in_use(benchmark, choice))
-    print(f"chosen: {chosen} (params.yaml has {have}); kept in {path.as_posix()}")
+    print(f"chosen: {chosen} ({benchmark.where} has {have}); kept in {path.as_posix()}")
 
 
 if __name__ == "__main__":

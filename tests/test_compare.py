@@ -140,13 +140,12 @@ def test_figures_of_another_recipe_are_refused(project: Path) -> None:
     rows = project / "models/lenet.yaml"
     text = rows.read_text()
     rows.write_text(text.replace("lr: 0.02", "lr: 0.03", 1))
-    line = "result.json: config.recipe.optimiser.lr is 0.02, and 0.03 by params.yaml; expected a trial of what stands"
+    row = "models/lenet.yaml: lenet5-mnist"
+    line = f"result.json: config.recipe.optimiser.lr is 0.02, and 0.03 by {row}; expected a trial of what stands"
     with pytest.raises(UserError, match=re.escape(line)):
         report()
     rows.write_text(text.replace("views: single", "views: ten_crop\n    crop: 24", 1))
-    line = (
-        "classes.json: protocol is 'single view', and 10-crop averaged in params.yaml; expected the same: run dvc repro"
-    )
+    line = f"classes.json: protocol is 'single view', and 10-crop averaged in {row}; expected the same: run dvc repro"
     with pytest.raises(UserError, match=re.escape(line)):
         report()
 
@@ -423,7 +422,11 @@ def test_no_seed_counts_twice(project: Path) -> None:
         ("evaluations/lenet5-mnist/classes.json", {"test": 10**400}, "expected the number of test images"),
         ("evaluations/lenet5-mnist/classes.json", {"test": 0}, "test is 0; expected the number of test images"),
         ("evaluations/lenet5-mnist/classes.json", {"shape": [1, None, 28]}, "expected channels, height and width"),
-        ("evaluations/lenet5-mnist/classes.json", {"dataset": "cifar10"}, "dataset is 'cifar10', and mnist in params"),
+        (
+            "evaluations/lenet5-mnist/classes.json",
+            {"dataset": "cifar10"},
+            "dataset is 'cifar10', and mnist in models/lenet.yaml",
+        ),
         (f"{RUN}/result.json", {"epochs": None}, "epochs is null; expected a number"),
         (f"{RUN}/result.json", {"finished": 1e300}, "finished is 1e+300; expected a number from 0 to 1e+11"),
         (f"{RUN}/result.json", {"images_per_s": "fast"}, "images_per_s is 'fast'; expected a number"),

@@ -518,7 +518,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "another trial": (
         RUN,
         lambda path: shutil.copytree("runs/linear-mnist/seed-5", path, dirs_exist_ok=True),
-        " holds another trial than params.yaml describes; run the stage train",
+        " holds another trial than models/linear.yaml: linear-mnist describes; run the stage train",
     ),
 }
 
@@ -537,7 +537,8 @@ def test_what_is_not_the_trained_network_is_one_line(copied: Path, name: str) ->
 def test_a_trial_of_other_parameters_is_not_evaluated_as_these(copied: Path) -> None:
     edit_params(Path("params.yaml"), linear_mnist={"recipe.optimiser.lr": 0.05})
     with pytest.raises(
-        UserError, match=r"^runs/linear-mnist/seed-3 holds another trial than params\.yaml describes; run the stage"
+        UserError,
+        match=r"^runs/linear-mnist/seed-3 holds another trial than models/linear\.yaml: linear-mnist describes; run",
     ):
         run("linear-mnist")
 

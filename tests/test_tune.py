@@ -55,10 +55,8 @@ def test_the_better_rate_is_chosen_with_the_test_images_closed(project: Path) ->
     assert found[0.1]["mean"] == np.mean(list(found[0.1]["per_seed"].values()))
     assert found[0.1]["per_seed"].keys() == {"0", "1"}
     assert record["config"]["recipe"]["subset"]["hold_out"] == 400
-    assert (
-        "chosen: rate 0.1 batch 64 (params.yaml has rate 1 batch 128); kept in results/choices/linear-mnist.json"
-        in done.stdout
-    )
+    chosen = "chosen: rate 0.1 batch 64 (models/linear.yaml: linear-mnist has rate 1 batch 128)"
+    assert f"{chosen}; kept in results/choices/linear-mnist.json" in done.stdout
 
 
 def test_of_what_the_slice_cannot_tell_apart_the_largest_batch_is_chosen() -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Registry(dict[str, T]):
-    """Entries by their names in params.yaml.
+    """Entries by their names in a recipe.
 
     An entry is a top-level definition in the module of its registry, under the decorator ``entry``: one definition adds
     one thing. A trial's key leaves out the entries that its recipe does not name (``training.fingerprint``).

@@ -206,7 +206,7 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
     about = read_about(folder / "classes.json")
     for key, now in (("protocol", benchmark.evaluation.protocol), ("dataset", benchmark.dataset)):
         if getattr(about, key) != now:
-            line = f"{key} is {wording.show(getattr(about, key))}, and {now} in params.yaml"
+            line = f"{key} is {wording.show(getattr(about, key))}, and {now} in {benchmark.where}"
             raise DamagedError(f"{folder / 'classes.json'}: {line}; expected the same: {AGAIN}")
     config = json.loads(json.dumps(benchmark.resolved(budget)))
     trials = tuple(
@@ -228,7 +228,7 @@ def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, c
     if not curve:
         raise DamagedError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
     result = read_result(trained)
-    _check_config(trained / "result.json", result, config)
+    _check_config(trained / "result.json", result, config, benchmark.where)
     if evaluation.metrics["key"] != result.get("key"):
         line = (
             f"the key is {wording.show(evaluation.metrics['key'])}, that of the run {wording.show(result.get('key'))}"
@@ -249,12 +249,12 @@ def _check_claimed_on(path: Path, metrics: Json, on: ClaimedOn | None) -> None:
         raise DamagedError(f"{path}: claimed_on is {wording.show(images)}; expected {expected}: {AGAIN}")
 
 
-def _check_config(path: Path, result: Json, config: Json) -> None:
+def _check_config(path: Path, result: Json, config: Json, where: str) -> None:
     """DamagedError for another recipe's trial: a claim's deviations are those of the recipe as it is now."""
     differs = difference(result.get("config"), config)
     if differs is not None:
         key, was, now = differs
-        line = f"config{key} is {wording.show(was)}, and {wording.show(now)} by params.yaml"
+        line = f"config{key} is {wording.show(was)}, and {wording.show(now)} by {where}"
         again = f"{AGAIN}, or dvc repro -f train@{path.parent.parent.name} where it finds nothing to do"
         raise DamagedError(f"{path}: {line}; expected a trial of what stands there: {again}")
 

@@ -1,6 +1,6 @@
 """From a recipe's optimiser to torch's.
 
-One entry in ``OPTIMISERS`` adds one. Its keyword arguments are the fields of ``config.params.Optimiser`` that it uses.
+One entry in ``OPTIMISERS`` adds one. Its keyword arguments are the fields of ``config.recipes.Optimiser`` that it uses.
 """
 
 from __future__ import annotations
