@@ -140,7 +140,7 @@ def test_figures_of_another_recipe_are_refused(project: Path) -> None:
     rows = project / "models/lenet.yaml"
     text = rows.read_text()
     rows.write_text(text.replace("lr: 0.02", "lr: 0.03", 1))
-    row = "models/lenet.yaml: lenet5-mnist"
+    row = "models/lenet.yaml: mlp300-mnist"
     line = f"result.json: config.recipe.optimiser.lr is 0.02, and 0.03 by {row}; expected a trial of what stands"
     with pytest.raises(UserError, match=re.escape(line)):
         report()
