@@ -34,6 +34,7 @@ from pipelines.data.rawfiles import RAW_FORMATS
 from pipelines.data.sources import UNPACKED, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
 
 PINS = "data.dvc"
+KEPT_PINS = "data/.data.dvc.kept"  # a copy, while DVC rewrites it
 LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
 PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu has been seen at a quarter of it
@@ -83,6 +84,7 @@ def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], 
     with locked(root, name, say):
         prepare(root / "datasets", name)
         with locked(root, PINS, say):
+            heal_pins(root)
             pins = read_pins(root / PINS, name, form.files)
         _make_parts(folder)
         cache = dvc_cache(root, say)
@@ -258,12 +260,33 @@ def put_into_cache(root: Path, pins: Sequence[Pin], cache: Path, say: Say) -> No
     absent = [pin.path for pin in pins if not _cached(pin, cache).is_file()]
     if not absent:
         return
-    with locked(root, PINS, say):  # each call rewrites data.dvc
+    with locked(root, PINS, say), keeping_pins(root):
         answer = _dvc(root, "add", "--quiet", *absent)
     if answer.returncode:
         say(f"not put into DVC's cache ({_last_line(answer.stderr)}); later: dvc add {' '.join(absent)}")
     else:
         say(f"{_files(len(absent))} put into DVC's cache")
+
+
+@contextmanager
+def keeping_pins(root: Path) -> Iterator[None]:
+    """Bring data.dvc through a ``dvc add``, which empties it before it writes it anew, and may be killed in between."""
+    shutil.copyfile(root / PINS, root / KEPT_PINS)
+    try:
+        yield
+    finally:
+        heal_pins(root)
+
+
+def heal_pins(root: Path) -> None:
+    """Put data.dvc back where a killed DVC left it empty, from the copy that was made before; remove that copy."""
+    kept, path = root / KEPT_PINS, root / PINS
+    if kept.is_file():
+        whole = path.is_file() and path.stat().st_size >= kept.stat().st_size
+        if whole:
+            kept.unlink()
+        else:
+            kept.replace(path)
 
 
 def _from_cache(root: Path, pin: Pin, cache: Path, say: Say) -> bool:

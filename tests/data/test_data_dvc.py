@@ -150,6 +150,26 @@ def test_the_projects_pins_are_written_as_dvc_writes_them(root: Path) -> None:
     assert (root / "data.dvc").read_text() == text
 
 
+def test_pins_that_a_killed_dvc_left_empty_come_back(root: Path, mirror: str) -> None:
+    """DVC empties data.dvc before it writes it anew."""
+    pins = (root / "data.dvc").read_bytes()
+    with pytest.raises(KeyboardInterrupt), fetch.keeping_pins(made(root)):
+        (root / "data.dvc").write_bytes(b"")
+        raise KeyboardInterrupt
+    assert (root / "data.dvc").read_bytes() == pins and not (root / fetch.KEPT_PINS).exists()
+
+    shutil.copy(root / "data.dvc", root / fetch.KEPT_PINS)  # as kill -9 of fetch and DVC leaves them
+    (root / "data.dvc").write_bytes(pins[:20])
+    run(root, sys.executable, "-m", "pipelines.fetch", "mnist", DATA_MIRROR=mirror)
+    assert (root / "data.dvc").read_bytes() == pins and not (root / fetch.KEPT_PINS).exists()
+
+
+def made(root: Path) -> Path:
+    """The checkout with the folder of raw files, which fetch makes first."""
+    (root / "data").mkdir(exist_ok=True)
+    return root
+
+
 def test_the_projects_pins_are_complete() -> None:
     """Sizes follow from the formats: 16 and 8 bytes of IDX header; 1 + 3072 bytes a CIFAR-10 record."""
     path = REPOSITORY / "data.dvc"
