@@ -26,7 +26,7 @@ from pipelines.results.page import report, table3
 from pipelines.results.page.html import render
 from pipelines.results.reader import Outcome
 from pipelines.results.verdicts import Verdict
-from pipelines.results.words import MARK, NONE, figure, plus_minus, stuck
+from pipelines.results.words import MARK, NONE, plus_minus, stuck
 from pipelines.tracking import helper
 from pipelines.training import store
 
@@ -39,12 +39,6 @@ COLOURS = {
     Verdict.UNDER_BUDGET: "magenta",
     Verdict.UNTESTED: "dim",
 }
-
-
-def ours(row: LedgerRow) -> str:
-    """Our figure as a reader's table shows it; a marked one is followed by the test set's."""
-    beside = f"{MARK}; test set {figure(row['test_set'])}" if row["test_set"] else ""
-    return f"{figure(row)}{beside}"
 
 
 def epochs(row: LedgerRow) -> str:
@@ -63,7 +57,6 @@ def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
         ledger=ledger,
         on={name: benchmark.evaluation.claimed_on for name, benchmark in params.benchmarks.items()},
         table3=[Markup(line) for line in table3.markdown(grid)] if grid else [],
-        ours=ours,
         epochs=epochs,
     )
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import compare
 from pipelines.config.params import load_params
-from pipelines.results import reader
+from pipelines.results import reader, words
 from pipelines.results.verdicts import Verdict, claim_margin, judge, shown
 from tests.conftest import ROOT
 
@@ -60,8 +59,8 @@ def test_a_ledger_says_of_each_claim_what_params_says(path: Path) -> None:
         assert said == {key: getattr(benchmark.claim, key) for key in said}, benchmark.name
         assert row["deviations"] == list(benchmark.deviations), benchmark.name
         assert (row["label"], row["remarks"]) == (benchmark.label, benchmark.remarks)
-        for words in (f"Claim: {benchmark.claim.source} (", f"; {benchmark.claim.protocol}\n", *benchmark.deviations):
-            assert words in markdown, benchmark.name
+        for text in (f"Claim: {benchmark.claim.source} (", f"; {benchmark.claim.protocol}\n", *benchmark.deviations):
+            assert text in markdown, benchmark.name
 
 
 def test_a_claim_has_one_certainty() -> None:
@@ -112,7 +111,7 @@ def test_mean_interval_and_margin_are_those_of_the_row(path: Path, row: dict[str
 def test_the_markdown_says_what_the_row_says(path: Path, row: dict[str, Any]) -> None:
     claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}"
     epochs = f"{row['epochs']:g} of {row['paper_epochs']}"
-    cells = (row["metric"], claim, compare.ours(row), str(row["n"]))  # type: ignore[arg-type]
+    cells = (row["metric"], claim, words.ours(row), str(row["n"]))
     assert (
         f" | {' | '.join(cells)} | {epochs} ({row['budget']}) | {row['verdict']} |"
         in path.with_suffix(".md").read_text()

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipelines.command import arguments
 from pipelines.command.errors import UserError, guard
 from pipelines.results.ledger import LedgerRow
-from pipelines.results.words import NONE, figure
+from pipelines.results.words import NONE, figure, ours
 
 README = Path("README.md")
 LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -40,15 +40,9 @@ def ledger(paper: Mapping[str, LedgerRow], short: Mapping[str, LedgerRow]) -> st
         row = paper.get(name) or short[name]
         label = f" ({row['label']})" if row["label"] else ""
         claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}"
-        ours = (_ours(paper[name]), paper[name]["verdict"]) if name in paper else (NONE, "untested")
-        lines.append((name + label, row["metric"], claim, *ours, _short(short.get(name))))
+        measured = (ours(paper[name]), paper[name]["verdict"]) if name in paper else (NONE, "untested")
+        lines.append((name + label, row["metric"], claim, *measured, _short(short.get(name))))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _ours(row: LedgerRow) -> str:
-    """The figure on the claim's own images, and on the whole test set where that is another."""
-    beside = f"†; test set {figure(row['test_set'])}" if row["test_set"] else ""
-    return f"{figure(row)}{beside}"
 
 
 def _short(row: LedgerRow | None) -> str:

@@ -28,6 +28,12 @@ def figure(found: Figures) -> str:
     return centre(found) if found["mean"] is None else f"{centre(found)} ({seeds(len(found['per_seed']))})"
 
 
+def ours(row: Figures) -> str:
+    """The figure of a row of the ledger; a marked one is followed by the whole test set's."""
+    beside = f"{MARK}; test set {figure(row['test_set'])}" if row["test_set"] else ""
+    return f"{figure(row)}{beside}"
+
+
 def plus_minus(found: Figures) -> str:
     """Mean and half the interval, ``4.71 ± 0.43``; both ends where one is cut at 0 or 100, so not symmetric."""
     if not found["ci95"]:

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pipelines.command.errors import UserError
+from pipelines.command.errors import UserError, reason
 from pipelines.config.benchmarks import Benchmark
 from pipelines.data import subsets
 from pipelines.data.datasets import Dataset
-from pipelines.training import boosting, sdlm
+from pipelines.training import boosting, network, sdlm
 from pipelines.training.inputs import Inputs
 from pipelines.training.losses import build_loss
 from pipelines.training.optimisers import build_optimiser
@@ -94,8 +94,9 @@ def _check_outputs(inputs: Inputs, model: nn.Module) -> None:
         with torch.inference_mode():
             outputs = model(torch.zeros(1, *shape))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{where}: {name} does not take images of {shape}: {reason}") from None
+        raise UserError(
+            f"{where}: {name} does not take images of {shape}: {reason(error, network.LONGEST_REASON)}"
+        ) from None
     if tuple(outputs.shape) != expected:
         raise UserError(f"{where}: {name} gives {tuple(outputs.shape)}; expected {expected}")
 

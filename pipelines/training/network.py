@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from pipelines.command.errors import UserError
+from pipelines.command.errors import UserError, reason
 from pipelines.config import schema, wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.training import tensors
+
+LONGEST_REASON = 300  # characters of an error of torch's
 
 
 def build(benchmark: Benchmark, classes: int, shape: tuple[int, ...]) -> nn.Module:
@@ -25,9 +27,9 @@ def build(benchmark: Benchmark, classes: int, shape: tuple[int, ...]) -> nn.Modu
     try:
         model: nn.Module = make(classes=classes, in_shape=shape, **options)
     except ValueError as error:
-        raise UserError(f"{where}: {name}: {_first_line(error)}") from None
+        raise UserError(f"{where}: {name}: {reason(error, LONGEST_REASON)}") from None
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # torch's own, for a size or a deviation
-        line = _first_line(error)
+        line = reason(error, LONGEST_REASON)
         if not isinstance(error, RuntimeError) or "allocate" in line:  # a size that fits no memory, or no number
             line = "it is too large for this machine"
         raise UserError(f"{where}: {name} with the options {wording.show(options)}: {line}") from None
@@ -41,8 +43,8 @@ def load(benchmark: Benchmark, classes: int, shape: tuple[int, ...], weights: Pa
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{weights} does not hold the weights of {benchmark.name}: {reason}") from None
+        differs = " ".join(str(error).split())[:160]
+        raise UserError(f"{weights} does not hold the weights of {benchmark.name}: {differs}") from None
     return model.eval()
 
 
@@ -72,7 +74,3 @@ def _options(benchmark: Benchmark, make: Callable[..., nn.Module]) -> dict[str, 
         if option not in allowed:
             raise wording.unknown(f"{where}: {benchmark.model.name}: option", option, allowed)
     return {name: schema.convert(hints[name], value, f"{where}.{name}") for name, value in options.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

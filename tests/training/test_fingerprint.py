@@ -78,9 +78,7 @@ PROSE: dict[str, dict[str, str]] = {
     "a report": edited("pipelines.training.checkpoint", '"images_per_s": rate', '"images_per_s": 2 * rate'),
     "a lock": edited("pipelines.command.locks", "POLL_S = 0.2", "POLL_S = 0.3"),
     "an unused function": added("pipelines.data.subsets", "\n\ndef odd(count):\n    return range(1, count, 2)\n"),
-    "another family": edited("models.mlp", "math.sqrt", "math.cbrt")
-    if "math.sqrt" in SOURCES["models.mlp"]
-    else SOURCES,
+    "another family": edited("models.mlp", "2.4 / ", "2.5 / "),
     "an optimiser": added("pipelines.training.optimisers", TOY_OPTIMISER),
     "a loss": added("pipelines.training.losses", TOY_LOSS),
     "a transform": added("pipelines.data.transforms", TOY_TRANSFORM),
@@ -92,7 +90,7 @@ PROSE: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("what", PROSE)
 def test_what_does_nothing_to_a_trial_does_not_move_its_key(what: str) -> None:
-    assert PROSE[what] is not SOURCES or what == "another family"
+    assert PROSE[what] != SOURCES
     assert code("lenet5-mnist", PROSE[what]) == code("lenet5-mnist")
 
 
