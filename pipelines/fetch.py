@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,6 +37,7 @@ PINS = "data.dvc"
 KEPT_PINS = "data/.data.dvc.kept"  # a copy, while DVC rewrites it
 LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
+DVC_GRACE_S = ending.GRACE_S / 2
 PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu has been seen at a quarter of it
 Say = Callable[[str], None]
 
@@ -261,7 +262,7 @@ def put_into_cache(root: Path, pins: Sequence[Pin], cache: Path, say: Say) -> No
     if not absent:
         return
     with locked(root, PINS, say), keeping_pins(root):
-        answer = _dvc(root, "add", "--quiet", *absent)
+        answer = _dvc(root, "add", *absent)
     if answer.returncode:
         say(f"not put into DVC's cache ({_last_line(answer.stderr)}); later: dvc add {' '.join(absent)}")
     else:
@@ -314,15 +315,23 @@ def _cached(pin: Pin, cache: Path) -> Path:
 
 
 def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run DVC; interrupted, leave no zombie, which the next DVC would take for the owner of a lock."""
+    """Run DVC; interrupted, let it end by itself first.
+
+    DVC empties data.dvc and its list of locks before it writes them anew: killed in between, it leaves a repository in
+    which every later DVC fails. So a terminal's Ctrl-C does not reach it, and it has `DVC_GRACE_S` to finish.
+    """
     command = [sys.executable, "-m", "dvc", *arguments]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
         try:
             out, err = (stream.decode(errors="replace") for stream in process.communicate())
         except BaseException:
-            process.kill()
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=DVC_GRACE_S)
+            process.kill()  # no effect on one that has ended
+            process.wait()  # a zombie would be taken for the owner of a lock by the next DVC
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -122,6 +123,37 @@ def test_a_killed_repro_is_followed_by_one_that_succeeds(root: Path, mirror: str
     dvc(root, "repro", DATA_MIRROR=mirror)
     open_dataset(root / "datasets", "mnist").verify()
     assert dvc(root, "status").strip() == CLEAN
+
+
+@pytest.mark.usefixtures("ends_all")
+def test_an_interrupted_fetch_lets_dvc_finish(root: Path, mirror: str) -> None:
+    """Killed while it writes, DVC would leave an empty data.dvc, or an empty list of locks: every later DVC fails."""
+    fetching = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.fetch", "mnist"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "DATA_MIRROR": mirror},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any("add" in words_of(child) for child in psutil.Process(fetching.pid).children()):
+        assert time.monotonic() < deadline and fetching.poll() is None
+        time.sleep(0.01)
+    fetching.send_signal(signal.SIGTERM)
+    assert "interrupted" in fetching.communicate(timeout=60)[1]
+    for content in FILES.values():
+        digest = hashlib.md5(content).hexdigest()
+        assert (root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]).is_file()
+    dvc(root, "repro", DATA_MIRROR=mirror)
+    assert dvc(root, "status").strip() == CLEAN
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended
+        return []
 
 
 def test_a_failing_stage_is_one_line_and_stops_repro(root: Path) -> None:
