@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.config import schema, wording
 from pipelines.config.claims import Claim, Evaluation
 from pipelines.config.recipes import Recipe
-from pipelines.config.schema import plain, require, require_within
+from pipelines.config.schema import require, require_within
 
 MOST_EPOCHS = 1_000_000
 LARGEST_GRID = 1000  # of a grid: each is trained
@@ -200,7 +200,7 @@ class Benchmark:
         return {
             "dataset": self.dataset,
             "model": dataclasses.asdict(self.model),
-            "recipe": plain(self.recipe),
+            "recipe": self.recipe.resolved(),
             "epochs": self.budgets[budget].epochs,
             "train_images": self.budgets[budget].train_images,
             "paper_epochs": self.budgets["paper"].epochs,

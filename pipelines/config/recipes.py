@@ -54,15 +54,18 @@ class Optimiser:
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
         require(self.samples >= 1, f"samples is {self.samples}; expected at least 1")
-        used = {"name", "lr", "bias_lr", *OPTIMISER_FIELDS[self.name]}
-        if "weight_decay" in used:
-            used |= {"decay_biases", "layer_decay"}
         for key in dataclasses.fields(self):
             value = getattr(self, key.name)
-            fits = key.name in used or value == schema.default(key)
+            fits = key.name in self.used or value == schema.default(key)
             require(fits, f"{key.name} is {wording.show(value)}; expected none with {self.name}")
         plain = not self.nesterov or self.momentum > 0
         require(plain, "nesterov is true; expected it beside a momentum above 0")
+
+    @property
+    def used(self) -> set[str]:
+        """The fields that the named optimiser reads; the others keep their defaults and enter no trial's key."""
+        named = {"name", "lr", "bias_lr", *OPTIMISER_FIELDS[self.name]}
+        return named | ({"decay_biases", "layer_decay"} if "weight_decay" in named else set())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +117,8 @@ class Recipe:
             require(len(self.augment) > 0, "augment is []; expected one, which boosting draws its candidates from")
             # SDLM estimates second derivatives once an epoch, and a member may change within one.
             require(self.optimiser.name != "sdlm", "optimiser.name is sdlm; expected another with boosting")
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe in plain types, without the fields of other optimisers than its own."""
+        recipe: dict[str, Any] = schema.plain(self)
+        return recipe | {"optimiser": {key: recipe["optimiser"][key] for key in sorted(self.optimiser.used)}}

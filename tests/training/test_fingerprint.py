@@ -105,6 +105,14 @@ def test_a_claim_has_no_say() -> None:
     assert not {"claim", "deviations", "remarks", "label"} & set(PARAMS.benchmark("lenet5-mnist").resolved("paper"))
 
 
+def test_fields_of_other_optimisers_have_no_say() -> None:
+    """So that one more optimiser, with a field of its own, trains no row again."""
+    both = {"lr", "bias_lr", "decay_biases", "layer_decay", "name", "weight_decay"}
+    fields = {"sgd": both | {"momentum", "nesterov"}, "sdlm": {"name", "lr", "bias_lr", "mu", "samples"}}
+    for name, wanted in {"allcnn-c-cifar10": fields["sgd"], "lenet5-rbf-mnist": fields["sdlm"]}.items():
+        assert set(PARAMS.benchmark(name).resolved("paper")["recipe"]["optimiser"]) == wanted
+
+
 # --- what does train again ---------------------------------------------------------------------------------------
 
 # Edits of one operator or number, and a row that uses what is edited.
@@ -192,6 +200,8 @@ def test_methods_of_what_the_core_is_handed_decide_no_number() -> None:
         "ClaimedOn.end",
         "ClaimedOn.words",
         "Evaluation.protocol",
+        "Optimiser.used",  # this and the next only leave out what another optimiser reads
+        "Recipe.resolved",
     }
 
 
