@@ -88,16 +88,17 @@ def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) ->
 
 def _evaluate(folder: Path, inputs: Inputs, planned: Sequence[spec.Spec], device: str) -> None:
     benchmark, dataset, on = inputs.benchmark, inputs.dataset, inputs.benchmark.evaluation.claimed_on
-    models = [_trained(inputs, one) for one in planned]
+    planned = [_collected(benchmark, one) for one in planned]
+    models = [inputs.load(_collection(benchmark, one.seed).weights) for one in planned]
     seeds: list[dict[str, Any]] = []
     answers: list[Answers] = []
     total = np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
     for one, model in zip(planned, models, strict=True):
-        found = predict(inputs, model, one.seed, device, split="test")
+        found = predict(inputs, model, one.seed, device, precision=one.precision, split="test")
         metrics = {"key": one.key, **_metrics(found, dataset)}
         line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:
-            other = as_claimed(inputs, model, one.seed, device, on=on, tested=found)
+            other = as_claimed(inputs, model, one.seed, device, precision=one.precision, on=on, tested=found)
             metrics["claimed_on"] = _claimed(on, other)
             line += f"; {metrics['claimed_on']['error']:.2f} % on {on.words}"
         _write_seed(folder / "trials" / f"seed-{one.seed}", metrics, found)
@@ -142,18 +143,22 @@ def _check_names(dataset: Dataset) -> None:
             raise UserError(f"{DATA / dataset.name}: the class {shown} is not UTF-8; expected names that are text")
 
 
-def _trained(inputs: Inputs, one: spec.Spec) -> nn.Module:
-    """The network that the stage train collected for this trial, whole, and not for another one."""
-    name = inputs.benchmark.name
-    files = store.TrialFiles(RUNS / name / f"seed-{one.seed}")
+def _collection(benchmark: Benchmark, seed: int) -> store.TrialFiles:
+    return store.TrialFiles(RUNS / benchmark.name / f"seed-{seed}")
+
+
+def _collected(benchmark: Benchmark, one: spec.Spec) -> spec.Spec:
+    """This trial on the kind of device that trained it, as the stage train collected it, whole; of no other trial."""
+    files, name = _collection(benchmark, one.seed), benchmark.name
     again = f"run the stage train, which collects it anew: python -m pipelines.train {name}, or dvc repro"
     try:
         key = files.read_result(None).get("key")
     except store.DamagedError as error:
         raise UserError(f"{error}; {again}") from None
-    if key != one.key:
-        raise UserError(f"{files.folder} holds another trial than {inputs.benchmark.where} describes; {again}")
-    return inputs.load(files.weights)
+    variants = {variant.key: variant for variant in one.variants}
+    if key not in variants:
+        raise UserError(f"{files.folder} holds another trial than {benchmark.where} describes; {again}")
+    return variants[key]
 
 
 def _metrics(found: Predictions, dataset: Dataset) -> dict[str, Any]:

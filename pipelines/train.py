@@ -100,7 +100,7 @@ def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Clus
 
 def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
     """Report device, resources and expected time, of the whole suite too as far as its data is there."""
-    devices = " and ".join(sorted({trial.device for trial in placed}))
+    devices = " and ".join(sorted({f"{trial.device} in {trial.precision}" for trial in placed}))
     say(f"{ray_cluster}; training on {devices}: {_on_worker(_hardware)}")
     here = estimate.seconds(placed, ray_cluster)
     budgets = " and ".join(sorted({trial.budget for trial in placed}))
@@ -132,7 +132,7 @@ def _unfinished_elsewhere(
             trials = spec.trials(params, name, data=DATA, root=store.default())
             ray_cluster.require(params.benchmarks[name])
             _on_worker(_check, trials[:1])
-            others += [trial for trial in trials if not trial.files.finished]
+            others += [trial for trial in trials if not trial.finished]
     return others
 
 
@@ -141,7 +141,7 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
 
     Files that another process works on are left to it.
     """
-    for trial in planned:
+    for trial in (variant for one in planned for variant in one.variants):
         if os.path.lexists(trial.files.folder):
             with (
                 contextlib.suppress(locks.HeldError),
@@ -170,6 +170,7 @@ def require_places(names: Sequence[str], runs: Path = RUNS) -> None:
 
 def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
     """Copy finished trials from the store to ``runs/<benchmark>/``, for the later stages and DVC."""
+    planned = [trial.settled for trial in planned]
     for trial in planned:
         try:
             trial.files.read_result(trial.key)
@@ -210,16 +211,14 @@ def main() -> None:
     require_places(names)
     inspect(planned)
     # By key: two benchmarks may train the same weights.
-    waiting = list({trial.key: trial for trial in planned if not trial.files.finished}.values())
+    waiting = list({trial.key: trial for trial in planned if not trial.finished}.values())
     if len(waiting) < len(planned):
         say(f"{len(planned) - len(waiting)} of {len(planned)} trials are in the store already")
     try:
         if waiting:
             train(params, waiting)
     except UserError:  # of one trial, perhaps: other benchmarks may be complete
-        _keep(
-            params, {name: trials for name, trials in by_name.items() if all(trial.files.finished for trial in trials)}
-        )
+        _keep(params, {name: trials for name, trials in by_name.items() if all(trial.finished for trial in trials)})
         raise
     _keep(params, by_name)
     sent = helper.sync()

@@ -75,7 +75,9 @@ def validation_error(trial: spec.Spec, choice: Choice, device: str) -> float:
     inputs = Inputs.of(trial)
     places = subsets.validation(inputs.dataset.train, choice.hold_out)
     model, single = inputs.load(trial.files.weights), Evaluation()
-    answers = predict(inputs, model, trial.seed, device, split="train", places=places, evaluation=single)
+    answers = predict(
+        inputs, model, trial.seed, device, precision=trial.precision, split="train", places=places, evaluation=single
+    )
     return round(answers.error, 4)
 
 
@@ -87,8 +89,9 @@ def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
     device = provenance.chosen_device(None)
     results: list[dict[str, Any]] = []
     for values, trials in zip(candidates, planned, strict=True):
-        whole = all(trial.files.finished for trial in trials)
-        errors = {str(trial.seed): validation_error(trial, choice, device) for trial in trials} if whole else None
+        whole = all(trial.finished for trial in trials)
+        judged = [trial.settled for trial in trials] if whole else []
+        errors = {str(trial.seed): validation_error(trial, choice, device) for trial in judged} or None
         print(f"{benchmark.name} at {_named(values)}: {_words(errors)}", flush=True)
         mean = float(np.mean(list(errors.values()))) if errors else None
         results.append({**values, "per_seed": errors, "mean": mean})
@@ -118,13 +121,13 @@ def _train(params: Params, planned: Sequence[Sequence[spec.Spec]]) -> None:
     """Train what is not finished; a candidate whose loss diverges is a result as well, any other failure an error."""
     require_folder(store.default())
     train.inspect([trial for trials in planned for trial in trials])
-    waiting = [trial for trials in planned for trial in trials if not trial.files.finished]
+    waiting = [trial for trials in planned for trial in trials if not trial.finished]
     try:
         if waiting:
             train.train(params, waiting)
     except UserError as error:
-        diverged = all(_diverged(trial) for trial in waiting if not trial.files.finished)
-        if not diverged or not any(all(trial.files.finished for trial in trials) for trials in planned):
+        diverged = all(_diverged(trial) for trial in waiting if not trial.finished)
+        if not diverged or not any(all(trial.finished for trial in trials) for trials in planned):
             raise
         print(error, flush=True)
 

@@ -226,7 +226,7 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert np.abs(confidence - single.max(1)).mean() > 0.005  # shifted by up to 3 pixels, it is another's answer
     seen: list[Tensor] = []
     model.register_forward_hook(lambda _, __, out: seen.append(out.double().softmax(1)))
-    predict(inputs, model, 0, "cpu", split="test")
+    predict(inputs, model, 0, "cpu", precision="fp32", split="test")
     first = seen[: 1 + 4]  # of the first piece: the image as it is, then four views
     assert len(seen) == len(first) * -(-TEST // len(first[0]))
     averaged = torch.stack(first[1:]).mean(0).max(1).values.numpy()
@@ -292,8 +292,8 @@ def test_exactly_the_named_images_are_counted(
     benchmark = load_params(ROOT / "params.yaml").benchmark("linear-mnist")  # pixels to 0 to 1, single view
     on = ClaimedOn(split=split, first=first, count=count)
     inputs = Inputs(benchmark, data, tmp_path / "store")
-    tested = predict(inputs, Reader(), 0, "cpu", split="test")
-    found = as_claimed(inputs, Reader(), 0, "cpu", on=on, tested=tested)
+    tested = predict(inputs, Reader(), 0, "cpu", precision="fp32", split="test")
+    found = as_claimed(inputs, Reader(), 0, "cpu", precision="fp32", on=on, tested=tested)
     assert len(found.labels) == len(found.single) == count
     assert found.error == found.single_view_error == pytest.approx(100 * wrong / count)
     assert tested.error == pytest.approx(100 * 60 / 70)
@@ -312,7 +312,7 @@ def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> Non
     benchmark, data = load_params().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
     inputs = Inputs(benchmark, data, store.default())
     model = inputs.load(Path("runs/lenet5-mnist/seed-0/weights.pt"))
-    which: Any = {"split": "train", "places": np.arange(260)}
+    which: Any = {"precision": "fp32", "split": "train", "places": np.arange(260)}
     first, again, other = (predict(inputs, model, seed, "cpu", **which) for seed in (0, 0, 1))
     assert torch.equal(first.probabilities, again.probabilities)
     assert not torch.equal(first.probabilities, other.probabilities)

@@ -75,5 +75,5 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     inputs = Inputs.of(one)
     model = inputs.load(files.weights)
     assert all(weight.isfinite().all() for weight in model.parameters())
-    found = predict(inputs, model, 0, "cpu", split="test")
+    found = predict(inputs, model, 0, "cpu", precision=one.precision, split="test")
     assert round(found.error * TEST / 100, 6) in range(TEST + 1)  # whole images

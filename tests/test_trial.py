@@ -152,7 +152,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dropout": {
         "model": {"family": "allcnn", "name": "allcnn", "options": {"base": "A", "variant": "base"}},
         "recipe.subset": {"first": 60},
-        "recipe.precision": "bf16",
+        "recipe.precision": {"cpu": "bf16"},
         "recipe.channels_last": True,
     },
 }

@@ -102,7 +102,7 @@ def _rate_key(trial: Spec) -> str:
 
     The learning rate and mu do not: the candidates of ``tune`` would each be measured.
     """
-    config = trial.benchmark.resolved(trial.budget)
+    config = trial.config
     optimiser = {key: value for key, value in config["recipe"]["optimiser"].items() if key not in ("lr", "mu")}
     recipe = config["recipe"] | {"optimiser": optimiser}
     identity = [config["model"], recipe, trial.device, trial.threads, dict(trial.code)]

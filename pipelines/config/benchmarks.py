@@ -195,12 +195,12 @@ class Benchmark:
         """The place of the row, as errors name it."""
         return f"models/{self.model.family}.yaml: {self.name}"
 
-    def resolved(self, budget: str) -> dict[str, Any]:
+    def resolved(self, budget: str, device: str = "cpu") -> dict[str, Any]:
         """All that decides the weights of a trial, but for its data, source files and seed; plain types only."""
         return {
             "dataset": self.dataset,
             "model": dataclasses.asdict(self.model),
-            "recipe": self.recipe.resolved(),
+            "recipe": self.recipe.resolved(device),
             "epochs": self.budgets[budget].epochs,
             "train_images": self.budgets[budget].train_images,
             "paper_epochs": self.budgets["paper"].epochs,

@@ -208,9 +208,8 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
         if getattr(about, key) != now:
             line = f"{key} is {wording.show(getattr(about, key))}, and {now} in {benchmark.where}"
             raise DamagedError(f"{folder / 'classes.json'}: {line}; expected the same: {AGAIN}")
-    config = json.loads(json.dumps(benchmark.resolved(budget)))
     trials = tuple(
-        _trial(benchmark, folder / f"trials/seed-{seed}", runs / name / f"seed-{seed}", about, config)
+        _trial(benchmark, folder / f"trials/seed-{seed}", runs / name / f"seed-{seed}", about, budget)
         for seed in sorted(benchmark.budgets[budget].seeds)
     )
     layer = arrays.first_layer(folder / "first_layer.npz")
@@ -220,15 +219,16 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
     )
 
 
-def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, config: Json) -> Trial:
-    """The evaluation and the run of one seed, which must be of the same trial, and of ``config``."""
+def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, budget: str) -> Trial:
+    """The evaluation and the run of one seed, which must be of the same trial, and of the row as it is now."""
     evaluation = read_evaluation(evaluated, about)
     _check_claimed_on(evaluated / "metrics.json", evaluation.metrics, benchmark.evaluation.claimed_on)
     curve = read_curve(trained / "curve.jsonl")
     if not curve:
         raise DamagedError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
     result = read_result(trained)
-    _check_config(trained / "result.json", result, config, benchmark.where)
+    config = benchmark.resolved(budget, str(result.get("device")))  # an unknown device counts as a CPU
+    _check_config(trained / "result.json", result, json.loads(json.dumps(config)), benchmark.where)
     if evaluation.metrics["key"] != result.get("key"):
         line = (
             f"the key is {wording.show(evaluation.metrics['key'])}, that of the run {wording.show(result.get('key'))}"

@@ -93,5 +93,5 @@ def trainer_settings(spec: Spec) -> dict[str, Any]:
     return {
         "max_epochs": spec.epochs,
         "deterministic": spec.device == "cpu",
-        "precision": "bf16-mixed" if spec.benchmark.recipe.precision == "bf16" else "32-true",
+        "precision": "bf16-mixed" if spec.precision == "bf16" else "32-true",
     }

@@ -84,13 +84,14 @@ def predict(
     seed: int,
     device: str,
     *,
+    precision: str,
     split: Literal["train", "test"],
     places: NDArray[np.int64] | None = None,
     evaluation: Evaluation | None = None,
 ) -> Predictions:
     """Predict the images of ``split`` at ``places``, by default all, as ``evaluation``, by default the benchmark's.
 
-    ``seed`` draws random views.
+    ``seed`` draws random views; ``precision`` is that of the training, fp32 or bf16.
     """
     began, benchmark, how = time.monotonic(), inputs.benchmark, evaluation or inputs.benchmark.evaluation
     preprocess, augment = inputs.transforms
@@ -103,7 +104,7 @@ def predict(
     averaged, single = [], []
 
     def probabilities(batch: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=benchmark.recipe.precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             outputs: Tensor = model(batch)
         return outputs.float().softmax(1).cpu()
 
@@ -132,7 +133,7 @@ def _views(batch: Tensor, how: Evaluation, augment: Augment, generator: torch.Ge
 
 
 def as_claimed(
-    inputs: Inputs, model: nn.Module, seed: int, device: str, *, on: ClaimedOn, tested: Predictions
+    inputs: Inputs, model: nn.Module, seed: int, device: str, *, precision: str, on: ClaimedOn, tested: Predictions
 ) -> Predictions:
     """Predictions of the images that the claim was measured on.
 
@@ -141,4 +142,4 @@ def as_claimed(
     if on.split == "test":
         return tested.part(subsets.claimed_on(inputs.dataset.test, on))
     places = subsets.claimed_on(inputs.dataset.train, on)
-    return predict(inputs, model, seed, device, split=on.split, places=places)
+    return predict(inputs, model, seed, device, precision=precision, split=on.split, places=places)

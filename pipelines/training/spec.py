@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipelines.data import datasets, subsets
 from pipelines.training import fingerprint, store
 from pipelines.training.store import TrialFiles  # by its own name: a field called store hides the module
 
+DEVICES = ("cpu", "cuda")
 CANDIDATE = 1.2  # training images that a candidate of boosting takes the time of, measured: one or two members' answers
 
 
@@ -36,9 +38,24 @@ class Spec:
     store: Path
     device: str = "cpu"  # cpu | cuda
     threads: int | None = None  # CPU threads; None leaves torch's own choice
-    key: str = ""
+    digest: str = ""  # of the dataset
     code: Mapping[str, str] = field(default_factory=dict)  # in the key: digests by module
     label: str = ""  # distinguishes it in a log from the benchmark's own trials
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The trial's key; a recipe's precision may differ between kinds of device, and the key with it."""
+        return store.key(self.config, self.digest, self.seed, self.code)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the trial on its device."""
+        return self.benchmark.resolved(self.budget, self.device)
+
+    @property
+    def precision(self) -> str:
+        """fp32 or bf16."""
+        return self.benchmark.recipe.precision.on(self.device)
 
     @property
     def files(self) -> TrialFiles:
@@ -53,6 +70,22 @@ class Spec:
     def on(self, device: str, *, threads: int) -> Spec:
         """The same trial on a kind of device."""
         return dataclasses.replace(self, device=device, threads=threads)
+
+    @property
+    def variants(self) -> list[Spec]:
+        """This trial and, where another kind of device has another precision, that of the other kind."""
+        both = [dataclasses.replace(self, device=device) for device in DEVICES]
+        return [self, *(other for other in both if other.key != self.key)]
+
+    @property
+    def settled(self) -> Spec:
+        """The variant that is finished in the store, or else the trial itself: what is trained is not trained anew."""
+        return next((one for one in self.variants if one.files.finished), self)
+
+    @property
+    def finished(self) -> bool:
+        """Whether a variant is trained to its end."""
+        return self.settled.files.finished
 
     @property
     def epochs(self) -> int:
@@ -92,15 +125,15 @@ def plan(
 
     Its key is that of ``sources``, by default the code as its files are now.
     """
-    dataset, config = datasets.open_dataset(data, benchmark.dataset), benchmark.resolved(budget)
-    code = fingerprint.of_training(config, sources or fingerprint.read())
+    dataset = datasets.open_dataset(data, benchmark.dataset)
+    code = fingerprint.of_training(benchmark.resolved(budget), sources or fingerprint.read())
     return Spec(
         benchmark=benchmark,
         budget=budget,
         seed=seed,
         data=data.absolute(),
         store=root.absolute(),
-        key=store.key(config, dataset.digest, seed, code),
+        digest=dataset.digest,
         code=code,
         **rest,
     )

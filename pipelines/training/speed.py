@@ -32,7 +32,7 @@ def measure(spec: Spec, seconds: float = MEASURE_S) -> float:
     module.prepare_epoch(optimiser, loader, 0)
     began, images = 0.0, 0
     for step, (batch, labels) in enumerate(itertools.chain.from_iterable(itertools.repeat(loader))):
-        with torch.autocast(spec.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bf16"):
             outputs = module.model(batch)
         optimiser.zero_grad()
         module.loss(outputs.float(), labels).backward()

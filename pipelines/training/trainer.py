@@ -171,7 +171,7 @@ def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
 
     Hours may lie between the two, and the files be edited in them: weights must not be kept under another's key.
     """
-    config = spec.benchmark.resolved(spec.budget)
+    config = spec.config
     code = fingerprint.of_training(config, _loaded(spec.benchmark.model.family))
     if store.key(config, dataset.digest, spec.seed, code) != spec.key:
         raise UserError(f"{spec.name}: the source files or the data were changed after it was planned; run this again")

@@ -120,7 +120,7 @@ def collect_and_evaluate(planned: list[spec.Spec], folder: Path, intact: dict[Pa
     assert readable(lambda: inputs.load(finished.files.weights)) or not whole
     with contextlib.chdir(folder):
         assert whole == readable(lambda: train.collect([finished]))
-        assert whole == readable(lambda: evaluate._trained(inputs, finished))
+        assert whole == readable(lambda: evaluate._collected(finished.benchmark, finished))
     readable(lambda: store.read_json(unfinished.files.trial))
     readable(lambda: store.read_lines(unfinished.files.curve))
 
