@@ -68,7 +68,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self.epoch
-        order = self.order(epoch)
+        order = self.order(epoch).to(self.labels.device)  # at once: a copy in every step would wait for the device
         for number in range(self.done, len(self)):
             chosen = order[number * self.batch : (number + 1) * self.batch]
             batch = self._load(chosen, epoch, number)
@@ -95,7 +95,6 @@ class Batches:
 
     def _load(self, chosen: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         """The whole batch is augmented before it is shared out: the random numbers do not depend on ``workers``."""
-        chosen = chosen.to(self.labels.device)
         if len(self.augment):
             generator = torch.Generator().manual_seed(stream(self.seed, "augment", epoch, number))
             images = self._share(self.augment(self.preprocess(self.images[chosen]), generator))
