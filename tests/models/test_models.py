@@ -60,7 +60,12 @@ NETS = list(nets())
 ROWS = [net for net in NETS if net.values[1] < 10_000_000]  # that are quick to build
 HUNDRED = builds(allcnn.allcnn, 1_387_108, (3, 32, 32), classes=100)
 IMAGENET = builds(alexnet.alexnet, 60_965_224, (3, 227, 227))
+TORCHVISION = builds(alexnet.one_tower, 61_100_840, (3, 224, 224))
 SMALL_ALEXNET = {"in_shape": (3, 67, 67), "classes": 10, "bias": 0.1, "fc_std": 0.005}
+SMALL = [
+    pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67"),
+    pytest.param(alexnet.one_tower, 0, (3, 63, 63), {"in_shape": (3, 63, 63), "classes": 10}, id="one-tower-63"),
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,14 +81,14 @@ def parameters(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*NETS, HUNDRED, IMAGENET])
+@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*NETS, HUNDRED, IMAGENET, TORCHVISION])
 def test_parameters_and_shape_are_the_sources(
     builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
 ) -> None:
     model = builder(**options).eval()
     assert parameters(model) == count
     assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in model.parameters())
-    classes = options.get("classes", 1000 if builder is alexnet.alexnet else 10)
+    classes = options.get("classes", 1000 if builder in (alexnet.alexnet, alexnet.one_tower) else 10)
     with torch.no_grad():
         assert model(torch.randn(3, *shape)).shape == (3, classes)
 
@@ -97,7 +102,7 @@ def test_each_row_states_how_many_parameters_it_trains(name: str) -> None:
     assert parameters(model) == row.parameters
 
 
-PUBLISHED = [net for net in [*ROWS, HUNDRED, IMAGENET] if "in_shape" not in net.values[3]]
+PUBLISHED = [net for net in [*ROWS, HUNDRED, IMAGENET, TORCHVISION] if "in_shape" not in net.values[3]]
 
 
 @pytest.mark.parametrize(("builder", "count", "shape", "options"), PUBLISHED)
@@ -133,6 +138,11 @@ def stated(text: str | None, which: int) -> list[tuple[str, int]]:
     return found
 
 
+def _meta(builder: Builder) -> nn.Module:
+    with torch.device("meta"):
+        return builder()
+
+
 TABLES = [
     pytest.param(linear, 0, linear.linear(), (1, 28, 28), id="linear"),
     pytest.param(ml4a, 0, ml4a.ordinary(), (3, 32, 32), id="ml4a"),
@@ -144,6 +154,8 @@ TABLES = [
     pytest.param(krizhevsky, 0, krizhevsky.layers_80sec(), (3, 32, 32), id="layers-80sec"),
     pytest.param(krizhevsky, 1, krizhevsky.conv_local_13pct(), (3, 24, 24), id="conv-local-13pct"),
     pytest.param(allcnn, 1, allcnn.allcnn(), (3, 32, 32), id="allcnn-c"),
+    pytest.param(alexnet, 0, _meta(alexnet.alexnet), (3, 227, 227), id="alexnet"),
+    pytest.param(alexnet.one_tower, 0, _meta(alexnet.one_tower), (3, 224, 224), id="one-tower"),
 ]
 
 
@@ -162,7 +174,7 @@ def test_the_table_of_layers_is_the_models(
         if list(layer.parameters(recurse=False)):
             layer.register_forward_hook(note)
     with torch.no_grad():
-        model.eval()(torch.zeros(1, *shape))
+        model.eval()(torch.zeros(1, *shape, device=next(model.parameters()).device))
     # LeNet-5's C5 is a convolution whose maps are one unit each: a full layer
     table = [(output.replace("120x1x1", "120"), count) for output, count in stated(text.__doc__, which)]
     assert found == table != []
@@ -183,7 +195,7 @@ def test_the_seed_decides_the_weights(
 
 @pytest.mark.parametrize(
     ("builder", "count", "shape", "options"),
-    [*ROWS, pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67")],
+    [*ROWS, *SMALL],
 )
 def test_training_and_evaluation_differ_by_dropout_alone(
     builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
@@ -201,7 +213,7 @@ def test_training_and_evaluation_differ_by_dropout_alone(
 
 @pytest.mark.parametrize(
     ("builder", "count", "shape", "options"),
-    [*ROWS, pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67")],
+    [*ROWS, SMALL[0]],
 )
 @pytest.mark.numeric
 def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
@@ -254,6 +266,10 @@ def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
         (lambda: alexnet.alexnet(fc_std=0.0), "fc_std 0 must be from 1e-06 to 1"),
         (lambda: alexnet.alexnet(dropout=-1), "dropout -1 must be from 0 to 0.99"),
         (lambda: alexnet.alexnet(in_shape=(3, 66, 227)), r"\(3, 66, 227\).* 66 is below 67"),
+        (lambda: alexnet.alexnet(overlap=False, in_shape=(3, 34, 227)), r"\(3, 34, 227\).* 34 is below 39"),
+        (lambda: alexnet.alexnet(towers=3), "towers 3 must be one of 1, 2"),  # type: ignore[arg-type]
+        (lambda: alexnet.one_tower(dropout=1), "dropout 1 must be from 0 to 0.99"),
+        (lambda: alexnet.one_tower(in_shape=(3, 62, 227)), r"\(3, 62, 227\).* 62 is below 63"),
     ],
 )
 def test_a_wrong_option_is_named_with_what_is_allowed(build: Callable[[], nn.Module], message: str) -> None:
