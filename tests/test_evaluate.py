@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pipelines import evaluate
+from pipelines.cluster import connection
 from pipelines.command.errors import UserError
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
@@ -255,6 +256,28 @@ def test_a_part_of_the_test_split_is_what_was_said_of_the_whole(evaluated: Path)
     wrong = said["predicted"] != said["labels"]
     assert found["claimed_on"]["error"] == pytest.approx(100 * wrong[130:330].mean())
     assert (found["error"], found["claimed_on"]["split"]) == (pytest.approx(100 * wrong.mean()), "test")
+
+
+@pytest.mark.numeric
+def test_spread_over_ray_every_image_has_the_same_answer(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers take pieces in any order; then one finds its weights gone, which is a line and loses nothing."""
+    monkeypatch.setattr(evaluate, "MUCH", 1)
+    names, benchmark = ("mlp300-mnist", "linear-mnist"), load_params().benchmark("linear-mnist")
+    before = {path: arrays(path) for name in names for path in (Path("evaluations") / name).rglob("predictions.npz")}
+    figures = {path: read(path)["claimed_on"] for path in Path("evaluations/linear-mnist").rglob("seed-*/metrics.json")}
+    with connection.connect() as ray_cluster:
+        for name in names:
+            evaluate.evaluate(load_params().benchmark(name), planned(name), "cpu", lambda: ray_cluster)
+        taken = evaluate._elsewhere(ray_cluster, planned("linear-mnist")[0])
+        Path("runs/linear-mnist/seed-3/weights.pt").unlink()
+        with pytest.raises(UserError, match=r"weights\.pt is missing"):
+            list(taken("test", {0: np.arange(5)}))
+    assert len(before) == 4 and len(figures) == len(benchmark.budgets["laptop"].seeds)
+    for path, found in before.items():
+        again = arrays(path)
+        assert np.array_equal(again["predicted"], found["predicted"])
+        np.testing.assert_allclose(again["confidence"], found["confidence"], atol=1e-3)
+    assert {path: read(path)["claimed_on"] for path in figures} == figures
 
 
 class Reader(torch.nn.Module):
@@ -725,6 +748,7 @@ LOADED = """
     import sys
     from pathlib import Path
     from pipelines import evaluate
+from pipelines.cluster import connection
     from pipelines.config.params import load_params
     from pipelines.training import spec, store
     from pipelines.training.inputs import Inputs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ BATCH = 250  # images of a piece; fixed, since random views are drawn by the pie
 VALUES_AT_ONCE = 2**22  # pixel values that go through a network at a time: 27 images of 3 x 224 x 224
 TOP = 5
 Split = Literal["train", "test"]
+LOADED: dict[tuple[str, Path, Split], Answers] = {}  # the network that ``answer`` keeps
 Piece = tuple[Tensor, Tensor]  # averaged probabilities (n, classes), and classes (n,) by a single view
 # Answers pieces of a split, each named by its start, in any order.
 Ask = Callable[[Split, Mapping[int, NDArray[np.int64]]], Iterable[tuple[int, Piece]]]
@@ -172,16 +172,15 @@ def predict(
 
 
 def answer(trial: Spec, weights: Path, split: Split, start: int, places: NDArray[np.int64]) -> Piece:
-    """A piece of ``predict``, in a process of its own: the trial's network is loaded once and kept."""
-    return _answers(trial, weights, split).piece(start, places)
-
-
-@functools.lru_cache(maxsize=1)  # a network and its transforms may take a gigabyte
-def _answers(trial: Spec, weights: Path, split: Split) -> Answers:
-    if trial.threads is not None:
-        torch.set_num_threads(trial.threads)
-    inputs = Inputs.of(trial)
-    return Answers(inputs, inputs.load(weights), trial.seed, trial.device, split, trial.benchmark.evaluation)
+    """A piece of ``predict``, in a process of its own, which keeps the trial's network for the next one."""
+    wanted = (trial.key, weights, split)
+    if wanted not in LOADED:
+        LOADED.clear()  # a network and its transforms may take a gigabyte
+        if trial.threads is not None:
+            torch.set_num_threads(trial.threads)
+        inputs, how = Inputs.of(trial), trial.benchmark.evaluation
+        LOADED[wanted] = Answers(inputs, inputs.load(weights), trial.seed, trial.device, split, how)
+    return LOADED[wanted].piece(start, places)
 
 
 def flops(inputs: Inputs) -> int:
