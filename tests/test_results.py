@@ -103,6 +103,7 @@ def test_a_committed_row_was_trained_as_its_block_says_today(path: Path, row: di
 def test_mean_interval_and_margin_are_those_of_the_row(path: Path, row: dict[str, Any]) -> None:
     values, claim = list(row["per_seed"].values()), PARAMS.benchmarks[row["benchmark"]].claim
     assert row["mean"] == pytest.approx(sum(values) / len(values), abs=1e-3)
+    assert claim.value is not None
     assert row["margin"] == pytest.approx(claim_margin(claim.value, claim.test_images), abs=1e-3)
     assert row["ci95"] == pytest.approx(shown(values), abs=1e-3)
 

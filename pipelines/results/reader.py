@@ -142,6 +142,10 @@ class TrialEvaluation:
 
     def tested(self, metric: str) -> float:
         """The figure in % on the whole test split."""
+        if metric == "top-5 error":
+            if self.metrics.get("top5_error") is None:
+                raise DamagedError(f"{self.folder / 'metrics.json'}: top5_error is missing; expected it: {AGAIN}")
+            return float(self.metrics["top5_error"])
         return self.error if metric == "error" else self.accuracy
 
     def compared(self, metric: str) -> float:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pipelines.results import explorer, reader
 from pipelines.results.figures import FIGURES
-from pipelines.results.ledger import as_error
+from pipelines.results.ledger import claimed_error
 from pipelines.results.page.html import render
 from pipelines.results.reader import Json, Outcome, TrialEvaluation
 from pipelines.results.words import centre, commit, ends, mean_or_each, seeds
@@ -264,7 +264,7 @@ def _classes(outcome: Outcome) -> bytes:
 
 def _claimed(benchmark: SpooledBenchmark) -> float | None:
     """The error in % that the source reports, where the ledger has it."""
-    return as_error(benchmark.row["metric"], benchmark.row["claim"]["value"]) if benchmark.row else None
+    return claimed_error(benchmark.row) if benchmark.row else None
 
 
 def _benchmark_ledger(row: Json, time: float) -> Part:
@@ -276,7 +276,7 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
     tags = {
         "verdict": row["verdict"],
         "metric": row["metric"],
-        "claim": f"{claim['value']} {claim['unit'] or '%'} {row['metric']}",
+        "claim": _claim(row),
         "claim_source": text(claim["source"]),
         "mlflow.note.content": note(row),
     }
@@ -290,6 +290,11 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
         points=points,
         files=lambda: {LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()},
     )
+
+
+def _claim(row: Json) -> str:
+    value, unit = row["claim"]["value"], row["claim"]["unit"] or "%"
+    return "none" if value is None else f"{value} {unit} {row['metric']}"
 
 
 def _interval(prefix: str, figures: Json) -> dict[str, float | None]:
@@ -318,7 +323,7 @@ def _figure(figures: Json) -> str:
 def _row_facts(row: Json) -> dict[str, str]:
     """The ledger's row for the head of an explorer."""
     metric = row["metric"]
-    facts = {"verdict": _verdict(row), "claimed": f"{row['claim']['value']} % {metric}"}
+    facts = {"verdict": _verdict(row), "claimed": _claim(row)}
     if row["mean"] is not None:
         spread = f" ({ends(row, ' to ')})" if row["ci95"] else ""
         facts["measured"] = f"{centre(row)} % {metric}{spread}"

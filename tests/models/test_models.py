@@ -39,11 +39,12 @@ def nets() -> Iterator[Any]:
     for row in PARAMS.benchmarks.values():
         builder = getattr(importlib.import_module(f"models.{row.model.family}"), row.model.name)
         shape = Inputs(row, made(row.dataset), Path()).shape
-        default = inspect.signature(builder).parameters["in_shape"].default
-        options = dict(row.model.options) | ({} if shape == default else {"in_shape": shape})
+        seen_by = {"in_shape": shape, "classes": projects.classes(row.dataset)}
+        usual = {name: inspect.signature(builder).parameters[name].default for name in seen_by}
+        options = dict(row.model.options) | {name: seen_by[name] for name in usual if usual[name] != seen_by[name]}
         if row.recipe.boosting is None and (builder, options) not in seen:
             seen.append((builder, options))
-            yield builds(builder, row.parameters or 0, shape, **options | ({"classes": 10} if default[1] > 200 else {}))
+            yield builds(builder, row.parameters or 0, shape, **options)
 
 
 def made(name: str) -> Dataset:
@@ -57,10 +58,14 @@ def made(name: str) -> Dataset:
 
 PARAMS = load_params(ROOT / "params.yaml")
 NETS = list(nets())
-ROWS = [net for net in NETS if net.values[1] < 10_000_000]  # that are quick to build
+LARGE = 9_000_000  # parameters, which take a while to fill
+ROWS = [net for net in NETS if net.values[1] < LARGE]
 HUNDRED = builds(allcnn.allcnn, 1_387_108, (3, 32, 32), classes=100)
-IMAGENET = builds(alexnet.alexnet, 60_965_224, (3, 227, 227))
-TORCHVISION = builds(alexnet.one_tower, 61_100_840, (3, 224, 224))
+IMAGENET = [
+    builds(alexnet.alexnet, 60_965_224, (3, 227, 227)),
+    builds(alexnet.one_tower, 61_100_840, (3, 224, 224)),
+    builds(allcnn.imagenet, 9_372_840, (3, 227, 227)),
+]
 SMALL_ALEXNET = {"in_shape": (3, 67, 67), "classes": 10, "bias": 0.1, "fc_std": 0.005}
 SMALL = [
     pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67"),
@@ -77,32 +82,37 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def classes_of(builder: Builder) -> int:
+    """How many outputs it makes unless it is told."""
+    return int(inspect.signature(builder).parameters["classes"].default)
+
+
 def parameters(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*NETS, HUNDRED, IMAGENET, TORCHVISION])
+@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*NETS, HUNDRED, *IMAGENET])
 def test_parameters_and_shape_are_the_sources(
     builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
 ) -> None:
-    model = builder(**options).eval()
+    with torch.device("meta" if count > LARGE else "cpu"), torch.no_grad():
+        model = builder(**options).eval()
+        assert model(torch.randn(3, *shape)).shape == (3, options.get("classes", classes_of(builder)))
     assert parameters(model) == count
     assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in model.parameters())
-    classes = options.get("classes", 1000 if builder in (alexnet.alexnet, alexnet.one_tower) else 10)
-    with torch.no_grad():
-        assert model(torch.randn(3, *shape)).shape == (3, classes)
 
 
 @pytest.mark.parametrize("name", PARAMS.benchmarks)
 def test_each_row_states_how_many_parameters_it_trains(name: str) -> None:
     row = PARAMS.benchmarks[name]
     with torch.device("meta"):  # counted, not filled
-        data = dataclasses.replace(made(row.dataset), classes=tuple("0123456789"))
+        classes = tuple(map(str, range(projects.classes(row.dataset))))
+        data = dataclasses.replace(made(row.dataset), classes=classes)
         model = Inputs(row, data, Path()).build()
     assert parameters(model) == row.parameters
 
 
-PUBLISHED = [net for net in [*ROWS, HUNDRED, IMAGENET, TORCHVISION] if "in_shape" not in net.values[3]]
+PUBLISHED = [net for net in [*ROWS, HUNDRED, *IMAGENET] if "in_shape" not in net.values[3]]
 
 
 @pytest.mark.parametrize(("builder", "count", "shape", "options"), PUBLISHED)
@@ -114,7 +124,7 @@ def test_the_text_states_the_count(
         int(figure.replace(",", "")) for figure in re.findall(r"\d[\d,]*\d", f"{module.__doc__}{builder.__doc__}")
     }
     head = {lenet.lenet5: 850 if options.get("head") != "rbf" else 0}.get(builder, 0)  # stated apart from the 60,000
-    other_classes = {100: 90 * 193}.get(options.get("classes", 10), 0)  # the last 1x1 convolution's
+    other_classes = {100: 90 * 193}.get(options.get("classes", 0), 0)  # the last 1x1 convolution's
     assert count - head - other_classes in stated
 
 
@@ -156,6 +166,7 @@ TABLES = [
     pytest.param(allcnn, 1, allcnn.allcnn(), (3, 32, 32), id="allcnn-c"),
     pytest.param(alexnet, 0, _meta(alexnet.alexnet), (3, 227, 227), id="alexnet"),
     pytest.param(alexnet.one_tower, 0, _meta(alexnet.one_tower), (3, 224, 224), id="one-tower"),
+    pytest.param(allcnn.imagenet, 0, _meta(allcnn.imagenet), (3, 227, 227), id="allcnn-imagenet"),
 ]
 
 
@@ -258,6 +269,7 @@ def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
         (lambda: krizhevsky.layers_80sec(in_shape=(3, 11, 32)), r"\(3, 11, 32\).* 11 leaves 2"),
         (lambda: krizhevsky.conv_local_11pct(in_shape=(3, 24, 5)), r"\(3, 24, 5\).* 5 leaves 2"),
         (lambda: allcnn.allcnn(in_shape=(3, 11, 11)), r"\(3, 11, 11\).* 11 is below 12"),
+        (lambda: allcnn.imagenet(in_shape=(3, 66, 227)), r"\(3, 66, 227\).* 66 is below 67"),
         (lambda: allcnn.allcnn(base="D"), "base 'D' must be one of A, B, C"),  # type: ignore[arg-type]
         (lambda: allcnn.allcnn(variant="pooled"), "variant 'pooled' must be one of base, strided"),  # type: ignore[arg-type]
         (lambda: allcnn.allcnn(conv7_padding=2), "conv7_padding 2 must be one of 0, 1"),

@@ -395,7 +395,7 @@ def test_the_ledgers_axis_has_room_for_every_figure(inputs: Inputs) -> None:
     assert places[0] == pytest.approx(plots.EDGE)
     assert places[-1] == pytest.approx(plots.WIDTH - plots.EDGE)
     for row in inputs[1]:
-        error = as_error(row["metric"], row["claim"]["value"])
+        error = as_error(row["metric"], row["claim"]["value"] or 0)
         assert plots.EDGE < axis.place(error) < plots.WIDTH - plots.EDGE
 
 
