@@ -272,11 +272,16 @@ def _small(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _write_first_layer(path: Path, model: nn.Module, dataset: Dataset) -> None:
-    """The filters of a first convolution (O, I, kH, kW), or the templates of a linear net (classes, C, H, W)."""
-    first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
-    arrays: dict[str, NDArray[np.float32]] = {}
+    """The filters of a first convolution (O, I, kH, kW), or the templates of a linear net (classes, C, H, W).
+
+    ``towers`` is in how many groups the next layer takes the filters' maps: two in AlexNet.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    first, second = (*layers, None, None)[:2]
+    arrays: dict[str, NDArray[Any]] = {}
     if isinstance(first, nn.Conv2d):
         arrays["filters"] = first.weight.detach().cpu().float().numpy()
+        arrays["towers"] = np.array(second.groups if isinstance(second, nn.Conv2d) else 1)
     elif first is not None and first.weight.shape == (len(dataset.classes), int(np.prod(dataset.shape))):
         arrays["templates"] = first.weight.detach().cpu().float().numpy().reshape(-1, *dataset.shape)
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]

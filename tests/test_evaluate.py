@@ -460,7 +460,7 @@ def test_the_first_layer_is_the_trained_one(evaluated: Path) -> None:
     expected = weights("linear-mnist", 3)["1.weight"].reshape(10, 1, 28, 28)
     np.testing.assert_allclose(linear_net["templates"], expected)
     lenet = arrays(Path("evaluations/lenet5-mnist/first_layer.npz"))
-    assert list(lenet) == ["filters"]
+    assert list(lenet) == ["filters", "towers"] and lenet["towers"] == 1
     np.testing.assert_allclose(lenet["filters"], weights("lenet5-mnist", 0)["c1.weight"])
     assert lenet["filters"].shape == (6, 1, 5, 5)
     assert arrays(Path("evaluations/mlp300-mnist/first_layer.npz")) == {}  # 300 hidden units are no class templates
@@ -748,7 +748,6 @@ LOADED = """
     import sys
     from pathlib import Path
     from pipelines import evaluate
-from pipelines.cluster import connection
     from pipelines.config.params import load_params
     from pipelines.training import spec, store
     from pipelines.training.inputs import Inputs

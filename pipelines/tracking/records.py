@@ -11,7 +11,7 @@ from functools import partial
 from io import StringIO
 from typing import Any, NamedTuple
 
-from pipelines.results import explorer, reader
+from pipelines.results import arrays, explorer, reader
 from pipelines.results.figures import FIGURES
 from pipelines.results.ledger import claimed_error
 from pipelines.results.page.html import render
@@ -21,7 +21,7 @@ from pipelines.tracking import limits, spool
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, digest, modified
 from pipelines.training.store import MissingError
 
-FORMAT = 3  # raise it when a drawing or a text changes: every part is then sent again, over the old one
+FORMAT = 4  # raise it when a drawing or a text changes: every part is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = {
@@ -230,10 +230,11 @@ def _files(
     )
     of = "" if len(trials) == 1 else f", {seeds(len(trials))}"
     subtitle = f"test error {errors}{of}, {outcome.protocol}; cells: % of row"
+    drawn = {name: draw(outcome, title=title, subtitle=subtitle) for name, draw in FIGURES.items()}
     return {
         EXPLORER: page.encode(errors="backslashreplace"),
         CLASSES: _classes(outcome),
-        **{f"{name}.png": draw(outcome, title=title, subtitle=subtitle) for name, draw in FIGURES.items()},
+        **{f"{name}.png": picture for name, picture in drawn.items() if picture is not None},
     }
 
 
@@ -245,11 +246,13 @@ def _outcome(benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]) -> Out
         for trial in trials
         if trial.evaluation
     )
-    kept = None
+    kept, layer = None, {}
     if benchmark.folder:
         with suppress(MissingError):
             kept = reader.read_examples(benchmark.folder / "examples.npz", about, finished)
-    return Outcome(**vars(about), trials=finished, examples=kept)
+        if trials[0].key == benchmark.evaluated[0].key:  # of the lowest seed alone
+            layer = arrays.first_layer(benchmark.folder / "first_layer.npz")
+    return Outcome(**vars(about), trials=finished, examples=kept, **layer)
 
 
 def _classes(outcome: Outcome) -> bytes:

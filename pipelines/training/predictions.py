@@ -23,10 +23,10 @@ from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
 
 BATCH = 250  # images of a piece; fixed, since random views are drawn by the piece
-VALUES_AT_ONCE = 2**22  # pixel values that go through a network at a time: 27 images of 3 x 224 x 224
+VALUES_A_PASS = 2**22  # pixel values that go through a network at a time: 27 images of 3 x 224 x 224
 TOP = 5
 Split = Literal["train", "test"]
-LOADED: dict[tuple[str, Path, Split], Answers] = {}  # the network that ``answer`` keeps
+LOADED: dict[tuple[str, Path, Split], Examiner] = {}  # the network that ``answer`` keeps
 Piece = tuple[Tensor, Tensor]  # averaged probabilities (n, classes), and classes (n,) by a single view
 # Answers pieces of a split, each named by its start, in any order.
 Ask = Callable[[Split, Mapping[int, NDArray[np.int64]]], Iterable[tuple[int, Piece]]]
@@ -85,12 +85,12 @@ class Predictions:
         )
 
 
-class Answers:
+class Examiner:
     """A trained network and its way of looking at images, asked for one piece of them after another.
 
     With ten crops the network runs channels-last, whose poolings take a tenth of the time on a CPU, and the centre crop
     is the single view too, where training saw crops of that size. A view goes through the network in parts of at most
-    ``VALUES_AT_ONCE`` pixel values, whose maps a cache can hold.
+    ``VALUES_A_PASS`` pixel values, whose maps a cache can hold.
     """
 
     def __init__(self, inputs: Inputs, model: nn.Module, seed: int, device: str, split: Split, how: Evaluation) -> None:
@@ -127,7 +127,7 @@ class Answers:
         return torch.stack(each).mean(0), (each[CENTRE] if alone is None else alone).argmax(1)
 
     def _probabilities(self, view: Tensor) -> Tensor:
-        parts = view.split(max(1, VALUES_AT_ONCE // view[0].numel()))
+        parts = view.split(max(1, VALUES_A_PASS // view[0].numel()))
         return torch.cat([self._of(part.contiguous(memory_format=self.layout)) for part in parts])
 
     def _of(self, images: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def predict(
     _, labels = inputs.dataset.split(split)
     places = np.arange(len(labels)) if places is None else places
     pieces = {start: places[start : start + BATCH] for start in range(0, len(places), BATCH)}
-    ask = ask or Answers(inputs, model, seed, device, split, how).pieces
+    ask = ask or Examiner(inputs, model, seed, device, split, how).pieces
     found: dict[int, Piece] = {}
     with progress.counting(f"{inputs.benchmark.name} seed {seed}", len(places), "images") as advance:
         for start, piece in ask(split, pieces):
@@ -179,7 +179,7 @@ def answer(trial: Spec, weights: Path, split: Split, start: int, places: NDArray
         if trial.threads is not None:
             torch.set_num_threads(trial.threads)
         inputs, how = Inputs.of(trial), trial.benchmark.evaluation
-        LOADED[wanted] = Answers(inputs, inputs.load(weights), trial.seed, trial.device, split, how)
+        LOADED[wanted] = Examiner(inputs, inputs.load(weights), trial.seed, trial.device, split, how)
     return LOADED[wanted].piece(start, places)
 
 

@@ -100,9 +100,10 @@ def _layers(outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
             yield {"caption": caption, "labels": shown, "width": TEMPLATE_PIXELS}
         if outcome.filters is not None:
             count, channels, height, width = outcome.filters.shape
-            sheet = images.filter_sheet(outcome.filters)
+            sheet = images.filter_sheet(outcome.filters, outcome.towers)
             colour = "colour" if channels == 3 else "grey"
-            caption = f"{head}: {count} filters of {height} × {width}, {colour}"
+            apart = f"; {outcome.towers} towers of {count // outcome.towers}, one below the other"
+            caption = f"{head}: {count} filters of {height} × {width}, {colour}{apart if outcome.towers > 1 else ''}"
             across = sheet.width * max(3, round(FILTER_PIXELS / width))
             yield {"caption": caption, "labels": None, "picture": sheet, "width": across}
 
