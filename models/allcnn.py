@@ -71,6 +71,7 @@ from torch import Tensor, nn
 STAGES = {"A": (5,), "B": (5, 1), "C": (3, 3)}
 WIDTHS = (96, 192)  # maps of the two stages
 INPUT_DROPOUT, STAGE_DROPOUT = 0.2, 0.5
+SMALLEST_PHOTOGRAPH = 67  # pixels a side that leave 1x1 of 6x6
 SMALLEST = 12  # pixels a side: two poolings leave 3x3 for the unpadded convolution
 
 
@@ -146,6 +147,53 @@ def allcnn(
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             INITS[init](layer.weight)
+            assert layer.bias is not None  # for the type checker
+            nn.init.zeros_(layer.bias)
+    return net
+
+
+def imagenet(*, dropout: float = 0.5, classes: int = 1000, in_shape: tuple[int, int, int] = (3, 227, 227)) -> nn.Module:
+    """Build All-CNN-B scaled up for ImageNet (section 3.4, the appendix's table): (N, 3, 227, 227) -> (N, classes).
+
+    | layer | kernel            | output     | parameters |
+    |-------|-------------------|------------|------------|
+    | 1     | 11x11x3x96/4      | 96x55x55   | 34,944     |
+    | 2     | 1x1x96x96         | 96x55x55   | 9,312      |
+    | 3     | 3x3x96x96/2       | 96x27x27   | 83,040     |
+    | 4     | 5x5x96x256        | 256x27x27  | 614,656    |
+    | 5     | 1x1x256x256       | 256x27x27  | 65,792     |
+    | 6     | 3x3x256x256/2     | 256x13x13  | 590,080    |
+    | 7     | 3x3x256x384       | 384x13x13  | 885,120    |
+    | 8     | 1x1x384x384       | 384x13x13  | 147,840    |
+    | 9     | 3x3x384x384/2     | 384x6x6    | 1,327,488  |
+    | 10    | 3x3x384x1024      | 1024x6x6   | 3,539,968  |
+    | 11    | 1x1x1024x1024     | 1024x6x6   | 1,049,600  |
+    | 12    | 1x1x1024x1000     | 1000x6x6   | 1,025,000  |
+    | total |                   |            | 9,372,840  |
+
+    The table is recalled; its sum fits the paper's "less than 10 million". Its maps of 6x6 follow from 227 pixels, no
+    padding of layer 1 and of those with stride 2. Dropout follows layer 9, and no ReLU the logits.
+
+    Args:
+        dropout: the fraction of layer 9's outputs to drop in training.
+        classes: outputs.
+        in_shape: (channels, height, width), sides from 67 pixels up.
+
+    Raises:
+        ValueError: the image is too small.
+    """
+    if min(in_shape[1:]) < SMALLEST_PHOTOGRAPH:
+        raise ValueError(f"input {in_shape} is too small: a side of {min(in_shape[1:])} is below {SMALLEST_PHOTOGRAPH}")
+    layers, channels = _conv(in_shape[0], 96, 11, stride=4, padding=0), 96
+    for width, kernel in ((96, 0), (256, 5), (384, 3)):
+        layers += _conv(channels, width, kernel) if kernel else []
+        layers += [*_conv(width, width, 1), *_conv(width, width, 3, stride=2, padding=0)]
+        channels = width
+    layers += [nn.Dropout(dropout), *_conv(384, 1024, 3), *_conv(1024, 1024, 1), *_conv(1024, classes, 1)[:1]]
+    net = nn.Sequential(*layers, GlobalAverage())
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            _he(layer.weight)
             assert layer.bias is not None  # for the type checker
             nn.init.zeros_(layer.bias)
     return net

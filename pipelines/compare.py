@@ -38,6 +38,7 @@ COLOURS = {
     Verdict.INCONCLUSIVE: "yellow",
     Verdict.UNDER_BUDGET: "magenta",
     Verdict.UNTESTED: "dim",
+    Verdict.NO_CLAIM: "dim",
 }
 
 
@@ -88,7 +89,12 @@ def _cells(row: LedgerRow) -> list[tuple[str, str]]:
     """A line of the table, each cell with its style; a plain str would be read for rich's markup."""
     tested = f"{MARK}\n{plus_minus(row['test_set'])}" if row["test_set"] else ""
     length = f"{NONE if row['epochs'] is None else format(row['epochs'], 'g')}/{row['paper_epochs']}"
-    words = (_name(row), row["metric"][:3], f"{row['claim']['value']:g}", f"{plus_minus(row)}{tested}")
+    words = (
+        _name(row),
+        row["metric"][:3],
+        NONE if row["claim"]["value"] is None else f"{row['claim']['value']:g}",
+        f"{plus_minus(row)}{tested}",
+    )
     return [
         *((cell, "") for cell in (*words, str(row["n"]), length)),
         (row["verdict"], COLOURS[Verdict(row["verdict"])]),

@@ -6,16 +6,20 @@ The only stage that reads test images. It looks at them as the claim's protocol 
 as ten crops, whose probabilities are averaged) and reports the state after the last epoch: nothing is selected on it.
 Where the source measured its figure on other images (``evaluation.claimed_on``), those are looked at in the same way;
 confusion matrix, examples and figures a class are of the test split even so.
+
+Much work on CPUs, ten crops of photographs say, is spread over Ray as training is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
+from pipelines.cluster import connection, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
 from pipelines.command.folders import require_folder
@@ -39,9 +44,10 @@ from pipelines.results import examples, verdicts
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
-from pipelines.training.predictions import BATCH, Predictions, as_claimed, predict
+from pipelines.training.predictions import BATCH, Ask, Piece, Predictions, Split, as_claimed, flops, predict
 
 SHARES = ("precision", "recall", "f1")
+MUCH = 10**13  # floating-point operations, some two minutes of a core: from there on, to start Ray pays
 
 
 def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -68,10 +74,16 @@ def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[dict
     ]
 
 
-def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) -> Path:
+def evaluate(
+    benchmark: Benchmark,
+    planned: Sequence[spec.Spec],
+    device: str,
+    connect: Callable[[], connection.Cluster] | None = None,
+) -> Path:
     """Write ``evaluations/<benchmark>/`` for the benchmark's trials; returns that folder.
 
-    An earlier evaluation stays where it is until the new one is whole.
+    An earlier evaluation stays where it is until the new one is whole. Much work on a CPU is spread over the
+    cluster that ``connect`` returns.
     """
     dataset = datasets.open_dataset(DATA, benchmark.dataset)
     inputs = Inputs(benchmark, dataset, store.default())
@@ -82,23 +94,48 @@ def evaluate(benchmark: Benchmark, planned: Sequence[spec.Spec], device: str) ->
     dataset.verify(*({"test"} if on is None else {"test", on.split}))
     target = EVALUATIONS / benchmark.name
     with _replacing(target) as fresh:
-        _evaluate(fresh, inputs, sorted(planned, key=lambda one: one.seed), device)
+        much = device == "cpu" and len(planned) * dataset.test * flops(inputs) >= MUCH
+        ask = functools.partial(_elsewhere, connect()) if connect and much else None
+        _evaluate(fresh, inputs, sorted(planned, key=lambda one: one.seed), device, ask)
     return target
 
 
-def _evaluate(folder: Path, inputs: Inputs, planned: Sequence[spec.Spec], device: str) -> None:
+def _elsewhere(ray_cluster: connection.Cluster, one: spec.Spec) -> Ask:
+    """Have images classified by Ray workers, piece by piece, each with what a worker that trains has."""
+    benchmark = one.benchmark
+    ray_cluster.require(benchmark)
+    cpus, gpus = benchmark.resources.cpus, ray_cluster.gpus_for(benchmark)
+    placed = one.on("cuda" if gpus else "cpu", threads=cpus)
+    weights = _files(one).weights.absolute()
+
+    def ask(split: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
+        calls = {start: (placed, one.precision, weights, split, start, places) for start, places in pieces.items()}
+        what = f"the evaluation of {one.name}"
+        return spreading.spread("pipelines.training.predictions.answer", calls, what=what, cpus=cpus, gpus=gpus)
+
+    return ask
+
+
+def _evaluate(
+    folder: Path,
+    inputs: Inputs,
+    planned: Sequence[spec.Spec],
+    device: str,
+    elsewhere: Callable[[spec.Spec], Ask] | None,
+) -> None:
     benchmark, dataset, on = inputs.benchmark, inputs.dataset, inputs.benchmark.evaluation.claimed_on
     planned = [_collected(benchmark, one) for one in planned]
-    models = [inputs.load(_collection(benchmark, one.seed).weights) for one in planned]
+    models = [inputs.load(_files(one).weights) for one in planned]
     seeds: list[dict[str, Any]] = []
     answers: list[Answers] = []
     total = np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
     for one, model in zip(planned, models, strict=True):
-        found = predict(inputs, model, one.seed, device, precision=one.precision, split="test")
+        ask = elsewhere and elsewhere(one)
+        found = predict(inputs, model, one.seed, device, precision=one.precision, split="test", ask=ask)
         metrics = {"key": one.key, **_metrics(found, dataset)}
         line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:
-            other = as_claimed(inputs, model, one.seed, device, precision=one.precision, on=on, tested=found)
+            other = as_claimed(inputs, model, one.seed, device, precision=one.precision, on=on, tested=found, ask=ask)
             metrics["claimed_on"] = _claimed(on, other)
             line += f"; {metrics['claimed_on']['error']:.2f} % on {on.words}"
         _write_seed(folder / "trials" / f"seed-{one.seed}", metrics, found)
@@ -143,13 +180,9 @@ def _check_names(dataset: Dataset) -> None:
             raise UserError(f"{DATA / dataset.name}: the class {shown} is not UTF-8; expected names that are text")
 
 
-def _collection(benchmark: Benchmark, seed: int) -> store.TrialFiles:
-    return store.TrialFiles(RUNS / benchmark.name / f"seed-{seed}")
-
-
 def _collected(benchmark: Benchmark, one: spec.Spec) -> spec.Spec:
     """This trial on the kind of device that trained it, as the stage train collected it, whole; of no other trial."""
-    files, name = _collection(benchmark, one.seed), benchmark.name
+    files, name = _files(one), benchmark.name
     again = f"run the stage train, which collects it anew: python -m pipelines.train {name}, or dvc repro"
     try:
         key = files.read_result(None).get("key")
@@ -159,6 +192,10 @@ def _collected(benchmark: Benchmark, one: spec.Spec) -> spec.Spec:
     if key not in variants:
         raise UserError(f"{files.folder} holds another trial than {benchmark.where} describes; {again}")
     return variants[key]
+
+
+def _files(one: spec.Spec) -> store.TrialFiles:
+    return store.TrialFiles(RUNS / one.benchmark.name / f"seed-{one.seed}")
 
 
 def _metrics(found: Predictions, dataset: Dataset) -> dict[str, Any]:
@@ -237,11 +274,16 @@ def _small(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _write_first_layer(path: Path, model: nn.Module, dataset: Dataset) -> None:
-    """The filters of a first convolution (O, I, kH, kW), or the templates of a linear net (classes, C, H, W)."""
-    first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
-    arrays: dict[str, NDArray[np.float32]] = {}
+    """The filters of a first convolution (O, I, kH, kW), or the templates of a linear net (classes, C, H, W).
+
+    ``towers`` is in how many groups the next layer takes the filters' maps: two in AlexNet.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    first, second = (*layers, None, None)[:2]
+    arrays: dict[str, NDArray[Any]] = {}
     if isinstance(first, nn.Conv2d):
         arrays["filters"] = first.weight.detach().cpu().float().numpy()
+        arrays["towers"] = np.array(second.groups if isinstance(second, nn.Conv2d) else 1)
     elif first is not None and first.weight.shape == (len(dataset.classes), int(np.prod(dataset.shape))):
         arrays["templates"] = first.weight.detach().cpu().float().numpy().reshape(-1, *dataset.shape)
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
@@ -296,10 +338,18 @@ def main() -> None:
     params = load_params()
     device = provenance.chosen_device(args.device)
     names = list(dict.fromkeys(args.benchmarks)) or list(params.suite.benchmarks)
-    for name in names:
-        planned = spec.trials(params, name, data=DATA, root=store.default())
-        print(f"{name}: {params.benchmark(name).evaluation.protocol}, on {device}", flush=True)
-        evaluate(params.benchmark(name), planned, device)
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def connect() -> connection.Cluster:
+            ray_cluster = stack.enter_context(connection.connect())
+            print(f"spread over {ray_cluster}", flush=True)
+            return ray_cluster
+
+        for name in names:
+            planned = spec.trials(params, name, data=DATA, root=store.default())
+            print(f"{name}: {params.benchmark(name).evaluation.protocol}, on {device}", flush=True)
+            evaluate(params.benchmark(name), planned, device, connect)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ import pytest
 from pipelines import compare
 from pipelines.command.errors import UserError
 from pipelines.config.params import load_params
-from pipelines.results.ledger import LedgerRow, gather
+from pipelines.results.ledger import LedgerRow, claimed_error, gather
 from pipelines.results.page import table3
+from pipelines.tracking import records
 from pipelines.training import store
 from tests import projects
+from tests.conftest import edit_params
 from tests.report_inputs import DIFFERENCE, LABEL, MADE, REMARKS, SEEDS, claimed_on, make
 
 Array = npt.NDArray[Any]
@@ -89,6 +91,24 @@ def test_figures_come_from_the_seeds(project: Path) -> None:
     assert (found["n"], found["epochs"], found["paper_epochs"]) == (5, 10, 20)
     assert found["wall_s"] == pytest.approx(5 * 75)
     assert found["git_commit"] == "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_net_without_a_figure_to_compare_with_has_no_claim_and_shows_its_own(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In each form of the ledger; and a claim of a top-5 error is compared with ours."""
+    edit_params(Path("params.yaml"), lenet5_mnist={"claim.value": None}, mlp300_mnist={"claim.metric": "top-5 error"})
+    compare.main()
+    assert "no claim" in capsys.readouterr().out
+    ledger = json.loads((project / "report" / "ledger.json").read_text())
+    found, top = row(ledger, "lenet5-mnist"), row(ledger, "mlp300-mnist")
+    assert (found["verdict"], found["claim"]["value"], found["margin"], found["n"]) == ("no claim", None, None, 5)
+    assert f"| error | – | {found['mean']:.2f} [" in (project / "report" / "ledger.md").read_text()
+    assert "lenet5-mnist: error, no claim; ours" in (project / "report" / "index.html").read_text()
+    files = [project / f"evaluations/mlp300-mnist/trials/seed-{seed}/metrics.json" for seed in SEEDS]
+    assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 4) for file in files]
+    assert claimed_error(top) is claimed_error(found) is None  # no line among training errors
+    assert "claimed error | none |" in records.note(dict(found))
 
 
 def test_versions_and_remarks_stand_in_every_form_of_the_ledger(project: Path) -> None:
@@ -242,7 +262,7 @@ def test_what_the_suite_does_not_run_is_untested(project: Path) -> None:
     assert found["n"] == 0
     for key in ("mean", "ci95", "budget", "wall_s", "hardware", "git_commit", "epochs", "parameters"):
         assert found[key] is None
-    assert found["margin"] > 0
+    assert found["margin"] is not None and found["margin"] > 0
 
 
 def test_an_active_benchmark_never_run_is_untested(project: Path) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pipelines import evaluate
+from pipelines.cluster import connection
 from pipelines.command.errors import UserError
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
@@ -257,6 +258,28 @@ def test_a_part_of_the_test_split_is_what_was_said_of_the_whole(evaluated: Path)
     assert (found["error"], found["claimed_on"]["split"]) == (pytest.approx(100 * wrong.mean()), "test")
 
 
+@pytest.mark.numeric
+def test_spread_over_ray_every_image_has_the_same_answer(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers take pieces in any order; then one finds its weights gone, which is a line and loses nothing."""
+    monkeypatch.setattr(evaluate, "MUCH", 1)
+    names, benchmark = ("mlp300-mnist", "linear-mnist"), load_params().benchmark("linear-mnist")
+    before = {path: arrays(path) for name in names for path in (Path("evaluations") / name).rglob("predictions.npz")}
+    figures = {path: read(path)["claimed_on"] for path in Path("evaluations/linear-mnist").rglob("seed-*/metrics.json")}
+    with connection.connect() as ray_cluster:
+        for name in names:
+            evaluate.evaluate(load_params().benchmark(name), planned(name), "cpu", lambda: ray_cluster)
+        taken = evaluate._elsewhere(ray_cluster, planned("linear-mnist")[0])
+        Path("runs/linear-mnist/seed-3/weights.pt").unlink()
+        with pytest.raises(UserError, match=r"weights\.pt is missing"):
+            list(taken("test", {0: np.arange(5)}))
+    assert len(before) == 4 and len(figures) == len(benchmark.budgets["laptop"].seeds)
+    for path, found in before.items():
+        again = arrays(path)
+        assert np.array_equal(again["predicted"], found["predicted"])
+        np.testing.assert_allclose(again["confidence"], found["confidence"], atol=1e-3)
+    assert {path: read(path)["claimed_on"] for path in figures} == figures
+
+
 class Reader(torch.nn.Module):
     """Says what is written in the first pixel of an image of pixels 0 to 1."""
 
@@ -437,7 +460,7 @@ def test_the_first_layer_is_the_trained_one(evaluated: Path) -> None:
     expected = weights("linear-mnist", 3)["1.weight"].reshape(10, 1, 28, 28)
     np.testing.assert_allclose(linear_net["templates"], expected)
     lenet = arrays(Path("evaluations/lenet5-mnist/first_layer.npz"))
-    assert list(lenet) == ["filters"]
+    assert list(lenet) == ["filters", "towers"] and lenet["towers"] == 1
     np.testing.assert_allclose(lenet["filters"], weights("lenet5-mnist", 0)["c1.weight"])
     assert lenet["filters"].shape == (6, 1, 5, 5)
     assert arrays(Path("evaluations/mlp300-mnist/first_layer.npz")) == {}  # 300 hidden units are no class templates

@@ -107,7 +107,7 @@ def test_no_row_takes_a_key_through_a_merge() -> None:
     assert [path.name for path in (ROOT / "models").glob("*.yaml") if "<<" in path.read_text()] == []
 
 
-def test_the_thirteen_all_convolutional_rows_take_at_most_180_lines() -> None:
+def test_the_fourteen_all_convolutional_rows_take_at_most_190_lines() -> None:
     path = ROOT / "models/allcnn.yaml"
-    assert len(yamlfile.read(path)) - 1 == 13
-    assert len(path.read_text().splitlines()) <= 180
+    assert len(yamlfile.read(path)) - 1 == 14
+    assert len(path.read_text().splitlines()) <= 190

@@ -52,7 +52,7 @@ def test_whatever_the_file_holds_it_can_be_switched(params: Path, content: bytes
 
 
 def test_a_suite_that_there_is_not_leaves_the_file(params: Path) -> None:
-    with pytest.raises(UserError, match=r"^suite labtop is not known; did you mean laptop\? \(allowed: cifar10, im"):
+    with pytest.raises(UserError, match=r"^suite labtop is not known; did you mean laptop\? \(allowed: cifar10, il"):
         suite.switch("labtop", params)
     assert (params.parent / "suite.yaml").read_bytes() == COMMITTED.read_bytes()
 
@@ -109,7 +109,7 @@ def test_the_command_says_one_line_and_exits_2(params: Path) -> None:
     where, env = params.parent, environment()
     done = subprocess.run([*command, "imagnette"], cwd=where, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (errors.USER_ERROR, "")
-    allowed = "(allowed: cifar10, imagenette, laptop, mnist, paper)"
+    allowed = "(allowed: cifar10, ilsvrc2012, imagenette, laptop, mnist, paper)"
     assert done.stderr == f"error: suite imagnette is not known; did you mean imagenette? {allowed}\n"
     done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True)
     assert done.returncode == 0

@@ -185,6 +185,8 @@ class Benchmark:
             )
             require(claim.difference is None, alone)
             return
+        top = f"claim.metric is {claim.metric}; expected error or accuracy with evaluation.claimed_on"
+        require(claim.metric != "top-5 error", top)
         missing = "claim.difference is missing; expected one sentence on what evaluation.claimed_on changes"
         require(claim.difference is not None, missing)
         size = f"claim.test_images is {claim.test_images}; expected {on.count}, the count of evaluation.claimed_on"

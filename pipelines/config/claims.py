@@ -82,12 +82,15 @@ class Evaluation:
 class Claim:
     """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on.
 
+    Without a ``value``, no source has measured this net on these images in this way: ``protocol`` says what there is in
+    its place, and no verdict is given.
+
     ``certainty`` is that of ``source``, whose text holds none: "a table (place recalled)" would be both.
     ``difference`` explains in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.
     """
 
-    metric: Literal["error", "accuracy"]
-    value: float
+    metric: Literal["error", "accuracy", "top-5 error"]
+    value: float | None = None
     source: str
     protocol: str
     certainty: Literal["read", "recalled", "computed"]
@@ -95,7 +98,7 @@ class Claim:
     difference: str | None = None
 
     def __post_init__(self) -> None:
-        require(0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
+        require(self.value is None or 0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
         require_within("test_images", self.test_images, 1, MOST_IMAGES)
         require(bool(self.source.strip()), f"source is {wording.show(self.source)}; expected where the figure stands")
         word = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)

@@ -459,15 +459,18 @@ class Affine(AugmentOp):
 @AUGMENT.entry("pca_colour")
 @dataclass(kw_only=True, eq=False, repr=False)
 class PCAColour(AugmentOp):
-    """AlexNet's colour noise (section 4.1): add sum_i a_i sigma_i p_i to every pixel, with a_i ~ N(0, std) per image.
+    """AlexNet's colour noise (section 4.1): add sum_i a_i s_i p_i to every pixel, with a_i ~ N(0, std) per image.
 
-    p_i and sigma_i^2 are the eigenvectors and eigenvalues of train's RGB covariance, after preprocessing. The paper
-    multiplies by the eigenvalue itself, which depends on the unit of the pixels (at 0..255 it would swamp them);
-    Krizhevsky's cuda-convnet2 multiplies by the standard deviation, and so do we.
+    p_i and lambda_i are the eigenvectors and eigenvalues of train's RGB covariance, after preprocessing. The paper
+    multiplies ``by: eigenvalue``, which depends on the unit of the pixels and would swamp them at 0..255: s_i is
+    lambda_i / white, the eigenvalue of pixels of 0..1 in the unit at hand, where pixel 255 is ``white`` above pixel 0.
+    Krizhevsky's cuda-convnet2 multiplies by the ``deviation``, the root of lambda_i, whatever the unit.
     """
 
     measures = ("axes",)
     std: float = _positive(0.1)
+    by: str = _argument("deviation or eigenvalue", lambda value: value in ("deviation", "eigenvalue"), "deviation")
+    white: float = _positive(255.0)
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         if shape[0] != 3:
@@ -479,7 +482,9 @@ class PCAColour(AugmentOp):
         values, vectors = np.linalg.eigh(covariance)
         # An eigenvector's sign is the library's whim: make its largest component positive.
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(3)])
-        self.axes = torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0))).float()  # columns sigma_i p_i
+        values = np.maximum(values, 0)
+        lengths = np.sqrt(values) if self.by == "deviation" else values / self.white
+        self.axes = torch.from_numpy(vectors * lengths).float()  # columns s_i p_i
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
         noise = torch.randn((len(images), 3), generator=generator) * self.std

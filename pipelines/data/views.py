@@ -10,6 +10,7 @@ from torch import Tensor
 from pipelines.data.transforms import Augment, center_crop
 
 VIEWS = ("single", "random", "ten_crop")
+CENTRE = 4  # of the ten crops
 RANDOM_VIEWS = 6  # ConvNetJS's CIFAR-10 demo (demo/js/images-demo.js)
 
 

@@ -34,19 +34,28 @@ def read(path: Path, axes: Mapping[str, int]) -> dict[str, Array]:
     return arrays
 
 
-def first_layer(path: Path) -> dict[str, Array]:
-    """``filters`` (O, I, kH, kW) or ``templates`` (C, channels, H, W), float32; neither where the file is missing."""
+def first_layer(path: Path) -> dict[str, Any]:
+    """``filters`` (O, I, kH, kW) or ``templates`` (C, channels, H, W), float32; neither where the file is missing.
+
+    Beside filters ``towers``, a whole number: that many equal parts of them, one after the other, stand side by side.
+    """
     try:
-        arrays = _read(path, ("filters", "templates"))
+        arrays = _read(path, ("filters", "templates", "towers"))
     except MissingError:
         return {}
+    towers = arrays.pop("towers", np.array(1))
     for key, array in arrays.items():
         sides = array.shape[1:]
         sound = array.ndim == 4 and 0 not in array.shape and max(sides) <= LONGEST_SIDE and array.dtype.kind == "f"
         if not sound or not (np.abs(array) < 1e30).all():  # NaN is not
             line = f"{array.dtype} of shape {array.shape}"
             raise DamagedError(f"{path}: {key} is {line}; expected finite floats on four axes")
-    return {key: array.astype(np.float32) for key, array in arrays.items()}
+    count = len(arrays.get("filters", ()))
+    if towers.shape != () or towers.dtype.kind not in "iu" or towers < 1 or count % towers:
+        line = f"{towers.dtype} of shape {towers.shape}"
+        raise DamagedError(f"{path}: towers is {line}; expected a whole number that divides {count}, the filters")
+    shown = {key: array.astype(np.float32) for key, array in arrays.items()}
+    return {**shown, "towers": int(towers)} if "filters" in shown else shown
 
 
 def _read(path: Path, keys: Iterable[str]) -> dict[str, Array]:

@@ -5,15 +5,17 @@ Those that a browser draws, on the page and in MLflow's explorer, are listed in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.results.page import images
 from pipelines.results.reader import Outcome
 
+FILTERS_WIDTH = 960  # pixels, about
 INCHES = 6.4  # edge of the picture
 DPI = 125  # 800 × 800 pixels
 LABELLED = 20  # classes up to which every cell carries its figure and every row its name
@@ -31,7 +33,20 @@ def confusion(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
     return confusion_figure(counts, outcome.classes, title=title, subtitle=subtitle)
 
 
-FIGURES = {"confusion": confusion}  # by the name of its file
+def filters(outcome: Outcome, *, title: str, subtitle: str) -> bytes | None:
+    """The first layer's filters of the lowest seed, its towers apart, as the bytes of a PNG; None where it has none."""
+    if outcome.filters is None:
+        return None
+    from PIL import Image
+
+    sheet = images.filter_pixels(outcome.filters, outcome.towers)
+    picture, buffer = Image.fromarray(sheet), BytesIO()
+    times = max(1, round(FILTERS_WIDTH / picture.width))
+    picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST).save(buffer, "png")
+    return buffer.getvalue()
+
+
+FIGURES: dict[str, Callable[..., bytes | None]] = {"confusion": confusion, "filters": filters}  # by its file's name
 
 
 def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title: str, subtitle: str) -> bytes:

@@ -22,7 +22,7 @@ DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
 class ClaimRow(TypedDict):
     """The source's side of a ledger row."""
 
-    value: float
+    value: float | None  # null: no claim
     unit: str
     source: str
     protocol: str
@@ -65,7 +65,7 @@ class LedgerRow(TypedDict):
     paper_epochs: int
     parameters: int | None
     config: dict[str, Any] | None  # model, recipe and length as they were trained
-    margin: float  # the claim's own sampling error, in points
+    margin: float | None  # the claim's own sampling error, in points
     views: str | None  # the protocol of our evaluation
     test_set: TestSet | None  # null: the claim was measured on the whole test split, or nothing was run
     difference: str | None  # what it means that it was not, in one sentence
@@ -142,7 +142,7 @@ def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | Non
         "paper_epochs": paper_epochs,
         "parameters": int(trials[0].result["parameters"]) if trials else None,
         "config": trials[0].result["config"] if trials else None,
-        "margin": round(claim_margin(claim.value, claim.test_images), DIGITS),
+        "margin": None if claim.value is None else round(claim_margin(claim.value, claim.test_images), DIGITS),
         "test_set": _test_set(benchmark, outcome) if outcome else None,
         "difference": claim.difference,
         "remarks": benchmark.remarks,
@@ -177,4 +177,10 @@ def _ci95(figures: Mapping[str, float]) -> list[float] | None:
 
 def as_error(metric: str, value: float) -> float:
     """A figure in % read as an error."""
-    return value if metric == "error" else 100 - value
+    return 100 - value if metric == "accuracy" else value
+
+
+def claimed_error(row: Mapping[str, Any]) -> float | None:
+    """The claim of a row in % as an error that a training error compares with; None for none, and for a top-5 error."""
+    value = row["claim"]["value"]
+    return None if value is None or row["metric"] == "top-5 error" else as_error(row["metric"], value)

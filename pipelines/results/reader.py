@@ -142,6 +142,10 @@ class TrialEvaluation:
 
     def tested(self, metric: str) -> float:
         """The figure in % on the whole test split."""
+        if metric == "top-5 error":
+            if self.metrics.get("top5_error") is None:
+                raise DamagedError(f"{self.folder / 'metrics.json'}: top5_error is missing; expected it: {AGAIN}")
+            return float(self.metrics["top5_error"])
         return self.error if metric == "error" else self.accuracy
 
     def compared(self, metric: str) -> float:
@@ -192,6 +196,7 @@ class Outcome(About):
     trials: tuple[Trial, ...]  # by rising seed
     examples: ClassifiedExamples | None  # answers in the order of the trials; None where none were kept
     filters: Array | None = None  # (O, I, kH, kW) float32
+    towers: int = 1  # equal parts of them, one after the other, that the next layer takes apart
     templates: Array | None = None  # (C, channels, H, W) float32
 
 
@@ -214,9 +219,7 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
     )
     layer = arrays.first_layer(folder / "first_layer.npz")
     kept = read_examples(folder / "examples.npz", about, trials)
-    return Outcome(
-        **vars(about), trials=trials, examples=kept, filters=layer.get("filters"), templates=layer.get("templates")
-    )
+    return Outcome(**vars(about), trials=trials, examples=kept, **layer)
 
 
 def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, budget: str) -> Trial:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipelines.command import arguments
 from pipelines.command.errors import UserError, guard
 from pipelines.results.ledger import LedgerRow
-from pipelines.results.words import NONE, figure, ours
+from pipelines.results.words import NONE, claim, figure, ours
 
 README = Path("README.md")
 LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -39,9 +39,8 @@ def ledger(paper: Mapping[str, LedgerRow], short: Mapping[str, LedgerRow]) -> st
     for name in [*paper, *(name for name in short if name not in paper)]:
         row = paper.get(name) or short[name]
         label = f" ({row['label']})" if row["label"] else ""
-        claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}"
         measured = (ours(paper[name]), paper[name]["verdict"]) if name in paper else (NONE, "untested")
-        lines.append((name + label, row["metric"], claim, *measured, _short(short.get(name))))
+        lines.append((name + label, row["metric"], claim(row), *measured, _short(short.get(name))))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

@@ -8,6 +8,7 @@ For an error claim ``c`` with margin ``m``, and an interval ``[low, high]`` over
 holds is the verdict (an accuracy claim is read as the mirror image: higher is better):
 
 ==  ==============================================================  ==============
+0   the claim has no figure                                         no claim
 1   no seed was run                                                 untested
 2   ``n >= 5`` and ``high < c - m``                                 better
 3   ``n >= 5`` and ``high <= c + m``                                reproduced
@@ -59,6 +60,7 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
     UNDER_BUDGET = "under budget"
     UNTESTED = "untested"
+    NO_CLAIM = "no claim"
 
 
 # For readers of a report; the rules themselves are the table above.
@@ -70,6 +72,7 @@ MEANING = {
     Verdict.UNDER_BUDGET: "not there, but trained for fewer epochs than the source (or, where its length is not "
     "published, than our `paper` budget)",
     Verdict.UNTESTED: "not run",
+    Verdict.NO_CLAIM: "no source has a figure of the same net on the same images, looked at in the same way",
 }
 
 
@@ -110,21 +113,23 @@ def claim_margin(value: float, test_images: int) -> float:
     return 100 * NORMAL_QUANTILE * math.sqrt(share * (1 - share) / test_images)
 
 
-def judge(*, metric: str, claim: float, test_images: int, values: Sequence[float], short: bool) -> Verdict:
+def judge(*, metric: str, claim: float | None, test_images: int, values: Sequence[float], short: bool) -> Verdict:
     """Return the verdict on a claim by the table above.
 
     Args:
-        metric: ``error`` or ``accuracy``: which way is better.
-        claim: the source's figure in %.
+        metric: ``error``, ``top-5 error`` or ``accuracy``: which way is better.
+        claim: the source's figure in %, None where there is none.
         test_images: how many images that figure was measured on.
         values: ours in %, in the same metric, one a seed.
         short: whether any of our trials was shorter than the source's.
     """
-    if metric not in ("error", "accuracy"):
-        raise ValueError(f"metric {metric!r} is neither error nor accuracy")
+    if metric not in ("error", "top-5 error", "accuracy"):
+        raise ValueError(f"metric {metric!r} is neither error, top-5 error nor accuracy")
+    if claim is None:
+        return Verdict.NO_CLAIM
     if not values:
         return Verdict.UNTESTED
-    sign = 1.0 if metric == "error" else -1.0
+    sign = -1.0 if metric == "accuracy" else 1.0
     margin = claim_margin(claim, test_images)
     best, worst = sign * claim - margin, sign * claim + margin
     ours = interval([sign * value for value in values])

@@ -28,6 +28,12 @@ def figure(found: Figures) -> str:
     return centre(found) if found["mean"] is None else f"{centre(found)} ({seeds(len(found['per_seed']))})"
 
 
+def claim(row: Figures) -> str:
+    """The claim and its own sampling error, ``4.7 ± 0.41``; ``–`` where there is none."""
+    value = row["claim"]["value"]
+    return NONE if value is None else f"{value:g} ± {row['margin']:.2f}"
+
+
 def ours(row: Figures) -> str:
     """The figure of a row of the ledger; a marked one is followed by the whole test set's."""
     beside = f"{MARK}; test set {figure(row['test_set'])}" if row["test_set"] else ""

@@ -11,9 +11,9 @@ from functools import partial
 from io import StringIO
 from typing import Any, NamedTuple
 
-from pipelines.results import explorer, reader
+from pipelines.results import arrays, explorer, reader
 from pipelines.results.figures import FIGURES
-from pipelines.results.ledger import as_error
+from pipelines.results.ledger import claimed_error
 from pipelines.results.page.html import render
 from pipelines.results.reader import Json, Outcome, TrialEvaluation
 from pipelines.results.words import centre, commit, ends, mean_or_each, seeds
@@ -21,7 +21,7 @@ from pipelines.tracking import limits, spool
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, digest, modified
 from pipelines.training.store import MissingError
 
-FORMAT = 3  # raise it when a drawing or a text changes: every part is then sent again, over the old one
+FORMAT = 4  # raise it when a drawing or a text changes: every part is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = {
@@ -230,10 +230,11 @@ def _files(
     )
     of = "" if len(trials) == 1 else f", {seeds(len(trials))}"
     subtitle = f"test error {errors}{of}, {outcome.protocol}; cells: % of row"
+    drawn = {name: draw(outcome, title=title, subtitle=subtitle) for name, draw in FIGURES.items()}
     return {
         EXPLORER: page.encode(errors="backslashreplace"),
         CLASSES: _classes(outcome),
-        **{f"{name}.png": draw(outcome, title=title, subtitle=subtitle) for name, draw in FIGURES.items()},
+        **{f"{name}.png": picture for name, picture in drawn.items() if picture is not None},
     }
 
 
@@ -245,11 +246,13 @@ def _outcome(benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]) -> Out
         for trial in trials
         if trial.evaluation
     )
-    kept = None
+    kept, layer = None, {}
     if benchmark.folder:
         with suppress(MissingError):
             kept = reader.read_examples(benchmark.folder / "examples.npz", about, finished)
-    return Outcome(**vars(about), trials=finished, examples=kept)
+        if trials[0].key == benchmark.evaluated[0].key:  # of the lowest seed alone
+            layer = arrays.first_layer(benchmark.folder / "first_layer.npz")
+    return Outcome(**vars(about), trials=finished, examples=kept, **layer)
 
 
 def _classes(outcome: Outcome) -> bytes:
@@ -264,7 +267,7 @@ def _classes(outcome: Outcome) -> bytes:
 
 def _claimed(benchmark: SpooledBenchmark) -> float | None:
     """The error in % that the source reports, where the ledger has it."""
-    return as_error(benchmark.row["metric"], benchmark.row["claim"]["value"]) if benchmark.row else None
+    return claimed_error(benchmark.row) if benchmark.row else None
 
 
 def _benchmark_ledger(row: Json, time: float) -> Part:
@@ -276,7 +279,7 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
     tags = {
         "verdict": row["verdict"],
         "metric": row["metric"],
-        "claim": f"{claim['value']} {claim['unit'] or '%'} {row['metric']}",
+        "claim": _claim(row),
         "claim_source": text(claim["source"]),
         "mlflow.note.content": note(row),
     }
@@ -290,6 +293,11 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
         points=points,
         files=lambda: {LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()},
     )
+
+
+def _claim(row: Json) -> str:
+    value, unit = row["claim"]["value"], row["claim"]["unit"] or "%"
+    return "none" if value is None else f"{value} {unit} {row['metric']}"
 
 
 def _interval(prefix: str, figures: Json) -> dict[str, float | None]:
@@ -318,7 +326,7 @@ def _figure(figures: Json) -> str:
 def _row_facts(row: Json) -> dict[str, str]:
     """The ledger's row for the head of an explorer."""
     metric = row["metric"]
-    facts = {"verdict": _verdict(row), "claimed": f"{row['claim']['value']} % {metric}"}
+    facts = {"verdict": _verdict(row), "claimed": _claim(row)}
     if row["mean"] is not None:
         spread = f" ({ends(row, ' to ')})" if row["ci95"] else ""
         facts["measured"] = f"{centre(row)} % {metric}{spread}"

@@ -268,7 +268,7 @@ def _row(where: str, row: Json) -> Json | None:
     if row.get("budget") is None:
         return None
     check(where, row, ROW)
-    check(where, row["claim"], {"value": NUMBER}, "claim.")
+    check(where, row["claim"], {"value": NUMBER.optional}, "claim.")
     if row.get("test_set"):
         check(where, row["test_set"], OVER_SEEDS, "test_set.")
         row["test_set"] = _whole(TestSet, row["test_set"])

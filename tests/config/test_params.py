@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (
         f"{B}/dataset",
         "mnits",
-        ": dataset mnits is not known; did you mean mnist? (allowed: cifar10, imagenette, mnist)",
+        ": dataset mnits is not known; did you mean mnist? (allowed: cifar10, ",
     ),
     (f"{B}/dataset", 5, " is 5; expected text"),
     (f"{B}/dataset", None, " is null; expected text"),
@@ -81,7 +82,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{OPTIMISER}/name", NOTHING, " is missing; expected one of sgd, adadelta"),
     (f"{B}/recipe/loss", "hinge", " is 'hinge'; allowed: cross_entropy, map, mse"),
     (f"{B}/recipe/precision", {"cpu": "fp16"}, ".cpu is 'fp16'; did you mean bf16? (allowed: bf16, fp32)"),
-    (f"{B}/claim/metric", "eror", " is 'eror'; did you mean error? (allowed: accuracy, error)"),
+    (f"{B}/claim/metric", "eror", " is 'eror'; did you mean error? (allowed: accuracy, error, top-5 error)"),
     (f"{B}/claim/certainty", "sure", " is 'sure'; allowed: computed, read, recalled"),
     (f"{B}/evaluation/views", "six", " is 'six'; allowed: random, single, ten_crop"),
     ("datasets/mnist/kind", "mnist", " is 'mnist'; allowed: cifar, idx, imagefolder"),
@@ -547,7 +548,7 @@ def test_a_long_list_of_names_is_cut_in_an_error() -> None:
     found = changed("suite/benchmarks", {})
     found["suites"]["laptop"]["benchmarks"] = list(found["benchmarks"])
     found["suites"]["laptop"]["budget"] = "paper"
-    assert "... and 3" in complaint(found) and len(complaint(found)) < 500
+    assert re.search(r"\.\.\. and \d\d more", complaint(found)) and len(complaint(found)) < 500
 
 
 def test_a_value_is_shown_in_yamls_words() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -55,4 +56,4 @@ def test_an_active_suite_of_another_shape_is_one_line() -> None:
 def test_a_long_difference_is_cut() -> None:
     found = changed("suite/benchmarks", {})
     found["suites"]["laptop"] = {"budget": "paper", "benchmarks": list(found["benchmarks"])}
-    assert "... and 3" in complaint(found) and len(complaint(found)) < 500
+    assert re.search(r"\.\.\. and \d\d more", complaint(found)) and len(complaint(found)) < 500

@@ -380,14 +380,17 @@ def test_affine_leaves_a_share_of_originals_to_the_bit() -> None:
     assert torch.equal(augmenter({"affine": {"fill": 0, "originals": 1}})(images, seeded()), images)
 
 
-def test_pca_colour_adds_noise_along_the_rgb_axes() -> None:
+@pytest.mark.parametrize("by", ["deviation", "eigenvalue"])
+def test_pca_colour_adds_noise_along_the_rgb_axes(by: str) -> None:
+    """Its covariance is std^2 times RGB's; by the eigenvalue, times RGB's squared, of pixels of 0..1 scaled back."""
     images = photos(200, seed=5)
-    raw, augment = build_preprocess([{"raw": {}}]), build_augment([{"pca_colour": {"std": 0.1}}])
+    raw, augment = build_preprocess([{"raw": {}}]), build_augment([{"pca_colour": {"std": 0.1, "by": by}}])
     fit(raw, images, augment=augment)
     batch = raw(torch.from_numpy(images)).repeat(100, 1, 1, 1)
     noise = augment(batch, seeded()) - batch
     torch.testing.assert_close(noise, noise[:, :, :1, :1].expand_as(noise), rtol=0, atol=1e-4)  # one colour an image
-    expected = 0.1**2 * np.cov(images.transpose(1, 0, 2, 3).reshape(3, -1))
+    pixels = np.cov(images.transpose(1, 0, 2, 3).reshape(3, -1) / 255)
+    expected = (0.1 * 255) ** 2 * (pixels if by == "deviation" else pixels @ pixels)
     measured = np.cov(noise[:, :, 0, 0].T.double().numpy())
     # 20,000 draws: each entry is off by about 1 % of the largest variance.
     np.testing.assert_allclose(measured, expected, atol=0.04 * expected.max())

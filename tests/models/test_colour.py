@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import alexnet, allcnn, convnetjs, krizhevsky, ml4a, mlp
+from models.normalisation import ResponseNorm
 
 
 def named_counts(model: nn.Module) -> dict[str, int]:
@@ -156,6 +157,36 @@ def test_alexnet_layers() -> None:
     assert named_counts(model) == expected
 
 
+def test_one_tower_has_torchvisions_layers() -> None:
+    with torch.device("meta"):
+        model = alexnet.one_tower()
+    expected = {"conv1": 23_296, "conv2": 307_392, "conv3": 663_936, "conv4": 884_992, "conv5": 590_080}
+    expected |= {"fc6": 37_752_832, "fc7": 16_781_312, "fc8": 4_097_000}
+    assert named_counts(model) == expected
+    order = [name for name, _ in model.named_children()]
+    assert order[-8:] == ["flatten", "drop6", "fc6", "relu6", "drop7", "fc7", "relu7", "fc8"]
+    assert not any(isinstance(layer, ResponseNorm) for layer in model.modules())
+
+
+ABLATIONS: list[tuple[dict[str, Any], str, int]] = [
+    ({"normalise": False}, "norm1 norm2", 60_965_224),
+    ({"overlap": False}, "pool1 pool2 pool5", 60_965_224),
+    ({"dropout": 0.0}, "drop6 drop7", 60_965_224),
+    ({"towers": 1}, "conv1 conv2 conv3 conv4 conv5", 59_798_312),
+]
+
+
+@pytest.mark.parametrize(("options", "changed", "count"), ABLATIONS)
+def test_an_ablation_changes_one_part_and_no_side(options: dict[str, Any], changed: str, count: int) -> None:
+    with torch.device("meta"):
+        whole, without = alexnet.alexnet().eval(), alexnet.alexnet(**options).eval()
+        sides = [[shape[1:] for shape in named_shapes(net, (3, 227, 227)).values()] for net in (whole, without)]
+    ours, theirs = (dict(net.named_children()) for net in (without, whole))
+    assert [name for name in theirs if repr(ours[name]) != repr(theirs[name])] == changed.split()
+    assert sides[0] == sides[1]
+    assert sum(weight.numel() for weight in without.parameters()) == count
+
+
 @pytest.mark.parametrize("side", [227, 224])
 def test_alexnet_shapes(side: int) -> None:
     with torch.device("meta"):
@@ -180,7 +211,11 @@ def test_alexnet_towers_meet_in_conv3_alone() -> None:
 
 def test_alexnet_starts_as_the_paper_or_as_bvlc() -> None:
     torch.manual_seed(0)
-    for options, bias, fc_std in (({}, 1.0, 0.01), ({"bias": 0.1, "fc_std": 0.005}, 0.1, 0.005)):
+    starts: list[tuple[dict[str, Any], float, float]] = [
+        ({}, 1.0, 0.01),
+        ({"bias": 0.1, "fc_std": 0.005}, 0.1, 0.005),
+    ]
+    for options, bias, fc_std in starts:
         layers = dict(alexnet.alexnet(in_shape=(3, 67, 67), classes=10, **options).named_children())
         for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"):
             layer = layers[name]

@@ -39,11 +39,12 @@ def nets() -> Iterator[Any]:
     for row in PARAMS.benchmarks.values():
         builder = getattr(importlib.import_module(f"models.{row.model.family}"), row.model.name)
         shape = Inputs(row, made(row.dataset), Path()).shape
-        default = inspect.signature(builder).parameters["in_shape"].default
-        options = dict(row.model.options) | ({} if shape == default else {"in_shape": shape})
+        seen_by = {"in_shape": shape, "classes": projects.classes(row.dataset)}
+        usual = {name: inspect.signature(builder).parameters[name].default for name in seen_by}
+        options = dict(row.model.options) | {name: seen_by[name] for name in usual if usual[name] != seen_by[name]}
         if row.recipe.boosting is None and (builder, options) not in seen:
             seen.append((builder, options))
-            yield builds(builder, row.parameters or 0, shape, **options | ({"classes": 10} if default[1] > 200 else {}))
+            yield builds(builder, row.parameters or 0, shape, **options)
 
 
 def made(name: str) -> Dataset:
@@ -57,10 +58,19 @@ def made(name: str) -> Dataset:
 
 PARAMS = load_params(ROOT / "params.yaml")
 NETS = list(nets())
-ROWS = [net for net in NETS if net.values[1] < 10_000_000]  # that are quick to build
+LARGE = 9_000_000  # parameters, which take a while to fill
+ROWS = [net for net in NETS if net.values[1] < LARGE]
 HUNDRED = builds(allcnn.allcnn, 1_387_108, (3, 32, 32), classes=100)
-IMAGENET = builds(alexnet.alexnet, 60_965_224, (3, 227, 227))
+IMAGENET = [
+    builds(alexnet.alexnet, 60_965_224, (3, 227, 227)),
+    builds(alexnet.one_tower, 61_100_840, (3, 224, 224)),
+    builds(allcnn.imagenet, 9_372_840, (3, 227, 227)),
+]
 SMALL_ALEXNET = {"in_shape": (3, 67, 67), "classes": 10, "bias": 0.1, "fc_std": 0.005}
+SMALL = [
+    pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67"),
+    pytest.param(alexnet.one_tower, 0, (3, 63, 63), {"in_shape": (3, 63, 63), "classes": 10}, id="one-tower-63"),
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,32 +82,37 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def classes_of(builder: Builder) -> int:
+    """How many outputs it makes unless it is told."""
+    return int(inspect.signature(builder).parameters["classes"].default)
+
+
 def parameters(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*NETS, HUNDRED, IMAGENET])
+@pytest.mark.parametrize(("builder", "count", "shape", "options"), [*NETS, HUNDRED, *IMAGENET])
 def test_parameters_and_shape_are_the_sources(
     builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
 ) -> None:
-    model = builder(**options).eval()
+    with torch.device("meta" if count > LARGE else "cpu"), torch.no_grad():
+        model = builder(**options).eval()
+        assert model(torch.randn(3, *shape)).shape == (3, options.get("classes", classes_of(builder)))
     assert parameters(model) == count
     assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in model.parameters())
-    classes = options.get("classes", 1000 if builder is alexnet.alexnet else 10)
-    with torch.no_grad():
-        assert model(torch.randn(3, *shape)).shape == (3, classes)
 
 
 @pytest.mark.parametrize("name", PARAMS.benchmarks)
 def test_each_row_states_how_many_parameters_it_trains(name: str) -> None:
     row = PARAMS.benchmarks[name]
     with torch.device("meta"):  # counted, not filled
-        data = dataclasses.replace(made(row.dataset), classes=tuple("0123456789"))
+        classes = tuple(map(str, range(projects.classes(row.dataset))))
+        data = dataclasses.replace(made(row.dataset), classes=classes)
         model = Inputs(row, data, Path()).build()
     assert parameters(model) == row.parameters
 
 
-PUBLISHED = [net for net in [*ROWS, HUNDRED, IMAGENET] if "in_shape" not in net.values[3]]
+PUBLISHED = [net for net in [*ROWS, HUNDRED, *IMAGENET] if "in_shape" not in net.values[3]]
 
 
 @pytest.mark.parametrize(("builder", "count", "shape", "options"), PUBLISHED)
@@ -109,7 +124,7 @@ def test_the_text_states_the_count(
         int(figure.replace(",", "")) for figure in re.findall(r"\d[\d,]*\d", f"{module.__doc__}{builder.__doc__}")
     }
     head = {lenet.lenet5: 850 if options.get("head") != "rbf" else 0}.get(builder, 0)  # stated apart from the 60,000
-    other_classes = {100: 90 * 193}.get(options.get("classes", 10), 0)  # the last 1x1 convolution's
+    other_classes = {100: 90 * 193}.get(options.get("classes", 0), 0)  # the last 1x1 convolution's
     assert count - head - other_classes in stated
 
 
@@ -133,6 +148,11 @@ def stated(text: str | None, which: int) -> list[tuple[str, int]]:
     return found
 
 
+def _meta(builder: Builder) -> nn.Module:
+    with torch.device("meta"):
+        return builder()
+
+
 TABLES = [
     pytest.param(linear, 0, linear.linear(), (1, 28, 28), id="linear"),
     pytest.param(ml4a, 0, ml4a.ordinary(), (3, 32, 32), id="ml4a"),
@@ -144,6 +164,9 @@ TABLES = [
     pytest.param(krizhevsky, 0, krizhevsky.layers_80sec(), (3, 32, 32), id="layers-80sec"),
     pytest.param(krizhevsky, 1, krizhevsky.conv_local_13pct(), (3, 24, 24), id="conv-local-13pct"),
     pytest.param(allcnn, 1, allcnn.allcnn(), (3, 32, 32), id="allcnn-c"),
+    pytest.param(alexnet, 0, _meta(alexnet.alexnet), (3, 227, 227), id="alexnet"),
+    pytest.param(alexnet.one_tower, 0, _meta(alexnet.one_tower), (3, 224, 224), id="one-tower"),
+    pytest.param(allcnn.imagenet, 0, _meta(allcnn.imagenet), (3, 227, 227), id="allcnn-imagenet"),
 ]
 
 
@@ -162,7 +185,7 @@ def test_the_table_of_layers_is_the_models(
         if list(layer.parameters(recurse=False)):
             layer.register_forward_hook(note)
     with torch.no_grad():
-        model.eval()(torch.zeros(1, *shape))
+        model.eval()(torch.zeros(1, *shape, device=next(model.parameters()).device))
     # LeNet-5's C5 is a convolution whose maps are one unit each: a full layer
     table = [(output.replace("120x1x1", "120"), count) for output, count in stated(text.__doc__, which)]
     assert found == table != []
@@ -183,7 +206,7 @@ def test_the_seed_decides_the_weights(
 
 @pytest.mark.parametrize(
     ("builder", "count", "shape", "options"),
-    [*ROWS, pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67")],
+    [*ROWS, *SMALL],
 )
 def test_training_and_evaluation_differ_by_dropout_alone(
     builder: Builder, count: int, shape: tuple[int, int, int], options: dict[str, Any]
@@ -201,7 +224,7 @@ def test_training_and_evaluation_differ_by_dropout_alone(
 
 @pytest.mark.parametrize(
     ("builder", "count", "shape", "options"),
-    [*ROWS, pytest.param(alexnet.alexnet, 0, (3, 67, 67), SMALL_ALEXNET, id="alexnet-67")],
+    [*ROWS, SMALL[0]],
 )
 @pytest.mark.numeric
 def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
@@ -246,6 +269,7 @@ def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
         (lambda: krizhevsky.layers_80sec(in_shape=(3, 11, 32)), r"\(3, 11, 32\).* 11 leaves 2"),
         (lambda: krizhevsky.conv_local_11pct(in_shape=(3, 24, 5)), r"\(3, 24, 5\).* 5 leaves 2"),
         (lambda: allcnn.allcnn(in_shape=(3, 11, 11)), r"\(3, 11, 11\).* 11 is below 12"),
+        (lambda: allcnn.imagenet(in_shape=(3, 66, 227)), r"\(3, 66, 227\).* 66 is below 67"),
         (lambda: allcnn.allcnn(base="D"), "base 'D' must be one of A, B, C"),  # type: ignore[arg-type]
         (lambda: allcnn.allcnn(variant="pooled"), "variant 'pooled' must be one of base, strided"),  # type: ignore[arg-type]
         (lambda: allcnn.allcnn(conv7_padding=2), "conv7_padding 2 must be one of 0, 1"),
@@ -254,6 +278,10 @@ def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
         (lambda: alexnet.alexnet(fc_std=0.0), "fc_std 0 must be from 1e-06 to 1"),
         (lambda: alexnet.alexnet(dropout=-1), "dropout -1 must be from 0 to 0.99"),
         (lambda: alexnet.alexnet(in_shape=(3, 66, 227)), r"\(3, 66, 227\).* 66 is below 67"),
+        (lambda: alexnet.alexnet(overlap=False, in_shape=(3, 34, 227)), r"\(3, 34, 227\).* 34 is below 39"),
+        (lambda: alexnet.alexnet(towers=3), "towers 3 must be one of 1, 2"),  # type: ignore[arg-type]
+        (lambda: alexnet.one_tower(dropout=1), "dropout 1 must be from 0 to 0.99"),
+        (lambda: alexnet.one_tower(in_shape=(3, 62, 227)), r"\(3, 62, 227\).* 62 is below 63"),
     ],
 )
 def test_a_wrong_option_is_named_with_what_is_allowed(build: Callable[[], nn.Module], message: str) -> None:

@@ -237,6 +237,15 @@ def test_an_image_shared_by_benchmarks_is_stored_once() -> None:
     assert len(sheets["d"].places) == 30
 
 
+def test_towers_stand_one_below_the_other() -> None:
+    """AlexNet's 96 filters, 48 of each tower in three lines of sixteen, and half a filter between the towers."""
+    filters = np.concatenate([np.full((48, 3, 11, 11), 1.0), np.full((48, 3, 11, 11), -1.0)]).astype(np.float32)
+    sheet = decode(images.filter_sheet(filters, 2).source)
+    assert sheet.shape == (2 * (3 * 12 - 1) + 5, 16 * 12 - 1, 4)
+    assert (sheet[:11, :11, :3] == 255).all() and (sheet[-11:, -11:, :3] == 0).all()
+    assert (sheet[35:40, :, 3] == 0).all() and sheet[34, 0, 3] == sheet[40, 0, 3] == 255
+
+
 def test_filters_are_blue_below_zero_and_red_above() -> None:
     filters = np.zeros((2, 1, 3, 3), dtype=np.float32)
     filters[0], filters[1] = -1, 1
@@ -395,7 +404,7 @@ def test_the_ledgers_axis_has_room_for_every_figure(inputs: Inputs) -> None:
     assert places[0] == pytest.approx(plots.EDGE)
     assert places[-1] == pytest.approx(plots.WIDTH - plots.EDGE)
     for row in inputs[1]:
-        error = as_error(row["metric"], row["claim"]["value"])
+        error = as_error(row["metric"], row["claim"]["value"] or 0)
         assert plots.EDGE < axis.place(error) < plots.WIDTH - plots.EDGE
 
 

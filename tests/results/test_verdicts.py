@@ -47,6 +47,20 @@ def test_equal_seeds_have_an_interval_of_no_width() -> None:
     assert interval([1.1] * 5) == (1.1, 1.1)
 
 
+def test_without_a_figure_to_compare_with_there_is_no_claim_however_much_was_run() -> None:
+    for values in ([], five(1.2)):
+        assert judge(metric="error", claim=None, test_images=100, values=values, short=False) is Verdict.NO_CLAIM
+
+
+def test_a_top_5_error_is_judged_as_an_error_is() -> None:
+    for values in (five(18.0), five(20.0)):
+        one, other = (
+            judge(metric=metric, claim=18.2, test_images=50_000, values=values, short=False)
+            for metric in ("error", "top-5 error")
+        )
+        assert one is other
+
+
 @pytest.mark.parametrize(
     ("value", "images", "margin"),
     [
@@ -124,5 +138,5 @@ def test_a_smaller_test_set_forgives_more() -> None:
 
 
 def test_other_metrics_are_refused() -> None:
-    with pytest.raises(ValueError, match="neither error nor accuracy"):
+    with pytest.raises(ValueError, match="neither error, top-5 error nor accuracy"):
         judge(metric="loss", claim=1.0, test_images=10, values=[1.0], short=False)

@@ -116,20 +116,30 @@ class PageImage:
     height: int
 
 
-def filter_sheet(filters: Array) -> PageImage:
+def filter_sheet(filters: Array, towers: int = 1) -> PageImage:
     """First-layer filters (O, I, kH, kW) on a transparent grid with a pixel between them.
 
-    Three input channels are shown in colour, each filter on its own scale; otherwise the mean over the inputs is
-    shown, blue below zero and red above, on one scale for the layer.
+    Each of the ``towers``, equal parts of the filters, starts a line of its own, with a gap above. Three input channels
+    are shown in colour, each filter on its own scale; otherwise the mean over the inputs is shown, blue below zero and
+    red above, on one scale for the layer.
     """
+    sheet = filter_pixels(filters, towers)
+    return PageImage(source=address(sheet), width=sheet.shape[1], height=sheet.shape[0])
+
+
+def filter_pixels(filters: Array, towers: int = 1) -> Array:
+    """The pixels (H, W, 4) of ``filter_sheet``."""
     filters = filters[:MOST_FILTERS]
     tiles = _in_colour(filters, percentile=100) if filters.shape[1] == 3 else _diverging(filters.mean(axis=1))
     count, height, width, _ = tiles.shape
     canvas = np.zeros((count, height + 1, width + 1, 4), dtype=np.uint8)
     canvas[:, :height, :width, :3] = tiles
     canvas[:, :height, :width, 3] = 255
-    sheet = _grid(canvas, columns=8 if count <= 32 else 16)[:-1, :-1]
-    return PageImage(source=address(np.ascontiguousarray(sheet)), width=sheet.shape[1], height=sheet.shape[0])
+    columns = 8 if count <= 32 else 16
+    parts = [_grid(canvas[place], columns) for place in np.array_split(np.arange(count), towers)]
+    gap = np.zeros((height // 2, parts[0].shape[1], 4), dtype=np.uint8)
+    lines = [line for part in parts for line in (part[:-1], gap)]
+    return np.ascontiguousarray(np.concatenate(lines[:-1])[:, :-1])
 
 
 def template_pictures(templates: Array) -> list[PageImage]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelines.results.ledger import LedgerRow, as_error
-from pipelines.results.words import centre, ends
+from pipelines.results.words import centre, claim, ends
 
 WIDTH, HEIGHT = 330, 26  # of the ledger's plot, in SVG units
 ZOOM_WIDTH, ZOOM_HEIGHT = 420, 84  # of the plot in a row's details
@@ -44,7 +44,7 @@ def log_axis(errors: Iterable[float], width: float = WIDTH) -> Axis:
 
 def linear_axis(values: Sequence[float], width: float = ZOOM_WIDTH) -> Axis:
     """A linear axis with room around ``values`` and about five round ticks."""
-    low, high = min(values), max(values)
+    low, high = min(values, default=0.0), max(values, default=100.0)
     room = max(0.12 * (high - low), 0.02)
     low, high = max(0.0, low - room), min(100.0, high + room)
     step = _round_step((high - low) / 5)
@@ -69,9 +69,10 @@ def row_axis(row: LedgerRow) -> Axis:
 
 def _figures(row: LedgerRow) -> list[float]:
     """All that the plot of a row shows."""
-    claim, margin = row["claim"]["value"], row["margin"]
+    claimed, margin = row["claim"]["value"], row["margin"]
+    claims = [] if claimed is None or margin is None else [claimed - margin, claimed + margin]
     tested = [row["test_set"]["mean"]] if row["test_set"] else []
-    return [claim - margin, claim + margin, *row["per_seed"].values(), *(row["ci95"] or []), *tested]
+    return [*claims, *row["per_seed"].values(), *(row["ci95"] or []), *tested]
 
 
 def as_it_is(metric: str, value: float) -> float:
@@ -81,9 +82,9 @@ def as_it_is(metric: str, value: float) -> float:
 
 def describe(row: LedgerRow) -> str:
     """The plot in words."""
-    claim = f"claim {row['claim']['value']:g} ± {row['margin']:.2f} %"
+    claimed = "no claim" if row["margin"] is None else f"claim {claim(row)} %"
     if row["mean"] is None:
-        return f"{row['benchmark']}: {row['metric']}, {claim}; not run"
+        return f"{row['benchmark']}: {row['metric']}, {claimed}; not run"
     spread = f", 95 % interval {ends(row, ' to ')} %" if row["ci95"] else ""
     tested = f"; on the whole test set {centre(row['test_set'])} %" if row["test_set"] else ""
-    return f"{row['benchmark']}: {row['metric']}, {claim}; ours {centre(row)} %{spread}{tested}"
+    return f"{row['benchmark']}: {row['metric']}, {claimed}; ours {centre(row)} %{spread}{tested}"

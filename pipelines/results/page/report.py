@@ -13,7 +13,7 @@ from pipelines.command.progress import duration
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params
 from pipelines.results import explorer
-from pipelines.results.ledger import LedgerRow, as_error
+from pipelines.results.ledger import LedgerRow, claimed_error
 from pipelines.results.page import images, plots, table3
 from pipelines.results.page.html import TEMPLATES, render
 from pipelines.results.reader import Outcome
@@ -29,6 +29,7 @@ SIGNS = {
     Verdict.INCONCLUSIVE: "?",
     Verdict.UNDER_BUDGET: "◔",
     Verdict.UNTESTED: "–",
+    Verdict.NO_CLAIM: "·",
 }
 
 
@@ -48,7 +49,7 @@ TEMPLATES.globals |= {"plots": plots, "duration": duration, "signs": SIGNS, "spe
 def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> str:
     """The page, for a ledger with a row a benchmark of ``params`` and the outcomes of those that were run."""
     results = [trial.result for outcome in outcomes.values() for trial in outcome.trials]
-    claimed = {row["benchmark"]: as_error(row["metric"], row["claim"]["value"]) for row in ledger}
+    claimed = {row["benchmark"]: claimed_error(row) for row in ledger}
     return render(
         "report.html",
         tally=_tally(ledger),
@@ -99,9 +100,10 @@ def _layers(outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
             yield {"caption": caption, "labels": shown, "width": TEMPLATE_PIXELS}
         if outcome.filters is not None:
             count, channels, height, width = outcome.filters.shape
-            sheet = images.filter_sheet(outcome.filters)
+            sheet = images.filter_sheet(outcome.filters, outcome.towers)
             colour = "colour" if channels == 3 else "grey"
-            caption = f"{head}: {count} filters of {height} × {width}, {colour}"
+            apart = f"; {outcome.towers} towers of {count // outcome.towers}, one below the other"
+            caption = f"{head}: {count} filters of {height} × {width}, {colour}{apart if outcome.towers > 1 else ''}"
             across = sheet.width * max(3, round(FILTER_PIXELS / width))
             yield {"caption": caption, "labels": None, "picture": sheet, "width": across}
 
