@@ -376,7 +376,7 @@ class _Blocks:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.last = file, b""  # what was read last
-        self.seek, self.tell = file.seek, file.tell
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
         self.heads: int | None = PIECE  # bytes that headers may still take; None within a member
 
     def read(self, size: int) -> bytes:

@@ -153,7 +153,7 @@ class Journal:
         self.folder = folder
         self.done = {split: np.zeros(count, np.bool_) for split, count in counts.items()}
         try:
-            with np.load(folder / JOURNAL) as kept:
+            with (folder / JOURNAL).open("rb") as file, np.load(file) as kept:
                 if str(kept["plan"]) != self.plan:
                     return False
                 done = {split: kept[split] for split in counts}

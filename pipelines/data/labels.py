@@ -46,9 +46,8 @@ class LabelList:
             if path is not None and len(row) > 1:
                 found[path] = row[1]
             elif number > 1:  # the first line may be a heading
-                raise UserError(
-                    f"{self.where} line {number}: {brief(row[0])} is no image of the split, or has no class"
-                )
+                expected = "expected the name of an image of the split, and its class"
+                raise UserError(f"{self.where} line {number}: {brief(' '.join(row))}; {expected}")
         lacking = sorted(pictures.keys() - found.keys())
         if lacking:
             raise UserError(f"{self.where}: {brief(lacking[0])} has no label, as {len(lacking)} images in all")
