@@ -9,7 +9,6 @@ this order; any source with the pinned bytes will do. Many photographs are decod
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import math
 import os
@@ -117,9 +116,8 @@ def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
 
     with connection.connect() as ray_cluster:
         say(f"decoding {images} images on {ray_cluster}")
-        yield imagefolder.Decoders(
-            spread=functools.partial(spread.over, ray_cluster), in_flight=spread.in_flight(ray_cluster)
-        )
+        on_ray = spread.Spread(ray_cluster)
+        yield imagefolder.Decoders(spread=on_ray.over, in_flight=on_ray.in_flight)
 
 
 def pinned(root: Path, paths: Sequence[str], say: Say, *, needed: bool = True) -> list[Pin]:

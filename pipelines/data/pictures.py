@@ -50,7 +50,10 @@ def decode(packed: bytes, size: int) -> Images:
     have to lie within 0 to 1. Of several frames the first counts; colour profiles are ignored.
 
     Only the part behind the square is scaled. For a square picture the result equals that of scaling it whole, to the
-    bit; for others it is within 1 of 255, as Pillow's order of rows and columns depends on the part.
+    bit; for others it is within 1 of 255, as Pillow's order of rows and columns depends on the part. JPEGs are decoded
+    at their full size: in 300 photographs of ImageNet at half size, libjpeg's quicker reduced decoding (``Image.draft``)
+    changed 40 % of the values by more than 1, and one by 43.
+
     Raises ``Undecodable``.
     """
     try:
