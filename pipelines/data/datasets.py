@@ -15,7 +15,7 @@ import mmap
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from pipelines.command.errors import FULL, UserError, reason
 from pipelines.command.files import expect_file
+from pipelines.command.progress import counting
 
 Split = Literal["train", "test"]
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
@@ -211,9 +212,13 @@ def new_dataset(
             arrays[split] = (images, labels)
         yield arrays
         _check_labels(name, arrays, len(classes))
-        mean, std = channel_statistics(arrays["train"][0])
-        for array in (array for pair in arrays.values() for array in pair):
-            _flush(array)
+        files = [file for split in SPLITS for file in _files(split)]
+        pixels = sum(images.nbytes for images, _ in arrays.values()) + arrays["train"][0].nbytes
+        with counting(f"{name}: statistics and checksums", pixels) as advance:
+            mean, std = channel_statistics(arrays["train"][0], advance)
+            for array in (array for pair in arrays.values() for array in pair):
+                _flush(array)
+            digests = {file: _sha256(partial / file, advance) for file in files}
         meta = {
             "name": name,
             "classes": list(classes),
@@ -222,7 +227,7 @@ def new_dataset(
             "test": test,
             "mean": mean,
             "std": std,
-            "digests": {file: _sha256(partial / file) for split in SPLITS for file in _files(split)},
+            "digests": digests,
             "source_md5": dict(source_md5 or {}),
             **({"subset": subset} if subset else {}),
         }
@@ -249,7 +254,9 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
+def channel_statistics(
+    images: Images, advance: Callable[[int], None] = lambda amount: None
+) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of pixel / 255 for each channel of images (N, C, H, W), from exact integer sums."""
     count, channels, height, width = images.shape
     pixels = count * height * width
@@ -261,6 +268,7 @@ def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
         for channel in range(channels):
             levels = images[start : start + step, channel].ravel()
             histograms[channel] += np.bincount(levels, minlength=256)
+            advance(levels.size)
         release_pages(images)
     means, stds = [], []
     for histogram in histograms.tolist():
@@ -405,9 +413,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, advance: Callable[[int], None] = lambda amount: None) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
 
 
 def _again(name: str) -> str:

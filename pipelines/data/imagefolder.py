@@ -33,7 +33,7 @@ Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares, and place 
 Decoded = Sequence[tuple[str, Images | str]]  # by place: the pixels, or why there are none
 
 
-class Spread(Protocol):
+class MapJobs(Protocol):
     """``map`` over jobs, in any order: Python's own, or one that spreads them over processes and machines."""
 
     def __call__(self, function: Callable[[Job], Decoded], jobs: Iterable[Job], /) -> Iterable[Decoded]:
@@ -44,7 +44,7 @@ class Spread(Protocol):
 class Decoders:
     """What decodes: a ``map``, and how many of its jobs are under way at once."""
 
-    spread: Spread = map
+    spread: MapJobs = map
     in_flight: int = 1
 
 

@@ -51,7 +51,7 @@ def decode(packed: bytes, size: int) -> Images:
 
     Only the part behind the square is scaled. For a square picture the result equals that of scaling it whole, to the
     bit; for others it is within 1 of 255, as Pillow's order of rows and columns depends on the part. JPEGs are decoded
-    at their full size: in 300 photographs of ImageNet at half size, libjpeg's quicker reduced decoding (``Image.draft``)
+    at full size: in 300 photographs of ImageNet at half size, libjpeg's quicker reduced decoding (``Image.draft``)
     changed 40 % of the values by more than 1, and one by 43.
 
     Raises ``Undecodable``.
