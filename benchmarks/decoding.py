@@ -27,11 +27,12 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from pipelines.cluster import connection, spread
+from pipelines.cluster import connection
 from pipelines.command.errors import guard
 from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
 from pipelines.data.imagefolder import Decoders
+from pipelines.fetch import on_ray
 
 SIZE = 256  # pixels, as AlexNet's section 2 has it
 PROCESSES = 2
@@ -99,8 +100,8 @@ def ours(root: Path, images: int, ray_cluster: connection.Cluster) -> Rates:
     @contextmanager
     def decoders(count: int) -> Iterator[Decoders]:
         nonlocal rates
-        on_ray, watch = spread.Spread(ray_cluster), Watch()
-        yield Decoders(spread=on_ray.over, in_flight=on_ray.in_flight)
+        watch = Watch()
+        yield on_ray(ray_cluster.cpus)
         rates = watch.rates(images)
 
     origin = Origin(kind="imagefolder", archive="set.tar", size=SIZE)

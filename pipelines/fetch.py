@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -110,14 +110,27 @@ def fetch_photographs(
 def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
     """This process for few images, Ray for many: it takes as long to start as to decode ``FEW`` of them."""
     if images < FEW:
-        yield imagefolder.Decoders()
+        with imagefolder.in_this_process(images) as here:
+            yield here
         return
-    from pipelines.cluster import connection, spread
+    from pipelines.cluster import connection
 
     with connection.connect() as ray_cluster:
         say(f"decoding {images} images on {ray_cluster}")
-        on_ray = spread.Spread(ray_cluster)
-        yield imagefolder.Decoders(spread=on_ray.over, in_flight=on_ray.in_flight)
+        yield on_ray(ray_cluster.cpus)
+
+
+def on_ray(cpus: int) -> imagefolder.Decoders:
+    """Decoders on a Ray of that many CPUs, to which this process is connected: one job on each, and one that waits."""
+    from pipelines.cluster import spreading
+
+    decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, cpus)
+
+    def over(jobs: Iterable[imagefolder.Job]) -> Iterator[imagefolder.Decoded]:
+        calls = ((None, (job,)) for job in jobs)
+        return (result for _, result in spreading.spread(decode, calls, what="decoding", in_flight=in_flight))
+
+    return imagefolder.Decoders(over=over, in_flight=in_flight)
 
 
 def pinned(root: Path, paths: Sequence[str], say: Say, *, needed: bool = True) -> list[Pin]:

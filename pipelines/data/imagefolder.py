@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import PIL
 from PIL import features
@@ -33,19 +33,18 @@ Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares, and place 
 Decoded = Sequence[tuple[str, Images | str]]  # by place: the pixels, or why there are none
 
 
-class MapJobs(Protocol):
-    """``map`` over jobs, in any order: Python's own, or one that spreads them over processes and machines."""
-
-    def __call__(self, function: Callable[[Job], Decoded], jobs: Iterable[Job], /) -> Iterable[Decoded]:
-        """The results."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Decoders:
-    """What decodes: a ``map``, and how many of its jobs are under way at once."""
+    """What maps :func:`decode_job` over jobs, in any order, and how many of them are under way at once."""
 
-    spread: MapJobs = map
-    in_flight: int = 1
+    over: Callable[[Iterable[Job]], Iterable[Decoded]]
+    in_flight: int
+
+
+@contextmanager
+def in_this_process(images: int) -> Iterator[Decoders]:
+    """One job after the other."""
+    yield Decoders(over=functools.partial(map, decode_job), in_flight=1)
 
 
 def write(
@@ -55,7 +54,7 @@ def write(
     say: Callable[[str], None],
     *,
     md5s: Mapping[str, str] | None = None,
-    decoders: Callable[[int], AbstractContextManager[Decoders]] = lambda images: nullcontext(Decoders()),
+    decoders: Callable[[int], AbstractContextManager[Decoders]] = in_this_process,
 ) -> None:
     """Write ``datasets/<name>`` from the archives or folder that ``origin`` names; ``val`` becomes the test split.
 
@@ -148,7 +147,7 @@ def _decode_all(
             rows.saved_at_times() as save,
         ):
             advance(before)
-            for decoded in found.spread(decode_job, _jobs(files.read(rows.paths), origin.size, found.in_flight)):
+            for decoded in found.over(_jobs(files.read(rows.paths), origin.size, found.in_flight)):
                 advance(sum(rows.write(files.label, place, pixels) for place, pixels in decoded))
                 save()
         rows.check_complete(files.label)

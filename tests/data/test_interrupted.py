@@ -16,7 +16,7 @@ import pytest
 from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset
-from pipelines.data.imagefolder import Decoded, Decoders, Job
+from pipelines.data.imagefolder import Decoded, Decoders, Job, decode_job
 from tests.conftest import ROOT
 from tests.data import layouts
 
@@ -26,17 +26,17 @@ IMAGES = len(layouts.CLASSES) * (layouts.TRAIN + layouts.VAL)
 
 
 class Spread:
-    """``map`` that counts its jobs, and is interrupted after ``jobs`` of them."""
+    """A map over jobs that counts them, and is interrupted after ``jobs`` of them."""
 
     def __init__(self, jobs: int = 10**6) -> None:
         self.jobs, self.done = jobs, 0
 
-    def __call__(self, function: Callable[[Job], Decoded], jobs: Iterable[Job], /) -> Iterator[Decoded]:
+    def over(self, jobs: Iterable[Job]) -> Iterator[Decoded]:
         for job in jobs:
             if self.done == self.jobs:
                 raise KeyboardInterrupt
             self.done += 1
-            yield function(job)
+            yield decode_job(job)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def root(tmp_path: Path) -> Path:
 
 def write(root: Path, spread: Spread, source: Origin = PETS) -> list[str]:
     log: list[str] = []
-    decoders = nullcontext(Decoders(spread=spread, in_flight=ONE_IMAGE_A_JOB))
+    decoders = nullcontext(Decoders(over=spread.over, in_flight=ONE_IMAGE_A_JOB))
     imagefolder.write(root, "pets", source, log.append, decoders=lambda images: decoders)
     return log
 

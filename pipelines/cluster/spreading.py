@@ -1,0 +1,69 @@
+"""One function called with many arguments in Ray workers, where each call stands alone and can be made again."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from pipelines.cluster import connection
+from pipelines.command.errors import UserError
+
+Name = TypeVar("Name")
+
+
+def spread(
+    function: str,
+    calls: Mapping[Name, tuple[Any, ...]] | Iterable[tuple[Name, tuple[Any, ...]]],
+    *,
+    what: str,
+    cpus: int = 1,
+    gpus: float = 0.0,
+    in_flight: int | None = None,
+) -> Iterator[tuple[Name, Any]]:
+    """Call ``function``, a dotted name, with each tuple of arguments; yields names and results as calls end.
+
+    A call whose worker dies is made again, ``connection.RETRIES`` times. At most ``in_flight`` are under way at once,
+    and further ones are taken as those end: their arguments and results need not all fit into memory. Raises what a
+    call raises, as a UserError where it is one, and ends the other calls. ``what`` names the work in an error.
+    """
+    import ray
+
+    remote = ray.remote(max_retries=connection.RETRIES, num_cpus=cpus, num_gpus=gpus)(_call)
+    left = iter(calls.items() if isinstance(calls, Mapping) else calls)
+    waiting: dict[Any, Name] = {}
+    try:
+        begun = in_flight  # how many calls to begin next; None for all
+        while True:
+            for name, arguments in itertools.islice(left, begun):
+                waiting[remote.options(name=what).remote(function, *arguments)] = name
+            if not waiting:
+                return
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+            for task in done:
+                yield waiting.pop(task), _result(task, what)
+            begun = len(done)
+    finally:
+        for task in waiting:
+            ray.cancel(task, force=True)
+
+
+def _result(task: Any, what: str) -> Any:
+    import ray
+
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+    except (ray.exceptions.RayError, OSError) as error:
+        raise connection.lost_worker(what, error) from None
+
+
+def _call(function: str, *arguments: Any) -> Any:
+    """Runs in a Ray worker process."""
+    connection.end_with_raylet()
+    module, _, name = function.rpartition(".")
+    return getattr(importlib.import_module(module), name)(*arguments)
