@@ -160,7 +160,8 @@ def bring(
     _make_parts(parts)
     cache = dvc_cache(root, say) if any(pin.cached for pin in pins) else None
     missing = take_what_is_here(root, pins, parts, cache, say)
-    check_space(root, name, missing, unpacked)
+    if sources:  # or a person has to bring what is missing
+        check_space(root, name, missing, unpacked)
     obtain(root, missing, parts, sources, patience, say, by_hand)
     if cache is not None:
         put_into_cache(root, [pin for pin in pins if pin.cached], cache, say)

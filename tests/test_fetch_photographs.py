@@ -131,10 +131,11 @@ def test_a_foreign_archive_is_replaced_or_named(root: Path, tmp_path: Path, cont
     expect_whole(root, content)
 
 
-def test_archives_that_a_person_has_to_place_say_from_where(root: Path) -> None:
+def test_archives_that_a_person_has_to_place_say_from_where(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layouts.write_ilsvrc(root / "ilsvrc")
     files = {path.name: path.read_bytes() for path in sorted((root / "ilsvrc").iterdir())}
     write_pins(root, files, cache=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: pytest.fail("no space is needed for what nobody brings"))
     origin = load_params(ROOT / "params.yaml").datasets["ilsvrc2012"]
     at(root / "data", b"")
     shutil.copy(root / "ilsvrc" / "ILSVRC2012_img_val.tar", root / "data")
