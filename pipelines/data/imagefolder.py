@@ -70,7 +70,8 @@ def write(
     if not md5s:
         say(f"{where}: data.dvc has no md5 of it: when its files change, `dvc repro -f fetch@{name}` takes them in")
     try:
-        found = files.scan(left_out, origin.labels or "")
+        with counting(f"fetch: {name}: reading names", None, unit=""):
+            found = files.scan(left_out, origin.labels or "")
         labels = _labels(root, files, origin, [one for one in found if _is_list(one.path, origin)])
         pictures = [one for one in found if not _is_list(one.path, origin)]
         layout = lay_out(files.label, pictures, folders, left_out, labels, origin.subset)
@@ -143,10 +144,9 @@ def _decode_all(
             quiet_libraries(),
             warnings.catch_warnings(action="ignore"),  # of odd EXIF, say; only errors matter
             decoders(images - before) as found,
-            counting(f"fetch: {name}: decoding", images, unit="images") as advance,
+            counting(f"fetch: {name}: decoding", images - before, unit="images") as advance,
             rows.saved_at_times() as save,
         ):
-            advance(before)
             for decoded in found.over(_jobs(files.read(rows.paths), origin.size, found.in_flight)):
                 advance(sum(rows.write(files.label, place, pixels) for place, pixels in decoded))
                 save()
