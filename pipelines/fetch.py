@@ -8,7 +8,6 @@ this order; any source with the pinned bytes will do. Many photographs are decod
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import math
 import os
@@ -17,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,9 +35,9 @@ from pipelines.data.sources import UNPACKED, Address, Gzips, Mirror, Npm, Pin, S
 
 PINS = "data.dvc"
 KEPT_PINS = "data/.data.dvc.kept"  # a copy, while DVC rewrites it
-LARGEST_RAW = 10**12  # bytes of a raw file
-UNKNOWN_SIZE = 10**8  # bytes that a file may have at most whose pin has no size
 FEW = 2000  # photographs
+UNKNOWN_SIZE = 10**8  # bytes that a file may have at most whose pin has no size
+LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
 PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu has been seen at a quarter of it
 Say = Callable[[str], None]
@@ -166,7 +165,7 @@ def bring(
     if cache is not None:
         put_into_cache(root, [pin for pin in pins if pin.cached], cache, say)
     shutil.rmtree(parts, ignore_errors=True)
-    with contextlib.suppress(OSError):  # a folder of raw files
+    with suppress(OSError):  # a folder of raw files
         parts.parent.rmdir()
 
 
