@@ -82,6 +82,7 @@ def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], 
     """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
     form = RAW_FORMATS[origin.kind]
     with locked(root, name, say):
+        prepare(root / "datasets", name)
         pins = pinned(root, [f"data/{name}/{file}" for file in form.files], say)
         bring(root, name, pins, sources, patience, say, unpacked=sum(pin.size for pin in pins))
         md5s = {pin.file: pin.md5 for pin in pins}
@@ -93,6 +94,7 @@ def fetch_photographs(
 ) -> None:
     """Bring the archives of photographs to ``data/``, and write ``datasets/<name>`` from them, or from a folder."""
     with locked(root, name, say):
+        prepare(root / "datasets", name)
         paths = [f"data/{archive}" for archive in origin.packed_images]
         pins = pinned(root, paths, say, needed=bool(origin.urls or origin.by_hand))
         if pins:
@@ -154,7 +156,6 @@ def bring(
 
     ``unpacked`` is the size of the arrays, where it is known; ``by_hand`` where a person gets what no source may have.
     """
-    prepare(root / "datasets", name)
     parts = root / "data" / name / PARTS
     _make_parts(parts)
     cache = dvc_cache(root, say) if any(pin.cached for pin in pins) else None
