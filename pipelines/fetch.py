@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -127,7 +127,7 @@ def on_ray(cpus: int) -> imagefolder.Decoders:
 
     decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, cpus)
 
-    def over(jobs: Iterable[imagefolder.Job]) -> Iterator[imagefolder.Decoded]:
+    def over(jobs: imagefolder.Jobs) -> Iterator[imagefolder.Decoded]:
         calls = ((None, (job,)) for job in jobs)
         return (result for _, result in spreading.spread(decode, calls, what="decoding", in_flight=in_flight))
 

@@ -30,6 +30,7 @@ SAVE_EVERY_S = 10.0  # what a killed run loses
 RELEASE_EVERY = 500  # images
 
 Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares, and place and content of each file
+Jobs = Iterable[Job]
 Decoded = Sequence[tuple[str, Images | str]]  # by place: the pixels, or why there are none
 
 
@@ -37,7 +38,7 @@ Decoded = Sequence[tuple[str, Images | str]]  # by place: the pixels, or why the
 class Decoders:
     """What maps :func:`decode_job` over jobs, in any order, and how many of them are under way at once."""
 
-    over: Callable[[Iterable[Job]], Iterable[Decoded]]
+    over: Callable[[Jobs], Iterable[Decoded]]
     in_flight: int
 
 
