@@ -457,7 +457,7 @@ def _member(label: str, path: str, file: IO[bytes], size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Mounted:
-    """Several archives as one collection, each in a folder of its own."""
+    """Several archives as one collection, each in a folder of its own, which it may hold itself."""
 
     parts: Mapping[str, Files]  # by folder
 
@@ -466,11 +466,12 @@ class Mounted:
         return " and ".join(files.label for files in self.parts.values())
 
     def scan(self, left_out: LeftOut, labels: str = "") -> list[Picture]:  # noqa: D102
-        return [
-            Picture(f"{folder}/{one.path}", f"{folder}/{one.place}", one.fault)
-            for folder, files in self.parts.items()
-            for one in files.scan(left_out, labels)
-        ]
+        found: list[Picture] = []
+        for folder, files in self.parts.items():
+            mine, top = files.scan(left_out, labels), f"{folder}/"
+            within = "" if all(one.path.startswith(top) for one in mine) else top
+            found += [Picture(within + one.path, top + one.place, one.fault) for one in mine]
+        return found
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
         for folder, files in self.parts.items():

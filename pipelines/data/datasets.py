@@ -36,8 +36,8 @@ Shape = tuple[int, int, int]  # channels, height, width
 SPLITS: tuple[Split, ...] = get_args(Split)
 DATA = Path("datasets")  # the <root> of the stages
 META = "meta.json"
-JOURNAL = "journal.npz"  # beside unfinished arrays
 PIXELS_AT_A_TIME = 4_000_000  # bounds the memory that counting grey levels takes (8 bytes a pixel)
+JOURNAL = "journal.npz"  # beside unfinished arrays
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,21 @@ def test_a_flat_val_takes_its_classes_from_a_list(tmp_path: Path, text: str) -> 
     expect_classes_by_brightness(write(tmp_path, FLAT)[0])
 
 
+@pytest.mark.parametrize("within", ["", "{split}/"])
+def test_each_split_may_have_an_archive_of_its_own(tmp_path: Path, within: str) -> None:
+    """With or without the split's own folder in it."""
+    val, order = layouts.val_files("val_")
+    files = {f"{CLASSES[kind]}/{name}": content for (name, content), kind in zip(val.items(), order, strict=True)}
+    top = {split: within.format(split=split) for split in ("train", "val")}
+    packed = {top["train"] + name: content for name, content in layouts.train_files().items()}
+    layouts.write_zip(tmp_path / "data/train.zip", packed)
+    (tmp_path / "data/val.tgz").write_bytes(
+        layouts.tar({top["val"] + name: content for name, content in files.items()}, "w:gz")
+    )
+    source = Origin(kind="imagefolder", archives={"train": "train.zip", "val": "val.tgz"}, size=8)
+    expect_classes_by_brightness(write(tmp_path, source)[0])
+
+
 def without(line: int) -> str:
     rows = lines().splitlines()
     return "\n".join(rows[:line] + rows[line + 1 :])
