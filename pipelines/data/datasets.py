@@ -146,6 +146,7 @@ class Journal:
 
     def __init__(self, plan: str) -> None:
         self.plan = plan
+        self.discarded = False  # the data is to blame: no later run could end
         self.done: dict[Split, npt.NDArray[np.bool_]] = {}
         self.folder = Path()
 
@@ -165,6 +166,11 @@ class Journal:
             return False
         self.done = done
         return True
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a later run can go on at these arrays."""
+        return not self.discarded and any(done.any() for done in self.done.values())
 
     def save(self, arrays: Mapping[Split, tuple[Images, Labels]], done: Mapping[Split, npt.NDArray[np.bool_]]) -> None:
         """Write down the rows ``done``, after their pixels: a journal is never ahead of its arrays on disk."""
@@ -191,7 +197,7 @@ def new_dataset(
     """Give zeroed arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
 
     When the block ends well they become ``<root>/<name>``, with statistics and digests; when it raises, nothing is left
-    behind. With a ``journal`` the arrays of an interrupted run stay, and come back as that run left them. Two writers
+    behind, unless a ``journal`` is worth keeping: its arrays come back as the earlier run left them. Two writers
     of one dataset must exclude each other (``fetch`` holds a lock). A disk that is too small raises ``OSError`` before
     the block begins; later, a page of a mapped file without room would be a SIGBUS. Raises ``UserError`` where ``root``
     cannot be written, or other files than a dataset's stand in its place.
@@ -234,11 +240,8 @@ def new_dataset(
         (partial / JOURNAL).unlink(missing_ok=True)
         (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         _put_in_place(partial, root / name)
-    except Exception:
-        _remove(partial)
-        raise
-    except BaseException:  # interrupted
-        if journal is None:
+    except BaseException:
+        if journal is None or not journal.worth_keeping:
             _remove(partial)
         raise
 

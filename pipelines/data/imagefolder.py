@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import PIL
 from PIL import features
@@ -148,7 +148,7 @@ def _decode_all(
             counting(f"fetch: {name}: decoding", images - before, unit="images") as advance,
             rows.saved_at_times() as save,
         ):
-            for decoded in found.over(_jobs(files.read(rows.paths), origin.size, found.in_flight)):
+            for decoded in found.over(_jobs(rows.read(files), origin.size, found.in_flight)):
                 advance(sum(rows.write(files.label, place, pixels) for place, pixels in decoded))
                 save()
         rows.check_complete(files.label)
@@ -156,11 +156,10 @@ def _decode_all(
 
 def _plan(root: Path, origin: Origin, layout: Layout, md5s: Mapping[str, str]) -> str:
     """What decides every row: a digest of the pictures in their order, and the versions of what decodes them."""
-    digest = hashlib.sha256(
-        f"{origin.size} {sorted(md5s.items())} {PIL.__version__} {features.version('jpg')}".encode()
-    )
-    for archive in set(origin.packed_images) - md5s.keys():
-        digest.update(_stamp(root / "data" / archive))
+    versions = f"{PIL.__version__} {features.version('jpg')}"
+    digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions}".encode())
+    for archive in origin.packed_images:
+        digest.update(b"" if PurePosixPath(archive).name in md5s else _stamp(root / "data" / archive))
     for split in SPLITS:
         for picture, label in zip(layout.pictures[split], layout.labels[split], strict=True):
             digest.update(f"{split} {label} {picture.path} {picture.place}\n".encode("utf-8", "surrogateescape"))
@@ -224,9 +223,18 @@ class _Rows:
         """Rows written, by an earlier run and by this one."""
         return sum(int(done.sum()) for done in self.done.values())
 
+    def read(self, files: Files) -> Iterator[tuple[str, bytes]]:
+        """Place and content of what is still to be decoded."""
+        try:
+            yield from files.read(self.paths)
+        except UserError:
+            self.journal.discarded = True
+            raise
+
     def write(self, label: str, place: str, pixels: Images | str) -> int:
         """Fill the rows of one file; how many they are. ``UserError`` where the picture could not be decoded."""
         if isinstance(pixels, str):
+            self.journal.discarded = True
             raise UserError(f"{label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
         ours = self.rows.pop(place)  # so that a row is written once
         for split, row in ours:
@@ -243,7 +251,7 @@ class _Rows:
     def saved_at_times(self) -> Iterator[Callable[[], None]]:
         """Give a function to call often: at times it saves the journal, while the block goes on.
 
-        Interrupted, the journal is saved once more.
+        When the block ends early the journal is saved once more.
         """
         with ThreadPoolExecutor(1) as saver:  # the disk may be slow
 
@@ -257,12 +265,14 @@ class _Rows:
 
             try:
                 yield save
-            except KeyboardInterrupt:
-                saver.submit(self.journal.save, self.arrays, self.done)
+            except BaseException:  # an interruption, a lost cluster
+                if not self.journal.discarded:
+                    saver.submit(self.journal.save, self.arrays, self.done)
                 raise
 
     def check_complete(self, label: str) -> None:
         """UserError for a row that nothing has filled: it would be black."""
         if self.rows:
+            self.journal.discarded = True
             lost = self.paths[next(iter(self.rows))]
             raise UserError(f"{label}: {brief(lost)} is not there any more; expected files that stay as they are")

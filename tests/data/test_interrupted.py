@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.command.errors import UserError
 from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset
@@ -76,6 +77,31 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(root: Path) -> 
     assert dataset.digest == whole
     assert not (root / "datasets" / ".pets.partial").exists()
     assert sorted(path.name for path in dataset.path.iterdir()) == sorted([*dataset.digests, "meta.json"])
+
+
+class LostCluster(Spread):
+    """Jobs end with the error of a lost cluster, or of a worker that died too often."""
+
+    def over(self, jobs: Iterable[Job]) -> Iterator[Decoded]:
+        try:
+            yield from super().over(jobs)
+        except KeyboardInterrupt:
+            raise UserError("the Ray cluster was lost") from None
+
+
+def test_a_run_whose_cluster_was_lost_goes_on(root: Path) -> None:
+    with pytest.raises(UserError, match="lost"):
+        write(root, LostCluster(7))
+    rest = Spread()
+    write(root, rest)
+    assert rest.done == IMAGES - 7
+
+
+def test_nothing_is_left_of_a_run_whose_images_are_to_blame(root: Path) -> None:
+    (root / "mine/val" / layouts.CLASSES[2] / "1.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"1\.jpg cannot be decoded"):
+        write(root, Spread())
+    assert not list((root / "datasets").iterdir())
 
 
 def touched(root: Path) -> Origin:
