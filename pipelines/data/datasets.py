@@ -150,7 +150,7 @@ class Journal:
         self.done: dict[Split, npt.NDArray[np.bool_]] = {}
         self.folder = Path()
 
-    def open(self, folder: Path, counts: Mapping[Split, int]) -> bool:
+    def begin(self, folder: Path, counts: Mapping[Split, int]) -> bool:
         """Whether ``folder`` has arrays of the same plan; ``done`` says which of their rows are written."""
         self.folder = folder
         self.done = {split: np.zeros(count, np.bool_) for split, count in counts.items()}
@@ -206,7 +206,7 @@ def new_dataset(
     counts: dict[Split, int] = {"train": train, "test": test}
     with writing(root):
         _check_place(root / name)
-        continued = journal is not None and journal.open(partial, counts)
+        continued = journal is not None and journal.begin(partial, counts)
         if not continued:
             _remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
