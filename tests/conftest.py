@@ -31,8 +31,9 @@ LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_tra
 # Files that run whole commands, DVC, Ray or a server.
 SYSTEMS = {
     *("test_commands", "test_connection", "test_dashboard", "test_data_dvc", "test_distributed", "test_evaluate"),
-    *("test_every_benchmark", "test_fetch", "test_fuzz", "test_golden", "test_local", "test_pipeline"),
-    *("test_pipeline_ended", "test_preempted", "test_probe", "test_tracking", "test_train", "test_trial", "test_tune"),
+    *("test_every_benchmark", "test_fetch", "test_fetch_photographs", "test_fuzz", "test_golden", "test_interrupted"),
+    *("test_local", "test_pipeline", "test_pipeline_ended", "test_preempted", "test_probe", "test_tracking"),
+    *("test_spreading", "test_train", "test_trial", "test_tune"),
 }
 # Fixtures that only those tests request that train on real images, or that start processes.
 HEAVY = {"mnist", "ends_all"}

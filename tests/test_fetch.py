@@ -373,11 +373,11 @@ def test_a_file_that_cannot_be_read_is_taken_from_the_next_source(root: Path, tm
 
 
 def test_a_copy_in_the_cache_that_cannot_be_read_is_passed_over(root: Path, tmp_path: Path) -> None:
-    pin = fetch.read_pins(root / "data.dvc", "mnist", [IMAGES])[0]
+    pin = fetch.read_pins(root / "data.dvc", [f"data/mnist/{IMAGES}"])[0]
     (tmp_path / pin.md5[:2]).mkdir()
     (tmp_path / pin.md5[:2] / pin.md5[2:]).symlink_to("/proc/self/mem")
     log: list[str] = []
-    assert fetch.take_what_is_here(root, [pin], tmp_path, log.append) == [pin]
+    assert fetch.take_what_is_here(root, [pin], tmp_path, tmp_path, log.append) == [pin]
     assert log == [f"{IMAGES}: its copy in DVC's cache cannot be read (Input/output error)"]
 
 
@@ -1141,7 +1141,5 @@ def test_what_others_have_named_moves_no_cursor(root: Path, tmp_path: Path) -> N
 def test_an_unknown_dataset_names_the_known_ones() -> None:
     done = command(REPOSITORY, "mnsit")
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        "error: dataset mnsit is not known; did you mean mnist? (allowed: cifar10, imagenette, mnist)"
-    )
+    assert done.stderr.startswith("error: dataset mnsit is not known; did you mean mnist? (allowed: cifar10, ilsvrc100")
     assert len(done.stderr.splitlines()) == 1

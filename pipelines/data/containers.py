@@ -56,7 +56,7 @@ class LeftOut:
         return ", ".join(parts) or "nothing"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A picture by its path; ``place`` is the file, links followed; ``fault`` keeps it from being read."""
 
@@ -82,15 +82,15 @@ class Files(Protocol):
     def label(self) -> str:
         """How messages call it."""
 
-    def scan(self, left_out: LeftOut) -> list[Picture]:
-        """Every picture, in no order; the others go to ``left_out``."""
+    def scan(self, left_out: LeftOut, labels: str = "") -> list[Picture]:
+        """Every picture, in no order, and every file whose path ends with ``labels``; the others go to ``left_out``."""
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
         """Place and content of each wanted file, in whatever order is quick; ``wanted`` has the path of each place."""
 
 
-def walk(root: str, entries: Callable[[str], Sequence[Item]], left_out: LeftOut) -> list[Picture]:
-    """Every picture below the folder ``root``; ``entries`` lists a folder, by name."""
+def walk(root: str, entries: Callable[[str], Sequence[Item]], left_out: LeftOut, labels: str) -> list[Picture]:
+    """Every picture below the folder ``root``, and files called ``labels``; ``entries`` lists a folder, by name."""
     pictures: list[Picture] = []
     seen = {root}
     folders, links = [("", root)], list[tuple[str, str]]()  # paths and places; links wait for all other folders
@@ -111,6 +111,8 @@ def walk(root: str, entries: Callable[[str], Sequence[Item]], left_out: LeftOut)
                 left_out.add("hidden or the system's", below)
             elif entry.kind == "folder":
                 heapq.heappush(links, (below, entry.place)) if entry.link else folders.append((below, entry.place))
+            elif labels and entry.kind == "file" and f"/{below}".endswith(f"/{labels}"):
+                pictures.append(Picture(below, entry.place))
             else:
                 _judge(below, entry, pictures, left_out)
     return pictures
@@ -135,8 +137,8 @@ class Folder:
     root: Path
     label: str
 
-    def scan(self, left_out: LeftOut) -> list[Picture]:  # noqa: D102
-        return walk(os.path.realpath(self.root), self._entries, left_out)
+    def scan(self, left_out: LeftOut, labels: str = "") -> list[Picture]:  # noqa: D102
+        return walk(os.path.realpath(self.root), self._entries, left_out, labels)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
         for place, path in wanted.items():
@@ -180,6 +182,7 @@ class Members:
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
+        self.places: list[str] = []  # by a member's number, what reads it
         self.room = ROOM_FOR_NAMES
         self.nodes = {"": FOLDER}
         self.names: dict[str, set[str]] = {"": set()}  # of what lies in a folder, by its path
@@ -232,7 +235,8 @@ class Members:
         if node.kind == "link":
             path, node = self._follow(path)
         assert node.kind != "link"
-        return Item(name, node.kind, path if node.kind == "folder" else str(node.number), link)
+        place = self.places[node.number] if node.kind == "file" else path
+        return Item(name, node.kind, place, link)
 
     def _follow(self, path: str) -> tuple[str, Member]:
         """Follow all links of a path; to nothing where they lead out of the archive, or round in a ring."""
@@ -291,34 +295,52 @@ def _reading(label: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Tar:
-    """A tar archive, packed or not. It is read, never unpacked, so no path in it can do harm."""
+    """A tar archive, packed or not. It is read, never unpacked, so no path in it can do harm.
+
+    With ``nested`` a tar within it is a folder, named without the suffix (ILSVRC's training images: a tar a class).
+    """
 
     path: Path
     label: str
+    nested: bool = False
 
-    def scan(self, left_out: LeftOut) -> list[Picture]:  # noqa: D102
+    def scan(self, left_out: LeftOut, labels: str = "") -> list[Picture]:  # noqa: D102
         members = Members(left_out)
         with _reading(self.label):
-            for number, (member, _) in enumerate(tar_members(self.path)):
+            for place, folder, member, _ in self._members(lambda outer: True):
+                number = len(members.places)
+                members.places.append(place)
                 if member.islnk():
-                    members.hard_link(member.name, member.linkname)
+                    members.hard_link(folder + member.name, folder + member.linkname)
                 elif member.issym():
-                    members.add(member.name, Member("link", target=member.linkname))
+                    members.add(folder + member.name, Member("link", target=member.linkname))
                 else:
                     kind: Kind = "file" if member.isreg() else "folder" if member.isdir() else "other"
-                    members.add(member.name, Member(kind, number))
-        return walk("", members.entries, left_out)
+                    members.add(folder + member.name, Member(kind, number))
+        return walk("", members.entries, left_out, labels)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
-        left = len(wanted)
+        left, outer = len(wanted), {place.partition("/")[0] for place in wanted}
         with _reading(self.label):
-            for number, (member, tar) in enumerate(tar_members(self.path)):
-                place = str(number)
+            for place, _, member, tar in self._members(outer.__contains__):
                 if place in wanted and (file := tar.extractfile(member)):
                     yield place, _member(self.label, wanted[place], file, member.size)
                     left -= 1
                     if not left:  # the scan has checked the rest
                         return
+
+    def _members(self, opened: Callable[[str], bool]) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
+        """Place, folder, and header of each member; of the tars within, only those ``opened`` by their place."""
+        for number, (member, tar) in enumerate(tar_members(self.path)):
+            place = str(number)
+            inner = self.nested and member.isreg() and member.name.endswith(".tar")
+            if not inner:
+                yield place, "", member, tar
+            elif opened(place):
+                file = tar.extractfile(member)
+                assert file is not None
+                for below, (one, within) in enumerate(_members_of(file)):
+                    yield f"{place}/{below}", f"{member.name.removesuffix('.tar')}/", one, within
 
 
 def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
@@ -327,22 +349,26 @@ def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]
     It is read to its end, so that checksums are checked; tarfile takes damage in the middle for the end.
     """
     with _unpacked(path) as stream:
-        blocks = _Blocks(stream)
-        with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # tarfile uses no more of it
-            while (member := tar.next()) is not None:
-                blocks.heads = None
-                tar.members.clear()  # tarfile would keep them all
-                if member.size < 0 or tar.offset <= member.offset:
-                    raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
-                yield member, tar
-                blocks.heads = PIECE
-        if len(blocks.last) != tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("it is cut short")
-        rest = blocks.last
-        while rest and not rest.strip(b"\0"):
-            rest = stream.read(PIECE)
-        if rest:
-            raise tarfile.ReadError("a member is damaged, or another archive follows")
+        yield from _members_of(stream)
+
+
+def _members_of(stream: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    blocks = _Blocks(stream)
+    with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # tarfile uses no more of it
+        while (member := tar.next()) is not None:
+            blocks.heads = None
+            tar.members.clear()  # tarfile would keep them all
+            if member.size < 0 or tar.offset <= member.offset:
+                raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
+            yield member, tar
+            blocks.heads = PIECE
+    if len(blocks.last) != tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it is cut short")
+    rest = blocks.last
+    while rest and not rest.strip(b"\0"):
+        rest = stream.read(PIECE)
+    if rest:
+        raise tarfile.ReadError("a member is damaged, or another archive follows")
 
 
 class _Blocks:
@@ -350,7 +376,7 @@ class _Blocks:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.last = file, b""  # what was read last
-        self.seek, self.tell = file.seek, file.tell
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
         self.heads: int | None = PIECE  # bytes that headers may still take; None within a member
 
     def read(self, size: int) -> bytes:
@@ -381,10 +407,11 @@ class Zip:
     path: Path
     label: str
 
-    def scan(self, left_out: LeftOut) -> list[Picture]:  # noqa: D102
+    def scan(self, left_out: LeftOut, labels: str = "") -> list[Picture]:  # noqa: D102
         members = Members(left_out)
         with _reading(self.label), zipfile.ZipFile(self.path) as archive:
             for number, info in enumerate(archive.infolist()):
+                members.places.append(str(number))
                 mode = info.external_attr >> 16 if info.create_system == 3 else 0  # Unix
                 if stat.S_ISLNK(mode):
                     with _open_member(archive, info) as file:
@@ -394,7 +421,7 @@ class Zip:
                     odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
                     kind: Kind = "other" if odd else "folder" if info.is_dir() or stat.S_ISDIR(mode) else "file"
                     members.add(_zip_name(info), Member(kind, number))
-        return walk("", members.entries, left_out)
+        return walk("", members.entries, left_out, labels)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
         with _reading(self.label), zipfile.ZipFile(self.path) as archive:
@@ -428,14 +455,40 @@ def _member(label: str, path: str, file: IO[bytes], size: int) -> bytes:
         raise UserError(f"{label}: {brief(path)} cannot be read ({error})") from None
 
 
-def open_archive(path: Path, label: str) -> Files:
+@dataclass(frozen=True)
+class Mounted:
+    """Several archives as one collection, each in a folder of its own, which it may hold itself."""
+
+    parts: Mapping[str, Files]  # by folder
+
+    @property
+    def label(self) -> str:  # noqa: D102
+        return " and ".join(files.label for files in self.parts.values())
+
+    def scan(self, left_out: LeftOut, labels: str = "") -> list[Picture]:  # noqa: D102
+        found: list[Picture] = []
+        for folder, files in self.parts.items():
+            mine, top = files.scan(left_out, labels), f"{folder}/"
+            within = "" if all(one.path.startswith(top) for one in mine) else top
+            found += [Picture(within + one.path, top + one.place, one.fault) for one in mine]
+        return found
+
+    def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
+        for folder, files in self.parts.items():
+            top = f"{folder}/"
+            mine = {place.removeprefix(top): path for place, path in wanted.items() if place.startswith(top)}
+            if mine:
+                yield from ((top + place, content) for place, content in files.read(mine))
+
+
+def open_archive(path: Path, label: str, nested: bool = False) -> Files:
     """The archive in ``path``, by its first bytes; raises ``UserError`` where they are of no tar or zip."""
     with _reading(label):
         start = _start(path)
         if start.startswith((b"PK\3\4", b"PK\5\6")):
             return Zip(path, label)
         if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or _is_tar(start):
-            return Tar(path, label)
+            return Tar(path, label, nested)
         if zipfile.is_zipfile(path):  # behind a program that unpacks it
             return Zip(path, label)
     raise UserError(f"{brief(str(path))}: no archive, or its beginning is damaged; expected a tar, tgz or zip")

@@ -15,7 +15,7 @@ import mmap
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from pipelines.command.errors import FULL, UserError, reason
 from pipelines.command.files import expect_file
+from pipelines.command.progress import counting
 
 Split = Literal["train", "test"]
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
@@ -36,6 +37,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 DATA = Path("datasets")  # the <root> of the stages
 META = "meta.json"
 PIXELS_AT_A_TIME = 4_000_000  # bounds the memory that counting grey levels takes (8 bytes a pixel)
+JOURNAL = "journal.npz"  # beside unfinished arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,13 @@ class Dataset:
     mean: tuple[float, ...]  # a channel, of pixel / 255 over the training images
     std: tuple[float, ...]
     digests: Mapping[str, str]  # file name: sha256
+    subset: str = ""  # the rule by which it is part of a larger one, in words
 
     @property
     def digest(self) -> str:
-        """One sha256 for the whole dataset: over the names and digests of its array files."""
+        """One sha256 for the whole dataset: over the names and digests of its array files, and the subset's rule."""
         lines = "".join(f"{file} {digest}\n" for file, digest in sorted(self.digests.items()))
+        lines += f"subset {self.subset}\n" if self.subset else ""
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def split(self, split: Split) -> tuple[Images, Labels]:
@@ -129,10 +133,52 @@ def write_dataset(
         test=len(test[0]),
         source_md5=source_md5,
     ) as arrays:
-        for split, (images, labels) in (("train", train), ("test", test)):
-            arrays[split][0][:] = images
-            arrays[split][1][:] = labels
+        arrays["train"][0][:], arrays["train"][1][:] = train
+        arrays["test"][0][:], arrays["test"][1][:] = test
     return open_dataset(root, name)
+
+
+class Journal:
+    """Which rows of unfinished arrays are written, so that a later run goes on where this one was killed.
+
+    ``plan`` is all that decides the rows; arrays of another plan are not continued.
+    """
+
+    def __init__(self, plan: str) -> None:
+        self.plan = plan
+        self.discarded = False  # the data is to blame: no later run could end
+        self.done: dict[Split, npt.NDArray[np.bool_]] = {}
+        self.folder = Path()
+
+    def begin(self, folder: Path, counts: Mapping[Split, int]) -> bool:
+        """Whether ``folder`` has arrays of the same plan; ``done`` says which of their rows are written."""
+        self.folder = folder
+        self.done = {split: np.zeros(count, np.bool_) for split, count in counts.items()}
+        try:
+            with (folder / JOURNAL).open("rb") as file, np.load(file) as kept:
+                if str(kept["plan"]) != self.plan:
+                    return False
+                done = {split: kept[split] for split in counts}
+        except Exception:  # there is none, or it is damaged: numpy raises many kinds
+            return False
+        there = all((folder / file).is_file() for split in counts for file in _files(split))
+        if not there or any(done[split].shape != self.done[split].shape for split in counts):
+            return False
+        self.done = done
+        return True
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a later run can go on at these arrays."""
+        return not self.discarded and any(done.any() for done in self.done.values())
+
+    def save(self, arrays: Mapping[Split, tuple[Images, Labels]], done: Mapping[Split, npt.NDArray[np.bool_]]) -> None:
+        """Write down the rows ``done``, after their pixels: a journal is never ahead of its arrays on disk."""
+        for images, _ in arrays.values():
+            _flush(images)
+        with (self.folder / f"{JOURNAL}.new").open("wb") as file:
+            np.savez(file, plan=np.array(self.plan), **done)  # type: ignore[arg-type]
+        (self.folder / f"{JOURNAL}.new").replace(self.folder / JOURNAL)
 
 
 @contextmanager
@@ -145,31 +191,40 @@ def new_dataset(
     train: int,
     test: int,
     source_md5: Mapping[str, str] | None = None,
-) -> Iterator[dict[str, tuple[Images, Labels]]]:
+    subset: str = "",
+    journal: Journal | None = None,
+) -> Iterator[dict[Split, tuple[Images, Labels]]]:
     """Give zeroed arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
 
     When the block ends well they become ``<root>/<name>``, with statistics and digests; when it raises, nothing is left
-    behind. Two writers of one dataset must exclude each other (``fetch`` holds a lock). A disk that is too small raises
-    ``OSError`` before the block begins; later, a page of a mapped file without room would be a SIGBUS. Raises
-    ``UserError`` where ``root`` cannot be written, or other files than a dataset's stand in its place.
+    behind, unless a ``journal`` is worth keeping: its arrays come back as the earlier run left them. Two writers
+    of one dataset must exclude each other (``fetch`` holds a lock). A disk that is too small raises ``OSError`` before
+    the block begins; later, a page of a mapped file without room would be a SIGBUS. Raises ``UserError`` where ``root``
+    cannot be written, or other files than a dataset's stand in its place.
     """
     partial = root / f".{name}.partial"
+    counts: dict[Split, int] = {"train": train, "test": test}
     with writing(root):
         _check_place(root / name)
-        _remove(partial)
-        partial.mkdir(parents=True)
+        continued = journal is not None and journal.begin(partial, counts)
+        if not continued:
+            _remove(partial)
+        partial.mkdir(parents=True, exist_ok=True)
     try:
-        arrays: dict[str, tuple[Images, Labels]] = {}
-        for split, count in (("train", train), ("test", test)):
-            images = _create_array(partial / f"{split}_images.npy", np.dtype(np.uint8), (count, *shape))
-            labels = _create_array(partial / f"{split}_labels.npy", np.dtype(np.int64), (count,))
+        arrays: dict[Split, tuple[Images, Labels]] = {}
+        for split, count in counts.items():
+            images = _create_array(partial / f"{split}_images.npy", np.dtype(np.uint8), (count, *shape), continued)
+            labels = _create_array(partial / f"{split}_labels.npy", np.dtype(np.int64), (count,), continued)
             arrays[split] = (images, labels)
         yield arrays
         _check_labels(name, arrays, len(classes))
-        mean, std = channel_statistics(arrays["train"][0])
-        for array in (array for pair in arrays.values() for array in pair):
-            if isinstance(array, np.memmap):
-                array.flush()
+        files = [file for split in SPLITS for file in _files(split)]
+        pixels = sum(images.nbytes for images, _ in arrays.values()) + arrays["train"][0].nbytes
+        with counting(f"{name}: statistics and checksums", pixels) as advance:
+            mean, std = channel_statistics(arrays["train"][0], advance)
+            for array in (array for pair in arrays.values() for array in pair):
+                _flush(array)
+            digests = {file: _sha256(partial / file, advance) for file in files}
         meta = {
             "name": name,
             "classes": list(classes),
@@ -178,13 +233,17 @@ def new_dataset(
             "test": test,
             "mean": mean,
             "std": std,
-            "digests": {file: _sha256(partial / file) for split in SPLITS for file in _files(split)},
+            "digests": digests,
             "source_md5": dict(source_md5 or {}),
+            **({"subset": subset} if subset else {}),
         }
+        (partial / JOURNAL).unlink(missing_ok=True)
         (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         _put_in_place(partial, root / name)
-    finally:
-        _remove(partial)
+    except BaseException:
+        if journal is None or not journal.worth_keeping:
+            _remove(partial)
+        raise
 
 
 @contextmanager
@@ -198,7 +257,9 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
+def channel_statistics(
+    images: Images, advance: Callable[[int], None] = lambda amount: None
+) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of pixel / 255 for each channel of images (N, C, H, W), from exact integer sums."""
     count, channels, height, width = images.shape
     pixels = count * height * width
@@ -210,6 +271,7 @@ def channel_statistics(images: Images) -> tuple[list[float], list[float]]:
         for channel in range(channels):
             levels = images[start : start + step, channel].ravel()
             histograms[channel] += np.bincount(levels, minlength=256)
+            advance(levels.size)
         release_pages(images)
     means, stds = [], []
     for histogram in histograms.tolist():
@@ -239,6 +301,7 @@ def _from_meta(path: Path, meta: dict[str, Any]) -> Dataset:
         mean=tuple(float(value) for value in meta["mean"]),
         std=tuple(float(value) for value in meta["std"]),
         digests={file: str(meta["digests"][file]) for split in SPLITS for file in _files(split)},
+        subset=str(meta.get("subset", "")),
     )
     images = math.prod(dataset.shape) * max(dataset.train, dataset.test)
     if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0 or images > sys.maxsize:
@@ -270,12 +333,21 @@ def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt
     return array
 
 
-def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def _flush(array: npt.NDArray[Any]) -> None:
+    if isinstance(array, np.memmap):
+        array.flush()
+
+
+def _create_array(
+    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], continued: bool = False
+) -> npt.NDArray[Any]:
+    """Zeros in a file, or what it holds where it is ``continued``."""
     if not math.prod(shape):  # nothing can be mapped
         np.save(path, np.zeros(shape, dtype))
         return np.zeros(shape, dtype)
     try:
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        mode: Literal["r+", "w+"] = "r+" if continued else "w+"
+        array = np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:  # neither call names the file
@@ -286,7 +358,7 @@ def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> n
     return array
 
 
-def _check_labels(name: str, arrays: Mapping[str, tuple[Images, Labels]], classes: int) -> None:
+def _check_labels(name: str, arrays: Mapping[Split, tuple[Images, Labels]], classes: int) -> None:
     for split, (_, labels) in arrays.items():
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
             span = f"{labels.min()} to {labels.max()}"
@@ -344,9 +416,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, advance: Callable[[int], None] = lambda amount: None) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
 
 
 def _again(name: str) -> str:

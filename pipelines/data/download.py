@@ -23,6 +23,7 @@ from pipelines.command.progress import counting
 
 CHUNK = 1 << 14  # bytes; also the most that a broken connection loses
 REDIRECTS = 5  # in a row
+PIECE_BYTES = 1 << 20  # of a file whose md5 is taken
 
 
 class SourceError(Exception):
@@ -90,8 +91,12 @@ def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
 
 def md5_of(path: Path) -> str:
     """The md5 of a file, as 32 hex digits; DVC and the publishers identify files by it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file, counting(f"fetch: {printable(path.name)}: md5", path.stat().st_size) as advance:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
 
 
 def shown(url: str) -> str:

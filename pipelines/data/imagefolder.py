@@ -1,193 +1,278 @@
-"""Photographs in folders, ``train/<class>/*`` and ``val/<class>/*``, from an archive or a directory, to arrays."""
+"""Photographs in folders, ``train/<class>/*`` and ``val/<class>/*``, from archives or a directory, to arrays."""
 
 from __future__ import annotations
 
-import os
+import functools
+import hashlib
+import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote
 
-from pipelines.command.errors import UserError, brief, printable
-from pipelines.command.files import expect_file, intruder
+import PIL
+from PIL import features
+
+from pipelines.command.errors import UserError, brief
 from pipelines.command.progress import counting
 from pipelines.config.origins import Origin
-from pipelines.data.containers import Files, Folder, LeftOut, open_archive
-from pipelines.data.datasets import Images, Labels, Split, new_dataset, release_pages, writing
-from pipelines.data.download import Patience, Remote, SourceError, download, is_url, mismatch, shown
+from pipelines.data.containers import Files, Folder, LeftOut, Mounted, Picture, open_archive
+from pipelines.data.datasets import SPLITS, Images, Journal, Labels, Split, new_dataset, release_pages
+from pipelines.data.labels import LabelList, read_devkit, read_list
 from pipelines.data.layout import Layout, check_folders, lay_out
 from pipelines.data.pictures import Undecodable, decode, quiet_libraries
 
-THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes and scales outside Python's lock
-IN_FLIGHT = 32  # images a thread that wait, packed, in memory
-IN_FLIGHT_BYTES = 1 << 27  # that they may hold, but for the last of them
+IN_FLIGHT_BYTES = 48 << 20  # of all jobs at once: what a Ray that is started here keeps of objects, with room to spare
+MOST_IN_A_JOB = 64  # images
+SAVE_EVERY_S = 10.0  # what a killed run loses
 RELEASE_EVERY = 500  # images
 
+Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares, and place and content of each file
+Jobs = Iterable[Job]
+Decoded = Sequence[tuple[str, Images | str]]  # by place: the pixels, or why there are none
 
-def write(root: Path, name: str, origin: Origin, say: Callable[[str], None]) -> None:
-    """Write ``datasets/<name>`` from the archive or folder that ``origin`` names; ``val`` becomes the test split.
+
+@dataclass(frozen=True, kw_only=True)
+class Decoders:
+    """What maps :func:`decode_job` over jobs, in any order, and how many of them are under way at once."""
+
+    over: Callable[[Jobs], Iterable[Decoded]]
+    in_flight: int
+
+
+@contextmanager
+def in_this_process(images: int) -> Iterator[Decoders]:
+    """One job after the other."""
+    yield Decoders(over=functools.partial(map, decode_job), in_flight=1)
+
+
+def write(
+    root: Path,
+    name: str,
+    origin: Origin,
+    say: Callable[[str], None],
+    *,
+    md5s: Mapping[str, str] | None = None,
+    decoders: Callable[[int], AbstractContextManager[Decoders]] = in_this_process,
+) -> None:
+    """Write ``datasets/<name>`` from the archives or folder that ``origin`` names; ``val`` becomes the test split.
 
     Images become squares of ``origin.size`` pixels, see :func:`decode`; files that are left out are logged by reason.
-    Raises ``UserError`` where there is no archive, its pictures make no two splits of the same classes, or an image
+    ``md5s`` are of the archives that have been checked; ``decoders`` is asked with the number of images to decode. An
+    interrupted run is continued. Raises ``UserError`` where the pictures make no two splits of the same classes, or one
     cannot be decoded.
     """
     folders: dict[Split, str] = {"train": origin.train, "test": origin.val}
-    check_folders(f"params.yaml: datasets.{name}", folders)
-    files, md5s = locate(root, name, origin, say)
+    where = f"params.yaml: datasets.{name}"
+    check_folders(where, folders)
+    files, left_out = _open(root, where, origin), LeftOut()
     if not md5s:
-        say(
-            f"params.yaml: datasets.{name} has no md5: when its files change, `dvc repro -f fetch@{name}` takes them in"
-        )
-    left_out = LeftOut()
+        say(f"{where}: data.dvc has no md5 of it: when its files change, `dvc repro -f fetch@{name}` takes them in")
     try:
-        layout = lay_out(files.label, files.scan(left_out), folders, left_out)
+        with counting(f"fetch: {name}: reading names", None, unit=""):
+            found = files.scan(left_out, origin.labels or "")
+        labels = _labels(root, files, origin, [one for one in found if _is_list(one.path, origin)])
+        pictures = [one for one in found if not _is_list(one.path, origin)]
+        layout = lay_out(files.label, pictures, folders, left_out, labels, origin.subset)
     except UserError:
         if left_out.reasons:
             say(f"{files.label}: left out: {left_out}")
         raise
     images = sum(map(len, layout.pictures.values()))
     say(f"{images} images of {len(layout.classes)} classes in {files.label}")
-    _decode_all(root, name, origin.size, files, layout, md5s)
+    _decode_all(root, name, origin, files, layout, md5s or {}, decoders, say)
     say(f"{images} images taken from {files.label}; left out: {left_out}")
 
 
-def locate(root: Path, name: str, origin: Origin, say: Callable[[str], None]) -> tuple[Files, dict[str, str]]:
-    """The files of ``origin``, and the md5 of the archive they are in, by its name."""
+def _open(root: Path, where: str, origin: Origin) -> Files:
     if origin.folder is not None:
-        path = root / origin.folder
-        if not path.is_dir():
-            raise UserError(f"params.yaml: datasets.{name}.folder: no such folder: {brief(origin.folder)}")
-        return Folder(path, brief(origin.folder)), {}
-    assert origin.archive is not None
-    path = _find_archive(root, name, origin.archive, origin, say)
-    md5s = {} if origin.md5 is None else {PurePosixPath(origin.archive).name: origin.md5}
-    return open_archive(path, brief(origin.archive)), md5s
+        if not (root / origin.folder).is_dir():
+            raise UserError(f"{where}.folder: no such folder: {brief(origin.folder)}")
+        return Folder(root / origin.folder, brief(origin.folder))
+    if origin.archive is not None:
+        return open_archive(root / "data" / origin.archive, brief(origin.archive))
+    folders = {origin.train: origin.archives["train"], origin.val: origin.archives["val"]}
+    return Mounted({to: open_archive(root / "data" / one, brief(one), nested=True) for to, one in folders.items()})
 
 
-def _decode_all(root: Path, name: str, size: int, files: Files, layout: Layout, md5s: Mapping[str, str]) -> None:
-    rows: dict[str, list[tuple[Split, int]]] = {}  # of each file, which may have several names
-    paths: dict[str, str] = {}
-    for split, pictures in layout.pictures.items():
-        for row, picture in enumerate(pictures):
-            rows.setdefault(picture.place, []).append((split, row))
-            paths[picture.place] = picture.path
-    with (
-        quiet_libraries(),
-        new_dataset(
-            root / "datasets",
-            name,
-            classes=layout.classes,
-            shape=(3, size, size),
-            train=len(layout.pictures["train"]),
-            test=len(layout.pictures["test"]),
-            source_md5=md5s,
-        ) as arrays,
-        counting(f"fetch: {name}: decoding", sum(map(len, rows.values())), unit="images") as advance,
-        warnings.catch_warnings(action="ignore"),  # of odd EXIF, say; only errors matter
-    ):
+def _is_list(path: str, origin: Origin) -> bool:
+    return origin.labels is not None and f"/{path}".endswith(f"/{origin.labels}")
+
+
+def _labels(root: Path, files: Files, origin: Origin, lists: Sequence[Picture]) -> LabelList | None:
+    """The classes of the images in a flat validation folder, where ``origin`` has them."""
+    if origin.devkit is not None:
+        return read_devkit(root / "data" / origin.devkit, brief(origin.devkit))
+    if origin.labels is None:
+        return None
+    if not lists:
+        named = f"which params.yaml names as the labels of {brief(origin.val)}/"
+        raise UserError(f"{files.label}: {brief(origin.labels)} is missing; expected that file, {named}")
+    return read_list(files, min(lists, key=lambda one: (one.path.count("/"), one.path)))
+
+
+def _decode_all(
+    root: Path,
+    name: str,
+    origin: Origin,
+    files: Files,
+    layout: Layout,
+    md5s: Mapping[str, str],
+    decoders: Callable[[int], AbstractContextManager[Decoders]],
+    say: Callable[[str], None],
+) -> None:
+    journal = Journal(_plan(root, origin, layout, md5s))
+    with new_dataset(
+        root / "datasets",
+        name,
+        classes=[origin.names.get(kind, kind) for kind in layout.classes],
+        shape=(3, origin.size, origin.size),
+        train=len(layout.pictures["train"]),
+        test=len(layout.pictures["test"]),
+        source_md5=md5s,
+        subset=origin.subset.words,
+        journal=journal,
+    ) as arrays:
         for split, labels in layout.labels.items():
             arrays[split][1][:] = labels
-
-        def store(place: str, packed: bytes) -> int:
-            try:
-                pixels = decode(packed, size)
-            except Undecodable as error:
-                raise UserError(
-                    f"{files.label}: {brief(paths[place])} cannot be decoded ({brief(str(error))})"
-                ) from None
-            ours = rows.pop(place)  # so that a row is written once
-            for split, row in ours:
-                arrays[split][0][row] = pixels
-            return len(ours)
-
-        _in_threads(files.read(paths), store, advance, arrays)
-        if rows:  # they would be black
-            lost = next(paths[place] for place in rows)
-            raise UserError(f"{files.label}: {brief(lost)} is not there any more; expected files that stay as they are")
+        rows = _Rows(layout, arrays, journal)
+        before, images = rows.written, sum(map(len, layout.pictures.values()))
+        if before:
+            say(f"{before} of {images} images were decoded by an earlier run")
+        with (
+            quiet_libraries(),
+            warnings.catch_warnings(action="ignore"),  # of odd EXIF, say; only errors matter
+            decoders(images - before) as found,
+            counting(f"fetch: {name}: decoding", images - before, unit="images") as advance,
+            rows.saved_at_times() as save,
+        ):
+            for decoded in found.over(_jobs(rows.read(files), origin.size, found.in_flight)):
+                advance(sum(rows.write(files.label, place, pixels) for place, pixels in decoded))
+                save()
+        rows.check_complete(files.label)
 
 
-def _in_threads(
-    images: Iterator[tuple[str, bytes]],
-    store: Callable[[str, bytes], int],
-    advance: Callable[[int], None],
-    arrays: Mapping[str, tuple[Images, Labels]],
-) -> None:
-    """Read in this thread, decode in others; the first error ends it."""
-    waiting: deque[tuple[Future[int], int]] = deque()  # with the bytes that it holds
-    held = 0
-
-    def finish_one() -> None:
-        nonlocal held
-        done, size = waiting.popleft()
-        advance(done.result())
-        held -= size
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            for count, (image, packed) in enumerate(images):
-                waiting.append((pool.submit(store, image, packed), len(packed)))
-                held += len(packed)
-                while len(waiting) > THREADS * IN_FLIGHT or (held > IN_FLIGHT_BYTES and waiting):
-                    finish_one()
-                if count % RELEASE_EVERY == 0:
-                    for array, _ in arrays.values():
-                        release_pages(array)
-            while waiting:
-                finish_one()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _plan(root: Path, origin: Origin, layout: Layout, md5s: Mapping[str, str]) -> str:
+    """What decides every row: a digest of the pictures in their order, and the versions of what decodes them."""
+    versions = f"{PIL.__version__} {features.version('jpg')}"
+    digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions}".encode())
+    for archive in origin.packed_images:
+        digest.update(b"" if PurePosixPath(archive).name in md5s else _stamp(root / "data" / archive))
+    for split in SPLITS:
+        for picture, label in zip(layout.pictures[split], layout.labels[split], strict=True):
+            digest.update(f"{split} {label} {picture.path} {picture.place}\n".encode("utf-8", "surrogateescape"))
+            if origin.folder is not None:
+                digest.update(_stamp(Path(picture.place)))
+    return digest.hexdigest()
 
 
-def _find_archive(root: Path, name: str, archive: str, origin: Origin, say: Callable[[str], None]) -> Path:
-    """The archive with the right size and md5; ``UserError`` with every place that was tried, and what was there."""
-    mirror = os.environ.get("DATA_MIRROR", "")
-    remote = is_url(mirror)
-    places = [Path(mirror, archive)] if mirror and not remote else []
-    seen = []
-    for path in (*places, root / "data" / archive):
-        problem = _problem(path, origin)
-        if problem is None:
-            say(f"{archive}: {path}" + (", md5 ok" if origin.md5 else ""))
-            return path
-        seen.append(f"{path}: {problem}")
-        if problem != "absent":
-            say(f"{archive}: not from {path}: {problem}")
-    urls = [f"{mirror.rstrip('/')}/{quote(archive)}"] if remote else []
-    urls += [origin.url] if origin.url else []
-    for url in urls:
-        try:
-            return _download(root, name, archive, Remote(url=url, size=origin.bytes, md5=origin.md5), say)
-        except SourceError as error:
-            seen.append(f"{shown(url)}: {error}")
-            say(f"{archive}: not from {shown(url)}: {error}")
-    hint = "put it into data/ or point DATA_MIRROR at a directory or URL that has it"
-    raise UserError(
-        printable(f"params.yaml: datasets.{name}.archive: {archive} was not found ({'; '.join(seen)}); {hint}")
-    )
-
-
-def _problem(path: Path, origin: Origin) -> str | None:
-    """The reason why the archive cannot be taken from ``path``; None where it can."""
+def _stamp(path: Path) -> bytes:
+    """Size and time of a file: another version of it need not have another name."""
     try:
-        if not path.is_file():
-            return intruder(path) or "absent"
-        with path.open("rb") as file:
-            file.read(1)  # without an md5 nothing else would notice here that it cannot be read
-        return mismatch(path, origin.bytes, origin.md5)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        found = path.stat()
+    except OSError:  # reading it will tell
+        return b""
+    return f"{found.st_size} {found.st_mtime_ns}".encode()
 
 
-def _download(root: Path, name: str, archive: str, remote: Remote, say: Callable[[str], None]) -> Path:
-    final = root / "data" / archive
-    part = final.with_name(f".{final.name}.part")
-    with writing(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        expect_file(final)
-        expect_file(part)
-    download(remote, part, Patience(), archive)
-    part.replace(final)
-    say(f"{archive}: from {shown(remote.url)}" + (", md5 ok" if remote.md5 else ""))
-    return final
+def _jobs(images: Iterable[tuple[str, bytes]], size: int, in_flight: int) -> Iterator[Job]:
+    """Files to decode together; what all jobs under way hold, packed and as pixels, stays within bounds."""
+    most, job, held = IN_FLIGHT_BYTES // in_flight, list[tuple[str, bytes]](), 0
+    for place, packed in images:
+        job.append((place, packed))
+        held += len(packed) + 3 * size**2
+        if held >= most or len(job) == MOST_IN_A_JOB:
+            yield size, job
+            job, held = [], 0
+    if job:
+        yield size, job
+
+
+def decode_job(job: Job) -> Decoded:
+    """Decode the files of one job, each to (3, size, size)."""
+    size, images = job
+    return [(place, _decoded(packed, size)) for place, packed in images]
+
+
+def _decoded(packed: bytes, size: int) -> Images | str:
+    try:
+        return decode(packed, size)
+    except Undecodable as error:
+        return brief(str(error))
+
+
+class _Rows:
+    """The rows that the pictures fill, and the journal of those that are written."""
+
+    def __init__(self, layout: Layout, arrays: Mapping[Split, tuple[Images, Labels]], journal: Journal) -> None:
+        self.arrays, self.journal, self.done = arrays, journal, journal.done
+        self.paths: dict[str, str] = {}  # of the places that are still to be decoded
+        self.rows: dict[str, list[tuple[Split, int]]] = {}  # of each place, which may have several names
+        for split in SPLITS:
+            for row, picture in enumerate(layout.pictures[split]):
+                if not self.done[split][row]:
+                    self.rows.setdefault(picture.place, []).append((split, row))
+                    self.paths[picture.place] = picture.path
+        self.saved, self.since_release = time.monotonic(), 0
+        self.under_way: Future[None] | None = None
+
+    @property
+    def written(self) -> int:
+        """Rows written, by an earlier run and by this one."""
+        return sum(int(done.sum()) for done in self.done.values())
+
+    def read(self, files: Files) -> Iterator[tuple[str, bytes]]:
+        """Place and content of what is still to be decoded."""
+        try:
+            yield from files.read(self.paths)
+        except UserError:
+            self.journal.discarded = True
+            raise
+
+    def write(self, label: str, place: str, pixels: Images | str) -> int:
+        """Fill the rows of one file; how many they are. ``UserError`` where the picture could not be decoded."""
+        if isinstance(pixels, str):
+            self.journal.discarded = True
+            raise UserError(f"{label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
+        ours = self.rows.pop(place)  # so that a row is written once
+        for split, row in ours:
+            self.arrays[split][0][row] = pixels
+            self.done[split][row] = True
+        self.since_release += len(ours)
+        if self.since_release >= RELEASE_EVERY:
+            self.since_release = 0
+            for images, _ in self.arrays.values():
+                release_pages(images)
+        return len(ours)
+
+    @contextmanager
+    def saved_at_times(self) -> Iterator[Callable[[], None]]:
+        """Give a function to call often: at times it saves the journal, while the block goes on.
+
+        When the block ends early the journal is saved once more.
+        """
+        with ThreadPoolExecutor(1) as saver:  # the disk may be slow
+
+            def save() -> None:
+                if time.monotonic() - self.saved < SAVE_EVERY_S or (self.under_way and not self.under_way.done()):
+                    return
+                if self.under_way:
+                    self.under_way.result()
+                done = {split: rows.copy() for split, rows in self.done.items()}
+                self.under_way, self.saved = saver.submit(self.journal.save, self.arrays, done), time.monotonic()
+
+            try:
+                yield save
+            except BaseException:  # an interruption, a lost cluster
+                if not self.journal.discarded:
+                    saver.submit(self.journal.save, self.arrays, self.done)
+                raise
+
+    def check_complete(self, label: str) -> None:
+        """UserError for a row that nothing has filled: it would be black."""
+        if self.rows:
+            self.journal.discarded = True
+            lost = self.paths[next(iter(self.rows))]
+            raise UserError(f"{label}: {brief(lost)} is not there any more; expected files that stay as they are")

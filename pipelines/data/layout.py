@@ -1,4 +1,4 @@
-"""From pictures in ``train/<class>/*`` and ``val/<class>/*`` to the rows of the arrays."""
+"""From pictures in ``train/<class>/*`` and ``val/<class>/*``, or ``val/*`` with labels, to the rows of the arrays."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipelines.command.errors import UserError, brief
+from pipelines.config.origins import ImageSubset
 from pipelines.data.containers import LeftOut, Picture
 from pipelines.data.datasets import SPLITS, Split
+from pipelines.data.labels import LabelList
 
 Kinds = dict[str, list[Picture]]  # pictures by class
 NAMED = 5  # classes in a message
+LABELS = "expected labels: <file> in params.yaml, which names the class of each validation image"
+FLAT = ""  # the class of pictures that lie in no class folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,44 +40,92 @@ def check_folders(where: str, folders: Mapping[Split, str]) -> None:
         raise UserError(f"{where}.{both}; expected two folders, neither within the other")
 
 
-def lay_out(label: str, found: Sequence[Picture], folders: Mapping[Split, str], left_out: LeftOut) -> Layout:
+def lay_out(
+    label: str,
+    found: Sequence[Picture],
+    folders: Mapping[Split, str],
+    left_out: LeftOut,
+    labels: LabelList | None = None,
+    subset: ImageSubset | None = None,
+) -> Layout:
     """Sort pictures into splits and classes; the two split folders may lie below a common folder.
 
-    Raises ``UserError`` where there are no pictures, fewer than two classes, or other classes in one split than in the
-    other, where the name of a class is not plain text, and where a picture cannot be read.
+    ``labels`` has the classes of the images in the validation folder, where they lie in no class folders. Raises
+    ``UserError`` where there are no pictures, fewer than two classes, or other classes in one split than in the other,
+    where the name of a class is not plain text, where a picture cannot be read, and where ``subset`` names what is not
+    there.
     """
+    flat: Split | None = None if labels is None else "test"
     by_base: dict[str, dict[Split, Kinds]] = {}
     for picture in found:
         for split, folder in folders.items():
-            for base, kind in _below(picture.path, folder):
+            for base, kind in _below(picture.path, folder, flat=split == flat):
                 by_base.setdefault(base, {}).setdefault(split, {}).setdefault(kind, []).append(picture)
-    base = _base(label, by_base, folders)
+    base = _base(label, by_base, folders, found)
     by_split = by_base[base]
     _pass_over(found, by_base, base, folders, left_out)
     for picture in (picture for kinds in by_split.values() for kind in kinds.values() for picture in kind):
         if picture.fault:
             raise UserError(f"{label}: {brief(picture.path)} cannot be read ({picture.fault})")
+    if labels is not None:
+        below = PurePosixPath(base, folders["test"])
+        by_split["test"] = labels.assign(
+            {str(PurePosixPath(picture.path).relative_to(below)): picture for picture in by_split["test"][FLAT]}
+        )
     _check_classes(label, by_split, folders)
+    return _in_order(_cut(label, by_split, subset or ImageSubset(), left_out))
+
+
+def _in_order(by_split: Mapping[Split, Kinds]) -> Layout:
     classes = tuple(sorted(by_split["train"]))
     pictures: dict[Split, list[Picture]] = {"train": [], "test": []}
     labels: dict[Split, list[int]] = {"train": [], "test": []}
     for split in SPLITS:
         for index, kind in enumerate(classes):
-            ordered = sorted(by_split[split][kind], key=lambda picture: picture.path)
+            ordered = _by_path(by_split[split][kind])
             pictures[split] += ordered
             labels[split] += [index] * len(ordered)
     return Layout(classes=classes, pictures=pictures, labels=labels)
 
 
-def _below(path: str, folder: str) -> Iterator[tuple[str, str]]:
-    """Each reading of ``path`` as ``<base>/<folder>/<class>/...``: its base and its class."""
+def _by_path(pictures: Sequence[Picture]) -> list[Picture]:
+    return sorted(pictures, key=lambda picture: picture.path)
+
+
+def _cut(label: str, by_split: Mapping[Split, Kinds], subset: ImageSubset, left_out: LeftOut) -> Mapping[Split, Kinds]:
+    """The classes and training images that the rule takes; the others are counted."""
+    if not subset.words:
+        return by_split
+    known = sorted(by_split["train"])
+    absent = sorted(set(subset.ids) - set(known))
+    if absent:
+        there = f"{len(known)} classes, {brief(known[0], 30)} to {brief(known[-1], 30)}"
+        raise UserError(
+            f"{label}: subset names {brief(absent[0], 30)}, which is no class here; expected some of {there}"
+        )
+    if subset.classes is not None and subset.classes > len(known):
+        raise UserError(f"{label}: subset takes {subset.classes} classes; expected at most the {len(known)} there are")
+    classes = subset.ids or known[: subset.classes]
+    first = {"train": subset.per_class, "test": None}
+    kept = {split: {kind: _by_path(by_split[split][kind])[: first[split]] for kind in classes} for split in SPLITS}
+    taken = {id(picture) for kinds in kept.values() for pictures in kinds.values() for picture in pictures}
+    for picture in (one for kinds in by_split.values() for pictures in kinds.values() for one in pictures):
+        if id(picture) not in taken:
+            left_out.add("pictures outside of the subset", picture.path)
+    return kept
+
+
+def _below(path: str, folder: str, flat: bool = False) -> Iterator[tuple[str, str]]:
+    """Each reading of ``path`` as ``<base>/<folder>/<class>/...``: its base and its class; without one where flat."""
     parts, wanted = path.split("/"), list(PurePosixPath(folder).parts)
-    for start in range(len(parts) - len(wanted) - 1):
+    for start in range(len(parts) - len(wanted) - (0 if flat else 1)):
         if parts[start : start + len(wanted)] == wanted:
-            yield "/".join(parts[:start]), parts[start + len(wanted)]
+            yield "/".join(parts[:start]), FLAT if flat else parts[start + len(wanted)]
 
 
-def _base(label: str, by_base: Mapping[str, Mapping[Split, Kinds]], folders: Mapping[Split, str]) -> str:
+def _base(
+    label: str, by_base: Mapping[str, Mapping[Split, Kinds]], folders: Mapping[Split, str], found: Sequence[Picture]
+) -> str:
     """The uppermost folder that holds both splits."""
     whole = (base for base, splits in by_base.items() if len(splits) == len(SPLITS))
     bases = sorted(whole, key=lambda base: (_depth(base), base))
@@ -82,6 +134,9 @@ def _base(label: str, by_base: Mapping[str, Mapping[Split, Kinds]], folders: Map
         lacking = [brief(folders[split]) for split in SPLITS if split not in seen]
         nowhere = f"{brief(folders['train'])}/ and {brief(folders['test'])}/ of one folder"
         where = " or ".join(f"{folder}/<class>/" for folder in lacking) or nowhere
+        flat = next((one.path for one in found if any(_below(one.path, folders["test"], flat=True))), None)
+        if "test" not in seen and flat is not None:
+            raise UserError(f"{label}: no images in {where}, but {brief(flat)}; {LABELS}")
         raise UserError(f"{label}: no images in {where}; expected files such as .jpg and .png")
     equal = [brief(base, 60) for base in bases if _depth(base) == _depth(bases[0])]
     if len(equal) > 1:
@@ -122,6 +177,10 @@ def _check_classes(label: str, by_split: Mapping[Split, Kinds], folders: Mapping
             folder = f"{folders['train' if kind in train else 'test']}/{kind}"
             text = "expected a class name of printable characters in UTF-8, without a space at either end"
             raise UserError(f"{label}: the folder {brief(folder)} names a class; {text}")
+    if not train & test:
+        few = ", ".join(brief(kind, 30) for kind in sorted(test)[:NAMED])
+        line = f"{label}: no class of {brief(folders['train'])}/ is in {brief(folders['test'])}/, which has {few}"
+        raise UserError(f"{line}; expected the same folders, or {LABELS.removeprefix('expected ')}")
     for have, lack in ((SPLITS[0], SPLITS[1]), (SPLITS[1], SPLITS[0])):
         missing = sorted(by_split[have].keys() - by_split[lack].keys())
         if missing:

@@ -86,8 +86,7 @@ def write_cifar(raw: Path, root: Path, name: str, classes: Sequence[str], md5s: 
         test=counts["test_batch.bin"],
         source_md5=md5s,
     ) as arrays:
-        for split, files in (("train", CIFAR_TRAIN), ("test", ("test_batch.bin",))):
-            images, labels = arrays[split]
+        for (images, labels), files in ((arrays["train"], CIFAR_TRAIN), (arrays["test"], ("test_batch.bin",))):
             start = 0
             for file in files:
                 records = np.fromfile(raw / file, np.uint8).reshape(counts[file], -1)

@@ -38,9 +38,10 @@ COPY = 1 << 20  # bytes at a time
 class Pin:
     """A raw file as data.dvc pins it."""
 
-    path: str  # relative to the project: data/<dataset>/<file>
+    path: str  # relative to the project: data/<dataset>/<file>, or data/<archive>
     md5: str
     size: int  # bytes
+    cached: bool = True  # whether DVC keeps a copy; not of what must not be passed on
 
     @property
     def file(self) -> str:
@@ -95,6 +96,22 @@ class Mirror:
         if size > pin.size:
             raise SourceError(f"expected {pin.size} bytes, found {size}")
         _copy(original, part, pin)
+        return part
+
+
+@dataclass(frozen=True)
+class Address:
+    """The URL of a file that is wanted as it is."""
+
+    url: str
+
+    @property
+    def label(self) -> str:  # noqa: D102
+        return shown(self.url)
+
+    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
+        part = work / f"{pin.file}.part"
+        download(Remote(url=self.url, size=pin.size, md5=pin.md5), part, patience, pin.file)
         return part
 
 

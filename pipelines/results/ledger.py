@@ -95,7 +95,9 @@ def make_ledger(params: Params, outcomes: Mapping[str, Outcome]) -> list[LedgerR
     rows = []
     for name, benchmark in params.benchmarks.items():
         entry = params.suite.benchmarks.get(name)
-        rows.append(make_row(benchmark, budget=entry.budget if entry else None, outcome=outcomes.get(name)))
+        row = make_row(benchmark, budget=entry.budget if entry else None, outcome=outcomes.get(name))
+        subset = params.datasets[benchmark.dataset].subset.words
+        rows.append({**row, "dataset": f"{row['dataset']}: {subset}"} if subset else row)
     return sorted(rows, key=lambda row: row["n"] == 0)
 
 

@@ -71,7 +71,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (
         f"{B}/dataset",
         "mnits",
-        ": dataset mnits is not known; did you mean mnist? (allowed: cifar10, ",
+        ": dataset mnits is not known; did you mean mnist? (allowed: cifar10, ilsvrc100, ilsvrc2012, ",
     ),
     (f"{B}/dataset", 5, " is 5; expected text"),
     (f"{B}/dataset", None, " is null; expected text"),
@@ -258,31 +258,43 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     ),
     (f"{B}/choice", {"rates": [0.1], "batches": [0]}, ".batches is [0]; expected numbers above 0"),
     # datasets
-    ("datasets/imagenette/archive", NOTHING, " is null and folder null; expected exactly one of the two"),
+    ("datasets/imagenette/archive", NOTHING, " is null; expected exactly one of archive, archives and folder"),
     ("datasets/imagenette/archive", "a\0", " is 'a\\x00'; expected text without control characters"),
     ("datasets/imagenette/archive", " ", " is ' '; expected a name"),
     ("datasets/imagenette/train", "", " is ''; expected a name"),
     ("datasets/imagenette/val", "a\nb", " is 'a\\nb'; expected a name"),
     ("datasets/imagenette/size", 4, " is 4; expected at least 8 pixels"),
     ("datasets/imagenette/size", 20000, " is 20000; expected at most 1,024 pixels"),
+    ("datasets/imagenette/urls", ["host/x.tar"], "[0] is 'host/x.tar'; expected an address like https://host/folder"),
     (
         "datasets/imagenette",
-        {"kind": "imagefolder", "folder": "x", "md5": "0" * 32},
-        f".md5 is '{'0' * 32}'; expected it beside archive alone",
+        {"kind": "imagefolder", "folder": "x", "urls": ["https://host/x.tar"]},
+        ".urls is ['https://host/x.tar']; expected an archive",
     ),
+    ("datasets/mnist/urls", ["https://host/x"], " is ['https://host/x']; expected none with kind: idx"),
     (
         "datasets/imagenette",
-        {"kind": "imagefolder", "folder": "x", "bytes": 5},
-        ".bytes is 5; expected it beside archive alone",
+        {"kind": "imagefolder", "archives": {"train": "a.tar", "test": "b.tar"}},
+        ".archives has ['test', 'train']; expected train and val",
     ),
-    ("datasets/imagenette/url", "host/x.tar", " is 'host/x.tar'; expected an address like https://host/folder"),
-    ("datasets/mnist/url", "https://host/x", " is 'https://host/x'; expected none with kind: idx"),
-    ("datasets/imagenette/md5", "xyz", " is 'xyz'; expected 32 hexadecimal digits"),
-    ("datasets/imagenette/bytes", -4, " is -4; expected at least 1"),
+    ("datasets/imagenette/labels", "", " is ''; expected a name"),
+    (
+        "datasets/ilsvrc2012/labels",
+        "val/labels.txt",
+        " is 'val/labels.txt' beside devkit; expected one of the two",
+    ),
+    ("datasets/imagenette/names", {"a": "cat", "b": "cat"}, " has cat more than once; expected each once"),
+    ("datasets/ilsvrc100/subset/classes", 1, " is 1; expected at least 2"),
+    ("datasets/ilsvrc100/subset/per_class", 0, " is 0; expected at least 1"),
+    ("datasets/ilsvrc100/subset", {"ids": ["n01"]}, ".ids is ['n01']; expected two classes or more"),
+    ("datasets/ilsvrc100/subset", {"ids": ["n01", "n01"]}, ".ids names n01 more than once; expected each once"),
+    (
+        "datasets/ilsvrc100/subset",
+        {"classes": 2, "ids": ["n01", "n02"]},
+        ".classes is 2 beside ids; expected one of the two",
+    ),
     ("datasets/mnist/archive", "x.tar", " is 'x.tar'; expected none with kind: idx"),
     ("datasets/mnist/size", 64, " is 64; expected none with kind: idx"),
-    ("datasets/mnist/md5", "0" * 32, f" is '{'0' * 32}'; expected none with kind: idx"),
-    ("datasets/mnist/bytes", 5, " is 5; expected none with kind: idx"),
     ("datasets/cifar10/train", "a", " is 'a'; expected none with kind: cifar"),
     ("datasets/cifar10/val", "b", " is 'b'; expected none with kind: cifar"),
     ("datasets/imagenette/classes", ["a", "b"], " is ['a', 'b']; expected none with kind: imagefolder"),
@@ -370,8 +382,8 @@ def test_values_that_do_not_go_together() -> None:
         "models/lenet.yaml: lenet5-mnist.budgets.paper is missing; expected the length and seeds as published"
     )
     assert complaint(changed("datasets/imagenette/folder", "x")) == (
-        "params.yaml: datasets.imagenette.archive is 'imagenette2-224px.tar' and folder 'x'; "
-        "expected exactly one of the two"
+        "params.yaml: datasets.imagenette.archive is 'imagenette2-320.tgz' and folder is 'x'; "
+        "expected exactly one of archive, archives and folder"
     )
 
 

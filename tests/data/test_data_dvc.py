@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -205,11 +206,19 @@ def made(root: Path) -> Path:
 def test_the_projects_pins_are_complete() -> None:
     """Sizes follow from the formats: 16 and 8 bytes of IDX header; 1 + 3072 bytes a CIFAR-10 record."""
     path = REPOSITORY / "data.dvc"
-    mnist = [pin.size for pin in fetch.read_pins(path, "mnist", rawfiles.IDX_FILES)]
-    assert mnist == [16 + 60_000 * 28 * 28, 8 + 60_000, 16 + 10_000 * 28 * 28, 8 + 10_000]
-    cifar10 = fetch.read_pins(path, "cifar10", rawfiles.CIFAR_FILES)
-    assert [pin.size for pin in cifar10] == [10_000 * 3073] * 6
-    listed = [out["path"] for out in yaml.safe_load(path.read_text())["outs"]]
     origins = load_origins(REPOSITORY / "params.yaml")
-    pinned = {name: rawfiles.RAW_FORMATS[one.kind] for name, one in origins.items() if one.kind in rawfiles.RAW_FORMATS}
-    assert sorted(listed) == sorted(f"data/{name}/{file}" for name, form in pinned.items() for file in form.files)
+    raw = {
+        name: [f"data/{name}/{file}" for file in rawfiles.RAW_FORMATS[one.kind].files]
+        for name, one in origins.items()
+        if one.kind in rawfiles.RAW_FORMATS
+    }
+    mnist = [pin.size for pin in fetch.read_pins(path, raw["mnist"])]
+    assert mnist == [16 + 60_000 * 28 * 28, 8 + 60_000, 16 + 10_000 * 28 * 28, 8 + 10_000]
+    assert [pin.size for pin in fetch.read_pins(path, raw["cifar10"])] == [10_000 * 3073] * 6
+    archives = {f"data/{archive}" for one in origins.values() for archive in one.packed_images}
+    listed = [out["path"] for out in yaml.safe_load(path.read_text())["outs"]]
+    assert sorted(listed) == sorted([*itertools.chain(*raw.values()), *archives])
+    kept = {pin.path: pin.cached for pin in fetch.read_pins(path, sorted(archives))}
+    assert [path for path, cached in sorted(kept.items()) if not cached] == [
+        f"data/{archive}" for archive in sorted(origins["ilsvrc2012"].packed_images)
+    ]

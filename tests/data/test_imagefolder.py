@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import bz2
 import errno
-import functools
 import gzip
-import hashlib
-import http.server
 import io
 import itertools
-import json
 import lzma
 import os
 import shutil
@@ -19,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,9 +87,7 @@ def as_archive(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def of_archive(path: Path, size: int = 8) -> Origin:
-    content = path.read_bytes()
-    digest = hashlib.md5(content).hexdigest()
-    return Origin(kind="imagefolder", archive=path.name, md5=digest, bytes=len(content), size=size)
+    return Origin(kind="imagefolder", archive=path.name, size=size)
 
 
 def write(root: Path, source: Origin) -> tuple[Dataset, list[str]]:
@@ -123,8 +116,7 @@ def test_an_archive_becomes_arrays(tmp_path: Path, pictures: dict[str, bytes], n
     for row, seed in enumerate((4, 5, 6, 0, 1, 2, 3)):  # classes sorted, files sorted
         np.testing.assert_allclose(images[row].astype(int), expected(seed, 8), atol=1)  # cropped before it is scaled
     np.testing.assert_allclose(dataset.split("test")[0][3].astype(int), expected(7, 8), atol=1)
-    assert json.loads((dataset.path / "meta.json").read_text())["source_md5"] == {name: source.md5}
-    assert any("md5 ok" in line for line in log) and f"14 images of 2 classes in {name}" in log
+    assert f"14 images of 2 classes in {name}" in log
 
 
 def test_all_containers_give_the_same_dataset(tmp_path: Path, pictures: dict[str, bytes]) -> None:
@@ -198,42 +190,6 @@ def test_an_absent_folder_names_the_key(tmp_path: Path) -> None:
     assert line == "params.yaml: datasets.pets.folder: no such folder: nowhere"
 
 
-def test_an_absent_archive_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATA_MIRROR", "/mirror")
-    line = refused(tmp_path, Origin(kind="imagefolder", archive="pets.tar"))
-    assert "params.yaml: datasets.pets.archive: pets.tar was not found (/mirror/pets.tar: absent; " in line
-    assert "data/pets.tar: absent)" in line and "DATA_MIRROR" in line
-
-
-def test_a_wrong_md5_is_passed_over(
-    tmp_path: Path, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = of_archive(as_archive(tmp_path / "data" / "pets.tar", pictures))
-    foreign = tmp_path / "mirror"
-    foreign.mkdir()
-    (foreign / "pets.tar").write_bytes(b"foreign")
-    monkeypatch.setenv("DATA_MIRROR", str(foreign))
-    _, log = write(tmp_path, source)
-    assert "not from" in log[0] and str(source.md5) in log[0] and hashlib.md5(b"foreign").hexdigest() in log[0]
-    shutil.rmtree(tmp_path / "datasets")
-    (tmp_path / "data" / "pets.tar").write_bytes(b"also foreign")
-    line = refused(tmp_path, source)
-    assert hashlib.md5(b"also foreign").hexdigest() in line and str(foreign) in line
-
-
-def test_an_archive_is_downloaded_from_its_url(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    content = as_archive(tmp_path / "host" / "pets.tar", pictures).read_bytes()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "host")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/pets.tar"
-        digest = hashlib.md5(content).hexdigest()
-        _, log = write(tmp_path, Origin(kind="imagefolder", archive="pets.tar", url=url, md5=digest, size=8))
-        server.shutdown()
-    assert f"pets.tar: from {url}, md5 ok" in log
-    assert (tmp_path / "data" / "pets.tar").read_bytes() == content
-
-
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pets.tar").write_bytes(b"no archive")
@@ -287,24 +243,6 @@ def test_a_hard_link_to_what_the_archive_does_not_hold(tmp_path: Path, pictures:
     assert line == "pets.tar: set/val/n02/9.png cannot be read (No such file or directory)"
 
 
-def test_an_archive_that_cannot_be_read_is_passed_over(
-    tmp_path: Path, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    as_archive(tmp_path / "data" / "pets.tar", pictures)
-    (tmp_path / "mirror").mkdir()
-    (tmp_path / "mirror" / "pets.tar").symlink_to("/proc/self/mem")  # reading there is an input/output error
-    monkeypatch.setenv("DATA_MIRROR", str(tmp_path / "mirror"))
-    _, log = write(tmp_path, Origin(kind="imagefolder", archive="pets.tar", size=8))
-    assert log[0] == f"pets.tar: not from {tmp_path}/mirror/pets.tar: cannot be read (Input/output error)"
-
-
-@pytest.mark.parametrize("mirror", ["http://127.0.0.1:80O0", "http://[::1/data"])
-def test_an_address_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str) -> None:
-    monkeypatch.setenv("DATA_MIRROR", mirror)
-    line = refused(tmp_path, Origin(kind="imagefolder", archive="pets.tar"))
-    assert f"{mirror}/pets.tar: not an address; expected one like http://host:8000/data" in line
-
-
 def test_what_a_library_says_of_a_damaged_picture_does_not_reach_the_user(tmp_path: Path) -> None:
     """libtiff writes to file 2 by itself, under a name that is not the picture's."""
     projects.copy_params(tmp_path)
@@ -331,26 +269,6 @@ def test_what_a_library_says_of_a_damaged_picture_does_not_reach_the_user(tmp_pa
     done = subprocess.run(fetch, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: mine: train/a/1.tif cannot be decoded")
-
-
-def test_the_command_refuses_a_foreign_archive(tmp_path: Path) -> None:
-    projects.copy_params(tmp_path)
-    as_archive(tmp_path / "data" / "imagenette2-224px.tar", {"x": b"x"})
-    environment = {name: value for name, value in os.environ.items() if name != "DATA_MIRROR"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.fetch", "imagenette"],
-        cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith(
-        "error: params.yaml: datasets.imagenette.archive: imagenette2-224px.tar was not found (data/"
-    )
-    assert "expected md5" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 # What is passed over is counted, and the same in every form
@@ -736,27 +654,7 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path, pictures: dict[str,
     assert write(tmp_path, of_archive(path))[0].train == 7
 
 
-@pytest.mark.parametrize("kind", ["folder", "FIFO"])
-@pytest.mark.parametrize("place", ["mirror/pets.tar", "data/pets.tar", "data/.pets.tar.part"])
-def test_no_file_where_the_archive_should_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, place: str
-) -> None:
-    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / place).mkdir() if kind == "folder" else os.mkfifo(tmp_path / place)
-    mirror = "http://127.0.0.1:9" if "part" in place else str(tmp_path / "mirror")
-    monkeypatch.setenv("DATA_MIRROR", mirror)
-    with soon():
-        line = refused(tmp_path, Origin(kind="imagefolder", archive="pets.tar"))
-    if "part" in place:
-        assert line == f"{tmp_path / place}: a {kind} stands where a file belongs; move it away"
-    else:
-        assert f"{tmp_path / place}: a {kind}" in line
-
-
-def test_names_of_others_move_no_cursor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATA_MIRROR", "/\x1b[2J")
-    line = refused(tmp_path, Origin(kind="imagefolder", archive="\x1b]0;pets\x07.tar"))
-    assert line.isprintable() and "\\x1b[2J" in line
+def test_names_of_others_move_no_cursor(tmp_path: Path) -> None:
     as_folder(tmp_path / "\x1b[1m", {f"{split}/{kind}/\x1b.png": b"x" for split in ("train", "val") for kind in "ab"})
     line = refused(tmp_path, Origin(kind="imagefolder", folder="\x1b[1m"))
     assert line.isprintable() and "train/a/\\x1b.png cannot be decoded" in line
@@ -774,7 +672,6 @@ from pipelines.command.errors import UserError, printable
 from tests import projects
 
 resource.setrlimit(resource.RLIMIT_AS, (1_200_000_000,) * 2)
-imagefolder.THREADS = 4
 
 def png(width, height):
     rows = zlib.compressobj(1)
@@ -800,7 +697,7 @@ imagefolder.write(root, "pets", Origin(kind="imagefolder", archive="pets.tar", s
 
 
 def test_pictures_of_the_largest_size_fit_into_a_bounded_memory(tmp_path: Path) -> None:
-    """Four of 67 million pixels, which take 270 MB each: one at a time, however many threads there are."""
+    """Four of 67 million pixels, which take 270 MB each: one at a time in a process."""
     done = subprocess.run(
         [sys.executable, "-c", BOMBS, tmp_path],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import threading
 import zlib
 from typing import Any
 
@@ -277,26 +276,6 @@ def test_more_passes_than_a_jpeg_has_are_refused() -> None:
     assert decode(content, SIZE).shape == (3, SIZE, SIZE)
     again = content[scan:-2] * 200
     assert refusal(content[:-2] + again + b"\xff\xd9").endswith(" scans; expected at most 100")
-
-
-def test_as_many_pixels_are_decoded_at_once_as_there_is_room_for() -> None:
-    room = pictures._PixelBudget(10)
-    order: list[str] = []
-    entered = threading.Event()
-
-    def wait_for_room() -> None:
-        entered.set()
-        with room.taking(4):
-            order.append("second")
-
-    with room.taking(3), room.taking(7):
-        assert room.free == 0
-        thread = threading.Thread(target=wait_for_room)
-        thread.start()
-        assert entered.wait(10)
-        order.append("first")
-    thread.join(10)
-    assert order == ["first", "second"] and room.free == 10
 
 
 def test_programs_and_heuristics_decode_nothing() -> None:

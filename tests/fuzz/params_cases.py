@@ -153,7 +153,7 @@ def read_pins(random: random.Random, folder: Path) -> None:
     """Read a data.dvc with some faults."""
     path = folder / "data.dvc"
     path.write_bytes(content(random, pins()))
-    fetch.read_pins(path, "mnist", rawfiles.IDX_FILES)
+    fetch.read_pins(path, [f"data/mnist/{file}" for file in rawfiles.IDX_FILES])
 
 
 @functools.cache
