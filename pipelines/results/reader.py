@@ -24,7 +24,7 @@ from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.results import arrays, examples
 from pipelines.results.verdicts import claim_margin
-from pipelines.training import store
+from pipelines.training import status, store
 from pipelines.training.store import DamagedError
 
 EVALUATIONS = Path("evaluations")
@@ -152,10 +152,7 @@ class TrialEvaluation:
 
     @property
     def at_chance(self) -> bool:
-        """Whether it is no better, by more than luck, than naming the commonest class for every test image.
-
-        A net whose loss never left ln C, the plateau of C classes, ends there.
-        """
+        """Whether it is no better, by more than luck, than naming the commonest class for every test image."""
         images = int(self.confusion.sum())
         guessing = 100 * (1 - int(self.confusion.sum(axis=1).max()) / images)
         return self.error >= guessing - claim_margin(guessing, images)
@@ -167,6 +164,13 @@ class Trial(TrialEvaluation):
 
     curve: list[Json]
     result: Json  # provenance and cost
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether its test error is that of guessing, or its training loss never left the plateau."""
+        loss = self.result.get("config", {}).get("recipe", {}).get("loss", "")
+        losses = [line.get("loss") for line in self.curve]
+        return super().at_chance or status.at_plateau(loss, losses, len(self.about.classes))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from pipelines.results.figures import FIGURES
 from pipelines.results.ledger import as_error
 from pipelines.results.page.html import render
 from pipelines.results.reader import Json, Outcome, TrialEvaluation
-from pipelines.results.words import centre, commit, ends, mean_or_each, seeds
+from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, stuck
 from pipelines.tracking import limits, spool
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, digest, modified
 from pipelines.training.store import MissingError
@@ -281,6 +281,8 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
         "mlflow.note.content": note(row),
     }
     tags |= {key: text(row[key]) for key in ("label", "hardware", "git_commit") if row.get(key)}
+    if row["at_chance"]:
+        tags["stuck_at_chance"] = f"{stuck(row)}: {', '.join(map(str, row['at_chance']))}"
     if row["git_commit"]:
         tags["mlflow.source.git.commit"] = text(row["git_commit"])
     return Part(

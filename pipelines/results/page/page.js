@@ -560,23 +560,25 @@
   ];
 
   function drawFigures() {
-    const [place, links] = ["figures", "figure-links"].map((id) => document.getElementById(id));
-    if (!data.benchmarks.length) return place.append(el("p", { class: "muted" }, "No benchmark was run yet."));
-    for (const [id, title, draw] of FIGURES) {
+    const find = (...ids) => ids.map((id) => document.getElementById(id)).find((found) => found);
+    if (!data.benchmarks.length) return;
+    FIGURES.forEach(([id, title, draw], place) => {
       const section = el("section", { id }, el("h2", {}, title));
-      place.append(section);
-      links?.append(el("a", { href: `#${id}` }, title));
+      const first = place === 0; // the report opens with it
+      (first ? find("opening", "figures") : find("figures")).append(section);
+      (first ? find("opening-link") : find("figure-links"))?.append(el("a", { href: `#${id}` }, title));
       draw(section);
-    }
+    });
   }
 
   function openTarget() {
     const target = location.hash && document.getElementById(location.hash.slice(1));
-    if (target instanceof HTMLDetailsElement) target.open = true;
+    for (let part = target; part; part = part.parentElement) if (part instanceof HTMLDetailsElement) part.open = true;
+    if (target) target.scrollIntoView();
   }
 
   function openForPrint() {
-    for (const details of document.querySelectorAll("details.row")) details.open = true;
+    for (const details of document.querySelectorAll("details.row, details.folded")) details.open = true;
   }
 
   function fail(reason) {

@@ -70,7 +70,7 @@ def row_axis(row: LedgerRow) -> Axis:
 def _figures(row: LedgerRow) -> list[float]:
     """All that the plot of a row shows."""
     claim, margin = row["claim"]["value"], row["margin"]
-    tested = [row["test_set"]["mean"]] if row["test_set"] else []
+    tested = row["test_set"]["per_seed"].values() if row["test_set"] else ()
     return [claim - margin, claim + margin, *row["per_seed"].values(), *(row["ci95"] or []), *tested]
 
 

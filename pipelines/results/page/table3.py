@@ -12,7 +12,6 @@ from typing import Any
 
 from pipelines.config.benchmarks import Benchmark
 from pipelines.results.ledger import LedgerRow
-from pipelines.results.page.html import prose
 from pipelines.results.verdicts import Verdict
 from pipelines.results.words import plus_minus
 
@@ -35,7 +34,7 @@ Cell = tuple[str, str]  # base, variant
 
 def cells(benchmarks: Mapping[str, Benchmark], ledger: Sequence[LedgerRow]) -> dict[Cell, LedgerRow] | None:
     """The row of each cell; None when no benchmark belongs to the table."""
-    rows = {row["benchmark"]: row for row in ledger}
+    rows = {row["benchmark"]: row for row in ledger if row["best"]}
     found: dict[Cell, LedgerRow] = {}
     for name, benchmark in benchmarks.items():
         cell = _cell(benchmark)
@@ -59,7 +58,8 @@ def grid(found: Mapping[Cell, LedgerRow] | None) -> dict[str, Any] | None:
     if found is None:
         return None
     rows = {base: [_square(base, variant, found.get((base, variant))) for variant in VARIANTS] for base in BASES}
-    return {"columns": list(VARIANTS.values()), "rows": rows, "notes": notes(found)}
+    full = sum(row["n"] > 0 and (row["epochs"] or 0) >= row["paper_epochs"] for row in found.values())
+    return {"columns": list(VARIANTS.values()), "rows": rows, "notes": notes(found), "measured": full}
 
 
 def _square(base: str, variant: str, row: LedgerRow | None) -> dict[str, Any]:
@@ -68,23 +68,6 @@ def _square(base: str, variant: str, row: LedgerRow | None) -> dict[str, Any]:
         "ours": plus_minus(row) if row and row["n"] else None,
         "verdict": row["verdict"] if row else Verdict.UNTESTED.value,
     }
-
-
-def markdown(found: Mapping[Cell, LedgerRow]) -> list[str]:
-    """The same table as the lines of a Markdown section: the paper's figure, ours, and the verdict in each cell."""
-    lines = [
-        "## Table 3 of “Striving for Simplicity”",
-        "",
-        "Test error in % on CIFAR-10 without augmentation: the paper's figure, then ours.",
-        "",
-        f"|  | {' | '.join(VARIANTS.values())} |",
-        f"|{' --- |' * (len(VARIANTS) + 1)}",
-    ]
-    for base in BASES:
-        squares = (_square(base, variant, found.get((base, variant))) for variant in VARIANTS)
-        words = (f"{s['claim']:.2f}; {s['ours'] + ', ' if s['ours'] else ''}{s['verdict']}" for s in squares)
-        lines.append(f"| {base} | {' | '.join(words)} |")
-    return [*lines, "", prose(notes(found))]
 
 
 def notes(found: Mapping[Cell, LedgerRow]) -> str:
