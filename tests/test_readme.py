@@ -1,4 +1,4 @@
-"""Guards the README: its ledger and results/index.html are made of the evidence, its links lead to files; it is short."""
+"""Guards the README: its ledger and results/index.html are made of the evidence, links lead to files; it is short."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_evidence_is_of_the_row_as_it_is_today(name: str, body: Evidence) -> Non
     """A recipe that is changed takes its figures with it: the row is run again, or its evidence goes."""
     benchmark = PARAMS.benchmarks[name]
     assert body.changed(benchmark) is None
-    seeds = list(benchmark.budgets[body.budget].seeds)
+    seeds = [str(seed) for seed in benchmark.budgets[body.budget].seeds]
     assert list(body.seeds) == seeds[: len(body.seeds)], "the seeds of the budget from the first on, none picked"
     epochs = benchmark.budgets["paper"].epochs
     assert body.epochs == epochs if body.budget == "paper" else body.epochs < epochs

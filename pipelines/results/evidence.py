@@ -7,7 +7,6 @@ models/*.yaml alone. ``pipelines.results.publish`` writes these files.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Mapping
@@ -19,69 +18,62 @@ import numpy as np
 
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
+from pipelines.config.schema import parse, plain, require
 from pipelines.config.wording import show
 from pipelines.results import reader
-from pipelines.results.reader import (
-    AMOUNT,
-    OBJECT,
-    PERCENT,
-    TEXT,
-    WHOLE,
-    Array,
-    ClassFigures,
-    Json,
-    Kind,
-    Outcome,
-    Trial,
-    check,
-)
+from pipelines.results.reader import Outcome, Trial
 from pipelines.results.words import commit, each, versions
 from pipelines.training import store
-from pipelines.training.store import DamagedError
 
 EVIDENCE = Path("results/evidence")
 HERE, COMMITTED = "this checkout", "committed"  # origins
 MOST_POINTS = 60  # of a committed learning curve
 WIDEST = 30  # classes up to which confusion matrices are committed
-CURVES = ("epoch", "loss", "train_error")
 
-FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
-BODY = {
-    **dict.fromkeys(("protocol", "device", "hardware", "versions", "git_commit"), TEXT),
-    **dict.fromkeys(("epochs", "wall_s"), AMOUNT),
-    **{"parameters": WHOLE, "test_images": WHOLE, "claimed_on": OBJECT.optional},
-    **dict.fromkeys(("images_per_s", "finished"), AMOUNT.optional),
-    "dataset_digest": TEXT.optional,
-    "classes": Kind(reader.items(lambda name: isinstance(name, str), 2), "a list of at least two names").optional,
-    **dict.fromkeys(("config", "seeds"), OBJECT),
-}
-SEED_BODY = {
-    **{"error": PERCENT, "claimed_error": PERCENT.optional, "at_chance": FLAG, "wall_s": AMOUNT.optional},
-    "curve": OBJECT.optional,
-    "confusion": Kind(reader.items(reader.items(WHOLE.fits)), "rows of whole numbers").optional,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A learning curve, one value an epoch, or fewer; null where a loss is no number."""
+
+    epoch: tuple[float, ...]
+    loss: tuple[float | None, ...]
+    train_error: tuple[float | None, ...]  # %
+
+    def __post_init__(self) -> None:
+        lengths = {len(values) for values in vars(self).values()}
+        require(len(lengths) == 1 and 0 not in lengths, "epoch, loss and train_error differ in length, or are empty")
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """One object an epoch, as a trial's curve.jsonl has it."""
+        return [dict(zip(vars(self), values, strict=True)) for values in zip(*vars(self).values(), strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seed:
-    """One evaluated trial; figures in %."""
+    """One evaluated trial."""
 
-    error: float  # on the whole test split
-    claimed_error: float | None  # on the images of the claim, where those are others
+    error: float  # % of the whole test split
+    claimed_error: float | None  # % of the images of the claim, where those are others
     at_chance: bool
     wall_s: float | None
-    curve: Mapping[str, list[float | None]] | None  # CURVES, one value an epoch, or fewer
-    confusion: list[list[int]] | None  # rows actual, columns predicted
+    curve: Curve | None
+    confusion: tuple[tuple[int, ...], ...] | None  # rows actual, columns predicted
+
+    def __post_init__(self) -> None:
+        for error in (self.error, self.claimed_error or 0.0):
+            require(0 <= error <= 100, f"error is {error}; expected per cent, 0 to 100")
+        if self.confusion is not None:
+            square = {len(row) for row in self.confusion} == {len(self.confusion)}
+            require(square and min(map(min, self.confusion)) >= 0, "confusion is no square of counts")
+            right, images = sum(row[i] for i, row in enumerate(self.confusion)), sum(map(sum, self.confusion))
+            agrees = images > 0 and abs(100 * (1 - right / images) - self.error) < 0.01
+            require(agrees, f"confusion has {right} of {images} right; expected an error of {self.error:.2f} %")
 
     def figure(self, metric: str, *, tested: bool = False) -> float:
         """The figure that is compared with the claim, or with ``tested`` that of the whole test split."""
         error = self.error if tested or self.claimed_error is None else self.claimed_error
         return error if metric == "error" else 100 - error
-
-    @property
-    def train_error(self) -> float | None:
-        """Of the last epoch, where it is known."""
-        return self.curve["train_error"][-1] if self.curve else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,140 +82,99 @@ class Evidence:
 
     origin: str
     budget: str
-    config: Json  # as it was trained
     protocol: str
-    claimed_on: Json | None  # the images of the claim, where they are not the whole test split
-    classes: list[str] | None
+    claimed_on: ClaimedOn | None  # the images of the claim, where they are not the whole test split
+    classes: tuple[str, ...] | None
     test_images: int
     epochs: float  # of the shortest trial
     parameters: int
     wall_s: float  # over the seeds
+    images_per_s: float | None  # of a trial
     device: str
     hardware: str
     versions: str
     git_commit: str
     dataset_digest: str | None
-    images_per_s: float | None  # of a trial
     finished: float | None  # unix seconds
-    seeds: Mapping[int, Seed]
+    config: dict[str, Any]  # as it was trained
+    seeds: dict[str, Seed]
+
+    def __post_init__(self) -> None:
+        require(bool(self.seeds) and all(map(str.isdecimal, self.seeds)), "seeds holds none, or something else")
+        sizes = {len(seed.confusion) for seed in self.seeds.values() if seed.confusion}
+        require(sizes <= {len(self.classes or ())}, "a confusion matrix has not the size of classes")
 
     def changed(self, benchmark: Benchmark) -> str | None:
         """Where the benchmark is no longer what was trained and tested, in words; None where it still is."""
         if self.budget not in benchmark.budgets:
             return f"its budget {self.budget} is gone"
-        on = benchmark.evaluation.claimed_on
-        now = {
-            "config": benchmark.resolved(self.budget),
-            "protocol": benchmark.evaluation.protocol,
-            "claimed_on": dataclasses.asdict(on) if on else None,
-        }
-        was = {key: getattr(self, key) for key in now}
-        differs = reader.difference(was, json.loads(json.dumps(now)))
+        keys, on = ("config", "protocol", "claimed_on"), benchmark.evaluation
+        was = (self.config, self.protocol, self.claimed_on)
+        now = (benchmark.resolved(self.budget), on.protocol, on.claimed_on)
+        differs = reader.difference(*(plain(dict(zip(keys, values, strict=True))) for values in (was, now)))
         return differs and f"{differs[0][1:]} was {show(differs[1])}, now {show(differs[2])}"
 
 
-def of_outcome(outcome: Outcome, budget: str) -> Evidence:
-    """The evidence of trials that this checkout has evaluated."""
+def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
+    """The evidence of trials that this checkout has evaluated; ``on`` are the images of the claim."""
     results = [trial.result for trial in outcome.trials]
     speeds = [float(result["images_per_s"]) for result in results if result.get("images_per_s") is not None]
-    on = outcome.trials[0].metrics.get("claimed_on")
     return Evidence(
         origin=HERE,
         budget=budget,
-        config=results[0]["config"],
         protocol=outcome.protocol,
-        claimed_on={field.name: on.get(field.name) for field in dataclasses.fields(ClaimedOn)} if on else None,
-        classes=outcome.classes,
+        claimed_on=on,
+        classes=tuple(outcome.classes),
         test_images=outcome.test,
         epochs=min(float(result["epochs"]) for result in results),
         parameters=int(results[0]["parameters"]),
         wall_s=round(sum(float(result["wall_s"]) for result in results), 2),
+        images_per_s=round(statistics.fmean(speeds), 1) if speeds else None,
         device=each(result.get("device", "unknown") for result in results),
         hardware=each(result["hardware"] for result in results),
         versions=versions(results),
         git_commit=each(map(commit, results)),
         dataset_digest=each(result.get("dataset_digest", "unknown") for result in results),
-        images_per_s=round(statistics.fmean(speeds), 1) if speeds else None,
         finished=max(result["finished"] for result in results),
-        seeds={trial.seed: _seed(trial) for trial in outcome.trials},
+        config=results[0]["config"],
+        seeds={str(trial.seed): _seed(trial) for trial in outcome.trials},
     )
 
 
 def _seed(trial: Trial) -> Seed:
+    """A trial with its curve thinned out; the matrix of many classes would take more than all else."""
+    at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
+    lines = [{key: reader.short(trial.curve[i].get(key)) for key in Curve.__annotations__} for i in at]
+    small = len(trial.confusion) <= WIDEST
     return Seed(
-        error=trial.error,
-        claimed_error=trial.claimed_on,
+        error=round(trial.error, 6),
+        claimed_error=None if trial.claimed_on is None else round(trial.claimed_on, 6),
         at_chance=trial.at_chance,
         wall_s=round(float(trial.result["wall_s"]), 2),
-        curve={key: [line.get(key) for line in trial.curve] for key in CURVES},
-        confusion=trial.confusion.tolist(),
+        curve=Curve(**{key: tuple(line[key] for line in lines) for key in Curve.__annotations__}),  # type: ignore[arg-type]
+        confusion=tuple(map(tuple, trial.confusion.tolist())) if small else None,
     )
 
 
 def read(names: Iterable[str], folder: Path = EVIDENCE) -> dict[str, list[Evidence]]:
-    """The committed evidence of these benchmarks, one a budget, where there is any; DamagedError names a bad file."""
-    there = {name: path for name in names if (path := folder / f"{name}.json").exists()}
-    return {name: [_body(path, *item) for item in store.read_json(path).items()] for name, path in there.items()}
-
-
-def _body(path: Path, budget: str, found: Any) -> Evidence:
-    check(path, found, BODY, f"{budget}.")
-    seeds = {}
-    for seed, one in found["seeds"].items():
-        where = f"{budget}.seeds.{seed}."
-        check(path, one, SEED_BODY, where)
-        if not seed.isdecimal():
-            raise DamagedError(f"{path}: {where[:-1]} is no seed; expected a whole number from 0")
-        _check_seed(path, one, where, found)
-        seeds[int(seed)] = Seed(**{key: one.get(key) for key in SEED_BODY})
-    if not seeds:
-        raise DamagedError(f"{path}: {budget}.seeds is empty; expected at least one seed")
-    fields = {key: found.get(key) for key in BODY if key != "seeds"}
-    return Evidence(origin=COMMITTED, budget=budget, seeds=seeds, **fields)
-
-
-def _check_seed(path: Path, one: Json, where: str, found: Json) -> None:
-    """DamagedError for a matrix or a curve that is none, or that contradicts the error."""
-    matrix, curve, classes = one.get("confusion"), one.get("curve"), found.get("classes") or []
-    if matrix is not None:
-        size, images = len(classes), sum(map(sum, matrix))
-        right = sum(row[place] for place, row in enumerate(matrix) if place < len(row))
-        square = {len(row) for row in matrix} == {size} and len(matrix) == size and images == found["test_images"]
-        if not square or abs(100 * (1 - right / images) - one["error"]) > 0.01:
-            line = f"{where}confusion has {images} images, {right} of them right"
-            raise DamagedError(f"{path}: {line}; expected {size}x{size} counts, and an error of {one['error']:.2f} %")
-    if curve is not None:
-        lists = [curve.get(key) for key in CURVES]
-        sound = all(reader.items(reader.MEASURED.fits, 1)(values) for values in lists)
-        if not sound or len({len(values) for values in lists}) > 1:
-            raise DamagedError(f"{path}: {where}curve is damaged; expected {', '.join(CURVES)} of one length")
+    """The committed evidence of these benchmarks, one a budget, where there is any; UserError names a bad file."""
+    paths = {name: folder / f"{name}.json" for name in names}
+    return {
+        name: [
+            parse(Evidence, body, f"{path}: {budget}", origin=COMMITTED, budget=budget)
+            for budget, body in store.read_json(path).items()
+        ]
+        for name, path in paths.items()
+        if path.exists()
+    }
 
 
 def text(bodies: Mapping[str, Evidence]) -> str:
     """The file of one benchmark, for the evidence of each budget: an object a key a line, a list on one line."""
-    return _laid_out({budget: _plain(body) for budget, body in sorted(bodies.items())}) + "\n"
-
-
-def _plain(body: Evidence) -> Json:
-    found = {key: getattr(body, key) for key in BODY if key != "seeds"}
-    return {**found, "seeds": {str(seed): _plain_seed(one) for seed, one in body.seeds.items()}}
-
-
-def _plain_seed(seed: Seed) -> Json:
-    """A seed with its curve thinned out; the matrix of many classes would take more than all else."""
-    found = {key: getattr(seed, key) for key in SEED_BODY}
-    found |= {key: round(found[key], 6) for key in ("error", "claimed_error") if found[key] is not None}
-    if seed.curve:
-        length = len(seed.curve["epoch"])
-        kept = sorted({round(at) for at in np.linspace(0, length - 1, min(length, MOST_POINTS))})
-        found["curve"] = {key: [_digits(values[at]) for at in kept] for key, values in seed.curve.items()}
-    if seed.confusion and len(seed.confusion) > WIDEST:
-        found["confusion"] = None
-    return found
-
-
-def _digits(value: float | None) -> float | None:
-    return value if value is None else float(f"{value:.4g}")
+    found = {budget: plain(body) for budget, body in sorted(bodies.items())}
+    for body in found.values():
+        del body["origin"], body["budget"]
+    return _laid_out(found) + "\n"
 
 
 def _laid_out(value: Any, indent: str = " ") -> str:
@@ -234,18 +185,16 @@ def _laid_out(value: Any, indent: str = " ") -> str:
 
 
 def outcome_of(body: Evidence, dataset: str) -> Outcome | None:
-    """What the explorer shows of committed evidence, without test images; None where a matrix is missing."""
-    if body.classes is None or any(seed.confusion is None or seed.curve is None for seed in body.seeds.values()):
-        return None
-    about = reader.About(classes=body.classes, dataset=dataset, shape=(), protocol=body.protocol, test=body.test_images)
-    trials = tuple(_trial(about, seed, one) for seed, one in sorted(body.seeds.items()))
-    return Outcome(**vars(about), trials=trials, examples=None)
+    """What the explorer shows of committed evidence, without test images; None where a matrix or curve is missing."""
+    classes = list(body.classes or ())
+    about = reader.About(classes=classes, dataset=dataset, shape=(), protocol=body.protocol, test=body.test_images)
+    trials = tuple(_trial(about, int(seed), one) for seed, one in body.seeds.items() if one.confusion and one.curve)
+    return Outcome(**vars(about), trials=trials, examples=None) if len(trials) == len(body.seeds) else None
 
 
 def _trial(about: reader.About, number: int, seed: Seed) -> Trial:
-    assert seed.curve is not None
-    confusion = np.array(seed.confusion, dtype=np.int64)
     claimed = None if seed.claimed_error is None else {"error": seed.claimed_error}
+    confusion = np.array(seed.confusion, dtype=np.int64)
     return Trial(
         folder=EVIDENCE,
         about=about,
@@ -253,19 +202,8 @@ def _trial(about: reader.About, number: int, seed: Seed) -> Trial:
         error=seed.error,
         accuracy=100 - seed.error,
         confusion=confusion,
-        per_class=_per_class(confusion),
+        per_class=reader.per_class(confusion),
         metrics={"claimed_on": claimed},
-        curve=[dict(zip(seed.curve, values, strict=True)) for values in zip(*seed.curve.values(), strict=True)],
+        curve=seed.curve.lines if seed.curve else [],
         result={},
     )
-
-
-def _per_class(confusion: Array) -> tuple[ClassFigures, ...]:
-    """As ``evaluate`` defines them: None where there is nothing to divide by."""
-    right, actual, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    columns = (_share(right, predicted), _share(right, actual), _share(2 * right, actual + predicted))
-    return tuple(ClassFigures(*four) for four in zip(*columns, actual.tolist(), strict=True))
-
-
-def _share(part: Array, whole: Array) -> list[float | None]:
-    return [round(100 * a / b, 2) if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]

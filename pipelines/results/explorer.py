@@ -6,7 +6,6 @@ with one benchmark, or one trial, as an artifact. A figure is one function in pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
-from pipelines.results.reader import Array, ClassifiedExamples, Outcome
+from pipelines.results.reader import Array, ClassifiedExamples, Outcome, short
 
 MOST_CLASSES = 30  # of a confusion matrix that fits a page; beyond it the commonest confusions are listed
 MOST_CONFUSIONS = 40
@@ -117,11 +116,6 @@ def _behind(wanted: ClassifiedExamples | None, a_cell: int, sheet: Sheet, outcom
 def _curve(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {
         "epoch": [float(f"{line['epoch']:.5g}") for line in lines],
-        "loss": [_short(line.get("loss")) for line in lines],
-        "error": [_short(line.get("train_error")) for line in lines],
+        "loss": [short(line.get("loss")) for line in lines],
+        "error": [short(line.get("train_error")) for line in lines],
     }
-
-
-def _short(value: float | None) -> float | None:
-    """Four digits are all a chart can show; JSON has no NaN, so the loss of a diverged trial is null."""
-    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None

@@ -122,7 +122,8 @@ def make_ledger(
     for name, benchmark in params.benchmarks.items():
         entry = params.suite.benchmarks.get(name)
         budget = entry.budget if entry else None
-        own = [evidence.of_outcome(outcomes[name], budget)] if budget and name in outcomes else []
+        on, found = benchmark.evaluation.claimed_on, outcomes.get(name)
+        own = [evidence.of_outcome(found, budget, on)] if budget and found else []
         rows += _of_benchmark(benchmark, budget, [*own, *(committed or {}).get(name, ())])
     measured = {row["benchmark"] for row in rows if row["best"] and row["n"]}
     return sorted(rows, key=lambda row: row["benchmark"] not in measured)
@@ -166,7 +167,7 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
     """The ledger's row of one body of evidence; without any the benchmark is untested."""
     claim = benchmark.claim
     seeds = body.seeds if body else {}
-    figures = {str(seed): one.figure(claim.metric) for seed, one in seeds.items()}
+    figures = {seed: one.figure(claim.metric) for seed, one in seeds.items()}
     paper_epochs = benchmark.budgets["paper"].epochs
     verdict = judge(
         metric=claim.metric,
@@ -202,10 +203,10 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         "n": len(figures),
         "test_set": _test_set(claim.metric, body) if body else None,
         "verdict": verdict.value,
-        "at_chance": [seed for seed, one in seeds.items() if one.at_chance],
+        "at_chance": [int(seed) for seed, one in seeds.items() if one.at_chance],
         "views": body.protocol if body else None,
-        "train_error": {str(seed): one.train_error for seed, one in seeds.items()},
-        "seconds": {str(seed): one.wall_s for seed, one in seeds.items()},
+        "train_error": {seed: one.curve.train_error[-1] if one.curve else None for seed, one in seeds.items()},
+        "seconds": {seed: one.wall_s for seed, one in seeds.items()},
         **_provenance(body),
     }
 
@@ -214,7 +215,7 @@ def _test_set(metric: str, body: Evidence) -> TestSet | None:
     """Our figures on the whole test split, where the claim is not of it."""
     if body.claimed_on is None:
         return None
-    figures = {str(seed): one.figure(metric, tested=True) for seed, one in body.seeds.items()}
+    figures = {seed: one.figure(metric, tested=True) for seed, one in body.seeds.items()}
     return {**_summary(figures), "images": body.test_images}
 
 

@@ -68,7 +68,7 @@ def _evaluated(benchmark: Benchmark, budget: str, project: Path) -> Evidence:
     these = dataclasses.replace(benchmark, budgets=plans)
     outcome = reader.load(these, budget=budget, evaluations=project / EVALUATIONS, runs=project / RUNS)
     assert outcome is not None
-    return evidence.of_outcome(outcome, budget)
+    return evidence.of_outcome(outcome, budget, benchmark.evaluation.claimed_on)
 
 
 def ledger(rows: Sequence[LedgerRow]) -> str:

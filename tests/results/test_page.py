@@ -414,7 +414,8 @@ def many_classes(outcome: Outcome, count: int = 40) -> Outcome:
     """The outcome of a net with more classes than a matrix can show."""
     confusion = np.eye(count, dtype=np.int64) * 8
     confusion[3, 7], confusion[7, 3] = 5, 2
-    trials = tuple(replace(trial, confusion=confusion) for trial in outcome.trials)
+    error = 100 * (1 - 320 / confusion.sum())
+    trials = tuple(replace(trial, confusion=confusion, error=error) for trial in outcome.trials)
     said = np.array([[7, 7, 3, 9], [7, 3, 3, 9], [3, 3, 3, 9], [3, 3, 7, 9], [3, 3, 7, 9]])
     kept = replace(noise(4, seeds=5), actual=np.array([3, 3, 7, 9]), predicted=said)
     return replace(outcome, classes=[f"class {i}" for i in range(count)], dataset="many", trials=trials, examples=kept)
@@ -429,7 +430,9 @@ def awkward(inputs: Inputs) -> str:
     kept = examples_of(changed["linear-mnist"])
     alone = replace(kept, predicted=kept.predicted[:1], confidence=kept.confidence[:1])
     changed["linear-mnist"] = replace(changed["linear-mnist"], trials=(diverged,), examples=alone)
-    perfect = replace(first, error=0.0, accuracy=100.0, curve=[{"epoch": 1, "loss": 0.0, "train_error": 0.0}])
+    right = np.diag(first.confusion.sum(axis=1))
+    ended = [{"epoch": 1, "loss": 0.0, "train_error": 0.0}]
+    perfect = replace(first, error=0.0, accuracy=100.0, confusion=right, curve=ended)
     changed["mlp300-mnist"] = replace(changed["mlp300-mnist"], trials=(perfect,), examples=noise(0, 28, 1))
     changed["allcnn-c-cifar10"] = many_classes(changed["allcnn-c-cifar10"])
     return report.build(whole, make_ledger(whole, changed), changed)
