@@ -385,7 +385,6 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (f"{SEED_0}/metrics.json", lambda path: change(path, error="1"), "error is '1'; expected per cent"),
     (f"{SEED_0}/metrics.json", lambda path: change(path, error=99.0), "expected files of one evaluation"),
     (f"{SEED_0}/metrics.json", lambda path: change(path, claimed_on=[1]), "claimed_on is [1]; expected an object"),
-    (f"{SEED_0}/metrics.json", lambda path: change(path, per_class=[]), "per_class has 0 rows; expected one for each"),
     (f"{SEED_0}/confusion.csv", replaced_by_a_folder, "is no regular file"),
     (f"{SEED_0}/confusion.csv", replaced_by_a_pipe, "is no regular file"),
     ("evaluations/a-mnist/classes.json", lambda path: change(path, classes=None), "classes is null; expected a list"),
@@ -447,23 +446,32 @@ def evaluation_files(record: records.Record) -> dict[str, bytes]:
 
 
 def test_figures_of_the_classes_are_those_of_evaluate(tmp_path: Path) -> None:
-    """None is reckoned here: not where evaluate says that there is none, and not from the matrix."""
+    """Class 0 is never predicted, class 1 has no image."""
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
-    metrics = [tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/metrics.json" for seed in (0, 1)]
-    rows = [json.loads(path.read_text())["per_class"] for path in metrics]
-    rows[0][0].update(precision=0.25, recall=0.5, f1=1 / 3)
-    rows[1][0].update(precision=0.75, recall=0.7, f1=None)
-    for path, mine in zip(metrics, rows, strict=True):
-        change(path, per_class=mine)
+    for seed in (0, 1):
+        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/confusion.csv"
+        counts = np.loadtxt(path, delimiter=",", dtype=np.int64)
+        counts[0] = [0, 30, 970, *([0] * 7)]
+        counts[1], counts[2, 0] = 0, 0
+        counts[3, 3] += 10_000 - counts.sum()
+        np.savetxt(path, counts, fmt="%d", delimiter=",")
+        error = 100 - float(np.trace(counts)) / 100
+        change(path.with_name("metrics.json"), error=error, accuracy=100 - error, per_class=per_class(counts, DIGITS))
     benchmark, trial, _ = records.gather(project.spool)[0]
-    n = rows[0][0]["support"]
-    head, first, second, *_ = evaluation_files(benchmark)[records.CLASSES].decode().splitlines()
+    head, *lines = evaluation_files(benchmark)[records.CLASSES].decode().splitlines()
     assert head == "class,seed,precision %,recall %,F1 %,images"
-    assert (first, second) == (f"0,0,25.0,50.0,33.33,{n}", f"0,1,75.0,70.0,,{n}")
-    assert evaluation_files(trial)[records.CLASSES].decode().splitlines()[1] == first
-    (net,) = explored(benchmark)["benchmarks"]
-    assert [net["per_class"][seed][0] for seed in "01"] == [[25.0, 50.0, 33.33, n], [75.0, 70.0, None, n]]
+    for line in lines:
+        name, of, *figures, images = line.split(",")
+        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{of}/metrics.json"
+        found = json.loads(path.read_text())["per_class"][int(name)]
+        expected = [found[key] for key in ("precision", "recall", "f1")]
+        assert [float(one) if one else None for one in figures] == [
+            one if one is None else pytest.approx(100 * one, abs=0.01) for one in expected
+        ]
+        assert int(images) == found["support"]
+    assert lines[0].startswith("0,0,,0.0,") and lines[2].startswith("1,0,0.0,,")
+    assert evaluation_files(trial)[records.CLASSES].decode().splitlines()[1] == lines[0]
 
 
 def explored(record: records.Record) -> Any:
@@ -565,8 +573,10 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     note = records.note(plain)
     assert "claim |" not in note and "on the whole test set" not in note
     assert note.startswith("**reproduced (a variant)**\n")
-    assert note.endswith("2 of 5 seeds end no better on the test set than guessing.")
+    assert note.endswith("2 of 5 seeds are stuck at chance: no better than guessing.")
     assert records._row_facts(plain)["verdict"] == "reproduced (a variant)"
+    assert records._benchmark_ledger(plain, NOW).tags["stuck_at_chance"] == "2 of 5 seeds: 0, 3"
+    assert "stuck_at_chance" not in records._benchmark_ledger(MARKED, NOW).tags
 
 
 def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures() -> None:
