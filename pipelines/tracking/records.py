@@ -21,7 +21,7 @@ from pipelines.tracking import limits, spool
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, digest, modified
 from pipelines.training.store import MissingError
 
-FORMAT = 3  # raise it when a drawing or a text changes: every part is then sent again, over the old one
+FORMAT = 4  # raise it when a drawing or a text changes: every part is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = {

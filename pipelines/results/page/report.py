@@ -22,18 +22,9 @@ from pipelines.results.verdicts import Verdict
 
 FILTER_PIXELS = 44  # screen pixels a filter, about
 TEMPLATE_PIXELS = 96  # screen pixels a class template
-SIGNS = {
-    Verdict.REPRODUCED: "✓",
-    Verdict.BETTER: "▲",
-    Verdict.NOT_REPRODUCED: "✕",
-    Verdict.INCONCLUSIVE: "?",
-    Verdict.UNDER_BUDGET: "◔",
-    Verdict.UNTESTED: "–",
-}
-
 
 TEMPLATES.filters["settings"] = partial(json.dumps, indent=2, sort_keys=True)
-TEMPLATES.globals |= {"plots": plots, "duration": duration, "signs": SIGNS, "origins": evidence}
+TEMPLATES.globals |= {"plots": plots, "duration": duration, "origins": evidence}
 
 
 def build(
