@@ -43,7 +43,8 @@ COLOURS = {
 def terminal_table(ledger: Sequence[LedgerRow], *, plain: bool = False) -> Table:
     """The ledger for the end of ``dvc repro``, narrow enough for eighty columns; ``plain`` for a terminal of ASCII."""
     signs = str.maketrans({"±": "+-", MARK: "*", NONE: "-"} if plain else {})
-    shown = sorted(quoted(ledger), key=lambda row: row["benchmark"] not in _ran(ledger))
+    ran = {row["benchmark"] for row in ledger if row["origin"] == HERE}
+    shown = sorted(quoted(ledger), key=lambda row: row["benchmark"] not in ran)
     table = Table(
         title="Claims and ours, %",
         title_justify="left",
@@ -57,11 +58,6 @@ def terminal_table(ledger: Sequence[LedgerRow], *, plain: bool = False) -> Table
     for row in shown:
         table.add_row(*(Text(words.translate(signs), style=style) for words, style in _cells(row)))
     return table
-
-
-def _ran(ledger: Sequence[LedgerRow]) -> set[str]:
-    """The benchmarks that this checkout has run."""
-    return {row["benchmark"] for row in ledger if row["origin"] == HERE}
 
 
 def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[str]:

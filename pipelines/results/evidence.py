@@ -27,8 +27,8 @@ from pipelines.training import store
 
 EVIDENCE = Path("results/evidence")
 HERE, COMMITTED = "this checkout", "committed"  # origins
-MOST_POINTS = 60  # of a committed learning curve
-WIDEST = 30  # classes up to which confusion matrices are committed
+MOST_POINTS = 100  # of a learning curve
+WIDEST = 30  # classes of a confusion matrix that fits a page and a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,6 @@ class Curve:
     def __post_init__(self) -> None:
         lengths = {len(values) for values in vars(self).values()}
         require(len(lengths) == 1 and 0 not in lengths, "epoch, loss and train_error differ in length, or are empty")
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """One object an epoch, as a trial's curve.jsonl has it."""
-        return [dict(zip(vars(self), values, strict=True)) for values in zip(*vars(self).values(), strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +110,9 @@ class Evidence:
         return differs and f"{differs[0][1:]} was {show(differs[1])}, now {show(differs[2])}"
 
 
+CURVE = tuple(Curve.__annotations__)
+
+
 def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
     """The evidence of trials that this checkout has evaluated; ``on`` are the images of the claim."""
     results = [trial.result for trial in outcome.trials]
@@ -137,22 +135,26 @@ def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
         dataset_digest=each(result.get("dataset_digest", "unknown") for result in results),
         finished=max(result["finished"] for result in results),
         config=results[0]["config"],
-        seeds={str(trial.seed): _seed(trial) for trial in outcome.trials},
+        seeds=seeds_of(outcome),
     )
+
+
+def seeds_of(outcome: Outcome) -> dict[str, Seed]:
+    """The trials of an outcome, by seed."""
+    return {str(trial.seed): _seed(trial) for trial in outcome.trials}
 
 
 def _seed(trial: Trial) -> Seed:
     """A trial with its curve thinned out; the matrix of many classes would take more than all else."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
-    lines = [{key: reader.short(trial.curve[i].get(key)) for key in Curve.__annotations__} for i in at]
-    small = len(trial.confusion) <= WIDEST
+    lines = [{key: reader.short(trial.curve[i].get(key)) for key in CURVE} for i in at]
     return Seed(
         error=round(trial.error, 6),
         claimed_error=None if trial.claimed_on is None else round(trial.claimed_on, 6),
         at_chance=trial.at_chance,
-        wall_s=round(float(trial.result["wall_s"]), 2),
-        curve=Curve(**{key: tuple(line[key] for line in lines) for key in Curve.__annotations__}),  # type: ignore[arg-type]
-        confusion=tuple(map(tuple, trial.confusion.tolist())) if small else None,
+        wall_s=round(float(trial.result.get("wall_s") or 0.0), 2),
+        curve=Curve(**{key: tuple(line[key] for line in lines) for key in CURVE}) if lines else None,  # type: ignore[arg-type]
+        confusion=tuple(map(tuple, trial.confusion.tolist())) if len(trial.confusion) <= WIDEST else None,
     )
 
 
@@ -182,28 +184,3 @@ def _laid_out(value: Any, indent: str = " ") -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     lines = (f"{indent}{json.dumps(key)}: {_laid_out(one, f'{indent} ')}" for key, one in value.items())
     return "{\n" + ",\n".join(lines) + f"\n{indent[1:]}}}"
-
-
-def outcome_of(body: Evidence, dataset: str) -> Outcome | None:
-    """What the explorer shows of committed evidence, without test images; None where a matrix or curve is missing."""
-    classes = list(body.classes or ())
-    about = reader.About(classes=classes, dataset=dataset, shape=(), protocol=body.protocol, test=body.test_images)
-    trials = tuple(_trial(about, int(seed), one) for seed, one in body.seeds.items() if one.confusion and one.curve)
-    return Outcome(**vars(about), trials=trials, examples=None) if len(trials) == len(body.seeds) else None
-
-
-def _trial(about: reader.About, number: int, seed: Seed) -> Trial:
-    claimed = None if seed.claimed_error is None else {"error": seed.claimed_error}
-    confusion = np.array(seed.confusion, dtype=np.int64)
-    return Trial(
-        folder=EVIDENCE,
-        about=about,
-        seed=number,
-        error=seed.error,
-        accuracy=100 - seed.error,
-        confusion=confusion,
-        per_class=reader.per_class(confusion),
-        metrics={"claimed_on": claimed},
-        curve=seed.curve.lines if seed.curve else [],
-        result={},
-    )

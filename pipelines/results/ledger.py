@@ -14,6 +14,7 @@ from typing import Any, TypedDict, cast
 
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params
+from pipelines.config.schema import plain
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import Evidence
 from pipelines.results.reader import EVALUATIONS, RUNS, Outcome
@@ -22,16 +23,6 @@ from pipelines.results.words import figure
 from pipelines.training.store import DamagedError
 
 DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
-
-
-class ClaimRow(TypedDict):
-    """The source's side of a ledger row."""
-
-    value: float
-    unit: str
-    source: str
-    protocol: str
-    certainty: str
 
 
 class Summary(TypedDict):
@@ -75,7 +66,7 @@ class LedgerRow(Summary, Provenance):
     label: str | None  # qualifies the verdict: a variant, a stand-in, an uncertain definition
     dataset: str
     metric: str
-    claim: ClaimRow
+    claim: dict[str, Any]  # as the benchmark has it (config.claims)
     deviations: list[str]
     paper_epochs: int
     margin: float  # the claim's own sampling error, in points
@@ -181,13 +172,7 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         "label": benchmark.label,
         "dataset": benchmark.dataset,
         "metric": claim.metric,
-        "claim": {
-            "value": claim.value,
-            "unit": "%",
-            "source": claim.source,
-            "protocol": claim.protocol,
-            "certainty": claim.certainty,
-        },
+        "claim": plain(claim),
         "deviations": list(benchmark.deviations),
         "paper_epochs": paper_epochs,
         "margin": round(claim_margin(claim.value, claim.test_images), DIGITS),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -24,7 +24,8 @@ EXPECTED = "expected http://HOST:PORT, https://HOST:PORT, or sqlite:/// and the 
 # Other schemes of MLflow, apart from its plugins'; "" is a plain path.
 SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 LONGEST_MESSAGE = 240  # characters of a message from a library or a server
-LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/*)?(?P<login>.*)@", re.DOTALL)  # in text that can't be parsed as an address
+FILES = ("sqlite:", "file:")  # schemes of addresses that hold no login
+LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/+)?(?P<login>.*)@", re.DOTALL)
 
 
 def _named() -> str:
@@ -76,36 +77,15 @@ def _of_a_plugin(scheme: str) -> bool:
 
 
 def safe(uri: str) -> str:
-    """The URI without user and password, to be printed. Never raises: text that is no URI loses all before an @."""
-    if uri.startswith("sqlite:"):
-        return uri
-    parts = _split(uri)
-    if parts is None:
-        return LOGIN.sub(r"\g<scheme>***@", uri, count=1)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
-
-
-def _split(uri: str) -> SplitResult | None:
-    """The parts of the URI; None when the secret ones can't be told from the others."""
-    try:
-        parts = urlsplit(uri)
-        _ = parts.port  # a password with a slash in it ends where the port should be
-    except ValueError:
-        return None
-    local = parts.scheme == "file" or ":" not in uri.partition("/")[0]
-    return parts if parts.hostname or local else None
+    """The URI without user, password and query, to be printed; all before an @ counts as a login."""
+    return uri if uri.startswith(FILES) else LOGIN.sub(r"\g<scheme>", uri, count=1).partition("?")[0]
 
 
 def _secrets(uri: str) -> set[str]:
     """The password in the URI, quoted and unquoted."""
-    if uri.startswith("sqlite:"):
-        return set()
-    parts, found = _split(uri), LOGIN.match(uri)
-    if parts is not None:
-        password = parts.password or ""
-    else:
-        login = found["login"] if found else ""
-        password = login.partition(":")[2] or login
+    found = None if uri.startswith(FILES) else LOGIN.match(uri)
+    login = found["login"] if found else ""
+    password = login.partition(":")[2] or login
     return {password, unquote(password)} - {""}
 
 

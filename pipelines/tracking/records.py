@@ -276,7 +276,7 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
     tags = {
         "verdict": row["verdict"],
         "metric": row["metric"],
-        "claim": f"{claim['value']} {claim['unit'] or '%'} {row['metric']}",
+        "claim": f"{claim['value']} % {row['metric']}",
         "claim_source": text(claim["source"]),
         "mlflow.note.content": note(row),
     }

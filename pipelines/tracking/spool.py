@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
 from pipelines.command.progress import is_number
+from pipelines.config.claims import Claim
 from pipelines.results import reader
 from pipelines.results.evidence import COMMITTED
-from pipelines.results.ledger import ClaimRow, LedgerRow, TestSet
+from pipelines.results.ledger import LedgerRow, TestSet
 from pipelines.results.reader import (
     LATEST,
     LIST,
@@ -273,7 +274,7 @@ def _row(where: str, row: Json) -> Json | None:
     if row.get("test_set"):
         check(where, row["test_set"], OVER_SEEDS, "test_set.")
         row["test_set"] = _whole(TestSet, row["test_set"])
-    return _whole(LedgerRow, {**row, "claim": _whole(ClaimRow, row["claim"])})
+    return _whole(LedgerRow, {**row, "claim": _whole(Claim, row["claim"])})
 
 
 def _whole(kind: type, found: Json) -> Json:

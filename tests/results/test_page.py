@@ -124,7 +124,7 @@ def test_data_says_what_the_files_said(html: str, inputs: Inputs) -> None:
         assert entry["classes"] == CLASSES[entry["dataset"]]
         for trial in outcome.trials:
             assert entry["matrices"][str(trial.seed)] == trial.confusion.tolist()
-            assert entry["errors"][str(trial.seed)] == trial.error
+            assert entry["errors"][str(trial.seed)] == pytest.approx(trial.error)
             assert len(entry["curves"][str(trial.seed)]["loss"]) == len(trial.curve)
     by_name = {b["name"]: b for b in data["benchmarks"]}
     assert by_name["ordinary-cifar10"]["claimed_error"] == pytest.approx(63.0)

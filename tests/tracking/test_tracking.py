@@ -27,9 +27,10 @@ import sqlalchemy
 
 from pipelines import dashboard
 from pipelines.command.errors import UserError
+from pipelines.config.claims import Claim
 from pipelines.evaluate import per_class
 from pipelines.results.figures import FIGURES, confusion_figure, drawable, percentage
-from pipelines.results.ledger import ClaimRow, LedgerRow
+from pipelines.results.ledger import LedgerRow
 from pipelines.results.reader import Outcome
 from pipelines.tracking import cursors, database, delivery, helper, limits, probe, records
 from pipelines.tracking import spool as spools
@@ -178,7 +179,7 @@ class Project:
                 "benchmark": name,
                 "dataset": dataset,
                 "metric": "error",
-                "claim": {"value": error, "unit": "%", "source": "a paper, Table 1", "protocol": "one crop"},
+                "claim": {"value": error, "source": "a paper, Table 1", "protocol": "one crop"},
                 "deviations": ["a softmax head in place of the RBF output"],
                 "budget": "laptop",
                 "per_seed": dict(zip(map(str, keys), errors, strict=True)),
@@ -543,7 +544,7 @@ MARKED = {
     **dict.fromkeys(LedgerRow.__annotations__),
     "benchmark": "ordinary-cifar10",
     "metric": "accuracy",
-    "claim": {**dict.fromkeys(ClaimRow.__annotations__), "value": 37.0, "unit": "%"},
+    "claim": {**dict.fromkeys(Claim.__annotations__), "value": 37.0},
     "verdict": "reproduced",
     "budget": "laptop",
     "n": 5,
@@ -647,9 +648,9 @@ NO_ADDRESS = {  # as it is set: as it is shown
     "http://[::1:5000": None,
     "http://host:50OO": None,
     "http://host:99999": None,
-    "http://me:s3cret@[::1:5000": "http://***@[::1:5000",
-    "http://me:s3cret/s3cret#s3cret@host:5000": "http://***@host:5000",
-    "http://me:s3cret@": "http://***@",
+    "http://me:s3cret@[::1:5000": "http://[::1:5000",
+    "http://me:s3cret/s3cret#s3cret@host:5000": "http://host:5000",
+    "http://me:s3cret@": "http://",
     "http://": None,
     "http:/host:5000": None,
     "http://a host:5000": None,
@@ -658,7 +659,7 @@ NO_ADDRESS = {  # as it is set: as it is shown
     "ftp://me:s3cret@x": "ftp://x",
     "localhost:5000": None,
     "127.0.0.1:5000": None,
-    "me:s3cret@host:5000": "me:***@host:5000",
+    "me:s3cret@host:5000": "host:5000",
     "sqlite://mlflow.db": None,
     "sqlite:///": None,
     "sqlite:///:memory:": None,

@@ -394,10 +394,10 @@
 
   // ---- learning curves ------------------------------------------------------------------------------------------------
 
-  const curves = { metric: "error", logY: true, logX: false };
+  const curves = { metric: "train_error", logY: true, logX: false };
   const frame = { width: 340, height: 220, left: 40, right: 14, top: 10, bottom: 36 };
   const DECADES = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6];
-  const METRICS = { error: ["training error", " %"], loss: ["training loss", ""] };
+  const METRICS = { train_error: ["training error", " %"], loss: ["training loss", ""] };
 
   function roundStep(rough) {
     const power = Math.pow(10, Math.floor(Math.log10(rough)));
@@ -427,7 +427,7 @@
   function scalesOf(benchmark) {
     const lines = Object.values(benchmark.curves);
     const values = finite(lines.flatMap((line) => line[curves.metric]));
-    if (curves.metric === "error") values.push(...finite([benchmark.claimed_error]), ...ends(benchmark).map(([, value]) => value));
+    if (curves.metric === "train_error") values.push(...finite([benchmark.claimed_error]), ...ends(benchmark).map(([, value]) => value));
     const epochs = lines.flatMap((line) => line.epoch);
     const positive = values.filter((v) => v > 0);
     const [low, high] = [Math.min(...positive), Math.max(...values)];
@@ -475,7 +475,7 @@
   }
 
   function targets(benchmark, { y }) {
-    if (curves.metric !== "error") return [];
+    if (curves.metric !== "train_error") return [];
     const { left, right, width } = frame;
     const marks = ends(benchmark).map(([kind, value, words]) => svg("circle",
       { class: kind, cx: width - right, cy: y.at(value), r: kind === "mean" ? 4.5 : 6.5 }, svg("title", {}, words)));
@@ -527,7 +527,7 @@
 
   function keys() {
     const found = [["key-seed", "a seed"]];
-    if (curves.metric !== "error") return found.map(key);
+    if (curves.metric !== "train_error") return found.map(key);
     if (data.benchmarks.some((b) => b.claimed_error !== null)) found.push(["key-line", "the claim"]);
     found.push(["key-mean", "our test error after training: the mean over seeds, or each of fewer than three"]);
     if (data.benchmarks.some((b) => b.compared_errors)) found.push(["key-tested", "our test error where the claim is on other images"]);
@@ -543,7 +543,7 @@
       el("p", {}, "Each thin line is one seed, measured on the training batches (with augmentation and dropout, where the recipe has them)."
         + " An epoch is one pass over the images that the recipe trains on. Move over a chart to read it."),
       el("div", { class: "controls" },
-        select("Show", [["error", "training error, %"], ["loss", "training loss"]], "error", change("metric")),
+        select("Show", [["train_error", "training error, %"], ["loss", "training loss"]], "train_error", change("metric")),
         check("logarithmic", curves.logY, change("logY")), check("logarithmic epochs", curves.logX, change("logX")), legend),
       charts,
     );

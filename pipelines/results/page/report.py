@@ -14,6 +14,7 @@ from pipelines.command.progress import duration
 from pipelines.config.params import Params
 from pipelines.results import evidence, explorer
 from pipelines.results.evidence import Evidence
+from pipelines.results.explorer import Net
 from pipelines.results.ledger import LedgerRow, as_error, quoted
 from pipelines.results.page import images, plots, table3
 from pipelines.results.page.html import TEMPLATES, render
@@ -63,15 +64,18 @@ def _names(ledger: Sequence[LedgerRow]) -> list[str]:
 def _explored(
     params: Params, outcomes: Mapping[str, Outcome], committed: Mapping[str, Sequence[Evidence]]
 ) -> dict[str, Any]:
-    """The explorer's data: this checkout's nets under their names, then the committed ones that have matrices."""
-    shown, names = dict(outcomes), {name: name for name in outcomes}
-    for name, body in ((name, body) for name, bodies in committed.items() for body in bodies):
-        found = evidence.outcome_of(body, params.benchmarks[name].dataset)
-        if found is not None and not body.changed(params.benchmarks[name]):
-            label = f"{name} ({'committed, ' if outcomes else ''}{body.budget} budget)"
-            shown[label], names[label] = found, name
-    claims = {label: params.benchmarks[name].claim for label, name in names.items()}
-    return explorer.data(shown, {label: as_error(claim.metric, claim.value) for label, claim in claims.items()})
+    """The explorer's data: this checkout's nets under their names, and the committed ones that have matrices."""
+    nets: dict[str, Net] = {}
+    for name, benchmark in params.benchmarks.items():
+        claimed = as_error(benchmark.claim.metric, benchmark.claim.value)
+        if name in outcomes:
+            nets[name] = Net.of(outcomes[name], claimed)
+        for body in committed.get(name, ()):
+            if all(seed.confusion for seed in body.seeds.values()) and not body.changed(benchmark):
+                about = {"dataset": benchmark.dataset, "protocol": body.protocol, "classes": body.classes or ()}
+                label = f"{name} ({'committed, ' if outcomes else ''}{body.budget} budget)"
+                nets[label] = Net(**about, seeds=body.seeds, claimed_error=claimed)  # type: ignore[arg-type]
+    return explorer.data(nets)
 
 
 def _tally(best: Sequence[LedgerRow]) -> list[tuple[int, str, int]]:
