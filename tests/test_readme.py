@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from pipelines import publish
 from pipelines.command.errors import UserError
 from pipelines.config.params import load_params
-from pipelines.results import publish
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
@@ -16,7 +16,7 @@ TEXT = (ROOT / "README.md").read_text()
 
 def test_the_ledger_and_the_page_are_those_of_the_evidence() -> None:
     for path, text in publish.made(load_params(ROOT / "params.yaml"), ROOT).items():
-        assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python -m pipelines.results.publish"
+        assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python -m pipelines.publish"
 
 
 def test_the_page_is_small_and_names_no_machine() -> None:

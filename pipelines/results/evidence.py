@@ -2,7 +2,7 @@
 
 ``results/evidence/<benchmark>.json`` has one object a budget: the configuration that was trained, the protocol, the
 provenance, and for each seed its errors, learning curve and confusion matrix. Claims, deviations and remarks stand in
-models/*.yaml alone. ``pipelines.results.publish`` writes these files.
+models/*.yaml alone. ``pipelines.publish`` writes these files.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Evidence:
         return differs and f"{differs[0][1:]} was {show(differs[1])}, now {show(differs[2])}"
 
 
-CURVE = tuple(Curve.__annotations__)
+KEYS = tuple(Curve.__annotations__)
 
 
 def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
@@ -147,13 +147,13 @@ def seeds_of(outcome: Outcome) -> dict[str, Seed]:
 def _seed(trial: Trial) -> Seed:
     """A trial with its curve thinned out; the matrix of many classes would take more than all else."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
-    lines = [{key: reader.short(trial.curve[i].get(key)) for key in CURVE} for i in at]
+    lines = [{key: reader.short(trial.curve[i].get(key)) for key in KEYS} for i in at]
     return Seed(
         error=round(trial.error, 6),
         claimed_error=None if trial.claimed_on is None else round(trial.claimed_on, 6),
         at_chance=trial.at_chance,
         wall_s=round(float(trial.result.get("wall_s") or 0.0), 2),
-        curve=Curve(**{key: tuple(line[key] for line in lines) for key in CURVE}) if lines else None,  # type: ignore[arg-type]
+        curve=Curve(**{key: tuple(line[key] for line in lines) for key in KEYS}) if lines else None,  # type: ignore[arg-type]
         confusion=tuple(map(tuple, trial.confusion.tolist())) if len(trial.confusion) <= WIDEST else None,
     )
 

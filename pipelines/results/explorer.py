@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.config.schema import plain
 from pipelines.results import evidence
-from pipelines.results.evidence import CURVE, WIDEST, Seed
+from pipelines.results.evidence import KEYS, WIDEST, Seed
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
@@ -69,7 +69,7 @@ def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[s
 
 def _shown(net: Net) -> dict[str, Any]:
     compared = {seed: one.claimed_error for seed, one in net.seeds.items() if one.claimed_error is not None}
-    curves = {seed: plain(one.curve) if one.curve else dict.fromkeys(CURVE, ()) for seed, one in net.seeds.items()}
+    curves = {seed: plain(one.curve) if one.curve else dict.fromkeys(KEYS, ()) for seed, one in net.seeds.items()}
     matrices = {seed: one.confusion for seed, one in net.seeds.items() if one.confusion}
     trials = net.outcome.trials if net.outcome else ()
     figures = {str(trial.seed): trial.per_class for trial in trials}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
+from pipelines.command import locks
 from pipelines.command.errors import UserError
 from pipelines.tracking import limits, records
 from pipelines.tracking.records import Record
@@ -174,18 +173,13 @@ def pending(spool: Spool, uri: str) -> list[Record]:
 @contextmanager
 def alone(cursor: Cursor) -> Iterator[bool]:
     """Whether this process is the only one sending to that server; the kernel releases the lock when it dies."""
-    path = cursor.path.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.held(cursor.path.with_suffix(".lock"), "tracking", patience_s=0))
+            mine = True
+        except locks.HeldError:
+            mine = False
+        yield mine
 
 
 def clean(message: str, uri: str) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import compare
+from pipelines import compare, publish
 from pipelines.command.errors import UserError
 from pipelines.config.params import load_params
-from pipelines.results import evidence, publish
+from pipelines.results import evidence
 from pipelines.results.evidence import COMMITTED, EVIDENCE, HERE, Evidence
 from pipelines.results.ledger import LedgerRow, gather, make_ledger, quoted
 from pipelines.results.page import report

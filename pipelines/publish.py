@@ -1,7 +1,7 @@
 """Commit evidence: write results/evidence/<benchmark>.json, and what is made of these files.
 
-    python -m pipelines.results.publish lenet5-mnist     # from its finished, evaluated trials, in a clean tree
-    python -m pipelines.results.publish                  # README.md's ledger and results/index.html alone
+    python -m pipelines.publish lenet5-mnist     # from its finished, evaluated trials, in a clean tree
+    python -m pipelines.publish                  # README.md's ledger and results/index.html alone
 
 The ledger of README.md stands between the comments ``<!-- ledger -->`` and ``<!-- end -->``; a test keeps it and the
 page equal to the evidence.
@@ -26,14 +26,13 @@ from pipelines.results import evidence, reader
 from pipelines.results.evidence import EVIDENCE, Evidence
 from pipelines.results.ledger import LedgerRow, make_ledger
 from pipelines.results.page import report
+from pipelines.results.page.html import render
 from pipelines.results.reader import EVALUATIONS, RUNS
-from pipelines.results.words import NONE, figure, ours
 from pipelines.training import provenance, store
 from pipelines.training.spec import usual_budget
 
 README, PAGE = Path("README.md"), Path("results/index.html")
 LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
-HEADINGS = ("benchmark", "metric", "claim", "ours [95 %]", "verdict", "`make repro`")
 
 
 def record(params: Params, name: str, budget: str | None, project: Path) -> str:
@@ -73,24 +72,10 @@ def _evaluated(benchmark: Benchmark, budget: str, project: Path) -> Evidence:
 
 def ledger(rows: Sequence[LedgerRow]) -> str:
     """Every claim with evidence as a Markdown table; figures in per cent."""
-    rows = [row for row in rows if row["n"] and not row["changed"]]
-    paper = {row["benchmark"]: row for row in rows if row["budget"] == "paper"}
-    short = {row["benchmark"]: row for row in rows if row["budget"] != "paper"}
-    lines = [HEADINGS, ("---",) * len(HEADINGS)]
-    for name in dict.fromkeys(row["benchmark"] for row in rows):
-        row = paper.get(name) or short[name]
-        label = f" ({row['label']})" if row["label"] else ""
-        claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}"
-        measured = (ours(paper[name]), paper[name]["verdict"]) if name in paper else (NONE, "untested")
-        lines.append((name + label, row["metric"], claim, *measured, _short(short.get(name))))
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _short(row: LedgerRow | None) -> str:
-    """What the default suite comes to, and how many of the paper's epochs it takes."""
-    if row is None:
-        return NONE
-    return f"{figure(row)} at {row['epochs']:g} of {row['paper_epochs']} epochs"
+    shown = [row for row in rows if row["n"] and not row["changed"]]
+    paper = {row["benchmark"]: row for row in shown if row["budget"] == "paper"}
+    short = {row["benchmark"]: row for row in shown if row["budget"] != "paper"}
+    return render("readme.md", names=list(dict.fromkeys(row["benchmark"] for row in shown)), paper=paper, short=short)
 
 
 def rewritten(text: str, rows: Sequence[LedgerRow]) -> str:
@@ -126,7 +111,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = arguments.Parser(prog="python -m pipelines.results.publish", description=(__doc__ or "").splitlines()[0])
+    parser = arguments.Parser(prog="python -m pipelines.publish", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("benchmarks", nargs="*", help="whose trials here become evidence; without any, none")
     parser.add_argument("--budget", help="laptop or paper; by default the active suite's, and paper outside it")
     parser.add_argument("--project", type=Path, default=Path(), help="a checkout whose runs/ and evaluations/ are read")
