@@ -221,6 +221,7 @@
 
   // An image counts once for each seed that put it into the cell.
   function note(pane, shown, count) {
+    if (!pane.benchmark.examples) return "No test images are kept with committed evidence.";
     if (!shown.length) return count ? "None of these test images was kept." : `No test image is in this cell with ${from(pane)}.`;
     const all = shown.reduce((total, { answers }) => total + answers.length, 0) === count;
     const many = all ? (shown.length === 1 ? "The test image" : `The ${shown.length} test images`) : `${shown.length} of the test images`;
@@ -313,7 +314,9 @@
   }
 
   function matrices(place) {
-    const first = byError(data.benchmarks[0].dataset);
+    const all = byError(data.benchmarks[0].dataset);
+    const own = all.filter((b) => b.examples); // with the test images behind the cells
+    const first = own.length ? own : all;
     const last = datasets().length > 1 && first.length === 1 ? byError(datasets()[1]).at(-1) : first.at(-1);
     const kept = data.benchmarks.some((b) => b.examples);
     const images = `Choose a cell, by mouse or with the arrow keys, to see test images behind it. Up to ${data.a_cell} of each seed and`
