@@ -170,9 +170,11 @@ def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluati
         facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
     facts |= {"protocol": evaluation.about.protocol, "budget": trial.budget, "trial": trial.key}
     title = f"{trial.benchmark}, seed {trial.seed}"
+    stuck_at_chance = reader.Trial(**vars(evaluation), curve=trial.curve, result=trial.result or {}).at_chance
     return Part(
         name="evaluation",
         mark=digest(FORMAT, _shown(trial), _claimed(benchmark)),
+        tags={"stuck_at_chance": "true"} if stuck_at_chance else {},
         points=_test_points(evaluation.metrics, modified(evaluation.folder / "metrics.json")),
         files=partial(_files, title, facts, benchmark, (trial,)),
     )

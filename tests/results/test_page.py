@@ -643,6 +643,27 @@ def test_browser_survives_awkward_results(inputs: Inputs, tmp_path: Path) -> Non
 
 
 @browser
+def test_the_page_opens_with_matrices_and_what_has_evidence(html: str, tmp_path: Path) -> None:
+    """Rows without any are folded, in the ledger and below it; a link to one unfolds it."""
+    go = """
+        location.hash = '#row-lenet1-mnist'; window.dispatchEvent(new Event('hashchange'));
+        const shown = document.getElementById('row-lenet1-mnist');
+        document.querySelector('h1').textContent = JSON.stringify(
+          [shown.open && shown.parentElement.closest('details').open, ...document.querySelector('main')
+            .querySelectorAll(':scope > section, :scope > div > section')].map((part) => part.id ?? part));
+    """
+    reader = drawn(html, tmp_path, go)
+    assert state(reader) == "ready"
+    unfolded, *sections = json.loads(next(words for words in reader.words if words.startswith("[")))
+    assert unfolded is True
+    assert sections == ["confusion", "ledger", "table3", "classes", "curves", "layers", "rows", "rules"]
+    ledger = html[html.index('<section id="ledger">') : html.index('<section id="table3">')]
+    shown, folded = ledger.split('<details class="folded">')
+    for name, made in MADE.items():
+        assert (f"#row-{name}" in shown, f"#row-{name}" in folded) == (made.error is not None, made.error is None)
+
+
+@browser
 def test_browser_draws_an_empty_ledger(inputs: Inputs, tmp_path: Path) -> None:
     reader = drawn(report.build(inputs[0], make_ledger(inputs[0], {}), {}), tmp_path)
     assert state(reader) == "ready"

@@ -475,6 +475,19 @@ def test_figures_of_the_classes_are_those_of_evaluate(tmp_path: Path) -> None:
     assert evaluation_files(trial)[records.CLASSES].decode().splitlines()[1] == lines[0]
 
 
+def test_a_trial_that_is_stuck_at_chance_has_a_tag(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    path = tmp_path / "evaluations/lenet5-mnist/trials/seed-1/confusion.csv"
+    counts = np.zeros((10, 10), dtype=np.int64)
+    counts[:, 3] = 1000  # each image is called a 3
+    np.savetxt(path, counts, fmt="%d", delimiter=",")
+    change(path.with_name("metrics.json"), error=90.0, accuracy=10.0)
+    _, *trials = records.gather(project.spool)[0]
+    tags = [{k: v for part in trial.parts for k, v in part.tags.items() if "stuck" in k} for trial in trials]
+    assert tags == [{}, {"stuck_at_chance": "true"}]
+
+
 def explored(record: records.Record) -> Any:
     """What a run's explorer shows."""
     page = evaluation_files(record)[records.EXPLORER].decode()
