@@ -65,7 +65,8 @@ def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[
     if any(row["test_set"] for row in shown):
         yield f"{MARK} on the images of the claim; below it, on the whole test set"
     if any(row["origin"] == COMMITTED for row in shown):
-        yield f"yours: run in this checkout; the others: committed in {EVIDENCE}/"
+        own = any(row["origin"] == HERE for row in shown)
+        yield f"{'yours: run in this checkout; the others' if own else 'all'}: committed in {EVIDENCE}/"
     compared = [row["agrees"] for row in shown if row["agrees"] is not None]
     if compared:
         yield f"{sum(compared)} of {len(compared)} of yours agree with committed evidence at the same budget"
