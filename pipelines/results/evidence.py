@@ -62,7 +62,7 @@ class Seed:
             square = {len(row) for row in self.confusion} == {len(self.confusion)}
             require(square and min(map(min, self.confusion)) >= 0, "confusion is no square of counts")
             right, images = sum(row[i] for i, row in enumerate(self.confusion)), sum(map(sum, self.confusion))
-            agrees = images > 0 and abs(100 * (1 - right / images) - self.error) < 0.01
+            agrees = images > 0 and abs(100 * (1 - right / images) - self.error) < 0.02
             require(agrees, f"confusion has {right} of {images} right; expected an error of {self.error:.2f} %")
 
     def figure(self, metric: str, *, tested: bool = False) -> float:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from pipelines.command.progress import duration
@@ -35,7 +37,7 @@ def build(
     committed: Mapping[str, Sequence[Evidence]] | None = None,
 ) -> str:
     """The page of a ledger, with the outcomes of this checkout and, where it has any, the committed evidence."""
-    by_name = {name: [row for row in ledger if row["benchmark"] == name] for name in _names(ledger)}
+    by_name = {name: list(rows) for name, rows in groupby(ledger, key=itemgetter("benchmark"))}
     untested = [rows[0] for rows in by_name.values() if not rows[0]["n"]]
     own = [row for row in ledger if row["origin"] == evidence.HERE]
     shown = quoted(ledger)
@@ -55,10 +57,6 @@ def build(
         benchmarks=params.benchmarks,
         data=_explored(params, outcomes, committed or {}),
     )
-
-
-def _names(ledger: Sequence[LedgerRow]) -> list[str]:
-    return list(dict.fromkeys(row["benchmark"] for row in ledger))
 
 
 def _explored(
