@@ -21,7 +21,7 @@ from pipelines.config.claims import ClaimedOn
 from pipelines.config.schema import parse, plain, require
 from pipelines.config.wording import show
 from pipelines.results import reader
-from pipelines.results.reader import Outcome, Trial
+from pipelines.results.reader import LATEST, Outcome, Trial
 from pipelines.results.words import commit, each, versions
 from pipelines.training import store
 
@@ -95,6 +95,9 @@ class Evidence:
     seeds: dict[str, Seed]
 
     def __post_init__(self) -> None:
+        for name in ("test_images", "epochs", "parameters", "wall_s", "images_per_s", "finished"):
+            value = getattr(self, name) or 0
+            require(0 <= value < LATEST, f"{name} is {value}; expected a number from 0 to {LATEST:g}")
         require(bool(self.seeds) and all(map(str.isdecimal, self.seeds)), "seeds holds none, or something else")
         sizes = {len(seed.confusion) for seed in self.seeds.values() if seed.confusion}
         require(sizes <= {len(self.classes or ())}, "a confusion matrix has not the size of classes")

@@ -1,4 +1,4 @@
-"""Two benchmarks as train and evaluate leave them, and their evidence, damaged at random; and the report made of them."""
+"""Two benchmarks as train and evaluate leave them, and their evidence, damaged at random; and the report of them."""
 
 from __future__ import annotations
 

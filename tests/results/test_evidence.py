@@ -149,6 +149,10 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
     "a torn matrix": (lambda body: body["seeds"]["0"]["confusion"].pop(), "confusion is no square of counts"),
     "a torn curve": (lambda body: body["seeds"]["0"]["curve"]["loss"].pop(), "differ in length, or are empty"),
     "other classes": (lambda body: body["classes"].pop(), "a confusion matrix has not the size of classes"),
+    "a late year": (
+        lambda body: body.update(finished=1e15),
+        "finished is 1000000000000000.0; expected a number from 0 to 1e+11",
+    ),
     "no seeds": (lambda body: body.update(seeds={}), "seeds holds none, or something else"),
 }
 
