@@ -1,17 +1,15 @@
-"""Stage compare: every benchmark's claim and our figure, as a ledger for programs, for readers and for a browser.
+"""Stage compare: every benchmark's claim and our figure, as a ledger for programs and as a page for a browser.
 
-``python -m pipelines.compare`` reads params.yaml, suite.yaml, models/*.yaml and what ``train`` and ``evaluate`` left of
-the active suite, and writes report/ledger.json, report/ledger.md and report/index.html. Benchmarks outside the suite
-stay in the ledger as untested.
+``python -m pipelines.compare`` reads params.yaml, suite.yaml, models/*.yaml, the evidence below results/ and what
+``train`` and ``evaluate`` left of the active suite, and writes report/ledger.json and report/index.html.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -21,9 +19,10 @@ from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard, printable
 from pipelines.command.folders import require_folder
 from pipelines.config.params import Params, load_params
-from pipelines.results.ledger import LedgerRow, gather, make_ledger
-from pipelines.results.page import report, table3
-from pipelines.results.page.html import render
+from pipelines.results import evidence
+from pipelines.results.evidence import COMMITTED, EVIDENCE, HERE, Evidence
+from pipelines.results.ledger import LedgerRow, gather, make_ledger, quoted
+from pipelines.results.page import report
 from pipelines.results.reader import Outcome
 from pipelines.results.verdicts import Verdict
 from pipelines.results.words import MARK, NONE, plus_minus, stuck
@@ -42,47 +41,39 @@ COLOURS = {
 }
 
 
-def epochs(row: LedgerRow) -> str:
-    """How long we trained, and how long the source did."""
-    if row["epochs"] is None:
-        return f"{NONE} of {row['paper_epochs']}"
-    return f"{row['epochs']:g} of {row['paper_epochs']} ({row['budget']})"
-
-
-def markdown(params: Params, ledger: Sequence[LedgerRow]) -> str:
-    """report/ledger.md: the table, then source, protocol and deviations of each row."""
-    grid = table3.cells(params.benchmarks, ledger)
-    return render(
-        "ledger.md",
-        suite=params.suite.name,
-        ledger=ledger,
-        on={name: benchmark.evaluation.claimed_on for name, benchmark in params.benchmarks.items()},
-        table3=[Markup(line) for line in table3.markdown(grid)] if grid else [],
-        epochs=epochs,
-    )
-
-
 def terminal_table(ledger: Sequence[LedgerRow], *, plain: bool = False) -> Table:
     """The ledger for the end of ``dvc repro``, narrow enough for eighty columns; ``plain`` for a terminal of ASCII."""
     signs = str.maketrans({"±": "+-", MARK: "*", NONE: "-"} if plain else {})
-    measured = [row for row in ledger if row["n"]]
-    marked = any(row["test_set"] for row in measured)
-    notes = [f"{MARK} on the images of the claim; below it, on the whole test set"] if marked else []
-    if len(measured) < len(ledger):
-        notes.append(f"{len(ledger) - len(measured)} other benchmarks are untested; the report lists them")
+    ran = {row["benchmark"] for row in ledger if row["origin"] == HERE}
+    shown = sorted(quoted(ledger), key=lambda row: row["benchmark"] not in ran)
     table = Table(
         title="Claims and ours, %",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption="\n".join(notes).translate(signs) or None,
+        caption="\n".join(_notes(ledger, shown)).translate(signs) or None,
         caption_justify="left",
     )
     for words in ("benchmark", "", "claim", "ours", "n", "epochs", "verdict"):
         table.add_column(words, justify="right" if words in ("claim", "n", "epochs") else "left", overflow="fold")
-    for row in measured:
+    for row in shown:
         table.add_row(*(Text(words.translate(signs), style=style) for words, style in _cells(row)))
     return table
+
+
+def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[str]:
+    """The lines below the table."""
+    if any(row["test_set"] for row in shown):
+        yield f"{MARK} on the images of the claim; below it, on the whole test set"
+    if any(row["origin"] == COMMITTED for row in shown):
+        own = any(row["origin"] == HERE for row in shown)
+        yield f"{'yours: run in this checkout; the others' if own else 'all'}: committed in {EVIDENCE}/"
+    compared = [row["agrees"] for row in shown if row["agrees"] is not None]
+    if compared:
+        yield f"{sum(compared)} of {len(compared)} of yours agree with committed evidence at the same budget"
+    untested = {row["benchmark"] for row in ledger} - {row["benchmark"] for row in shown}
+    if untested:
+        yield f"{len(untested)} other benchmarks are untested; the report lists them"
 
 
 def _cells(row: LedgerRow) -> list[tuple[str, str]]:
@@ -102,18 +93,25 @@ def _cells(row: LedgerRow) -> list[tuple[str, str]]:
 
 
 def _name(row: LedgerRow) -> str:
-    """The benchmark, and below it what qualifies its verdict."""
-    notes = (row["label"], f"{stuck(row)} at chance" if row["at_chance"] else None)
-    return "\n".join([row["benchmark"], *(printable(note) for note in notes if note)])
+    """The benchmark with what qualifies its verdict; of the row below its best, what is different about this one."""
+    yours = "yours" if row["origin"] == HERE else None
+    stuck_at_chance = f"{stuck(row)} stuck at chance" if row["at_chance"] else None
+    disagrees = row["agreement"] if row["agrees"] is False else None
+    head = (row["benchmark"], row["label"], yours) if row["best"] else ("  yours",)
+    return "\n".join(printable(note) for note in (*head, stuck_at_chance, disagrees) if note)
 
 
-def write(params: Params, outcomes: Mapping[str, Outcome], folder: Path = REPORT) -> list[LedgerRow]:
-    """Write the three files of the report, each in one step and none before all are made; return the ledger."""
-    ledger = make_ledger(params, outcomes)
+def write(
+    params: Params,
+    outcomes: Mapping[str, Outcome],
+    folder: Path = REPORT,
+    committed: Mapping[str, Sequence[Evidence]] | None = None,
+) -> list[LedgerRow]:
+    """Write the two files of the report, each in one step and none before both are made; return the ledger."""
+    ledger = make_ledger(params, outcomes, committed)
     files = {
         "ledger.json": json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "ledger.md": markdown(params, ledger),
-        "index.html": report.build(params, ledger, outcomes),
+        "index.html": report.build(params, ledger, outcomes, committed),
     }
     require_folder(folder)
     for name in files:
@@ -132,7 +130,7 @@ def main() -> None:
     ).parse_args()
     ending.follow()
     params = load_params()
-    ledger = write(params, gather(params))
+    ledger = write(params, gather(params), committed=evidence.read(params.benchmarks))
     console = Console()
     if not console.is_terminal:  # a log has no width of its own to cut the table to
         console = Console(width=110)

@@ -30,7 +30,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> Checkout
 
 
 def test_one_command_gives_a_ledger_with_honest_verdicts(checkout: Checkout) -> None:
-    ledger = {row["benchmark"]: row for row in json.loads((checkout.folder / "report/ledger.json").read_text())}
+    rows = json.loads((checkout.folder / "report/ledger.json").read_text())
+    ledger = {row["benchmark"]: row for row in rows if row["origin"] != "committed"}
     assert all(row.keys() >= LEDGER_KEYS for row in ledger.values())
     for name in SUITE:
         row = ledger[name]
@@ -42,7 +43,7 @@ def test_one_command_gives_a_ledger_with_honest_verdicts(checkout: Checkout) -> 
     assert ledger["allcnn-c-cifar10"]["verdict"] == "untested"
     page = (checkout.folder / "report/index.html").read_text()
     assert "lenet5-mnist" in page and "under budget" in page
-    assert "lenet5-mnist" in (checkout.folder / "report/ledger.md").read_text()
+    assert any(row["origin"] == "committed" and row["best"] for row in rows) and "this checkout" in page
 
 
 def test_afterwards_nothing_is_left_to_do(checkout: Checkout) -> None:

@@ -1,4 +1,4 @@
-"""Guards the README: its ledger is that of the committed evidence, its links lead somewhere, and it stays short."""
+"""Guards the README: its ledger and results/index.html are made of the evidence, links lead to files; it is short."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import re
 
 import pytest
 
+from pipelines import publish
 from pipelines.command.errors import UserError
-from pipelines.results import readme
+from pipelines.config.params import load_params
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
 
 
-def test_the_ledger_is_that_of_the_evidence() -> None:
-    assert readme.rewritten(TEXT, ROOT / "results") == TEXT, "run: python -m pipelines.results.readme"
+def test_the_ledger_and_the_page_are_those_of_the_evidence() -> None:
+    for path, text in publish.made(load_params(ROOT / "params.yaml"), ROOT).items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python -m pipelines.publish"
+
+
+def test_the_page_is_small_and_names_no_machine() -> None:
+    page = (ROOT / publish.PAGE).read_text(encoding="utf-8")
+    assert len(page.encode()) < 1_000_000
+    assert str(ROOT) not in page and "/tmp/" not in page
 
 
 def test_a_readme_without_a_place_for_the_ledger_is_refused() -> None:
     with pytest.raises(UserError, match="expected <!-- ledger -->"):
-        readme.rewritten("# nothing", ROOT / "results")
+        publish.rewritten("# nothing", [])
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])

@@ -1,68 +1,56 @@
-"""The ledgers committed below results/: about these claims, from committed code, with the verdict of their seeds.
+"""The evidence committed below results/: about these claims, from committed code, as the rows stand today.
 
-No figure is expected here: a rerun may say something else, and then the ledger is replaced as a whole.
+No figure is expected here: a rerun may show another, and then the file is replaced as a whole.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipelines.config.params import load_params
-from pipelines.results import reader, words
-from pipelines.results.verdicts import Verdict, claim_margin, judge, shown
+from pipelines.results import evidence
+from pipelines.results.evidence import EVIDENCE, Evidence
+from pipelines.results.ledger import make_row
+from pipelines.results.verdicts import Verdict
 from tests.conftest import ROOT
 
 PARAMS = load_params(ROOT / "params.yaml")
-LEDGERS = sorted((ROOT / "results").glob("*.json"))
-RUN: list[tuple[Path, Any]] = [(path, row) for path in LEDGERS for row in json.loads(path.read_text()) if row["n"]]
-ROWS = [pytest.param(path, row, id=f"{path.stem}-{row['benchmark']}") for path, row in RUN]
+FILES = sorted((ROOT / EVIDENCE).glob("*"))
+COMMITTED = evidence.read(PARAMS.benchmarks, ROOT / EVIDENCE)
+BODIES = [pytest.param(name, body, id=f"{name}-{body.budget}") for name, bodies in COMMITTED.items() for body in bodies]
 THERE = (Verdict.REPRODUCED, Verdict.BETTER)
 
 
-def test_there_are_ledgers_and_each_can_be_read_by_a_person_too() -> None:
-    assert LEDGERS
-    for path in LEDGERS:
-        assert path.with_suffix(".md").exists()
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_is_small_and_of_a_benchmark(path: Path) -> None:
+    assert path.suffix == ".json" and path.stem in PARAMS.benchmarks
+    assert path.stat().st_size < 100_000
 
 
-@pytest.mark.parametrize(("path", "row"), ROWS)
-def test_a_committed_row_is_what_its_seeds_say_of_the_claim(path: Path, row: dict[str, Any]) -> None:
-    claim = PARAMS.benchmarks[row["benchmark"]].claim
-    assert (row["claim"]["value"], row["metric"]) == (claim.value, claim.metric)
-    values = list(row["per_seed"].values())
-    short = row["epochs"] < row["paper_epochs"]
-    verdict = judge(metric=claim.metric, claim=claim.value, test_images=claim.test_images, values=values, short=short)
-    assert row["verdict"] == verdict
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_is_as_its_command_writes_it(path: Path) -> None:
+    bodies = {body.budget: body for body in COMMITTED[path.stem]}
+    assert evidence.text(bodies) == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.stem)
-def test_a_row_of_another_suite_is_untested_and_has_no_budget(path: Path) -> None:
-    """A ledger is what ``compare`` writes of one suite, and nothing put together by hand."""
-    plan = PARAMS.suites[path.stem]
-    for row in json.loads(path.read_text()):
-        assert row["budget"] == (plan.budget if row["benchmark"] in plan.benchmarks else None), row["benchmark"]
+@pytest.mark.parametrize(("name", "body"), BODIES)
+def test_evidence_is_of_the_row_as_it_is_today(name: str, body: Evidence) -> None:
+    """A recipe that is changed takes its figures with it: the row is run again, or its evidence goes."""
+    benchmark = PARAMS.benchmarks[name]
+    assert body.changed(benchmark) is None
+    seeds = [str(seed) for seed in benchmark.budgets[body.budget].seeds]
+    assert list(body.seeds) == seeds[: len(body.seeds)], "the seeds of the budget from the first on, none picked"
+    epochs = benchmark.budgets["paper"].epochs
+    assert body.epochs == epochs if body.budget == "paper" else body.epochs < epochs
 
 
-@pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.stem)
-def test_a_ledger_says_of_each_claim_what_params_says(path: Path) -> None:
-    """Source, protocol and deviations of the rows that were run; the Markdown has them too."""
-    ledger, markdown = json.loads(path.read_text()), path.with_suffix(".md").read_text()
-    assert {row["benchmark"] for row in ledger} <= set(PARAMS.benchmarks)  # one that is added waits for its run
-    for row in ledger:
-        if not row["n"]:
-            continue
-        benchmark = PARAMS.benchmarks[row["benchmark"]]
-        said = {key: row["claim"][key] for key in ("value", "source", "protocol", "certainty")}
-        assert said == {key: getattr(benchmark.claim, key) for key in said}, benchmark.name
-        assert row["deviations"] == list(benchmark.deviations), benchmark.name
-        assert (row["label"], row["remarks"]) == (benchmark.label, benchmark.remarks)
-        for text in (f"Claim: {benchmark.claim.source} (", f"; {benchmark.claim.protocol}\n", *benchmark.deviations):
-            assert text in markdown, benchmark.name
+@pytest.mark.parametrize(("name", "body"), BODIES)
+def test_evidence_has_its_provenance(name: str, body: Evidence) -> None:
+    assert re.fullmatch(r"[0-9a-f]{40}(, [0-9a-f]{40})*", body.git_commit)
+    assert "torch" in body.versions and body.hardware and body.device
 
 
 def test_a_claim_has_one_certainty() -> None:
@@ -71,58 +59,16 @@ def test_a_claim_has_one_certainty() -> None:
         assert not re.search("recalled|read|computed|certain", benchmark.claim.source), name
 
 
-@pytest.mark.parametrize(("path", "row"), ROWS)
-def test_a_committed_row_says_where_it_comes_from(path: Path, row: dict[str, Any]) -> None:
-    budget = PARAMS.benchmarks[row["benchmark"]].budgets[row["budget"]]
-    assert list(row["per_seed"]) == [str(seed) for seed in budget.seeds], "all the seeds of the budget, none picked"
-    assert row["paper_epochs"] == PARAMS.benchmarks[row["benchmark"]].budgets["paper"].epochs
-    assert "-dirty" not in row["git_commit"] and "torch" in row["versions"] and row["hardware"]
+@pytest.mark.parametrize("suite", ["mnist", "cifar10", "laptop"])
+def test_every_row_of_a_suite_that_two_cores_reach_is_measured(suite: str) -> None:
+    plan = PARAMS.suites[suite]
+    for name in plan.benchmarks:
+        (body,) = (body for body in COMMITTED[name] if body.budget == plan.budget)
+        assert len(body.seeds) >= min(5, len(PARAMS.benchmarks[name].budgets[plan.budget].seeds)), name
 
 
-def test_every_mnist_row_is_measured_at_the_papers_budget() -> None:
-    """results/mnist.json has each row of suites.mnist, with seeds enough for an interval."""
-    path = ROOT / "results/mnist.json"
-    assert path in LEDGERS, "expected the ledger of the suite mnist"
-    measured = {
-        row["benchmark"]: (row["budget"], row["epochs"]) for row in json.loads(path.read_text()) if row["n"] >= 5
-    }
-    wanted = {
-        name: ("paper", PARAMS.benchmarks[name].budgets["paper"].epochs) for name in PARAMS.suites["mnist"].benchmarks
-    }
-    assert measured == wanted
-
-
-@pytest.mark.parametrize(("path", "row"), ROWS)
-def test_a_committed_row_was_trained_as_its_block_says_today(path: Path, row: dict[str, Any]) -> None:
-    """A recipe that is changed takes its figures with it: the suite is run again, or the row goes."""
-    benchmark = PARAMS.benchmarks[row["benchmark"]]
-    now = json.loads(json.dumps(benchmark.resolved(row["budget"])))
-    assert reader.difference(row["config"], now) is None
-    assert (row["views"], row["label"]) == (benchmark.evaluation.protocol, benchmark.label)
-
-
-@pytest.mark.parametrize(("path", "row"), ROWS)
-def test_mean_interval_and_margin_are_those_of_the_row(path: Path, row: dict[str, Any]) -> None:
-    values, claim = list(row["per_seed"].values()), PARAMS.benchmarks[row["benchmark"]].claim
-    assert row["mean"] == pytest.approx(sum(values) / len(values), abs=1e-3)
-    assert claim.value is not None
-    assert row["margin"] == pytest.approx(claim_margin(claim.value, claim.test_images), abs=1e-3)
-    assert row["ci95"] == pytest.approx(shown(values), abs=1e-3)
-
-
-@pytest.mark.parametrize(("path", "row"), ROWS)
-def test_the_markdown_says_what_the_row_says(path: Path, row: dict[str, Any]) -> None:
-    claim = f"{row['claim']['value']:g} ± {row['margin']:.2f}"
-    epochs = f"{row['epochs']:g} of {row['paper_epochs']}"
-    cells = (row["metric"], claim, words.ours(row), str(row["n"]))
-    assert (
-        f" | {' | '.join(cells)} | {epochs} ({row['budget']}) | {row['verdict']} |"
-        in path.with_suffix(".md").read_text()
-    )
-
-
-@pytest.mark.parametrize(("path", "row"), ROWS)
-def test_a_claim_missed_at_the_papers_budget_has_its_paragraph(path: Path, row: dict[str, Any]) -> None:
-    if row["budget"] == "paper" and row["verdict"] not in THERE:
-        remarks = PARAMS.benchmarks[row["benchmark"]].remarks or ""
-        assert "Left to try" in remarks, "expected what was tried, and what is left to try"
+@pytest.mark.parametrize(("name", "body"), BODIES)
+def test_a_claim_missed_at_the_papers_budget_has_its_paragraph(name: str, body: Evidence) -> None:
+    benchmark = PARAMS.benchmarks[name]
+    if body.budget == "paper" and make_row(benchmark, body)["verdict"] not in THERE:
+        assert "Left to try" in (benchmark.remarks or ""), "expected what was tried, and what is left to try"

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,17 @@ def test_a_trial_learns_and_says_where_its_numbers_come_from(project: Path) -> N
     assert result["versions"]["torch"] == torch.__version__
     assert {"models.lenet", "pipelines.training.classifier", "pipelines.data.transforms"} <= set(result["sources"])
     assert not files.checkpoint.exists()
+
+
+def test_a_net_on_the_plateau_is_told_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its steps are too small to leave it, whatever the processor."""
+    trainer.run(planned({"recipe.optimiser.lr": 1e-7}))
+    found = re.findall(r"^.*stuck at chance.*$", capsys.readouterr().out, re.MULTILINE)
+    assert len(found) == 1
+    expected = (
+        r"lenet5-mnist seed 0: stuck at chance: after 2 epochs its loss is 2\.3\d\d\d, that of a guess ln 10 = 2\.3026"
+    )
+    assert re.fullmatch(expected, found[0])
 
 
 def test_other_code_than_it_was_planned_with_does_not_train_a_trial(

@@ -6,39 +6,54 @@ with one benchmark, or one trial, as an artifact. A figure is one function in pa
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pipelines.config.schema import plain
+from pipelines.results import evidence
+from pipelines.results.evidence import KEYS, WIDEST, Seed
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
-from pipelines.results.reader import Array, ClassifiedExamples, Outcome
+from pipelines.results.reader import Array, ClassifiedExamples, Outcome, per_class
 
-MOST_CLASSES = 30  # of a confusion matrix that fits a page; beyond it the commonest confusions are listed
-MOST_CONFUSIONS = 40
+MOST_CONFUSIONS = 40  # listed where the classes are too many for a matrix
 ARTIFACT_BYTES = 400_000  # of the images in an artifact of MLflow, encoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """One body of evidence as the explorer shows it."""
+
+    dataset: str
+    protocol: str
+    classes: Sequence[str]
+    seeds: Mapping[str, Seed]
+    claimed_error: float | None  # in %, as the source reports it
+    outcome: Outcome | None = None  # with the test images behind the cells
+
+    @classmethod
+    def of(cls, outcome: Outcome, claimed_error: float | None) -> Net:
+        """What this checkout has evaluated."""
+        about = {"dataset": outcome.dataset, "protocol": outcome.protocol, "classes": outcome.classes}
+        return cls(**about, seeds=evidence.seeds_of(outcome), claimed_error=claimed_error, outcome=outcome)  # type: ignore[arg-type]
 
 
 def artifact(*, title: str, facts: Mapping[str, str], outcome: Outcome, claimed_error: float | None) -> str:
     """One benchmark's explorer as a page of its own, with ``facts`` in their order under the title."""
-    found = data({title: outcome}, {title: claimed_error}, budget=ARTIFACT_BYTES)
+    found = data({title: Net.of(outcome, claimed_error)}, budget=ARTIFACT_BYTES)
     return render("explorer.html", title=title, facts=facts, data=found, a_cell=found["a_cell"])
 
 
-def data(
-    outcomes: Mapping[str, Outcome], claimed: Mapping[str, float | None], *, budget: int = images.SHEET_BYTES
-) -> dict[str, Any]:
-    """All that the script needs, in plain types; ``claimed`` are the errors in % that the sources report.
-
-    The images take at most ``budget`` bytes, or one image of each cell.
-    """
-    wanted = {name: _wanted(outcome) for name, outcome in outcomes.items()}
-    by_dataset: dict[str, list[ClassifiedExamples]] = {outcome.dataset: [] for outcome in outcomes.values()}
+def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[str, Any]:
+    """All that the script needs, in plain types; the images take at most ``budget`` bytes, or one of each cell."""
+    wanted = {name: _wanted(net.outcome) if net.outcome else None for name, net in nets.items()}
+    by_dataset: dict[str, list[ClassifiedExamples]] = {net.dataset: [] for net in nets.values()}
     for name, kept in wanted.items():
-        by_dataset[outcomes[name].dataset] += [kept] if kept else []
+        by_dataset[nets[name].dataset] += [kept] if kept else []
     sheets, a_cell = images.sheets(by_dataset, budget)
     return {
         "columns": images.COLUMNS,
@@ -46,36 +61,31 @@ def data(
         "a_cell": a_cell,
         "sheets": {name: _tiles(sheet) for name, sheet in sheets.items()},
         "benchmarks": [
-            {
-                "name": name,
-                "claimed_error": claimed[name],
-                **_about(outcome),
-                **_matrices(outcome),
-                "curves": {str(trial.seed): _curve(trial.curve) for trial in outcome.trials},
-                "per_class": {str(trial.seed): trial.per_class for trial in outcome.trials},
-                "examples": _behind(wanted[name], a_cell, sheets[outcome.dataset], outcome),
-            }
-            for name, outcome in outcomes.items()
+            {"name": name, **_shown(net), "examples": _behind(wanted[name], a_cell, sheets[net.dataset], net.seeds)}
+            for name, net in nets.items()
         ],
     }
 
 
-def _about(outcome: Outcome) -> dict[str, Any]:
-    compared = {str(trial.seed): trial.claimed_on for trial in outcome.trials if trial.claimed_on is not None}
+def _shown(net: Net) -> dict[str, Any]:
+    compared = {seed: one.claimed_error for seed, one in net.seeds.items() if one.claimed_error is not None}
+    curves = {seed: plain(one.curve) if one.curve else dict.fromkeys(KEYS, ()) for seed, one in net.seeds.items()}
+    matrices = {seed: one.confusion for seed, one in net.seeds.items() if one.confusion}
+    trials = net.outcome.trials if net.outcome else ()
+    figures = {str(trial.seed): trial.per_class for trial in trials}
+    figures = figures or {seed: per_class(np.array(matrix)) for seed, matrix in matrices.items()}
     return {
-        "dataset": outcome.dataset,
-        "protocol": outcome.protocol,
-        "classes": [visible(name) for name in outcome.classes],
-        "seeds": [trial.seed for trial in outcome.trials],
-        "errors": {str(trial.seed): trial.error for trial in outcome.trials},
+        "dataset": net.dataset,
+        "protocol": net.protocol,
+        "classes": [visible(name) for name in net.classes],
+        "claimed_error": net.claimed_error,
+        "seeds": [int(seed) for seed in net.seeds],
+        "errors": {seed: one.error for seed, one in net.seeds.items()},
         "compared_errors": compared or None,  # on the images of the claim
+        "curves": curves,
+        "per_class": figures,
+        **({"matrices": matrices} if matrices or not net.outcome else {"confusions": _commonest(net.outcome)}),
     }
-
-
-def _matrices(outcome: Outcome) -> dict[str, Any]:
-    if len(outcome.classes) <= MOST_CLASSES:
-        return {"matrices": {str(trial.seed): trial.confusion.tolist() for trial in outcome.trials}}
-    return {"confusions": _commonest(outcome)}
 
 
 def _commonest(outcome: Outcome) -> list[list[int]]:
@@ -90,7 +100,7 @@ def _commonest(outcome: Outcome) -> list[list[int]]:
 def _wanted(outcome: Outcome) -> ClassifiedExamples | None:
     """The examples that a reader can reach: all of them, or those of the listed confusions."""
     kept, count = outcome.examples, len(outcome.classes)
-    if kept is None or count <= MOST_CLASSES:
+    if kept is None or count <= WIDEST:
         return kept
     cells = [i * count + j for i, j, _ in _commonest(outcome)]
     return kept.part(np.flatnonzero(np.isin(kept.actual * count + kept.predicted, cells).any(axis=0)))
@@ -102,26 +112,13 @@ def _tiles(sheet: Sheet) -> dict[str, Any]:
     return {**size, "index": list(sheet.places), "actual": list(sheet.actual)}
 
 
-def _behind(wanted: ClassifiedExamples | None, a_cell: int, sheet: Sheet, outcome: Outcome) -> dict[str, Any] | None:
+def _behind(found: ClassifiedExamples | None, a_cell: int, sheet: Sheet, seeds: Iterable[str]) -> dict[str, Any] | None:
     """The tiles of a benchmark's examples, with each seed's answer and its confidence in %."""
-    if wanted is None:
+    if found is None:
         return None
-    kept, seeds = images.shown(wanted, a_cell), [str(trial.seed) for trial in outcome.trials]
+    kept = images.shown(found, a_cell)
     return {
         "tiles": [sheet.places[index] for index in kept.index.tolist()],
         "predicted": dict(zip(seeds, kept.predicted.tolist(), strict=True)),
         "confidence": dict(zip(seeds, (100 * kept.confidence).round().astype(int).tolist(), strict=True)),
     }
-
-
-def _curve(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    return {
-        "epoch": [float(f"{line['epoch']:.5g}") for line in lines],
-        "loss": [_short(line.get("loss")) for line in lines],
-        "error": [_short(line.get("train_error")) for line in lines],
-    }
-
-
-def _short(value: float | None) -> float | None:
-    """Four digits are all a chart can show; JSON has no NaN, so the loss of a diverged trial is null."""
-    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None

@@ -1,75 +1,90 @@
-"""The ledger: one row a benchmark, with the source's figure, ours, and the verdict."""
+"""The ledger: the source's figure, ours and the verdict, a row for each body of evidence of each benchmark.
+
+The best evidence of a benchmark is that of the full recipe, as long as the source's; then that of more seeds, then the
+longer one, then this checkout's. Committed evidence of another recipe than the row's is listed, and is never the best.
+"""
 
 from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params
-from pipelines.results import reader
+from pipelines.config.schema import plain
+from pipelines.results import evidence, reader
+from pipelines.results.evidence import Evidence
 from pipelines.results.reader import EVALUATIONS, RUNS, Outcome
 from pipelines.results.verdicts import claim_margin, judge, shown
-from pipelines.results.words import commit, each, versions
+from pipelines.results.words import figure
 from pipelines.training.store import DamagedError
 
 DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
 
 
-class ClaimRow(TypedDict):
-    """The source's side of a ledger row."""
-
-    value: float | None  # null: no claim
-    unit: str
-    source: str
-    protocol: str
-    certainty: str
-
-
-class TestSet(TypedDict):
-    """Our figures on the whole test split, of a row whose claim was measured on other images."""
+class Summary(TypedDict):
+    """The seeds one by one, their mean, and its interval [low, high]: null with fewer than three seeds."""
 
     per_seed: dict[str, float]
-    mean: float
+    mean: float | None
     ci95: list[float] | None
+
+
+class TestSet(Summary):
+    """Our figures on the whole test split, of a row whose claim was measured on other images."""
+
     images: int
 
 
-class LedgerRow(TypedDict):
-    """One benchmark in report/ledger.json; figures in % and in the metric of the claim.
+class Provenance(TypedDict):
+    """Of one body of evidence, as ``evidence.Evidence`` has it; null where nothing was run, or it is not known."""
 
-    ``per_seed``, ``mean``, ``ci95`` and so ``verdict`` are of the images that the claim was measured on.
+    epochs: float | None  # of the shortest trial, over the images that the recipe trains on
+    config: dict[str, Any] | None  # model, recipe and length as they were trained
+    parameters: int | None
+    wall_s: float | None  # of training, summed over the seeds
+    device: str | None
+    hardware: str | None
+    versions: str | None  # of Python and the libraries that trained
+    git_commit: str | None  # with -dirty where the tree had uncommitted changes
+    dataset_digest: str | None
+    images_per_s: float | None  # of one trial
+    finished: float | None  # when the last trial was, unix seconds
+
+
+class LedgerRow(Summary, Provenance):
+    """One body of evidence in report/ledger.json; figures in % and in the metric of the claim.
+
+    ``per_seed``, ``mean``, ``ci95`` and so ``verdict`` are of the images that the claim was measured on. A benchmark
+    without evidence has one row, in which these are empty.
     """
 
     benchmark: str
     label: str | None  # qualifies the verdict: a variant, a stand-in, an uncertain definition
     dataset: str
     metric: str
-    claim: ClaimRow
+    claim: dict[str, Any]  # as the benchmark has it (config.claims)
     deviations: list[str]
-    budget: str | None  # null: not in the suite that ran
-    per_seed: dict[str, float]
-    n: int
-    mean: float | None
-    ci95: list[float] | None  # [low, high]; null with fewer than three seeds
-    verdict: str
-    at_chance: list[int]  # the seeds that did no better on the test set than guessing
-    wall_s: float | None  # training time, summed over the seeds
-    hardware: str | None
-    versions: str | None  # of Python and the libraries that trained
-    git_commit: str | None  # with -dirty where the tree had uncommitted changes
-    epochs: float | None  # of the shortest trial, over the images that the recipe trains on
     paper_epochs: int
-    parameters: int | None
-    config: dict[str, Any] | None  # model, recipe and length as they were trained
     margin: float | None  # the claim's own sampling error, in points
-    views: str | None  # the protocol of our evaluation
-    test_set: TestSet | None  # null: the claim was measured on the whole test split, or nothing was run
-    difference: str | None  # what it means that it was not, in one sentence
+    difference: str | None  # what it means that the claim's images are not the whole test split, in one sentence
     remarks: str | None  # what was tried to reach the claim, and what is left to try
+    origin: str | None  # "this checkout" or "committed"; null: untested
+    best: bool  # of the benchmark's rows, the one to quote
+    changed: str | None  # of committed evidence: how the recipe or the protocol differs from the row's now
+    agrees: bool | None  # of this checkout's, with the committed at the same budget; null: nothing to compare
+    agreement: str | None  # the same in words, with the committed figure
+    budget: str | None  # null: neither in the suite that ran nor committed
+    n: int  # seeds
+    test_set: TestSet | None  # null: the claim was measured on the whole test split, or nothing was run
+    verdict: str
+    at_chance: list[int]  # the seeds that are stuck at chance: no better than guessing
+    views: str | None  # the protocol of our evaluation
+    train_error: dict[str, float | None]  # a seed, in % of the last epoch
+    seconds: dict[str, float | None]  # a seed, of training
 
 
 def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> dict[str, Outcome]:
@@ -90,91 +105,125 @@ def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS
     return outcomes
 
 
-def make_ledger(params: Params, outcomes: Mapping[str, Outcome]) -> list[LedgerRow]:
-    """One row a benchmark, in the order of params.yaml; those that were not run come last."""
-    rows = []
+def make_ledger(
+    params: Params, outcomes: Mapping[str, Outcome], committed: Mapping[str, Sequence[Evidence]] | None = None
+) -> list[LedgerRow]:
+    """The rows of each benchmark, its best first, in the order of params.yaml; those without evidence come last."""
+    rows: list[LedgerRow] = []
     for name, benchmark in params.benchmarks.items():
         entry = params.suite.benchmarks.get(name)
-        row = make_row(benchmark, budget=entry.budget if entry else None, outcome=outcomes.get(name))
+        budget = entry.budget if entry else None
+        on, found = benchmark.evaluation.claimed_on, outcomes.get(name)
+        own = [evidence.of_outcome(found, budget, on)] if budget and found else []
         subset = params.datasets[benchmark.dataset].subset.words
-        rows.append({**row, "dataset": f"{row['dataset']}: {subset}"} if subset else row)
-    return sorted(rows, key=lambda row: row["n"] == 0)
+        dataset = f"{benchmark.dataset}: {subset}" if subset else benchmark.dataset
+        found_rows = _of_benchmark(benchmark, budget, [*own, *(committed or {}).get(name, ())])
+        rows += [{**row, "dataset": dataset} for row in found_rows]
+    measured = {row["benchmark"] for row in rows if row["best"] and row["n"]}
+    return sorted(rows, key=lambda row: row["benchmark"] not in measured)
 
 
-def make_row(benchmark: Benchmark, *, budget: str | None, outcome: Outcome | None) -> LedgerRow:
-    """The ledger's row of one benchmark; without an outcome it is untested."""
+def _of_benchmark(benchmark: Benchmark, budget: str | None, bodies: Sequence[Evidence]) -> list[LedgerRow]:
+    rows = [make_row(benchmark, body) for body in bodies]
+    for row in rows:
+        row["agreement"], row["agrees"] = _agreement(row, rows)
+    if all(row["changed"] for row in rows):
+        return [{**make_row(benchmark, None), "budget": budget, "best": True}, *rows]
+    best = max(rows, key=_rank)
+    best["best"] = True
+    return sorted(rows, key=lambda row: not row["best"])
+
+
+def _rank(row: LedgerRow) -> tuple[bool, bool, int, float, bool]:
+    """How good the evidence of a row is."""
+    epochs = row["epochs"] or 0.0
+    return not row["changed"], epochs >= row["paper_epochs"], row["n"], epochs, row["origin"] == evidence.HERE
+
+
+def _agreement(row: LedgerRow, rows: Sequence[LedgerRow]) -> tuple[str | None, bool | None]:
+    """Whether our mean lies within the committed interval, widened by half of ours; the same in words."""
+    others = [
+        r for r in rows if r["origin"] == evidence.COMMITTED and not r["changed"] and r["budget"] == row["budget"]
+    ]
+    if row["origin"] != evidence.HERE or not others:
+        return None, None
+    other, mean = others[0], row["mean"]
+    if row["per_seed"] == other["per_seed"]:
+        return "equals the committed figures, seed by seed", True
+    if mean is None or row["ci95"] is None or other["ci95"] is None:
+        return f"too few seeds to compare with the committed {figure(other)}", None
+    half = (row["ci95"][1] - row["ci95"][0]) / 2
+    agrees = other["ci95"][0] - half <= mean <= other["ci95"][1] + half
+    return f"{'agrees' if agrees else 'does not agree'} with the committed {figure(other)}", agrees
+
+
+def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
+    """The ledger's row of one body of evidence; without any the benchmark is untested."""
     claim = benchmark.claim
-    trials = outcome.trials if outcome else ()
-    figures = {str(t.seed): t.compared(claim.metric) for t in trials}
-    epochs = min((float(t.result["epochs"]) for t in trials), default=None)
+    seeds = body.seeds if body else {}
+    figures = {seed: one.figure(claim.metric) for seed, one in seeds.items()}
     paper_epochs = benchmark.budgets["paper"].epochs
     verdict = judge(
         metric=claim.metric,
         claim=claim.value,
         test_images=claim.test_images,
         values=list(figures.values()),
-        short=epochs is not None and epochs < paper_epochs,
+        short=body is not None and body.epochs < paper_epochs,
     )
     return {
         "benchmark": benchmark.name,
         "label": benchmark.label,
         "dataset": benchmark.dataset,
         "metric": claim.metric,
-        "claim": {
-            "value": claim.value,
-            "unit": "%",
-            "source": claim.source,
-            "protocol": claim.protocol,
-            "certainty": claim.certainty,
-        },
+        "claim": plain(claim),
         "deviations": list(benchmark.deviations),
-        "budget": budget,
-        "per_seed": _per_seed(figures),
-        "n": len(figures),
-        "mean": _mean(figures) if figures else None,
-        "ci95": _ci95(figures),
-        "views": outcome.protocol if outcome else None,
-        "verdict": verdict.value,
-        "at_chance": [trial.seed for trial in trials if trial.at_chance],
-        "wall_s": round(sum(float(t.result["wall_s"]) for t in trials), 2) if trials else None,
-        "hardware": each(t.result["hardware"] for t in trials) if trials else None,
-        "versions": versions(t.result for t in trials) if trials else None,
-        "git_commit": each(commit(t.result) for t in trials) if trials else None,
-        "epochs": epochs,
         "paper_epochs": paper_epochs,
-        "parameters": int(trials[0].result["parameters"]) if trials else None,
-        "config": trials[0].result["config"] if trials else None,
         "margin": None if claim.value is None else round(claim_margin(claim.value, claim.test_images), DIGITS),
-        "test_set": _test_set(benchmark, outcome) if outcome else None,
         "difference": claim.difference,
         "remarks": benchmark.remarks,
+        "origin": body.origin if body else None,
+        "best": False,
+        "changed": body.changed(benchmark) if body else None,
+        "agrees": None,
+        "agreement": None,
+        "budget": body.budget if body else None,
+        **_summary(figures),
+        "n": len(figures),
+        "test_set": _test_set(claim.metric, body) if body else None,
+        "verdict": verdict.value,
+        "at_chance": [int(seed) for seed, one in seeds.items() if one.at_chance],
+        "views": body.protocol if body else None,
+        "train_error": {seed: one.curve.train_error[-1] if one.curve else None for seed, one in seeds.items()},
+        "seconds": {seed: one.wall_s for seed, one in seeds.items()},
+        **_provenance(body),
     }
 
 
-def _test_set(benchmark: Benchmark, outcome: Outcome) -> TestSet | None:
+def _test_set(metric: str, body: Evidence) -> TestSet | None:
     """Our figures on the whole test split, where the claim is not of it."""
-    if benchmark.evaluation.claimed_on is None:
+    if body.claimed_on is None:
         return None
-    figures = {str(t.seed): t.tested(benchmark.claim.metric) for t in outcome.trials}
+    figures = {seed: one.figure(metric, tested=True) for seed, one in body.seeds.items()}
+    return {**_summary(figures), "images": body.test_images}
+
+
+def _summary(figures: Mapping[str, float]) -> Summary:
+    spread = shown(list(figures.values()))
     return {
-        "per_seed": _per_seed(figures),
-        "mean": _mean(figures),
-        "ci95": _ci95(figures),
-        "images": outcome.test,
+        "per_seed": {seed: round(value, DIGITS) for seed, value in figures.items()},
+        "mean": round(statistics.fmean(figures.values()), DIGITS) if figures else None,
+        "ci95": [round(end, DIGITS) for end in spread] if spread else None,
     }
 
 
-def _per_seed(figures: Mapping[str, float]) -> dict[str, float]:
-    return {seed: round(value, DIGITS) for seed, value in figures.items()}
+def _provenance(body: Evidence | None) -> Provenance:
+    found: Any = {key: getattr(body, key, None) for key in Provenance.__annotations__}
+    return cast("Provenance", found)
 
 
-def _mean(figures: Mapping[str, float]) -> float:
-    return round(statistics.fmean(figures.values()), DIGITS)
-
-
-def _ci95(figures: Mapping[str, float]) -> list[float] | None:
-    spread = shown(list(figures.values()))
-    return [round(end, DIGITS) for end in spread] if spread else None
+def quoted(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
+    """The rows that a table shows: of each benchmark with evidence its best, and this checkout's below it."""
+    return [row for row in rows if row["n"] and (row["best"] or row["origin"] == evidence.HERE)]
 
 
 def as_error(metric: str, value: float) -> float:
@@ -182,7 +231,6 @@ def as_error(metric: str, value: float) -> float:
     return 100 - value if metric == "accuracy" else value
 
 
-def claimed_error(row: Mapping[str, Any]) -> float | None:
-    """The claim of a row in % as an error that a training error compares with; None for none, and for a top-5 error."""
-    value = row["claim"]["value"]
-    return None if value is None or row["metric"] == "top-5 error" else as_error(row["metric"], value)
+def claimed_error(metric: str, value: float | None) -> float | None:
+    """A claim in % as an error that a training error compares with; None where there is none, and for a top-5 error."""
+    return None if value is None or metric == evidence.TOP5 else as_error(metric, value)

@@ -24,7 +24,7 @@ from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.results import arrays, examples
 from pipelines.results.verdicts import claim_margin
-from pipelines.training import store
+from pipelines.training import status, store
 from pipelines.training.store import DamagedError
 
 EVALUATIONS = Path("evaluations")
@@ -64,7 +64,6 @@ WHOLE = Kind(_whole, "a whole number")
 NUMBER = Kind(is_number, "a number")
 AMOUNT = Kind(lambda value: is_number(value) and 0 <= value < LATEST, f"a number from 0 to {LATEST:g}")
 PERCENT = Kind(lambda value: is_number(value) and 0 <= value <= 100, "per cent, 0 to 100")
-SHARE = Kind(lambda value: is_number(value) and 0 <= value <= 1, "a fraction, 0 to 1")
 MEASURED = Kind(lambda value: isinstance(value, float) or is_number(value), "a number").optional  # NaN if it diverged
 
 CURVE = {
@@ -89,8 +88,7 @@ TEST_FIGURES = {
     **dict.fromkeys(("top5_error", "single_view_error", "loss"), NUMBER.optional),
 }
 LIST = Kind(lambda value: isinstance(value, list), "a list")
-METRICS = {**TEST_FIGURES, "key": TEXT, "claimed_on": OBJECT.optional, "per_class": LIST}
-PER_CLASS = {**dict.fromkeys(("precision", "recall", "f1"), SHARE.optional), "support": WHOLE}
+METRICS = {**TEST_FIGURES, "key": TEXT, "claimed_on": OBJECT.optional}
 
 
 def check(where: object, found: Any, kinds: Mapping[str, Kind], within: str = "") -> None:
@@ -140,26 +138,9 @@ class TrialEvaluation:
         """The error in % on the images of the claim; None where these are the whole test split."""
         return self.metrics["claimed_on"]["error"] if self.metrics.get("claimed_on") else None
 
-    def tested(self, metric: str) -> float:
-        """The figure in % on the whole test split."""
-        if metric == "top-5 error":
-            if self.metrics.get("top5_error") is None:
-                raise DamagedError(f"{self.folder / 'metrics.json'}: top5_error is missing; expected it: {AGAIN}")
-            return float(self.metrics["top5_error"])
-        return self.error if metric == "error" else self.accuracy
-
-    def compared(self, metric: str) -> float:
-        """The figure in % that is compared with the claim."""
-        if self.claimed_on is None:
-            return self.tested(metric)
-        return self.claimed_on if metric == "error" else 100 - self.claimed_on
-
     @property
     def at_chance(self) -> bool:
-        """Whether it is no better, by more than luck, than naming the commonest class for every test image.
-
-        A net whose loss never left ln C, the plateau of C classes, ends there.
-        """
+        """Whether it is no better, by more than luck, than naming the commonest class for every test image."""
         images = int(self.confusion.sum())
         guessing = 100 * (1 - int(self.confusion.sum(axis=1).max()) / images)
         return self.error >= guessing - claim_margin(guessing, images)
@@ -171,6 +152,13 @@ class Trial(TrialEvaluation):
 
     curve: list[Json]
     result: Json  # provenance and cost
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether its test error is that of guessing, or its training loss never left the plateau."""
+        loss = self.result.get("config", {}).get("recipe", {}).get("loss", "")
+        losses = [line.get("loss") for line in self.curve]
+        return super().at_chance or status.at_plateau(loss, losses, len(self.about.classes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,19 +287,25 @@ def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
         error=float(metrics["error"]),
         accuracy=float(metrics["accuracy"]),
         confusion=confusion,
-        per_class=_per_class(path, metrics["per_class"], len(about.classes)),
+        per_class=per_class(confusion),
         metrics=metrics,
     )
 
 
-def _per_class(path: Path, rows: Sequence[Any], classes: int) -> tuple[ClassFigures, ...]:
-    if len(rows) != classes:
-        raise DamagedError(f"{path}: per_class has {len(rows)} rows; expected one for each of {classes} classes")
-    for place, row in enumerate(rows):
-        check(path, row, PER_CLASS, f"per_class[{place}].")
-    shares = ("precision", "recall", "f1")
-    in_percent = ({key: row.get(key) and round(100 * row[key], 2) for key in shares} for row in rows)
-    return tuple(ClassFigures(**three, images=row["support"]) for three, row in zip(in_percent, rows, strict=True))
+def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
+    """Precision, recall and F1 of each class, as ``evaluate`` defines them."""
+    right, actual, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    columns = (_percent(right, predicted), _percent(right, actual), _percent(2 * right, actual + predicted))
+    return tuple(ClassFigures(*four) for four in zip(*columns, actual.tolist(), strict=True))
+
+
+def _percent(part: Array, whole: Array) -> list[float | None]:
+    return [round(100 * a / b, 2) if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
+
+
+def short(value: float | None) -> float | None:
+    """Four digits are all that a curve can show; JSON has no NaN, so the loss of a diverged trial is null."""
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
 def _confusion(path: Path, *, size: int, images: int) -> Array:

@@ -63,19 +63,6 @@ class Verdict(StrEnum):
     NO_CLAIM = "no claim"
 
 
-# For readers of a report; the rules themselves are the table above.
-MEANING = {
-    Verdict.REPRODUCED: "the worse end of our interval is no worse than the claim by more than the claim's margin",
-    Verdict.BETTER: "our whole interval is better than the claim by more than its margin",
-    Verdict.NOT_REPRODUCED: "our whole interval is worse than the claim by more than its margin",
-    Verdict.INCONCLUSIVE: f"neither can be said, or fewer than {MIN_SEEDS} seeds were run",
-    Verdict.UNDER_BUDGET: "not there, but trained for fewer epochs than the source (or, where its length is not "
-    "published, than our `paper` budget)",
-    Verdict.UNTESTED: "not run",
-    Verdict.NO_CLAIM: "no source has a figure of the same net on the same images, looked at in the same way",
-}
-
-
 class Interval(NamedTuple):
     """A two-sided 95 % confidence interval, in the unit of the values it was made from."""
 

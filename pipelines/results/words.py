@@ -13,11 +13,6 @@ from pipelines.results.verdicts import MIN_SPREAD
 
 NONE = "–"
 MARK = "†"  # of a figure that was measured, like its claim, on other images than the whole test set
-CERTAINTY = {
-    "read": "read in a public source",
-    "recalled": "recalled, not confirmed against the source",
-    "computed": "computed from the definition",
-}
 Figures = Mapping[str, Any]  # a row of the ledger, or its test set: per_seed, mean, ci95
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
+from pipelines.command import locks
 from pipelines.command.errors import UserError
 from pipelines.tracking import limits, records
 from pipelines.tracking.records import Record
@@ -24,7 +23,8 @@ EXPECTED = "expected http://HOST:PORT, https://HOST:PORT, or sqlite:/// and the 
 # Other schemes of MLflow, apart from its plugins'; "" is a plain path.
 SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 LONGEST_MESSAGE = 240  # characters of a message from a library or a server
-LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/*)?(?P<login>.*)@", re.DOTALL)  # in text that can't be parsed as an address
+FILES = ("sqlite:", "file:")  # schemes of addresses that hold no login
+LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/+)?(?P<login>.*)@", re.DOTALL)
 
 
 def _named() -> str:
@@ -76,36 +76,15 @@ def _of_a_plugin(scheme: str) -> bool:
 
 
 def safe(uri: str) -> str:
-    """The URI without user and password, to be printed. Never raises: text that is no URI loses all before an @."""
-    if uri.startswith("sqlite:"):
-        return uri
-    parts = _split(uri)
-    if parts is None:
-        return LOGIN.sub(r"\g<scheme>***@", uri, count=1)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
-
-
-def _split(uri: str) -> SplitResult | None:
-    """The parts of the URI; None when the secret ones can't be told from the others."""
-    try:
-        parts = urlsplit(uri)
-        _ = parts.port  # a password with a slash in it ends where the port should be
-    except ValueError:
-        return None
-    local = parts.scheme == "file" or ":" not in uri.partition("/")[0]
-    return parts if parts.hostname or local else None
+    """The URI without user, password and query, to be printed; all before an @ counts as a login."""
+    return uri if uri.startswith(FILES) else LOGIN.sub(r"\g<scheme>", uri, count=1).partition("?")[0]
 
 
 def _secrets(uri: str) -> set[str]:
     """The password in the URI, quoted and unquoted."""
-    if uri.startswith("sqlite:"):
-        return set()
-    parts, found = _split(uri), LOGIN.match(uri)
-    if parts is not None:
-        password = parts.password or ""
-    else:
-        login = found["login"] if found else ""
-        password = login.partition(":")[2] or login
+    found = None if uri.startswith(FILES) else LOGIN.match(uri)
+    login = found["login"] if found else ""
+    password = login.partition(":")[2] or login
     return {password, unquote(password)} - {""}
 
 
@@ -194,18 +173,13 @@ def pending(spool: Spool, uri: str) -> list[Record]:
 @contextmanager
 def alone(cursor: Cursor) -> Iterator[bool]:
     """Whether this process is the only one sending to that server; the kernel releases the lock when it dies."""
-    path = cursor.path.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.held(cursor.path.with_suffix(".lock"), "tracking", patience_s=0))
+            mine = True
+        except locks.HeldError:
+            mine = False
+        yield mine
 
 
 def clean(message: str, uri: str) -> str:

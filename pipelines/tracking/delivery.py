@@ -13,9 +13,8 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.cursors import Cursor, alone, arrived, is_remote, sqlite_file
@@ -23,6 +22,9 @@ from pipelines.tracking.probe import AwayError, Bounded, RefusedError, answers, 
 from pipelines.tracking.records import IDENTITY_TAG, Part, Point, Record
 from pipelines.tracking.spool import Spool
 from pipelines.training.store import DamagedError
+
+if TYPE_CHECKING:
+    from mlflow.entities import RunData  # metrics, params and tags of a run
 
 OURS = "convnet_benchmarks"  # the tag of an experiment of ours
 DESCRIPTION = (
@@ -167,14 +169,16 @@ class Sender:
             announce(record.identity, record.name)
 
     def _deliver(self, cursor: Cursor, record: Record) -> None:
+        from mlflow.entities import RunData
+
         entry = cursor.runs.get(record.identity)
         if entry is None:
             entry = cursor.runs[record.identity] = {"run_id": self._create(cursor, record), "sent": {}}
             self.served.add(entry["run_id"])
             cursor.save()
-            held = Held()
+            held = RunData()
         else:
-            held = Held.of(self.client.get_run(entry["run_id"]))
+            held = self.client.get_run(entry["run_id"]).data
         run_id, sent = entry["run_id"], entry["sent"]
         lacking = [part for part in record.parts if not arrived(part.name, part.mark, sent.get(part.name))]
         parts, files, damaged = _with_files(lacking)
@@ -191,7 +195,7 @@ class Sender:
         if damaged is not None:
             raise DamagedError(damaged)
 
-    def _lacks(self, run_id: str, held: Held, parts: list[Part], done: str | None) -> list[Point]:
+    def _lacks(self, run_id: str, held: RunData, parts: list[Part], done: str | None) -> list[Point]:
         """
         The points of the parts that the run lacks.
 
@@ -235,7 +239,7 @@ class Sender:
             context = InputTag("mlflow.data.context", "train")
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
-    def _log(self, run_id: str, parts: list[Part], points: list[Point], held: Held) -> None:
+    def _log(self, run_id: str, parts: list[Part], points: list[Point], held: RunData) -> None:
         """Send several parts in as few calls as MLflow allows; a param can't change, so the first value stays."""
         from mlflow.entities import Metric, Param, RunTag
 
@@ -256,7 +260,7 @@ class Sender:
         for start in range(0, len(rest), SEND_AT_ONCE):
             self.client.log_batch(run_id, rest[start : start + SEND_AT_ONCE])
 
-    def _log_files(self, run_id: str, files: Mapping[str, bytes], held: Held) -> None:
+    def _log_files(self, run_id: str, files: Mapping[str, bytes], held: RunData) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 path = Path(folder) / name
@@ -265,7 +269,7 @@ class Sender:
                 if path.suffix == ".png":
                     self._log_picture(run_id, path, held)
 
-    def _log_picture(self, run_id: str, path: Path, held: Held) -> None:
+    def _log_picture(self, run_id: str, path: Path, held: RunData) -> None:
         """
         Add a figure to the image grid, which shows the last one of each key.
 
@@ -298,20 +302,6 @@ def _with_files(lacking: Sequence[Part]) -> tuple[list[Part], dict[str, bytes], 
         except Exception as error:
             damaged = damaged or str(error)
     return parts, files, damaged
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """What a run has: the latest value of each metric, its params and its tags."""
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    params: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, run: Any) -> Held:
-        """Of a run of MLflow's."""
-        return cls(metrics=run.data.metrics, params=run.data.params, tags=run.data.tags)
 
 
 def same(one: float | None, other: float) -> bool:

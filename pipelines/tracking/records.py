@@ -16,7 +16,7 @@ from pipelines.results.figures import FIGURES
 from pipelines.results.ledger import claimed_error
 from pipelines.results.page.html import render
 from pipelines.results.reader import Json, Outcome, TrialEvaluation
-from pipelines.results.words import centre, commit, ends, mean_or_each, seeds
+from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, stuck
 from pipelines.tracking import limits, spool
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, digest, modified
 from pipelines.training.store import MissingError
@@ -170,9 +170,11 @@ def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluati
         facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
     facts |= {"protocol": evaluation.about.protocol, "budget": trial.budget, "trial": trial.key}
     title = f"{trial.benchmark}, seed {trial.seed}"
+    stuck_at_chance = reader.Trial(**vars(evaluation), curve=trial.curve, result=trial.result or {}).at_chance
     return Part(
         name="evaluation",
         mark=digest(FORMAT, _shown(trial), _claimed(benchmark)),
+        tags={"stuck_at_chance": "true"} if stuck_at_chance else {},
         points=_test_points(evaluation.metrics, modified(evaluation.folder / "metrics.json")),
         files=partial(_files, title, facts, benchmark, (trial,)),
     )
@@ -267,7 +269,8 @@ def _classes(outcome: Outcome) -> bytes:
 
 def _claimed(benchmark: SpooledBenchmark) -> float | None:
     """The error in % that the source reports, where the ledger has it."""
-    return claimed_error(benchmark.row) if benchmark.row else None
+    row = benchmark.row
+    return claimed_error(row["metric"], row["claim"]["value"]) if row else None
 
 
 def _benchmark_ledger(row: Json, time: float) -> Part:
@@ -284,6 +287,8 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
         "mlflow.note.content": note(row),
     }
     tags |= {key: text(row[key]) for key in ("label", "hardware", "git_commit") if row.get(key)}
+    if row["at_chance"]:
+        tags["stuck_at_chance"] = f"{stuck(row)}: {', '.join(map(str, row['at_chance']))}"
     if row["git_commit"]:
         tags["mlflow.source.git.commit"] = text(row["git_commit"])
     return Part(
@@ -296,8 +301,8 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
 
 
 def _claim(row: Json) -> str:
-    value, unit = row["claim"]["value"], row["claim"]["unit"] or "%"
-    return "none" if value is None else f"{value} {unit} {row['metric']}"
+    value = row["claim"]["value"]
+    return "none" if value is None else f"{value} % {row['metric']}"
 
 
 def _interval(prefix: str, figures: Json) -> dict[str, float | None]:

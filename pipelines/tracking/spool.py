@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
 from pipelines.command.progress import is_number
+from pipelines.config.claims import Claim
 from pipelines.results import reader
-from pipelines.results.ledger import ClaimRow, LedgerRow, TestSet
+from pipelines.results.evidence import COMMITTED
+from pipelines.results.ledger import LedgerRow, TestSet
 from pipelines.results.reader import (
     LATEST,
     LIST,
@@ -254,7 +256,7 @@ def _evaluation(folder: Path) -> TrialEvaluation:
 
 
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], Json]:
-    """The rows of the ledger by benchmark and budget; those outside the suite, which have none, are left out."""
+    """The rows of this checkout's trials by benchmark and budget; committed evidence was tracked where it was run."""
     found: dict[tuple[str, str], Json] = {}
     for place, listed in enumerate(store.read_list(path), 1):
         row = _try(problems, _row, f"{path} row {place}", listed)
@@ -265,14 +267,14 @@ def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], Json]:
 
 def _row(where: str, row: Json) -> Json | None:
     check(where, row, {"benchmark": TEXT})
-    if row.get("budget") is None:
+    if row.get("budget") is None or row.get("origin") == COMMITTED:
         return None
     check(where, row, ROW)
     check(where, row["claim"], {"value": NUMBER.optional}, "claim.")
     if row.get("test_set"):
         check(where, row["test_set"], OVER_SEEDS, "test_set.")
         row["test_set"] = _whole(TestSet, row["test_set"])
-    return _whole(LedgerRow, {**row, "claim": _whole(ClaimRow, row["claim"])})
+    return _whole(LedgerRow, {**row, "claim": _whole(Claim, row["claim"])})
 
 
 def _whole(kind: type, found: Json) -> Json:

@@ -21,7 +21,7 @@ from pytorch_lightning.plugins import CheckpointIO
 
 from pipelines.command.errors import PREEMPTED, UserError
 from pipelines.data.batches import Batches
-from pipelines.training import store, tensors
+from pipelines.training import status, store, tensors
 from pipelines.training.classifier import Classifier
 from pipelines.training.spec import Spec
 
@@ -173,6 +173,15 @@ class CheckpointCallback(pl.Callback):
             raise UserError(f"{self.spec.name}: the loss of epoch {epoch} is {loss}; try a lower lr")
         if self.worker.rank == 0:
             self._write_curve()
+            self._tell_plateau(ended)
+
+    def _tell_plateau(self, ended: int) -> None:
+        """A line in the log, once, about a net that is stuck at chance."""
+        classes = int(self.loader.labels.max()) + 1 if ended == 2 else 0
+        losses = [point["loss"] for point in self.curve]
+        if classes > 1 and status.at_plateau(self.spec.benchmark.recipe.loss, losses, classes):
+            line = f"stuck at chance: after 2 epochs its loss is {losses[-1]:.4f}, that of a guess ln {classes}"
+            print(f"{self.spec.name}: {line} = {math.log(classes):.4f}", flush=True)
 
     def _make_room(self) -> None:
         if self.asked is not None:

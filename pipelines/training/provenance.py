@@ -54,8 +54,8 @@ def versions() -> dict[str, str | None]:
 def git_state() -> dict[str, Any]:
     """The commit of the source tree and whether it was changed since; None outside Git.
 
-    Another active suite is no change, since it concerns no single benchmark; nor are the records of ``tune``, which
-    would make the next one dirty.
+    Another active suite is no change, since it concerns no single benchmark; nor is what stands below results/, the
+    records of ``tune`` and the evidence, which would make the next one dirty.
     """
 
     def git(*words: str) -> str | None:
@@ -73,5 +73,5 @@ def git_state() -> dict[str, Any]:
         return done.stdout.rstrip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{CHOICES}", f":!{SUITE}")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{CHOICES.parent}", f":!{SUITE}")
     return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.command.errors import UserError
 from pipelines.command.progress import duration, is_number
 from pipelines.training import store
+
+PLATEAU = 0.005  # of ln C, how near to it a loss of C classes counts as never having left it
 
 
 def read(path: Path, *, since: float) -> dict[str, Any] | None:
@@ -45,3 +48,12 @@ def line(name: str, state: Mapping[str, Any] | None) -> str:
     elif state.get("eta_s") is not None:
         parts.append(f"{duration(state['eta_s'])} left")
     return "  ".join(parts)
+
+
+def at_plateau(loss: str, losses: Sequence[float | None], classes: int) -> bool:
+    """Whether a net is stuck at chance: after two passes its cross-entropy is still that of a guess, ln C.
+
+    ``losses`` has one mean training loss a pass, so far. Other losses than ``cross_entropy`` have no such plateau.
+    """
+    last = losses[-1] if len(losses) >= 2 else None
+    return loss == "cross_entropy" and last is not None and abs(last / math.log(classes) - 1) < PLATEAU

@@ -1,4 +1,4 @@
-"""Two benchmarks as train and evaluate leave them, damaged or changed at random, and the report made of them."""
+"""Two benchmarks as train and evaluate leave them, and their evidence, damaged at random; and the report of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipelines import compare
 from pipelines.command.errors import UserError
 from pipelines.config.params import Params, load_params
-from pipelines.results import ledger
+from pipelines.results import evidence, ledger
 from pipelines.training import store
 from tests import report_inputs
 
@@ -39,13 +39,19 @@ def template() -> tuple[Path, Params]:
     home = Path(tempfile.mkdtemp(prefix="fuzz-evaluations-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     report_inputs.make(home, test_images=40, per_cell=1, names=NAMES, seeds=(0, 1, 2))
-    return home, load_params(home / "params.yaml")
+    params = load_params(home / "params.yaml")
+    found = ledger.gather(params, evaluations=home / "evaluations", runs=home / "runs")
+    (home / "evidence").mkdir()
+    for name, outcome in found.items():
+        body = evidence.of_outcome(outcome, "laptop", params.benchmarks[name].evaluation.claimed_on)
+        (home / f"evidence/{name}.json").write_text(evidence.text({"laptop": body}), encoding="utf-8")
+    return home, params
 
 
 def case(rng: random.Random, folder: Path) -> None:
     """Damage files, or what they hold; then make the report, which is whole or one line."""
     home, params = template()
-    for name in ("evaluations", "runs"):
+    for name in ("evaluations", "runs", "evidence"):
         shutil.copytree(home / name, folder / name)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
@@ -60,17 +66,16 @@ def case(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.05:
         rng.choice(KINDS)(report if rng.random() < 0.5 else made(report) / "index.html")
     found = ledger.gather(params, evaluations=folder / "evaluations", runs=folder / "runs")
-    compare.write(params, found, report)
+    compare.write(params, found, report, evidence.read(NAMES, folder / "evidence"))
     check(report)
 
 
 def check(report: Path) -> None:
-    """The report is one: JSON, Markdown and a page, in which nothing became markup or moves a cursor."""
+    """The report is one: JSON and a page, in which nothing became markup or moves a cursor."""
     json.loads((report / "ledger.json").read_text(encoding="utf-8"))
-    for name in ("ledger.md", "index.html"):
-        text = (report / name).read_text(encoding="utf-8")
-        assert all(line.isprintable() for line in text.split("\n")), name
-        assert "<script>alert" not in text, name
+    text = (report / "index.html").read_text(encoding="utf-8")
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "<script>alert" not in text
 
 
 def made(folder: Path) -> Path:

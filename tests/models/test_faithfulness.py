@@ -604,11 +604,10 @@ def test_what_a_verdict_must_not_be_read_without_stands_beside_it() -> None:
 
 
 def test_the_parameters_below_table_3_are_those_of_the_models() -> None:
+    text = (ROOT / "pipelines/results/page/macros.html").read_text(encoding="utf-8")
+    words = " ".join(text.split())
     for name in CELLS:
-        benchmark = PARAMS.benchmark(name)
-        plain, longer = table3.PARAMETERS[option(benchmark, "base")]
-        stated = longer if option(benchmark, "variant") in ("convpool", "allcnn") else plain
-        assert stated[0] == sum(weight.numel() for weight in build(benchmark).parameters())
+        assert f" {sum(weight.numel() for weight in build(PARAMS.benchmark(name)).parameters()):,} (" in words, name
 
 
 def test_the_rates_of_table_3_are_chosen_from_the_papers_four() -> None:
@@ -670,12 +669,9 @@ def test_the_suites_are_the_promised_ones() -> None:
 
 def test_the_page_has_a_benchmark_for_every_cell_of_table_3() -> None:
     cells = table3.cells(PARAMS.benchmarks, make_ledger(PARAMS, {}))
-    assert cells is not None
     found = {key: (row["benchmark"], row["claim"]["value"]) for key, row in cells.items()}
     claims = {name: PARAMS.benchmarks[name].claim.value for name in CELLS}
     assert found == {(row.options["base"], row.options["variant"]): (n, claims[n]) for n, row in CELLS.items()}
-    # and what the page prints where a cell has no benchmark
-    assert {key: table3.PUBLISHED[key[0]][key[1]] for key in found} == {key: claim for key, (_, claim) in found.items()}
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,10 @@ import sqlalchemy
 
 from pipelines import dashboard
 from pipelines.command.errors import UserError
+from pipelines.config.claims import Claim
 from pipelines.evaluate import per_class
 from pipelines.results.figures import FIGURES, confusion_figure, drawable, percentage
-from pipelines.results.ledger import ClaimRow, LedgerRow
+from pipelines.results.ledger import LedgerRow
 from pipelines.results.reader import Outcome
 from pipelines.tracking import cursors, database, delivery, helper, limits, probe, records
 from pipelines.tracking import spool as spools
@@ -178,7 +179,7 @@ class Project:
                 "benchmark": name,
                 "dataset": dataset,
                 "metric": "error",
-                "claim": {"value": error, "unit": "%", "source": "a paper, Table 1", "protocol": "one crop"},
+                "claim": {"value": error, "source": "a paper, Table 1", "protocol": "one crop"},
                 "deviations": ["a softmax head in place of the RBF output"],
                 "budget": "laptop",
                 "per_seed": dict(zip(map(str, keys), errors, strict=True)),
@@ -385,7 +386,6 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (f"{SEED_0}/metrics.json", lambda path: change(path, error="1"), "error is '1'; expected per cent"),
     (f"{SEED_0}/metrics.json", lambda path: change(path, error=99.0), "expected files of one evaluation"),
     (f"{SEED_0}/metrics.json", lambda path: change(path, claimed_on=[1]), "claimed_on is [1]; expected an object"),
-    (f"{SEED_0}/metrics.json", lambda path: change(path, per_class=[]), "per_class has 0 rows; expected one for each"),
     (f"{SEED_0}/confusion.csv", replaced_by_a_folder, "is no regular file"),
     (f"{SEED_0}/confusion.csv", replaced_by_a_pipe, "is no regular file"),
     ("evaluations/a-mnist/classes.json", lambda path: change(path, classes=None), "classes is null; expected a list"),
@@ -447,23 +447,45 @@ def evaluation_files(record: records.Record) -> dict[str, bytes]:
 
 
 def test_figures_of_the_classes_are_those_of_evaluate(tmp_path: Path) -> None:
-    """None is reckoned here: not where evaluate says that there is none, and not from the matrix."""
+    """Class 0 is never predicted, class 1 has no image."""
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
-    metrics = [tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/metrics.json" for seed in (0, 1)]
-    rows = [json.loads(path.read_text())["per_class"] for path in metrics]
-    rows[0][0].update(precision=0.25, recall=0.5, f1=1 / 3)
-    rows[1][0].update(precision=0.75, recall=0.7, f1=None)
-    for path, mine in zip(metrics, rows, strict=True):
-        change(path, per_class=mine)
+    for seed in (0, 1):
+        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/confusion.csv"
+        counts = np.loadtxt(path, delimiter=",", dtype=np.int64)
+        counts[0] = [0, 30, 970, *([0] * 7)]
+        counts[1], counts[:, 0] = 0, 0
+        counts[3, 3] += 10_000 - counts.sum()
+        np.savetxt(path, counts, fmt="%d", delimiter=",")
+        error = 100 - float(np.trace(counts)) / 100
+        change(path.with_name("metrics.json"), error=error, accuracy=100 - error, per_class=per_class(counts, DIGITS))
     benchmark, trial, _ = records.gather(project.spool)[0]
-    n = rows[0][0]["support"]
-    head, first, second, *_ = evaluation_files(benchmark)[records.CLASSES].decode().splitlines()
+    head, *lines = evaluation_files(benchmark)[records.CLASSES].decode().splitlines()
     assert head == "class,seed,precision %,recall %,F1 %,images"
-    assert (first, second) == (f"0,0,25.0,50.0,33.33,{n}", f"0,1,75.0,70.0,,{n}")
-    assert evaluation_files(trial)[records.CLASSES].decode().splitlines()[1] == first
-    (net,) = explored(benchmark)["benchmarks"]
-    assert [net["per_class"][seed][0] for seed in "01"] == [[25.0, 50.0, 33.33, n], [75.0, 70.0, None, n]]
+    for line in lines:
+        name, of, *figures, images = line.split(",")
+        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{of}/metrics.json"
+        found = json.loads(path.read_text())["per_class"][int(name)]
+        expected = [found[key] for key in ("precision", "recall", "f1")]
+        assert [float(one) if one else None for one in figures] == [
+            one if one is None else pytest.approx(100 * one, abs=0.01) for one in expected
+        ]
+        assert int(images) == found["support"]
+    assert lines[0].startswith("0,0,,0.0,") and lines[2].startswith("1,0,0.0,,")
+    assert evaluation_files(trial)[records.CLASSES].decode().splitlines()[1] == lines[0]
+
+
+def test_a_trial_that_is_stuck_at_chance_has_a_tag(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    path = tmp_path / "evaluations/lenet5-mnist/trials/seed-1/confusion.csv"
+    counts = np.zeros((10, 10), dtype=np.int64)
+    counts[:, 3] = 1000  # each image is called a 3
+    np.savetxt(path, counts, fmt="%d", delimiter=",")
+    change(path.with_name("metrics.json"), error=90.0, accuracy=10.0)
+    _, *trials = records.gather(project.spool)[0]
+    tags = [{k: v for part in trial.parts for k, v in part.tags.items() if "stuck" in k} for trial in trials]
+    assert tags == [{}, {"stuck_at_chance": "true"}]
 
 
 def explored(record: records.Record) -> Any:
@@ -535,7 +557,7 @@ MARKED = {
     **dict.fromkeys(LedgerRow.__annotations__),
     "benchmark": "ordinary-cifar10",
     "metric": "accuracy",
-    "claim": {**dict.fromkeys(ClaimRow.__annotations__), "value": 37.0, "unit": "%"},
+    "claim": {**dict.fromkeys(Claim.__annotations__), "value": 37.0},
     "verdict": "reproduced",
     "budget": "laptop",
     "n": 5,
@@ -565,8 +587,10 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     note = records.note(plain)
     assert "claim |" not in note and "on the whole test set" not in note
     assert note.startswith("**reproduced (a variant)**\n")
-    assert note.endswith("2 of 5 seeds end no better on the test set than guessing.")
+    assert note.endswith("2 of 5 seeds are stuck at chance: no better than guessing.")
     assert records._row_facts(plain)["verdict"] == "reproduced (a variant)"
+    assert records._benchmark_ledger(plain, NOW).tags["stuck_at_chance"] == "2 of 5 seeds: 0, 3"
+    assert "stuck_at_chance" not in records._benchmark_ledger(MARKED, NOW).tags
 
 
 def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures() -> None:
@@ -637,9 +661,9 @@ NO_ADDRESS = {  # as it is set: as it is shown
     "http://[::1:5000": None,
     "http://host:50OO": None,
     "http://host:99999": None,
-    "http://me:s3cret@[::1:5000": "http://***@[::1:5000",
-    "http://me:s3cret/s3cret#s3cret@host:5000": "http://***@host:5000",
-    "http://me:s3cret@": "http://***@",
+    "http://me:s3cret@[::1:5000": "http://[::1:5000",
+    "http://me:s3cret/s3cret#s3cret@host:5000": "http://host:5000",
+    "http://me:s3cret@": "http://",
     "http://": None,
     "http:/host:5000": None,
     "http://a host:5000": None,
@@ -648,7 +672,7 @@ NO_ADDRESS = {  # as it is set: as it is shown
     "ftp://me:s3cret@x": "ftp://x",
     "localhost:5000": None,
     "127.0.0.1:5000": None,
-    "me:s3cret@host:5000": "me:***@host:5000",
+    "me:s3cret@host:5000": "host:5000",
     "sqlite://mlflow.db": None,
     "sqlite:///": None,
     "sqlite:///:memory:": None,

@@ -17,9 +17,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of its own that holds params.yaml, code, and results, all committed."""
     projects.copy_params(tmp_path)
     (tmp_path / "model.py").write_text("LAYERS = 5\n")
-    (tmp_path / "results/choices").mkdir(parents=True)
-    for name in ("laptop", "choices/linear-mnist"):
-        (tmp_path / f"results/{name}.json").write_text("[]\n")
+    for name in ("evidence", "choices"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / f"results/{name}/linear-mnist.json").write_text("[]\n")
     who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
     for words in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "Begin")):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
@@ -38,13 +38,12 @@ def test_another_active_suite_is_no_change(tree: Path) -> None:
     assert provenance.git_state()["git_dirty"] is False
 
 
-def test_a_choice_that_was_recorded_is_no_change(tree: Path) -> None:
-    (tree / "results/choices/linear-mnist.json").write_text("{}\n")
+@pytest.mark.parametrize("name", ["choices", "evidence"])
+def test_what_was_measured_is_no_change(tree: Path, name: str) -> None:
+    (tree / f"results/{name}/linear-mnist.json").write_text("{}\n")
     assert provenance.git_state()["git_dirty"] is False
     suite.switch("mnist", tree / "params.yaml")
     assert provenance.git_state()["git_dirty"] is False
-    (tree / "results/laptop.json").write_text("{}\n")
-    assert provenance.git_state()["git_dirty"] is True
 
 
 def test_anything_else_is_one(tree: Path) -> None:

@@ -221,6 +221,7 @@
 
   // An image counts once for each seed that put it into the cell.
   function note(pane, shown, count) {
+    if (!pane.benchmark.examples) return "No test images are kept with committed evidence.";
     if (!shown.length) return count ? "None of these test images was kept." : `No test image is in this cell with ${from(pane)}.`;
     const all = shown.reduce((total, { answers }) => total + answers.length, 0) === count;
     const many = all ? (shown.length === 1 ? "The test image" : `The ${shown.length} test images`) : `${shown.length} of the test images`;
@@ -313,7 +314,9 @@
   }
 
   function matrices(place) {
-    const first = byError(data.benchmarks[0].dataset);
+    const all = byError(data.benchmarks[0].dataset);
+    const own = all.filter((b) => b.examples); // with the test images behind the cells
+    const first = own.length ? own : all;
     const last = datasets().length > 1 && first.length === 1 ? byError(datasets()[1]).at(-1) : first.at(-1);
     const kept = data.benchmarks.some((b) => b.examples);
     const images = `Choose a cell, by mouse or with the arrow keys, to see test images behind it. Up to ${data.a_cell} of each seed and`
@@ -394,10 +397,10 @@
 
   // ---- learning curves ------------------------------------------------------------------------------------------------
 
-  const curves = { metric: "error", logY: true, logX: false };
+  const curves = { metric: "train_error", logY: true, logX: false };
   const frame = { width: 340, height: 220, left: 40, right: 14, top: 10, bottom: 36 };
   const DECADES = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6];
-  const METRICS = { error: ["training error", " %"], loss: ["training loss", ""] };
+  const METRICS = { train_error: ["training error", " %"], loss: ["training loss", ""] };
 
   function roundStep(rough) {
     const power = Math.pow(10, Math.floor(Math.log10(rough)));
@@ -427,7 +430,7 @@
   function scalesOf(benchmark) {
     const lines = Object.values(benchmark.curves);
     const values = finite(lines.flatMap((line) => line[curves.metric]));
-    if (curves.metric === "error") values.push(...finite([benchmark.claimed_error]), ...ends(benchmark).map(([, value]) => value));
+    if (curves.metric === "train_error") values.push(...finite([benchmark.claimed_error]), ...ends(benchmark).map(([, value]) => value));
     const epochs = lines.flatMap((line) => line.epoch);
     const positive = values.filter((v) => v > 0);
     const [low, high] = [Math.min(...positive), Math.max(...values)];
@@ -475,7 +478,7 @@
   }
 
   function targets(benchmark, { y }) {
-    if (curves.metric !== "error") return [];
+    if (curves.metric !== "train_error") return [];
     const { left, right, width } = frame;
     const marks = ends(benchmark).map(([kind, value, words]) => svg("circle",
       { class: kind, cx: width - right, cy: y.at(value), r: kind === "mean" ? 4.5 : 6.5 }, svg("title", {}, words)));
@@ -527,7 +530,7 @@
 
   function keys() {
     const found = [["key-seed", "a seed"]];
-    if (curves.metric !== "error") return found.map(key);
+    if (curves.metric !== "train_error") return found.map(key);
     if (data.benchmarks.some((b) => b.claimed_error !== null)) found.push(["key-line", "the claim"]);
     found.push(["key-mean", "our test error after training: the mean over seeds, or each of fewer than three"]);
     if (data.benchmarks.some((b) => b.compared_errors)) found.push(["key-tested", "our test error where the claim is on other images"]);
@@ -543,7 +546,7 @@
       el("p", {}, "Each thin line is one seed, measured on the training batches (with augmentation and dropout, where the recipe has them)."
         + " An epoch is one pass over the images that the recipe trains on. Move over a chart to read it."),
       el("div", { class: "controls" },
-        select("Show", [["error", "training error, %"], ["loss", "training loss"]], "error", change("metric")),
+        select("Show", [["train_error", "training error, %"], ["loss", "training loss"]], "train_error", change("metric")),
         check("logarithmic", curves.logY, change("logY")), check("logarithmic epochs", curves.logX, change("logX")), legend),
       charts,
     );
@@ -560,23 +563,25 @@
   ];
 
   function drawFigures() {
-    const [place, links] = ["figures", "figure-links"].map((id) => document.getElementById(id));
-    if (!data.benchmarks.length) return place.append(el("p", { class: "muted" }, "No benchmark was run yet."));
-    for (const [id, title, draw] of FIGURES) {
+    const find = (...ids) => ids.map((id) => document.getElementById(id)).find((found) => found);
+    if (!data.benchmarks.length) return;
+    FIGURES.forEach(([id, title, draw], place) => {
       const section = el("section", { id }, el("h2", {}, title));
-      place.append(section);
-      links?.append(el("a", { href: `#${id}` }, title));
+      const first = place === 0; // the report opens with it
+      (first ? find("opening", "figures") : find("figures")).append(section);
+      (first ? find("opening-link") : find("figure-links"))?.append(el("a", { href: `#${id}` }, title));
       draw(section);
-    }
+    });
   }
 
   function openTarget() {
     const target = location.hash && document.getElementById(location.hash.slice(1));
-    if (target instanceof HTMLDetailsElement) target.open = true;
+    for (let part = target; part; part = part.parentElement) if (part instanceof HTMLDetailsElement) part.open = true;
+    if (target) target.scrollIntoView();
   }
 
   function openForPrint() {
-    for (const details of document.querySelectorAll("details.row")) details.open = true;
+    for (const details of document.querySelectorAll("details.row, details.folded")) details.open = true;
   }
 
   function fail(reason) {

@@ -69,9 +69,9 @@ def row_axis(row: LedgerRow) -> Axis:
 
 def _figures(row: LedgerRow) -> list[float]:
     """All that the plot of a row shows."""
-    claimed, margin = row["claim"]["value"], row["margin"]
-    claims = [] if claimed is None or margin is None else [claimed - margin, claimed + margin]
-    tested = [row["test_set"]["mean"]] if row["test_set"] else []
+    value, margin = row["claim"]["value"], row["margin"]
+    claims = [] if margin is None else [value - margin, value + margin]
+    tested = row["test_set"]["per_seed"].values() if row["test_set"] else ()
     return [*claims, *row["per_seed"].values(), *(row["ci95"] or []), *tested]
 
 

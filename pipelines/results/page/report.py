@@ -7,85 +7,83 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from pipelines.command.progress import duration
-from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params
-from pipelines.results import explorer
-from pipelines.results.ledger import LedgerRow, claimed_error
+from pipelines.results import evidence, explorer
+from pipelines.results.evidence import Evidence
+from pipelines.results.explorer import Net
+from pipelines.results.ledger import LedgerRow, claimed_error, quoted
 from pipelines.results.page import images, plots, table3
 from pipelines.results.page.html import TEMPLATES, render
 from pipelines.results.reader import Outcome
 from pipelines.results.verdicts import Verdict
-from pipelines.results.words import NONE, commit
 
 FILTER_PIXELS = 44  # screen pixels a filter, about
 TEMPLATE_PIXELS = 96  # screen pixels a class template
-SIGNS = {
-    Verdict.REPRODUCED: "✓",
-    Verdict.BETTER: "▲",
-    Verdict.NOT_REPRODUCED: "✕",
-    Verdict.INCONCLUSIVE: "?",
-    Verdict.UNDER_BUDGET: "◔",
-    Verdict.UNTESTED: "–",
-    Verdict.NO_CLAIM: "·",
-}
+
+TEMPLATES.filters["settings"] = partial(json.dumps, indent=2, sort_keys=True)
+TEMPLATES.globals |= {"plots": plots, "duration": duration, "origins": evidence}
 
 
-def _speed(results: Sequence[Mapping[str, Any]]) -> str:
-    speeds = [float(r["images_per_s"]) for r in results if r.get("images_per_s") is not None]
-    return f"{sum(speeds) / len(speeds):,.0f} images/s a trial" if speeds else NONE
-
-
-def _device(result: Mapping[str, Any]) -> str:
-    return f"{result.get('device')}, {result.get('workers', 1)} worker(s)"
-
-
-TEMPLATES.filters |= {"commit": commit, "device": _device}
-TEMPLATES.globals |= {"plots": plots, "duration": duration, "signs": SIGNS, "speed": _speed}
-
-
-def build(params: Params, ledger: Sequence[LedgerRow], outcomes: Mapping[str, Outcome]) -> str:
-    """The page, for a ledger with a row a benchmark of ``params`` and the outcomes of those that were run."""
-    results = [trial.result for outcome in outcomes.values() for trial in outcome.trials]
-    claimed = {row["benchmark"]: claimed_error(row) for row in ledger}
+def build(
+    params: Params,
+    ledger: Sequence[LedgerRow],
+    outcomes: Mapping[str, Outcome],
+    committed: Mapping[str, Sequence[Evidence]] | None = None,
+) -> str:
+    """The page of a ledger, with the outcomes of this checkout and, where it has any, the committed evidence."""
+    by_name = {name: list(rows) for name, rows in groupby(ledger, key=itemgetter("benchmark"))}
+    untested = [rows[0] for rows in by_name.values() if not rows[0]["n"]]
+    own = [row for row in ledger if row["origin"] == evidence.HERE]
+    shown = quoted(ledger)
     return render(
         "report.html",
-        tally=_tally(ledger),
+        tally=_tally([rows[0] for rows in by_name.values()]),
         suite=params.suite.name,
-        results=results,
-        commits=[commit(result)[:12] for result in results],
-        run=len(outcomes),
+        own=own,
+        elsewhere=[row for row in shown if row["best"] and row["origin"] == evidence.COMMITTED],
+        all=by_name,
         grid=table3.grid(table3.cells(params.benchmarks, ledger)),
-        ledger=ledger,
-        axis=plots.ledger_axis(ledger),
-        marked=any(row["test_set"] for row in ledger),
+        shown=shown,
+        untested=untested,
+        axis=plots.ledger_axis([*shown, *untested]),
+        marked=any(row["test_set"] for row in shown),
         layers=list(_layers(outcomes)),
-        rows=[_details(row, params.benchmarks[row["benchmark"]], outcomes.get(row["benchmark"])) for row in ledger],
-        data=explorer.data(outcomes, claimed),
+        benchmarks=params.benchmarks,
+        data=_explored(params, outcomes, committed or {}),
     )
 
 
-def _tally(ledger: Sequence[LedgerRow]) -> list[tuple[int, str, int]]:
-    """For each verdict that occurs: the rows that have it, and how many of these have a label that qualifies it."""
-    by_verdict = {verdict: [row for row in ledger if row["verdict"] == verdict] for verdict in Verdict}
+def _explored(
+    params: Params, outcomes: Mapping[str, Outcome], committed: Mapping[str, Sequence[Evidence]]
+) -> dict[str, Any]:
+    """The explorer's data: this checkout's nets under their names, and the committed ones that have matrices."""
+    nets: dict[str, Net] = {}
+    for name, benchmark in params.benchmarks.items():
+        claimed = claimed_error(benchmark.claim.metric, benchmark.claim.value)
+        if name in outcomes:
+            nets[name] = Net.of(outcomes[name], claimed)
+        for body in committed.get(name, ()):
+            if all(seed.confusion for seed in body.seeds.values()) and not body.changed(benchmark):
+                about = {"dataset": benchmark.dataset, "protocol": body.protocol, "classes": body.classes or ()}
+                label = f"{name} ({'committed, ' if outcomes else ''}{body.budget} budget)"
+                nets[label] = Net(**about, seeds=body.seeds, claimed_error=claimed)  # type: ignore[arg-type]
+    return explorer.data(nets)
+
+
+def _tally(best: Sequence[LedgerRow]) -> list[tuple[int, str, int]]:
+    """For each verdict that occurs: its benchmarks, and how many of these have a label that qualifies it."""
+    by_verdict = {verdict: [row for row in best if row["verdict"] == verdict] for verdict in Verdict}
     return [
         (len(rows), verdict.value, sum(row["label"] is not None and row["n"] > 0 for row in rows))
         for verdict, rows in by_verdict.items()
         if rows
     ]
-
-
-def _details(row: LedgerRow, benchmark: Benchmark, outcome: Outcome | None) -> dict[str, Any]:
-    """What ``macros.html`` shows of one row when it is opened."""
-    return {
-        "row": row,
-        "benchmark": benchmark,
-        "outcome": outcome,
-        "results": [trial.result for trial in outcome.trials] if outcome else [],
-        "config": json.dumps(row["config"], indent=2, sort_keys=True),
-    }
 
 
 def _layers(outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,122 @@
+"""Commit evidence: write results/evidence/<benchmark>.json, and what is made of these files.
+
+    python -m pipelines.publish lenet5-mnist     # from its finished, evaluated trials, in a clean tree
+    python -m pipelines.publish                  # README.md's ledger and results/index.html alone
+
+The ledger of README.md stands between the comments ``<!-- ledger -->`` and ``<!-- end -->``; a test keeps it and the
+page equal to the evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.command import arguments
+from pipelines.command.errors import UserError, guard
+from pipelines.config import wording
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.params import Params, load_params
+from pipelines.config.suites import Suite
+from pipelines.results import evidence, reader
+from pipelines.results.evidence import EVIDENCE, Evidence
+from pipelines.results.ledger import LedgerRow, make_ledger
+from pipelines.results.page import report
+from pipelines.results.page.html import render
+from pipelines.results.reader import EVALUATIONS, RUNS
+from pipelines.training import provenance, store
+from pipelines.training.spec import usual_budget
+
+README, PAGE = Path("README.md"), Path("results/index.html")
+LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def record(params: Params, name: str, budget: str | None, project: Path) -> str:
+    """The evidence file of a benchmark with what ``project`` has evaluated; UserError for what is no evidence.
+
+    The seeds are those of the budget from its first on, as far as they are evaluated: none is picked.
+    """
+    benchmark = params.benchmark(name)
+    budget = budget or usual_budget(params, name)
+    if budget not in benchmark.budgets:
+        raise wording.unknown(f"--budget: {name}: budget", budget, benchmark.budgets)
+    found, path = _evaluated(benchmark, budget, project), EVIDENCE / f"{name}.json"
+    changed = [word for word in found.git_commit.split(", ") if word.endswith("-dirty") or word == "unknown"]
+    if changed:
+        raise UserError(f"{project / RUNS / name}: trained at {changed[0]}; expected a clean tree of a known commit")
+    committed = {body.budget: body for body in evidence.read([name]).get(name, ())}
+    before = committed.get(budget)
+    if before and not before.changed(benchmark) and len(found.seeds) < len(before.seeds):
+        fewer = f"{len(found.seeds)} evaluated seeds at the budget {budget}"
+        raise UserError(f"{name} has {fewer}; expected at least the {len(before.seeds)} of {path}")
+    return evidence.text({**committed, budget: found})
+
+
+def _evaluated(benchmark: Benchmark, budget: str, project: Path) -> Evidence:
+    trials = project / EVALUATIONS / benchmark.name / "trials"
+    plan = benchmark.budgets[budget]
+    seeds = tuple(itertools.takewhile(lambda seed: (trials / f"seed-{seed}").exists(), plan.seeds))
+    if not seeds:
+        again = f"dvc repro evaluate@{benchmark.name}"
+        raise UserError(f"{trials / f'seed-{plan.seeds[0]}'} is missing; expected an evaluated trial: run {again}")
+    plans = {**benchmark.budgets, budget: dataclasses.replace(plan, seeds=seeds)}
+    these = dataclasses.replace(benchmark, budgets=plans)
+    outcome = reader.load(these, budget=budget, evaluations=project / EVALUATIONS, runs=project / RUNS)
+    assert outcome is not None
+    return evidence.of_outcome(outcome, budget, benchmark.evaluation.claimed_on)
+
+
+def ledger(rows: Sequence[LedgerRow]) -> str:
+    """Every claim with evidence as a Markdown table; figures in per cent."""
+    shown = [row for row in rows if row["n"] and not row["changed"]]
+    paper = {row["benchmark"]: row for row in shown if row["budget"] == "paper"}
+    short = {row["benchmark"]: row for row in shown if row["budget"] != "paper"}
+    return render("readme.md", names=list(dict.fromkeys(row["benchmark"] for row in shown)), paper=paper, short=short)
+
+
+def rewritten(text: str, rows: Sequence[LedgerRow]) -> str:
+    """``text`` with the ledger of these rows; UserError where it has no place for one."""
+    match = LEDGER_BLOCK.search(text)
+    if match is None:
+        raise UserError(f"{README} has no place for the ledger; expected <!-- ledger --> and, below it, <!-- end -->")
+    return text[: match.end(1)] + ledger(rows) + text[match.start(2) :]
+
+
+def made(params: Params, root: Path = Path()) -> dict[Path, str]:
+    """README.md and the page of the committed evidence, as the files below ``root`` have it."""
+    committed = evidence.read(params.benchmarks, root / EVIDENCE)
+    params = dataclasses.replace(params, suite=Suite(name="committed", datasets=(), benchmarks={}))
+    rows = make_ledger(params, {}, committed)
+    text = (root / README).read_text(encoding="utf-8")
+    return {README: rewritten(text, rows), PAGE: report.build(params, rows, {}, committed)}
+
+
+def main() -> None:
+    """Record the evidence of the named benchmarks, all or none; then write what is made of it."""
+    args, params = _arguments(), load_params()
+    dirty = provenance.git_state()["git_dirty"]
+    if args.benchmarks and dirty is not False:
+        state = "has uncommitted changes" if dirty else "is not in Git"
+        raise UserError(f"this tree {state}; expected a clean one: evidence is of committed code")
+    files = {EVIDENCE / f"{name}.json": record(params, name, args.budget, args.project) for name in args.benchmarks}
+    for path, text in files.items():
+        store.write_bytes(path, text.encode())
+    for path, text in made(params).items():
+        store.write_bytes(path, text.encode(errors="backslashreplace"))
+    print("wrote", *(path.as_posix() for path in (*files, README, PAGE)))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = arguments.Parser(prog="python -m pipelines.publish", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("benchmarks", nargs="*", help="whose trials here become evidence; without any, none")
+    parser.add_argument("--budget", help="laptop or paper; by default the active suite's, and paper outside it")
+    parser.add_argument("--project", type=Path, default=Path(), help="a checkout whose runs/ and evaluations/ are read")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,198 @@
+"""Evidence: the figures of a benchmark's trials at one budget, of this checkout or committed from wherever they ran.
+
+``results/evidence/<benchmark>.json`` has one object a budget: the configuration that was trained, the protocol, the
+provenance, and for each seed its errors, learning curve and confusion matrix. Claims, deviations and remarks stand in
+models/*.yaml alone. ``pipelines.publish`` writes these files.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import ClaimedOn
+from pipelines.config.schema import parse, plain, require
+from pipelines.config.wording import show
+from pipelines.results import reader
+from pipelines.results.reader import LATEST, Outcome, Trial
+from pipelines.results.words import commit, each, versions
+from pipelines.training import store
+
+EVIDENCE = Path("results/evidence")
+HERE, COMMITTED = "this checkout", "committed"  # origins
+MOST_POINTS = 100  # of a learning curve
+TOP5 = "top-5 error"  # a metric of claims
+WIDEST = 30  # classes of a confusion matrix that fits a page and a file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A learning curve, one value an epoch, or fewer; null where a loss is no number."""
+
+    epoch: tuple[float, ...]
+    loss: tuple[float | None, ...]
+    train_error: tuple[float | None, ...]  # %
+
+    def __post_init__(self) -> None:
+        lengths = {len(values) for values in vars(self).values()}
+        require(len(lengths) == 1 and 0 not in lengths, "epoch, loss and train_error differ in length, or are empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """One evaluated trial."""
+
+    error: float  # % of the whole test split
+    claimed_error: float | None  # % of the images of the claim, where those are others
+    at_chance: bool
+    wall_s: float | None
+    curve: Curve | None
+    confusion: tuple[tuple[int, ...], ...] | None  # rows actual, columns predicted
+    top5_error: float | None = None  # % of the whole test split
+
+    def __post_init__(self) -> None:
+        for error in (self.error, self.claimed_error or 0.0, self.top5_error or 0.0):
+            require(0 <= error <= 100, f"error is {error}; expected per cent, 0 to 100")
+        if self.confusion is not None:
+            square = {len(row) for row in self.confusion} == {len(self.confusion)}
+            require(square and min(map(min, self.confusion)) >= 0, "confusion is no square of counts")
+            right, images = sum(row[i] for i, row in enumerate(self.confusion)), sum(map(sum, self.confusion))
+            agrees = images > 0 and abs(100 * (1 - right / images) - self.error) < 0.02
+            require(agrees, f"confusion has {right} of {images} right; expected an error of {self.error:.2f} %")
+
+    def figure(self, metric: str, *, tested: bool = False) -> float:
+        """The figure that is compared with the claim, or with ``tested`` that of the whole test split."""
+        if metric == TOP5:
+            require(self.top5_error is not None, "top5_error is missing; expected it: the claim is of it")
+            return float(self.top5_error or 0.0)
+        error = self.error if tested or self.claimed_error is None else self.claimed_error
+        return error if metric == "error" else 100 - error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the trials of one benchmark showed at one budget."""
+
+    origin: str
+    budget: str
+    protocol: str
+    claimed_on: ClaimedOn | None  # the images of the claim, where they are not the whole test split
+    classes: tuple[str, ...] | None
+    test_images: int
+    epochs: float  # of the shortest trial
+    parameters: int
+    wall_s: float  # over the seeds
+    images_per_s: float | None  # of a trial
+    device: str
+    hardware: str
+    versions: str
+    git_commit: str
+    dataset_digest: str | None
+    finished: float | None  # unix seconds
+    config: dict[str, Any]  # as it was trained
+    seeds: dict[str, Seed]
+
+    def __post_init__(self) -> None:
+        for name in ("test_images", "epochs", "parameters", "wall_s", "images_per_s", "finished"):
+            value = getattr(self, name) or 0
+            require(0 <= value < LATEST, f"{name} is {value}; expected a number from 0 to {LATEST:g}")
+        require(bool(self.seeds) and all(map(str.isdecimal, self.seeds)), "seeds holds none, or something else")
+        sizes = {len(seed.confusion) for seed in self.seeds.values() if seed.confusion}
+        require(sizes <= {len(self.classes or ())}, "a confusion matrix has not the size of classes")
+
+    def changed(self, benchmark: Benchmark) -> str | None:
+        """Where the benchmark is no longer what was trained and tested, in words; None where it still is."""
+        if self.budget not in benchmark.budgets:
+            return f"its budget {self.budget} is gone"
+        keys, on = ("config", "protocol", "claimed_on"), benchmark.evaluation
+        was = (self.config, self.protocol, self.claimed_on)
+        now = (benchmark.resolved(self.budget, self.device), on.protocol, on.claimed_on)
+        differs = reader.difference(*(plain(dict(zip(keys, values, strict=True))) for values in (was, now)))
+        return differs and f"{differs[0][1:]} was {show(differs[1])}, now {show(differs[2])}"
+
+
+KEYS = tuple(Curve.__annotations__)
+
+
+def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
+    """The evidence of trials that this checkout has evaluated; ``on`` are the images of the claim."""
+    results = [trial.result for trial in outcome.trials]
+    speeds = [float(result["images_per_s"]) for result in results if result.get("images_per_s") is not None]
+    return Evidence(
+        origin=HERE,
+        budget=budget,
+        protocol=outcome.protocol,
+        claimed_on=on,
+        classes=tuple(outcome.classes),
+        test_images=outcome.test,
+        epochs=min(float(result["epochs"]) for result in results),
+        parameters=int(results[0]["parameters"]),
+        wall_s=round(sum(float(result["wall_s"]) for result in results), 2),
+        images_per_s=round(statistics.fmean(speeds), 1) if speeds else None,
+        device=each(result.get("device", "unknown") for result in results),
+        hardware=each(result["hardware"] for result in results),
+        versions=versions(results),
+        git_commit=each(map(commit, results)),
+        dataset_digest=each(result.get("dataset_digest", "unknown") for result in results),
+        finished=max(result["finished"] for result in results),
+        config=results[0]["config"],
+        seeds=seeds_of(outcome),
+    )
+
+
+def seeds_of(outcome: Outcome) -> dict[str, Seed]:
+    """The trials of an outcome, by seed."""
+    return {str(trial.seed): _seed(trial) for trial in outcome.trials}
+
+
+def _seed(trial: Trial) -> Seed:
+    """A trial with its curve thinned out; the matrix of many classes would take more than all else."""
+    at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
+    lines = [{key: reader.short(trial.curve[i].get(key)) for key in KEYS} for i in at]
+    return Seed(
+        error=round(trial.error, 6),
+        claimed_error=None if trial.claimed_on is None else round(trial.claimed_on, 6),
+        at_chance=trial.at_chance,
+        wall_s=round(float(trial.result.get("wall_s") or 0.0), 2),
+        curve=Curve(**{key: tuple(line[key] for line in lines) for key in KEYS}) if lines else None,  # type: ignore[arg-type]
+        confusion=tuple(map(tuple, trial.confusion.tolist())) if len(trial.confusion) <= WIDEST else None,
+        top5_error=reader.short(trial.metrics.get("top5_error")),
+    )
+
+
+def read(names: Iterable[str], folder: Path = EVIDENCE) -> dict[str, list[Evidence]]:
+    """The committed evidence of these benchmarks, one a budget, where there is any; UserError names a bad file."""
+    paths = {name: folder / f"{name}.json" for name in names}
+    return {
+        name: [
+            parse(Evidence, body, f"{path}: {budget}", origin=COMMITTED, budget=budget)
+            for budget, body in store.read_json(path).items()
+        ]
+        for name, path in paths.items()
+        if path.exists()
+    }
+
+
+def text(bodies: Mapping[str, Evidence]) -> str:
+    """The file of one benchmark, for the evidence of each budget: an object a key a line, a list on one line."""
+    found = {budget: plain(body) for budget, body in sorted(bodies.items())}
+    for body in found.values():
+        del body["origin"], body["budget"]
+        for seed in body["seeds"].values():
+            if seed["top5_error"] is None:
+                del seed["top5_error"]
+    return _laid_out(found) + "\n"
+
+
+def _laid_out(value: Any, indent: str = " ") -> str:
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    lines = (f"{indent}{json.dumps(key)}: {_laid_out(one, f'{indent} ')}" for key, one in value.items())
+    return "{\n" + ",\n".join(lines) + f"\n{indent[1:]}}}"
