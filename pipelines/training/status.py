@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.command.errors import UserError
 from pipelines.command.progress import duration, is_number
 from pipelines.training import store
+
+if TYPE_CHECKING:
+    from pipelines.training.spec import Spec
 
 
 def read(path: Path, *, since: float) -> dict[str, Any] | None:
@@ -45,3 +48,12 @@ def line(name: str, state: Mapping[str, Any] | None) -> str:
     elif state.get("eta_s") is not None:
         parts.append(f"{duration(state['eta_s'])} left")
     return "  ".join(parts)
+
+
+def board(trials: Sequence[Spec], *, since: float) -> list[str]:
+    """A line for each running trial, and the number of others: a suite has more trials than a terminal has rows."""
+    states = {trial.name: read(trial.files.progress, since=since) for trial in trials}
+    running = [line(name, state) for name, state in states.items() if state and state["state"] == "running"]
+    ended = sum(1 for state in states.values() if state and state["state"] != "running")
+    waiting = len(states) - ended - len(running)
+    return [*running, f"{ended} of {len(states)} trials done, {waiting} waiting"]

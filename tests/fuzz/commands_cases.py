@@ -29,7 +29,7 @@ WORDS = (
     *("auto", "local", "localhost", "127.0.0.1", "[::1]", "[::1", "::1", "[]", "256.256.256.256", "head..x", "xn--a"),
     *("ray://", "http://", "https://", "file://", "sqlite:///", "ftp://", "://", ":", ":6379", ":0", ":65536", ":x"),
     *("@", "user:secret@", "?q", "#f", "lenet5-mnist", "mnist", "linear-mnist", "mlp1000-mnist", "paper", "laptop"),
-    *("--help", "--seed", "--budget", "--device", "--threads", "--rates"),
+    *("--help", "--seeds", "--side-by-side", "--budget", "--device", "--threads", "--rates"),
     *("--epochs", "--port", "--", "-x", "--=", "@a"),
     *("cpu", "cuda", *ABSOLUTE, "file", "folder", "link", "loop", "fifo"),
 )
