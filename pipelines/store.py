@@ -30,15 +30,15 @@ from pipelines.config.params import Params, load_params
 from pipelines.data import datasets, parcels
 from pipelines.data import portable as portable_data
 from pipelines.data.datasets import ARRAYS, DATA, META
-from pipelines.data.parcels import Member, Writer
+from pipelines.data.parcels import Carried, Writer
 from pipelines.training import portable, provenance, store
 from pipelines.training.portable import JSON_FILES, TENSOR_FILES, Plans
 
-ABOUT = "parcel.json"  # a parcel's first file
-FORMAT = 1  # of parcels
-MOST_ABOUT = 2**20  # bytes
-EXPECTED = re.compile(
-    rf"{re.escape(ABOUT)}|[0-9a-f]{{16}}/({'|'.join(map(re.escape, (*JSON_FILES, *TENSOR_FILES)))})"
+FIRST = "parcel.json"  # a parcel's first file
+PARCEL_FORMAT = 1  # of parcels
+MOST_FIRST = 2**20  # bytes
+NAMES = re.compile(
+    rf"{re.escape(FIRST)}|[0-9a-f]{{16}}/({'|'.join(map(re.escape, (*JSON_FILES, *TENSOR_FILES)))})"
     rf"|datasets/[a-z0-9-]+/({re.escape(META)}|({'|'.join(map(re.escape, ARRAYS))}){re.escape(portable_data.PACKED)})"
 )
 LOCKS = Path("data")  # where `fetch` keeps those of the data sets
@@ -73,8 +73,8 @@ def export(params: Params, args: argparse.Namespace) -> None:
             raise wording.unknown("--datasets: data set", name, params.datasets)
     opened = [datasets.open_dataset(DATA, name) for name in dict.fromkeys(args.datasets)]
     with parcels.writing(args.output, most) as writer:
-        about = {"format": FORMAT, "versions": provenance.versions(), **provenance.git_state()}
-        writer.add_bytes(ABOUT, json.dumps(about).encode())
+        about = {"format": PARCEL_FORMAT, "versions": provenance.versions(), **provenance.git_state()}
+        writer.add_bytes(FIRST, json.dumps(about).encode())
         for dataset in opened:  # before the trials on them
             with tempfile.TemporaryDirectory(dir=writer.folder) as scratch, _counting(dataset.name) as advance:
                 portable_data.pack(dataset, writer, Path(scratch), advance)
@@ -116,7 +116,7 @@ def bring_in(params: Params, args: argparse.Namespace) -> None:
 def _import(params: Params, root: Path, label: Path, pieces: list[Path]) -> int:
     """Take in one parcel; how much of it was refused."""
     plans, refused = Plans(params, DATA, root), 0
-    with portable.receiving(root) as incoming, contextlib.closing(parcels.members(label, pieces, EXPECTED)) as members:
+    with portable.receiving(root) as incoming, contextlib.closing(parcels.members(label, pieces, NAMES)) as members:
         _check_about(label, next(members, None))
         for home, files in itertools.groupby(members, lambda member: member.name.rpartition("/")[0]):
             try:
@@ -132,23 +132,23 @@ def _import(params: Params, root: Path, label: Path, pieces: list[Path]) -> int:
     return refused
 
 
-def _check_about(label: Path, member: Member | None) -> None:
+def _check_about(label: Path, member: Carried | None) -> None:
     """ParcelError unless this first file of a parcel is that of one that can be read here."""
-    if member is None or member.name != ABOUT:
-        raise parcels.ParcelError(f"{label} does not begin with {ABOUT}; expected what `export` wrote")
+    if member is None or member.name != FIRST:
+        raise parcels.ParcelError(f"{label} does not begin with {FIRST}; expected what `export` wrote")
     try:
-        about = json.loads(member.whole(MOST_ABOUT))
+        about = json.loads(member.whole(MOST_FIRST))
     except (ValueError, RecursionError):
-        raise parcels.ParcelError(f"{label}: {ABOUT} is damaged; expected what `export` wrote") from None
+        raise parcels.ParcelError(f"{label}: {FIRST} is damaged; expected what `export` wrote") from None
     found = about.get("format") if isinstance(about, dict) else None
-    if found != FORMAT:
-        line = f"{label} is of format {wording.show(found)}; expected {FORMAT}: use the same version of this project"
-        raise parcels.ParcelError(line)
+    if found != PARCEL_FORMAT:
+        of = f"{label} is of format {wording.show(found)}; expected {PARCEL_FORMAT}"
+        raise parcels.ParcelError(f"{of}: use the same version of this project")
     if notice := portable.versions_line(about.get("versions")):
         say(f"{label}: {notice}")
 
 
-def _take_trial(plans: Plans, folder: Path, files: Iterator[Member]) -> str:
+def _take_trial(plans: Plans, folder: Path, files: Iterator[Carried]) -> str:
     folder.mkdir()
     try:
         for member in files:
@@ -158,7 +158,7 @@ def _take_trial(plans: Plans, folder: Path, files: Iterator[Member]) -> str:
         store.remove(folder)
 
 
-def _take_dataset(params: Params, name: str, files: Iterator[Member]) -> str:
+def _take_dataset(params: Params, name: str, files: Iterator[Carried]) -> str:
     """Put a data set in its place; one with another digest that is there stays, and UserError says so."""
     if name not in params.datasets:
         raise wording.unknown("data set", name, params.datasets)

@@ -21,9 +21,9 @@ from pipelines.command.errors import UserError, brief
 from pipelines.command.files import expect_file
 from pipelines.command.folders import require_folder
 
-AT_ONCE = 2**20  # bytes
-NUMBER = re.compile(r"\.\d{3,}")  # at the end of a piece's name
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+READ_BYTES = 2**20  # bytes
+PIECE_NUMBER = re.compile(r"\.\d{3,}")  # at the end of a piece's name
+SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 LEAST_PIECE = 10**6  # bytes
 
 
@@ -61,7 +61,7 @@ class Writer:
         head.size = size
         self._write(head.tobuf(tarfile.GNU_FORMAT))
         left = size
-        while left and (part := file.read(min(left, AT_ONCE))):
+        while left and (part := file.read(min(left, READ_BYTES))):
             self._write(part)
             left -= len(part)
         if left:
@@ -122,7 +122,7 @@ def writing(path: Path, most: int | None = None) -> Iterator[Writer]:
 def piece_bytes(text: str) -> int:
     """Bytes of a size such as 60M; UserError for another text."""
     found = re.fullmatch(r"(\d{1,15})([KMG]?)B?", text.strip(), re.IGNORECASE | re.ASCII)
-    size = int(found[1]) * UNITS[found[2].upper()] if found else 0
+    size = int(found[1]) * SIZE_UNITS[found[2].upper()] if found else 0
     if size < LEAST_PIECE:
         raise UserError(f"--piece-size is {brief(text)}; expected bytes, at least 1M, such as 60M")
     return size
@@ -132,7 +132,7 @@ def gather(named: Sequence[Path]) -> dict[Path, list[Path]]:
     """The files of each parcel that is named, by itself or by any of its pieces; UserError where one is missing."""
     found: dict[Path, list[Path]] = {}
     for path in named:
-        whole = path.with_suffix("") if NUMBER.fullmatch(path.suffix) else path
+        whole = path.with_suffix("") if PIECE_NUMBER.fullmatch(path.suffix) else path
         expect_file(path)
         if path.exists() and whole == path:
             found[path] = [path]
@@ -146,7 +146,7 @@ def _pieces(whole: Path) -> list[Path]:
     """A parcel's pieces in their order, or the parcel in one file."""
     one = [whole] if whole.is_file() else []
     beside = whole.parent.iterdir() if whole.parent.is_dir() else ()
-    pieces = [path for path in beside if path.stem == whole.name and NUMBER.fullmatch(path.suffix)]
+    pieces = [path for path in beside if path.stem == whole.name and PIECE_NUMBER.fullmatch(path.suffix)]
     return one + sorted(pieces, key=_number)
 
 
@@ -165,7 +165,7 @@ def _check_numbers(whole: Path, pieces: Sequence[Path]) -> None:
 
 
 @dataclass
-class Member:
+class Carried:
     """A file in a parcel, to be read once, before the next one."""
 
     name: str
@@ -173,7 +173,7 @@ class Member:
     stream: _Joined
     left: int
 
-    def read(self, most: int = AT_ONCE) -> bytes:
+    def read(self, most: int = READ_BYTES) -> bytes:
         """The next bytes, none at its end."""
         data = self.stream.exactly(min(most, self.left))
         self.left -= len(data)
@@ -194,7 +194,7 @@ class Member:
             os.fsync(file.fileno())
 
 
-def members(label: Path, pieces: Sequence[Path], expected: re.Pattern[str]) -> Generator[Member, None, None]:
+def members(label: Path, pieces: Sequence[Path], expected: re.Pattern[str]) -> Generator[Carried, None, None]:
     """Each file of a parcel in turn; ParcelError for anything else than files under ``expected`` names, each once."""
     stream, seen = _Joined(label, pieces), set[str]()
     try:
@@ -207,14 +207,14 @@ def members(label: Path, pieces: Sequence[Path], expected: re.Pattern[str]) -> G
             while member.read():
                 pass
             stream.exactly(-member.size % tarfile.BLOCKSIZE)
-        while rest := stream.read(AT_ONCE):
+        while rest := stream.read(READ_BYTES):
             if any(rest):
                 raise ParcelError(f"{label} is damaged: something follows its end")
     finally:
         stream.close()
 
 
-def _member(stream: _Joined, block: bytes, expected: re.Pattern[str]) -> Member:
+def _member(stream: _Joined, block: bytes, expected: re.Pattern[str]) -> Carried:
     try:
         head = tarfile.TarInfo.frombuf(block, "ascii", "strict")
     except (tarfile.HeaderError, ValueError):
@@ -224,7 +224,7 @@ def _member(stream: _Joined, block: bytes, expected: re.Pattern[str]) -> Member:
         kind = "a file" if regular else "a link" if head.issym() or head.islnk() else "something else than a file"
         line = f"{stream.label}: holds {brief(head.name)}, {kind}; expected files of trials and data sets alone"
         raise ParcelError(line)
-    return Member(head.name, head.size, stream, head.size)
+    return Carried(head.name, head.size, stream, head.size)
 
 
 class _Joined:
@@ -246,7 +246,7 @@ class _Joined:
         """The next ``size`` bytes, of which no more are asked for than fit into memory; ParcelError where they end."""
         parts, left = list[bytes](), size
         while left:
-            data = self.read(min(left, AT_ONCE))
+            data = self.read(min(left, READ_BYTES))
             if not data:
                 raise ParcelError(f"{self.label} is cut short; copy it again, or name all of its pieces")
             parts.append(data)

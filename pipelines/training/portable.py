@@ -20,7 +20,7 @@ from pipelines.command.errors import UserError, brief
 from pipelines.config import wording
 from pipelines.config.params import Params
 from pipelines.data import datasets
-from pipelines.data.parcels import Member, Writer
+from pipelines.data.parcels import Carried, Writer
 from pipelines.training import fingerprint, provenance, status, store, tensors, trainer
 from pipelines.training.classifier import Classifier
 from pipelines.training.inputs import Inputs
@@ -137,7 +137,7 @@ def pack(trial: Found, spec: Spec, writer: Writer) -> bool:
     return True
 
 
-def unpack(member: Member, folder: Path) -> None:
+def unpack(member: Carried, folder: Path) -> None:
     """Write a file of a trial into ``folder``, of a size that its kind may have."""
     name = Path(member.name).name
     if name in JSON_FILES:
