@@ -23,7 +23,7 @@ from pipelines import store as command
 from pipelines.command import locks
 from pipelines.command.errors import UserError
 from pipelines.data import datasets, parcels
-from pipelines.training import checkpoint, portable, spec, store, trainer
+from pipelines.training import checkpoint, portable, provenance, spec, store, trainer
 from pipelines.training.store import TrialFiles
 from tests import processes
 from tests.checkout import Checkout
@@ -184,6 +184,16 @@ def test_what_is_exported_is_imported_and_goes_on(
     store_command(monkeypatch, "import", "trials.tar")
     told = capsys.readouterr().out
     assert [told.count(f"{one.name}: finished here before; it stays") for one in planned] == [1, 1]
+
+
+def test_a_result_names_every_machine_that_trained_it(
+    planned: list[spec.Spec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(provenance, "hardware", lambda device: "a GPU")
+        begin(planned[0])
+    result = store.read_json(trainer.run(planned[0]).result)
+    assert result["hardware"] == f"a GPU, then {provenance.hardware('cpu')}"
 
 
 def test_of_two_that_are_not_finished_the_further_one_stays(
