@@ -1,10 +1,12 @@
-"""One trial, start to checkpoint to weights: a benchmark trained once from one seed.
+"""Train trials here: a benchmark from one seed each, start to checkpoint to weights.
 
-    python -m pipelines.trial lenet5-mnist --seed 0
+    python -m pipelines.trial lenet5-mnist
+    python -m pipelines.trial strided-a-cifar10 allcnn-c-cifar10 --seeds 0 1 --side-by-side 4
 
-Needs torch, Lightning, NumPy and PyYAML alone, not Ray, MLflow or DVC, so it runs under any of them or under none. The
+Needs torch, Lightning, NumPy and PyYAML alone, not Ray, MLflow or DVC, so it runs under any of them or under none. A
 trial lives in the run store under its key: a finished one returns at once, a killed one resumes at its last checkpoint,
-and on a CPU it then ends at the very weights of an undisturbed run.
+and on a CPU it then ends at the very weights of an undisturbed run. Several trials share the device; one that fails
+ends no other, and the command then ends with status 1.
 
 SIGUSR1 and SIGTERM, by which a scheduler such as SLURM takes a machine away, save a checkpoint after the current
 minibatches and end the command: with status 75 (EX_TEMPFAIL, "run it again") for SIGUSR1, 130 for SIGTERM. The same
@@ -16,12 +18,10 @@ command resumes from there, so a batch script may put itself back in the queue:
 from __future__ import annotations
 
 import argparse
+import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.command import arguments, progress
 from pipelines.command.errors import UserError, guard
@@ -29,81 +29,131 @@ from pipelines.command.folders import require_folder
 from pipelines.config import wording
 from pipelines.config.params import load_params
 from pipelines.data.datasets import DATA
-from pipelines.training import checks, provenance, speed, status, store, trainer
+from pipelines.training import checks, fingerprint, provenance, side_by_side, speed, status, store, trainer
 from pipelines.training.checkpoint import PreemptedError, Worker
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec, plan, usual_budget
 
-STATUS_EVERY_S = 10.0  # where the output is no terminal
+FAILED = 1  # exit status where trials failed
 
 
 def main() -> None:
-    """Run one trial from the command line."""
+    """Train the trials that the command line names."""
     args = _arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this as Ctrl-C does
-    spec = _planned(args)
-    length = f"{round(spec.recipe_epochs(), 3):g} epochs"
-    print(f"{spec.name}: {spec.budget} budget, {length}, on {provenance.hardware(spec.device)}", flush=True)
+    planned = _planned(args)
+    for spec in planned:
+        length = f"{round(spec.recipe_epochs(), 3):g} epochs"
+        print(f"{spec.name}: {spec.budget} budget, {length}, on {provenance.hardware(spec.device)}", flush=True)
+    if len(planned) == 1:
+        _train_alone(*planned)
+    else:
+        _train_several(planned, args.side_by_side)
+
+
+def _train_alone(spec: Spec) -> None:
+    """In this process, which a scheduler's signals reach."""
     if not spec.files.finished:
         seconds = spec.images() / speed.measure(spec)
         print(f"{spec.name}: about {progress.duration(seconds)} from its start to its end", flush=True)
-    worker = Worker(preempted_by=(signal.SIGUSR1, signal.SIGTERM))
+    worker, board = Worker(preempted_by=(signal.SIGUSR1, signal.SIGTERM)), progress.Board()
     try:
-        files = trainer.run(spec, worker, watch=_printer(spec.name))
+        trainer.run(
+            spec,
+            worker,
+            watch=lambda state: board.show([status.line(spec.name, state)], final=state["state"] == "done"),
+        )
     except SystemExit:  # Lightning's own answer to Ctrl-C
         raise KeyboardInterrupt from None
     except PreemptedError as error:
         if error.number == signal.SIGTERM:
             raise KeyboardInterrupt from None
         raise
-    result = store.read_json(files.result)
+    print(_outcome(spec))
+
+
+def _train_several(planned: Sequence[Spec], at_once: int | None) -> None:
+    """As many side by side as the device holds; exits with ``FAILED`` where any failed."""
+    waiting = [spec for spec in planned if not spec.files.finished]
+    at_once = at_once or _capacity(planned)
+    print(
+        f"{len(planned)} trials, {len(planned) - len(waiting)} of them finished before; {at_once} at once", flush=True
+    )
+    failures = side_by_side.run(waiting, at_once) if waiting else []
+    for spec in planned:
+        if spec.files.finished:
+            print(_outcome(spec))
+    if failures:
+        raise SystemExit(FAILED)
+
+
+def _capacity(planned: Sequence[Spec]) -> int:
+    """Trials that fit on the device at once, by what their rows ask for of a GPU, or by their threads on a CPU."""
+    if planned[0].device == "cpu":
+        return max(1, len(os.sched_getaffinity(0)) // max(spec.threads or 1 for spec in planned))
+    asked = (spec.benchmark.resources for spec in planned)
+    return max(1, int(1 / max(each.gpus or each.gpus_if_any or 1.0 for each in asked)))
+
+
+def _outcome(spec: Spec) -> str:
+    result = store.read_json(spec.files.result)
     took = progress.duration(result["wall_s"])
-    print(f"{spec.name}: trained in {took}, final loss {result['final_loss']:.4f}, weights in {files.weights}")
+    return f"{spec.name}: trained in {took}, final loss {result['final_loss']:.4f}, weights in {spec.files.weights}"
 
 
 def _arguments() -> argparse.Namespace:
-    parser = arguments.Parser(prog="python -m pipelines.trial", description="Train one benchmark from one seed.")
-    parser.add_argument("benchmark", help="a benchmark of models/*.yaml, such as lenet5-mnist")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = arguments.Parser(
+        prog="python -m pipelines.trial",
+        description="Train benchmarks on this machine's GPU or CPU, without Ray. Finished trials of the run store are "
+        "not trained again; begun ones resume.",
+    )
+    parser.add_argument("benchmarks", nargs="+", help="benchmarks of models/*.yaml, such as lenet5-mnist")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of each benchmark; by default 0")
     parser.add_argument("--budget", help="laptop or paper; by default the active suite's, and paper outside it")
     parser.add_argument("--data", type=Path, default=DATA, help="where the datasets are")
     parser.add_argument("--store", type=Path, default=None, help="the run store; $RUN_STORE or store/")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    parser.add_argument("--threads", type=int, help="CPU threads of each trial; by default its row's resources.cpus")
+    parser.add_argument(
+        "--side-by-side",
+        type=int,
+        metavar="N",
+        help="trials at once; by default what the rows' resources allow",
+    )
     return parser.parse_args()
 
 
-def _planned(args: argparse.Namespace) -> Spec:
-    """The trial that the arguments describe, checked; UserError for the first thing that is wrong."""
-    params = load_params()
-    benchmark = params.benchmark(args.benchmark)
-    budget = args.budget or usual_budget(params, benchmark.name)
-    if budget not in benchmark.budgets:
-        raise wording.unknown(f"--budget: {benchmark.name}: budget", budget, benchmark.budgets)
-    if args.seed < 0:
-        raise UserError(f"--seed is {args.seed}; expected a whole number from 0")
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"--threads is {args.threads}; expected at least 1")
+def _planned(args: argparse.Namespace) -> list[Spec]:
+    """The trials that the arguments describe, each once, checked; UserError for the first thing that is wrong."""
+    params, sources = load_params(), fingerprint.read()
+    benchmarks = [params.benchmark(name) for name in dict.fromkeys(args.benchmarks)]
+    budgets = [args.budget or usual_budget(params, benchmark.name) for benchmark in benchmarks]
+    for benchmark, budget in zip(benchmarks, budgets, strict=True):
+        if budget not in benchmark.budgets:
+            raise wording.unknown(f"--budget: {benchmark.name}: budget", budget, benchmark.budgets)
+    _check_numbers(args)
     device = provenance.chosen_device(args.device)
     root = args.store or store.default()
     require_folder(root)
-    spec = plan(benchmark, budget, args.seed, data=args.data, root=root, device=device, threads=args.threads)
-    checks.check(Inputs.of(spec), budget)
-    return spec
+    planned: dict[str, Spec] = {}  # by key: two benchmarks may train the same weights
+    for benchmark, budget in zip(benchmarks, budgets, strict=True):
+        threads = args.threads or benchmark.resources.cpus
+        specs = [
+            plan(benchmark, budget, seed, data=args.data, root=root, sources=sources, device=device, threads=threads)
+            for seed in args.seeds
+        ]
+        checks.check(Inputs.of(specs[0]), budget)
+        planned |= {spec.key: spec for spec in specs}
+    return list(planned.values())
 
 
-def _printer(name: str) -> Callable[[Mapping[str, Any]], None]:
-    """One live line on a terminal; elsewhere a plain line every ten seconds."""
-    live, last = sys.stdout.isatty(), [0.0]
-
-    def show(state: Mapping[str, Any]) -> None:
-        if live:
-            print("\r\x1b[K" + status.line(name, state), end="\n" if state["state"] == "done" else "", flush=True)
-        elif state["state"] == "done" or time.monotonic() - last[0] > STATUS_EVERY_S:
-            last[0] = time.monotonic()
-            print(status.line(name, state), flush=True)
-
-    return show
+def _check_numbers(args: argparse.Namespace) -> None:
+    for seed in args.seeds:
+        if seed < 0:
+            raise UserError(f"--seeds has {seed}; expected whole numbers from 0")
+    for option, value in (("--threads", args.threads), ("--side-by-side", args.side_by_side)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} is {value}; expected at least 1")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_a_net_and_its_row_are_two_files(checkout: Checkout, mnist_slice: Path) 
     (checkout.folder / "datasets").symlink_to(mnist_slice)
     (checkout.folder / "models/toy.py").write_text(NET)
     (checkout.folder / "models/toy.yaml").write_text(filled())
-    said = checkout.run("python", "-m", "pipelines.trial", "toy-mnist", "--seed", "0", "--budget", "laptop")
+    said = checkout.run("python", "-m", "pipelines.trial", "toy-mnist", "--seeds", "0", "--budget", "laptop")
     (result,) = (json.loads(path.read_text()) for path in checkout.folder.glob("store/*/result.json"))
     assert result["config"]["model"] == {"family": "toy", "name": "toy", "options": {}}, said
     assert "laptop" in checkout.run("python", "-m", "pipelines.suite", "laptop")  # the suites need not name it

@@ -73,7 +73,7 @@ def test_a_dvc_that_ends_takes_its_stage_along_and_is_continued(tmp_path: Path, 
         result = json.loads((found.folder / f"runs/lenet5-mnist/seed-{seed}/result.json").read_text())
         assert result["resumed"] == 2
     # One of them undisturbed, elsewhere: the same weights.
-    words = ("--seed=0", "--store=elsewhere", "--threads=1", "--device=cpu")
+    words = ("--seeds=0", "--store=elsewhere", "--threads=1", "--device=cpu")
     found.run("python", "-m", "pipelines.trial", "lenet5-mnist", *words)
     (other,) = found.folder.glob("elsewhere/*/weights.pt")
     both = (found.folder / "runs/lenet5-mnist/seed-0/weights.pt", other)

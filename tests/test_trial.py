@@ -434,7 +434,7 @@ def test_an_optimiser_that_does_not_fit_the_model_is_one_line(
 def test_a_signal_ends_the_command_with_one_line(project: Path) -> None:
     planned({"budgets.laptop": {"epochs": 5000, "seeds": [0, 1]}})
     trials = spec.trials(load_params(), NAME, data=Path("datasets"), root=Path("store"))
-    command = [sys.executable, "-W", "ignore", "-m", "pipelines.trial", NAME, "--device=cpu", "--threads=1", "--seed"]
+    command = [sys.executable, "-W", "ignore", "-m", "pipelines.trial", NAME, "--device=cpu", "--threads=1", "--seeds"]
     started = [
         subprocess.Popen([*command, str(one.seed)], env=environment(), stderr=subprocess.PIPE, text=True)
         for one in trials

@@ -190,11 +190,15 @@ def _show(placed: Sequence[Spec], stop: threading.Event) -> None:
     from rich.text import Text
 
     began, console = time.time(), Console(highlight=False)
+
+    def board() -> Text:
+        return Text("\n".join(status.board(placed, since=began)), no_wrap=True, overflow="ellipsis")
+
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while not stop.wait(LIVE_EVERY_S):
-                live.update(Text(_board(placed, began), no_wrap=True, overflow="ellipsis"), refresh=True)
-            live.update(Text(_board(placed, began), no_wrap=True, overflow="ellipsis"), refresh=True)
+                live.update(board(), refresh=True)
+            live.update(board(), refresh=True)
         return
     shown: set[str] = set()
     ended = False
@@ -204,15 +208,6 @@ def _show(placed: Sequence[Spec], stop: threading.Event) -> None:
             if line not in shown and not line.endswith("waiting"):
                 shown.add(line)
                 say(line)
-
-
-def _board(placed: Sequence[Spec], began: float) -> str:
-    """A line for each running trial, and the number of others: a suite has more trials than a terminal has rows."""
-    states = {trial.name: status.read(trial.files.progress, since=began) for trial in placed}
-    running = [status.line(name, state) for name, state in states.items() if state and state["state"] == "running"]
-    ended = sum(1 for state in states.values() if state and state["state"] != "running")
-    waiting = len(states) - ended - len(running)
-    return "\n".join([*running, f"{ended} of {len(states)} trials done, {waiting} waiting"])
 
 
 def _lines(placed: Sequence[Spec], began: float) -> list[str]:

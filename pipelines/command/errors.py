@@ -92,7 +92,7 @@ def guard(main: Callable[[], None]) -> None:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread():
             raise SystemExit(UNREAD) from None
-        line = _line(error)
+        line = mendable(error)
         if line is None:
             raise
         fail(line, getattr(error, "status", USER_ERROR))
@@ -100,8 +100,8 @@ def guard(main: Callable[[], None]) -> None:
         _drop_unwritable()
 
 
-def _line(error: Exception) -> str | None:
-    """The line for the user; None for a bug of ours."""
+def mendable(error: Exception) -> str | None:
+    """The line for the user about what can be mended; None for a bug of ours."""
     if isinstance(error, UserError):
         return str(error)
     if not isinstance(error, OSError):

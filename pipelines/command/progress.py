@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeGuard
 
@@ -32,6 +34,40 @@ def duration(seconds: float) -> str:
 def say(line: str) -> None:
     """Print a line of the log at once; workers' messages may hold any characters."""
     print(printable(line), flush=True)
+
+
+class Board:
+    """A line for each thing in progress: rewritten in place on a terminal, elsewhere printed at times."""
+
+    def __init__(self) -> None:
+        self.live = sys.stdout.isatty()
+        self.drawn = 0  # lines on the terminal that the next ones replace
+        self.last: Sequence[str] = ()
+        self.printed = -math.inf
+
+    def show(self, lines: Sequence[str], *, final: bool = False) -> None:
+        """Replace the lines; the ``final`` ones stay."""
+        if self.live:
+            room = shutil.get_terminal_size().columns - 1
+            self._erase()
+            print("".join(f"{printable(line)[:room]}\n" for line in lines), end="", flush=True)
+            self.drawn = 0 if final else len(lines)
+        elif final or time.monotonic() - self.printed > LOG_EVERY_S:
+            self.printed = time.monotonic()
+            for line in lines:
+                if line not in self.last:
+                    say(line)
+            self.last = lines
+
+    def say(self, line: str) -> None:
+        """Print a line that stays, above those that are rewritten."""
+        self._erase()
+        say(line)
+
+    def _erase(self) -> None:
+        if self.drawn:
+            print(f"\x1b[{self.drawn}F\x1b[J", end="")
+            self.drawn = 0
 
 
 @contextmanager

@@ -36,6 +36,7 @@ Shape = tuple[int, int, int]  # channels, height, width
 SPLITS: tuple[Split, ...] = get_args(Split)
 DATA = Path("datasets")  # the <root> of the stages
 META = "meta.json"
+ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 PIXELS_AT_A_TIME = 4_000_000  # bounds the memory that counting grey levels takes (8 bytes a pixel)
 JOURNAL = "journal.npz"  # beside unfinished arrays
 
@@ -95,7 +96,11 @@ class Dataset:
 
 def open_dataset(root: Path, name: str) -> Dataset:
     """Read ``<root>/<name>/meta.json``; raises ``UserError`` where it is absent or damaged."""
-    path = root / name
+    return read_description(root / name, name)
+
+
+def read_description(path: Path, name: str) -> Dataset:
+    """As ``open_dataset``, of a data set called ``name`` in any folder."""
     expect_file(path / META)
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
@@ -247,6 +252,28 @@ def new_dataset(
 
 
 @contextmanager
+def receiving(root: Path, name: str) -> Iterator[Path]:
+    """Give a folder to copy a dataset's files into; they become ``<root>/<name>`` where they are whole.
+
+    Raises ``UserError`` where one is missing or differs from its digest, and as ``new_dataset``.
+    """
+    partial = root / f".{name}.partial"
+    prepare(root, name)
+    with writing(root):
+        _remove(partial)
+        partial.mkdir(parents=True)
+    try:
+        yield partial
+        dataset = read_description(partial, name)
+        dataset.verify()
+        for split in SPLITS:
+            dataset.split(split)
+        _put_in_place(partial, root / name)
+    finally:
+        _remove(partial)
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """UserError where the block cannot create ``path`` or something in it: no permission, a file in the way."""
     try:
@@ -371,7 +398,7 @@ def _check_place(final: Path) -> None:
         return
     if not final.is_dir():
         raise UserError(f"{final}: a file stands where a dataset belongs; move it away")
-    ours = {META, *_files("train"), *_files("test")}
+    ours = {META, *ARRAYS}
     foreign = sorted(path.name for path in final.iterdir() if path.name not in ours or path.is_dir())
     if foreign:
         raise UserError(f"{final}: holds {foreign[0]}, which is no part of a dataset and would be lost; move it away")

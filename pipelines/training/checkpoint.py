@@ -21,7 +21,7 @@ from pytorch_lightning.plugins import CheckpointIO
 
 from pipelines.command.errors import PREEMPTED, UserError
 from pipelines.data.batches import Batches
-from pipelines.training import status, store, tensors
+from pipelines.training import provenance, status, store, tensors
 from pipelines.training.classifier import Classifier
 from pipelines.training.spec import Spec
 
@@ -69,6 +69,7 @@ class CheckpointCallback(pl.Callback):
     def __init__(self, spec: Spec, loader: Batches, worker: Worker, watch: Watch, whole: int) -> None:
         self.spec, self.loader, self.worker, self.watch, self.whole = spec, loader, worker, watch, whole
         self.curve: list[dict[str, Any]] = []
+        self.trained_on = [provenance.hardware(spec.device)]  # in the order of their work
         self.trained_s = 0.0  # in earlier processes
         self.resumed = 0
         self.started = self.saved = self.reported = time.monotonic()
@@ -92,6 +93,7 @@ class CheckpointCallback(pl.Callback):
             "position": self.loader.state_dict(),
             "curve": self.curve,
             "trained_s": self.elapsed(),
+            "trained_on": self.trained_on,
             "resumed": self.resumed,
             "epoch_started_s": self.epoch_started_s,
         }
@@ -106,6 +108,7 @@ class CheckpointCallback(pl.Callback):
             raise UserError(f"a checkpoint of another trial (key {state['key']}); expected {self.spec.key}")
         self.loader.load_state_dict(state["position"])
         self.curve, self.trained_s = list(state["curve"]), state["trained_s"]
+        self.trained_on = list(dict.fromkeys([*state.get("trained_on", ()), *self.trained_on]))
         self.resumed = state["resumed"] + 1
         self.epoch_started_s = state["epoch_started_s"]
 

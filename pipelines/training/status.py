@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.command.errors import UserError
 from pipelines.command.progress import duration, is_number
 from pipelines.training import store
 
 PLATEAU = 0.005  # of ln C, how near to it a loss of C classes counts as never having left it
+
+if TYPE_CHECKING:
+    from pipelines.training.spec import Spec
 
 
 def read(path: Path, *, since: float) -> dict[str, Any] | None:
@@ -57,3 +60,12 @@ def at_plateau(loss: str, losses: Sequence[float | None], classes: int) -> bool:
     """
     last = losses[-1] if len(losses) >= 2 else None
     return loss == "cross_entropy" and last is not None and abs(last / math.log(classes) - 1) < PLATEAU
+
+
+def board(trials: Sequence[Spec], *, since: float) -> list[str]:
+    """A line for each running trial, and the number of others: a suite has more trials than a terminal has rows."""
+    states = {trial.name: read(trial.files.progress, since=since) for trial in trials}
+    running = [line(name, state) for name, state in states.items() if state and state["state"] == "running"]
+    ended = sum(1 for state in states.values() if state and state["state"] != "running")
+    waiting = len(states) - ended - len(running)
+    return [*running, f"{ended} of {len(states)} trials done, {waiting} waiting"]

@@ -76,7 +76,7 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     callback = CheckpointCallback(spec, loader, worker, watch, len(inputs.positions))
     checkpoints = Checkpoints()
     trainer = worker.prepare(build_trainer(spec, worker, callback, checkpoints))
-    resumed = checkpoint(spec, worker, module, callback, checkpoints)
+    resumed = checkpoint(spec, worker, module, checkpoints)
     trainer.fit(module, train_dataloaders=Chunks(loader), ckpt_path=resumed)
     if worker.rank == 0:
         _finish(spec, module, callback, identity)
@@ -121,9 +121,7 @@ def build_trainer(spec: Spec, worker: Worker, callback: CheckpointCallback, chec
     )
 
 
-def checkpoint(
-    spec: Spec, worker: Worker, module: Classifier, callback: CheckpointCallback, checkpoints: Checkpoints
-) -> Path | None:
+def checkpoint(spec: Spec, worker: Worker, module: Classifier, checkpoints: Checkpoints) -> Path | None:
     """The checkpoint to resume from, None without one; a damaged one, or another trial's, is reported and set aside.
 
     All workers come to the same answer, each from the file itself.
@@ -131,7 +129,7 @@ def checkpoint(
     path = spec.files.checkpoint
     try:
         held = checkpoints.read(path, f"a checkpoint of {spec.name}")
-        _check_checkpoint(held, path, spec, module, callback)
+        check_checkpoint(held, path, spec, module)
     except store.MissingError:
         return None
     except store.DamagedError as error:
@@ -143,12 +141,14 @@ def checkpoint(
     return path
 
 
-def _check_checkpoint(
-    held: dict[str, Any], path: Path, spec: Spec, module: Classifier, callback: CheckpointCallback
-) -> None:
-    """DamagedError for contents that Lightning would report in many lines, or not at all."""
+def check_checkpoint(held: dict[str, Any], path: Path, spec: Spec, module: Classifier) -> dict[str, Any]:
+    """The callback's state in a checkpoint of ``spec``.
+
+    DamagedError for contents that Lightning would report in many lines, or not at all.
+    """
     with tensors.laid_out(path):
-        key = held["callbacks"][callback.state_key]["key"]
+        state: dict[str, Any] = held["callbacks"][CheckpointCallback.__qualname__]
+        key = state["key"]
         shapes = [value.shape for value in held["state_dict"].values()]
         fits = _fits(held["optimizer_states"][0]["state"], module.configure_optimizers())
         names = list(held["state_dict"])
@@ -157,6 +157,7 @@ def _check_checkpoint(
         raise store.DamagedError(f"{path} belongs to another trial (key {key}); expected {spec.key}")
     if names != list(expected) or shapes != [value.shape for value in expected.values()] or not fits:
         raise store.DamagedError(f"{path} holds tensors of other shapes than {spec.benchmark.model.name} has")
+    return state
 
 
 def _fits(saved: Mapping[int, Mapping[str, Any]], optimiser: torch.optim.Optimizer) -> bool:
@@ -209,7 +210,7 @@ def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identi
         "device_s": wall * workers,
         "images_per_s": images / wall,
         "workers": workers,
-        "hardware": provenance.hardware(spec.device),
+        "hardware": ", then ".join(callback.trained_on),
         "device": spec.device,
         "threads": torch.get_num_threads(),
         "versions": provenance.versions(),

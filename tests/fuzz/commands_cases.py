@@ -29,12 +29,13 @@ WORDS = (
     *("auto", "local", "localhost", "127.0.0.1", "[::1]", "[::1", "::1", "[]", "256.256.256.256", "head..x", "xn--a"),
     *("ray://", "http://", "https://", "file://", "sqlite:///", "ftp://", "://", ":", ":6379", ":0", ":65536", ":x"),
     *("@", "user:secret@", "?q", "#f", "lenet5-mnist", "mnist", "linear-mnist", "mlp1000-mnist", "paper", "laptop"),
-    *("--help", "--seed", "--budget", "--device", "--threads", "--rates"),
+    *("--help", "--seeds", "--side-by-side", "--budget", "--device", "--threads", "--rates"),
+    *("export", "import", "-o", "--datasets", "--piece-size"),
     *("--epochs", "--port", "--", "-x", "--=", "@a"),
     *("cpu", "cuda", *ABSOLUTE, "file", "folder", "link", "loop", "fifo"),
 )
 # Those whose work is refused for want of data, which an empty folder does not have.
-COMMANDS = ("train", "evaluate", "tune", "suite", "fetch", "trial")
+COMMANDS = ("train", "evaluate", "tune", "suite", "fetch", "trial", "store")
 REFUSING = ("compare", "dashboard", "tracking")  # with a word that is none of theirs
 MODULES = {name: importlib.import_module(f"pipelines.{name}") for name in (*COMMANDS, *REFUSING[:-1])}
 MODULES["tracking"] = helper

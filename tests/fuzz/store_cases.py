@@ -27,7 +27,7 @@ from pipelines.config.params import load_params
 from pipelines.config.recipes import Optimiser, Recipe
 from pipelines.data import datasets
 from pipelines.training import checkpoint, spec, status, store, trainer
-from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Worker
+from pipelines.training.checkpoint import Checkpoints, Worker
 from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT
 
@@ -138,8 +138,7 @@ def go_on(planned: list[spec.Spec], folder: Path, intact: dict[Path, bool]) -> N
     loader, module = trainer.prepare(unfinished, inputs, Worker())  # fits again what is damaged
     mean = torch.from_numpy(inputs.dataset.split("train")[0].mean(0, dtype=np.float64)[None]).float()
     assert torch.equal(loader.preprocess.state_dict()["0.mean"], mean)
-    told = CheckpointCallback(unfinished, loader, Worker(), lambda told: None, 40)
-    found = trainer.checkpoint(unfinished, Worker(), module, told, Checkpoints())
+    found = trainer.checkpoint(unfinished, Worker(), module, Checkpoints())
     assert (found is not None) == intact[unfinished.files.checkpoint]
 
 

@@ -1,0 +1,97 @@
+"""A data set in a parcel: its description as it is, its arrays compressed without loss."""
+
+from __future__ import annotations
+
+import lzma
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.command.errors import UserError
+from pipelines.data import datasets
+from pipelines.data.datasets import ARRAYS, META, Dataset
+from pipelines.data.parcels import READ_BYTES, Carried, Writer
+
+MOST_META = 2**24  # bytes
+ARRAY_HEAD = 2**12  # bytes, of which NumPy takes 128
+MEMORY = 2**26  # bytes that unpacking may take
+WIDEST_DELTA = 256  # bytes, by xz
+PACKED = ".xz"
+Advance = Callable[[int], object]  # called with bytes done
+
+
+def pack(dataset: Dataset, writer: Writer, scratch: Path, advance: Advance) -> None:
+    """Add ``dataset`` to a parcel, its files checked; ``scratch`` takes one compressed array at a time."""
+    dataset.verify()
+    home = f"datasets/{dataset.name}"
+    writer.add(f"{home}/{META}", dataset.path / META)
+    for name in ARRAYS:
+        packed = scratch / f"{name}{PACKED}"
+        _compress(dataset.path / name, packed, dataset.shape[2] if "images" in name else 0, advance)
+        writer.add(f"{home}/{packed.name}", packed)
+        packed.unlink()
+
+
+def unpack(member: Carried, folder: Path, name: str, advance: Advance) -> None:
+    """Write a file of the data set ``name`` into ``folder``, where its description has come before the arrays."""
+    file = Path(member.name).name
+    if file == META:
+        (folder / META).write_bytes(member.whole(MOST_META))
+        _check_room(datasets.read_description(folder, name), folder)
+    else:
+        array = file.removesuffix(PACKED)
+        most = _bytes(datasets.read_description(folder, name), array)
+        _decompress(member, folder / array, most, advance)
+
+
+def _check_room(dataset: Dataset, folder: Path) -> None:
+    need, free = sum(_bytes(dataset, name) for name in ARRAYS), shutil.disk_usage(folder).free
+    if need > free:
+        line = f"{folder.parent} has {free // 10**6:,} MB free; expected {-(-need // 10**6):,} MB for {dataset.name}"
+        raise UserError(line)
+
+
+def _bytes(dataset: Dataset, array: str) -> int:
+    """The most that an array's file may take."""
+    count = dataset.train if array.startswith("train") else dataset.test
+    item = math.prod(dataset.shape) if "images" in array else np.dtype(np.int64).itemsize
+    return ARRAY_HEAD + count * item
+
+
+def _compress(source: Path, target: Path, width: int, advance: Advance) -> None:
+    """By xz, of images after the difference to the row above; repeats are rare in photographs, and not looked for long.
+
+    CIFAR-10's images keep 0.74 of their size, at 10 MB/s of a core. What xz does by default comes to 0.70 of similar
+    ones at 1.7 MB/s, gzip to 0.92 of these.
+    """
+    filters: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 2**16, "nice_len": 8}]
+    if 0 < width <= WIDEST_DELTA:
+        filters.insert(0, {"id": lzma.FILTER_DELTA, "dist": width})
+    with source.open("rb") as file, lzma.open(target, "wb", filters=filters) as packed:
+        while data := file.read(READ_BYTES):
+            packed.write(data)
+            advance(len(data))
+
+
+def _decompress(member: Carried, target: Path, most: int, advance: Advance) -> None:
+    unpacker, written = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY), 0
+    with target.open("wb") as file:
+        try:
+            while not unpacker.eof:
+                data = member.read() if unpacker.needs_input else b""
+                if unpacker.needs_input and not data:
+                    raise EOFError("it ends too soon")
+                out = unpacker.decompress(data, READ_BYTES)
+                written += len(out)
+                if written > most:
+                    raise EOFError(f"it is larger than the {most:,} bytes that {META} allows")
+                file.write(out)
+                advance(len(out))
+        except (lzma.LZMAError, EOFError) as error:
+            raise UserError(f"{member.stream.label}: {member.name} is damaged ({error})") from None
+    if member.left or unpacker.unused_data:
+        raise UserError(f"{member.stream.label}: {member.name} is damaged (something follows its end)")

@@ -1,0 +1,237 @@
+"""Trials in a parcel: out of a run store, and into another one once all in them is checked.
+
+A finished trial goes with its weights, curve and provenance, an unfinished one with its checkpoint. What decides
+whether one is taken in is planned anew here, from this checkout's rows, code and data: the parcel's word counts for
+nothing. Tensors are loaded as plain data, never unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.command import locks
+from pipelines.command.errors import UserError, brief
+from pipelines.config import wording
+from pipelines.config.params import Params
+from pipelines.data import datasets
+from pipelines.data.parcels import Carried, Writer
+from pipelines.training import fingerprint, provenance, status, store, tensors, trainer
+from pipelines.training.classifier import Classifier
+from pipelines.training.inputs import Inputs
+from pipelines.training.spec import Spec, plan
+from pipelines.training.store import TrialFiles
+
+KEY = re.compile("[0-9a-f]{16}")
+JSON_FILES = ("trial.json", "progress.json", "curve.jsonl", "result.json")
+TENSOR_FILES = ("weights.pt", "last.ckpt")
+MOST_JSON = 2**28  # bytes: the curve of a million epochs
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trial in a store: what its trial.json says, and its plan here where a row of this checkout has its key."""
+
+    files: TrialFiles
+    identity: Mapping[str, Any]
+    spec: Spec | None
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words."""
+        if self.files.result.exists():
+            return "finished"
+        told = status.read(self.files.progress, since=0)
+        if told is None or not self.files.checkpoint.exists():
+            return "begun"
+        return f"epoch {told['epoch']:.1f} of {told['epochs']:g}"
+
+    @property
+    def bytes(self) -> int:
+        """What it takes on disk."""
+        return sum(path.stat().st_size for path in self.files.folder.iterdir() if path.is_file())
+
+
+class Plans:
+    """The trials that this checkout's rows stand for."""
+
+    def __init__(self, params: Params, data: Path, root: Path) -> None:
+        self.params, self.data, self.root, self.sources = params, data, root, fingerprint.read()
+
+    def spec(self, identity: Mapping[str, Any]) -> Spec:
+        """The trial that a trial.json describes, planned here; UserError where no row of this checkout has its key."""
+        name, budget, seed = (identity.get(key) for key in ("benchmark", "budget", "seed"))
+        if not (isinstance(name, str) and isinstance(budget, str) and type(seed) is int and seed >= 0):
+            raise UserError("its trial.json names no benchmark, budget and seed")
+        benchmark = self.params.benchmark(name)
+        if budget not in benchmark.budgets:
+            raise wording.unknown("budget", budget, benchmark.budgets)
+        planned = plan(benchmark, budget, seed, data=self.data, root=self.root, sources=self.sources)
+        spec = next((one for one in planned.variants if one.key == identity.get("key")), None)
+        if spec is None:
+            raise UserError(f"no row of this checkout has its key: {_difference(identity, planned)}")
+        return spec
+
+    def found(self, names: Collection[str] = (), seeds: Collection[int] = ()) -> Iterator[Found]:
+        """The store's trials, of these benchmarks and seeds where any are named, in the order of a ledger."""
+        read = [trial for trial in map(self._read, self._folders()) if trial is not None]
+        known = {name: number for number, name in enumerate(self.params.benchmarks)}
+        for trial in sorted(read, key=lambda one: _place(known, one)):
+            name, seed = trial.identity.get("benchmark"), trial.identity.get("seed")
+            if (not names or name in names) and (not seeds or seed in seeds):
+                yield trial
+
+    def _folders(self) -> list[Path]:
+        there = self.root.iterdir() if self.root.is_dir() else ()
+        return [folder for folder in there if KEY.fullmatch(folder.name) and folder.is_dir()]
+
+    def _read(self, folder: Path) -> Found | None:
+        files = TrialFiles(folder)
+        try:
+            identity = store.read_json(files.trial)
+        except UserError:
+            return None
+        spec = None
+        with contextlib.suppress(UserError):
+            spec = self.spec(identity)
+        return Found(files, identity, spec)
+
+
+def _place(known: Mapping[str, int], one: Found) -> tuple[int, str, int, str]:
+    name, seed = str(one.identity.get("benchmark")), one.identity.get("seed")
+    return known.get(name, len(known)), name, seed if isinstance(seed, int) else -1, one.files.folder.name
+
+
+def _difference(identity: Mapping[str, Any], spec: Spec) -> str:
+    """What it was trained with that is different here."""
+    data, code = identity.get("dataset"), identity.get("sources")
+    dataset = datasets.open_dataset(spec.data, spec.benchmark.dataset)
+    if identity.get("config") not in [variant.config for variant in spec.variants]:
+        return f"its settings are not those of {spec.benchmark.where}"
+    if data != {"name": dataset.name, "digest": dataset.digest}:
+        return f"its data set is not the one in {dataset.path}"
+    if code != spec.code:
+        theirs = code if isinstance(code, dict) else {}
+        modules = [name for name in spec.code if theirs.get(name) != spec.code[name]]
+        return f"its code is not that of {modules[0] if modules else 'this checkout'} here"
+    return "it is misnamed"
+
+
+def pack(trial: Found, spec: Spec, writer: Writer) -> bool:
+    """Add a trial to a parcel; False where there is nothing to take along. Only under the trial's lock."""
+    files = trial.files
+    if files.finished:
+        added = [files.trial, *files.kept]
+    elif files.checkpoint.exists():
+        store.check_seal(files.checkpoint)
+        added = [files.trial, files.progress, files.checkpoint]
+    else:
+        return False
+    for path in added:
+        if path.exists():
+            writer.add(f"{spec.key}/{path.name}", path)
+    return True
+
+
+def unpack(member: Carried, folder: Path) -> None:
+    """Write a file of a trial into ``folder``, of a size that its kind may have."""
+    name = Path(member.name).name
+    if name in JSON_FILES:
+        (folder / name).write_bytes(member.whole(MOST_JSON))
+    else:
+        member.copy(folder / name)
+
+
+def take(folder: Path, plans: Plans) -> str:
+    """Move the trial in ``folder``, whose name is its key, into the store; what became of it, in words.
+
+    One that is finished here stays, and so does one that is as far or further. Raises UserError for one that is
+    refused: of no row here, damaged, not what its plan says, or being trained at this moment.
+    """
+    new = TrialFiles(folder)
+    identity = store.read_json(new.trial)
+    if identity.get("key") != folder.name:
+        raise UserError(f"its trial.json has the key {brief(str(identity.get('key')))}")
+    spec = plans.spec(identity)
+    with locks.held(spec.files.folder / "lock", spec.name, patience_s=0):
+        if spec.files.finished:
+            return f"{spec.name}: finished here before; it stays"
+        if new.result.exists():
+            _check_finished(new, spec)
+            return f"{spec.name}: finished; {_move(new, spec, new.kept)}"
+        theirs, ours = _position(new.checkpoint, spec), _our_position(spec)
+        if ours is not None and ours >= theirs:
+            return f"{spec.name}: as far here before, or further; it stays"
+        return f"{spec.name}: unfinished; {_move(new, spec, (new.progress, new.checkpoint))}"
+
+
+def _check_finished(new: TrialFiles, spec: Spec) -> None:
+    """DamagedError unless files and digests agree, and all that was planned is what was trained."""
+    result, inputs = new.read_result(spec.key), Inputs.of(spec)
+    planned = {
+        "benchmark": spec.benchmark.name,
+        "seed": spec.seed,
+        "budget": spec.budget,
+        "config": spec.config,
+        "sources": spec.code,
+        "dataset_digest": inputs.dataset.digest,
+    }
+    for key, value in planned.items():
+        if result.get(key) != value:
+            raise store.DamagedError(f"{new.result.name} has another {key} than its row")
+    store.read_lines(new.curve)
+    inputs.load(new.weights)
+
+
+def _our_position(spec: Spec) -> tuple[int, int] | None:
+    """How far this store's checkpoint is; None without a whole one."""
+    try:
+        return _position(spec.files.checkpoint, spec)
+    except store.DamagedError:
+        return None
+
+
+def _position(path: Path, spec: Spec) -> tuple[int, int]:
+    """Epochs and minibatches that a checkpoint has behind it; DamagedError unless the trial can go on from it."""
+    held = tensors.load_sealed(path, f"a checkpoint of {spec.name}")
+    module = Classifier(Inputs.of(spec).build(), spec.benchmark.recipe, steps=1)
+    position = trainer.check_checkpoint(held, path, spec, module)["position"]
+    return int(position["epoch"]), int(position["done"])
+
+
+def _move(new: TrialFiles, spec: Spec, paths: Sequence[Path]) -> str:
+    """Put files in the trial's folder, the one that counts last."""
+    home = spec.files.folder
+    for path in (new.trial, *paths):
+        if path.exists():
+            store.remove(home / path.name)
+            path.replace(home / path.name)
+    if paths[-1] == new.result:
+        spec.files.checkpoint.unlink(missing_ok=True)
+    return f"taken into {home}"
+
+
+def versions_line(theirs: Any) -> str | None:
+    """A line where a parcel comes from another torch than this one: what is unfinished then ends at other bits."""
+    torch = theirs.get("torch") if isinstance(theirs, dict) else None
+    here = provenance.versions()["torch"]
+    line = f"trained with torch {brief(str(torch))}, here is {here}; what is unfinished ends at other bits than alone"
+    return None if torch == here else line
+
+
+@contextlib.contextmanager
+def receiving(root: Path) -> Iterator[Path]:
+    """Give a folder in the store for what is not checked yet; it is gone in the end."""
+    incoming = root / ".importing"
+    with locks.held(root / ".importing.lock", "an import", patience_s=0):
+        store.remove(incoming)
+        incoming.mkdir()
+        try:
+            yield incoming
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
