@@ -752,7 +752,7 @@ LOADED = """
     from pipelines.training import spec, store
     from pipelines.training.inputs import Inputs
     one, *_ = spec.trials(load_params(), "linear-mnist", data=Path("datasets"), root=store.default())
-    assert not evaluate._trained(Inputs.of(one), one).training
+    assert not Inputs.of(one).load(evaluate._files(one).weights).training
     assert not {"pytorch_lightning", "pipelines.training.trainer", "pipelines.training.core"} & set(sys.modules)
 """
 
