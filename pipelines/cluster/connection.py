@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -44,6 +44,8 @@ class Node:
 
     cpus: int
     gpus: int = 0
+    id: str = field(default="", compare=False)
+    name: str = field(default="", compare=False)  # its host's, with the id's beginning where another has the same
 
     def holds(self, cpus: int, gpus: float) -> int:
         """How many workers of ``cpus`` and ``gpus`` fit on it side by side; a fraction is a fraction of one GPU."""
@@ -62,6 +64,12 @@ class Cluster:
 
     address: str | None  # None: started here, for this process alone
     nodes: tuple[Node, ...]
+    refused: tuple[str, ...] = ()  # ids of nodes that can't train
+
+    @property
+    def placing(self) -> dict[str, dict[str, str]]:
+        """The options of a Ray task, or of Ray Train's workers, that keep it from the refused nodes."""
+        return {"label_selector": {"ray.io/node-id": f"!in({','.join(self.refused)})"}} if self.refused else {}
 
     @property
     def cpus(self) -> int:
@@ -119,6 +127,23 @@ def _count(number: float, what: str) -> str:
     return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
+def living() -> tuple[Node, ...]:
+    """The nodes of the connected cluster as they are now."""
+    import ray
+
+    found = [node for node in ray.nodes() if node["Alive"]]
+    times = Counter(node["NodeManagerHostname"] for node in found)
+    return tuple(
+        Node(
+            cpus=int(node["Resources"].get("CPU", 0)),
+            gpus=int(node["Resources"].get("GPU", 0)),
+            id=node["NodeID"],
+            name=host if times[host := node["NodeManagerHostname"]] == 1 else f"{host} ({node['NodeID'][:6]})",
+        )
+        for node in found
+    )
+
+
 @contextmanager
 def connect() -> Iterator[Cluster]:
     """Join the cluster that ``RAY_ADDRESS`` names, or start one on this machine; leave or end it afterwards.
@@ -141,8 +166,16 @@ def connect() -> Iterator[Cluster]:
 
 
 def named_address() -> str | None:
-    """What ``RAY_ADDRESS`` names; None where Ray is to be started here. Raises UserError for what is no address."""
+    """What ``RAY_ADDRESS`` names; None where Ray is to be started here.
+
+    Raises UserError for what is no address, and for none in a job of SLURM's on several nodes: a Ray that is started
+    here would leave the others idle.
+    """
     named = os.environ.get("RAY_ADDRESS", "").strip()
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    if not named and nodes != "1":
+        job = f"this is SLURM job {os.environ.get('SLURM_JOB_ID')} on {nodes} nodes, and RAY_ADDRESS is not set"
+        raise UserError(f"{job}; expected the Ray of all of them (pipelines.submit slurm starts it), or local")
     if named in ("", "local"):
         return None
     if named != "auto":
@@ -156,9 +189,7 @@ def _watched(address: str | None) -> Iterator[Cluster]:
 
     watch = _Watch(address, _endpoints(address))
     try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        found = (Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in nodes)
-        yield Cluster(address=address, nodes=tuple(found))
+        yield Cluster(address=address, nodes=living())
     except UserError:
         raise
     except Exception:

@@ -58,7 +58,9 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={"spec": spec},
-        scaling_config=ScalingConfig(num_workers=asked.workers, use_gpu=bool(gpus), resources_per_worker=each),
+        scaling_config=ScalingConfig(
+            num_workers=asked.workers, use_gpu=bool(gpus), resources_per_worker=each, **ray_cluster.placing
+        ),
         run_config=RunConfig(
             # A finished run of the same name would return at once, and the store knows better.
             name=f"{spec.key}-{time.time_ns()}",

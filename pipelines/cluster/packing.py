@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.cluster import connection, distributed, estimate
+from pipelines.cluster import connection, distributed, estimate, nodes
 from pipelines.command import errors
 from pipelines.command.errors import FULL, PREEMPTED, UserError
 from pipelines.command.progress import say
@@ -23,7 +23,8 @@ from pipelines.training.spec import Spec
 
 LIVE_EVERY_S = 0.5
 LINES_EVERY_S = 15.0  # where the output is no terminal
-SAVING_S = 15.0  # for checkpoints, where this machine is taken away
+ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
+SAVING_S = 15.0  # for checkpoints then
 Failure = tuple[Spec, Exception]
 
 
@@ -31,7 +32,7 @@ def run(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
     """Train all, the longest first, so that none is left to run alone at the end.
 
     One that fails ends no other; raises an error for those that failed once all have ended. Where SIGUSR1 asks this
-    process to end, the trials on its machine save their checkpoints first.
+    process to end, all trials save their checkpoints first.
     """
     with _saving_when_preempted(placed):
         _run_all(placed, ray_cluster)
@@ -87,7 +88,8 @@ def _run_packed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> Itera
 
     def start(trial: Spec) -> Any:
         gpus = ray_cluster.gpus_for(trial.benchmark)
-        return remote.options(num_cpus=trial.benchmark.resources.cpus, num_gpus=gpus, name=trial.name).remote(trial)
+        asked = {"num_cpus": trial.benchmark.resources.cpus, "num_gpus": gpus, **ray_cluster.placing}
+        return remote.options(**asked, name=trial.name).remote(trial)
 
     tasks = {start(trial): trial for trial in order if trial.benchmark.resources.workers == 1}
     preemptions: Counter[str] = Counter()
@@ -134,17 +136,32 @@ def _train_one(trial: Spec) -> None:
 
 @contextmanager
 def _saving_when_preempted(placed: Sequence[Spec]) -> Iterator[None]:
-    """Where this machine is taken away, let the trials that train on it save their checkpoints first."""
+    """Where this machine is taken away, let the trials save their checkpoints first: the others end with the driver."""
     began = time.time()
     try:
         yield
     except KeyboardInterrupt:
         if errors.preempted():
             asked = time.time()
-            here = [trial for trial in placed if _asked_to_save(trial, began)]
-            while time.time() - asked < SAVING_S and not all(_saved(trial, asked) for trial in here):
+            saving = _asked_everywhere(placed, began)
+            while time.time() - asked < SAVING_S and not all(
+                _saved(trial, asked) for trial in placed if trial.key in saving
+            ):
                 time.sleep(0.1)
         raise
+
+
+def _asked_everywhere(placed: Sequence[Spec], began: float) -> set[str]:
+    """Ask on each node, this one first, for the trials there to save and end; the keys of those that were."""
+    here = _ask_to_save(placed, began)
+    others = [node for node in connection.living() if node.id != nodes.own()]
+    there = nodes.ask(_ask_to_save, placed, began, among=others, patience_s=ASKING_S)
+    return {*here, *(key for _, keys in there if not isinstance(keys, Exception) for key in keys)}
+
+
+def _ask_to_save(placed: Sequence[Spec], began: float) -> list[str]:
+    """Runs on each node."""
+    return [trial.key for trial in placed if _asked_to_save(trial, began)]
 
 
 def _asked_to_save(trial: Spec, began: float) -> bool:

@@ -100,7 +100,7 @@ def test_what_a_node_holds_is_let_through(found: Cluster, resources: dict[str, A
 def test_the_estimate_divides_by_what_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial takes as many seconds as its seed says."""
     monkeypatch.setattr(estimate, "trial_seconds", lambda one: float(one.seed))
-    monkeypatch.setattr(estimate, "_measure_unknown", lambda specs: None)
+    monkeypatch.setattr(estimate, "_measure_unknown", lambda specs, found: None)
 
     def seconds(found: Cluster, resources: dict[str, Any], durations: list[int]) -> float:
         common: dict[str, Any] = {"budget": "laptop", "data": Path(), "store": Path()}
