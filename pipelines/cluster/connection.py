@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 
 from pipelines.cluster import local
-from pipelines.command import ending
-from pipelines.command.errors import USER_ERROR, UserError
+from pipelines.command import ending, locks
+from pipelines.command.errors import PREEMPTED, USER_ERROR, UserError
 from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
@@ -35,6 +35,8 @@ LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gi
 LEAVE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 FOLLOW_EVERY_S = 0.5
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
+NODE_DIED = "node has died"  # in what Ray says of an actor
+NODES_LOST = 20  # under one trial, until that is suspected
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
 
 
@@ -45,7 +47,8 @@ class Node:
     cpus: int
     gpus: int = 0
     id: str = field(default="", compare=False)
-    name: str = field(default="", compare=False)  # its host's, with the id's beginning where another has the same
+    host: str = field(default="", compare=False)
+    name: str = field(default="", compare=False)  # the host, with the id's beginning where another node has the same
 
     def holds(self, cpus: int, gpus: float) -> int:
         """How many workers of ``cpus`` and ``gpus`` fit on it side by side; a fraction is a fraction of one GPU."""
@@ -138,7 +141,8 @@ def living() -> tuple[Node, ...]:
             cpus=int(node["Resources"].get("CPU", 0)),
             gpus=int(node["Resources"].get("GPU", 0)),
             id=node["NodeID"],
-            name=host if times[host := node["NodeManagerHostname"]] == 1 else f"{host} ({node['NodeID'][:6]})",
+            host=(host := node["NodeManagerHostname"]),
+            name=host if times[host] == 1 else f"{host} ({node['NodeID'][:6]})",
         )
         for node in found
     )
@@ -423,13 +427,40 @@ def _unreachable(address: str, reason: str) -> UserError:
     return UserError(f"RAY_ADDRESS is {_short(address)}, which can't be reached ({reason}); {expected}")
 
 
-def lost_worker(what: str, error: BaseException) -> UserError:
-    """The error for a trial, or a step before it, whose worker process died once too often."""
+class LostError(UserError):
+    """A node went away, with what it did: no fault of that."""
+
+
+class Losses:
+    """How often each trial lost its worker, and how often its node: a trial that ends both is given up."""
+
+    def __init__(self) -> None:
+        self._lost: Counter[tuple[str, bool]] = Counter()
+
+    def forgives(self, trial: str, error: Exception) -> bool:
+        """Whether ``error`` is such a loss, and not one too many: the trial is to go on elsewhere."""
+        gone = isinstance(error, (LostError, locks.HeldError)) or getattr(error, "status", None) == PREEMPTED
+        if not gone and not isinstance(error, LostWorkerError):
+            return False
+        self._lost[trial, gone] += 1
+        return self._lost[trial, gone] <= (NODES_LOST if gone else RETRIES)
+
+
+class LostWorkerError(UserError):
+    """A worker process ended in the middle of its work, which may be why."""
+
+
+def lost_worker(what: str, *errors: BaseException) -> UserError:
+    """The error for a trial, or a step before it, whose worker process or node is gone."""
     import ray
 
-    if isinstance(error, ray.exceptions.OutOfMemoryError):  # its own text is a page
+    gone = (ray.exceptions.NodeDiedError, ray.exceptions.ActorUnschedulableError, ray.exceptions.TaskUnschedulableError)
+    for error in errors:
+        if isinstance(error, gone) or NODE_DIED in str(error):
+            return LostError(f"{what}: its node is gone")
+    if isinstance(errors[0], ray.exceptions.OutOfMemoryError):  # its own text is a page
         reason = "out of memory: fewer trials run at once where each asks for more resources.cpus"
     else:
-        reason = _short(str(error)) or type(error).__name__
+        reason = _short(str(errors[0])) or type(errors[0]).__name__
     again = "run the same command again, it goes on at the last checkpoint"
-    return UserError(f"{what}: its worker was lost ({reason}); {again}")
+    return LostWorkerError(f"{what}: its worker was lost ({reason}); {again}")

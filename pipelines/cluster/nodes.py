@@ -34,7 +34,8 @@ def ask(
         try:
             answers.append((node, ray.get(task, timeout=max(0.0, deadline - time.monotonic()))))
         except ray.exceptions.RayError as error:
-            answers.append((node, error))
+            cause = getattr(error, "cause", None)
+            answers.append((node, cause if isinstance(cause, Exception) else error))
     return answers
 
 

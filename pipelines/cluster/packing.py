@@ -9,8 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipelines.command.progress import say
 from pipelines.training import status
 from pipelines.training.spec import Spec
 
+CUT_OFF_S = 20.0  # without progress from a node that Ray takes for dead
 LIVE_EVERY_S = 0.5
 LINES_EVERY_S = 15.0  # where the output is no terminal
 ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
@@ -58,7 +58,7 @@ def _summary(failed: Sequence[Failure]) -> Exception:
             return error
     names = ", ".join(trial.name for trial, _ in others)
     summary = UserError(f"{first} (and {len(others)} more failed: {names})" if others else str(first))
-    if all(_is_preemption(error) for _, error in failed):
+    if all(getattr(error, "status", None) == PREEMPTED for _, error in failed):
         summary.status = PREEMPTED
     return summary
 
@@ -80,34 +80,45 @@ def _run_distributed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> 
 def _run_packed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
     """Run the trials of one worker, as many side by side as the cluster holds; yields those that fail, as they do.
 
-    A trial whose machine is taken away goes on elsewhere, at its checkpoint.
+    A trial whose node or worker is lost goes on elsewhere, at its checkpoint.
     """
     import ray
 
-    remote = ray.remote(max_retries=connection.RETRIES)(_train_one)
+    remote = ray.remote(max_retries=0)(_train_one)
 
     def start(trial: Spec) -> Any:
         gpus = ray_cluster.gpus_for(trial.benchmark)
         asked = {"num_cpus": trial.benchmark.resources.cpus, "num_gpus": gpus, **ray_cluster.placing}
         return remote.options(**asked, name=trial.name).remote(trial)
 
-    tasks = {start(trial): trial for trial in order if trial.benchmark.resources.workers == 1}
-    preemptions: Counter[str] = Counter()
+    packed = [trial for trial in order if trial.benchmark.resources.workers == 1]
+    tasks = {start(trial): (trial, time.time()) for trial in packed}
+    losses = connection.Losses()
     while tasks:
-        done, _ = ray.wait(list(tasks), num_returns=1, timeout=1.0)
-        for task in done:
-            trial = tasks.pop(task)
-            error = _error_of(task, trial)
-            preemptions[trial.key] += _is_preemption(error)
-            if _is_preemption(error) and preemptions[trial.key] <= connection.RETRIES:
-                say(f"{error}; it is trained on elsewhere")
-                tasks[start(trial)] = trial
+        done, running = ray.wait(list(tasks), num_returns=1, timeout=1.0)
+        ended = [(task, _error_of(task, tasks[task][0])) for task in done]
+        if not done and ray_cluster.address is not None:
+            ended = list(_cut_off({task: tasks[task] for task in running}))
+        for task, error in ended:
+            trial, _ = tasks.pop(task)
+            if error is not None and losses.forgives(trial.key, error):
+                say(f"{error}; it goes on elsewhere")
+                tasks[start(trial)] = trial, time.time()
             elif error is not None:
                 yield trial, error
 
 
-def _is_preemption(error: Exception | None) -> bool:
-    return getattr(error, "status", None) == PREEMPTED
+def _cut_off(running: Mapping[Any, tuple[Spec, float]]) -> Iterator[tuple[Any, Exception | None]]:
+    """Tasks that Ray awaits, though their nodes are gone: finished in the store all the same, or lost.
+
+    Without a connection to a node, Ray takes its tasks for running long after it took the node for dead.
+    """
+    hosts = {node.host for node in connection.living()}
+    for task, (trial, began) in running.items():
+        state = status.read(trial.files.progress, since=began)
+        if state is not None and state.get("host") not in hosts and time.time() - state["time"] > CUT_OFF_S:
+            lost = connection.LostError(f"{trial.name}: its node {state['host']} is cut off")
+            yield task, None if trial.files.finished else lost
 
 
 def _error_of(task: Any, trial: Spec) -> Exception | None:

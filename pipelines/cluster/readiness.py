@@ -51,7 +51,8 @@ def awaited(found: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
             if time.monotonic() >= deadline:
                 raise UserError(f"{line}; none came in {duration(_patience())} ({WAIT})" if asked else line)
             if not asked:
-                say(f"{found}; waiting up to {duration(_patience())} for more: {line}")
+                what = line.partition("; expected")[0]
+                say(f"{found}; waiting up to {duration(_patience())} for nodes that hold {what}")
                 _request(found, benchmark)
                 asked = True
             time.sleep(LOOK_EVERY_S)
@@ -123,11 +124,11 @@ def admitted(found: Cluster, planned: Sequence[Spec]) -> Cluster:
     asked = [node for node in found.nodes if node.cpus]
     with _question(planned) as question:
         lacking = _faults(question, asked)
-    for node, fault in lacking:
-        say(f"node {node.name}: {fault}; trials go to the others")
     refused = {node.id for node, _ in lacking}
     if len(refused) == len(asked):
         raise UserError("no node can train: " + "; ".join(f"{node.name}: {fault}" for node, fault in lacking))
+    for node, fault in lacking:
+        say(f"node {node.name} takes no part: {fault}")
     others = tuple(node for node in found.nodes if node.id not in refused)
     return dataclasses.replace(found, nodes=others, refused=tuple(sorted(refused)))
 
@@ -178,7 +179,7 @@ def _in_words(answer: str | Exception) -> str:
     if "No module named" in str(answer):
         missing = str(answer).partition("No module named")[2].split()[0]
         return f"it has no module {missing}; expected the project at {fingerprint.ROOT}, and its libraries"
-    return f"it can't be asked: {reason(answer)}"
+    return f"it can't be asked: {type(answer).__name__}: {reason(answer)}"
 
 
 def _shows(path: Path) -> bool:
@@ -194,6 +195,9 @@ def _inspect(question: Question) -> str | None:
     for fault in (_code_fault(question), _store_fault(question), _library_fault(question), _space_fault()):
         if fault:
             return fault
+    project = all((question.data.parent / name).exists() for name in ("data.dvc", "params.yaml"))
+    if project and not all((question.data / name).exists() for name in question.digests):
+        return ABSENT
     try:
         for name, digest in question.digests.items():
             found = datasets.open_dataset(question.data, name)
@@ -201,8 +205,7 @@ def _inspect(question: Question) -> str | None:
                 return f"{found.path} is another than the driver's (digest {found.digest[:8]}); expected {digest[:8]}"
             found.split("train")
     except UserError as error:
-        here = all((question.data.parent / name).exists() for name in ("data.dvc", "params.yaml"))
-        return ABSENT if here and not question.data.exists() else str(error)
+        return str(error)
     question.answer(nodes.own()).touch()
     return None
 
@@ -232,7 +235,9 @@ def _library_fault(question: Question) -> str | None:
         import torch
 
         if torch.version.cuda is None and torch.version.hip is None:
-            return f"it has {gpus} GPUs, and a torch that is built for CPUs alone ({torch.__version__})"
+            return (
+                f"it has {gpus} GPU{'s' * (gpus > 1)}, and a torch that is built for CPUs alone ({torch.__version__})"
+            )
     return None
 
 
@@ -257,4 +262,11 @@ def _code() -> dict[str, str]:
 
 def _libraries() -> dict[str, str]:
     """Releases without what was built in: a GPU's node has another build of torch."""
-    return {name: importlib.metadata.version(name).partition("+")[0] for name in COMPARED}
+    return {name: _release(name) for name in COMPARED}
+
+
+def _release(name: str) -> str:
+    try:
+        return importlib.metadata.version(name).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"

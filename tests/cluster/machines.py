@@ -81,9 +81,14 @@ class Machines:
         subprocess.run([*bridge, "set", end, "master", "br0", "up"], check=True)
         node.run("ip", "address", "add", f"{self.address(number)}/24", "dev", "eth0")
         node.run("ip", "link", "set", "eth0", "up")
+        node.run("ip", "route", "add", "default", "via", self.address(0))
         node.run("mount", "-t", "tmpfs", "tmpfs", SCRATCH)
         self._name(node, own="127.0.1.1")  # as Debian does
         return node
+
+    def cut(self, number: int) -> None:
+        """Cut a node off the network; it goes on."""
+        self.switch.run("ip", "link", "set", f"v{number}", "down")
 
     def _name(self, machine: Machine, own: str) -> None:
         names = {"ctl": self.address(0)} | {f"n{k}": self.address(k) for k in range(1, self.count + 1)}

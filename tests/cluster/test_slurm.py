@@ -63,7 +63,7 @@ class Slurm:
         self.run("slurmctld-wlm")
         for node in scene.nodes:
             self.boot(node)
-        until(lambda: "n[1-2] idle" in self.run("sinfo", "--noheader", "--format=%N %t"), 60)
+        until(lambda: "n[1-2] idle" in self.run("sinfo", "--noheader", "--format=%N %t"))
 
     def boot(self, node: Machine) -> None:
         spool = self.scene.folder / node.name
@@ -112,17 +112,17 @@ def test_a_job_outlives_its_node_and_its_end(slurm: Slurm, monkeypatch: pytest.M
 
     def saved(*trials: Spec) -> None:
         began = {trial.key: stamp(trial.files.checkpoint) for trial in trials}
-        until(lambda: all(stamp(trial.files.checkpoint) > began[trial.key] for trial in trials), 90)
+        until(lambda: all(stamp(trial.files.checkpoint) > began[trial.key] for trial in trials))
 
     job = slurm.submit()
     saved(one, other)
     slurm.run("scancel", job)
-    until(lambda: state(slurm, job) == "CANCELLED", 60)
+    until(lambda: state(slurm, job) == "CANCELLED")
     assert not one.files.finished and one.files.checkpoint.exists()
     slurm.run("scontrol", "requeue", job)
     saved(one, other)
     slurm.run("scancel", "--signal=USR1", "--batch", job)  # as SLURM does before the time is up
-    until(lambda: state(slurm, job) == "PENDING", 60)
+    until(lambda: state(slurm, job) == "PENDING")
     saved(one, other)
     hosts = [store.read_json(trial.files.progress)["host"] for trial in (one, other)]
     assert sorted(hosts) == ["n1", "n2"]
