@@ -71,7 +71,7 @@ def _on_worker(ray_cluster: connection.Cluster, function: Callable[..., Result],
             raise UserError(str(error.cause)) from None
         raise
     except ray.exceptions.RayError as error:
-        raise connection.lost_worker("before training", error) from None
+        raise connection.given_up(connection.lost_worker("before training", error)) from None
     return result
 
 

@@ -15,13 +15,18 @@ import yaml
 from pipelines import submit
 from pipelines.cluster import connection
 from pipelines.command.errors import UserError
+from tests import projects
 
 CRD = os.environ.get("KUBERAY_CRD")  # ray.io_rayjobs.yaml of the KubeRay operator
 
 
 @pytest.fixture(autouse=True)
-def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the committed benchmarks and no datasets."""
+    projects.copy_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RUN_STORE", "/shared/a store")
+    return tmp_path
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -31,7 +36,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_a_batch_script_says_what_was_asked_for(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_script_says_what_was_asked_for(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--nodes=2", "--gpus-per-node=8", "--suite=mnist", "--time=2-00", "--print", "--", "--account=a"]
     script = printed(capsys, "slurm", *words)
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
@@ -39,19 +44,17 @@ def test_a_batch_script_says_what_was_asked_for(project: Path, capsys: pytest.Ca
     for line in ("--nodes=2", "--gpus-per-node=8", "--time=2-00", "--account=a", "--job-name=convnets-mnist"):
         assert f"#SBATCH {line}" in lines
     assert "    bash cluster/suite.sh checkout mnist mnist &" in lines
-    assert f"cd {project}" in lines and "RUN_STORE='/shared/a store'" in script
+    assert f"cd {home}" in lines and "RUN_STORE='/shared/a store'" in script
     assert "--gpus-per-node" not in printed(capsys, "slurm", "--print")
-    assert not (project / "store").exists()
+    assert not (home / "store").exists()
 
 
-def test_a_ray_job_runs_in_the_checkout_or_in_a_copy(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_ray_job_runs_in_the_checkout_or_in_a_copy(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = printed(capsys, "ray", "--suite=mnist", "--print")
-    assert (
-        f"cd {project} && PATH={Path(sys.executable).parent}:$PATH bash cluster/suite.sh checkout mnist mnist" in shared
-    )
+    assert f"cd {home} && PATH={Path(sys.executable).parent}:$PATH bash cluster/suite.sh checkout mnist mnist" in shared
     copied = printed(capsys, "ray", "--working-dir=.", "--data=/local/data", "--print")
     assert copied.startswith("bash cluster/suite.sh copy laptop mnist cifar10\n")
-    assert f"'DATASETS': '/local/data'}}, 'working_dir': '{project}'" in copied
+    assert f"'DATASETS': '/local/data'}}, 'working_dir': '{home}'" in copied
 
 
 def manifest(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
@@ -111,10 +114,12 @@ def closed(schema: Any) -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setenv("RUN_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("RUN_STORE", str(home / "store"))
+    (home / "datasets/mnist").mkdir(parents=True)
+    (home / "datasets/mnist/meta.json").touch()
     with pytest.raises(UserError) as caught:
         printed(capsys, *words)
     assert str(caught.value).startswith(line)

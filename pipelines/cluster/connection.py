@@ -462,5 +462,11 @@ def lost_worker(what: str, *errors: BaseException) -> UserError:
         reason = "out of memory: fewer trials run at once where each asks for more resources.cpus"
     else:
         reason = _short(str(errors[0])) or type(errors[0]).__name__
-    again = "run the same command again, it goes on at the last checkpoint"
-    return LostWorkerError(f"{what}: its worker was lost ({reason}); {again}")
+    return LostWorkerError(f"{what}: its worker was lost ({reason})")
+
+
+def given_up(error: Exception) -> Exception:
+    """The error to end with where a loss is not forgiven."""
+    if isinstance(error, (LostError, LostWorkerError)):
+        return UserError(f"{error}; run the same command again, it goes on at the last checkpoint")
+    return error

@@ -23,6 +23,7 @@ from pipelines.command.errors import UserError
 from pipelines.command.progress import say
 from pipelines.training.spec import Spec
 
+NOTICED_S = 30.0  # until Ray takes a node that does not answer for dead
 NETWORK = ("GLOO_", "NCCL_")  # variables of the driver that its workers get
 
 
@@ -36,18 +37,29 @@ def train(spec: Spec, ray_cluster: connection.Cluster) -> None:
 
     losses = connection.Losses()
     while True:
+        before = {node.id for node in connection.living()}
         try:
             return _fit(spec, ray_cluster)
         except (TrainingFailedError, RayError) as error:
             failure = _failure(spec, list(_causes(error)))
             if failure is None:
                 raise
+            if isinstance(failure, connection.LostWorkerError) and ray_cluster.address and _node_gone(before):
+                failure = connection.LostError(f"{spec.name}: a node is gone")
             if losses.forgives(spec.key, failure):
                 say(f"{failure}; another attempt begins")
             elif failure.__cause__ is not None:
                 raise
             else:
-                raise failure from None
+                raise connection.given_up(failure) from None
+
+
+def _node_gone(before: set[str]) -> bool:
+    """Whether one of these nodes is gone: the workers that it leaves behind notice that long before Ray does."""
+    deadline = time.monotonic() + NOTICED_S
+    while not (gone := bool(before - {node.id for node in connection.living()})) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return gone
 
 
 def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
@@ -89,10 +101,7 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
             # A finished run of the same name would return at once, and the store knows better.
             name=f"{spec.key}-{time.time_ns()}",
             storage_path=str(spec.store / "ray"),
-            worker_runtime_env={
-                "worker_process_setup_hook": f"{__name__}.prepare_worker",
-                "env_vars": {name: value for name, value in os.environ.items() if name.startswith(NETWORK)},
-            },
+            worker_runtime_env={"env_vars": _variables()},
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=connection.RETRIES),
         ),
     )
@@ -102,6 +111,17 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
         _call(trainer.fit)
     finally:
         shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
+
+
+def _variables() -> dict[str, str]:
+    """The environment of each worker process: the driver's network, and what the process runs first.
+
+    Ray takes ``worker_process_setup_hook`` from ``ray.init`` alone, and passes over a ``RunConfig``'s without a word.
+    """
+    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+
+    network = {name: value for name, value in os.environ.items() if name.startswith(NETWORK)}
+    return network | {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{__name__}.{prepare_worker.__name__}"}
 
 
 def _leave_out_cleaner(trainer: Any) -> None:

@@ -105,7 +105,7 @@ def _run_packed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> Itera
                 say(f"{error}; it goes on elsewhere")
                 tasks[start(trial)] = trial, time.time()
             elif error is not None:
-                yield trial, error
+                yield trial, connection.given_up(error)
 
 
 def _cut_off(running: Mapping[Any, tuple[Spec, float]]) -> Iterator[tuple[Any, Exception | None]]:

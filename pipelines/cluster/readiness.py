@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import math
 import os
 import secrets
 import shutil
@@ -64,11 +65,14 @@ def awaited(found: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
 
 
 def _patience() -> float:
-    named = os.environ.get(WAIT, "")
+    named = os.environ.get(WAIT) or str(WAIT_S)
     try:
-        return float(named) if named else WAIT_S
+        seconds = float(named)
     except ValueError:
-        raise UserError(f"{WAIT} is {brief(named)}; expected seconds, such as 600") from None
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"{WAIT} is {brief(named)}; expected seconds, such as 600")
+    return seconds
 
 
 def _lacking(found: Cluster, benchmarks: Collection[Benchmark]) -> tuple[str, Benchmark] | None:

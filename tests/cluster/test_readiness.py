@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -205,8 +206,8 @@ def test_trials_outlive_nodes_that_are_late_lost_and_cut_off(scene: Scene) -> No
     scene.network.cut(3)
     slow.unlink()
     assert training.wait(timeout=300) == 0, scene.log
-    print(scene.log)
-    assert 0
+    assert f"{there.name}: its node" in scene.log and all(trial.files.finished for trial in trials)
+    assert len(list((scene.checkout.folder / "runs").glob("*/seed-*/result.json"))) == len(trials)
 
 
 def test_two_nodes_train_one_trial_and_one_of_them_is_replaced(scene: Scene) -> None:
@@ -227,11 +228,10 @@ def test_two_nodes_train_one_trial_and_one_of_them_is_replaced(scene: Scene) -> 
     until(lambda: stamp(one.files.checkpoint) > 0 or training.poll() is not None)
     scene.node(3).end()
     until(lambda: "; another attempt begins" in scene.log or training.poll() is not None)
-    print(scene.log)
     scene.network.nodes[2] = scene.network.start(3)
     scene.join(3)
     slow.unlink()
     assert training.wait(timeout=300) == 0, scene.log
     result = store.read_json(one.files.result)
     assert result["workers"] == 2 and result["resumed"] == 1
-    assert "linear-mnist seed 0: its node is gone; another attempt begins\n" in scene.log
+    assert re.search(r"\nlinear-mnist seed 0: (its|a) node is gone; another attempt begins\n", scene.log), scene.log
