@@ -17,6 +17,7 @@ fi
 
 if [[ ${DATASETS-} ]]; then
     mkdir -p "$DATASETS"
+    [[ -L datasets ]] || rm -rf datasets  # of an earlier job in the same copy
     ln -sfn "$DATASETS" datasets
 fi
 for name in "$@"; do

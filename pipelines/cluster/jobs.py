@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ def run(address: str, entrypoint: str, what: Mapping[str, str], environment: Map
         client = _client(address)
         job = next((found.submission_id for found in client.list_jobs() if _same(found, what)), None)
         if job is None:
-            job = client.submit_job(entrypoint=entrypoint, runtime_env=dict(environment), metadata=dict(what))
+            job = _submit(client, entrypoint=entrypoint, runtime_env=dict(environment), metadata=dict(what))
             say(f"job {job} is submitted to {address}")
         else:
             say(f"job {job} is at work on it already; this is its log")
@@ -46,8 +48,21 @@ def run(address: str, entrypoint: str, what: Mapping[str, str], environment: Map
 def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.pop("RAY_ADDRESS", None)  # Ray would prefer it
     return JobSubmissionClient(address)
+
+
+def _submit(client: Any, **job: Any) -> str:
+    """The new job's id; a cluster that has just been started has no agent for it yet."""
+    for _ in range(LOST):
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+        time.sleep(AGAIN_S)
+    return str(client.submit_job(**job))
 
 
 @contextmanager
@@ -91,7 +106,7 @@ def _follow(client: Any, address: str, job: str) -> None:
 
 def _why(found: Any) -> str:
     """A job's message without the end of its log, which was shown."""
-    return " ".join(str(found.message).partition("Last available logs")[0].split()).rstrip(",. ")
+    return " ".join(re.split("last available logs", str(found.message), flags=re.IGNORECASE)[0].split()).rstrip(",. ")
 
 
 async def _show(client: Any, job: str, shown: int) -> int:

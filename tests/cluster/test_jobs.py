@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,19 +41,25 @@ def checkout(tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> C
     return found
 
 
+CLUSTER = """
+    import sys
+    from ray.cluster_utils import Cluster
+    started = Cluster()
+    started.add_node(num_cpus=2, object_store_memory=int(sys.argv[1]), include_dashboard=True, dashboard_port=18265)
+    print("at", started.head_node.webui_url, flush=True)
+    sys.stdin.read()
+    started.shutdown()
+"""
+
+
 @pytest.fixture
 def address(checkout: Checkout) -> Iterator[str]:
     """Of the dashboard of a cluster that somebody else started, in the checkout's environment."""
-    from ray.cluster_utils import Cluster
-
-    started = Cluster()
-    started.add_node(
-        num_cpus=2, object_store_memory=local.OBJECT_STORE_BYTES, include_dashboard=True, dashboard_port=18265
-    )
-    try:
-        yield f"http://{started.head_node.webui_url}"
-    finally:
-        started.shutdown()
+    command = [sys.executable, "-c", textwrap.dedent(CLUSTER), str(local.OBJECT_STORE_BYTES)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=checkout.environment, stdin=pipe, stdout=pipe, text=True) as cluster:
+        assert cluster.stdout
+        yield "http://" + next(line.split()[1] for line in cluster.stdout if line.startswith("at "))
 
 
 class Submission:
@@ -101,3 +108,20 @@ def test_a_job_is_followed_ended_and_run_again(checkout: Checkout, address: str)
     (checkout.folder / "params.yaml").write_text("datasets: 1\n")
     told = Submission(checkout, *words).ended(2)
     assert told.count("error: ") == 1, told
+
+
+def test_a_copy_of_the_code_fetches_its_data_and_leaves_its_report_in_the_store(
+    checkout: Checkout, address: str, tmp_path: Path
+) -> None:
+    """Twice: the second time all is in the store, and the data in a folder of every node's."""
+    (tmp_path / "slow").unlink()
+    (tmp_path / "shared").mkdir()
+    words = (f"--address={address}", "--working-dir=.", f"--store={tmp_path}/shared/store")
+    told = Submission(checkout, *words).ended(0)
+    assert "fetch mnist: datasets/mnist: 60000 training" in told and "4 trials to train" in told
+    assert (tmp_path / "shared/store/report/index.html").exists()
+    assert not [name for name in ("datasets", "runs", "report", "store") if (checkout.folder / name).exists()]
+
+    told = Submission(checkout, *words, f"--data={tmp_path}/shared/data").ended(0)
+    assert "4 of 4 trials are in the store already" in told
+    assert (tmp_path / "shared/data/mnist/meta.json").exists()
