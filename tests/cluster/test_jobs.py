@@ -42,10 +42,13 @@ def checkout(tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 
 CLUSTER = """
-    import sys
+    import socket, sys
     from ray.cluster_utils import Cluster
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     started = Cluster()
-    started.add_node(num_cpus=2, object_store_memory=int(sys.argv[1]), include_dashboard=True, dashboard_port=18265)
+    started.add_node(num_cpus=2, object_store_memory=int(sys.argv[1]), include_dashboard=True, dashboard_port=port)
     print("at", started.head_node.webui_url, flush=True)
     sys.stdin.read()
     started.shutdown()
