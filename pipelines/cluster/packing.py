@@ -164,10 +164,12 @@ def _saving_when_preempted(placed: Sequence[Spec]) -> Iterator[None]:
 
 def _asked_everywhere(placed: Sequence[Spec], began: float) -> set[str]:
     """Ask on each node, this one first, for the trials there to save and end; the keys of those that were."""
-    here = _ask_to_save(placed, began)
-    others = [node for node in connection.living() if node.id != nodes.own()]
-    there = nodes.ask(_ask_to_save, placed, began, among=others, patience_s=ASKING_S)
-    return {*here, *(key for _, keys in there if not isinstance(keys, Exception) for key in keys)}
+    asked = set(_ask_to_save(placed, began))
+    with contextlib.suppress(Exception):  # the cluster may be on its way out, too
+        others = [node for node in connection.living() if node.id != nodes.own()]
+        for _, keys in nodes.ask(_ask_to_save, placed, began, among=others, patience_s=ASKING_S):
+            asked.update(keys if isinstance(keys, list) else ())
+    return asked
 
 
 def _ask_to_save(placed: Sequence[Spec], began: float) -> list[str]:
