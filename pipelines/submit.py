@@ -38,10 +38,7 @@ TIME = re.compile(r"(\d+-)?\d{1,3}(:\d\d){0,2}")  # days-hours:minutes:seconds, 
 
 def slurm(args: argparse.Namespace) -> None:
     """Write the batch script of a suite, and submit or print it."""
-    for name, least in (("nodes", 1), ("gpus_per_node", 0)):
-        if getattr(args, name) < least:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} is {getattr(args, name)}; expected a whole number from {least}")
+    _expect_at_least(args, nodes=1, gpus_per_node=0)
     if not TIME.fullmatch(args.time):
         raise UserError(f"--time is {args.time}; expected days-hours:minutes:seconds, such as 1-00:00:00")
     root = args.store.absolute()
@@ -93,12 +90,14 @@ def ray(args: argparse.Namespace) -> None:
 
 def kuberay(args: argparse.Namespace) -> None:
     """Print the manifest of a suite's RayJob, whose image holds the code and whose volume all else."""
+    _expect_at_least(args, workers=1, cpus=1, gpus=0, memory=1)
     variables = {"RUN_STORE": f"{args.shared}/store", "DATASETS": f"{args.shared}/datasets"}
-    names = ("suite", "image", "secret", "claim", "shared", "workers", "cpus", "gpus", "memory")
+    names = ("image", "secret", "claim", "shared", "workers", "cpus", "gpus", "memory")
     script = filled(
         "rayjob.yaml",
         **{name: getattr(args, name) for name in names},
         **{"variables": variables, "entrypoint": _script("copy", args.suite)},
+        job=re.sub("[^a-z0-9]", "-", f"convnets-{args.suite}".lower()),
         ray=importlib.metadata.version("ray"),
     )
     print(script)
@@ -107,6 +106,13 @@ def kuberay(args: argparse.Namespace) -> None:
 def _script(where: str, suite: str) -> str:
     """The command of a job in a ``checkout`` or a ``copy``."""
     return shlex.join(["bash", "cluster/suite.sh", where, suite, *_datasets(suite)])
+
+
+def _expect_at_least(args: argparse.Namespace, **least: int) -> None:
+    for name, number in least.items():
+        if getattr(args, name) < number:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is {getattr(args, name)}; expected a whole number from {number}")
 
 
 def filled(name: str, **values: Any) -> str:

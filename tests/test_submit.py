@@ -101,6 +101,7 @@ def closed(schema: Any) -> None:
     [
         (["slurm", "--nodes=0"], "--nodes is 0; expected a whole number from 1"),
         (["slurm", "--gpus-per-node=-1"], "--gpus-per-node is -1; expected a whole number from 0"),
+        (["kuberay", "--image=a", "--workers=0"], "--workers is 0; expected a whole number from 1"),
         (["slurm", "--time=soon"], "--time is soon; expected days-hours:minutes:seconds, such as 1-00:00:00"),
         (["slurm", "--suite=laptpo"], "suite laptpo is not known; did you mean laptop?"),
         (["slurm"], "datasets/cifar10 is not there; expected it before a job that needs it: python -m pipelines.suite"),
