@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.cluster import connection, estimate, packing
+from pipelines.cluster import connection, estimate, packing, readiness
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard
 from pipelines.command.folders import require_folder
@@ -36,10 +36,9 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
     A trial that fails ends no other: once all have ended, UserError names those that failed.
     """
     kinds = {_kind(trial): trial for trial in planned}
-    with connection.connect() as ray_cluster:
-        for trial in kinds.values():
-            ray_cluster.require(trial.benchmark)
-        sizes = dict(zip(kinds, _on_worker(_check, list(kinds.values())), strict=True))
+    with connection.connect() as found:
+        ray_cluster = _ready(found, list(kinds.values()))
+        sizes = dict(zip(kinds, _on_worker(ray_cluster, _check, list(kinds.values())), strict=True))
         _require_space([(trial, sizes[_kind(trial)]) for trial in planned], ray_cluster)
         placed = [_place(s, ray_cluster) for s in planned]
         _announce(params, placed, ray_cluster)
@@ -47,23 +46,32 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
             packing.run(placed, ray_cluster)
 
 
+def _ready(found: connection.Cluster, kinds: Sequence[spec.Spec]) -> connection.Cluster:
+    """The nodes that can train, once they hold each kind of trial; UserError where they don't."""
+    benchmarks = [trial.benchmark for trial in kinds]
+    admitted = readiness.admitted(readiness.awaited(found, benchmarks), kinds)
+    for benchmark in benchmarks:
+        admitted.require(benchmark)
+    return admitted
+
+
 def _kind(trial: spec.Spec) -> tuple[str, str, str]:
     """The same for trials that differ in their seeds alone; ``tune`` labels its candidates."""
     return trial.benchmark.name, trial.label, trial.budget
 
 
-def _on_worker(function: Callable[..., Result], *words: Any) -> Result:
+def _on_worker(ray_cluster: connection.Cluster, function: Callable[..., Result], *words: Any) -> Result:
     """Call in a Ray worker, which loads torch and Lightning anyway, so that this process need not."""
     import ray
 
     try:
-        result: Result = ray.get(ray.remote(function).options(num_cpus=0).remote(*words))
+        result: Result = ray.get(ray.remote(function).options(num_cpus=0, **ray_cluster.placing).remote(*words))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
         raise
     except ray.exceptions.RayError as error:
-        raise connection.lost_worker("before training", error) from None
+        raise connection.given_up(connection.lost_worker("before training", error)) from None
     return result
 
 
@@ -101,7 +109,7 @@ def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Clus
 def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
     """Report device, resources and expected time, of the whole suite too as far as its data is there."""
     devices = " and ".join(sorted({f"{trial.device} in {trial.precision}" for trial in placed}))
-    say(f"{ray_cluster}; training on {devices}: {_on_worker(_hardware)}")
+    say(f"{ray_cluster}; training on {devices}: {_on_worker(ray_cluster, _hardware)}")
     here = estimate.seconds(placed, ray_cluster)
     budgets = " and ".join(sorted({trial.budget for trial in placed}))
     count = "1 trial" if len(placed) == 1 else f"{len(placed)} trials"
@@ -131,7 +139,7 @@ def _unfinished_elsewhere(
         with contextlib.suppress(UserError):
             trials = spec.trials(params, name, data=DATA, root=store.default())
             ray_cluster.require(params.benchmarks[name])
-            _on_worker(_check, trials[:1])
+            _on_worker(ray_cluster, _check, trials[:1])
             others += [trial for trial in trials if not trial.finished]
     return others
 

@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)  # of trainings here; `make test THREADS=2` sets it
 # Minutes each, most of it waiting for Ray and DVC.
-LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_train")
+LONGEST = ("test_slurm", "test_readiness", "test_pipeline", "test_pipeline_ended", "test_distributed", "test_train")
 
 
 # Files that run whole commands, DVC, Ray or a server.
@@ -33,7 +33,8 @@ SYSTEMS = {
     *("test_commands", "test_connection", "test_dashboard", "test_data_dvc", "test_distributed", "test_evaluate"),
     *("test_every_benchmark", "test_fetch", "test_fetch_photographs", "test_fuzz", "test_golden", "test_interrupted"),
     *("test_local", "test_pipeline", "test_pipeline_ended", "test_preempted", "test_probe", "test_tracking"),
-    *("test_spreading", "test_train", "test_trial", "test_tune"),
+    *("test_jobs", "test_readiness", "test_side_by_side", "test_slurm", "test_spreading", "test_train"),
+    *("test_trial", "test_tune"),
 }
 # Fixtures that only those tests request that train on real images, or that start processes.
 HEAVY = {"mnist", "ends_all"}

@@ -14,14 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
 from pipelines.cluster import local
-from pipelines.command import ending
-from pipelines.command.errors import USER_ERROR, UserError
+from pipelines.command import ending, locks
+from pipelines.command.errors import PREEMPTED, USER_ERROR, UserError
 from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
@@ -35,6 +35,8 @@ LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gi
 LEAVE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 FOLLOW_EVERY_S = 0.5
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
+NODE_DIED = "node has died"  # in what Ray says of an actor
+NODES_LOST = 20  # under one trial, until that is suspected
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
 
 
@@ -44,6 +46,9 @@ class Node:
 
     cpus: int
     gpus: int = 0
+    id: str = field(default="", compare=False)
+    host: str = field(default="", compare=False)
+    name: str = field(default="", compare=False)  # the host, with the id's beginning where another node has the same
 
     def holds(self, cpus: int, gpus: float) -> int:
         """How many workers of ``cpus`` and ``gpus`` fit on it side by side; a fraction is a fraction of one GPU."""
@@ -62,6 +67,12 @@ class Cluster:
 
     address: str | None  # None: started here, for this process alone
     nodes: tuple[Node, ...]
+    refused: tuple[str, ...] = ()  # ids of nodes that can't train
+
+    @property
+    def placing(self) -> dict[str, dict[str, str]]:
+        """The options of a Ray task, or of Ray Train's workers, that keep it from the refused nodes."""
+        return {"label_selector": {"ray.io/node-id": f"!in({','.join(self.refused)})"}} if self.refused else {}
 
     @property
     def cpus(self) -> int:
@@ -119,6 +130,24 @@ def _count(number: float, what: str) -> str:
     return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
+def living() -> tuple[Node, ...]:
+    """The nodes of the connected cluster as they are now."""
+    import ray
+
+    found = [node for node in ray.nodes() if node["Alive"]]
+    times = Counter(node["NodeManagerHostname"] for node in found)
+    return tuple(
+        Node(
+            cpus=int(node["Resources"].get("CPU", 0)),
+            gpus=int(node["Resources"].get("GPU", 0)),
+            id=node["NodeID"],
+            host=(host := node["NodeManagerHostname"]),
+            name=host if times[host] == 1 else f"{host} ({node['NodeID'][:6]})",
+        )
+        for node in found
+    )
+
+
 @contextmanager
 def connect() -> Iterator[Cluster]:
     """Join the cluster that ``RAY_ADDRESS`` names, or start one on this machine; leave or end it afterwards.
@@ -141,8 +170,16 @@ def connect() -> Iterator[Cluster]:
 
 
 def named_address() -> str | None:
-    """What ``RAY_ADDRESS`` names; None where Ray is to be started here. Raises UserError for what is no address."""
+    """What ``RAY_ADDRESS`` names; None where Ray is to be started here.
+
+    Raises UserError for what is no address, and for none in a job of SLURM's on several nodes: a Ray that is started
+    here would leave the others idle.
+    """
     named = os.environ.get("RAY_ADDRESS", "").strip()
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    if not named and nodes != "1":
+        job = f"this is SLURM job {os.environ.get('SLURM_JOB_ID')} on {nodes} nodes, and RAY_ADDRESS is not set"
+        raise UserError(f"{job}; expected the Ray of all of them (pipelines.submit slurm starts it), or local")
     if named in ("", "local"):
         return None
     if named != "auto":
@@ -156,9 +193,7 @@ def _watched(address: str | None) -> Iterator[Cluster]:
 
     watch = _Watch(address, _endpoints(address))
     try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        found = (Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in nodes)
-        yield Cluster(address=address, nodes=tuple(found))
+        yield Cluster(address=address, nodes=living())
     except UserError:
         raise
     except Exception:
@@ -392,13 +427,46 @@ def _unreachable(address: str, reason: str) -> UserError:
     return UserError(f"RAY_ADDRESS is {_short(address)}, which can't be reached ({reason}); {expected}")
 
 
-def lost_worker(what: str, error: BaseException) -> UserError:
-    """The error for a trial, or a step before it, whose worker process died once too often."""
+class LostError(UserError):
+    """A node went away, with what it did: no fault of that."""
+
+
+class Losses:
+    """How often each trial lost its worker, and how often its node: a trial that ends both is given up."""
+
+    def __init__(self) -> None:
+        self._lost: Counter[tuple[str, bool]] = Counter()
+
+    def forgives(self, trial: str, error: Exception) -> bool:
+        """Whether ``error`` is such a loss, and not one too many: the trial is to go on elsewhere."""
+        gone = isinstance(error, (LostError, locks.HeldError)) or getattr(error, "status", None) == PREEMPTED
+        if not gone and not isinstance(error, LostWorkerError):
+            return False
+        self._lost[trial, gone] += 1
+        return self._lost[trial, gone] <= (NODES_LOST if gone else RETRIES)
+
+
+class LostWorkerError(UserError):
+    """A worker process ended in the middle of its work, which may be why."""
+
+
+def lost_worker(what: str, *errors: BaseException) -> UserError:
+    """The error for a trial, or a step before it, whose worker process or node is gone."""
     import ray
 
-    if isinstance(error, ray.exceptions.OutOfMemoryError):  # its own text is a page
+    gone = (ray.exceptions.NodeDiedError, ray.exceptions.ActorUnschedulableError, ray.exceptions.TaskUnschedulableError)
+    for error in errors:
+        if isinstance(error, gone) or NODE_DIED in str(error):
+            return LostError(f"{what}: its node is gone")
+    if isinstance(errors[0], ray.exceptions.OutOfMemoryError):  # its own text is a page
         reason = "out of memory: fewer trials run at once where each asks for more resources.cpus"
     else:
-        reason = _short(str(error)) or type(error).__name__
-    again = "run the same command again, it goes on at the last checkpoint"
-    return UserError(f"{what}: its worker was lost ({reason}); {again}")
+        reason = _short(str(errors[0])) or type(errors[0]).__name__
+    return LostWorkerError(f"{what}: its worker was lost ({reason})")
+
+
+def given_up(error: Exception) -> Exception:
+    """The error to end with where a loss is not forgiven."""
+    if isinstance(error, (LostError, LostWorkerError)):
+        return UserError(f"{error}; run the same command again, it goes on at the last checkpoint")
+    return error

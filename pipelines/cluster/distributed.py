@@ -6,46 +6,82 @@ what a restarted attempt goes on from; Ray Train keeps none.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from pipelines.cluster import connection
-from pipelines.command.errors import PREEMPTED, UserError
+from pipelines.command import locks
+from pipelines.command.errors import UserError
+from pipelines.command.progress import say
 from pipelines.training.spec import Spec
+
+NOTICED_S = 30.0  # until Ray takes a node that does not answer for dead
+NETWORK = ("GLOO_", "NCCL_")  # variables of the driver that its workers get
 
 
 def train(spec: Spec, ray_cluster: connection.Cluster) -> None:
-    """Train ``spec`` to its end; workers that are lost or preempted are replaced, ``connection.RETRIES`` times.
+    """Train ``spec`` to its end; an attempt whose workers or nodes are lost or taken away is repeated elsewhere.
 
     Raises a worker's UserError, and one when workers are lost again and again.
     """
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    for left in reversed(range(1 + connection.RETRIES)):
+    losses = connection.Losses()
+    while True:
+        before = {node.id for node in connection.living()}
         try:
             return _fit(spec, ray_cluster)
         except (TrainingFailedError, RayError) as error:
-            causes = list(_causes(error))
-            reported = next((cause for cause in causes if isinstance(cause, UserError)), None)
-            if reported is not None and reported.status == PREEMPTED and left:
-                continue  # elsewhere, from the checkpoint
-            if reported is not None:
-                failure = UserError(str(reported))
-                failure.status = reported.status
-                raise failure from None
-            lost = [cause for cause in causes if isinstance(cause, RayError) and not isinstance(cause, RayTaskError)]
-            if not left and lost:
-                raise connection.lost_worker(spec.name, lost[0]) from None
-            # The others fail in a collective operation when one is lost, and may be the first to say so: torch's
-            # RuntimeError. Anything else that a worker raises is a bug, which would show again.
-            if not left or not (lost or any(isinstance(cause, (RuntimeError, OSError)) for cause in causes)):
+            failure = _failure(spec, list(_causes(error)))
+            if failure is None:
                 raise
+            if isinstance(failure, connection.LostWorkerError) and ray_cluster.address and _node_gone(before):
+                failure = connection.LostError(f"{spec.name}: a node is gone")
+            if losses.forgives(spec.key, failure):
+                say(f"{failure}; another attempt begins")
+            elif failure.__cause__ is not None:
+                raise
+            else:
+                raise connection.given_up(failure) from None
+
+
+def _node_gone(before: set[str]) -> bool:
+    """Whether one of these nodes is gone: the workers that it leaves behind notice that long before Ray does."""
+    deadline = time.monotonic() + NOTICED_S
+    while not (gone := bool(before - {node.id for node in connection.living()})) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return gone
+
+
+def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
+    """The error that ended an attempt, in a line; None for a bug, which would show again."""
+    from ray.exceptions import RayError, RayTaskError
+
+    for cause in causes:
+        if isinstance(cause, UserError):
+            failure = type(cause)(*cause.args) if isinstance(cause, locks.HeldError) else UserError(str(cause))
+            failure.status = cause.status
+            return failure
+    lost = [cause for cause in causes if isinstance(cause, RayError) and not isinstance(cause, RayTaskError)]
+    if lost:
+        return connection.lost_worker(spec.name, *lost)
+    # When one is lost the others fail in a collective operation, and may be the first to say so: torch's RuntimeError.
+    raised = (cause for cause in causes if not isinstance(cause, RayTaskError))
+    broken = next((cause for cause in raised if isinstance(cause, (RuntimeError, OSError))), None)
+    if broken is None:
+        return None
+    failure = connection.lost_worker(spec.name, broken)
+    failure.__cause__ = broken  # perhaps a bug all the same
+    return failure
 
 
 def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
@@ -58,12 +94,14 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={"spec": spec},
-        scaling_config=ScalingConfig(num_workers=asked.workers, use_gpu=bool(gpus), resources_per_worker=each),
+        scaling_config=ScalingConfig(
+            num_workers=asked.workers, use_gpu=bool(gpus), resources_per_worker=each, **ray_cluster.placing
+        ),
         run_config=RunConfig(
             # A finished run of the same name would return at once, and the store knows better.
             name=f"{spec.key}-{time.time_ns()}",
             storage_path=str(spec.store / "ray"),
-            worker_runtime_env={"worker_process_setup_hook": f"{__name__}.await_preemption"},
+            worker_runtime_env={"env_vars": _variables()},
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=connection.RETRIES),
         ),
     )
@@ -73,6 +111,17 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
         _call(trainer.fit)
     finally:
         shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
+
+
+def _variables() -> dict[str, str]:
+    """The environment of each worker process: the driver's network, and what the process runs first.
+
+    Ray takes ``worker_process_setup_hook`` from ``ray.init`` alone, and passes over a ``RunConfig``'s without a word.
+    """
+    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+
+    network = {name: value for name, value in os.environ.items() if name.startswith(NETWORK)}
+    return network | {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{__name__}.{prepare_worker.__name__}"}
 
 
 def _leave_out_cleaner(trainer: Any) -> None:
@@ -109,9 +158,26 @@ def _call(function: Callable[[], object]) -> None:
 _preempted_by: int | None = None  # in a worker process: the signal that has asked it to make room
 
 
-def await_preemption() -> None:
+def prepare_worker() -> None:
     """Runs in the main thread of each worker process; the trial trains in another, where no signal can be handled."""
     signal.signal(signal.SIGUSR1, _preempt)
+    interface = _interface()
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if interface is not None:
+            os.environ.setdefault(name, interface)
+
+
+def _interface() -> str | None:
+    """The network interface that has the address by which Ray knows this node; None where none has it.
+
+    Gloo itself offers what the host's name leads to, which may be 127.0.1.1, and then tries again in silence.
+    """
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    address = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own)
+    found = psutil.net_if_addrs().items()
+    return next((name for name, ends in found if any(end.address == address for end in ends)), None)
 
 
 def _preempt(number: int, frame: FrameType | None) -> None:

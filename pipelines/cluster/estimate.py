@@ -25,7 +25,7 @@ def seconds(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> float:
 
     Trials of several workers run one after the other; the others share the cluster, and the longest bounds them.
     """
-    _measure_unknown(specs)
+    _measure_unknown(specs, ray_cluster)
     distributed = sum(trial_seconds(trial) for trial in specs if trial.benchmark.resources.workers > 1)
     packed = [(trial_seconds(trial), trial.benchmark) for trial in specs if trial.benchmark.resources.workers == 1]
     shared = sum(length / ray_cluster.side_by_side(benchmark) for length, benchmark in packed)
@@ -71,7 +71,7 @@ def _bytes(path: Path) -> int:
         return 0
 
 
-def _measure_unknown(specs: Sequence[Spec]) -> None:
+def _measure_unknown(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
     """Measure one after the other, on one worker; side by side they would slow each other down.
 
     A rate that can't be measured stays unknown: an estimate must never stop a run, and the trial itself reports its
@@ -83,9 +83,9 @@ def _measure_unknown(specs: Sequence[Spec]) -> None:
     for key, trial in {_rate_key(trial): trial for trial in specs}.items():
         if key not in known:
             asked = trial.benchmark.resources
-            options = {"num_cpus": asked.cpus, "num_gpus": int(trial.device == "cuda"), "max_retries": 0}
+            options = {"num_cpus": asked.cpus, "num_gpus": int(trial.device == "cuda"), **ray_cluster.placing}
             with contextlib.suppress(ray.exceptions.RayError):
-                rate = ray.get(ray.remote(_measure).options(**options).remote(trial))
+                rate = ray.get(ray.remote(max_retries=0)(_measure).options(**options).remote(trial))
                 store.write_json(path(), rates() | {key: rate})
 
 

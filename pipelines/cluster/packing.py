@@ -9,21 +9,22 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.cluster import connection, distributed, estimate
+from pipelines.cluster import connection, distributed, estimate, nodes
 from pipelines.command import errors
 from pipelines.command.errors import FULL, PREEMPTED, UserError
 from pipelines.command.progress import say
 from pipelines.training import status
 from pipelines.training.spec import Spec
 
+CUT_OFF_S = 20.0  # without progress from a node that Ray takes for dead
 LIVE_EVERY_S = 0.5
 LINES_EVERY_S = 15.0  # where the output is no terminal
-SAVING_S = 15.0  # for checkpoints, where this machine is taken away
+ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
+SAVING_S = 15.0  # for checkpoints then
 Failure = tuple[Spec, Exception]
 
 
@@ -31,7 +32,7 @@ def run(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
     """Train all, the longest first, so that none is left to run alone at the end.
 
     One that fails ends no other; raises an error for those that failed once all have ended. Where SIGUSR1 asks this
-    process to end, the trials on its machine save their checkpoints first.
+    process to end, all trials save their checkpoints first.
     """
     with _saving_when_preempted(placed):
         _run_all(placed, ray_cluster)
@@ -57,7 +58,7 @@ def _summary(failed: Sequence[Failure]) -> Exception:
             return error
     names = ", ".join(trial.name for trial, _ in others)
     summary = UserError(f"{first} (and {len(others)} more failed: {names})" if others else str(first))
-    if all(_is_preemption(error) for _, error in failed):
+    if all(getattr(error, "status", None) == PREEMPTED for _, error in failed):
         summary.status = PREEMPTED
     return summary
 
@@ -79,33 +80,45 @@ def _run_distributed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> 
 def _run_packed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
     """Run the trials of one worker, as many side by side as the cluster holds; yields those that fail, as they do.
 
-    A trial whose machine is taken away goes on elsewhere, at its checkpoint.
+    A trial whose node or worker is lost goes on elsewhere, at its checkpoint.
     """
     import ray
 
-    remote = ray.remote(max_retries=connection.RETRIES)(_train_one)
+    remote = ray.remote(max_retries=0)(_train_one)
 
     def start(trial: Spec) -> Any:
         gpus = ray_cluster.gpus_for(trial.benchmark)
-        return remote.options(num_cpus=trial.benchmark.resources.cpus, num_gpus=gpus, name=trial.name).remote(trial)
+        asked = {"num_cpus": trial.benchmark.resources.cpus, "num_gpus": gpus, **ray_cluster.placing}
+        return remote.options(**asked, name=trial.name).remote(trial)
 
-    tasks = {start(trial): trial for trial in order if trial.benchmark.resources.workers == 1}
-    preemptions: Counter[str] = Counter()
+    packed = [trial for trial in order if trial.benchmark.resources.workers == 1]
+    tasks = {start(trial): (trial, time.time()) for trial in packed}
+    losses = connection.Losses()
     while tasks:
-        done, _ = ray.wait(list(tasks), num_returns=1, timeout=1.0)
-        for task in done:
-            trial = tasks.pop(task)
-            error = _error_of(task, trial)
-            preemptions[trial.key] += _is_preemption(error)
-            if _is_preemption(error) and preemptions[trial.key] <= connection.RETRIES:
-                say(f"{error}; it is trained on elsewhere")
-                tasks[start(trial)] = trial
+        done, running = ray.wait(list(tasks), num_returns=1, timeout=1.0)
+        ended = [(task, _error_of(task, tasks[task][0])) for task in done]
+        if not done and ray_cluster.address is not None:
+            ended = list(_cut_off({task: tasks[task] for task in running}))
+        for task, error in ended:
+            trial, _ = tasks.pop(task)
+            if error is not None and losses.forgives(trial.key, error):
+                say(f"{error}; it goes on elsewhere")
+                tasks[start(trial)] = trial, time.time()
             elif error is not None:
-                yield trial, error
+                yield trial, connection.given_up(error)
 
 
-def _is_preemption(error: Exception | None) -> bool:
-    return getattr(error, "status", None) == PREEMPTED
+def _cut_off(running: Mapping[Any, tuple[Spec, float]]) -> Iterator[tuple[Any, Exception | None]]:
+    """Tasks that Ray awaits, though their nodes are gone: finished in the store all the same, or lost.
+
+    Without a connection to a node, Ray takes its tasks for running long after it took the node for dead.
+    """
+    hosts = {node.host for node in connection.living()}
+    for task, (trial, began) in running.items():
+        state = status.read(trial.files.progress, since=began)
+        if state is not None and state.get("host") not in hosts and time.time() - state["time"] > CUT_OFF_S:
+            lost = connection.LostError(f"{trial.name}: its node {state['host']} is cut off")
+            yield task, None if trial.files.finished else lost
 
 
 def _error_of(task: Any, trial: Spec) -> Exception | None:
@@ -134,17 +147,34 @@ def _train_one(trial: Spec) -> None:
 
 @contextmanager
 def _saving_when_preempted(placed: Sequence[Spec]) -> Iterator[None]:
-    """Where this machine is taken away, let the trials that train on it save their checkpoints first."""
+    """Where this machine is taken away, let the trials save their checkpoints first: the others end with the driver."""
     began = time.time()
     try:
         yield
     except KeyboardInterrupt:
         if errors.preempted():
             asked = time.time()
-            here = [trial for trial in placed if _asked_to_save(trial, began)]
-            while time.time() - asked < SAVING_S and not all(_saved(trial, asked) for trial in here):
+            saving = _asked_everywhere(placed, began)
+            while time.time() - asked < SAVING_S and not all(
+                _saved(trial, asked) for trial in placed if trial.key in saving
+            ):
                 time.sleep(0.1)
         raise
+
+
+def _asked_everywhere(placed: Sequence[Spec], began: float) -> set[str]:
+    """Ask on each node, this one first, for the trials there to save and end; the keys of those that were."""
+    asked = set(_ask_to_save(placed, began))
+    with contextlib.suppress(Exception):  # the cluster may be on its way out, too
+        others = [node for node in connection.living() if node.id != nodes.own()]
+        for _, keys in nodes.ask(_ask_to_save, placed, began, among=others, patience_s=ASKING_S):
+            asked.update(keys if isinstance(keys, list) else ())
+    return asked
+
+
+def _ask_to_save(placed: Sequence[Spec], began: float) -> list[str]:
+    """Runs on each node."""
+    return [trial.key for trial in placed if _asked_to_save(trial, began)]
 
 
 def _asked_to_save(trial: Spec, began: float) -> bool:

@@ -34,7 +34,7 @@ Labels = npt.NDArray[np.int64]  # (N,)
 Shape = tuple[int, int, int]  # channels, height, width
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-DATA = Path("datasets")  # the <root> of the stages
+DATA = Path(os.environ.get("DATASETS") or "datasets")  # the <root> of the stages that read; fetch writes datasets/
 META = "meta.json"
 ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 PIXELS_AT_A_TIME = 4_000_000  # bounds the memory that counting grey levels takes (8 bytes a pixel)

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from pipelines import train
-from pipelines.cluster import connection, estimate, local
+from pipelines.cluster import connection, estimate, local, readiness
 from pipelines.cluster.connection import Cluster, Node
-from pipelines.command.errors import UserError
+from pipelines.command.errors import PREEMPTED, UserError
 from pipelines.config.benchmarks import Benchmark, Resources
 from pipelines.config.params import load_params
 from pipelines.training import spec
@@ -100,7 +100,7 @@ def test_what_a_node_holds_is_let_through(found: Cluster, resources: dict[str, A
 def test_the_estimate_divides_by_what_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial takes as many seconds as its seed says."""
     monkeypatch.setattr(estimate, "trial_seconds", lambda one: float(one.seed))
-    monkeypatch.setattr(estimate, "_measure_unknown", lambda specs: None)
+    monkeypatch.setattr(estimate, "_measure_unknown", lambda specs, found: None)
 
     def seconds(found: Cluster, resources: dict[str, Any], durations: list[int]) -> float:
         common: dict[str, Any] = {"budget": "laptop", "data": Path(), "store": Path()}
@@ -116,6 +116,24 @@ def test_the_estimate_divides_by_what_runs_at_once(monkeypatch: pytest.MonkeyPat
     assert seconds(of((8, 4)), {"gpus": 2}, [5, 5, 5]) == 7.5
     assert seconds(of((8, 0)), {}, [5, 1]) == 5  # the longest
     assert seconds(of((8, 0)), {"workers": 2}, [5, 5]) == 10  # one after the other
+
+
+def test_a_lost_node_counts_against_no_trial_and_a_dead_worker_does() -> None:
+    losses, gone, dead = connection.Losses(), connection.LostError("gone"), connection.LostWorkerError("dead")
+    preempted = UserError("preempted")
+    preempted.status = PREEMPTED
+    assert all(losses.forgives("a", error) for error in [gone, preempted] * 10)
+    assert [losses.forgives("a", dead) for _ in range(connection.RETRIES + 1)] == [True] * connection.RETRIES + [False]
+    assert not losses.forgives("a", gone) and losses.forgives("b", gone)
+    assert not losses.forgives("b", UserError("a bad row")) and not losses.forgives("b", RuntimeError("a bug"))
+
+
+@pytest.mark.parametrize("seconds", ["soon", "-1", "nan"])
+def test_a_time_to_wait_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    monkeypatch.setenv("RAY_WAIT_S", seconds)
+    joined = dataclasses.replace(of((1, 0)), address="head:6379")
+    with pytest.raises(UserError, match=rf"^RAY_WAIT_S is {seconds}; expected seconds, such as 600$"):
+        readiness.awaited(joined, [])
 
 
 def test_candidates_of_one_speed_are_measured_once(tmp_path: Path) -> None:
@@ -181,6 +199,7 @@ def test_a_named_cluster_is_joined_and_left_running(
     project: Path, two_nodes: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", two_nodes)
+    monkeypatch.setenv("RAY_WAIT_S", "0")
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
     short: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 1, "seeds": [0, 1]}}

@@ -1,0 +1,45 @@
+"""A question to each node of a connected Ray cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pipelines.cluster import connection
+
+
+def own() -> str:
+    """The id of this process's node."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def ask(
+    function: Callable[..., Any], *words: Any, among: Iterable[connection.Node], patience_s: float
+) -> list[tuple[connection.Node, Any]]:
+    """Each node with what ``function`` returns there, or with the error where there is none in time.
+
+    It takes no resources there, and so waits for no trial to end.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(max_retries=0, num_cpus=0)(_answer)
+    places = [(node, NodeAffinitySchedulingStrategy(node.id, soft=False)) for node in among]
+    tasks = [(node, remote.options(scheduling_strategy=at).remote(function, *words)) for node, at in places]
+    deadline, answers = time.monotonic() + patience_s, list[tuple[connection.Node, Any]]()
+    for node, task in tasks:
+        try:
+            answers.append((node, ray.get(task, timeout=max(0.0, deadline - time.monotonic()))))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            answers.append((node, cause if isinstance(cause, Exception) else error))
+    return answers
+
+
+def _answer(function: Callable[..., Any], *words: Any) -> Any:
+    """Runs in a Ray worker process."""
+    connection.end_with_raylet()
+    return function(*words)

@@ -1,0 +1,276 @@
+"""Before training on a cluster: wait for nodes that are still to come, and ask each one whether it can train."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import math
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.cluster import connection, nodes
+from pipelines.cluster.connection import Cluster, Node
+from pipelines.command.errors import UserError, brief, reason
+from pipelines.command.progress import duration, say
+from pipelines.config.benchmarks import Benchmark
+from pipelines.data import datasets
+from pipelines.training import fingerprint
+from pipelines.training.spec import Spec
+
+WAIT = "RAY_WAIT_S"
+WAIT_S = 600.0  # for nodes that an autoscaler brings: a cloud's machine and its image take minutes
+LOOK_EVERY_S = 2.0
+ANSWER_WITHIN_S = 120.0  # a node imports torch meanwhile, perhaps from a slow disk
+FETCH_S = 3600.0
+SEEN_S = 10.0  # until a file that one node wrote shows on another: NFS remembers what it saw for some seconds
+LEAST_FREE = 200 * 10**6  # bytes among a node's temporary files, for Ray's logs and sockets
+COMPARED = ("torch", "pytorch-lightning", "numpy")  # of them, the release
+ABSENT = "no data yet"  # a node's answer that has the project, and no datasets/ in it
+SHARED = "expected a run store that every node shares ($RUN_STORE)"
+
+
+def awaited(found: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
+    """The cluster once it holds each benchmark; UserError for one that it does not hold when the time is over.
+
+    An autoscaler is told what is missing. A cluster that was started here does not grow.
+    """
+    deadline = time.monotonic() + (0.0 if found.address is None else _patience())
+    asked = False
+    try:
+        while (lacking := _lacking(found, benchmarks)) is not None:
+            line, benchmark = lacking
+            if time.monotonic() >= deadline:
+                raise UserError(f"{line}; none came in {duration(_patience())} ({WAIT})" if asked else line)
+            if not asked:
+                what = line.partition("; expected")[0]
+                say(f"{found}; waiting up to {duration(_patience())} for nodes that hold {what}")
+                _request(found, benchmark)
+                asked = True
+            time.sleep(LOOK_EVERY_S)
+            found = dataclasses.replace(found, nodes=connection.living())
+    finally:
+        if asked:
+            _request(found, None)
+    return found
+
+
+def _patience() -> float:
+    named = os.environ.get(WAIT) or str(WAIT_S)
+    try:
+        seconds = float(named)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"{WAIT} is {brief(named)}; expected seconds, such as 600")
+    return seconds
+
+
+def _lacking(found: Cluster, benchmarks: Collection[Benchmark]) -> tuple[str, Benchmark] | None:
+    """The first benchmark that the cluster does not hold, and why."""
+    for benchmark in benchmarks:
+        try:
+            found.require(benchmark)
+        except UserError as error:
+            return str(error), benchmark
+    return None
+
+
+def _request(found: Cluster, benchmark: Benchmark | None) -> None:
+    """Ask the autoscaler, if there is one, for nodes that hold all workers of a trial; None takes it back."""
+    from ray.autoscaler.sdk import request_resources
+
+    bundles: list[dict[str, float]] = []
+    if benchmark is not None:
+        asked, gpus = benchmark.resources, found.gpus_for(benchmark)
+        bundles = [{"CPU": asked.cpus} | ({"GPU": gpus} if gpus else {})] * asked.workers
+    request_resources(bundles=bundles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a node must have: the code, the data and the libraries of the driver, and its run store."""
+
+    code: dict[str, str]  # sha256 by module
+    data: Path
+    digests: dict[str, str]  # by dataset
+    libraries: dict[str, str]  # releases by name
+    store: Path
+    token: str  # in the name of a file that is in the store, and of the answer to it
+    cuda: bool  # whether a trial takes GPUs where there are any
+
+    @property
+    def seen(self) -> Path:
+        """The file that the driver wrote."""
+        return self.store / "seen" / self.token
+
+    def answer(self, node: str) -> Path:
+        """The file that a node writes."""
+        return self.seen.with_name(f"{self.token}.{node}")
+
+
+def admitted(found: Cluster, planned: Sequence[Spec]) -> Cluster:
+    """The cluster without the nodes that can't train, each with a line; UserError where none can.
+
+    Each node that has a CPU is asked once. A node that has the code and not the data fetches it.
+    """
+    if found.address is None:
+        return found
+    asked = [node for node in found.nodes if node.cpus]
+    with _question(planned) as question:
+        lacking = _faults(question, asked)
+    refused = {node.id for node, _ in lacking}
+    if len(refused) == len(asked):
+        raise UserError("no node can train: " + "; ".join(f"{node.name}: {fault}" for node, fault in lacking))
+    for node, fault in lacking:
+        say(f"node {node.name} takes no part: {fault}")
+    others = tuple(node for node in found.nodes if node.id not in refused)
+    return dataclasses.replace(found, nodes=others, refused=tuple(sorted(refused)))
+
+
+@contextmanager
+def _question(planned: Sequence[Spec]) -> Iterator[Question]:
+    """With a file in the store while it is asked."""
+    data, names = planned[0].data, {trial.benchmark.dataset for trial in planned}
+    question = Question(
+        code=_code(),
+        data=data,
+        digests={name: datasets.open_dataset(data, name).digest for name in sorted(names)},
+        libraries=_libraries(),
+        store=planned[0].store,
+        token=secrets.token_hex(8),
+        cuda=any(trial.benchmark.resources.gpus or trial.benchmark.resources.gpus_if_any for trial in planned),
+    )
+    question.seen.parent.mkdir(parents=True, exist_ok=True)
+    question.seen.touch()
+    try:
+        yield question
+    finally:
+        for path in question.seen.parent.glob(f"{question.token}*"):
+            path.unlink(missing_ok=True)
+
+
+def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]:
+    """The nodes that can't train, each with the first thing that it lacks."""
+    answers = nodes.ask(_inspect, question, among=asked, patience_s=ANSWER_WITHIN_S)
+    absent = [node for node, answer in answers if answer == ABSENT]
+    if absent:
+        say(f"fetching the data on {', '.join(node.name for node in absent)}")
+        answers = [(node, answer) for node, answer in answers if answer != ABSENT]
+        answers += nodes.ask(_fetch, question, among=absent, patience_s=FETCH_S)
+    faults = [(node, _in_words(answer)) for node, answer in answers if answer is not None]
+    unseen = (node for node, answer in answers if answer is None and not _shows(question.answer(node.id)))
+    return faults + [(node, f"what it writes into {question.store} does not show here; {SHARED}") for node in unseen]
+
+
+def _in_words(answer: str | Exception) -> str:
+    """What a node answered, or why it did not."""
+    from ray.exceptions import GetTimeoutError
+
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, GetTimeoutError):
+        return f"it does not answer within {duration(ANSWER_WITHIN_S)}"
+    if "No module named" in str(answer):
+        missing = str(answer).partition("No module named")[2].split()[0]
+        return f"it has no module {missing}; expected the project at {fingerprint.ROOT}, and its libraries"
+    return f"it can't be asked: {type(answer).__name__}: {reason(answer)}"
+
+
+def _shows(path: Path) -> bool:
+    """Whether a file that another node wrote is there, perhaps a little later."""
+    deadline = time.monotonic() + SEEN_S
+    while not (found := path.name in os.listdir(path.parent)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def _inspect(question: Question) -> str | None:
+    """Runs on each node: the first thing that it lacks, ABSENT where that is data to fetch, None where it can train."""
+    for fault in (_code_fault(question), _store_fault(question), _library_fault(question), _space_fault()):
+        if fault:
+            return fault
+    project = all((question.data.parent / name).exists() for name in ("data.dvc", "params.yaml"))
+    if project and not all((question.data / name).exists() for name in question.digests):
+        return ABSENT
+    try:
+        for name, digest in question.digests.items():
+            found = datasets.open_dataset(question.data, name)
+            if found.digest != digest:
+                return f"{found.path} is another than the driver's (digest {found.digest[:8]}); expected {digest[:8]}"
+            found.split("train")
+    except UserError as error:
+        return str(error)
+    question.answer(nodes.own()).touch()
+    return None
+
+
+def _code_fault(question: Question) -> str | None:
+    code = _code()
+    other = sorted(name for name in code.keys() | question.code.keys() if code.get(name) != question.code.get(name))
+    if not other:
+        return None
+    more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+    return f"its {other[0]}{more} in {fingerprint.ROOT} differs from the driver's; expected the same code on every node"
+
+
+def _store_fault(question: Question) -> str | None:
+    if question.seen.exists():
+        return None
+    return f"it does not see what the driver wrote into {question.store}; {SHARED}"
+
+
+def _library_fault(question: Question) -> str | None:
+    here = _libraries()
+    for name, release in question.libraries.items():
+        if here[name] != release:
+            return f"it has {name} {here[name]}; expected {release}, as the driver has"
+    gpus = next(node.gpus for node in connection.living() if node.id == nodes.own())
+    if question.cuda and gpus:
+        import torch
+
+        if torch.version.cuda is None and torch.version.hip is None:
+            return (
+                f"it has {gpus} GPU{'s' * (gpus > 1)}, and a torch that is built for CPUs alone ({torch.__version__})"
+            )
+    return None
+
+
+def _space_fault() -> str | None:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    return f"{folder} has {free // 10**6} MB free; expected {LEAST_FREE // 10**6}" if free < LEAST_FREE else None
+
+
+def _fetch(question: Question) -> str | None:
+    """Runs on a node without data: fetch it, and look again."""
+    command = [sys.executable, "-m", "pipelines.fetch", *question.digests]
+    done = subprocess.run(command, cwd=question.data.parent, capture_output=True, text=True)
+    if done.returncode:
+        return f"it can't fetch the data: {reason(UserError(done.stderr.strip()))}"
+    return _inspect(question)
+
+
+def _code() -> dict[str, str]:
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in fingerprint.read().items()}
+
+
+def _libraries() -> dict[str, str]:
+    """Releases without what was built in: a GPU's node has another build of torch."""
+    return {name: _release(name) for name in COMPARED}
+
+
+def _release(name: str) -> str:
+    try:
+        return importlib.metadata.version(name).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"

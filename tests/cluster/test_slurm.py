@@ -1,0 +1,138 @@
+"""A job on a real SLURM of two machines: a node is lost, the job is cancelled and queued again, the ledger written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.training import store
+from pipelines.training.spec import Spec
+from tests.checkout import Checkout
+from tests.cluster.machines import SCRATCH, Machine, Machines, machines
+from tests.disturbed import OFTEN, specs, stamp
+from tests.processes import until
+
+pytestmark = pytest.mark.usefixtures("ends_all")
+ROOT = os.environ.get("SLURM_ROOT")  # of Debian's packages, where they are unpacked and not installed
+CONF = """
+    ClusterName=test
+    SlurmctldHost=ctl(10.77.0.254)
+    AuthType=auth/none
+    CredType=cred/none
+    AuthInfo=cred_expire=5
+    SlurmUser=root
+    StateSaveLocation={folder}/state
+    SlurmdSpoolDir={folder}/%n
+    SlurmctldPidFile={folder}/ctl.pid
+    SlurmdPidFile={folder}/%n.pid
+    SlurmctldLogFile={folder}/ctl.log
+    SlurmdLogFile={folder}/%n.log
+    ProctrackType=proctrack/linuxproc
+    TaskPlugin=task/none
+    SelectType=select/cons_tres
+    SwitchType=switch/none
+    MpiDefault=none
+    ReturnToService=2
+    SlurmdTimeout=10
+    SchedulerParameters=bf_interval=2
+    KillWait=5
+    NodeName=n[1-2] NodeAddr=10.77.0.[1-2] CPUs=1 RealMemory=1000 State=UNKNOWN
+    PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm:
+    """A checkout, on the machines of a SLURM cluster."""
+
+    def __init__(self, scene: Machines, checkout: Checkout) -> None:
+        self.scene, self.checkout = scene, checkout
+        conf = scene.folder / "slurm.conf"
+        conf.write_text(textwrap.dedent(CONF).format(folder=scene.folder))
+        (scene.folder / "state").mkdir()
+        self.environment = checkout.environment | {
+            "SLURM_CONF": str(conf),
+            "MLFLOW_TRACKING_URI": "http://127.0.0.1:1",
+            "PYTHONPATH": os.pathsep.join([str(scene.folder), str(checkout.folder)]),
+        }
+        self.run("slurmctld-wlm")
+        for node in scene.nodes:
+            self.boot(node)
+        until(lambda: "n[1-2] idle" in self.run("sinfo", "--noheader", "--format=%N %t"))
+
+    def boot(self, node: Machine) -> None:
+        spool = self.scene.folder / node.name
+        spool.mkdir(exist_ok=True)
+        words = ["slurmd-wlm", "-N", node.name, "-d", "/usr/sbin/slurmstepd-wlm"]
+        node.run(*words, environment=self.environment)
+
+    def run(self, *words: str) -> str:
+        return self.scene.switch.run(*words, environment=self.environment)
+
+    def submit(self, *words: str) -> str:
+        command = [sys.executable, "-m", "pipelines.submit", "slurm", "--nodes=2", f"--scratch={SCRATCH}", *words]
+        told = self.run("env", f"--chdir={self.checkout.folder}", *command)
+        return told.split()[1]
+
+    def log(self, job: str) -> str:
+        path = self.checkout.folder / f"store/logs/slurm-{job}.log"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, mirror: Path) -> Iterator[Slurm]:
+    path = f"{ROOT or ''}/usr/sbin"
+    if shutil.which("slurmctld-wlm", path=path) is None:
+        pytest.skip("no SLURM here (Debian's slurmctld and slurmd, installed or unpacked at $SLURM_ROOT)")
+    (tmp_path / "checkout").mkdir()
+    checkout = Checkout(tmp_path / "checkout", mirror)
+    with machines(tmp_path, 2, ROOT) as scene:
+        yield Slurm(scene, checkout)
+
+
+def state(slurm: Slurm, job: str) -> str:
+    found = slurm.run("scontrol", "--oneliner", "show", "job", job)
+    return next(word.removeprefix("JobState=") for word in found.split() if word.startswith("JobState="))
+
+
+def test_a_job_outlives_its_node_and_its_end(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled, ended by its time limit, and with a node lost: the ledger is written in the end."""
+    home, slow = slurm.checkout.folder, slurm.scene.folder / "slow"
+    monkeypatch.chdir(home)
+    slurm.checkout.small(epochs=60, images=2000)  # enough for three interruptions
+    (slurm.scene.folder / "sitecustomize.py").write_text(OFTEN)
+    slow.touch()
+    slurm.checkout.run("dvc", "repro", "fetch")
+    one, other = specs("lenet5-mnist")
+
+    def saved(*trials: Spec) -> None:
+        began = {trial.key: stamp(trial.files.checkpoint) for trial in trials}
+        until(lambda: all(stamp(trial.files.checkpoint) > began[trial.key] for trial in trials))
+
+    job = slurm.submit()
+    saved(one, other)
+    slurm.run("scancel", job)
+    until(lambda: state(slurm, job) == "CANCELLED")
+    assert not one.files.finished and one.files.checkpoint.exists()
+    slurm.run("scontrol", "requeue", job)
+    saved(one, other)
+    slurm.run("scancel", "--signal=USR1", "--batch", job)  # as SLURM does before the time is up
+    until(lambda: state(slurm, job) == "PENDING")
+    saved(one, other)
+    hosts = [store.read_json(trial.files.progress)["host"] for trial in (one, other)]
+    assert sorted(hosts) == ["n1", "n2"]
+    slurm.scene.nodes[1].end()
+    slow.unlink()
+    until(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), 150)
+    assert state(slurm, job) == "COMPLETED", slurm.log(job)
+    ledger = (home / "report/ledger.md").read_text()
+    assert "lenet5-mnist" in ledger and "linear-mnist" in ledger
+    told = slurm.log(job)
+    assert told.count("\nerror: ended by SIGUSR1; the same command goes on at its last checkpoint\n") == 1
+    assert "Traceback" not in told and "[state-dump]" not in told
+    assert min(store.read_json(trial.files.result)["resumed"] for trial in (one, other)) >= 2
