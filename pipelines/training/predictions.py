@@ -19,6 +19,7 @@ from pipelines.data import subsets
 from pipelines.data.batches import stream
 from pipelines.data.transforms import Augment
 from pipelines.data.views import CENTRE, views
+from pipelines.training import memory
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
 
@@ -96,6 +97,7 @@ class Examiner:
     def __init__(
         self, inputs: Inputs, model: nn.Module, seed: int, device: str, precision: str, split: Split, how: Evaluation
     ) -> None:
+        memory.keep()
         recipe = inputs.benchmark.recipe
         self.seed, self.device, self.split, self.how = seed, device, split, how
         self.images, _ = inputs.dataset.split(split)

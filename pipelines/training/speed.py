@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from pipelines.training import core
+from pipelines.training import core, memory
 from pipelines.training.inputs import Inputs
 from pipelines.training.optimisers import build_optimiser
 from pipelines.training.spec import Spec
@@ -22,6 +22,7 @@ def measure(spec: Spec, seconds: float = MEASURE_S) -> float:
 
     Of an ensemble the first member is measured, whose examples need no search.
     """
+    memory.keep()
     core.settle(spec.threads)
     recipe = dataclasses.replace(spec.benchmark.recipe, boosting=None)
     spec = dataclasses.replace(spec, benchmark=dataclasses.replace(spec.benchmark, recipe=recipe))

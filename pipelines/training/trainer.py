@@ -22,7 +22,7 @@ from pipelines.command import locks
 from pipelines.command.errors import FULL, UserError
 from pipelines.data import datasets
 from pipelines.data.batches import Batches, Chunks
-from pipelines.training import core, fingerprint, provenance, store, tensors
+from pipelines.training import core, fingerprint, memory, provenance, store, tensors
 from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Watch, Worker
 from pipelines.training.classifier import Classifier
 from pipelines.training.inputs import LOADED, Inputs
@@ -67,6 +67,7 @@ def _full_disk_reported(root: Path) -> Iterator[None]:
 
 def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     quieten()
+    memory.keep()
     core.settle(spec.threads)
     inputs = Inputs.of(spec)
     identity = _identity(spec, inputs.dataset) | provenance.git_state()
