@@ -16,6 +16,7 @@ from pipelines.command.errors import UserError, reason
 from pipelines.command.progress import say
 
 AGAIN_S = 1.0  # between looks at a job
+QUIET_S = 30.0  # a log that shows nothing for so long may have lost its connection
 STOPPED_S = 30.0  # for a job to end when it is asked to
 LOST = 60  # looks in vain, one after the other, until the cluster counts as lost
 
@@ -48,7 +49,8 @@ def run(address: str, entrypoint: str, what: Mapping[str, str], environment: Map
 def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # each has a level of its own
     os.environ.pop("RAY_ADDRESS", None)  # Ray would prefer it
     return JobSubmissionClient(address)
 
@@ -113,14 +115,14 @@ async def _show(client: Any, job: str, shown: int) -> int:
     """Print what is new in the log after ``shown`` characters; their number when the connection ends."""
     from aiohttp import ClientError
 
-    seen = 0
+    seen, parts = 0, client.tail_job_logs(job)
     try:
-        async for part in client.tail_job_logs(job):
+        while True:
+            part = await asyncio.wait_for(anext(parts), QUIET_S)
             print(part[max(0, shown - seen) :], end="", flush=True)
             seen += len(part)
-    except (ClientError, OSError, RuntimeError):
-        pass  # asked for again
-    return max(shown, seen)
+    except (ClientError, OSError, RuntimeError, StopAsyncIteration):  # a TimeoutError is an OSError
+        return max(shown, seen)  # and it is asked for again
 
 
 def _stop(client: Any, job: str) -> None:
