@@ -112,7 +112,7 @@ def test_a_trial_goes_on_elsewhere_and_comes_home(tmp_path: Path, mnist_slice: P
     assert "2 of 2 trials are in the store already" in home.run(*python, "pipelines.train", NAME)
     home.run(*python, "pipelines.evaluate", NAME)
     home.run(*python, "pipelines.compare")
-    assert NAME in (home.folder / "report/ledger.md").read_text()
+    assert NAME in (home.folder / "report/ledger.json").read_text()
 
 
 # --- what is taken and what is refused ---------------------------------------------------------------------------

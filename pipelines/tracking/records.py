@@ -120,7 +120,7 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         dataset_digest=trial.dataset_digest,
         tags={
             "kind": "trial",
-            "mlflow.source.name": f"python -m pipelines.trial {trial.benchmark} --seed {trial.seed}",
+            "mlflow.source.name": f"python -m pipelines.trial {trial.benchmark} --seeds {trial.seed}",
             "mlflow.source.type": "LOCAL",
         },
         parts=tuple(parts),
