@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
-from pipelines.cluster import connection, spreading
+from pipelines.cluster import connection, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
 from pipelines.command.folders import require_folder
@@ -95,23 +95,23 @@ def evaluate(
     target = EVALUATIONS / benchmark.name
     with _replacing(target) as fresh:
         much = device == "cpu" and len(planned) * dataset.test * flops(inputs) >= MUCH
-        ask = functools.partial(_elsewhere, connect()) if connect and much else None
+        ask = functools.partial(_elsewhere, readiness.ready(connect(), planned[:1])) if connect and much else None
         _evaluate(fresh, inputs, sorted(planned, key=lambda one: one.seed), device, ask)
     return target
 
 
 def _elsewhere(ray_cluster: connection.Cluster, one: spec.Spec) -> Ask:
     """Have images classified by Ray workers, piece by piece, each with what a worker that trains has."""
-    benchmark = one.benchmark
-    ray_cluster.require(benchmark)
-    cpus, gpus = benchmark.resources.cpus, ray_cluster.gpus_for(benchmark)
+    cpus, gpus = one.benchmark.resources.cpus, ray_cluster.gpus_for(one.benchmark)
     placed = one.on("cuda" if gpus else "cpu", threads=cpus)
-    weights = _files(one).weights.absolute()
+    # The nodes of a job share the run store; a copy of the code, and so runs/, lies on one of them alone.
+    weights = (one.files if one.files.finished else _files(one)).weights.absolute()
 
     def ask(split: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
         calls = {start: (placed, one.precision, weights, split, start, places) for start, places in pieces.items()}
         what = f"the evaluation of {one.name}"
-        return spreading.spread("pipelines.training.predictions.answer", calls, what=what, cpus=cpus, gpus=gpus)
+        place, placing = "pipelines.training.predictions.answer", ray_cluster.placing
+        return spreading.spread(place, calls, what=what, cpus=cpus, gpus=gpus, placing=placing)
 
     return ask
 

@@ -37,22 +37,14 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
     """
     kinds = {_kind(trial): trial for trial in planned}
     with connection.connect() as found:
-        ray_cluster = _ready(found, list(kinds.values()))
+        ray_cluster = readiness.ready(found, list(kinds.values()))
         sizes = dict(zip(kinds, _on_worker(ray_cluster, _check, list(kinds.values())), strict=True))
-        _require_space([(trial, sizes[_kind(trial)]) for trial in planned], ray_cluster)
-        placed = [_place(s, ray_cluster) for s in planned]
+        # By key on the device: two benchmarks may train the same weights.
+        placed = list({trial.key: trial for trial in (_place(s, ray_cluster) for s in planned)}.values())
+        _require_space([(trial, sizes[_kind(trial)]) for trial in placed], ray_cluster)
         _announce(params, placed, ray_cluster)
         with packing.shown(placed), helper.follow():
             packing.run(placed, ray_cluster)
-
-
-def _ready(found: connection.Cluster, kinds: Sequence[spec.Spec]) -> connection.Cluster:
-    """The nodes that can train, once they hold each kind of trial; UserError where they don't."""
-    benchmarks = [trial.benchmark for trial in kinds]
-    admitted = readiness.admitted(readiness.awaited(found, benchmarks), kinds)
-    for benchmark in benchmarks:
-        admitted.require(benchmark)
-    return admitted
 
 
 def _kind(trial: spec.Spec) -> tuple[str, str, str]:
@@ -218,8 +210,7 @@ def main() -> None:
     planned = [trial for trials in by_name.values() for trial in trials]
     require_places(names)
     inspect(planned)
-    # By key: two benchmarks may train the same weights.
-    waiting = list({trial.key: trial for trial in planned if not trial.finished}.values())
+    waiting = [trial for trial in planned if not trial.finished]
     if len(waiting) < len(planned):
         say(f"{len(planned) - len(waiting)} of {len(planned)} trials are in the store already")
     try:

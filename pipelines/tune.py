@@ -145,8 +145,9 @@ def pick(results: Sequence[Mapping[str, Any]], candidates: Sequence[dict[str, fl
 
 
 def _diverged(trial: spec.Spec) -> bool:
-    state = status.read(trial.files.progress, since=0)
-    return state is not None and state["state"] == "failed"
+    """Whether it failed on the device that trained it, of which its key here may be another's."""
+    states = (status.read(variant.files.progress, since=0) for variant in trial.variants)
+    return any(state is not None and state["state"] == "failed" for state in states)
 
 
 def _named(values: Mapping[str, float]) -> str:

@@ -39,6 +39,15 @@ ABSENT = "no data yet"  # a node's answer that has the project, and no datasets/
 SHARED = "expected a run store that every node shares ($RUN_STORE)"
 
 
+def ready(found: Cluster, planned: Sequence[Spec]) -> Cluster:
+    """The nodes that can train, once they hold all these trials; UserError where they don't."""
+    benchmarks = [trial.benchmark for trial in planned]
+    found = admitted(awaited(found, benchmarks), planned)
+    for benchmark in benchmarks:
+        found.require(benchmark)
+    return found
+
+
 def awaited(found: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
     """The cluster once it holds each benchmark; UserError for one that it does not hold when the time is over.
 
