@@ -34,17 +34,18 @@ from torch import nn
 from pipelines.cluster import connection, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
+from pipelines.command.files import remove
 from pipelines.command.folders import require_folder
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.data.datasets import DATA, Dataset
+from pipelines.data.datasets import DATA, Dataset, Split
 from pipelines.results import examples, verdicts
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
-from pipelines.training.predictions import BATCH, Ask, Piece, Predictions, Split, as_claimed, flops, predict
+from pipelines.training.predictions import BATCH, Ask, Piece, Predictions, as_claimed, flops, predict
 
 SHARES = ("precision", "recall", "f1")
 MUCH = 10**13  # floating-point operations, some two minutes of a core: from there on, to start Ray pays
@@ -160,7 +161,7 @@ def _replacing(target: Path) -> Iterator[Path]:
         if os.path.lexists(old) and not os.path.lexists(target):  # ended between the two renames below
             os.rename(old, target)
         for left in (new, old):
-            store.remove(left)
+            remove(left)
         new.mkdir()
         try:
             yield new
@@ -169,7 +170,7 @@ def _replacing(target: Path) -> Iterator[Path]:
             os.rename(new, target)
         finally:
             for left in (new, old):
-                store.remove(left)
+                remove(left)
 
 
 def _check_names(dataset: Dataset) -> None:

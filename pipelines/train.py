@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from pipelines.cluster import connection, estimate, packing, readiness
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard
+from pipelines.command.files import remove
 from pipelines.command.folders import require_folder
 from pipelines.command.progress import say
 from pipelines.config.params import Params, load_params
@@ -179,14 +180,14 @@ def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
             raise UserError(f"{line}; expected a run store that every node shares ($RUN_STORE)") from None
     for name in {trial.benchmark.name for trial in planned}:
         fresh = runs / f".{name}.new"  # the old folder stays until the new one is whole
-        store.remove(fresh)
+        remove(fresh)
         for trial in planned:
             if trial.benchmark.name == name:
                 target = fresh / f"seed-{trial.seed}"
                 target.mkdir(parents=True)
                 for file in trial.files.kept:
                     shutil.copyfile(file, target / file.name)
-        store.remove(runs / name)
+        remove(runs / name)
         fresh.rename(runs / name)
 
 

@@ -422,6 +422,11 @@ def test_a_data_set_goes_along_in_pieces(
         store_command(monkeypatch, "import", "parts/mnist.tar")
 
 
+def test_a_data_set_of_any_name_that_params_allow_goes_along() -> None:
+    assert command.NAMES.fullmatch("datasets/my_photos-2/meta.json")
+    assert not command.NAMES.fullmatch("datasets/../meta.json")
+
+
 def test_another_data_set_of_the_name_stays(
     pieces: Path, mnist_slice: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

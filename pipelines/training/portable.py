@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.command import locks
 from pipelines.command.errors import UserError, brief
+from pipelines.command.files import remove
 from pipelines.config import wording
 from pipelines.config.params import Params
 from pipelines.data import datasets
@@ -209,7 +210,7 @@ def _move(new: TrialFiles, spec: Spec, paths: Sequence[Path]) -> str:
     home = spec.files.folder
     for path in (new.trial, *paths):
         if path.exists():
-            store.remove(home / path.name)
+            remove(home / path.name)
             path.replace(home / path.name)
     if paths[-1] == new.result:
         spec.files.checkpoint.unlink(missing_ok=True)
@@ -229,7 +230,7 @@ def receiving(root: Path) -> Iterator[Path]:
     """Give a folder in the store for what is not checked yet; it is gone in the end."""
     incoming = root / ".importing"
     with locks.held(root / ".importing.lock", "an import", patience_s=0):
-        store.remove(incoming)
+        remove(incoming)
         incoming.mkdir()
         try:
             yield incoming
