@@ -259,6 +259,12 @@ def test_evidence_without_a_top5_error_is_one_line_where_that_is_claimed(project
         rows()
 
 
+def test_a_short_run_of_a_row_without_a_claim_has_no_claim(project: Path) -> None:
+    edit_params(project / "params.yaml", linear_mnist={"claim.value": None})
+    (line,) = (line for line in publish.ledger(rows()).splitlines() if "linear-mnist" in line)
+    assert "| error | – | – | no claim |" in line
+
+
 def test_committed_evidence_is_not_tracked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was, where it was run: MLflow gets this checkout's rows alone."""
     from pipelines.tracking import spool
