@@ -189,10 +189,7 @@ def _in_words(answer: str | Exception) -> str:
         return answer
     if isinstance(answer, GetTimeoutError):
         return f"it does not answer within {duration(ANSWER_WITHIN_S)}"
-    if "No module named" in str(answer):
-        missing = str(answer).partition("No module named")[2].split()[0]
-        return f"it has no module {missing}; expected the project at {fingerprint.ROOT}, and its libraries"
-    return f"it can't be asked: {type(answer).__name__}: {reason(answer)}"
+    return nodes.lacks_module(answer) or f"it can't be asked: {type(answer).__name__}: {reason(answer)}"
 
 
 def _shows(path: Path) -> bool:

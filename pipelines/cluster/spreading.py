@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from pipelines.cluster import connection
+from pipelines.cluster import connection, nodes
 from pipelines.command.errors import UserError
 
 Name = TypeVar("Name")
@@ -60,6 +60,8 @@ def _result(task: Any, what: str) -> Any:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
+        if lacking := nodes.lacks_module(error):
+            raise UserError(f"{what}, a node of the cluster: {lacking}") from None
         raise
     except (ray.exceptions.RayError, OSError) as error:
         raise connection.lost_worker(what, error) from None
