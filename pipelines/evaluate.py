@@ -333,7 +333,7 @@ def main() -> None:
     """Evaluate the benchmarks named on the command line, or the active suite."""
     parser = arguments.Parser(prog="python -m pipelines.evaluate", description="Test what was trained.")
     parser.add_argument("benchmarks", nargs="*", help="benchmarks of models/*.yaml; by default the active suite")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
     args = parser.parse_args()
     ending.follow()
     params = load_params()

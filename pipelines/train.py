@@ -110,10 +110,11 @@ def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connecti
     for name, trials in _by_kind(placed).items():
         each = estimate.trial_seconds(trials[0])
         say(f"  {name}: {len(trials)} of {f'about {progress.duration(each)}' if each else 'unknown length'} each")
-    rest = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
-    if rest:
-        whole = estimate.seconds([*placed, *rest], ray_cluster)
-        say(f"whole suite {params.suite.name}: {len(placed) + len(rest)} trials, about {progress.duration(whole)}")
+    others = (_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster))
+    whole = {trial.key: trial for trial in (*placed, *others)}
+    if len(whole) > len(placed):
+        seconds = estimate.seconds(list(whole.values()), ray_cluster)
+        say(f"whole suite {params.suite.name}: {len(whole)} trials, about {progress.duration(seconds)}")
 
 
 def _by_kind(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:

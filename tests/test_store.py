@@ -25,7 +25,7 @@ from pipelines.command.errors import UserError
 from pipelines.data import datasets, parcels
 from pipelines.training import checkpoint, portable, provenance, spec, store, trainer
 from pipelines.training.store import TrialFiles
-from tests import processes
+from tests import processes, projects
 from tests.checkout import Checkout
 from tests.conftest import edit_params
 from tests.disturbed import same_weights
@@ -508,6 +508,20 @@ def test_what_cannot_be_done_is_one_line(
     with pytest.raises(UserError) as caught:
         store_command(monkeypatch, *words)
     assert line in str(caught.value) and not Path("x.tar").exists() and not Path(".x.tar.writing").exists()
+
+
+def test_a_row_finds_the_weights_that_another_one_trained(
+    planned: list[spec.Spec], project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the row of a top-5 error does those of the error."""
+    trainer.run(planned[0])
+    found = projects.read(project)
+    found["benchmarks"]["linear-again-mnist"] = found["benchmarks"][NAME]
+    projects.write(project, found)
+    store_command(monkeypatch, "list", "linear-again-mnist")
+    assert planned[0].key in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no such trial"):
+        store_command(monkeypatch, "list", "mlp300-mnist")
 
 
 def test_what_is_there_is_listed(

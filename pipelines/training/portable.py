@@ -84,8 +84,16 @@ class Plans:
         known = {name: number for number, name in enumerate(self.params.benchmarks)}
         for trial in sorted(read, key=lambda one: _place(known, one)):
             name, seed = trial.identity.get("benchmark"), trial.identity.get("seed")
-            if (not names or name in names) and (not seeds or seed in seeds):
+            named = not names or name in names or any(self._also(trial, other) for other in names)
+            if named and (not seeds or seed in seeds):
                 yield trial
+
+    def _also(self, trial: Found, name: str) -> bool:
+        """Whether a trial is one of this benchmark, too: rows that differ in their evaluation share their weights."""
+        with contextlib.suppress(UserError):
+            self.spec({**trial.identity, "benchmark": name})
+            return True
+        return False
 
     def _folders(self) -> list[Path]:
         there = self.root.iterdir() if self.root.is_dir() else ()
