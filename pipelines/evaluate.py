@@ -31,20 +31,21 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
-from pipelines.cluster import connection, spreading
+from pipelines.cluster import connection, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
+from pipelines.command.files import remove
 from pipelines.command.folders import require_folder
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.data.datasets import DATA, Dataset
+from pipelines.data.datasets import DATA, Dataset, Split
 from pipelines.results import examples, verdicts
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
-from pipelines.training.predictions import BATCH, Ask, Piece, Predictions, Split, as_claimed, flops, predict
+from pipelines.training.predictions import BATCH, Ask, Piece, Predictions, as_claimed, flops, predict
 
 SHARES = ("precision", "recall", "f1")
 MUCH = 10**13  # floating-point operations, some two minutes of a core: from there on, to start Ray pays
@@ -95,23 +96,23 @@ def evaluate(
     target = EVALUATIONS / benchmark.name
     with _replacing(target) as fresh:
         much = device == "cpu" and len(planned) * dataset.test * flops(inputs) >= MUCH
-        ask = functools.partial(_elsewhere, connect()) if connect and much else None
+        ask = functools.partial(_elsewhere, readiness.ready(connect(), planned[:1])) if connect and much else None
         _evaluate(fresh, inputs, sorted(planned, key=lambda one: one.seed), device, ask)
     return target
 
 
 def _elsewhere(ray_cluster: connection.Cluster, one: spec.Spec) -> Ask:
     """Have images classified by Ray workers, piece by piece, each with what a worker that trains has."""
-    benchmark = one.benchmark
-    ray_cluster.require(benchmark)
-    cpus, gpus = benchmark.resources.cpus, ray_cluster.gpus_for(benchmark)
+    cpus, gpus = one.benchmark.resources.cpus, ray_cluster.gpus_for(one.benchmark)
     placed = one.on("cuda" if gpus else "cpu", threads=cpus)
-    weights = _files(one).weights.absolute()
+    # The nodes of a job share the run store; a copy of the code, and so runs/, lies on one of them alone.
+    weights = (one.files if one.files.finished else _files(one)).weights.absolute()
 
     def ask(split: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
         calls = {start: (placed, one.precision, weights, split, start, places) for start, places in pieces.items()}
         what = f"the evaluation of {one.name}"
-        return spreading.spread("pipelines.training.predictions.answer", calls, what=what, cpus=cpus, gpus=gpus)
+        place, placing = "pipelines.training.predictions.answer", ray_cluster.placing
+        return spreading.spread(place, calls, what=what, cpus=cpus, gpus=gpus, placing=placing)
 
     return ask
 
@@ -160,7 +161,7 @@ def _replacing(target: Path) -> Iterator[Path]:
         if os.path.lexists(old) and not os.path.lexists(target):  # ended between the two renames below
             os.rename(old, target)
         for left in (new, old):
-            store.remove(left)
+            remove(left)
         new.mkdir()
         try:
             yield new
@@ -169,7 +170,7 @@ def _replacing(target: Path) -> Iterator[Path]:
             os.rename(new, target)
         finally:
             for left in (new, old):
-                store.remove(left)
+                remove(left)
 
 
 def _check_names(dataset: Dataset) -> None:
@@ -332,7 +333,7 @@ def main() -> None:
     """Evaluate the benchmarks named on the command line, or the active suite."""
     parser = arguments.Parser(prog="python -m pipelines.evaluate", description="Test what was trained.")
     parser.add_argument("benchmarks", nargs="*", help="benchmarks of models/*.yaml; by default the active suite")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
     args = parser.parse_args()
     ending.follow()
     params = load_params()

@@ -67,6 +67,12 @@ def _evaluated(benchmark: Benchmark, budget: str, project: Path) -> Evidence:
     these = dataclasses.replace(benchmark, budgets=plans)
     outcome = reader.load(these, budget=budget, evaluations=project / EVALUATIONS, runs=project / RUNS)
     assert outcome is not None
+    first, *others = outcome.trials
+    for other in others:
+        if differs := reader.difference(first.result["config"], other.result["config"]):
+            key, one, two = differs
+            line = f"config{key} is {wording.show(one)} of seed {first.seed}, {wording.show(two)} of seed {other.seed}"
+            raise UserError(f"{project / RUNS / benchmark.name}: {line}; expected seeds of one kind of device")
     return evidence.of_outcome(outcome, budget, benchmark.evaluation.claimed_on)
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from pipelines.command import arguments, locks
 from pipelines.command.errors import UserError, guard
-from pipelines.command.progress import Board, say
+from pipelines.command.files import remove
+from pipelines.command.progress import Advance, Board, say
 from pipelines.config import wording
 from pipelines.config.params import Params, load_params
 from pipelines.data import datasets, parcels
@@ -39,7 +40,7 @@ PARCEL_FORMAT = 1  # of parcels
 MOST_FIRST = 2**20  # bytes
 NAMES = re.compile(
     rf"{re.escape(FIRST)}|[0-9a-f]{{16}}/({'|'.join(map(re.escape, (*JSON_FILES, *TENSOR_FILES)))})"
-    rf"|datasets/[a-z0-9-]+/({re.escape(META)}|({'|'.join(map(re.escape, ARRAYS))}){re.escape(portable_data.PACKED)})"
+    rf"|datasets/[a-z0-9_-]+/({re.escape(META)}|({'|'.join(map(re.escape, ARRAYS))}){re.escape(portable_data.PACKED)})"
 )
 LOCKS = Path("data")  # where `fetch` keeps those of the data sets
 
@@ -155,7 +156,7 @@ def _take_trial(plans: Plans, folder: Path, files: Iterator[Carried]) -> str:
             portable.unpack(member, folder)
         return portable.take(folder, plans)
     finally:
-        store.remove(folder)
+        remove(folder)
 
 
 def _take_dataset(params: Params, name: str, files: Iterator[Carried]) -> str:
@@ -181,7 +182,7 @@ def _check_place(name: str, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _counting(name: str) -> Iterator[portable_data.Advance]:
+def _counting(name: str) -> Iterator[Advance]:
     board, done = Board(), 0
 
     def advance(count: int) -> None:

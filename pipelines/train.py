@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from pipelines.cluster import connection, estimate, packing, readiness
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard
+from pipelines.command.files import remove
 from pipelines.command.folders import require_folder
 from pipelines.command.progress import say
 from pipelines.config.params import Params, load_params
@@ -37,22 +38,14 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
     """
     kinds = {_kind(trial): trial for trial in planned}
     with connection.connect() as found:
-        ray_cluster = _ready(found, list(kinds.values()))
+        ray_cluster = readiness.ready(found, list(kinds.values()))
         sizes = dict(zip(kinds, _on_worker(ray_cluster, _check, list(kinds.values())), strict=True))
-        _require_space([(trial, sizes[_kind(trial)]) for trial in planned], ray_cluster)
-        placed = [_place(s, ray_cluster) for s in planned]
+        # By key on the device: two benchmarks may train the same weights.
+        placed = list({trial.key: trial for trial in (_place(s, ray_cluster) for s in planned)}.values())
+        _require_space([(trial, sizes[_kind(trial)]) for trial in placed], ray_cluster)
         _announce(params, placed, ray_cluster)
         with packing.shown(placed), helper.follow():
             packing.run(placed, ray_cluster)
-
-
-def _ready(found: connection.Cluster, kinds: Sequence[spec.Spec]) -> connection.Cluster:
-    """The nodes that can train, once they hold each kind of trial; UserError where they don't."""
-    benchmarks = [trial.benchmark for trial in kinds]
-    admitted = readiness.admitted(readiness.awaited(found, benchmarks), kinds)
-    for benchmark in benchmarks:
-        admitted.require(benchmark)
-    return admitted
 
 
 def _kind(trial: spec.Spec) -> tuple[str, str, str]:
@@ -117,10 +110,11 @@ def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connecti
     for name, trials in _by_kind(placed).items():
         each = estimate.trial_seconds(trials[0])
         say(f"  {name}: {len(trials)} of {f'about {progress.duration(each)}' if each else 'unknown length'} each")
-    rest = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
-    if rest:
-        whole = estimate.seconds([*placed, *rest], ray_cluster)
-        say(f"whole suite {params.suite.name}: {len(placed) + len(rest)} trials, about {progress.duration(whole)}")
+    others = (_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster))
+    whole = {trial.key: trial for trial in (*placed, *others)}
+    if len(whole) > len(placed):
+        seconds = estimate.seconds(list(whole.values()), ray_cluster)
+        say(f"whole suite {params.suite.name}: {len(whole)} trials, about {progress.duration(seconds)}")
 
 
 def _by_kind(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:
@@ -187,14 +181,14 @@ def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
             raise UserError(f"{line}; expected a run store that every node shares ($RUN_STORE)") from None
     for name in {trial.benchmark.name for trial in planned}:
         fresh = runs / f".{name}.new"  # the old folder stays until the new one is whole
-        store.remove(fresh)
+        remove(fresh)
         for trial in planned:
             if trial.benchmark.name == name:
                 target = fresh / f"seed-{trial.seed}"
                 target.mkdir(parents=True)
                 for file in trial.files.kept:
                     shutil.copyfile(file, target / file.name)
-        store.remove(runs / name)
+        remove(runs / name)
         fresh.rename(runs / name)
 
 
@@ -218,8 +212,7 @@ def main() -> None:
     planned = [trial for trials in by_name.values() for trial in trials]
     require_places(names)
     inspect(planned)
-    # By key: two benchmarks may train the same weights.
-    waiting = list({trial.key: trial for trial in planned if not trial.finished}.values())
+    waiting = [trial for trial in planned if not trial.finished]
     if len(waiting) < len(planned):
         say(f"{len(planned) - len(waiting)} of {len(planned)} trials are in the store already")
     try:

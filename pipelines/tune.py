@@ -88,9 +88,11 @@ def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
     _train(params, planned)
     device = provenance.chosen_device(None)
     results: list[dict[str, Any]] = []
+    devices: list[str] = []
     for values, trials in zip(candidates, planned, strict=True):
         whole = all(trial.finished for trial in trials)
         judged = [trial.settled for trial in trials] if whole else []
+        devices += [store.read_json(trial.files.result)["device"] for trial in judged]
         errors = {str(trial.seed): validation_error(trial, choice, device) for trial in judged} or None
         print(f"{benchmark.name} at {_named(values)}: {_words(errors)}", flush=True)
         mean = float(np.mean(list(errors.values()))) if errors else None
@@ -103,7 +105,8 @@ def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
         "seeds": list(choice.seeds),
         "validation_error": results,
         "chosen": pick(results, candidates, choice.hold_out),
-        "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice"),
+        "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice", devices[0]),
+        "device": devices[0],
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
         **provenance.git_state(),
@@ -145,8 +148,9 @@ def pick(results: Sequence[Mapping[str, Any]], candidates: Sequence[dict[str, fl
 
 
 def _diverged(trial: spec.Spec) -> bool:
-    state = status.read(trial.files.progress, since=0)
-    return state is not None and state["state"] == "failed"
+    """Whether it failed on the device that trained it, of which its key here may be another's."""
+    states = (status.read(variant.files.progress, since=0) for variant in trial.variants)
+    return any(state is not None and state["state"] == "failed" for state in states)
 
 
 def _named(values: Mapping[str, float]) -> str:

@@ -260,7 +260,7 @@ def test_a_part_of_the_test_split_is_what_was_said_of_the_whole(evaluated: Path)
 
 @pytest.mark.numeric
 def test_spread_over_ray_every_image_has_the_same_answer(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workers take pieces in any order; then one finds its weights gone, which is a line and loses nothing."""
+    """The workers take pieces in any order, and weights from the store; where those are gone, it is a line."""
     monkeypatch.setattr(evaluate, "MUCH", 1)
     names, benchmark = ("mlp300-mnist", "linear-mnist"), load_params().benchmark("linear-mnist")
     before = {path: arrays(path) for name in names for path in (Path("evaluations") / name).rglob("predictions.npz")}
@@ -268,10 +268,12 @@ def test_spread_over_ray_every_image_has_the_same_answer(copied: Path, monkeypat
     with connection.connect() as ray_cluster:
         for name in names:
             evaluate.evaluate(load_params().benchmark(name), planned(name), "cpu", lambda: ray_cluster)
-        taken = evaluate._elsewhere(ray_cluster, planned("linear-mnist")[0])
-        Path("runs/linear-mnist/seed-3/weights.pt").unlink()
+        one, pieces = planned("linear-mnist")[0], {0: np.arange(5)}
+        Path("runs/linear-mnist/seed-3/weights.pt").unlink()  # as on a node that has no such copy of the code
+        assert [len(piece[1]) for _, piece in evaluate._elsewhere(ray_cluster, one)("test", pieces)] == [5]
+        one.files.weights.unlink()
         with pytest.raises(UserError, match=r"weights\.pt is missing"):
-            list(taken("test", {0: np.arange(5)}))
+            list(evaluate._elsewhere(ray_cluster, one)("test", pieces))
     assert len(before) == 4 and len(figures) == len(benchmark.budgets["laptop"].seeds)
     for path, found in before.items():
         again = arrays(path)

@@ -25,7 +25,7 @@ from pipelines.command.errors import UserError
 from pipelines.data import datasets, parcels
 from pipelines.training import checkpoint, portable, provenance, spec, store, trainer
 from pipelines.training.store import TrialFiles
-from tests import processes
+from tests import processes, projects
 from tests.checkout import Checkout
 from tests.conftest import edit_params
 from tests.disturbed import same_weights
@@ -112,7 +112,7 @@ def test_a_trial_goes_on_elsewhere_and_comes_home(tmp_path: Path, mnist_slice: P
     assert "2 of 2 trials are in the store already" in home.run(*python, "pipelines.train", NAME)
     home.run(*python, "pipelines.evaluate", NAME)
     home.run(*python, "pipelines.compare")
-    assert NAME in (home.folder / "report/ledger.md").read_text()
+    assert NAME in (home.folder / "report/ledger.json").read_text()
 
 
 # --- what is taken and what is refused ---------------------------------------------------------------------------
@@ -422,6 +422,11 @@ def test_a_data_set_goes_along_in_pieces(
         store_command(monkeypatch, "import", "parts/mnist.tar")
 
 
+def test_a_data_set_of_any_name_that_params_allow_goes_along() -> None:
+    assert command.NAMES.fullmatch("datasets/my_photos-2/meta.json")
+    assert not command.NAMES.fullmatch("datasets/../meta.json")
+
+
 def test_another_data_set_of_the_name_stays(
     pieces: Path, mnist_slice: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -503,6 +508,20 @@ def test_what_cannot_be_done_is_one_line(
     with pytest.raises(UserError) as caught:
         store_command(monkeypatch, *words)
     assert line in str(caught.value) and not Path("x.tar").exists() and not Path(".x.tar.writing").exists()
+
+
+def test_a_row_finds_the_weights_that_another_one_trained(
+    planned: list[spec.Spec], project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the row of a top-5 error does those of the error."""
+    trainer.run(planned[0])
+    found = projects.read(project)
+    found["benchmarks"]["linear-again-mnist"] = found["benchmarks"][NAME]
+    projects.write(project, found)
+    store_command(monkeypatch, "list", "linear-again-mnist")
+    assert planned[0].key in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no such trial"):
+        store_command(monkeypatch, "list", "mlp300-mnist")
 
 
 def test_what_is_there_is_listed(

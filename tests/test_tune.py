@@ -55,6 +55,7 @@ def test_the_better_rate_is_chosen_with_the_test_images_closed(project: Path) ->
     assert found[0.1]["mean"] == np.mean(list(found[0.1]["per_seed"].values()))
     assert found[0.1]["per_seed"].keys() == {"0", "1"}
     assert record["config"]["recipe"]["subset"]["hold_out"] == 400
+    assert (record["device"], record["config"]["recipe"]["precision"]) in {("cpu", "fp32"), ("cuda", "fp32")}
     chosen = "chosen: rate 0.1 batch 64 (models/linear.yaml: linear-mnist has rate 1 batch 128)"
     assert f"{chosen}; kept in results/choices/linear-mnist.json" in done.stdout
 
@@ -198,7 +199,9 @@ def test_the_rates_in_use_are_those_that_were_chosen(name: str) -> None:
 def test_a_rate_was_chosen_for_the_model_and_recipe_of_today(name: str) -> None:
     benchmark, config = PARAMS.benchmark(name), RECORDS[name]["config"]
     # read as params.yaml is, so that a field which is new since then has its default
-    then = schema.parse(Recipe, config["recipe"], name)
+    precision, device = benchmark.recipe.precision, RECORDS[name].get("device", "cpu")
+    assert config["recipe"]["precision"] == precision.on(device)
+    then = schema.parse(Recipe, config["recipe"] | {"precision": dataclasses.asdict(precision)}, name)
     assert then.subset.hold_out == RECORDS[name]["hold_out"]
     used = RECORDS[name]["chosen"]
     optimiser: dict[str, Any] = {key: value for key, value in used.items() if key in ("lr", "mu")}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pipelines.cluster import connection
+from pipelines.training import fingerprint
 
 
 def own() -> str:
@@ -14,6 +15,16 @@ def own() -> str:
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
+
+
+def lacks_module(error: Exception) -> str | None:
+    """What a node is without, in words, where that is the reason of an error."""
+    missing = str(error).partition("No module named ")[2].split()
+    return (
+        f"it has no module {missing[0]}; expected the project at {fingerprint.ROOT}, and its libraries"
+        if missing
+        else None
+    )
 
 
 def ask(

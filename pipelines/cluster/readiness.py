@@ -39,6 +39,15 @@ ABSENT = "no data yet"  # a node's answer that has the project, and no datasets/
 SHARED = "expected a run store that every node shares ($RUN_STORE)"
 
 
+def ready(found: Cluster, planned: Sequence[Spec]) -> Cluster:
+    """The nodes that can train, once they hold all these trials; UserError where they don't."""
+    benchmarks = [trial.benchmark for trial in planned]
+    found = admitted(awaited(found, benchmarks), planned)
+    for benchmark in benchmarks:
+        found.require(benchmark)
+    return found
+
+
 def awaited(found: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
     """The cluster once it holds each benchmark; UserError for one that it does not hold when the time is over.
 
@@ -180,10 +189,7 @@ def _in_words(answer: str | Exception) -> str:
         return answer
     if isinstance(answer, GetTimeoutError):
         return f"it does not answer within {duration(ANSWER_WITHIN_S)}"
-    if "No module named" in str(answer):
-        missing = str(answer).partition("No module named")[2].split()[0]
-        return f"it has no module {missing}; expected the project at {fingerprint.ROOT}, and its libraries"
-    return f"it can't be asked: {type(answer).__name__}: {reason(answer)}"
+    return nodes.lacks_module(answer) or f"it can't be asked: {type(answer).__name__}: {reason(answer)}"
 
 
 def _shows(path: Path) -> bool:

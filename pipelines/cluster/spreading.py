@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from pipelines.cluster import connection
+from pipelines.cluster import connection, nodes
 from pipelines.command.errors import UserError
 
 Name = TypeVar("Name")
@@ -21,23 +21,26 @@ def spread(
     cpus: int = 1,
     gpus: float = 0.0,
     in_flight: int | None = None,
+    placing: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[Name, Any]]:
     """Call ``function``, a dotted name, with each tuple of arguments; yields names and results as calls end.
 
     A call whose worker dies is made again, ``connection.RETRIES`` times. At most ``in_flight`` are under way at once,
-    and further ones are taken as those end: their arguments and results need not all fit into memory. Raises what a
-    call raises, as a UserError where it is one, and ends the other calls. ``what`` names the work in an error.
+    and further ones are taken as those end: their arguments and results need not all fit into memory. ``placing`` is
+    ``Cluster.placing``. Raises what a call raises, as a UserError where it is one, and ends the other calls. ``what``
+    names the work in an error.
     """
     import ray
 
-    remote = ray.remote(max_retries=connection.RETRIES, num_cpus=cpus, num_gpus=gpus)(_call)
+    options = {"num_cpus": cpus, "num_gpus": gpus, "name": what, **(placing or {})}
+    remote = ray.remote(max_retries=connection.RETRIES)(_call).options(**options)
     left = iter(calls.items() if isinstance(calls, Mapping) else calls)
     waiting: dict[Any, Name] = {}
     try:
         begun = in_flight  # how many calls to begin next; None for all
         while True:
             for name, arguments in itertools.islice(left, begun):
-                waiting[remote.options(name=what).remote(function, *arguments)] = name
+                waiting[remote.remote(function, *arguments)] = name
             if not waiting:
                 return
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
@@ -57,6 +60,8 @@ def _result(task: Any, what: str) -> Any:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
+        if lacking := nodes.lacks_module(error):
+            raise UserError(f"{what}, a node of the cluster: {lacking}") from None
         raise
     except (ray.exceptions.RayError, OSError) as error:
         raise connection.lost_worker(what, error) from None

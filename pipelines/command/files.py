@@ -1,7 +1,8 @@
-"""What stands at a path: a file may be opened, and who opens a FIFO may wait for ever."""
+"""What stands at a path, and its removal: a file may be opened, and who opens a FIFO may wait for ever."""
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 
@@ -24,3 +25,11 @@ def expect_file(path: Path) -> None:
     other = intruder(path)
     if other is not None:
         raise UserError(f"{path}: {other} stands where a file belongs; move it away")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

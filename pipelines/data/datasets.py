@@ -13,7 +13,6 @@ import json
 import math
 import mmap
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.command.errors import FULL, UserError, reason
-from pipelines.command.files import expect_file
+from pipelines.command.files import expect_file, remove
 from pipelines.command.progress import counting
 
 Split = Literal["train", "test"]
@@ -213,7 +212,7 @@ def new_dataset(
         _check_place(root / name)
         continued = journal is not None and journal.begin(partial, counts)
         if not continued:
-            _remove(partial)
+            remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
     try:
         arrays: dict[Split, tuple[Images, Labels]] = {}
@@ -247,7 +246,7 @@ def new_dataset(
         _put_in_place(partial, root / name)
     except BaseException:
         if journal is None or not journal.worth_keeping:
-            _remove(partial)
+            remove(partial)
         raise
 
 
@@ -260,7 +259,7 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
     partial = root / f".{name}.partial"
     prepare(root, name)
     with writing(root):
-        _remove(partial)
+        remove(partial)
         partial.mkdir(parents=True)
     try:
         yield partial
@@ -270,7 +269,7 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
             dataset.split(split)
         _put_in_place(partial, root / name)
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 @contextmanager
@@ -427,20 +426,13 @@ def _old(final: Path) -> Path:
 def _put_in_place(partial: Path, final: Path) -> None:
     """Rename ``partial`` to ``final``; the old folder goes only once the new one is complete."""
     old = _old(final)
-    _remove(old)
+    remove(old)
     if final.is_dir() and not final.is_symlink():
         final.rename(old)
     elif final.exists() or final.is_symlink():
         final.unlink()
     partial.rename(final)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    remove(old)
 
 
 def _sha256(path: Path, advance: Callable[[int], None] = lambda amount: None) -> str:

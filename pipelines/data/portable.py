@@ -5,13 +5,13 @@ from __future__ import annotations
 import lzma
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines.command.errors import UserError
+from pipelines.command.progress import Advance
 from pipelines.data import datasets
 from pipelines.data.datasets import ARRAYS, META, Dataset
 from pipelines.data.parcels import READ_BYTES, Carried, Writer
@@ -21,7 +21,6 @@ ARRAY_HEAD = 2**12  # bytes, of which NumPy takes 128
 MEMORY = 2**26  # bytes that unpacking may take
 WIDEST_DELTA = 256  # bytes, by xz
 PACKED = ".xz"
-Advance = Callable[[int], object]  # called with bytes done
 
 
 def pack(dataset: Dataset, writer: Writer, scratch: Path, advance: Advance) -> None:

@@ -70,8 +70,8 @@ class Seed:
     def figure(self, metric: str, *, tested: bool = False) -> float:
         """The figure that is compared with the claim, or with ``tested`` that of the whole test split."""
         if metric == TOP5:
-            require(self.top5_error is not None, "top5_error is missing; expected it: the claim is of it")
-            return float(self.top5_error or 0.0)
+            assert self.top5_error is not None
+            return self.top5_error
         error = self.error if tested or self.claimed_error is None else self.claimed_error
         return error if metric == "error" else 100 - error
 
@@ -96,7 +96,7 @@ class Evidence:
     git_commit: str
     dataset_digest: str | None
     finished: float | None  # unix seconds
-    config: dict[str, Any]  # as it was trained
+    config: dict[str, Any]  # as the first seed was trained
     seeds: dict[str, Seed]
 
     def __post_init__(self) -> None:
@@ -112,8 +112,9 @@ class Evidence:
         if self.budget not in benchmark.budgets:
             return f"its budget {self.budget} is gone"
         keys, on = ("config", "protocol", "claimed_on"), benchmark.evaluation
+        device, _, _ = self.device.partition(", ")  # of the first seed, whose config this is
         was = (self.config, self.protocol, self.claimed_on)
-        now = (benchmark.resolved(self.budget, self.device), on.protocol, on.claimed_on)
+        now = (benchmark.resolved(self.budget, device), on.protocol, on.claimed_on)
         differs = reader.difference(*(plain(dict(zip(keys, values, strict=True))) for values in (was, now)))
         return differs and f"{differs[0][1:]} was {show(differs[1])}, now {show(differs[2])}"
 
@@ -156,6 +157,7 @@ def _seed(trial: Trial) -> Seed:
     """A trial with its curve thinned out; the matrix of many classes would take more than all else."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
     lines = [{key: reader.short(trial.curve[i].get(key)) for key in KEYS} for i in at]
+    top5 = trial.metrics.get("top5_error")
     return Seed(
         error=round(trial.error, 6),
         claimed_error=None if trial.claimed_on is None else round(trial.claimed_on, 6),
@@ -163,7 +165,7 @@ def _seed(trial: Trial) -> Seed:
         wall_s=round(float(trial.result.get("wall_s") or 0.0), 2),
         curve=Curve(**{key: tuple(line[key] for line in lines) for key in KEYS}) if lines else None,  # type: ignore[arg-type]
         confusion=tuple(map(tuple, trial.confusion.tolist())) if len(trial.confusion) <= WIDEST else None,
-        top5_error=reader.short(trial.metrics.get("top5_error")),
+        top5_error=None if top5 is None else round(top5, 6),
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from pipelines.command.errors import UserError
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params
 from pipelines.config.schema import plain
@@ -161,6 +162,9 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
     """The ledger's row of one body of evidence; without any the benchmark is untested."""
     claim = benchmark.claim
     seeds = body.seeds if body else {}
+    if claim.metric == evidence.TOP5 and any(one.top5_error is None for one in seeds.values()):
+        lacking = f"{body.origin if body else ''}: a seed has no top5_error"
+        raise UserError(f"{benchmark.name}, {lacking}; expected it: {benchmark.where}.claim is of a top-5 error")
     figures = {seed: one.figure(claim.metric) for seed, one in seeds.items()}
     paper_epochs = benchmark.budgets["paper"].epochs
     verdict = judge(

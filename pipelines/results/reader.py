@@ -85,7 +85,8 @@ ABOUT = {
 }
 TEST_FIGURES = {
     **dict.fromkeys(("error", "accuracy"), PERCENT),
-    **dict.fromkeys(("top5_error", "single_view_error", "loss"), NUMBER.optional),
+    **dict.fromkeys(("top5_error", "single_view_error"), PERCENT.optional),
+    "loss": NUMBER.optional,
 }
 LIST = Kind(lambda value: isinstance(value, list), "a list")
 METRICS = {**TEST_FIGURES, "key": TEXT, "claimed_on": OBJECT.optional}

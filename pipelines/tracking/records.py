@@ -22,7 +22,7 @@ from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, dige
 from pipelines.training.store import MissingError
 
 FORMAT = 4  # raise it when a drawing or a text changes: every part is then sent again, over the old one
-IDENTITY_TAG = "track_id"  # the tag by which a run is found again: trial:<key> or benchmark:<name>/<budget>
+IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = {
     "epoch": "train/epoch",
@@ -109,8 +109,9 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         parts.append(_trial_result(trial, trial.result))
     if trial.evaluation is not None:
         parts.append(_trial_evaluation(trial, benchmark, trial.evaluation))
+    own = trial.benchmark == trial.trained_as  # or another row has the same weights
     return Record(
-        identity=_identity("trial", trial.key),
+        identity=_identity("trial", trial.key if own else f"{trial.key}/{trial.benchmark}"),
         experiment=limits.name(trial.dataset, limits.EXPERIMENT),
         name=limits.name(f"{trial.benchmark} seed {trial.seed}"),
         parent=_identity("benchmark", f"{trial.benchmark}/{trial.budget}"),
@@ -120,7 +121,7 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         dataset_digest=trial.dataset_digest,
         tags={
             "kind": "trial",
-            "mlflow.source.name": f"python -m pipelines.trial {trial.benchmark} --seed {trial.seed}",
+            "mlflow.source.name": f"python -m pipelines.trial {trial.benchmark} --seeds {trial.seed}",
             "mlflow.source.type": "LOCAL",
         },
         parts=tuple(parts),

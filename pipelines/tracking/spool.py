@@ -41,6 +41,7 @@ from pipelines.training.store import MissingError
 
 SILENT_S = 900.0  # a trial writes its progress every second; one that is silent for so long counts as ended
 Found = TypeVar("Found")
+Evaluations = dict[tuple[str, str], TrialEvaluation]  # by benchmark and key of the trial
 
 IDENTITY = {**dict.fromkeys(("key", "benchmark", "budget"), TEXT), "seed": WHOLE, "config": OBJECT}
 DATASET = dict.fromkeys(("name", "digest"), TEXT)
@@ -90,6 +91,7 @@ class SpooledTrial:
     folder: Path
     key: str
     benchmark: str
+    trained_as: str  # the benchmark that trained it, where several have the same weights
     budget: str
     seed: int
     dataset: str
@@ -210,19 +212,22 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
 
 
-def _trials(spool: Spool, evaluations: Mapping[str, TrialEvaluation], problems: list[str]) -> list[SpooledTrial]:
-    """Each trial once: as the store has it, else as a stage collected it (and ``dvc pull`` may bring it)."""
-    trials: dict[str, SpooledTrial] = {}
+def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list[SpooledTrial]:
+    """Each trial once a benchmark: as the store has it, else as a stage collected it, or ``dvc pull`` brought it."""
+    trials: dict[tuple[str, str], SpooledTrial] = {}
     collected = [path for path in spool.runs.glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)]
     for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
         identity = _try(problems, _load, path, IDENTITY)
-        if identity is not None and identity["key"] not in trials:
-            trial = _try(problems, _trial, path, identity, evaluations, problems)
-            trials |= {trial.key: trial} if trial else {}
+        if identity is None:
+            continue
+        name = path.parents[1].name if path in collected else identity["benchmark"]
+        if (name, identity["key"]) not in trials:
+            trial = _try(problems, _trial, path, name, identity, evaluations, problems)
+            trials |= {(name, trial.key): trial} if trial else {}
     return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
 
 
-def _trial(path: Path, identity: Json, evaluations: Mapping[str, TrialEvaluation], problems: list[str]) -> SpooledTrial:
+def _trial(path: Path, name: str, identity: Json, evaluations: Evaluations, problems: list[str]) -> SpooledTrial:
     data = identity.get("dataset") or {
         "digest": identity.get("dataset_digest"),
         "name": identity["config"].get("dataset"),
@@ -231,23 +236,24 @@ def _trial(path: Path, identity: Json, evaluations: Mapping[str, TrialEvaluation
     folder = path.parent
     return SpooledTrial(
         folder=folder,
-        **{key: identity[key] for key in IDENTITY},
+        **{**{key: identity[key] for key in IDENTITY}, "benchmark": name},
+        trained_as=identity["benchmark"],
         dataset=data["name"],
         dataset_digest=data["digest"],
         curve=_try(problems, reader.read_curve, folder / "curve.jsonl") or [],
         progress=_try(problems, _load, folder / "progress.json", {}),
         result=_try(problems, lambda: reader.read_result(folder, weights=False)),
-        evaluation=evaluations.get(identity["key"]),
+        evaluation=evaluations.get((name, identity["key"])),
     )
 
 
-def _evaluations(spool: Spool, problems: list[str]) -> dict[str, TrialEvaluation]:
-    """Every evaluation, by the key of its trial."""
-    found: dict[str, TrialEvaluation] = {}
+def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
+    """Every evaluation."""
+    found: Evaluations = {}
     for path in sorted(spool.evaluations.glob("*/trials/seed-*/metrics.json")):
         if SEED.fullmatch(path.parent.name):
             evaluation = _try(problems, _evaluation, path.parent)
-            found |= {evaluation.metrics["key"]: evaluation} if evaluation else {}
+            found |= {(path.parents[2].name, evaluation.metrics["key"]): evaluation} if evaluation else {}
     return found
 
 

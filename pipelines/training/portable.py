@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.command import locks
 from pipelines.command.errors import UserError, brief
+from pipelines.command.files import remove
 from pipelines.config import wording
 from pipelines.config.params import Params
 from pipelines.data import datasets
@@ -83,8 +84,16 @@ class Plans:
         known = {name: number for number, name in enumerate(self.params.benchmarks)}
         for trial in sorted(read, key=lambda one: _place(known, one)):
             name, seed = trial.identity.get("benchmark"), trial.identity.get("seed")
-            if (not names or name in names) and (not seeds or seed in seeds):
+            named = not names or name in names or any(self._also(trial, other) for other in names)
+            if named and (not seeds or seed in seeds):
                 yield trial
+
+    def _also(self, trial: Found, name: str) -> bool:
+        """Whether a trial is one of this benchmark, too: rows that differ in their evaluation share their weights."""
+        with contextlib.suppress(UserError):
+            self.spec({**trial.identity, "benchmark": name})
+            return True
+        return False
 
     def _folders(self) -> list[Path]:
         there = self.root.iterdir() if self.root.is_dir() else ()
@@ -209,7 +218,7 @@ def _move(new: TrialFiles, spec: Spec, paths: Sequence[Path]) -> str:
     home = spec.files.folder
     for path in (new.trial, *paths):
         if path.exists():
-            store.remove(home / path.name)
+            remove(home / path.name)
             path.replace(home / path.name)
     if paths[-1] == new.result:
         spec.files.checkpoint.unlink(missing_ok=True)
@@ -229,7 +238,7 @@ def receiving(root: Path) -> Iterator[Path]:
     """Give a folder in the store for what is not checked yet; it is gone in the end."""
     incoming = root / ".importing"
     with locks.held(root / ".importing.lock", "an import", patience_s=0):
-        store.remove(incoming)
+        remove(incoming)
         incoming.mkdir()
         try:
             yield incoming

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from pipelines.command import progress
 from pipelines.config.claims import ClaimedOn, Evaluation
 from pipelines.data import subsets
 from pipelines.data.batches import stream
+from pipelines.data.datasets import Split
 from pipelines.data.transforms import Augment
 from pipelines.data.views import CENTRE, views
 from pipelines.training import memory
@@ -26,8 +26,7 @@ from pipelines.training.spec import Spec
 BATCH = 250  # images of a piece; fixed, since random views are drawn by the piece
 VALUES_A_PASS = 2**22  # pixel values that go through a network at a time: 27 images of 3 x 224 x 224
 TOP = 5
-Split = Literal["train", "test"]
-LOADED: dict[tuple[str, Path, Split], Examiner] = {}  # the network that ``answer`` keeps
+EXAMINERS: dict[tuple[str, Path, Split], Examiner] = {}  # the network that ``answer`` keeps
 Piece = tuple[Tensor, Tensor]  # averaged probabilities (n, classes), and classes (n,) by a single view
 # Answers pieces of a split, each named by its start, in any order.
 Ask = Callable[[Split, Mapping[int, NDArray[np.int64]]], Iterable[tuple[int, Piece]]]
@@ -179,13 +178,13 @@ def predict(
 def answer(trial: Spec, precision: str, weights: Path, split: Split, start: int, places: NDArray[np.int64]) -> Piece:
     """A piece of ``predict``, in a process of its own, which keeps the trial's network for the next one."""
     wanted = (trial.key, weights, split)
-    if wanted not in LOADED:
-        LOADED.clear()  # a network and its transforms may take a gigabyte
+    if wanted not in EXAMINERS:
+        EXAMINERS.clear()  # a network and its transforms may take a gigabyte
         if trial.threads is not None:
             torch.set_num_threads(trial.threads)
         inputs, how = Inputs.of(trial), trial.benchmark.evaluation
-        LOADED[wanted] = Examiner(inputs, inputs.load(weights), trial.seed, trial.device, precision, split, how)
-    return LOADED[wanted].piece(start, places)
+        EXAMINERS[wanted] = Examiner(inputs, inputs.load(weights), trial.seed, trial.device, precision, split, how)
+    return EXAMINERS[wanted].piece(start, places)
 
 
 def flops(inputs: Inputs) -> int:

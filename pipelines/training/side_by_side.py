@@ -28,7 +28,7 @@ from pipelines.training import status, trainer
 from pipelines.training.checkpoint import PreemptedError, Worker
 from pipelines.training.spec import Spec
 
-LOOK_EVERY_S = 0.5
+TURN_S = 0.5  # at most, between looks at the board
 ENDING_S = 60.0  # for the minibatches at hand and a checkpoint, where all are asked to end
 ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CROWDED = "not enough memory on the GPU; expected fewer trials side by side"
@@ -112,7 +112,7 @@ class Seats:
         for seat in self.seats:
             if seat.trial is None and self.waiting and self.deadline is None:
                 seat.begin(self.waiting.popleft())
-        ready = connection.wait([seat.pipe for seat in self.seats], LOOK_EVERY_S)
+        ready = connection.wait([seat.pipe for seat in self.seats], TURN_S)
         for seat in [seat for seat in self.seats if seat.pipe in ready]:
             self._answer(seat, *seat.hear())
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from pipelines.command.errors import UserError
+from pipelines.command.files import remove
 from pipelines.command.folders import require_folder
 
 TEMPORARY = "writing"  # in the name of a file that is not whole yet
@@ -246,14 +246,6 @@ def set_aside(path: Path) -> None:
         kept = path.with_name(f"{path.name}.damaged")
         remove(kept)
         path.rename(kept)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager

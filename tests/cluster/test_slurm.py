@@ -130,7 +130,7 @@ def test_a_job_outlives_its_node_and_its_end(slurm: Slurm, monkeypatch: pytest.M
     slow.unlink()
     until(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), 150)
     assert state(slurm, job) == "COMPLETED", slurm.log(job)
-    ledger = (home / "report/ledger.md").read_text()
+    ledger = (home / "report/ledger.json").read_text()
     assert "lenet5-mnist" in ledger and "linear-mnist" in ledger
     told = slurm.log(job)
     assert told.count("\nerror: ended by SIGUSR1; the same command goes on at its last checkpoint\n") == 1

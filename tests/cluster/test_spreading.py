@@ -33,5 +33,9 @@ def test_calls_have_their_results_and_few_are_under_way(tmp_path: Path) -> None:
         absent = {"file": (tmp_path / "absent.yaml",)}
         with pytest.raises(UserError, match=r"absent\.yaml"):
             list(spreading.spread("pipelines.config.yamlfile.read", absent, what="reading"))
+        with pytest.raises(
+            UserError, match="factorials, a node of the cluster: it has no module 'elsewhere'; expected the"
+        ):
+            list(spreading.spread("elsewhere.factorial", {"a": (3,)}, what="factorials"))
         with pytest.raises(ValueError, match="factorial"):
             list(spreading.spread("math.factorial", {"a": (-1,)}, what="factorials"))

@@ -21,6 +21,7 @@ from pipelines.results.ledger import LedgerRow, gather, make_ledger, quoted
 from pipelines.results.page import report
 from pipelines.training import provenance, status, store
 from tests import projects
+from tests.conftest import edit_params
 from tests.report_inputs import SEEDS, make
 
 NAMES = ("linear-mnist", "lenet5-mnist", "ordinary-cifar10", "lenet1-mnist")
@@ -235,6 +236,33 @@ def test_evidence_of_a_changed_recipe_is_shown_as_such_and_is_never_the_best(pro
     assert "Of another recipe, so no evidence for this row: config.recipe.batch was 64, now 32." in page
     assert "linear-mnist (" not in page, "no matrix of it in the explorer"
     assert publish.ledger(ledger).count("\n") == 2, "nor a line in the README"
+
+
+def test_seeds_of_two_precisions_are_listed_and_are_no_evidence(project: Path) -> None:
+    """As a checkout has them whose GPU came while its CPU trained."""
+    edit_params(project / "params.yaml", linear_mnist={"recipe.precision": {"cuda": "bf16"}})
+    for seed in SEEDS[:2]:
+        files = store.TrialFiles(project / f"runs/linear-mnist/seed-{seed}")
+        result = store.read_json(files.result)
+        config = {**result["config"], "recipe": {**result["config"]["recipe"], "precision": "bf16"}}
+        files.write_result({**result, "config": config, "device": "cuda"})
+    found = own()
+    assert (found.device, found.changed(load_params().benchmark("linear-mnist"))) == ("cuda, cpu", None)
+    with pytest.raises(UserError, match=r"config\.recipe\.precision is 'bf16' of seed 0, 'fp32' of seed 2; expected"):
+        publish.record(load_params(), "linear-mnist", "laptop", project)
+
+
+def test_evidence_without_a_top5_error_is_one_line_where_that_is_claimed(project: Path) -> None:
+    commit(replace(own(), seeds={seed: replace(one, top5_error=None) for seed, one in own().seeds.items()}))
+    edit_params(project / "params.yaml", linear_mnist={"claim.metric": "top-5 error"})
+    with pytest.raises(UserError, match="linear-mnist, committed: a seed has no top5_error; expected it: "):
+        rows()
+
+
+def test_a_short_run_of_a_row_without_a_claim_has_no_claim(project: Path) -> None:
+    edit_params(project / "params.yaml", linear_mnist={"claim.value": None})
+    (line,) = (line for line in publish.ledger(rows()).splitlines() if "linear-mnist" in line)
+    assert "| error | – | – | no claim |" in line
 
 
 def test_committed_evidence_is_not_tracked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

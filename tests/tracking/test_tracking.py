@@ -267,6 +267,23 @@ def test_an_evaluation_goes_to_the_trial_it_was_made_of(tmp_path: Path) -> None:
     assert [trial.seed for trial in benchmark.evaluated] == [0]
 
 
+def test_rows_that_share_their_weights_have_runs_and_evaluations_of_their_own(tmp_path: Path) -> None:
+    """As an error and a top-5 error of the same net: one trial in the store, collected twice."""
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    for name, error in (("lenet5-mnist", 1.0), ("another-mnist", 30.0)):
+        project.evaluation(name, "mnist", {0: key}, error, DIGITS)
+        shutil.copytree(tmp_path / "store" / key, tmp_path / "runs" / name / "seed-0")
+    project.ledger()
+    found, problems = records.gather(project.spool)
+    trials = {record.identity: record for record in found if record.tags["kind"] == "trial"}
+    assert problems == [] and trials.keys() == {f"trial:{key}", f"trial:{key}/another-mnist"}
+    errors = [p.value for one in trials.values() for part in one.parts for p in part.points if p.key == "test/error"]
+    assert 0 < min(errors) < 5 < 20 < max(errors) and len(errors) == 2
+    parents = {record.identity for record in found if record.tags["kind"] == "benchmark"}
+    assert {one.parent for one in trials.values()} == parents
+
+
 def test_collected_runs_stand_in_for_a_missing_store(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
