@@ -62,7 +62,7 @@ def _sbatch(script: str) -> str:
     """Hand the script to SLURM; the job's number."""
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch on the PATH; expected a machine of a SLURM cluster, or --print")
-    done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True)
+    done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise UserError(f"sbatch refused the job: {' '.join(done.stderr.split())}")
     return done.stdout.strip().partition(";")[0]

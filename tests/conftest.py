@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 TRAIN, TEST = 2000, 500  # images of the slice
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)  # of trainings here; `make test THREADS=2` sets it
 # Minutes each, most of it waiting for Ray and DVC.
-LONGEST = ("test_slurm", "test_readiness", "test_pipeline", "test_pipeline_ended", "test_distributed", "test_train")
+LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_train")
 
 
 # Files that run whole commands, DVC, Ray or a server.

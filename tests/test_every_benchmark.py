@@ -72,7 +72,7 @@ def hidden(root: Path) -> Iterator[None]:
             file.with_name(f"hidden_{file.name}").rename(file)
 
 
-@pytest.mark.parametrize("name", kinds())
+@pytest.mark.parametrize("name", list(kinds()))
 def test_it_trains_and_is_evaluated_as_its_block_says(
     name: str, invented: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,7 @@ def test_a_claim_is_a_dependency_of_compare_and_so_is_a_family_that_is_added() -
 def test_what_dvc_parses_for_every_stage_is_small() -> None:
     """Its reader, pure Python, takes 0.2 ms a line and reads params.yaml and suite.yaml some twenty times."""
     lines = [line for name in ("params.yaml", "suite.yaml") for line in (ROOT / name).read_text().splitlines()]
-    assert len(lines) <= 120
+    assert len(lines) <= 140
 
 
 def test_dvc_looks_for_no_updates_and_reports_nothing() -> None:

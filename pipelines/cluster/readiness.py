@@ -260,7 +260,7 @@ def _space_fault() -> str | None:
 def _fetch(question: Question) -> str | None:
     """Runs on a node without data: fetch it, and look again."""
     command = [sys.executable, "-m", "pipelines.fetch", *question.digests]
-    done = subprocess.run(command, cwd=question.data.parent, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=question.data.parent, capture_output=True, encoding="utf-8")
     if done.returncode:
         return f"it can't fetch the data: {reason(UserError(done.stderr.strip()))}"
     return _inspect(question)

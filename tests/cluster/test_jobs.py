@@ -20,7 +20,7 @@ from tests.checkout import Checkout
 from tests.disturbed import OFTEN, QUIET, specs, stamp
 from tests.processes import until
 
-pytestmark = pytest.mark.usefixtures("ends_all")
+pytestmark = [pytest.mark.usefixtures("ends_all"), pytest.mark.alone]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.cluster.machines import SCRATCH, Machine, Machines, machines
 from tests.disturbed import OFTEN, QUIET, specs, stamp
 from tests.processes import until
 
-pytestmark = pytest.mark.usefixtures("ends_all")
+pytestmark = [pytest.mark.usefixtures("ends_all"), pytest.mark.alone]
 
 
 class Scene:

@@ -18,7 +18,7 @@ from tests.cluster.machines import SCRATCH, Machine, Machines, machines
 from tests.disturbed import OFTEN, specs, stamp
 from tests.processes import until
 
-pytestmark = pytest.mark.usefixtures("ends_all")
+pytestmark = [pytest.mark.usefixtures("ends_all"), pytest.mark.alone]
 ROOT = os.environ.get("SLURM_ROOT")  # of Debian's packages, where they are unpacked and not installed
 CONF = """
     ClusterName=test
