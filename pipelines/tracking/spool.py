@@ -234,6 +234,7 @@ def _trial(path: Path, name: str, identity: Json, evaluations: Evaluations, prob
     }
     check(path, data, DATASET, "dataset.")
     folder = path.parent
+    of_key = [one for (_, key), one in evaluations.items() if key == identity["key"]]
     return SpooledTrial(
         folder=folder,
         **{**{key: identity[key] for key in IDENTITY}, "benchmark": name},
@@ -243,7 +244,7 @@ def _trial(path: Path, name: str, identity: Json, evaluations: Evaluations, prob
         curve=_try(problems, reader.read_curve, folder / "curve.jsonl") or [],
         progress=_try(problems, _load, folder / "progress.json", {}),
         result=_try(problems, lambda: reader.read_result(folder, weights=False)),
-        evaluation=evaluations.get((name, identity["key"])),
+        evaluation=evaluations.get((name, identity["key"]), of_key[0] if len(of_key) == 1 else None),
     )
 
 
