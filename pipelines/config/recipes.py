@@ -72,7 +72,7 @@ class Optimiser:
 class Precision:
     """The arithmetic of a network on each kind of device; weights and optimiser are float32 throughout.
 
-    bf16 has more than ten times the rate of fp32 on a GPU, and on most CPUs less.
+    bf16 is quicker on GPUs and on CPUs with AMX, and slower on other CPUs.
     """
 
     cpu: Literal["fp32", "bf16"] = "fp32"
