@@ -73,7 +73,7 @@ def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[
         yield f"{sum(compared)} of {len(compared)} of yours agree with committed evidence at the same budget"
     untested = {row["benchmark"] for row in ledger} - {row["benchmark"] for row in shown}
     if untested:
-        yield f"{len(untested)} other benchmarks are untested; the report lists them"
+        yield f"{len(untested)} other benchmarks were not run; the report lists them"
 
 
 def _cells(row: LedgerRow) -> list[tuple[str, str]]:

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
 from pipelines.cluster import connection, readiness, spreading
@@ -47,32 +46,7 @@ from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import BATCH, Ask, Piece, Predictions, as_claimed, flops, predict
 
-SHARES = ("precision", "recall", "f1")
 MUCH = 10**13  # floating-point operations, some two minutes of a core: from there on, to start Ray pays
-
-
-def per_class(confusion: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall and F1 (fractions) and support of each class; None where there is nothing to divide by.
-
-    Precision is undefined where the class was never predicted, recall where it has no image, and F1, which is
-    2 TP / (2 TP + FP + FN), where both are so: a class with images that is never predicted has an F1 of 0.
-    """
-    actual, predicted = np.indices(confusion.shape)
-    figures = precision_recall_fscore_support(
-        actual.ravel(),
-        predicted.ravel(),
-        labels=range(len(classes)),
-        sample_weight=confusion.ravel(),
-        zero_division=np.nan,
-    )
-    return [
-        {
-            "class": name,
-            **{key: None if np.isnan(share) else float(share) for key, share in zip(SHARES, row, strict=True)},
-            "support": int(support),
-        }
-        for name, *row, support in zip(classes, *figures, strict=True)
-    ]
 
 
 def evaluate(
@@ -133,7 +107,7 @@ def _evaluate(
     for one, model in zip(planned, models, strict=True):
         ask = elsewhere and elsewhere(one)
         found = predict(inputs, model, one.seed, device, precision=one.precision, split="test", ask=ask)
-        metrics = {"key": one.key, **_metrics(found, dataset)}
+        metrics = {"key": one.key, **_metrics(found)}
         line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:
             other = as_claimed(inputs, model, one.seed, device, precision=one.precision, on=on, tested=found, ask=ask)
@@ -199,7 +173,7 @@ def _files(one: spec.Spec) -> store.TrialFiles:
     return store.TrialFiles(RUNS / one.benchmark.name / f"seed-{one.seed}")
 
 
-def _metrics(found: Predictions, dataset: Dataset) -> dict[str, Any]:
+def _metrics(found: Predictions) -> dict[str, Any]:
     return {
         "error": found.error,
         "accuracy": 100 - found.error,
@@ -207,7 +181,6 @@ def _metrics(found: Predictions, dataset: Dataset) -> dict[str, Any]:
         "loss": found.loss,
         "single_view_error": found.single_view_error,
         "seconds": found.seconds,
-        "per_class": per_class(found.confusion(), dataset.classes),
     }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.cluster import connection, estimate, packing, readiness
+from pipelines.cluster import connection, estimate, packing, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard
 from pipelines.command.files import remove
@@ -57,15 +57,9 @@ def _on_worker(ray_cluster: connection.Cluster, function: Callable[..., Result],
     """Call in a Ray worker, which loads torch and Lightning anyway, so that this process need not."""
     import ray
 
-    try:
-        result: Result = ray.get(ray.remote(function).options(num_cpus=0, **ray_cluster.placing).remote(*words))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise connection.given_up(connection.lost_worker("before training", error)) from None
-    return result
+    task = ray.remote(function).options(num_cpus=0, **ray_cluster.placing).remote(*words)
+    answer: Result = spreading.result(task, "before training")
+    return answer
 
 
 def _check(planned: Sequence[spec.Spec]) -> list[spec.Sizes]:

@@ -44,7 +44,8 @@ def main() -> None:
     planned = _planned(args)
     for spec in planned:
         length = f"{round(spec.recipe_epochs(), 3):g} epochs"
-        print(f"{spec.name}: {spec.budget} budget, {length}, on {provenance.hardware(spec.device)}", flush=True)
+        state = "finished before" if spec.files.finished else f"on {provenance.hardware(spec.device)}"
+        print(f"{spec.name}: {spec.budget} budget, {length}, {state}", flush=True)
     if len(planned) == 1:
         _train_alone(*planned)
     else:
@@ -75,7 +76,7 @@ def _train_alone(spec: Spec) -> None:
 def _train_several(planned: Sequence[Spec], at_once: int | None) -> None:
     """As many side by side as the device holds; exits with ``FAILED`` where any failed."""
     waiting = [spec for spec in planned if not spec.files.finished]
-    at_once = at_once or _capacity(planned)
+    at_once = at_once or _capacity(waiting or planned)
     print(
         f"{len(planned)} trials, {len(planned) - len(waiting)} of them finished before; {at_once} at once", flush=True
     )
@@ -143,7 +144,7 @@ def _planned(args: argparse.Namespace) -> list[Spec]:
             for seed in args.seeds
         ]
         checks.check(Inputs.of(specs[0]), budget)
-        planned |= {spec.key: spec for spec in specs}
+        planned |= {spec.key: spec for spec in (one.settled for one in specs)}
     return list(planned.values())
 
 

@@ -20,7 +20,6 @@ import numpy.typing as npt
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
-from pipelines.evaluate import per_class
 from pipelines.results import examples
 from pipelines.training import store
 from tests import projects
@@ -199,7 +198,6 @@ def _write_seed(
     place.mkdir(parents=True)
     error = 100 * (1 - float(np.trace(matrix)) / len(labels))
     metrics = {"key": f"{seed:016x}", "error": error, "accuracy": 100 - error, "top5_error": error / 8,
-               "per_class": per_class(matrix, CLASSES[made.dataset]),
                "loss": error / 30, "single_view_error": error, "seconds": 1.5}  # fmt: skip
     if made.claimed_error is not None:
         figure = made.claimed_error + 0.1 * (seed - 2)

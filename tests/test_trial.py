@@ -133,6 +133,19 @@ def test_a_finished_trial_is_not_trained_again(project: Path) -> None:
     assert one.files.weights.stat().st_mtime_ns == stamp
 
 
+def test_what_one_kind_of_device_has_finished_is_not_trained_anew_for_another(project: Path) -> None:
+    """A row whose precision differs between devices has a key on each; the settings that trained are on record."""
+    one = planned({"recipe.precision": {"cuda": "bf16"}})
+    there = one.on("cuda", threads=1)
+    assert (one.precision, there.precision) == ("fp32", "bf16") and one.key != there.key
+    assert there.settled is there and not there.files.finished
+    trainer.run(one)
+    assert there.settled.finished and there.settled.key == one.key and not there.files.finished
+    assert store.read_json(there.settled.files.result)["config"]["recipe"]["precision"] == "fp32"
+    alike = planned().on("cuda", threads=1)
+    assert [each.key for each in alike.variants] == [planned().key]
+
+
 def test_the_seed_decides_the_weights_and_nothing_else_does(project: Path) -> None:
     first, again, other = planned(root="a"), planned(root="b"), planned(seed=1, root="a")
     assert same(weights(trainer.run(first)), weights(trainer.run(again)))

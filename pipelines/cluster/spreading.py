@@ -45,14 +45,15 @@ def spread(
                 return
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
             for task in done:
-                yield waiting.pop(task), _result(task, what)
+                yield waiting.pop(task), result(task, what)
             begun = len(done)
     finally:
         for task in waiting:
             ray.cancel(task, force=True)
 
 
-def _result(task: Any, what: str) -> Any:
+def result(task: Any, what: str) -> Any:
+    """What a task returns; UserError where it raises one, or its worker is lost."""
     import ray
 
     try:
@@ -64,7 +65,7 @@ def _result(task: Any, what: str) -> Any:
             raise UserError(f"{what}, a node of the cluster: {lacking}") from None
         raise
     except (ray.exceptions.RayError, OSError) as error:
-        raise connection.lost_worker(what, error) from None
+        raise connection.given_up(connection.lost_worker(what, error)) from None
 
 
 def _call(function: str, *arguments: Any) -> Any:

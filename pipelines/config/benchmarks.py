@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.config import schema, wording
-from pipelines.config.claims import Claim, Evaluation
+from pipelines.config.claims import TOP5, Claim, Evaluation
 from pipelines.config.recipes import Recipe
 from pipelines.config.schema import require, require_within
 
@@ -186,7 +186,7 @@ class Benchmark:
             require(claim.difference is None, alone)
             return
         top = f"claim.metric is {claim.metric}; expected error or accuracy with evaluation.claimed_on"
-        require(claim.metric != "top-5 error", top)
+        require(claim.metric != TOP5, top)
         missing = "claim.difference is missing; expected one sentence on what evaluation.claimed_on changes"
         require(claim.difference is not None, missing)
         size = f"claim.test_images is {claim.test_images}; expected {on.count}, the count of evaluation.claimed_on"

@@ -9,6 +9,7 @@ from typing import Literal
 from pipelines.config import wording
 from pipelines.config.schema import require, require_within
 
+TOP5 = "top-5 error"  # a metric
 MOST_VIEWS = 1000  # of one test image
 MOST_IMAGES = 1_000_000_000  # of a claim's test set
 

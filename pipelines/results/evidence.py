@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.claims import ClaimedOn
+from pipelines.config.claims import TOP5, ClaimedOn
 from pipelines.config.schema import parse, plain, require
 from pipelines.config.wording import show
 from pipelines.results import reader
@@ -28,7 +28,6 @@ from pipelines.training import store
 EVIDENCE = Path("results/evidence")
 HERE, COMMITTED = "this checkout", "committed"  # origins
 MOST_POINTS = 100  # of a learning curve
-TOP5 = "top-5 error"  # a metric of claims
 WIDEST = 30  # classes of a confusion matrix that fits a page and a file
 
 

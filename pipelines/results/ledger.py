@@ -14,6 +14,7 @@ from typing import Any, TypedDict, cast
 
 from pipelines.command.errors import UserError
 from pipelines.config.benchmarks import Benchmark
+from pipelines.config.claims import TOP5
 from pipelines.config.params import Params
 from pipelines.config.schema import plain
 from pipelines.results import evidence, reader
@@ -162,7 +163,7 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
     """The ledger's row of one body of evidence; without any the benchmark is untested."""
     claim = benchmark.claim
     seeds = body.seeds if body else {}
-    if claim.metric == evidence.TOP5 and any(one.top5_error is None for one in seeds.values()):
+    if claim.metric == TOP5 and any(one.top5_error is None for one in seeds.values()):
         lacking = f"{body.origin if body else ''}: a seed has no top5_error"
         raise UserError(f"{benchmark.name}, {lacking}; expected it: {benchmark.where}.claim is of a top-5 error")
     figures = {seed: one.figure(claim.metric) for seed, one in seeds.items()}
@@ -237,4 +238,4 @@ def as_error(metric: str, value: float) -> float:
 
 def claimed_error(metric: str, value: float | None) -> float | None:
     """A claim in % as an error that a training error compares with; None where there is none, and for a top-5 error."""
-    return None if value is None or metric == evidence.TOP5 else as_error(metric, value)
+    return None if value is None or metric == TOP5 else as_error(metric, value)

@@ -294,14 +294,19 @@ def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
 
 
 def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
-    """Precision, recall and F1 of each class, as ``evaluate`` defines them."""
-    right, actual, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    columns = (_percent(right, predicted), _percent(right, actual), _percent(2 * right, actual + predicted))
-    return tuple(ClassFigures(*four) for four in zip(*columns, actual.tolist(), strict=True))
+    """Figures of each class from a matrix (C, C) of counts, None where there is nothing to divide by.
 
+    Precision is undefined where the class was never predicted, recall where it has no image, and F1, which is
+    2 TP / (2 TP + FP + FN), where both are so: a class with images that is never predicted has an F1 of 0.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
 
-def _percent(part: Array, whole: Array) -> list[float | None]:
-    return [round(100 * a / b, 2) if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
+    actual, predicted = (axis.ravel() for axis in np.indices(confusion.shape))
+    *shares, images = precision_recall_fscore_support(
+        actual, predicted, labels=range(len(confusion)), sample_weight=confusion.ravel(), zero_division=np.nan
+    )
+    columns = ([None if np.isnan(one) else round(100 * float(one), 2) for one in share] for share in shares)
+    return tuple(ClassFigures(*four) for four in zip(*columns, images.astype(int).tolist(), strict=True))
 
 
 def short(value: float | None) -> float | None:

@@ -11,10 +11,10 @@ from pipelines.command.errors import UserError
 from pipelines.command.progress import duration, is_number
 from pipelines.training import store
 
-PLATEAU = 0.005  # of ln C, how near to it a loss of C classes counts as never having left it
-
 if TYPE_CHECKING:
     from pipelines.training.spec import Spec
+
+PLATEAU = 0.005  # of ln C, how near to it a loss of C classes counts as never having left it
 
 
 def read(path: Path, *, since: float) -> dict[str, Any] | None:
@@ -54,9 +54,9 @@ def line(name: str, state: Mapping[str, Any] | None) -> str:
 
 
 def at_plateau(loss: str, losses: Sequence[float | None], classes: int) -> bool:
-    """Whether a net is stuck at chance: after two passes its cross-entropy is still that of a guess, ln C.
+    """Whether a net is stuck at chance: after two epochs its cross-entropy is still that of a guess, ln C.
 
-    ``losses`` has one mean training loss a pass, so far. Other losses than ``cross_entropy`` have no such plateau.
+    ``losses`` has one mean training loss an epoch, so far. Other losses than ``cross_entropy`` have no such plateau.
     """
     last = losses[-1] if len(losses) >= 2 else None
     return loss == "cross_entropy" and last is not None and abs(last / math.log(classes) - 1) < PLATEAU

@@ -28,7 +28,6 @@ import sqlalchemy
 from pipelines import dashboard
 from pipelines.command.errors import UserError
 from pipelines.config.claims import Claim
-from pipelines.evaluate import per_class
 from pipelines.results.figures import FIGURES, confusion_figure, drawable, percentage
 from pipelines.results.ledger import LedgerRow
 from pipelines.results.reader import Outcome
@@ -157,7 +156,6 @@ class Project:
                 "top5_error": errors[-1] / 10,
                 "loss": errors[-1] / 30,
                 "seconds": 1.0,
-                "per_class": per_class(counts, classes),
             }
             self.write(f"evaluations/{name}/trials/seed-{seed}/metrics.json", metrics)
             text = "".join(",".join(map(str, row)) + "\n" for row in counts)
@@ -463,7 +461,7 @@ def evaluation_files(record: records.Record) -> dict[str, bytes]:
     return dict(part.files())
 
 
-def test_figures_of_the_classes_are_those_of_evaluate(tmp_path: Path) -> None:
+def test_figures_of_the_classes_are_those_of_the_matrix(tmp_path: Path) -> None:
     """Class 0 is never predicted, class 1 has no image."""
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
@@ -475,19 +473,19 @@ def test_figures_of_the_classes_are_those_of_evaluate(tmp_path: Path) -> None:
         counts[3, 3] += 10_000 - counts.sum()
         np.savetxt(path, counts, fmt="%d", delimiter=",")
         error = 100 - float(np.trace(counts)) / 100
-        change(path.with_name("metrics.json"), error=error, accuracy=100 - error, per_class=per_class(counts, DIGITS))
+        change(path.with_name("metrics.json"), error=error, accuracy=100 - error)
     benchmark, trial, _ = records.gather(project.spool)[0]
     head, *lines = evaluation_files(benchmark)[records.CLASSES].decode().splitlines()
     assert head == "class,seed,precision %,recall %,F1 %,images"
     for line in lines:
         name, of, *figures, images = line.split(",")
-        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{of}/metrics.json"
-        found = json.loads(path.read_text())["per_class"][int(name)]
-        expected = [found[key] for key in ("precision", "recall", "f1")]
-        assert [float(one) if one else None for one in figures] == [
-            one if one is None else pytest.approx(100 * one, abs=0.01) for one in expected
-        ]
-        assert int(images) == found["support"]
+        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{of}/confusion.csv"
+        counts, digit = np.loadtxt(path, delimiter=",", dtype=np.int64), int(name)
+        right, said, there = counts[digit, digit], counts[:, digit].sum(), counts[digit].sum()
+        shares = ((right, said), (right, there), (2 * right, said + there))
+        expected = [pytest.approx(100 * part / whole, abs=0.01) if whole else None for part, whole in shares]
+        assert [float(one) if one else None for one in figures] == expected
+        assert int(images) == there
     assert lines[0].startswith("0,0,,0.0,") and lines[2].startswith("1,0,0.0,,")
     assert evaluation_files(trial)[records.CLASSES].decode().splitlines()[1] == lines[0]
 
