@@ -176,9 +176,9 @@ class CheckpointCallback(pl.Callback):
             raise UserError(f"{self.spec.name}: the loss of epoch {epoch} is {loss}; try a lower lr")
         if self.worker.rank == 0:
             self._write_curve()
-            self._tell_plateau(ended)
+            self._report_plateau(ended)
 
-    def _tell_plateau(self, ended: int) -> None:
+    def _report_plateau(self, ended: int) -> None:
         """A line in the log, once, about a net that is stuck at chance."""
         classes = int(self.loader.labels.max()) + 1 if ended == 2 else 0
         losses = [point["loss"] for point in self.curve]

@@ -32,7 +32,7 @@ TURN_S = 0.5  # at most, between looks at the board
 ENDING_S = 60.0  # for the minibatches at hand and a checkpoint, where all are asked to end
 ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CROWDED = "not enough memory on the GPU; expected fewer trials side by side"
-Kind = Literal["says", "done", "failed", "unfit"]  # unfit: failed, and so that the process ends
+Kind = Literal["line", "done", "failed", "unfit"]  # unfit: failed, and so that the process ends
 
 
 class Seat:
@@ -56,16 +56,16 @@ class Seat:
         self.trial = trial
         self.pipe.send(trial)
 
-    def hear(self) -> tuple[Kind, str]:
+    def report(self) -> tuple[Kind, str]:
         """What its process reports, or how it ended."""
         try:
-            report: tuple[Kind, str] = self.pipe.recv()
+            found: tuple[Kind, str] = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
             return "unfit", f"its process was ended {how}"
-        return report
+        return found
 
     def leave(self) -> None:
         """Let the process end; it does, once it has no trial."""
@@ -114,13 +114,13 @@ class Seats:
                 seat.begin(self.waiting.popleft())
         ready = connection.wait([seat.pipe for seat in self.seats], TURN_S)
         for seat in [seat for seat in self.seats if seat.pipe in ready]:
-            self._answer(seat, *seat.hear())
+            self._answer(seat, *seat.report())
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise KeyboardInterrupt
         self.board.show(status.board(self.planned, since=self.began))
 
     def _answer(self, seat: Seat, kind: Kind, text: str) -> None:
-        if kind == "says":
+        if kind == "line":
             self.board.say(text)
             return
         if kind != "done" and seat.trial is not None and self.deadline is None:
@@ -143,7 +143,7 @@ def run(planned: Sequence[Spec], at_once: int) -> list[str]:
     return Seats(planned, at_once).run()
 
 
-class _Said:
+class _Lines:
     """A text stream whose lines go to the parent, which alone writes to the terminal."""
 
     def __init__(self, pipe: connection.Connection) -> None:
@@ -152,7 +152,7 @@ class _Said:
     def write(self, text: str) -> int:
         *lines, self.line = (self.line + text).split("\n")
         for line in lines:
-            self.pipe.send(("says", line))
+            self.pipe.send(("line", line))
         return len(text)
 
     def flush(self) -> None:
@@ -163,7 +163,7 @@ def _work(pipe: connection.Connection) -> None:
     """Train each trial that comes through ``pipe``; ends upon SIGTERM, and when the parent is gone."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
-    sys.stdout = _Said(pipe)  # print uses no more of it
+    sys.stdout = _Lines(pipe)  # print uses no more of it
     try:
         kind: Kind = "done"
         while kind != "unfit":
