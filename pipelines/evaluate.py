@@ -78,12 +78,12 @@ def evaluate(
 def _elsewhere(ray_cluster: connection.Cluster, one: spec.Spec) -> Ask:
     """Have images classified by Ray workers, piece by piece, each with what a worker that trains has."""
     cpus, gpus = one.benchmark.resources.cpus, ray_cluster.gpus_for(one.benchmark)
-    placed = one.on("cuda" if gpus else "cpu", threads=cpus)
+    placed = dataclasses.replace(one, device="cuda" if gpus else "cpu", threads=cpus)
     # The nodes of a job share the run store; a copy of the code, and so runs/, lies on one of them alone.
     weights = (one.files if one.files.finished else _files(one)).weights.absolute()
 
     def ask(split: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
-        calls = {start: (placed, one.precision, weights, split, start, places) for start, places in pieces.items()}
+        calls = {start: (placed, weights, split, start, places) for start, places in pieces.items()}
         what = f"the evaluation of {one.name}"
         place, placing = "pipelines.training.predictions.answer", ray_cluster.placing
         return spreading.spread(place, calls, what=what, cpus=cpus, gpus=gpus, placing=placing)
@@ -156,7 +156,7 @@ def _check_names(dataset: Dataset) -> None:
 
 
 def _collected(benchmark: Benchmark, one: spec.Spec) -> spec.Spec:
-    """This trial on the kind of device that trained it, as the stage train collected it, whole; of no other trial."""
+    """This trial in the precision that it was trained in, as the stage train collected it, whole; of no other trial."""
     files, name = _files(one), benchmark.name
     again = f"run the stage train, which collects it anew: python -m pipelines.train {name}, or dvc repro"
     try:

@@ -31,6 +31,7 @@ from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark, Budget, Choice
 from pipelines.config.claims import Evaluation
 from pipelines.config.params import CHOICES, Params, load_params
+from pipelines.config.recipes import Arithmetic
 from pipelines.data import subsets
 from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, status, store
@@ -89,9 +90,11 @@ def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
     device = provenance.chosen_device(None)
     results: list[dict[str, Any]] = []
     devices: list[str] = []
+    precisions: list[Arithmetic] = []
     for values, trials in zip(candidates, planned, strict=True):
         whole = all(trial.finished for trial in trials)
         judged = [trial.settled for trial in trials] if whole else []
+        precisions += [trial.precision for trial in judged]
         devices += [store.read_json(trial.files.result)["device"] for trial in judged]
         errors = {str(trial.seed): validation_error(trial, choice, device) for trial in judged} or None
         print(f"{benchmark.name} at {_named(values)}: {_words(errors)}", flush=True)
@@ -105,7 +108,7 @@ def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
         "seeds": list(choice.seeds),
         "validation_error": results,
         "chosen": pick(results, candidates, choice.hold_out),
-        "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice", devices[0]),
+        "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice", precisions[0]),
         "device": devices[0],
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),

@@ -146,6 +146,20 @@ def test_what_one_kind_of_device_has_finished_is_not_trained_anew_for_another(pr
     assert [each.key for each in alike.variants] == [planned().key]
 
 
+def test_a_cpu_with_amx_may_have_a_precision_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where oneDNN is kept from AMX, as by `make numeric CPU=avx2`, it counts as any other CPU."""
+    spec.has_amx.cache_clear()
+    tiles = spec.has_amx()
+    one = planned({"recipe.precision": {"amx": "bf16"}})
+    assert one.precision == ("bf16" if tiles else "fp32")
+    assert {each.precision for each in one.variants} == {"fp32", "bf16"}
+    assert planned({"recipe.precision": {"cuda": "bf16"}}).precision == "fp32"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    spec.has_amx.cache_clear()
+    assert not spec.has_amx() and planned({"recipe.precision": {"amx": "bf16"}}).precision == "fp32"
+    spec.has_amx.cache_clear()
+
+
 def test_the_seed_decides_the_weights_and_nothing_else_does(project: Path) -> None:
     first, again, other = planned(root="a"), planned(root="b"), planned(seed=1, root="a")
     assert same(weights(trainer.run(first)), weights(trainer.run(again)))

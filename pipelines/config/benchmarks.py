@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.config import schema, wording
 from pipelines.config.claims import TOP5, Claim, Evaluation
-from pipelines.config.recipes import Recipe
+from pipelines.config.recipes import Arithmetic, Recipe
 from pipelines.config.schema import require, require_within
 
 MOST_EPOCHS = 1_000_000
@@ -197,12 +197,15 @@ class Benchmark:
         """The place of the row, as errors name it."""
         return f"models/{self.model.family}.yaml: {self.name}"
 
-    def resolved(self, budget: str, device: str = "cpu") -> dict[str, Any]:
-        """All that decides the weights of a trial, but for its data, source files and seed; plain types only."""
+    def resolved(self, budget: str, precision: Arithmetic | None = None) -> dict[str, Any]:
+        """All that decides the weights of a trial, but for its data, source files and seed; plain types only.
+
+        By default in the precision of a CPU.
+        """
         return {
             "dataset": self.dataset,
             "model": dataclasses.asdict(self.model),
-            "recipe": self.recipe.resolved(device),
+            "recipe": self.recipe.resolved(precision or self.recipe.precision.cpu),
             "epochs": self.budgets[budget].epochs,
             "train_images": self.budgets[budget].train_images,
             "paper_epochs": self.budgets["paper"].epochs,

@@ -11,6 +11,7 @@ from pipelines.config.schedules import Boosting, Schedule
 from pipelines.config.schema import require
 
 MAP_CONSTANT = 1.0  # ours: the paper calls it positive
+Arithmetic = Literal["fp32", "bf16"]
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 
 
@@ -75,12 +76,20 @@ class Precision:
     bf16 is quicker on GPUs and on CPUs with AMX, and slower on other CPUs.
     """
 
-    cpu: Literal["fp32", "bf16"] = "fp32"
-    cuda: Literal["fp32", "bf16"] = "fp32"
+    cpu: Arithmetic = "fp32"
+    amx: Arithmetic | None = None  # of CPUs with AMX; by default that of every CPU
+    cuda: Arithmetic = "fp32"
 
-    def on(self, device: str) -> str:
-        """That of a kind of device, ``cpu`` or ``cuda``."""
-        return self.cuda if device == "cuda" else self.cpu
+    def on(self, device: str, *, amx: bool = False) -> Arithmetic:
+        """That of ``cuda``, or of a ``cpu`` with or without AMX."""
+        if device == "cuda":
+            return self.cuda
+        return self.amx if self.amx and amx else self.cpu
+
+    @property
+    def choices(self) -> set[Arithmetic]:
+        """All that some kind of device has."""
+        return {self.cpu, self.amx or self.cpu, self.cuda}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +142,8 @@ class Recipe:
             # SDLM estimates second derivatives once an epoch, and a member may change within one.
             require(self.optimiser.name != "sdlm", "optimiser.name is sdlm; expected another with boosting")
 
-    def resolved(self, device: str) -> dict[str, Any]:
-        """The recipe on a kind of device in plain types, without the fields of other optimisers than its own."""
+    def resolved(self, precision: Arithmetic) -> dict[str, Any]:
+        """The recipe in one precision, in plain types and without the fields of other optimisers than its own."""
         recipe: dict[str, Any] = schema.plain(self)
         optimiser = {key: recipe["optimiser"][key] for key in sorted(self.optimiser.used)}
-        return recipe | {"optimiser": optimiser, "precision": self.precision.on(device)}
+        return recipe | {"optimiser": optimiser, "precision": precision}

@@ -111,9 +111,8 @@ class Evidence:
         if self.budget not in benchmark.budgets:
             return f"its budget {self.budget} is gone"
         keys, on = ("config", "protocol", "claimed_on"), benchmark.evaluation
-        device, _, _ = self.device.partition(", ")  # of the first seed, whose config this is
         was = (self.config, self.protocol, self.claimed_on)
-        now = (benchmark.resolved(self.budget, device), on.protocol, on.claimed_on)
+        now = (reader.config_as(self.config, benchmark, self.budget), on.protocol, on.claimed_on)
         differs = reader.difference(*(plain(dict(zip(keys, values, strict=True))) for values in (was, now)))
         return differs and f"{differs[0][1:]} was {show(differs[1])}, now {show(differs[2])}"
 

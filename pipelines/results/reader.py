@@ -219,7 +219,7 @@ def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, b
     if not curve:
         raise DamagedError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
     result = read_result(trained)
-    config = benchmark.resolved(budget, str(result.get("device")))  # an unknown device counts as a CPU
+    config = config_as(result.get("config"), benchmark, budget)
     _check_config(trained / "result.json", result, json.loads(json.dumps(config)), benchmark.where)
     if evaluation.metrics["key"] != result.get("key"):
         line = (
@@ -230,6 +230,14 @@ def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, b
         line = f"the seed is {wording.show(result.get('seed'))}; expected {evaluation.seed}: {AGAIN}"
         raise DamagedError(f"{trained / 'result.json'}: {line}")
     return Trial(**vars(evaluation), curve=curve, result=result)
+
+
+def config_as(trained: Any, benchmark: Benchmark, budget: str) -> Json:
+    """The row's config in the precision of a trained one, where some kind of device has that; else a CPU's."""
+    recipe = trained.get("recipe") if isinstance(trained, dict) else None
+    precision = recipe.get("precision") if isinstance(recipe, dict) else None
+    known = next((one for one in benchmark.recipe.precision.choices if one == precision), None)
+    return benchmark.resolved(budget, known)
 
 
 def _check_claimed_on(path: Path, metrics: Json, on: ClaimedOn | None) -> None:

@@ -175,7 +175,7 @@ def predict(
     )
 
 
-def answer(trial: Spec, precision: str, weights: Path, split: Split, start: int, places: NDArray[np.int64]) -> Piece:
+def answer(trial: Spec, weights: Path, split: Split, start: int, places: NDArray[np.int64]) -> Piece:
     """A piece of ``predict``, in a process of its own, which keeps the trial's network for the next one."""
     wanted = (trial.key, weights, split)
     if wanted not in EXAMINERS:
@@ -183,7 +183,8 @@ def answer(trial: Spec, precision: str, weights: Path, split: Split, start: int,
         if trial.threads is not None:
             torch.set_num_threads(trial.threads)
         inputs, how = Inputs.of(trial), trial.benchmark.evaluation
-        EXAMINERS[wanted] = Examiner(inputs, inputs.load(weights), trial.seed, trial.device, precision, split, how)
+        model, seed = inputs.load(weights), trial.seed
+        EXAMINERS[wanted] = Examiner(inputs, model, seed, trial.device, trial.precision, split, how)
     return EXAMINERS[wanted].piece(start, places)
 
 

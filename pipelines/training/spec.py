@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any, NamedTuple
 from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params
+from pipelines.config.recipes import Arithmetic
 from pipelines.data import datasets, subsets
 from pipelines.training import fingerprint, store
 from pipelines.training.store import TrialFiles  # by its own name: a field called store hides the module
 
-DEVICES = ("cpu", "cuda")
 CANDIDATE = 1.2  # training images that a candidate of boosting takes the time of, measured: one or two members' answers
 
 
@@ -37,6 +38,7 @@ class Spec:
     data: Path
     store: Path
     device: str = "cpu"  # cpu | cuda
+    precision: Arithmetic = "fp32"
     threads: int | None = None  # CPU threads; None leaves torch's own choice
     digest: str = ""  # of the dataset
     code: Mapping[str, str] = field(default_factory=dict)  # in the key: digests by module
@@ -44,18 +46,13 @@ class Spec:
 
     @functools.cached_property
     def key(self) -> str:
-        """The trial's key; a recipe's precision may differ between kinds of device, and the key with it."""
+        """The trial's key; its precision, which may differ between kinds of device, is a part of it."""
         return store.key(self.config, self.digest, self.seed, self.code)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved config of the trial on its device."""
-        return self.benchmark.resolved(self.budget, self.device)
-
-    @property
-    def precision(self) -> str:
-        """fp32 or bf16."""
-        return self.benchmark.recipe.precision.on(self.device)
+        """The resolved config of the trial in its precision."""
+        return self.benchmark.resolved(self.budget, self.precision)
 
     @property
     def files(self) -> TrialFiles:
@@ -68,14 +65,15 @@ class Spec:
         return " ".join(filter(None, (self.benchmark.name, self.label, f"seed {self.seed}")))
 
     def on(self, device: str, *, threads: int) -> Spec:
-        """The same trial on a kind of device."""
-        return dataclasses.replace(self, device=device, threads=threads)
+        """The same trial on a kind of device, in the precision that its row has there."""
+        precision = self.benchmark.recipe.precision.on(device, amx=has_amx())
+        return dataclasses.replace(self, device=device, precision=precision, threads=threads)
 
     @property
     def variants(self) -> list[Spec]:
-        """This trial and, where another kind of device has another precision, that of the other kind."""
-        both = [dataclasses.replace(self, device=device) for device in DEVICES]
-        return [self, *(other for other in both if other.key != self.key)]
+        """This trial and, where another kind of device has another precision, the same in that one."""
+        others = sorted(self.benchmark.recipe.precision.choices - {self.precision})
+        return [self, *(dataclasses.replace(self, precision=other) for other in others)]
 
     @property
     def settled(self) -> Spec:
@@ -119,6 +117,7 @@ def plan(
     data: Path,
     root: Path,
     sources: Mapping[str, str] | None = None,
+    device: str = "cpu",
     **rest: Any,
 ) -> Spec:
     """The trial of ``benchmark`` at ``budget`` from ``seed`` on the dataset in ``data``; reads the data's digest.
@@ -135,8 +134,22 @@ def plan(
         store=root.absolute(),
         digest=dataset.digest,
         code=code,
+        device=device,
+        precision=benchmark.recipe.precision.on(device, amx=has_amx()),
         **rest,
     )
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices in tiles (AMX), and oneDNN's environment lets it."""
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    if allowed not in ("DEFAULT", "ALL") and "AMX" not in allowed:
+        return False
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def trials(params: Params, name: str, *, data: Path, root: Path, budget: str | None = None) -> list[Spec]:

@@ -489,7 +489,7 @@ def decays(benchmark: Benchmark) -> bool:
 # what a block may do otherwise than its source, and a pattern that one of its deviations must then match
 AFFINE = transforms.Affine(fill=-0.1)  # its ranges are defaults of ours
 DEPARTURES: dict[str, tuple[Callable[[Benchmark], bool], str]] = {
-    "half precision": (lambda b: "bf16" in (b.recipe.precision.cpu, b.recipe.precision.cuda), "bf16"),
+    "half precision": (lambda b: "bf16" in b.recipe.precision.choices, "bf16"),
     "no ReLU on the logits": (
         lambda b: b.model.family == "allcnn" and not ends_in_relu(build(b)),
         "no ReLU on the logits",

@@ -200,6 +200,7 @@ def test_methods_of_what_the_core_is_handed_decide_no_number() -> None:
         "ClaimedOn.end",
         "ClaimedOn.words",
         "Evaluation.protocol",
+        "Precision.choices",
         "Precision.on",
         "Optimiser.used",  # this and the next only leave out what another optimiser reads
         "Recipe.resolved",
