@@ -25,7 +25,7 @@ from pipelines.results.ledger import LedgerRow, gather, make_ledger, quoted
 from pipelines.results.page import report
 from pipelines.results.reader import Outcome
 from pipelines.results.verdicts import Verdict
-from pipelines.results.words import MARK, NONE, plus_minus, stuck
+from pipelines.results.words import MARK, NONE, compared, plus_minus, stuck
 from pipelines.tracking import helper
 from pipelines.training import store
 
@@ -78,18 +78,25 @@ def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[
 
 def _cells(row: LedgerRow) -> list[tuple[str, str]]:
     """A line of the table, each cell with its style; a plain str would be read for rich's markup."""
-    tested = f"{MARK}\n{plus_minus(row['test_set'])}" if row["test_set"] else ""
+    beside = f"{MARK}\n{plus_minus(row['test_set'])}" if row["test_set"] else ""
+    beside += f"\n{compared(row['ablation'])} more" if row["ablation"] else ""
     length = f"{NONE if row['epochs'] is None else format(row['epochs'], 'g')}/{row['paper_epochs']}"
     words = (
         _name(row),
         row["metric"][:3],
-        NONE if row["claim"]["value"] is None else f"{row['claim']['value']:g}",
-        f"{plus_minus(row)}{tested}",
+        _claimed(row),
+        f"{plus_minus(row)}{beside}",
     )
     return [
         *((cell, "") for cell in (*words, str(row["n"]), length)),
         (row["verdict"], COLOURS[Verdict(row["verdict"])]),
     ]
+
+
+def _claimed(row: LedgerRow) -> str:
+    if row["ablation"]:
+        return f"+{row['ablation']['claimed']:g}"
+    return NONE if row["claim"]["value"] is None else f"{row['claim']['value']:g}"
 
 
 def _name(row: LedgerRow) -> str:

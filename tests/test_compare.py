@@ -35,7 +35,7 @@ KEYS = {
     *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
     *("wall_s", "hardware", "git_commit", "epochs", "paper_epochs", "parameters", "margin", "test_set", "difference"),
     *("versions", "remarks", "label", "at_chance", "config", "views", "origin", "best", "changed", "agrees"),
-    *("agreement", "train_error", "seconds", "device", "dataset_digest", "images_per_s", "finished"),
+    *("ablation", "agreement", "train_error", "seconds", "device", "dataset_digest", "images_per_s", "finished"),
 }
 TEST_SET_KEYS = {"per_seed", "mean", "ci95", "images"}
 CLAIM_KEYS = set(Claim.__annotations__)

@@ -80,11 +80,22 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """What a source lost with a part of its net: ``points`` of error more than the whole net, the benchmark ``of``."""
+
+    of: str
+    points: float
+
+    def __post_init__(self) -> None:
+        require(0 < self.points <= 100, f"points is {self.points}; expected a number above 0, at most 100")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on.
 
     Without a ``value``, no source has measured this net on these images in this way: ``protocol`` says what there is in
-    its place, and no verdict is given.
+    its place, and no verdict is given but on an ``ablation``, of which the source has the difference alone.
 
     ``certainty`` is that of ``source``, whose text holds none: "a table (place recalled)" would be both.
     ``difference`` explains in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.
@@ -97,9 +108,12 @@ class Claim:
     certainty: Literal["read", "recalled", "computed"]
     test_images: int
     difference: str | None = None
+    ablation: Ablation | None = None
 
     def __post_init__(self) -> None:
         require(self.value is None or 0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
+        both = f"ablation stands beside value: {self.value}; expected one of them"
+        require(self.value is None or self.ablation is None, both)
         require_within("test_images", self.test_images, 1, MOST_IMAGES)
         require(bool(self.source.strip()), f"source is {wording.show(self.source)}; expected where the figure stands")
         word = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)

@@ -101,8 +101,21 @@ def build_catalogue(written: Written, root: Path = Path()) -> Catalogue:
                 other = benchmarks[benchmark.name].model.family
                 raise UserError(f"{benchmark.where} stands in {MODELS}/{other}.yaml too; expected each name once")
             benchmarks[benchmark.name] = benchmark
+    _check_ablations(benchmarks)
     plans = read_plans(written.params["suites"], f"{PARAMS}: suites", benchmarks)
     return Catalogue(datasets=origins, benchmarks=_in_order(benchmarks, plans), suites=plans)
+
+
+def _check_ablations(benchmarks: Mapping[str, Benchmark]) -> None:
+    """UserError for an ablation of something that is no benchmark with a claim in the same metric."""
+    for name, claim in ((one.name, one.claim) for one in benchmarks.values()):
+        of = claim.ablation.of if claim.ablation else None
+        where = f"{benchmarks[name].where}.claim.ablation.of"
+        if of is not None and of not in benchmarks:
+            raise wording.unknown(f"{where}: benchmark", of, benchmarks)
+        whole = benchmarks[of].claim if of is not None else claim
+        if of is not None and (whole.value is None or whole.metric != claim.metric):
+            raise UserError(f"{where} is {of}; expected a benchmark that claims a value of {claim.metric}")
 
 
 def _in_order(benchmarks: Mapping[str, Benchmark], plans: Mapping[str, SuitePlan]) -> dict[str, Benchmark]:

@@ -20,7 +20,7 @@ from pipelines.config.schema import plain
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import Evidence
 from pipelines.results.reader import EVALUATIONS, RUNS, Outcome
-from pipelines.results.verdicts import claim_margin, judge, shown
+from pipelines.results.verdicts import ablation_margin, claim_margin, difference, judge, judge_ablation, shown
 from pipelines.results.words import figure
 from pipelines.training.store import DamagedError
 
@@ -57,6 +57,16 @@ class Provenance(TypedDict):
     finished: float | None  # when the last trial was, unix seconds
 
 
+class Ablated(TypedDict):
+    """How much more error than the whole net a net without a part has, in points."""
+
+    of: str  # the benchmark of the whole net
+    claimed: float
+    margin: float
+    mean: float | None  # ours; null until both are measured at the same budget
+    ci95: list[float] | None
+
+
 class LedgerRow(Summary, Provenance):
     """One body of evidence in report/ledger.json; figures in % and in the metric of the claim.
 
@@ -82,6 +92,7 @@ class LedgerRow(Summary, Provenance):
     budget: str | None  # null: neither in the suite that ran nor committed
     n: int  # seeds
     test_set: TestSet | None  # null: the claim was measured on the whole test split, or nothing was run
+    ablation: Ablated | None  # null: the claim is of this net alone; else the verdict is on this difference
     verdict: str
     at_chance: list[int]  # the seeds that are stuck at chance: no better than guessing
     views: str | None  # the protocol of our evaluation
@@ -121,6 +132,8 @@ def make_ledger(
         dataset = f"{benchmark.dataset}: {subset}" if subset else benchmark.dataset
         found_rows = _of_benchmark(benchmark, budget, [*own, *(committed or {}).get(name, ())])
         rows += [{**row, "dataset": dataset} for row in found_rows]
+    for row in rows:
+        _judge_ablation(params, row, rows)
     measured = {row["benchmark"] for row in rows if row["best"] and row["n"]}
     return sorted(rows, key=lambda row: row["benchmark"] not in measured)
 
@@ -134,6 +147,29 @@ def _of_benchmark(benchmark: Benchmark, budget: str | None, bodies: Sequence[Evi
     best = max(rows, key=_rank)
     best["best"] = True
     return sorted(rows, key=lambda row: not row["best"])
+
+
+def _judge_ablation(params: Params, row: LedgerRow, rows: Sequence[LedgerRow]) -> None:
+    """Set the row's difference to the whole net at the same budget, and the verdict on it, where it is an ablation."""
+    claimed = params.benchmarks[row["benchmark"]].claim.ablation
+    if claimed is None:
+        return
+    whole = params.benchmarks[claimed.of].claim
+    margin = ablation_margin(whole.value or 0.0, whole.test_images)
+    there = [r for r in rows if r["benchmark"] == claimed.of and r["n"] and not r["changed"]]
+    other = max((r for r in there if r["budget"] == row["budget"]), key=_rank, default=None)
+    pair = list(row["per_seed"].values()), list(other["per_seed"].values()) if other else []
+    short = any((r["epochs"] or 0.0) < r["paper_epochs"] for r in (row, other) if r)
+    found = difference(*pair)
+    row["ablation"] = {
+        "of": claimed.of,
+        "claimed": claimed.points,
+        "margin": round(margin, DIGITS),
+        "mean": round(statistics.fmean(pair[0]) - statistics.fmean(pair[1]), DIGITS) if all(pair) else None,
+        "ci95": [round(end, DIGITS) for end in found] if found else None,
+    }
+    verdict = judge_ablation(claim=claimed.points, margin=margin, values=pair[0], others=pair[1], short=short)
+    row["verdict"] = verdict.value
 
 
 def _rank(row: LedgerRow) -> tuple[bool, bool, int, float, bool]:
@@ -195,6 +231,7 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         **_summary(figures),
         "n": len(figures),
         "test_set": _test_set(claim.metric, body) if body else None,
+        "ablation": None,
         "verdict": verdict.value,
         "at_chance": [int(seed) for seed, one in seeds.items() if one.at_chance],
         "views": body.protocol if body else None,

@@ -33,6 +33,12 @@ margin is `reproduced`, never `inconclusive`. A short budget that reaches the cl
 published one, and nothing more: a net that needs fewer epochs has reproduced the figure.
 
 Seeds that all give the same figure have an interval of no width, which is compared as a point.
+
+An ablation claims a difference ``d`` to another net's error, and is judged on ours: the difference of the means over
+seeds, with Welch's interval ``[low, high]``. Its margin ``m`` is the sampling error of both published figures, as if
+they came from different images: those of one set differ by less. It is `reproduced` where the interval lies within
+``[d - m, d + m]`` and above 0, since that the part helps at all is half of the claim; `not reproduced` where the
+interval lies outside of that range, or below 0; otherwise `inconclusive`. Both nets need five seeds.
 """
 
 from __future__ import annotations
@@ -98,6 +104,43 @@ def claim_margin(value: float, test_images: int) -> float:
         raise ValueError(f"a claim of {value} % on {test_images} images has no sampling error")
     share = value / 100
     return 100 * NORMAL_QUANTILE * math.sqrt(share * (1 - share) / test_images)
+
+
+def ablation_margin(value: float, test_images: int) -> float:
+    """The margin, in percentage points, of a difference to an error of ``value`` %, both on so many images."""
+    return math.sqrt(2) * claim_margin(value, test_images)
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> Interval | None:
+    """Welch's t interval on the mean of ``values`` less that of ``others``; None when either has fewer than three."""
+    if min(len(values), len(others)) < MIN_SPREAD:
+        return None
+    middle = statistics.fmean(values) - statistics.fmean(others)
+    squares = [(statistics.variance(each) / len(each), len(each) - 1) for each in (values, others)]
+    total = sum(square for square, _ in squares)
+    if total == 0:
+        return Interval(middle, middle)
+    freedom = total**2 / sum(square**2 / n for square, n in squares)
+    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * math.sqrt(total)
+    return Interval(middle - half, middle + half)
+
+
+def judge_ablation(
+    *, claim: float, margin: float, values: Sequence[float], others: Sequence[float], short: bool
+) -> Verdict:
+    """The verdict on a difference of ``claim`` points: errors of the net without a part, and of the whole net."""
+    found = difference(values, others)
+    if not values or not others:
+        return Verdict.UNTESTED
+    low, high = found or (-math.inf, math.inf)
+    enough = min(len(values), len(others)) >= MIN_SEEDS
+    if enough and low > 0 and low >= claim - margin and high <= claim + margin:
+        return Verdict.REPRODUCED
+    if short:
+        return Verdict.UNDER_BUDGET
+    if enough and (high <= 0 or high < claim - margin or low > claim + margin):
+        return Verdict.NOT_REPRODUCED
+    return Verdict.INCONCLUSIVE
 
 
 def judge(*, metric: str, claim: float | None, test_images: int, values: Sequence[float], short: bool) -> Verdict:

@@ -25,8 +25,18 @@ def figure(found: Figures) -> str:
 
 def claim(row: Figures) -> str:
     """The claim and its own sampling error, ``4.7 ± 0.41``; ``–`` where there is none."""
-    value = row["claim"]["value"]
+    value, ablation = row["claim"]["value"], row["ablation"]
+    if ablation:
+        return f"{ablation['claimed']:g} ± {ablation['margin']:.2f} more than {ablation['of']}"
     return NONE if value is None else f"{value:g} ± {row['margin']:.2f}"
+
+
+def compared(ablation: Figures) -> str:
+    """Our difference to the whole net, in points, ``1.52 [1.31, 1.73]``; ``–`` until both are measured."""
+    if ablation["mean"] is None:
+        return NONE
+    ends = ", ".join(f"{end:.2f}" for end in ablation["ci95"] or ())
+    return f"{ablation['mean']:.2f}" + (f" [{ends}]" if ends else "")
 
 
 def ours(row: Figures) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from io import StringIO
 from typing import Any, NamedTuple
 
-from pipelines.results import arrays, explorer, reader
+from pipelines.results import arrays, explorer, reader, words
 from pipelines.results.figures import FIGURES
 from pipelines.results.ledger import claimed_error
 from pipelines.results.page.html import render
@@ -303,6 +303,8 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
 
 def _claim(row: Json) -> str:
     value = row["claim"]["value"]
+    if row["ablation"]:
+        return f"{words.claim(row)}, in points of {row['metric']}"
     return "none" if value is None else f"{value} % {row['metric']}"
 
 

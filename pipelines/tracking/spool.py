@@ -57,7 +57,8 @@ OVER_SEEDS = {
 }
 ROW = {
     **dict.fromkeys(("dataset", "budget", "metric", "verdict"), TEXT),
-    **{"claim": OBJECT, **OVER_SEEDS, "n": WHOLE, "margin": NUMBER.optional, "test_set": OBJECT.optional},
+    **{"claim": OBJECT, **OVER_SEEDS, "n": WHOLE, "margin": NUMBER.optional},
+    **dict.fromkeys(("test_set", "ablation"), OBJECT.optional),
     **dict.fromkeys(("at_chance", "deviations"), LIST.optional),
 }
 

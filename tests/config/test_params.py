@@ -190,6 +190,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/claim/value", -0.95, f" is -0.95{PER_CENT}"),
     (f"{B}/claim/value", 100.5, f" is 100.5{PER_CENT}"),
     (f"{B}/claim/value", "0.95 %", " is '0.95 %'; expected a number"),
+    (f"{B}/claim/ablation", {"of": "x", "points": 1}, " stands beside value: 0.95; expected one of them"),
     (f"{B}/claim/test_images", 0, " is 0; expected at least 1"),
     (f"{B}/claim/test_images", 10**12, " is 1000000000000; expected at most 1,000,000,000"),
     (f"{B}/claim/source", " ", " is ' '; expected where the figure stands"),
@@ -363,6 +364,13 @@ def test_values_that_do_not_go_together() -> None:
     assert complaint(changed("benchmarks/linear-mnist/recipe/map_constant", 5)) == (
         "models/linear.yaml: linear-mnist.recipe.map_constant is 5.0; expected none with loss: cross_entropy"
     )
+    alone = f"{B}/claim"
+    claim = {"metric": "error", "source": "a", "protocol": "b", "certainty": "read", "test_images": 10_000}
+    for of, words in (
+        ("lenet4-mnst", "benchmark lenet4-mnst is not known; did you mean lenet4-mnist?"),
+        ("ordinary-cifar10", "expected a benchmark that claims a value of error"),
+    ):
+        assert words in complaint(changed(alone, claim | {"ablation": {"of": of, "points": 1.4}}))
     # six identical views would be put on record as "6 random views averaged"
     assert complaint(changed(f"{B}/evaluation", {"views": "random"})) == (
         "models/lenet.yaml: lenet5-mnist.evaluation.views is 'random'; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipelines.config.params import load_params
+from pipelines.results import evidence, words
 from pipelines.results.ledger import make_ledger
 from tests import projects
 from tests.conftest import ROOT
@@ -15,3 +16,25 @@ def test_a_row_on_a_subset_by_rule_shows_the_rule() -> None:
     rule = "the first 100 classes by id, the first 500 training images of each class"
     assert rows["linear-mnist"] == f"ilsvrc100: {rule}"
     assert rows["lenet5-mnist"] == load_params(ROOT / "params.yaml").benchmark("lenet5-mnist").dataset
+
+
+def test_an_ablation_is_compared_with_the_whole_net_at_the_same_budget() -> None:
+    """On committed figures: as if the fixed rate of lenet1-mnist had cost it something that lenet4-mnist has not."""
+    found = projects.read(ROOT)
+    claim = found["benchmarks"]["lenet1-mnist"]["claim"]
+    claim |= {"ablation": {"of": "lenet4-mnist", "points": 0.6}}
+    del claim["value"]
+    params = projects.build(found)
+    committed = evidence.read(("lenet1-mnist", "lenet4-mnist"), ROOT / evidence.EVIDENCE)
+    row, whole = (
+        next(row for row in make_ledger(params, {}, committed) if row["benchmark"] == name)
+        for name in ("lenet1-mnist", "lenet4-mnist")
+    )
+    ablation = row["ablation"]
+    assert ablation and ablation["of"] == "lenet4-mnist" and whole["ablation"] is None
+    assert row["mean"] and whole["mean"] and ablation["ci95"]
+    assert ablation["mean"] == round(row["mean"] - whole["mean"], 4)
+    assert ablation["ci95"][0] < ablation["mean"] < ablation["ci95"][1]
+    assert words.claim(row).startswith("0.6 ± 0.") and words.claim(row).endswith(" more than lenet4-mnist")
+    alone = next(r for r in make_ledger(params, {}, {"lenet1-mnist": committed["lenet1-mnist"]}) if r["n"])
+    assert alone["verdict"] == "untested" and alone["ablation"] and words.compared(alone["ablation"]) == "–"

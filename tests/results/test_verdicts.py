@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from scipy import stats
 
-from pipelines.results.verdicts import Verdict, claim_margin, interval, judge, shown
+from pipelines.results.verdicts import (
+    Verdict,
+    ablation_margin,
+    claim_margin,
+    difference,
+    interval,
+    judge,
+    judge_ablation,
+    shown,
+)
 
 # Five seeds 0.1 apart: standard deviation sqrt(0.1 / 4) = 0.158114, so with t(0.975, 4) = 2.776 the half width is
 # 2.776 * 0.158114 / sqrt(5) = 0.1963.
@@ -140,3 +150,40 @@ def test_a_smaller_test_set_forgives_more() -> None:
 def test_other_metrics_are_refused() -> None:
     with pytest.raises(ValueError, match="neither error, top-5 error nor accuracy"):
         judge(metric="loss", claim=1.0, test_images=10, values=[1.0], short=False)
+
+
+def test_a_difference_has_welchs_interval() -> None:
+    values, others = [42.1, 42.3, 41.9, 42.6, 42.0], [40.7, 40.9, 40.2]
+    expected = stats.ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
+    assert difference(values, others) == pytest.approx((expected.low, expected.high))
+    assert difference(values, values[:2]) is None
+    assert difference([42.0] * 3, [40.5] * 3) == (1.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [  # of 1.4 points claimed with a margin of 0.61; Welch's interval on STEPS is +-0.23
+        (1.4, Verdict.REPRODUCED),
+        (1.05, Verdict.REPRODUCED),  # 0.82 to 1.28
+        (0.9, Verdict.INCONCLUSIVE),  # 0.67 to 1.13
+        (0.5, Verdict.NOT_REPRODUCED),  # 0.27 to 0.73: the part helps, by less
+        (-1.4, Verdict.NOT_REPRODUCED),
+        (2.4, Verdict.NOT_REPRODUCED),
+    ],
+)
+def test_an_ablation_is_judged_on_its_difference_to_the_whole_net(gap: float, expected: Verdict) -> None:
+    margin = ablation_margin(40.7, 50_000)
+    assert margin == pytest.approx(0.609, abs=1e-3)
+    pair = {"values": five(41 + gap), "others": five(41)}
+    assert judge_ablation(claim=1.4, margin=margin, short=False, **pair) is expected
+    short = judge_ablation(claim=1.4, margin=margin, short=True, **pair)
+    assert short is (expected if expected is Verdict.REPRODUCED else Verdict.UNDER_BUDGET)
+
+
+def test_an_ablation_of_a_small_part_must_still_be_seen_to_lose() -> None:
+    """0.4 points are less than their own sampling error: an interval around nothing lies within that margin."""
+    known = {"claim": 0.4, "margin": ablation_margin(40.7, 50_000), "short": False}
+    assert judge_ablation(values=five(41.1), others=five(41), **known) is Verdict.INCONCLUSIVE
+    assert judge_ablation(values=five(41.3), others=five(41), **known) is Verdict.REPRODUCED
+    assert judge_ablation(values=five(41.3), others=five(41)[:4], **known) is Verdict.INCONCLUSIVE
+    assert judge_ablation(values=five(41.3), others=[], **known) is Verdict.UNTESTED

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelines.results.ledger import LedgerRow, as_error
-from pipelines.results.words import centre, claim, ends
+from pipelines.results.words import NONE, centre, claim, ends
 
 WIDTH, HEIGHT = 330, 26  # of the ledger's plot, in SVG units
 ZOOM_WIDTH, ZOOM_HEIGHT = 420, 84  # of the plot in a row's details
@@ -82,7 +82,8 @@ def as_it_is(metric: str, value: float) -> float:
 
 def describe(row: LedgerRow) -> str:
     """The plot in words."""
-    claimed = "no claim" if row["margin"] is None else f"claim {claim(row)} %"
+    unit = "points" if row["ablation"] else "%"
+    claimed = "no claim" if claim(row) == NONE else f"claim {claim(row)} {unit}"
     if row["mean"] is None:
         return f"{row['benchmark']}: {row['metric']}, {claimed}; not run"
     spread = f", 95 % interval {ends(row, ' to ')} %" if row["ci95"] else ""
