@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from scipy import stats
 
@@ -182,8 +184,8 @@ def test_an_ablation_is_judged_on_its_difference_to_the_whole_net(gap: float, ex
 
 def test_an_ablation_of_a_small_part_must_still_be_seen_to_lose() -> None:
     """0.4 points are less than their own sampling error: an interval around nothing lies within that margin."""
-    known = {"claim": 0.4, "margin": ablation_margin(40.7, 50_000), "short": False}
-    assert judge_ablation(values=five(41.1), others=five(41), **known) is Verdict.INCONCLUSIVE
-    assert judge_ablation(values=five(41.3), others=five(41), **known) is Verdict.REPRODUCED
-    assert judge_ablation(values=five(41.3), others=five(41)[:4], **known) is Verdict.INCONCLUSIVE
-    assert judge_ablation(values=five(41.3), others=[], **known) is Verdict.UNTESTED
+    judged = functools.partial(judge_ablation, claim=0.4, margin=ablation_margin(40.7, 50_000), short=False)
+    assert judged(values=five(41.1), others=five(41)) is Verdict.INCONCLUSIVE
+    assert judged(values=five(41.3), others=five(41)) is Verdict.REPRODUCED
+    assert judged(values=five(41.3), others=five(41)[:4]) is Verdict.INCONCLUSIVE
+    assert judged(values=five(41.3), others=[]) is Verdict.UNTESTED
