@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.command.folders import require_folder
+from pipelines.command.files import require_folder
 from pipelines.config.params import Params, load_params
 from pipelines.results import evidence
 from pipelines.results.evidence import COMMITTED, EVIDENCE, HERE, Evidence

@@ -33,8 +33,7 @@ from torch import nn
 from pipelines.cluster import connection, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.command.files import remove
-from pipelines.command.folders import require_folder
+from pipelines.command.files import remove, require_folder
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params

@@ -20,8 +20,7 @@ from pipelines.command import arguments
 from pipelines.command.errors import UserError, guard
 from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.params import Params, load_params
-from pipelines.config.suites import Suite
+from pipelines.config.params import Params, Suite, load_params
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import EVIDENCE, Evidence
 from pipelines.results.ledger import LedgerRow, make_ledger
@@ -29,7 +28,6 @@ from pipelines.results.page import report
 from pipelines.results.page.html import render
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import provenance, store
-from pipelines.training.spec import usual_budget
 
 README, PAGE = Path("README.md"), Path("results/index.html")
 LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -40,10 +38,7 @@ def record(params: Params, name: str, budget: str | None, project: Path) -> str:
 
     The seeds are those of the budget from its first on, as far as they are evaluated: none is picked.
     """
-    benchmark = params.benchmark(name)
-    budget = budget or usual_budget(params, name)
-    if budget not in benchmark.budgets:
-        raise wording.unknown(f"--budget: {name}: budget", budget, benchmark.budgets)
+    benchmark, budget = params.benchmark(name), params.budget(name, budget)
     found, path = _evaluated(benchmark, budget, project), EVIDENCE / f"{name}.json"
     changed = [word for word in found.git_commit.split(", ") if word.endswith("-dirty") or word == "unknown"]
     if changed:

@@ -71,7 +71,7 @@ def export(params: Params, args: argparse.Namespace) -> None:
     names, root = _known(params, args.benchmarks), _root(args)
     for name in args.datasets:
         if name not in params.datasets:
-            raise wording.unknown("--datasets: data set", name, params.datasets)
+            raise UserError(wording.unknown("--datasets: data set", name, params.datasets))
     opened = [datasets.open_dataset(DATA, name) for name in dict.fromkeys(args.datasets)]
     with parcels.writing(args.output, most) as writer:
         about = {"format": PARCEL_FORMAT, "versions": provenance.versions(), **provenance.git_state()}
@@ -162,7 +162,7 @@ def _take_trial(plans: Plans, folder: Path, files: Iterator[Carried]) -> str:
 def _take_dataset(params: Params, name: str, files: Iterator[Carried]) -> str:
     """Put a data set in its place; one with another digest that is there stays, and UserError says so."""
     if name not in params.datasets:
-        raise wording.unknown("data set", name, params.datasets)
+        raise UserError(wording.unknown("data set", name, params.datasets))
     with (
         locks.held(LOCKS / f".{name}.lock", f"fetch {name}"),
         datasets.receiving(DATA, name) as folder,

@@ -17,8 +17,7 @@ import yaml
 from pipelines.command import arguments
 from pipelines.command.errors import guard
 from pipelines.config import yamlfile
-from pipelines.config.params import PARAMS, SUITE, load_catalogue, load_params
-from pipelines.config.suites import Suite, plan_suite
+from pipelines.config.params import PARAMS, SUITE, Suite, load_catalogue, load_params, plan_suite
 from pipelines.training import store
 
 HEAD = "# What `dvc repro` runs, as written by `python -m pipelines.suite NAME`: edit params.yaml and models/*.yaml.\n"

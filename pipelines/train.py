@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 from pipelines.cluster import connection, estimate, packing, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard
-from pipelines.command.files import remove
-from pipelines.command.folders import require_folder
+from pipelines.command.files import remove, require_folder
 from pipelines.command.progress import say
 from pipelines.config.params import Params, load_params
 from pipelines.data.datasets import DATA
@@ -224,7 +223,7 @@ def main() -> None:
 def _keep(params: Params, by_name: Mapping[str, Sequence[spec.Spec]]) -> None:
     """Collect trials for the later stages, which read each benchmark at its usual budget alone."""
     for name, trials in by_name.items():
-        budget, usual = trials[0].budget, spec.usual_budget(params, name)
+        budget, usual = trials[0].budget, params.budget(name)
         if budget == usual:
             collect(trials)
         else:

@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,18 @@ import numpy as np
 from pipelines import train
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
-from pipelines.command.folders import require_folder
+from pipelines.command.files import require_folder
 from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark, Budget, Choice
 from pipelines.config.claims import Evaluation
-from pipelines.config.params import CHOICES, Params, load_params
+from pipelines.config.params import Params, load_params
 from pipelines.data import subsets
 from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, status, store
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import predict
+
+CHOICES = Path("results/choices")  # one record a benchmark
 
 
 def grid(choice: Choice) -> list[dict[str, float]]:

@@ -29,7 +29,7 @@ from pipelines.config import schema
 from pipelines.config.benchmarks import Model
 from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
-from pipelines.training import checkpoint, checks, inputs, network, provenance, spec, status, store, trainer
+from pipelines.training import checkpoint, checks, inputs, provenance, spec, status, store, trainer
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
 from tests import projects
@@ -332,7 +332,7 @@ def test_an_option_of_another_type_is_one_line(
         options = {**given, option.partition("[")[0]: value}
         model = Model(family=name, name=name, options=options)
         with pytest.raises(UserError) as caught:
-            network.build(dataclasses.replace(one.benchmark, model=model), 10, (1, 227, 227))
+            inputs.build_network(dataclasses.replace(one.benchmark, model=model), 10, (1, 227, 227))
         line = str(caught.value)
         assert line.startswith(f"models/{name}.yaml: lenet5-mnist.model.options.{option} is "), value
         assert words in line and "\n" not in line
@@ -343,13 +343,13 @@ def test_a_builder_says_what_the_range_of_an_option_is(project: Path) -> None:
     for option, value in (("dropout", 1.5), ("dropout", -0.1), ("fc_std", -1.0), ("bias", 1e39)):
         model = Model(family="alexnet", name="alexnet", options={option: value})
         with pytest.raises(UserError, match=r"^models/alexnet\.yaml: lenet5-mnist\.model(: alexnet|\.options\.)"):
-            network.build(dataclasses.replace(one.benchmark, model=model), 10, (1, 67, 67))
+            inputs.build_network(dataclasses.replace(one.benchmark, model=model), 10, (1, 67, 67))
 
 
 def test_every_option_of_every_builder_can_be_checked() -> None:
     """Its annotation is one that a value from params.yaml is held to."""
     for path in (ROOT / "models").glob("[a-z]*.py"):
-        for name, build in network.builders(path.stem).items():
+        for name, build in inputs.builders(path.stem).items():
             if "in_shape" in inspect.signature(build).parameters:
                 for option, hint in typing.get_type_hints(build).items():
                     if option not in ("classes", "in_shape", "return"):

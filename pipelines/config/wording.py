@@ -8,8 +8,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pipelines.command.errors import UserError
-
 SHOWN = 60  # characters of a value in an error
 LISTED = 150  # characters of a list of names in an error
 LARGEST_INT64 = 2**63 - 1
@@ -83,6 +81,6 @@ def suggest(key: str, known: Any) -> str:
     return f"did you mean {name(near[0])}? ({allowed})" if near else allowed
 
 
-def unknown(what: str, given: str, known: Any) -> UserError:
+def unknown(what: str, given: str, known: Any) -> str:
     """The error for a name that should be one of ``known``."""
-    return UserError(f"{what} {name(given)} is not known; {suggest(given, known)}")
+    return f"{what} {name(given)} is not known; {suggest(given, known)}"

@@ -18,7 +18,8 @@ import numpy as np
 
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import TOP5, ClaimedOn
-from pipelines.config.schema import parse, plain, require
+from pipelines.config.schema import parse
+from pipelines.config.values import plain, require
 from pipelines.config.wording import show
 from pipelines.results import reader
 from pipelines.results.reader import LATEST, Outcome, Trial

@@ -16,7 +16,7 @@ from pipelines.command.errors import UserError
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import TOP5
 from pipelines.config.params import Params
-from pipelines.config.schema import plain
+from pipelines.config.values import plain
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import Evidence
 from pipelines.results.reader import EVALUATIONS, RUNS, Outcome

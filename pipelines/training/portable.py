@@ -71,7 +71,7 @@ class Plans:
             raise UserError("its trial.json names no benchmark, budget and seed")
         benchmark = self.params.benchmark(name)
         if budget not in benchmark.budgets:
-            raise wording.unknown("budget", budget, benchmark.budgets)
+            raise UserError(wording.unknown("budget", budget, benchmark.budgets))
         planned = plan(benchmark, budget, seed, data=self.data, root=self.root, sources=self.sources)
         spec = next((one for one in planned.variants if one.key == identity.get("key")), None)
         if spec is None:

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from pipelines.command.errors import UserError
-from pipelines.command.files import remove
-from pipelines.command.folders import require_folder
+from pipelines.command.files import remove, require_folder
 
 TEMPORARY = "writing"  # in the name of a file that is not whole yet
 SEAL = b"\nsha256 "  # comes before the digest at the end of a sealed file

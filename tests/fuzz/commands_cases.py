@@ -16,7 +16,7 @@ from unittest import mock
 from pipelines import fetch
 from pipelines.cluster import connection, local
 from pipelines.command import ending
-from pipelines.command.folders import require_folder
+from pipelines.command.files import require_folder
 from pipelines.config.params import load_params
 from pipelines.tracking import cursors, helper
 from pipelines.training import store

@@ -20,7 +20,7 @@ from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.schedules import Boosting, Schedule
+from pipelines.config.recipes import Boosting, Schedule
 from pipelines.training import boosting, checkpoint, checks, schedules, spec, speed, store, trainer
 from pipelines.training.boosting import BoostedBatches, Examples
 from pipelines.training.checkpoint import Worker

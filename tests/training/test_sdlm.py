@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from models import convnetjs, lenet, lenet1989, linear, mlp
 from pipelines.command.errors import UserError
 from pipelines.config.params import load_params
-from pipelines.config.recipes import MAP_CONSTANT, Optimiser
-from pipelines.config.schedules import Schedule
+from pipelines.config.recipes import MAP_CONSTANT, Optimiser, Schedule
 from pipelines.data import transforms
 from pipelines.data.batches import Batches
 from pipelines.training import checkpoint, losses, schedules, spec, speed, store, trainer
