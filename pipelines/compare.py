@@ -21,9 +21,10 @@ from pipelines.command.files import require_folder
 from pipelines.config.params import Params, load_params
 from pipelines.results import evidence
 from pipelines.results.evidence import COMMITTED, EVIDENCE, HERE, Evidence
-from pipelines.results.ledger import LedgerRow, gather, make_ledger, quoted
+from pipelines.results.ledger import gather, make_ledger, quoted
 from pipelines.results.page import report
 from pipelines.results.reader import Outcome
+from pipelines.results.rows import LedgerRow
 from pipelines.results.verdicts import Verdict
 from pipelines.results.words import MARK, NONE, plus_minus, stuck
 from pipelines.tracking import helper

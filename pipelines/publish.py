@@ -23,10 +23,11 @@ from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params, Suite, load_params
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import EVIDENCE, Evidence
-from pipelines.results.ledger import LedgerRow, make_ledger
+from pipelines.results.ledger import make_ledger
 from pipelines.results.page import report
 from pipelines.results.page.html import render
 from pipelines.results.reader import EVALUATIONS, RUNS
+from pipelines.results.rows import LedgerRow
 from pipelines.training import provenance, store
 
 README, PAGE = Path("README.md"), Path("results/index.html")

@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.config import wording
 from pipelines.config.claims import TOP5, Claim, Evaluation
 from pipelines.config.recipes import Recipe
-from pipelines.config.values import require, require_distinct, require_name, require_within, require_words
+from pipelines.config.wording import require, require_distinct, require_name, require_within, require_words
 
 MOST_EPOCHS = 1_000_000
 LARGEST_GRID = 1000  # of a grid: each is trained

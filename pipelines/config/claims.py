@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.config import wording
-from pipelines.config.values import require, require_within, require_words
+from pipelines.config.wording import require, require_within, require_words
 
 TOP5 = "top-5 error"  # a metric
 MOST_VIEWS = 1000  # of one test image

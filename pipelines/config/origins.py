@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from pipelines.command.errors import UserError
 from pipelines.config import schema, wording
-from pipelines.config.values import LONGEST_NAME, default, require, require_distinct, require_within
+from pipelines.config.values import default
+from pipelines.config.wording import LONGEST_NAME, require, require_distinct, require_within
 
 LARGEST_SIZE = 1024  # pixels: an image is stored as size x size x 3 bytes, then 3 MB
 PINNED = ("classes", "gzips", "tarballs", "packed", "npm")  # of idx and cifar, beside kind; imagefolder has the rest

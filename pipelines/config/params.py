@@ -15,7 +15,7 @@ from pipelines.command.errors import UserError
 from pipelines.config import schema, wording, yamlfile
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.origins import Origin, read_origins
-from pipelines.config.values import require, require_distinct
+from pipelines.config.wording import require, require_distinct
 
 PARAMS = Path("params.yaml")
 SUITE = Path("suite.yaml")  # beside params.yaml

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.config import registry, wording
-from pipelines.config.values import default, plain, require, require_within
+from pipelines.config.values import default, plain
+from pipelines.config.wording import require, require_within
 
 MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 MOST_CANDIDATES = 1_000_000_000  # images

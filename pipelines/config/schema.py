@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
-from pipelines.config.values import default, require_name
-from pipelines.config.wording import LARGEST_INT64, place, show, suggest
+from pipelines.config.values import default
+from pipelines.config.wording import LARGEST_INT64, place, require_name, show, suggest
 
 Dataclass = TypeVar("Dataclass")
 LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0

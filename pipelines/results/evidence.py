@@ -19,8 +19,8 @@ import numpy as np
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import TOP5, ClaimedOn
 from pipelines.config.schema import parse
-from pipelines.config.values import plain, require
-from pipelines.config.wording import show
+from pipelines.config.values import plain
+from pipelines.config.wording import require, show
 from pipelines.results import reader
 from pipelines.results.reader import LATEST, Outcome, Trial
 from pipelines.results.words import commit, each, versions

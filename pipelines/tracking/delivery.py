@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.tracking import database, limits, records
-from pipelines.tracking.cursors import Cursor, alone, arrived, is_remote, sqlite_file
-from pipelines.tracking.probe import AwayError, Bounded, RefusedError, answers, probe, reach_local
-from pipelines.tracking.records import IDENTITY_TAG, Part, Point, Record
+from pipelines.tracking.addresses import is_remote, sqlite_file
+from pipelines.tracking.cursors import Cursor, Part, Point, Record, alone, arrived
+from pipelines.tracking.probe import ENVIRONMENT, AwayError, Bounded, RefusedError, answers, probe, reach_local
+from pipelines.tracking.records import IDENTITY_TAG
 from pipelines.tracking.spool import Spool
 from pipelines.training.store import DamagedError
 
@@ -33,17 +34,6 @@ DESCRIPTION = (
     f"{records.STEP}; `train/epoch` counts epochs."
 )
 SEND_AT_ONCE = 900  # metrics a call; MLflow takes 1000 metrics, params and tags together
-ENVIRONMENT = {  # a user's own settings stand
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_CONFIGURE_LOGGING": "false",
-    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
-    "DO_NOT_TRACK": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 class Sender:
@@ -69,9 +59,9 @@ class Sender:
         and the name of each run that is sent.
         """
         self.sent, self.refused = [], {}
-        with alone(Cursor.of(self.spool, self.uri)) as mine:
+        with alone(Cursor.of(self.spool.store, self.uri)) as mine:
             if mine:
-                cursor = Cursor.of(self.spool, self.uri)
+                cursor = Cursor.of(self.spool.store, self.uri)
                 everything = records.gather(self.spool)[0]
                 if everything and (verify or any(map(cursor.lacks, everything))):
                     try:

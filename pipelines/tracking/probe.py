@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pipelines.tracking import database
-from pipelines.tracking.cursors import clean, is_remote
+from pipelines.tracking.addresses import clean, is_remote
 from pipelines.training.store import DamagedError
 
 # For one answer, however it comes. A dead server costs a stage 5 s at most: this, and what starting a process and
@@ -25,6 +25,17 @@ ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # only MLflow answer
 LONGEST_ANSWER = 10_000_000  # bytes of that; one experiment and its tags
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SET_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+ENVIRONMENT = {  # a user's own settings stand
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 LATER = (408, 429)  # statuses below 500 that mean: try again
 Answer = TypeVar("Answer")
 

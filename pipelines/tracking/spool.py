@@ -6,8 +6,6 @@ file that is missing or damaged reads as absent; a damaged one is one line in ``
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import socket
 import time
@@ -21,7 +19,6 @@ from pipelines.command.progress import is_number
 from pipelines.config.claims import Claim
 from pipelines.results import reader
 from pipelines.results.evidence import COMMITTED
-from pipelines.results.ledger import LedgerRow, TestSet
 from pipelines.results.reader import (
     LATEST,
     LIST,
@@ -36,6 +33,7 @@ from pipelines.results.reader import (
     check,
     items,
 )
+from pipelines.results.rows import LedgerRow, TestSet
 from pipelines.training import store
 from pipelines.training.store import MissingError
 
@@ -329,8 +327,3 @@ def alive(progress: Mapping[str, Any]) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def digest(*parts: Any) -> str:
-    """A short digest of plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

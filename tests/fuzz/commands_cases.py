@@ -18,7 +18,7 @@ from pipelines.cluster import connection, local
 from pipelines.command import ending
 from pipelines.command.files import require_folder
 from pipelines.config.params import load_params
-from pipelines.tracking import cursors, helper
+from pipelines.tracking import addresses, helper
 from pipelines.training import store
 from tests.conftest import ROOT
 
@@ -90,7 +90,7 @@ CHECKS: dict[str, Callable[[], object]] = {
     "HOME": local.tighten,
     "RUN_STORE": lambda: require_folder(store.default()),
     "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(PARAMS.datasets["mnist"])],
-    "MLFLOW_TRACKING_URI": lambda: cursors.tracking_uri(Path()),
+    "MLFLOW_TRACKING_URI": lambda: addresses.tracking_uri(Path()),
 }
 
 

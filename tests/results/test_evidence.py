@@ -17,8 +17,9 @@ from pipelines.command.errors import UserError
 from pipelines.config.params import load_params
 from pipelines.results import evidence
 from pipelines.results.evidence import COMMITTED, EVIDENCE, HERE, Evidence
-from pipelines.results.ledger import LedgerRow, gather, make_ledger, quoted
+from pipelines.results.ledger import gather, make_ledger, quoted
 from pipelines.results.page import report
+from pipelines.results.rows import LedgerRow
 from pipelines.training import provenance, status, store
 from tests import projects
 from tests.conftest import edit_params

@@ -29,10 +29,11 @@ from pipelines import dashboard
 from pipelines.command.errors import UserError
 from pipelines.config.claims import Claim
 from pipelines.results.figures import FIGURES, confusion_figure, drawable, percentage
-from pipelines.results.ledger import LedgerRow
 from pipelines.results.reader import Outcome
-from pipelines.tracking import cursors, database, delivery, helper, limits, probe, records
+from pipelines.results.rows import LedgerRow
+from pipelines.tracking import addresses, cursors, database, delivery, helper, limits, probe, records
 from pipelines.tracking import spool as spools
+from pipelines.tracking.__main__ import replay
 from pipelines.tracking.delivery import Sender
 from pipelines.tracking.probe import AwayError
 from pipelines.tracking.spool import Spool
@@ -444,18 +445,18 @@ def test_a_damaged_cursor_has_the_server_asked_again(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
     uri = "http://127.0.0.1:9"
-    cursor = cursors.Cursor.of(project.spool, uri)
+    cursor = cursors.Cursor.of(project.spool.store, uri)
     everything = records.gather(project.spool)[0]
     entries = {r.identity: {"run_id": "1", "sent": r.marks} for r in everything}
     for damaged in (None, {"run_id": "1", "sent": {"curve": "ten"}}, {"run_id": 1, "sent": {}}, {"run_id": "1"}):
         project.write(str(cursor.path), {"uri": uri, "runs": {**entries, everything[0].identity: damaged}})
-        assert [r.name for r in cursors.pending(project.spool, uri)] == ["lenet5-mnist (laptop)"]
+        assert [r.name for r in helper.pending(project.spool, uri)] == ["lenet5-mnist (laptop)"]
     for text in ("{", "[]", '{"runs": null}', '{"runs": [1]}'):
         project.write(str(cursor.path), text)
-        assert len(cursors.pending(project.spool, uri)) == 2
+        assert len(helper.pending(project.spool, uri)) == 2
 
 
-def evaluation_files(record: records.Record) -> dict[str, bytes]:
+def evaluation_files(record: cursors.Record) -> dict[str, bytes]:
     """The files of a run's evaluation."""
     (part,) = (part for part in record.parts if part.name == "evaluation")
     return dict(part.files())
@@ -503,7 +504,7 @@ def test_a_trial_that_is_stuck_at_chance_has_a_tag(tmp_path: Path) -> None:
     assert tags == [{}, {"stuck_at_chance": "true"}]
 
 
-def explored(record: records.Record) -> Any:
+def explored(record: cursors.Record) -> Any:
     """What a run's explorer shows."""
     page = evaluation_files(record)[records.EXPLORER].decode()
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
@@ -668,8 +669,8 @@ def test_names_and_values_are_what_mlflow_takes() -> None:
 
 def test_credentials_are_not_printed() -> None:
     uri = "https://me:s3cret@host:5000/path?token=s3cret"
-    assert cursors.safe(uri) == "https://host:5000/path"
-    assert "s3cret" not in cursors.clean(f"can't reach {uri} as me:s3cret\nmore", uri)
+    assert addresses.safe(uri) == "https://host:5000/path"
+    assert "s3cret" not in addresses.clean(f"can't reach {uri} as me:s3cret\nmore", uri)
 
 
 NO_ADDRESS = {  # as it is set: as it is shown
@@ -712,7 +713,7 @@ def test_what_is_no_address_is_told_in_one_line_and_all_stays_spooled(
         )
         assert "s3cret" not in repr(result)
     with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI is .*; expected http://HOST:PORT"):
-        helper.replay(project.spool)
+        replay(project.spool)
 
 
 def test_a_directory_is_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -731,7 +732,7 @@ def test_a_directory_is_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("value", ["", "  "])
 def test_an_empty_address_is_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
-    assert cursors.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert addresses.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.mark.parametrize(
@@ -749,9 +750,9 @@ def test_an_empty_address_is_none_at_all(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_an_address_is_passed_on_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
-    assert cursors.tracking_uri(tmp_path) == value
-    assert cursors.is_remote(value) is value.lower().startswith("http")
-    assert "me:" not in cursors.safe(value)
+    assert addresses.tracking_uri(tmp_path) == value
+    assert addresses.is_remote(value) is value.lower().startswith("http")
+    assert "me:" not in addresses.safe(value)
 
 
 def test_a_bug_in_reading_the_spool_ends_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -828,7 +829,7 @@ def files(client: Any, run: Any, path: str | None = None) -> list[str]:
 
 def deliver(spool: Spool) -> Sender:
     """One round in this process; nothing may be refused."""
-    sender = Sender(spool, cursors.tracking_uri(spool.project))
+    sender = Sender(spool, addresses.tracking_uri(spool.project))
     assert sender.round()
     assert sender.refused == {}
     return sender
@@ -942,7 +943,7 @@ def test_a_new_database_at_the_old_place_gets_everything(local: Path, schema: Pa
     deliver(project.spool)
     shutil.copy(schema, local / "mlflow.new")
     (local / "mlflow.db").unlink()
-    assert len(cursors.pending(project.spool, cursors.tracking_uri(local))) == 2
+    assert len(helper.pending(project.spool, addresses.tracking_uri(local))) == 2
     (local / "mlflow.new").rename(local / "mlflow.db")  # nor does it matter that the cursor has not seen it gone
     project.trial("lenet5-mnist", "mnist", 1, epochs=1)
     result = helper.sync(project.spool)
@@ -1007,7 +1008,7 @@ def test_a_copy_of_a_project_keeps_its_artifacts_itself(local: Path, how: str) -
         "and are beside it from now on"
     )
     assert contents(old) == before
-    client = delivery.connect(cursors.tracking_uri(new))
+    client = delivery.connect(addresses.tracking_uri(new))
     found = runs_of(client, "trial")
     assert sorted(found) == ["lenet5-mnist seed 1", "lenet5-mnist seed 2"]  # what was deleted stays so
     assert found["lenet5-mnist seed 1"].data.tags["mine"] == "a note"
@@ -1021,7 +1022,7 @@ def test_a_copy_of_a_project_keeps_its_artifacts_itself(local: Path, how: str) -
 def test_a_database_that_is_not_ours_keeps_its_places(local: Path) -> None:
     """Another's experiment, one with artifacts elsewhere on purpose, and a link to a database that is shared."""
     file = local / "mlflow.db"
-    client = delivery.connect(cursors.tracking_uri(local))
+    client = delivery.connect(addresses.tracking_uri(local))
     tags = {delivery.OURS: "true"}
     client.create_experiment("another's", artifact_location="file:///srv/mlartifacts/another")
     client.create_experiment("elsewhere", artifact_location="s3://bucket/mlartifacts/elsewhere", tags=tags)
@@ -1125,7 +1126,7 @@ def test_what_is_wrong_with_a_database_is_said_in_one_line(local: Path, how: str
     damage, says = DATABASES[how]
     damage(local / "mlflow.db")
     with pytest.raises(AwayError, match=rf"^can't be used \({says}"):
-        Sender(project.spool, cursors.tracking_uri(local)).round()
+        Sender(project.spool, addresses.tracking_uri(local)).round()
 
 
 def test_a_full_disk_and_a_read_only_database_in_words(tmp_path: Path) -> None:
@@ -1156,7 +1157,7 @@ def test_a_project_in_whose_path_no_database_can_lie(tmp_path: Path, monkeypatch
     assert (helper.sync(project.spool).line or "").startswith(
         f"not tracked: MLflow can't keep a database in {tmp_path}/why?, for the question mark; set MLFLOW_TRACKING_URI"
     )
-    assert cursors.sqlite_file("sqlite:////srv/x.db?timeout=3") == Path("/srv/x.db")
+    assert addresses.sqlite_file("sqlite:////srv/x.db?timeout=3") == Path("/srv/x.db")
 
 
 def test_a_database_that_another_process_writes_is_said_to_be_locked(
@@ -1174,7 +1175,7 @@ def test_a_database_that_another_process_writes_is_said_to_be_locked(
         engine = sqlalchemy.create_engine(f"sqlite:///{local}/mlflow.db", connect_args={"timeout": 0})
         with (
             pytest.raises(AwayError, match=r"^can't be used \(database is locked\)$"),
-            probe.answers(cursors.tracking_uri(local)),
+            probe.answers(addresses.tracking_uri(local)),
             contextlib.closing(engine.connect()) as connection,
         ):
             connection.execute(sqlalchemy.text("DELETE FROM runs"))
@@ -1190,7 +1191,7 @@ def test_a_run_deleted_in_mlflow_stays_deleted(local: Path) -> None:
     sender = deliver(project.spool)
     assert len(sender.sent) == 2  # the other trial and the benchmark
     assert list(runs_of(client, "trial")) == ["lenet5-mnist seed 1"]
-    assert cursors.pending(project.spool, sender.uri) == []
+    assert helper.pending(project.spool, sender.uri) == []
 
 
 def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
@@ -1211,7 +1212,7 @@ def test_damaged_images_hold_back_the_evaluation_alone(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
     (local / "evaluations/lenet5-mnist/examples.npz").write_text("no archive")
-    sender = Sender(project.spool, cursors.tracking_uri(local))
+    sender = Sender(project.spool, addresses.tracking_uri(local))
     assert sender.round()
     assert [why.partition(":")[0] for why in sender.refused.values()] == [
         *("lenet5-mnist (laptop)", "lenet5-mnist seed 0"),
@@ -1419,7 +1420,7 @@ def test_a_server_that_wants_a_login_is_told_in_one_line(
         if status == 403:
             return
         with pytest.raises(UserError) as raised:
-            helper.replay(remote.spool)
+            replay(remote.spool)
         assert str(raised.value) == f"{line}: {left}"
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
@@ -1429,7 +1430,7 @@ def test_a_server_that_wants_a_login_is_told_in_one_line(
 
 def test_two_at_once_the_second_leaves_it_to_the_first(remote: Project) -> None:
     remote.trial("lenet5-busy", "busy", 0, epochs=2)
-    with cursors.alone(cursors.Cursor.of(remote.spool, cursors.tracking_uri(remote.root))):
+    with cursors.alone(cursors.Cursor.of(remote.spool.store, addresses.tracking_uri(remote.root))):
         result = helper.sync(remote.spool)
     assert result.busy and result.sent == 0 and result.line is None
 
@@ -1496,9 +1497,9 @@ def test_the_command_replays_and_says_so(remote: Project, server: Server) -> Non
 
 
 def test_replay_says_when_another_process_is_at_it(remote: Project) -> None:
-    cursor = cursors.Cursor.of(remote.spool, cursors.tracking_uri(remote.root))
+    cursor = cursors.Cursor.of(remote.spool.store, addresses.tracking_uri(remote.root))
     with cursors.alone(cursor), pytest.raises(UserError, match="another process is sending"):
-        helper.replay(remote.spool)
+        replay(remote.spool)
 
 
 def test_the_default_store_is_made_by_the_first_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
