@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.command.files import require_folder
+from pipelines.command.files import require_folder, write_bytes
 from pipelines.config.params import Params, load_params
 from pipelines.results import evidence
 from pipelines.results.evidence import COMMITTED, EVIDENCE, HERE, Evidence
@@ -28,7 +28,6 @@ from pipelines.results.rows import LedgerRow
 from pipelines.results.verdicts import Verdict
 from pipelines.results.words import MARK, NONE, plus_minus, stuck
 from pipelines.tracking import helper
-from pipelines.training import store
 
 REPORT = Path("report")
 COLOURS = {
@@ -119,7 +118,7 @@ def write(
         if (folder / name).is_dir():
             raise UserError(f"{folder / name} is a folder; expected a file, or nothing")
     for name, content in files.items():
-        store.write_bytes(folder / name, content.encode(errors="backslashreplace"))  # JSON's own escape of a surrogate
+        write_bytes(folder / name, content.encode(errors="backslashreplace"))  # JSON's own escape of a surrogate
     return ledger
 
 

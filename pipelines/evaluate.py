@@ -33,7 +33,7 @@ from torch import nn
 from pipelines.cluster import connection, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.command.files import remove, require_folder
+from pipelines.command.files import DamagedError, remove, require_folder, write_json
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
@@ -160,7 +160,7 @@ def _collected(benchmark: Benchmark, one: spec.Spec) -> spec.Spec:
     again = f"run the stage train, which collects it anew: python -m pipelines.train {name}, or dvc repro"
     try:
         key = files.read_result(None).get("key")
-    except store.DamagedError as error:
+    except DamagedError as error:
         raise UserError(f"{error}; {again}") from None
     variants = {variant.key: variant for variant in one.variants}
     if key not in variants:
@@ -194,7 +194,7 @@ def _claimed(on: ClaimedOn, found: Predictions) -> dict[str, Any]:
 
 def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> None:
     folder.mkdir(parents=True)
-    store.write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     np.savetxt(folder / "confusion.csv", found.confusion(), fmt="%d", delimiter=",")
     np.savez_compressed(
         folder / "predictions.npz",
@@ -274,7 +274,7 @@ def _write_aggregate(
     metrics |= {"top5_error": float(np.mean([seed["top5_error"] for seed in seeds])), "seeds": len(seeds)}
     if benchmark.evaluation.claimed_on is not None:
         metrics |= _mean("claimed_on_", [seed["claimed_on"]["error"] for seed in seeds])
-    store.write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("actual", "predicted", "count"))

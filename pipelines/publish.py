@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipelines.command import arguments
 from pipelines.command.errors import UserError, guard
+from pipelines.command.files import write_bytes
 from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params, Suite, load_params
@@ -28,7 +29,7 @@ from pipelines.results.page import report
 from pipelines.results.page.html import render
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.results.rows import LedgerRow
-from pipelines.training import provenance, store
+from pipelines.training import provenance
 
 README, PAGE = Path("README.md"), Path("results/index.html")
 LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -106,9 +107,9 @@ def main() -> None:
         raise UserError(f"this tree {state}; expected a clean one: evidence is of committed code")
     files = {EVIDENCE / f"{name}.json": record(params, name, args.budget, args.project) for name in args.benchmarks}
     for path, text in files.items():
-        store.write_bytes(path, text.encode())
+        write_bytes(path, text.encode())
     for path, text in made(params).items():
-        store.write_bytes(path, text.encode(errors="backslashreplace"))
+        write_bytes(path, text.encode(errors="backslashreplace"))
     print("wrote", *(path.as_posix() for path in (*files, README, PAGE)))
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from pipelines.command import arguments, progress
 from pipelines.command.errors import UserError, guard
-from pipelines.command.files import require_folder
+from pipelines.command.files import read_json, require_folder
 from pipelines.config.params import load_params
 from pipelines.data.datasets import DATA
 from pipelines.training import checks, fingerprint, provenance, side_by_side, speed, status, store, trainer
@@ -96,7 +96,7 @@ def _capacity(planned: Sequence[Spec]) -> int:
 
 
 def _outcome(spec: Spec) -> str:
-    result = store.read_json(spec.files.result)
+    result = read_json(spec.files.result)
     took = progress.duration(result["wall_s"])
     return f"{spec.name}: trained in {took}, final loss {result['final_loss']:.4f}, weights in {spec.files.weights}"
 

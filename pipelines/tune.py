@@ -27,7 +27,7 @@ import numpy as np
 from pipelines import train
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
-from pipelines.command.files import require_folder
+from pipelines.command.files import read_json, require_folder, write_bytes
 from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark, Budget, Choice
 from pipelines.config.claims import Evaluation
@@ -95,7 +95,7 @@ def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
     for values, trials in zip(candidates, planned, strict=True):
         whole = all(trial.finished for trial in trials)
         judged = [trial.settled for trial in trials] if whole else []
-        devices += [store.read_json(trial.files.result)["device"] for trial in judged]
+        devices += [read_json(trial.files.result)["device"] for trial in judged]
         errors = {str(trial.seed): validation_error(trial, choice, device) for trial in judged} or None
         print(f"{benchmark.name} at {_named(values)}: {_words(errors)}", flush=True)
         mean = float(np.mean(list(errors.values()))) if errors else None
@@ -214,7 +214,7 @@ def main() -> None:
         raise UserError(f"{benchmark.name}: {error}") from None
     record = search(params, benchmark, choice, epochs)
     path = CHOICES / f"{benchmark.name}.json"
-    store.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     chosen, have = _named(record["chosen"]), _named(in_use(benchmark, choice))
     print(f"chosen: {chosen} ({benchmark.where} has {have}); kept in {path.as_posix()}")
 

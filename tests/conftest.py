@@ -73,7 +73,9 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("fetched")
     for name in ("data.dvc", "params.yaml"):
         shutil.copy(ROOT / name, home)
-    subprocess.run([sys.executable, "-m", "pipelines.fetch", "mnist"], cwd=home, env=environment(), check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pipelines.fetch", "mnist"], cwd=home, env=processes.environment(), check=True
+    )
     return home / "datasets"
 
 
@@ -96,11 +98,6 @@ def mnist_slice(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         test=(np.array(test_images[:TEST]), np.array(test_labels[:TEST])),
     )
     return root
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """This process's environment for a child that must find the project's packages from any directory."""
-    return os.environ | {"PYTHONPATH": str(ROOT)} | extra
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ import yaml
 
 from pipelines import fetch
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_lines
 from pipelines.config.benchmarks import Budget
 from pipelines.config.origins import Origin
 from pipelines.config.params import load_params
 from pipelines.config.recipes import Optimiser
 from pipelines.data.datasets import open_dataset
 from pipelines.data.sources import Address, Mirror, Source
-from pipelines.training import spec, store, trainer
+from pipelines.training import spec, trainer
 from tests.conftest import ROOT
 from tests.data import layouts
 from tests.data.test_data_dvc import dvc
@@ -233,5 +234,5 @@ def test_a_layout_goes_from_fetch_to_a_trial(root: Path, layout: Callable[[Path]
         budgets={"paper": Budget(epochs=3, seeds=(0,))},
     )
     files = trainer.run(spec.plan(benchmark, "paper", 0, data=root / "datasets", root=root / "store", threads=1))
-    losses = [float(point["loss"]) for point in store.read_lines(files.curve)]
+    losses = [float(point["loss"]) for point in read_lines(files.curve)]
     assert len(losses) == 3 and losses[-1] < losses[0]

@@ -17,7 +17,8 @@ from pipelines.command.errors import UserError
 from pipelines.config import yamlfile
 from pipelines.config.params import SuiteEntry, load_params
 from tests import projects
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.processes import environment
 
 COMMITTED = ROOT / "suite.yaml"
 

@@ -25,6 +25,7 @@ import pytest
 import torch
 
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json, read_lines, replacing
 from pipelines.config import schema
 from pipelines.config.benchmarks import Model
 from pipelines.config.params import load_params
@@ -33,7 +34,8 @@ from pipelines.training import checkpoint, checks, inputs, provenance, spec, sta
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
 from tests import projects
-from tests.conftest import ROOT, THREADS, edit_params, environment, hide_test_images
+from tests.conftest import ROOT, THREADS, edit_params, hide_test_images
+from tests.processes import environment
 
 NAME = "lenet5-mnist"
 SMALL: dict[str, Any] = {"recipe.subset": {"first": 300}, "budgets.laptop": {"epochs": 3, "seeds": [0]}}
@@ -60,12 +62,12 @@ def test_a_trial_learns_and_says_where_its_numbers_come_from(project: Path) -> N
     learning = {"model.options": {"init": "sqrt_fan_in"}, "recipe.optimiser.lr": 0.01}
     one = planned({"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}, **learning})
     files = trainer.run(one)
-    curve = store.read_lines(files.curve)
+    curve = read_lines(files.curve)
     assert [point["epoch"] for point in curve] == [1, 2]
     assert curve[1]["loss"] < 0.8 * curve[0]["loss"] < 0.8 * 2.3026  # ln 10: what guessing costs
     steps, lr = -(-2000 // one.benchmark.recipe.batch), one.benchmark.recipe.optimiser.lr
     assert curve[1]["lr"] == pytest.approx(lr / (2 * steps))  # the paper's schedule, run through in the budget's epochs
-    result = store.read_json(files.result)
+    result = read_json(files.result)
     assert result["parameters"] == 60_850
     assert result["images_seen"] == 2 * 2000
     assert result["config"] == one.benchmark.resolved("laptop")
@@ -111,7 +113,7 @@ def test_a_trial_names_the_commit_that_it_began_with(project: Path, monkeypatch:
         return {"git_commit": ("b" if later else "a") * 40, "git_dirty": later}
 
     monkeypatch.setattr(provenance, "git_state", state)
-    result = store.read_json(trainer.run(one).result)
+    result = read_json(trainer.run(one).result)
     assert (result["git_commit"], result["git_dirty"]) == ("a" * 40, False)
 
 
@@ -141,7 +143,7 @@ def test_what_one_kind_of_device_has_finished_is_not_trained_anew_for_another(pr
     assert there.settled is there and not there.files.finished
     trainer.run(one)
     assert there.settled.finished and there.settled.key == one.key and not there.files.finished
-    assert store.read_json(there.settled.files.result)["config"]["recipe"]["precision"] == "fp32"
+    assert read_json(there.settled.files.result)["config"]["recipe"]["precision"] == "fp32"
     alike = planned().on("cuda", threads=1)
     assert [each.key for each in alike.variants] == [planned().key]
 
@@ -199,10 +201,10 @@ def test_a_killed_trial_ends_at_the_weights_of_an_undisturbed_one(
     assert done.returncode == -9
     assert one.files.checkpoint.exists() and not one.files.finished
     trainer.run(one)
-    assert store.read_json(one.files.result)["resumed"] == 1
+    assert read_json(one.files.result)["resumed"] == 1
     assert same(weights(one.files), weights(undisturbed))
     keys = ("epoch", "loss", "train_error", "lr")
-    resumed, straight = store.read_lines(one.files.curve), store.read_lines(undisturbed.curve)
+    resumed, straight = read_lines(one.files.curve), read_lines(undisturbed.curve)
     assert [[p[k] for k in keys] for p in resumed] == [[p[k] for k in keys] for p in straight]
 
 
@@ -235,8 +237,8 @@ def test_the_weights_that_are_kept_are_the_last_epochs_even_where_it_is_the_wors
         return planned({**lengths, **changes}, name="linear-mnist", root=f"epochs-{epochs}")
 
     first, second = trainer.run(spoilt(1)), trainer.run(spoilt(2))
-    better, worse = (point["train_error"] for point in store.read_lines(second.curve))
-    assert better < worse and store.read_lines(first.curve)[0]["train_error"] == better
+    better, worse = (point["train_error"] for point in read_lines(second.curve))
+    assert better < worse and read_lines(first.curve)[0]["train_error"] == better
     assert not same(weights(first), weights(second))
     largest = [max(float(weight.abs().max()) for weight in weights(files).values()) for files in (first, second)]
     assert largest[1] > 10 * largest[0]  # the steps of the last epoch were a thousand times as long
@@ -384,14 +386,14 @@ def test_an_epoch_is_a_pass_over_what_the_recipe_trains_on(project: Path) -> Non
     seen: list[dict[str, Any]] = []
     one = planned({"budgets.laptop": {"epochs": 3, "seeds": [0], "train_images": 200}})  # of 300
     files = trainer.run(one, watch=lambda told: seen.append(dict(told)))
-    assert [point["epoch"] for point in store.read_lines(files.curve)] == pytest.approx([2 / 3, 4 / 3, 2], abs=1e-6)
-    result = store.read_json(files.result)
+    assert [point["epoch"] for point in read_lines(files.curve)] == pytest.approx([2 / 3, 4 / 3, 2], abs=1e-6)
+    result = read_json(files.result)
     assert (result["epochs"], result["images_seen"]) == (2, 600) and one.recipe_epochs() == pytest.approx(2)
     assert {told["epochs"] for told in seen} == {2.0} and (seen[0]["epoch"], seen[-1]["epoch"]) == (0, 2)
     short = planned({"budgets.laptop": {"epochs": 1, "seeds": [0], "train_images": 77}})
-    curve, result = store.read_lines(trainer.run(short).curve), store.read_json(short.files.result)
+    curve, result = read_lines(trainer.run(short).curve), read_json(short.files.result)
     assert curve[-1]["epoch"] == pytest.approx(77 / 300, abs=1e-6) and result["epochs"] == 0.257
-    (line,) = [status.line("x", told) for told in [store.read_json(short.files.progress)]]
+    (line,) = [status.line("x", told) for told in [read_json(short.files.progress)]]
     assert line.split()[1:3] == ["epoch", "0.257/0.257"]
 
 
@@ -496,7 +498,7 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(
     assert one.files.checkpoint.exists()
     filler.unlink()
     trainer.run(one)
-    assert store.read_json(one.files.result)["resumed"] == 1
+    assert read_json(one.files.result)["resumed"] == 1
     assert same(weights(one.files), weights(undisturbed))
 
 
@@ -504,6 +506,6 @@ def test_weights_that_do_not_fit_are_one_line(small_disk: Path) -> None:
     with (
         pytest.raises(UserError, match="no space left in"),
         trainer._full_disk_reported(small_disk),
-        store.replacing(small_disk / "weights.pt") as temporary,
+        replacing(small_disk / "weights.pt") as temporary,
     ):
         torch.save(torch.zeros(1_000_000), temporary)

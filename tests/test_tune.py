@@ -22,7 +22,8 @@ from pipelines.config.params import load_params
 from pipelines.config.recipes import Recipe
 from pipelines.data import datasets, subsets
 from pipelines.training.inputs import Inputs
-from tests.conftest import ROOT, edit_params, environment
+from tests.conftest import ROOT, edit_params
+from tests.processes import environment
 
 NAME = "linear-mnist"
 SMALL: dict[str, Any] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipelines.command.errors import UserError
+from pipelines.command.files import DamagedError
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import TOP5
 from pipelines.config.params import Params
@@ -23,7 +24,6 @@ from pipelines.results.reader import EVALUATIONS, RUNS, Outcome
 from pipelines.results.rows import LedgerRow, Provenance, Summary, TestSet
 from pipelines.results.verdicts import claim_margin, judge, shown
 from pipelines.results.words import figure
-from pipelines.training.store import DamagedError
 
 DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
 

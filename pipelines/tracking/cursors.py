@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from pipelines.command import locks
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json, write_json
 from pipelines.tracking.addresses import safe, sqlite_file
-from pipelines.training import store
 
 
 class Point(NamedTuple):
@@ -73,7 +73,7 @@ class Cursor:
         path = root / "tracking" / f"{digest(safe(uri))}.json"
         cursor, file = cls(path=path, uri=safe(uri)), sqlite_file(uri)
         try:
-            runs = store.read_json(path).get("runs")
+            runs = read_json(path).get("runs")
         except UserError:  # none, or a damaged one: the server is asked what it has
             runs = None
         if isinstance(runs, dict) and (file is None or os.path.exists(file)):
@@ -82,7 +82,7 @@ class Cursor:
 
     def save(self) -> None:
         """Write it, in one step."""
-        store.write_json(self.path, {"uri": self.uri, "runs": self.runs})
+        write_json(self.path, {"uri": self.uri, "runs": self.runs})
 
     def sent(self, record: Record) -> Mapping[str, str]:
         """The marks of the record's parts that have arrived."""

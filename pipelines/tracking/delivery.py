@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.command.files import DamagedError
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.addresses import is_remote, sqlite_file
 from pipelines.tracking.cursors import Cursor, Part, Point, Record, alone, arrived
 from pipelines.tracking.probe import ENVIRONMENT, AwayError, Bounded, RefusedError, answers, probe, reach_local
 from pipelines.tracking.records import IDENTITY_TAG
 from pipelines.tracking.spool import Spool
-from pipelines.training.store import DamagedError
 
 if TYPE_CHECKING:
     from mlflow.entities import RunData  # metrics, params and tags of a run

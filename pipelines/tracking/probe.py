@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from pipelines.command.files import DamagedError
 from pipelines.tracking import database
 from pipelines.tracking.addresses import clean, is_remote
-from pipelines.training.store import DamagedError
 
 # For one answer, however it comes. A dead server costs a stage 5 s at most: this, and what starting a process and
 # importing MLflow take.

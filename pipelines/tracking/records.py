@@ -10,6 +10,7 @@ from functools import partial
 from io import StringIO
 from typing import Any
 
+from pipelines.command.files import MissingError
 from pipelines.results import arrays, explorer, reader
 from pipelines.results.figures import FIGURES
 from pipelines.results.page.html import render
@@ -19,7 +20,6 @@ from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, s
 from pipelines.tracking import limits, spool
 from pipelines.tracking.cursors import Part, Point, Record, digest
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
-from pipelines.training.store import MissingError
 
 FORMAT = 4  # raise it when a drawing or a text changes: every part is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
+from pipelines.command.files import MissingError, read_json, read_list
 from pipelines.command.progress import is_number
 from pipelines.config.claims import Claim
 from pipelines.results import reader
@@ -35,7 +36,6 @@ from pipelines.results.reader import (
 )
 from pipelines.results.rows import LedgerRow, TestSet
 from pipelines.training import store
-from pipelines.training.store import MissingError
 
 SILENT_S = 900.0  # a trial writes its progress every second; one that is silent for so long counts as ended
 Found = TypeVar("Found")
@@ -263,7 +263,7 @@ def _evaluation(folder: Path) -> TrialEvaluation:
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], Json]:
     """The rows of this checkout's trials by benchmark and budget; committed evidence was tracked where it was run."""
     found: dict[tuple[str, str], Json] = {}
-    for place, listed in enumerate(store.read_list(path), 1):
+    for place, listed in enumerate(read_list(path), 1):
         row = _try(problems, _row, f"{path} row {place}", listed)
         if row is not None:
             found[row["benchmark"], row["budget"]] = row
@@ -289,7 +289,7 @@ def _whole(kind: type, found: Json) -> Json:
 
 def _load(path: Path, kinds: Mapping[str, Kind]) -> Json:
     """The JSON object in ``path``, with values of these kinds."""
-    found: Json = store.read_json(path)
+    found: Json = read_json(path)
     check(path, found, kinds)
     return found
 

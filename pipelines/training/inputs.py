@@ -16,12 +16,13 @@ from torch import nn
 
 from pipelines.command import locks
 from pipelines.command.errors import UserError, reason
+from pipelines.command.files import DamagedError, MissingError, set_aside
 from pipelines.config import schema, wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.values import plain
 from pipelines.data import datasets, subsets, transforms
 from pipelines.data.batches import stream
-from pipelines.training import fingerprint, store, tensors
+from pipelines.training import fingerprint, tensors
 
 if TYPE_CHECKING:
     from pipelines.config.recipes import Recipe
@@ -77,10 +78,10 @@ class Inputs:
         with locks.held(kept.with_suffix(".lock"), f"fitting {what}", patience_s=PATIENCE_S):
             try:
                 return self._restored(kept, identity)
-            except store.MissingError:
+            except MissingError:
                 pass
-            except store.DamagedError as error:
-                store.set_aside(kept)
+            except DamagedError as error:
+                set_aside(kept)
                 print(f"{error}; set aside, and fitted again", flush=True)
             preprocess, augment = fit(self.benchmark.recipe, self.dataset)
             state = {"of": identity, "preprocess": preprocess.state_dict(), "augment": augment.state_dict()}

@@ -18,7 +18,8 @@ from pipelines.config import wording
 from pipelines.config.params import build_params, load_params
 from pipelines.config.values import plain
 from tests import projects
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.processes import environment
 
 PARAMS = load_params(ROOT / "params.yaml")
 NOTHING = object()  # as a value: take the key away
