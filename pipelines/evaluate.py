@@ -33,7 +33,7 @@ from torch import nn
 from pipelines.cluster import connection, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.command.files import DamagedError, remove, require_folder, write_json
+from pipelines.command.files import DamagedError, remove, replace_folder, require_folder, restore_folder, write_json
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
@@ -128,22 +128,17 @@ def _replacing(target: Path) -> Iterator[Path]:
     require_folder(target.parent)
     if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
         raise UserError(f"{target} is no folder; expected one that an earlier evaluation wrote, or nothing")
-    new, old = (target.with_name(f".{target.name}.{what}") for what in ("new", "old"))
+    new = target.with_name(f".{target.name}.new")
     place = hashlib.sha256(os.fsencode(target.absolute())).hexdigest()[:16]  # a store may serve several checkouts
     with locks.held(store.default() / "evaluating" / f"{place}.lock", f"the evaluation of {target.name}"):
-        if os.path.lexists(old) and not os.path.lexists(target):  # ended between the two renames below
-            os.rename(old, target)
-        for left in (new, old):
-            remove(left)
+        restore_folder(target)
+        remove(new)
         new.mkdir()
         try:
             yield new
-            if target.exists():
-                os.rename(target, old)
-            os.rename(new, target)
+            replace_folder(new, target)
         finally:
-            for left in (new, old):
-                remove(left)
+            remove(new)
 
 
 def _check_names(dataset: Dataset) -> None:

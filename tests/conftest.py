@@ -32,7 +32,17 @@ LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_tra
 SYSTEMS = {
     *("test_commands", "test_connection", "test_dashboard", "test_data_dvc", "test_distributed", "test_evaluate"),
     *("test_every_benchmark", "test_fetch", "test_fetch_photographs", "test_fuzz", "test_golden", "test_interrupted"),
-    *("test_local", "test_pipeline", "test_pipeline_ended", "test_preempted", "test_probe", "test_tracking"),
+    *(
+        "test_local",
+        "test_pipeline",
+        "test_pipeline_ended",
+        "test_preempted",
+        "test_probe",
+        "test_addresses",
+        "test_database",
+        "test_delivery",
+        "test_helper",
+    ),
     *("test_jobs", "test_readiness", "test_side_by_side", "test_slurm", "test_spreading", "test_train"),
     *("test_trial", "test_tune"),
 }

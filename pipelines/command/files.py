@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -25,6 +25,7 @@ FILE_KINDS = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIF
 TEMPORARY = "writing"  # in the name of a file that is not whole yet
 SEAL = b"\nsha256 "  # comes before the digest at the end of a sealed file
 SHA256_DIGITS = 64
+PIECE_BYTES = 2**20  # of a file that is hashed
 
 
 class DamagedError(UserError):
@@ -57,6 +58,30 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Rename the folder ``new`` to ``final``; the old one goes only once the new one is in its place."""
+    old = _old(final)
+    remove(old)
+    if final.is_dir() and not final.is_symlink():
+        final.rename(old)
+    elif os.path.lexists(final):
+        final.unlink()
+    new.rename(final)
+    remove(old)
+
+
+def restore_folder(final: Path) -> None:
+    """Put the old folder back where a replacement was killed between its two renames; remove it elsewhere."""
+    old = _old(final)
+    if old.is_dir() and not os.path.lexists(final):
+        old.rename(final)
+    remove(old)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
 
 
 def require_folder(path: Path) -> None:
@@ -142,7 +167,7 @@ def reading_sealed(path: Path) -> Iterator[BufferedReader]:
     with reading(path) as file:
         left = os.fstat(file.fileno()).st_size - len(SEAL) - SHA256_DIGITS
         seen = hashlib.sha256()
-        while left > 0 and (part := file.read(min(left, 2**20))):
+        while left > 0 and (part := file.read(min(left, PIECE_BYTES))):
             seen.update(part)
             left -= len(part)
         if left or file.read() != SEAL + seen.hexdigest().encode():
@@ -177,6 +202,16 @@ def reading(path: Path) -> Iterator[BufferedReader]:
             yield file
         except OSError as error:
             raise DamagedError(f"{path} can't be read ({error.strerror})") from None
+
+
+def hashed(path: Path, algorithm: str, advance: Callable[[int], object] = lambda amount: None) -> str:
+    """The digest of a file in hexadecimal; ``advance`` is called with the bytes of each piece."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
 
 
 def digest(path: Path) -> str:

@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,46 +33,18 @@ def key(config: Mapping[str, Any], dataset_digest: str, seed: int, code: Mapping
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
 class TrialFiles:
     """The files of one trial."""
 
-    folder: Path
-
-    @property
-    def trial(self) -> Path:
-        """What is trained: benchmark, seed, resolved config, digests."""
-        return self.folder / "trial.json"
-
-    @property
-    def progress(self) -> Path:
-        """How far it is, rewritten about once a second."""
-        return self.folder / "progress.json"
-
-    @property
-    def curve(self) -> Path:
-        """One JSON object a line, one line a finished epoch."""
-        return self.folder / "curve.jsonl"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Lightning's checkpoint: weights, optimiser, position in the data, curve so far."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def weights(self) -> Path:
-        """The state dict at the end of the last epoch."""
-        return self.folder / "weights.pt"
-
-    @property
-    def result(self) -> Path:
-        """The provenance; written last, so that its presence means the trial is finished."""
-        return self.folder / "result.json"
-
-    @property
-    def kept(self) -> tuple[Path, Path, Path]:
-        """The files of a finished trial that later stages read."""
-        return self.weights, self.curve, self.result
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.trial = folder / "trial.json"  # what is trained: benchmark, seed, resolved config, digests
+        self.progress = folder / "progress.json"  # how far it is, rewritten about once a second
+        self.curve = folder / "curve.jsonl"  # one JSON object a line, one line a finished epoch
+        self.checkpoint = folder / "last.ckpt"  # Lightning's: weights, optimiser, position in the data, curve so far
+        self.weights = folder / "weights.pt"  # the state dict at the end of the last epoch
+        self.result = folder / "result.json"  # the provenance; written last: where it is, the trial is finished
+        self.kept = (self.weights, self.curve, self.result)  # of a finished trial, which later stages read
 
     @property
     def finished(self) -> bool:
