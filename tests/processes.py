@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import psutil
 
@@ -86,6 +87,22 @@ def child(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
 
 def hears(process: subprocess.Popen[str], word: str) -> None:
     assert process.stdout is not None and process.stdout.readline().strip() == word
+
+
+@contextmanager
+def soon() -> Iterator[None]:
+    """End what would wait for ever, as it does at a FIFO."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

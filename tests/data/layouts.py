@@ -98,3 +98,11 @@ def write_ilsvrc(data: Path) -> None:
     (data / "ILSVRC2012_img_train.tar").write_bytes(tar({name: tar(files) for name, files in inner.items()}))
     (data / "ILSVRC2012_img_val.tar").write_bytes(tar(val_files("ILSVRC2012_val_")[0]))
     (data / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(tar(devkit_files(), "w:gz"))
+
+
+def as_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write ``files`` below ``folder``."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder

@@ -10,16 +10,13 @@ import itertools
 import lzma
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +28,8 @@ from pipelines.config.origins import Origin
 from pipelines.data import containers, imagefolder
 from pipelines.data.datasets import Dataset, open_dataset
 from tests import projects
+from tests.data import layouts
+from tests.processes import soon
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = {"n02": 4, "n01": 3}  # pictures a class and split
@@ -62,13 +61,6 @@ def pictures() -> dict[str, bytes]:
                 files[f"set/{split}/{kind}/{number}.png"] = packed(picture(seed))
                 seed += 1
     return files
-
-
-def as_folder(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def as_archive(path: Path, files: dict[str, bytes]) -> Path:
@@ -120,7 +112,7 @@ def test_an_archive_becomes_arrays(tmp_path: Path, pictures: dict[str, bytes], n
 
 
 def test_all_containers_give_the_same_dataset(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    as_folder(tmp_path / "mine", pictures)
+    layouts.as_folder(tmp_path / "mine", pictures)
     digests = {write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))[0].digest}
     for name in ("pets.tar", "pets.zip"):
         digests.add(write(tmp_path, of_archive(as_archive(tmp_path / "data" / name, pictures)))[0].digest)
@@ -133,14 +125,14 @@ def test_all_containers_give_the_same_dataset(tmp_path: Path, pictures: dict[str
 
 def test_split_folders_may_have_other_names(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     renamed = {name.replace("/val/", "/held/out/"): content for name, content in pictures.items()}
-    as_folder(tmp_path / "mine", renamed)
+    layouts.as_folder(tmp_path / "mine", renamed)
     dataset, _ = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8, val="held/out"))
     assert dataset.test == 7
 
 
 def test_a_class_may_bear_the_name_of_a_split(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     files = {name.replace("n02", "train"): content for name, content in pictures.items()}
-    as_folder(tmp_path / "mine", files)
+    layouts.as_folder(tmp_path / "mine", files)
     dataset, _ = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert dataset.classes == ("n01", "train") and dataset.train == 7
 
@@ -169,9 +161,9 @@ def test_no_images(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     (tmp_path / "empty").mkdir()
     source = Origin(kind="imagefolder", folder="empty")
     assert refused(tmp_path, source).startswith("empty: no images in train/<class>/ or val/<class>/; expected")
-    as_folder(tmp_path / "half", {name: b"" for name in pictures if "/val/" not in name})
+    layouts.as_folder(tmp_path / "half", {name: b"" for name in pictures if "/val/" not in name})
     assert "half: no images in val/<class>/" in refused(tmp_path, Origin(kind="imagefolder", folder="half"))
-    as_folder(tmp_path / "apart", {"a/train/x/1.png": b"", "b/val/x/1.png": b""})
+    layouts.as_folder(tmp_path / "apart", {"a/train/x/1.png": b"", "b/val/x/1.png": b""})
     assert "train/ and val/ of one folder" in refused(tmp_path, Origin(kind="imagefolder", folder="apart"))
 
 
@@ -180,7 +172,7 @@ def test_a_class_missing_from_one_split(
     tmp_path: Path, pictures: dict[str, bytes], split: str, has: str, lacks: str
 ) -> None:
     files = {name: content for name, content in pictures.items() if f"{split}/n02" not in name}
-    as_folder(tmp_path / "mine", files)
+    layouts.as_folder(tmp_path / "mine", files)
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine"))
     assert line == f"mine: class n02 has images in {has}/ but none in {lacks}/; expected both"
 
@@ -206,7 +198,7 @@ def test_a_truncated_archive(tmp_path: Path, pictures: dict[str, bytes], name: s
 
 
 def test_a_link_to_nowhere(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    (as_folder(tmp_path / "mine", pictures) / "set/val/n02/9.png").symlink_to("/nowhere/9.png")
+    (layouts.as_folder(tmp_path / "mine", pictures) / "set/val/n02/9.png").symlink_to("/nowhere/9.png")
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine"))
     assert line == "mine: set/val/n02/9.png cannot be read (No such file or directory)"
 
@@ -278,22 +270,6 @@ FORMS = ("pets.tar", "pets.tgz", "pets.zip")
 Tree = dict[str, bytes | str | None]  # by path: content, where a link leads, None for a FIFO
 
 
-@contextmanager
-def soon() -> Iterator[None]:
-    """End what would wait for ever, as it does at a FIFO."""
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(60)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def as_tree(folder: Path, tree: Tree) -> Path:
     for name, what in tree.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -358,7 +334,7 @@ def test_what_is_passed_over_is_counted_by_reason_in_every_form(tmp_path: Path, 
 
 
 def test_nothing_left_out_is_said_too(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    as_folder(tmp_path / "mine", {name: content for name, content in pictures.items() if name.count("/") == 3})
+    layouts.as_folder(tmp_path / "mine", {name: content for name, content in pictures.items() if name.count("/") == 3})
     (tmp_path / "mine/set/train/n01/._0.png").unlink()
     _, log = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert log[-1] == "14 images taken from mine; left out: nothing"
@@ -383,7 +359,7 @@ def test_a_fifo_a_socket_and_a_device_are_not_waited_for(tmp_path: Path, picture
 
 
 def test_links_lead_to_pictures_elsewhere(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    plain = as_folder(tmp_path / "plain", pictures)
+    plain = layouts.as_folder(tmp_path / "plain", pictures)
     tree: Tree = {"train": str(plain / "set/train"), "val/n01": str(plain / "set/val/n01")}
     for number in range(4):
         tree[f"val/n02/{number}.png"] = str(plain / f"set/val/n02/{number}.png")
@@ -411,7 +387,7 @@ def test_a_folder_that_cannot_be_listed(
     tmp_path: Path, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a class images would be lost; elsewhere it is counted."""
-    folder = as_folder(tmp_path / "mine", {**pictures, "private/x": b"x", "set/train/n01/sub/1.png": b"x"})
+    folder = layouts.as_folder(tmp_path / "mine", {**pictures, "private/x": b"x", "set/train/n01/sub/1.png": b"x"})
     scandir, closed = os.scandir, {str(folder / "private")}
 
     def guarded(place: str) -> object:
@@ -475,7 +451,7 @@ def test_names_in_a_zip_need_not_say_that_they_are_utf_8(tmp_path: Path, picture
 
 def test_two_image_folders_side_by_side_are_one_too_many(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     both = pictures | {name.replace("set/", "other/"): content for name, content in pictures.items()}
-    as_folder(tmp_path / "mine", both)
+    layouts.as_folder(tmp_path / "mine", both)
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine"))
     assert line == "mine: train/ and val/ lie in other/ and in set/; expected them in one folder"
     source = Origin(kind="imagefolder", folder="mine", size=8, train="set/train", val="set/val")
@@ -489,7 +465,9 @@ def test_two_image_folders_side_by_side_are_one_too_many(tmp_path: Path, picture
     ("train", "val"), [("all", "all"), ("all", "all/val"), ("a/b", "a"), ("./all", "all/"), ("train", "train//x")]
 )
 def test_a_picture_is_in_one_split(tmp_path: Path, pictures: dict[str, bytes], train: str, val: str) -> None:
-    as_folder(tmp_path / "mine", {name.replace("/train/", "/all/"): content for name, content in pictures.items()})
+    layouts.as_folder(
+        tmp_path / "mine", {name.replace("/train/", "/all/"): content for name, content in pictures.items()}
+    )
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine", train=train, val=val))
     both = f"datasets.pets.train is '{train}' and val '{val}'"
     assert line == f"params.yaml: {both}; expected two folders, neither within the other"
@@ -518,7 +496,7 @@ def test_a_row_that_nothing_fills_is_no_black_image(
 def test_a_class_has_a_name_that_can_be_shown(tmp_path: Path, pictures: dict[str, bytes], name: str, form: str) -> None:
     renamed = {path.replace("n02", name): content for path, content in pictures.items()}
     if form == "folder":
-        as_folder(tmp_path / "mine", renamed)
+        layouts.as_folder(tmp_path / "mine", renamed)
         source = Origin(kind="imagefolder", folder="mine")
     else:
         source = of_archive(as_archive(tmp_path / "data" / form, renamed))
@@ -528,13 +506,13 @@ def test_a_class_has_a_name_that_can_be_shown(tmp_path: Path, pictures: dict[str
 
 @pytest.mark.parametrize("name", ["größe", "ネコ", "a b", "$\\frac{$", "<b>&amp;", '"x",y', "=1+1", "a" * 255, "1e5"])
 def test_classes_of_any_other_name_are_kept(tmp_path: Path, pictures: dict[str, bytes], name: str) -> None:
-    as_folder(tmp_path / "mine", {path.replace("n02", name): content for path, content in pictures.items()})
+    layouts.as_folder(tmp_path / "mine", {path.replace("n02", name): content for path, content in pictures.items()})
     dataset, _ = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert set(dataset.classes) == {"n01", name}
 
 
 def test_one_class_is_nothing_to_learn(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    as_folder(tmp_path / "mine", {name: content for name, content in pictures.items() if "n02" not in name})
+    layouts.as_folder(tmp_path / "mine", {name: content for name, content in pictures.items() if "n02" not in name})
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine"))
     assert line == "mine: one class alone, n01; expected two or more to tell apart"
 
@@ -632,7 +610,7 @@ def test_a_file_larger_than_any_picture_is_not_read(
     monkeypatch.setattr(containers, "LARGEST_FILE", 2_000_000)
     pictures["set/val/n02/3.png"] = bytes(2_000_001)
     if form == "folder":
-        as_folder(tmp_path / form, pictures)
+        layouts.as_folder(tmp_path / form, pictures)
         source = Origin(kind="imagefolder", folder=form)
     else:
         source = of_archive(as_archive(tmp_path / "data" / form, pictures))
@@ -655,7 +633,9 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path, pictures: dict[str,
 
 
 def test_names_of_others_move_no_cursor(tmp_path: Path) -> None:
-    as_folder(tmp_path / "\x1b[1m", {f"{split}/{kind}/\x1b.png": b"x" for split in ("train", "val") for kind in "ab"})
+    layouts.as_folder(
+        tmp_path / "\x1b[1m", {f"{split}/{kind}/\x1b.png": b"x" for split in ("train", "val") for kind in "ab"}
+    )
     line = refused(tmp_path, Origin(kind="imagefolder", folder="\x1b[1m"))
     assert line.isprintable() and "train/a/\\x1b.png cannot be decoded" in line
 

@@ -51,16 +51,10 @@ def expect_classes_by_brightness(dataset: Dataset, train: int = TRAIN, val: int 
         np.testing.assert_allclose(images[:, 1].mean((1, 2)), 40 + 70 * labels, atol=4)
 
 
-def as_folder(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
 def flat_folder(root: Path, lines: str) -> None:
     """``train/<class>/*``, a flat ``val/*`` and ``val/labels.csv``."""
-    as_folder(root / "mine/train", layouts.train_files())
-    as_folder(root / "mine/val", layouts.val_files("val_")[0])
+    layouts.as_folder(root / "mine/train", layouts.train_files())
+    layouts.as_folder(root / "mine/val", layouts.val_files("val_")[0])
     (root / "mine/val/labels.csv").write_text(lines)
 
 
@@ -89,10 +83,10 @@ def test_ilsvrcs_three_archives_as_they_come(tmp_path: Path) -> None:
 def test_a_tar_within_a_tar_gives_what_its_folder_would(tmp_path: Path) -> None:
     layouts.write_ilsvrc(tmp_path / "data")
     packed = write(tmp_path, ILSVRC)[0]
-    as_folder(tmp_path / "mine/train", layouts.train_files())
+    layouts.as_folder(tmp_path / "mine/train", layouts.train_files())
     val, order = layouts.val_files("ILSVRC2012_val_")
     for (name, content), kind in zip(val.items(), order, strict=True):
-        as_folder(tmp_path / "mine/val" / CLASSES[kind], {name: content})
+        layouts.as_folder(tmp_path / "mine/val" / CLASSES[kind], {name: content})
     unpacked = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))[0]
     assert packed.digest == unpacked.digest
 

@@ -28,6 +28,7 @@ from pipelines.training.checkpoint import Worker
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
 from tests.conftest import THREADS, hide_test_images
+from tests.training.trials import same
 
 NAME = "committee-mnist"
 COUNT, BATCH = 300, 20
@@ -108,10 +109,6 @@ def all_candidates(loader: BoostedBatches, member: int) -> Examples:
 def answers(net: nn.Module, images: Tensor) -> Tensor:
     """As the batches ask them, so many at a time: a convolution's rounding may depend on it."""
     return torch.cat([net(part).argmax(1) for part in images.split(boosting.AT_A_TIME)])
-
-
-def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def equal(first: Examples, second: Examples) -> bool:
