@@ -53,7 +53,7 @@ class Evaluation:
     """
 
     views: Literal["single", "random", "ten_crop"] = "single"
-    count: int = 6
+    count: int = 6  # as ConvNetJS's CIFAR-10 demo has it (demo/js/images-demo.js)
     crop: int | None = None
     claimed_on: ClaimedOn | None = None
 
