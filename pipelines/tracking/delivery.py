@@ -33,7 +33,6 @@ DESCRIPTION = (
     "matrices, its learning curves and the figures of each class.\n\nThe step of a metric counts "
     f"{records.STEP}; `train/epoch` counts epochs."
 )
-SEND_AT_ONCE = 900  # metrics a call; MLflow takes 1000 metrics, params and tags together
 
 
 class Sender:
@@ -230,7 +229,7 @@ class Sender:
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
     def _log(self, run_id: str, parts: list[Part], points: list[Point], held: RunData) -> None:
-        """Send several parts in as few calls as MLflow allows; a param can't change, so the first value stays."""
+        """Send several parts in one call, which MLflow divides; a param can't change, so the first value stays."""
         from mlflow.entities import Metric, Param, RunTag
 
         params: dict[str, str] = {}
@@ -239,16 +238,11 @@ class Sender:
             params |= {limits.key(key): value for key, value in part.params.items()}
             tags |= {limits.key(key): value for key, value in part.tags.items()}
         metrics = [Metric(limits.key(p.key), p.value, milliseconds(p.time), p.step) for p in points]
-        first, rest = metrics[: SEND_AT_ONCE - 200], metrics[SEND_AT_ONCE - 200 :]
         settings = [
             Param(key, limits.value(value, limits.PARAM)) for key, value in params.items() if key not in held.params
         ]
         labels = [RunTag(key, limits.value(value, limits.TAG)) for key, value in tags.items()]
-        self.client.log_batch(run_id, first, settings[:100], labels)
-        for start in range(100, len(settings), 100):
-            self.client.log_batch(run_id, params=settings[start : start + 100])
-        for start in range(0, len(rest), SEND_AT_ONCE):
-            self.client.log_batch(run_id, rest[start : start + SEND_AT_ONCE])
+        self.client.log_batch(run_id, metrics, settings, labels)
 
     def _log_files(self, run_id: str, files: Mapping[str, bytes], held: RunData) -> None:
         with tempfile.TemporaryDirectory() as folder:

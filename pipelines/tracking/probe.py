@@ -20,6 +20,7 @@ from pipelines.tracking.addresses import clean, is_remote
 ANSWER_S = 2.5
 PATIENT_S = 30.0  # for the commands that do nothing but talk to a server
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # a user's own wish, which MLflow follows too
+METRICS_A_REQUEST = 1000  # of a batch, by MLflow's client
 BYTES_A_SECOND = 100_000  # more time for an upload through a slow line
 ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # only MLflow answers it; /health proves less
 LONGEST_ANSWER = 10_000_000  # bytes of that; one experiment and its tags
@@ -104,7 +105,8 @@ class Bounded:
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
             size = os.path.getsize(args[1]) if name == "log_artifact" else 0
-            return within(patience() + size / BYTES_A_SECOND, lambda: call(*args, **kwargs))
+            requests = 1 + len(args[1]) // METRICS_A_REQUEST if name == "log_batch" else 1
+            return within(requests * patience() + size / BYTES_A_SECOND, lambda: call(*args, **kwargs))
 
         return bounded
 

@@ -21,10 +21,12 @@ from pipelines.config.claims import Claim
 from pipelines.results import reader
 from pipelines.results.evidence import COMMITTED
 from pipelines.results.reader import (
+    EVALUATIONS,
     LATEST,
     LIST,
     NUMBER,
     OBJECT,
+    RUNS,
     SEED,
     TEXT,
     WHOLE,
@@ -64,22 +66,13 @@ ROW = {
 class Spool:
     """Where the files are."""
 
-    project: Path  # holds mlflow.db and mlartifacts/ where no server is named
+    project: Path  # holds runs/, evaluations/ and report/; mlflow.db and mlartifacts/ where no server is named
     store: Path
-    runs: Path
-    evaluations: Path
-    report: Path
 
     @classmethod
     def here(cls) -> Spool:
         """The spool of the working directory, with the run store where ``$RUN_STORE`` says."""
-        return cls.below(Path.cwd(), run_store=store.default())
-
-    @classmethod
-    def below(cls, project: Path, *, run_store: Path | None = None) -> Spool:
-        """The spool of the project in the directory **project**."""
-        outputs = {name: project / name for name in ("runs", "evaluations", "report")}
-        return cls(project=project, store=run_store or project / "store", **outputs)
+        return cls(project=Path.cwd(), store=store.default())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +179,7 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     """Everything to track, benchmarks in the order of their first trial; and a line for each file that can't be."""
     problems: list[str] = []
     trials = _trials(spool, _evaluations(spool, problems), problems)
-    path = spool.report / "ledger.json"
+    path = spool.project / "report/ledger.json"
     rows = _try(problems, _ledger, path, problems) or {}
     datasets = {(t.benchmark, t.budget): t.dataset for t in trials}
     # The ledger lists every benchmark there is: there is nothing to show of those that never ran.
@@ -213,7 +206,9 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
 def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list[SpooledTrial]:
     """Each trial once a benchmark: as the store has it, else as a stage collected it, or ``dvc pull`` brought it."""
     trials: dict[tuple[str, str], SpooledTrial] = {}
-    collected = [path for path in spool.runs.glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)]
+    collected = [
+        path for path in (spool.project / RUNS).glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)
+    ]
     for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
         identity = _try(problems, _load, path, IDENTITY)
         if identity is None:
@@ -249,7 +244,7 @@ def _trial(path: Path, name: str, identity: Json, evaluations: Evaluations, prob
 def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
     """Every evaluation."""
     found: Evaluations = {}
-    for path in sorted(spool.evaluations.glob("*/trials/seed-*/metrics.json")):
+    for path in sorted((spool.project / EVALUATIONS).glob("*/trials/seed-*/metrics.json")):
         if SEED.fullmatch(path.parent.name):
             evaluation = _try(problems, _evaluation, path.parent)
             found |= {(path.parents[2].name, evaluation.metrics["key"]): evaluation} if evaluation else {}

@@ -78,7 +78,7 @@ def case(random: Random, folder: Path) -> None:
     _write(random, folder / f"store/{KEY}/curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     _write(random, folder / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv", "1,1\n0,2\n")
     cursor = {"runs": {f"trial:{KEY}": {"run_id": "1", "sent": {"curve": "0.5"}}}}
-    spool = Spool.below(folder)
+    spool = Spool(project=folder, store=folder / "store")
     path = cursors.Cursor.of(spool.store, "http://127.0.0.1:9").path
     _write(random, path, json.dumps(_changed(random, cursor)))
     gathered, problems = records.gather(spool)

@@ -274,7 +274,7 @@ def test_committed_evidence_is_not_tracked(project: Path, monkeypatch: pytest.Mo
     commit(replace(own(), budget="paper"))
     params = load_params()
     compare.write(params, gather(params), committed=evidence.read(params.benchmarks))
-    benchmarks, problems = spool.read(spool.Spool.below(project))
+    benchmarks, problems = spool.read(spool.Spool(project=project, store=project / "store"))
     assert problems == [] and {one.budget for one in benchmarks} == {"laptop"}
     assert {one.name for one in benchmarks if one.row} == {"linear-mnist", "lenet5-mnist", "ordinary-cifar10"}
 

@@ -47,7 +47,7 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.spool = Spool.below(root)
+        self.spool = Spool(project=root, store=root / "store")
         self.rows: list[dict[str, Any]] = []
 
     def write(self, path: str, value: Any) -> Path:

@@ -32,7 +32,7 @@ def test_a_bug_in_reading_the_spool_ends_no_stage(tmp_path: Path, monkeypatch: p
         raise RuntimeError("s3cret at http://me:s3cret@127.0.0.1:9")
 
     monkeypatch.setattr(records, "gather", fail)
-    result = helper.sync(Spool.below(tmp_path))
+    result = helper.sync(Spool(project=tmp_path, store=tmp_path / "store"))
     assert result.line == "not tracked: RuntimeError: *** at http://127.0.0.1:9"
 
 
@@ -193,7 +193,8 @@ FOLLOWER = """
 import pathlib, sys, time
 from pipelines.tracking import helper
 from pipelines.tracking.spool import Spool
-with helper.follow(Spool.below(pathlib.Path(sys.argv[1]))):
+project = pathlib.Path(sys.argv[1])
+with helper.follow(Spool(project=project, store=project / "store")):
     print("following", flush=True)
     time.sleep(60)
 """
