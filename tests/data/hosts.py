@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from pipelines import fetch
+from pipelines.command.errors import UserError
 from pipelines.config.params import load_origins
 from pipelines.data.datasets import open_dataset
 from pipelines.data.download import Patience
@@ -160,6 +161,14 @@ def run(root: Path, sources: Sequence[Source], patience: Patience = QUICK) -> li
     """Fetch mnist into ``root`` from ``sources`` alone; the log."""
     log: list[str] = []
     fetch.fetch_raw(root, "mnist", MNIST, sources, patience, log.append)
+    return log
+
+
+def refused(root: Path, source: Source) -> list[str]:
+    """The log of a fetch from a source that has not all of mnist."""
+    log: list[str] = []
+    with pytest.raises(UserError):
+        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
     return log
 
 

