@@ -18,7 +18,7 @@ from pipelines.cluster import connection, local
 from pipelines.command import ending
 from pipelines.command.files import require_folder
 from pipelines.config.params import load_params
-from pipelines.tracking import addresses, helper
+from pipelines.tracking import addresses
 from pipelines.training import store
 from tests.conftest import ROOT
 
@@ -38,7 +38,7 @@ WORDS = (
 COMMANDS = ("train", "evaluate", "tune", "suite", "fetch", "trial", "store")
 REFUSING = ("compare", "dashboard", "tracking")  # with a word that is none of theirs
 MODULES = {name: importlib.import_module(f"pipelines.{name}") for name in (*COMMANDS, *REFUSING[:-1])}
-MODULES["tracking"] = helper
+MODULES["tracking"] = importlib.import_module("pipelines.tracking.__main__")
 PARAMS = load_params(ROOT / "params.yaml")
 
 
