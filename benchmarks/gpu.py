@@ -35,10 +35,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.command import arguments
 from pipelines.command.errors import guard
+from pipelines.command.files import read_lines
 from pipelines.config.benchmarks import Benchmark, Budget
 from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.training import provenance, spec, store, trainer
+from pipelines.training import provenance, spec, trainer
 from pipelines.training.inputs import Inputs
 
 # The images of an epoch: enough for a GPU's epoch to take a second, and for a CPU's in a rehearsal not to take minutes.
@@ -97,7 +98,7 @@ def make_images(root: Path, name: str, count: int) -> None:
 def pipeline(row: Row, epochs: int, seed: int = 0) -> float:
     """Images a second of a trial, its first epoch aside, which warms up."""
     with tempfile.TemporaryDirectory() as folder:
-        curve = store.read_lines(trainer.run(row.planned(Path(folder), epochs + 1, seed)).curve)
+        curve = read_lines(trainer.run(row.planned(Path(folder), epochs + 1, seed)).curve)
     images = EPOCH_IMAGES[row.device][row.name]
     return images * epochs / float(curve[-1]["seconds"] - curve[0]["seconds"])
 

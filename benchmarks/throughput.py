@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.cluster import connection
 from pipelines.command.errors import guard
+from pipelines.command.files import read_lines
 from pipelines.config.benchmarks import Benchmark, Budget
 from pipelines.config.params import load_params
 from pipelines.data import datasets
@@ -67,7 +68,7 @@ def planned(root: Path, seed: int, epochs: int) -> spec.Spec:
 
 def images_per_s(files: store.TrialFiles) -> float:
     """Images a second of the epochs after the first, which warms up."""
-    curve = store.read_lines(files.curve)
+    curve = read_lines(files.curve)
     return IMAGES * (len(curve) - 1) / float(curve[-1]["seconds"] - curve[0]["seconds"])
 
 
@@ -185,7 +186,7 @@ def on_ray(seeds: int, epochs: int) -> float:
         specs = [planned(Path(folder), seed, epochs) for seed in range(seeds)]
         task = ray.remote(num_cpus=1)(_train)
         ray.get([task.remote(one) for one in specs])
-        curves = [store.read_lines(one.files.curve) for one in specs]
+        curves = [read_lines(one.files.curve) for one in specs]
     # From when the last of them has warmed up to when the first ends, all of them train.
     began, ended = max(curve[0]["time"] for curve in curves), min(curve[-1]["time"] for curve in curves)
     seen = sum(_seen(curve, ended) - _seen(curve, began) for curve in curves)

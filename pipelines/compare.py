@@ -17,17 +17,17 @@ from rich.text import Text
 
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.command.folders import require_folder
+from pipelines.command.files import require_folder, write_bytes
 from pipelines.config.params import Params, load_params
 from pipelines.results import evidence
 from pipelines.results.evidence import COMMITTED, EVIDENCE, HERE, Evidence
-from pipelines.results.ledger import LedgerRow, gather, make_ledger, quoted
+from pipelines.results.ledger import gather, make_ledger, quoted
 from pipelines.results.page import report
 from pipelines.results.reader import Outcome
+from pipelines.results.rows import LedgerRow
 from pipelines.results.verdicts import Verdict
 from pipelines.results.words import MARK, NONE, compared, plus_minus, stuck
 from pipelines.tracking import helper
-from pipelines.training import store
 
 REPORT = Path("report")
 COLOURS = {
@@ -125,7 +125,7 @@ def write(
         if (folder / name).is_dir():
             raise UserError(f"{folder / name} is a folder; expected a file, or nothing")
     for name, content in files.items():
-        store.write_bytes(folder / name, content.encode(errors="backslashreplace"))  # JSON's own escape of a surrogate
+        write_bytes(folder / name, content.encode(errors="backslashreplace"))  # JSON's own escape of a surrogate
     return ledger
 
 

@@ -28,7 +28,7 @@ from urllib.parse import quote, urlencode
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
 from pipelines.tracking import database, delivery, helper
-from pipelines.tracking.cursors import clean, is_remote, place, safe, sqlite_file, tracking_uri
+from pipelines.tracking.addresses import clean, is_remote, place, safe, sqlite_file, tracking_uri
 from pipelines.tracking.probe import AwayError, RefusedError, answers, be_patient, probe, reach_local
 from pipelines.tracking.records import EXPLORER
 from pipelines.tracking.spool import Spool

@@ -33,8 +33,7 @@ from torch import nn
 from pipelines.cluster import connection, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
-from pipelines.command.files import remove
-from pipelines.command.folders import require_folder
+from pipelines.command.files import DamagedError, remove, replace_folder, require_folder, restore_folder, write_json
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
@@ -129,22 +128,17 @@ def _replacing(target: Path) -> Iterator[Path]:
     require_folder(target.parent)
     if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
         raise UserError(f"{target} is no folder; expected one that an earlier evaluation wrote, or nothing")
-    new, old = (target.with_name(f".{target.name}.{what}") for what in ("new", "old"))
+    new = target.with_name(f".{target.name}.new")
     place = hashlib.sha256(os.fsencode(target.absolute())).hexdigest()[:16]  # a store may serve several checkouts
     with locks.held(store.default() / "evaluating" / f"{place}.lock", f"the evaluation of {target.name}"):
-        if os.path.lexists(old) and not os.path.lexists(target):  # ended between the two renames below
-            os.rename(old, target)
-        for left in (new, old):
-            remove(left)
+        restore_folder(target)
+        remove(new)
         new.mkdir()
         try:
             yield new
-            if target.exists():
-                os.rename(target, old)
-            os.rename(new, target)
+            replace_folder(new, target)
         finally:
-            for left in (new, old):
-                remove(left)
+            remove(new)
 
 
 def _check_names(dataset: Dataset) -> None:
@@ -161,7 +155,7 @@ def _collected(benchmark: Benchmark, one: spec.Spec) -> spec.Spec:
     again = f"run the stage train, which collects it anew: python -m pipelines.train {name}, or dvc repro"
     try:
         key = files.read_result(None).get("key")
-    except store.DamagedError as error:
+    except DamagedError as error:
         raise UserError(f"{error}; {again}") from None
     variants = {variant.key: variant for variant in one.variants}
     if key not in variants:
@@ -195,7 +189,7 @@ def _claimed(on: ClaimedOn, found: Predictions) -> dict[str, Any]:
 
 def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> None:
     folder.mkdir(parents=True)
-    store.write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     np.savetxt(folder / "confusion.csv", found.confusion(), fmt="%d", delimiter=",")
     np.savez_compressed(
         folder / "predictions.npz",
@@ -275,7 +269,7 @@ def _write_aggregate(
     metrics |= {"top5_error": float(np.mean([seed["top5_error"] for seed in seeds])), "seeds": len(seeds)}
     if benchmark.evaluation.claimed_on is not None:
         metrics |= _mean("claimed_on_", [seed["claimed_on"]["error"] for seed in seeds])
-    store.write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("actual", "predicted", "count"))

@@ -70,7 +70,7 @@ def fetch(root: Path, name: str) -> None:
 
     origins = load_origins(root / PARAMS)
     if name not in origins:
-        raise wording.unknown("dataset", name, origins)
+        raise UserError(wording.unknown("dataset", name, origins))
     origin = origins[name]
     kind = fetch_photographs if origin.kind == "imagefolder" else fetch_raw
     kind(root, name, origin, sources_for(origin), PATIENCE, say)

@@ -18,18 +18,18 @@ from pathlib import Path
 
 from pipelines.command import arguments
 from pipelines.command.errors import UserError, guard
+from pipelines.command.files import write_bytes
 from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.params import Params, load_params
-from pipelines.config.suites import Suite
+from pipelines.config.params import Params, Suite, load_params
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import EVIDENCE, Evidence
-from pipelines.results.ledger import LedgerRow, make_ledger
+from pipelines.results.ledger import make_ledger
 from pipelines.results.page import report
 from pipelines.results.page.html import render
 from pipelines.results.reader import EVALUATIONS, RUNS
-from pipelines.training import provenance, store
-from pipelines.training.spec import usual_budget
+from pipelines.results.rows import LedgerRow
+from pipelines.training import provenance
 
 README, PAGE = Path("README.md"), Path("results/index.html")
 LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -40,10 +40,7 @@ def record(params: Params, name: str, budget: str | None, project: Path) -> str:
 
     The seeds are those of the budget from its first on, as far as they are evaluated: none is picked.
     """
-    benchmark = params.benchmark(name)
-    budget = budget or usual_budget(params, name)
-    if budget not in benchmark.budgets:
-        raise wording.unknown(f"--budget: {name}: budget", budget, benchmark.budgets)
+    benchmark, budget = params.benchmark(name), params.budget(name, budget)
     found, path = _evaluated(benchmark, budget, project), EVIDENCE / f"{name}.json"
     changed = [word for word in found.git_commit.split(", ") if word.endswith("-dirty") or word == "unknown"]
     if changed:
@@ -110,9 +107,9 @@ def main() -> None:
         raise UserError(f"this tree {state}; expected a clean one: evidence is of committed code")
     files = {EVIDENCE / f"{name}.json": record(params, name, args.budget, args.project) for name in args.benchmarks}
     for path, text in files.items():
-        store.write_bytes(path, text.encode())
+        write_bytes(path, text.encode())
     for path, text in made(params).items():
-        store.write_bytes(path, text.encode(errors="backslashreplace"))
+        write_bytes(path, text.encode(errors="backslashreplace"))
     print("wrote", *(path.as_posix() for path in (*files, README, PAGE)))
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pipelines.command import arguments, locks
 from pipelines.command.errors import UserError, guard
-from pipelines.command.files import remove
+from pipelines.command.files import DamagedError, remove
 from pipelines.command.progress import Advance, Board, say
 from pipelines.config import wording
 from pipelines.config.params import Params, load_params
@@ -71,7 +71,7 @@ def export(params: Params, args: argparse.Namespace) -> None:
     names, root = _known(params, args.benchmarks), _root(args)
     for name in args.datasets:
         if name not in params.datasets:
-            raise wording.unknown("--datasets: data set", name, params.datasets)
+            raise UserError(wording.unknown("--datasets: data set", name, params.datasets))
     opened = [datasets.open_dataset(DATA, name) for name in dict.fromkeys(args.datasets)]
     with parcels.writing(args.output, most) as writer:
         about = {"format": PARCEL_FORMAT, "versions": provenance.versions(), **provenance.git_state()}
@@ -97,7 +97,7 @@ def _export_trials(plans: Plans, names: Collection[str], seeds: Collection[int],
                 if portable.pack(found, found.spec, writer):
                     taken += 1
                     say(f"{found.spec.name}: {found.spec.budget} budget, {found.state}")
-        except (locks.HeldError, store.DamagedError) as error:
+        except (locks.HeldError, DamagedError) as error:
             say(f"{error}; left out")
     if foreign:
         say(f"{foreign} more of no row of this checkout, or without its data; left out")
@@ -162,7 +162,7 @@ def _take_trial(plans: Plans, folder: Path, files: Iterator[Carried]) -> str:
 def _take_dataset(params: Params, name: str, files: Iterator[Carried]) -> str:
     """Put a data set in its place; one with another digest that is there stays, and UserError says so."""
     if name not in params.datasets:
-        raise wording.unknown("data set", name, params.datasets)
+        raise UserError(wording.unknown("data set", name, params.datasets))
     with (
         locks.held(LOCKS / f".{name}.lock", f"fetch {name}"),
         datasets.receiving(DATA, name) as folder,

@@ -25,9 +25,8 @@ import jinja2
 from pipelines.cluster import jobs
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
-from pipelines.command.folders import require_folder
-from pipelines.config.params import load_catalogue, load_params
-from pipelines.config.suites import plan_suite
+from pipelines.command.files import require_folder
+from pipelines.config.params import load_catalogue, load_params, plan_suite
 from pipelines.data.datasets import DATA, META
 from pipelines.training import store
 

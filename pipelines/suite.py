@@ -16,10 +16,9 @@ import yaml
 
 from pipelines.command import arguments
 from pipelines.command.errors import guard
+from pipelines.command.files import write_bytes
 from pipelines.config import yamlfile
-from pipelines.config.params import PARAMS, SUITE, load_catalogue, load_params
-from pipelines.config.suites import Suite, plan_suite
-from pipelines.training import store
+from pipelines.config.params import PARAMS, SUITE, Suite, load_catalogue, load_params, plan_suite
 
 HEAD = "# What `dvc repro` runs, as written by `python -m pipelines.suite NAME`: edit params.yaml and models/*.yaml.\n"
 
@@ -47,7 +46,7 @@ def switch(name: str, params: Path = PARAMS) -> None:
     """Write suite.yaml beside ``params``, whatever it holds now; UserError when there is no such suite."""
     catalogue = load_catalogue(params)
     suite = plan_suite(name, catalogue.suites, catalogue.benchmarks)
-    store.write_bytes(params.with_name(SUITE.name), text(suite).encode())
+    write_bytes(params.with_name(SUITE.name), text(suite).encode())
 
 
 def main() -> None:

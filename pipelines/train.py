@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 from pipelines.cluster import connection, estimate, packing, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard
-from pipelines.command.files import remove
-from pipelines.command.folders import require_folder
+from pipelines.command.files import DamagedError, MissingError, check_seal, remove, require_folder, set_aside
 from pipelines.command.progress import say
 from pipelines.config.params import Params, load_params
 from pipelines.data.datasets import DATA
@@ -149,9 +148,9 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
     for path in sorted((store.default() / "fitted").glob("*.pt")):
         with contextlib.suppress(locks.HeldError), locks.held(path.with_suffix(".lock"), str(path), patience_s=0):
             try:
-                store.check_seal(path)
-            except store.DamagedError as error:
-                store.set_aside(path)
+                check_seal(path)
+            except DamagedError as error:
+                set_aside(path)
                 say(f"{error}; set aside, and fitted again where it is needed")
 
 
@@ -170,7 +169,7 @@ def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
     for trial in planned:
         try:
             trial.files.read_result(trial.key)
-        except store.MissingError as error:
+        except MissingError as error:
             line = str(error).partition(";")[0]
             raise UserError(f"{line}; expected a run store that every node shares ($RUN_STORE)") from None
     for name in {trial.benchmark.name for trial in planned}:
@@ -224,7 +223,7 @@ def main() -> None:
 def _keep(params: Params, by_name: Mapping[str, Sequence[spec.Spec]]) -> None:
     """Collect trials for the later stages, which read each benchmark at its usual budget alone."""
     for name, trials in by_name.items():
-        budget, usual = trials[0].budget, spec.usual_budget(params, name)
+        budget, usual = trials[0].budget, params.budget(name)
         if budget == usual:
             collect(trials)
         else:

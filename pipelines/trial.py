@@ -25,14 +25,13 @@ from pathlib import Path
 
 from pipelines.command import arguments, progress
 from pipelines.command.errors import UserError, guard
-from pipelines.command.folders import require_folder
-from pipelines.config import wording
+from pipelines.command.files import read_json, require_folder
 from pipelines.config.params import load_params
 from pipelines.data.datasets import DATA
 from pipelines.training import checks, fingerprint, provenance, side_by_side, speed, status, store, trainer
 from pipelines.training.checkpoint import PreemptedError, Worker
 from pipelines.training.inputs import Inputs
-from pipelines.training.spec import Spec, plan, usual_budget
+from pipelines.training.spec import Spec, plan
 
 FAILED = 1  # exit status where trials failed
 
@@ -97,7 +96,7 @@ def _capacity(planned: Sequence[Spec]) -> int:
 
 
 def _outcome(spec: Spec) -> str:
-    result = store.read_json(spec.files.result)
+    result = read_json(spec.files.result)
     took = progress.duration(result["wall_s"])
     return f"{spec.name}: trained in {took}, final loss {result['final_loss']:.4f}, weights in {spec.files.weights}"
 
@@ -128,10 +127,7 @@ def _planned(args: argparse.Namespace) -> list[Spec]:
     """The trials that the arguments describe, each once, checked; UserError for the first thing that is wrong."""
     params, sources = load_params(), fingerprint.read()
     benchmarks = [params.benchmark(name) for name in dict.fromkeys(args.benchmarks)]
-    budgets = [args.budget or usual_budget(params, benchmark.name) for benchmark in benchmarks]
-    for benchmark, budget in zip(benchmarks, budgets, strict=True):
-        if budget not in benchmark.budgets:
-            raise wording.unknown(f"--budget: {benchmark.name}: budget", budget, benchmark.budgets)
+    budgets = [params.budget(benchmark.name, args.budget) for benchmark in benchmarks]
     _check_numbers(args)
     device = provenance.chosen_device(args.device)
     root = args.store or store.default()

@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,19 @@ import numpy as np
 from pipelines import train
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
-from pipelines.command.folders import require_folder
+from pipelines.command.files import read_json, require_folder, write_bytes
 from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark, Budget, Choice
 from pipelines.config.claims import Evaluation
-from pipelines.config.params import CHOICES, Params, load_params
+from pipelines.config.params import Params, load_params
 from pipelines.config.recipes import Arithmetic
 from pipelines.data import subsets
 from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, status, store
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import predict
+
+CHOICES = Path("results/choices")  # one record a benchmark
 
 
 def grid(choice: Choice) -> list[dict[str, float]]:
@@ -95,7 +98,7 @@ def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
         whole = all(trial.finished for trial in trials)
         judged = [trial.settled for trial in trials] if whole else []
         precisions += [trial.precision for trial in judged]
-        devices += [store.read_json(trial.files.result)["device"] for trial in judged]
+        devices += [read_json(trial.files.result)["device"] for trial in judged]
         errors = {str(trial.seed): validation_error(trial, choice, device) for trial in judged} or None
         print(f"{benchmark.name} at {_named(values)}: {_words(errors)}", flush=True)
         mean = float(np.mean(list(errors.values()))) if errors else None
@@ -214,7 +217,7 @@ def main() -> None:
         raise UserError(f"{benchmark.name}: {error}") from None
     record = search(params, benchmark, choice, epochs)
     path = CHOICES / f"{benchmark.name}.json"
-    store.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     chosen, have = _named(record["chosen"]), _named(in_use(benchmark, choice))
     print(f"chosen: {chosen} ({benchmark.where} has {have}); kept in {path.as_posix()}")
 

@@ -18,6 +18,7 @@ from pipelines.command import ending
 from pipelines.config.params import Params, load_params
 from pipelines.data import datasets
 from tests import processes, projects
+from tests.data.hosts import root, serve  # noqa: F401  # fixtures
 from tests.projects import ROOT as ROOT
 
 # A shell starts a background job with Ctrl-C ignored, and children inherit that: tests that press it would wait.
@@ -30,10 +31,11 @@ LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_tra
 
 # Files that run whole commands, DVC, Ray or a server.
 SYSTEMS = {
-    *("test_commands", "test_connection", "test_dashboard", "test_data_dvc", "test_distributed", "test_evaluate"),
-    *("test_every_benchmark", "test_fetch", "test_fetch_photographs", "test_fuzz", "test_golden", "test_interrupted"),
-    *("test_local", "test_pipeline", "test_pipeline_ended", "test_preempted", "test_probe", "test_tracking"),
-    *("test_jobs", "test_readiness", "test_side_by_side", "test_slurm", "test_spreading", "test_train"),
+    *("test_commands", "test_connection", "test_dashboard", "test_data_dvc", "test_database", "test_delivery"),
+    *("test_distributed", "test_download", "test_evaluate", "test_every_benchmark", "test_fetch"),
+    *("test_fetch_photographs", "test_fuzz", "test_golden", "test_helper", "test_interrupted", "test_jobs"),
+    *("test_local", "test_pipeline", "test_pipeline_ended", "test_preempted", "test_probe", "test_readiness"),
+    *("test_side_by_side", "test_slurm", "test_sources", "test_spreading", "test_train", "test_trainer"),
     *("test_trial", "test_tune"),
 }
 # Fixtures that only those tests request that train on real images, or that start processes.
@@ -73,7 +75,9 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("fetched")
     for name in ("data.dvc", "params.yaml"):
         shutil.copy(ROOT / name, home)
-    subprocess.run([sys.executable, "-m", "pipelines.fetch", "mnist"], cwd=home, env=environment(), check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pipelines.fetch", "mnist"], cwd=home, env=processes.environment(), check=True
+    )
     return home / "datasets"
 
 
@@ -86,21 +90,16 @@ def mirror(mnist: Path) -> Path:
 @pytest.fixture(scope="session")
 def mnist_slice(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of datasets with the first images of MNIST's two files, under MNIST's own name."""
-    root, whole = tmp_path_factory.mktemp("slice"), datasets.open_dataset(mnist, "mnist")
+    folder, whole = tmp_path_factory.mktemp("slice"), datasets.open_dataset(mnist, "mnist")
     (images, labels), (test_images, test_labels) = whole.split("train"), whole.split("test")
     datasets.write_dataset(
-        root,
+        folder,
         name="mnist",
         classes=whole.classes,
         train=(np.array(images[:TRAIN]), np.array(labels[:TRAIN])),
         test=(np.array(test_images[:TEST]), np.array(test_labels[:TEST])),
     )
-    return root
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """This process's environment for a child that must find the project's packages from any directory."""
-    return os.environ | {"PYTHONPATH": str(ROOT)} | extra
+    return folder
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ import torch
 from pipelines.config.params import Params, load_params
 from pipelines.training import spec
 from tests import projects
-from tests.conftest import ROOT, edit_params, environment
-from tests.processes import end, name_of, nothing_left, started_by, until
+from tests.conftest import ROOT, edit_params
+from tests.processes import end, environment, name_of, nothing_left, started_by, until
 
 TRAIN = [sys.executable, "-W", "ignore", "-m", "pipelines.train"]
 # No tracking here: a server that refuses at once keeps the test about training.

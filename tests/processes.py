@@ -5,14 +5,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
+import signal
 import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import psutil
 
+from tests.projects import ROOT
+
 PR_SET_CHILD_SUBREAPER = 36
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment for a child that must find the project's packages from any directory."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | extra
 
 
 def until(condition: Callable[[], bool], seconds: float = 180) -> None:
@@ -53,6 +65,44 @@ def end(processes: Iterable[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     psutil.wait_procs(found, timeout=30)
+
+
+@contextmanager
+def child(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+    """Another process with files and locks at hand; gone at the end, with all that it started."""
+    prelude = (
+        "import os, signal, subprocess, sys, time\nfrom pathlib import Path\nfrom pipelines.command import locks\n"
+        "from pipelines.command.files import replacing, sealing, write_json\n"
+    )
+    command = [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, args)]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def hears(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None and process.stdout.readline().strip() == word
+
+
+@contextmanager
+def soon() -> Iterator[None]:
+    """End what would wait for ever, as it does at a FIFO."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from pipelines import compare
 from pipelines.command.errors import UserError
 from pipelines.config.claims import Claim
 from pipelines.config.params import load_params
-from pipelines.results.ledger import LedgerRow, claimed_error, gather
+from pipelines.results.ledger import gather
+from pipelines.results.rows import LedgerRow, claimed_error
 from pipelines.tracking import records
 from pipelines.training import store
 from tests import projects

@@ -25,7 +25,7 @@ from pipelines import dashboard
 from pipelines.command.errors import UserError
 from tests.gate import Gate, opened
 from tests.processes import runs
-from tests.tracking.test_tracking import Project
+from tests.tracking.projects import Project
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "ALL_PROXY")
 COMMAND = [sys.executable, "-m", "pipelines.dashboard"]

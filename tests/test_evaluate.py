@@ -24,6 +24,7 @@ from torch import Tensor
 from pipelines import evaluate
 from pipelines.cluster import connection
 from pipelines.command.errors import UserError
+from pipelines.command.files import write_json
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
 from pipelines.data import datasets, subsets
@@ -34,7 +35,8 @@ from pipelines.training import checks, spec, store, trainer
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import Predictions, as_claimed, predict
 from tests import projects
-from tests.conftest import ROOT, TEST, THREADS, edit_params, environment
+from tests.conftest import ROOT, TEST, THREADS, edit_params
+from tests.processes import environment
 
 Array = npt.NDArray[Any]
 SHORT = {"recipe.subset": {"first": 600}}
@@ -628,7 +630,7 @@ def test_classes_that_no_report_could_name_are_refused_before_anything_is_lost(c
     shutil.copytree(mnist_slice, "datasets")
     about = read(Path("datasets/mnist/meta.json"))
     about["classes"][3] = "t\udcf6r"  # Latin-1's ö in a folder's name
-    store.write_json(Path("datasets/mnist/meta.json"), about)
+    write_json(Path("datasets/mnist/meta.json"), about)
     with pytest.raises(
         UserError, match=r"^datasets/mnist: the class 't\\udcf6r' is not UTF-8; expected names that are"
     ):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.command.files import read_lines
 from pipelines.config.benchmarks import Budget
 from pipelines.config.params import load_params
 from pipelines.data import datasets
@@ -84,7 +85,7 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=THREADS)
     with hidden(invented):
         files = trainer.run(one)
-    (point,) = store.read_lines(files.curve)
+    (point,) = read_lines(files.curve)
     assert np.isfinite(point["loss"]) and point["lr"] > 0
     inputs = Inputs.of(one)
     model = inputs.load(files.weights)

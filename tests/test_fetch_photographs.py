@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipelines import fetch
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_lines
 from pipelines.config.benchmarks import Budget
 from pipelines.config.origins import Origin
 from pipelines.config.params import load_params
 from pipelines.config.recipes import Optimiser
 from pipelines.data.datasets import open_dataset
 from pipelines.data.sources import Address, Mirror, Source
-from pipelines.training import spec, store, trainer
+from pipelines.training import spec, trainer
 from tests.conftest import ROOT
 from tests.data import layouts
+from tests.data.hosts import QUICK, Server, line_about, md5, write_pins  # serve is a fixture
 from tests.data.test_data_dvc import dvc
-from tests.data.test_imagefolder import soon
-from tests.test_fetch import QUICK, Server, line_about, serve  # noqa: F401  # serve is a fixture
+from tests.processes import soon
 
 NAME = "pets.zip"
 PETS = Origin(kind="imagefolder", archive=NAME, labels="val/val_annotations.txt", urls=("https://host/x",), size=8)
@@ -43,18 +42,6 @@ def root(tmp_path: Path, content: bytes) -> Path:
     (tmp_path / "project").mkdir()
     write_pins(tmp_path / "project", {NAME: content})
     return tmp_path / "project"
-
-
-def write_pins(root: Path, files: dict[str, bytes], **more: object) -> None:
-    outs = [
-        {"md5": md5(content), "size": len(content), "hash": "md5", **more, "path": f"data/{file}"}
-        for file, content in files.items()
-    ]
-    (root / "data.dvc").write_text(yaml.safe_dump({"outs": outs}, sort_keys=False))
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
 
 
 def run(root: Path, sources: Sequence[Source] = (), source: Origin = PETS) -> list[str]:
@@ -100,7 +87,7 @@ def test_an_archive_comes_from_a_mirror_laid_out_like_data(root: Path, tmp_path:
 def test_an_archive_comes_from_the_first_address_that_has_it(
     root: Path,
     content: bytes,
-    serve: Callable[[Server], Server],  # noqa: F811
+    serve: Callable[[Server], Server],
 ) -> None:
     server = serve(Server(files={"x/a.zip": b"foreign", "x/b.zip": content}, ends_after={"x/b.zip": [1000]}))
     log = run(root, [Address(f"{server.url}/x/{file}.zip") for file in ("none", "a", "b")])
@@ -233,5 +220,5 @@ def test_a_layout_goes_from_fetch_to_a_trial(root: Path, layout: Callable[[Path]
         budgets={"paper": Budget(epochs=3, seeds=(0,))},
     )
     files = trainer.run(spec.plan(benchmark, "paper", 0, data=root / "datasets", root=root / "store", threads=1))
-    losses = [float(point["loss"]) for point in store.read_lines(files.curve)]
+    losses = [float(point["loss"]) for point in read_lines(files.curve)]
     assert len(losses) == 3 and losses[-1] < losses[0]

@@ -20,7 +20,7 @@ from pipelines.config.params import load_params
 from tests import projects
 from tests.checkout import Checkout
 from tests.conftest import ROOT
-from tests.test_fetch import Server, serve, tiny_mnist  # noqa: F401  # serve is a fixture
+from tests.data.hosts import Server, tiny_mnist  # serve is a fixture
 
 NET = '''
 """A net of one layer: 7,850 parameters."""
@@ -74,7 +74,7 @@ def test_the_template_is_a_row_that_says_what_each_key_is(tmp_path: Path) -> Non
 
 def test_a_data_set_of_idx_files_is_an_entry_and_its_pins(
     checkout: Checkout,
-    serve: Callable[[Server], Server],  # noqa: F811
+    serve: Callable[[Server], Server],
 ) -> None:
     files = tiny_mnist(1)
     server = serve(Server(files={f"fashion/{name}.gz": gzip.compress(content) for name, content in files.items()}))

@@ -15,14 +15,16 @@ from typing import Any
 import pytest
 
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json
 from pipelines.config.params import Params
 from pipelines.data.batches import Chunks
-from pipelines.training import spec, store, trainer
+from pipelines.training import spec, trainer
 from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, PreemptedError, Worker
 from pipelines.training.inputs import Inputs
 from tests import projects
-from tests.conftest import edit_params, environment
+from tests.conftest import edit_params
 from tests.disturbed import same_weights, slurm
+from tests.processes import environment
 
 NAME = "linear-mnist"
 SHORT: dict[str, Any] = {  # 225 minibatches an epoch, in two chunks
@@ -100,7 +102,7 @@ def test_a_preempted_trial_saves_its_own_checkpoint_and_no_other_seed_goes_on_fr
     assert not list(Path().glob("*.ckpt"))
     for each, whole in zip((other, one), reversed(undisturbed), strict=True):
         assert same_weights(trainer.run(each).weights, whole.files.weights)
-    assert [store.read_json(each.files.result)["resumed"] for each in job] == [1, 0]
+    assert [read_json(each.files.result)["resumed"] for each in job] == [1, 0]
 
 
 def test_a_command_that_is_preempted_before_it_trains_ends_at_once(job: list[spec.Spec]) -> None:

@@ -11,8 +11,7 @@ import yaml
 
 from pipelines import suite
 from pipelines.config import yamlfile
-from pipelines.config.params import load_params
-from pipelines.config.suites import plan_suite
+from pipelines.config.params import load_params, plan_suite
 from pipelines.training import fingerprint
 from tests import projects
 from tests.config.test_params import B, changed

@@ -22,8 +22,9 @@ import torch
 from pipelines import store as command
 from pipelines.command import locks
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json, read_lines, sealing
 from pipelines.data import datasets, parcels
-from pipelines.training import checkpoint, portable, provenance, spec, store, trainer
+from pipelines.training import checkpoint, portable, provenance, spec, trainer
 from pipelines.training.store import TrialFiles
 from tests import processes, projects
 from tests.checkout import Checkout
@@ -70,7 +71,7 @@ def train_half(found: Checkout) -> None:
     process = subprocess.Popen(words, cwd=found.folder, env=found.environment, stdout=subprocess.DEVNULL)
 
     def trained() -> bool:
-        return process.poll() is not None or any(map(store.read_lines, found.folder.glob("store/*/curve.jsonl")))
+        return process.poll() is not None or any(map(read_lines, found.folder.glob("store/*/curve.jsonl")))
 
     processes.until(trained)
     process.send_signal(signal.SIGUSR1)
@@ -106,7 +107,7 @@ def test_a_trial_goes_on_elsewhere_and_comes_home(tmp_path: Path, mnist_slice: P
     alone = home.run(*python, "pipelines.trial", NAME, "--budget=laptop", "--device=cpu", "--store=alone")
     (whole,) = (home.folder / "alone").glob("*/weights.pt")
     assert same_weights(whole, home.folder / "store" / whole.parent.name / whole.name), alone
-    result = store.read_json(home.folder / "store" / whole.parent.name / "result.json")
+    result = read_json(home.folder / "store" / whole.parent.name / "result.json")
     assert result["resumed"] == 1 and result["hardware"] and result["versions"]["torch"] == torch.__version__
 
     assert "2 of 2 trials are in the store already" in home.run(*python, "pipelines.train", NAME)
@@ -177,10 +178,10 @@ def test_what_is_exported_is_imported_and_goes_on(
     store_command(monkeypatch, "import", "trials.tar")
     finished, unfinished = planned
     assert finished.files.finished and not unfinished.files.finished
-    assert store.read_json(finished.files.trial)["seed"] == 0
+    assert read_json(finished.files.trial)["seed"] == 0
     assert sorted(path.name for path in Path("store").iterdir() if path.is_dir()) == sorted(o.key for o in planned)
     trainer.run(unfinished)
-    assert store.read_json(unfinished.files.result)["resumed"] == 1
+    assert read_json(unfinished.files.result)["resumed"] == 1
     store_command(monkeypatch, "import", "trials.tar")
     told = capsys.readouterr().out
     assert [told.count(f"{one.name}: finished here before; it stays") for one in planned] == [1, 1]
@@ -192,7 +193,7 @@ def test_a_result_names_every_machine_that_trained_it(
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(provenance, "hardware", lambda device: "a GPU")
         begin(planned[0])
-    result = store.read_json(trainer.run(planned[0]).result)
+    result = read_json(trainer.run(planned[0]).result)
     assert result["hardware"] == f"a GPU, then {provenance.hardware('cpu')}"
 
 
@@ -238,13 +239,13 @@ def evil(path: Path, planned: list[spec.Spec]) -> None:
     """Well digested, and pickled."""
     files = TrialFiles(Path("exported") / planned[0].key)
     torch.save({"weights": Evil()}, files.weights)
-    files.write_result({k: v for k, v in store.read_json(files.result).items() if k not in ("files", "digest")})
+    files.write_result({k: v for k, v in read_json(files.result).items() if k not in ("files", "digest")})
     changed(path, "weights.pt", lambda content: files.weights.read_bytes())
     changed(path, "result.json", lambda content: files.result.read_bytes())
 
 
 def evil_checkpoint(path: Path, planned: list[spec.Spec]) -> None:
-    with store.sealing(Path("evil.ckpt")) as file:
+    with sealing(Path("evil.ckpt")) as file:
         torch.save({"state_dict": Evil()}, file)
     changed(path, "last.ckpt", lambda content: Path("evil.ckpt").read_bytes())
 

@@ -15,10 +15,10 @@ from pipelines import suite
 from pipelines.command import errors
 from pipelines.command.errors import UserError
 from pipelines.config import yamlfile
-from pipelines.config.params import load_params
-from pipelines.config.suites import SuiteEntry
+from pipelines.config.params import SuiteEntry, load_params
 from tests import projects
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.processes import environment
 
 COMMITTED = ROOT / "suite.yaml"
 

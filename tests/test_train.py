@@ -28,12 +28,13 @@ from pipelines import train as stage
 from pipelines.cluster import connection, estimate
 from pipelines.cluster.connection import Cluster, Node
 from pipelines.command.errors import UserError, printable
-from pipelines.training import checks, spec, store, trainer
+from pipelines.command.files import read_json, read_lines
+from pipelines.training import checks, spec, trainer
 from pipelines.training.inputs import Inputs
 from tests import projects
-from tests.conftest import edit_params, environment
+from tests.conftest import edit_params
 from tests.disturbed import QUIET, TRAIN, Run, only, same_weights, slurm, specs, train, worker_of
-from tests.processes import name_of, started_by, until
+from tests.processes import environment, name_of, started_by, until
 
 pytestmark = pytest.mark.usefixtures("ends_all")
 SHORT: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 2, "seeds": [0, 1]}}
@@ -54,7 +55,7 @@ def test_packed_trials_end_as_plain_ones_whatever_becomes_of_the_others(project:
         collected = project / "runs" / one.benchmark.name / f"seed-{one.seed}"
         assert same_weights(collected / "weights.pt", trainer.run(one).weights)
         assert json.loads((collected / "result.json").read_text())["versions"]["ray"]
-        assert len(store.read_lines(collected / "curve.jsonl")) == 2
+        assert len(read_lines(collected / "curve.jsonl")) == 2
     again = train("mlp300-mnist")
     assert again.returncode == 0, again.stderr
     assert "2 of 2 trials are in the store already" in again.stdout and "to train" not in again.stdout
@@ -145,7 +146,7 @@ def test_whatever_is_killed_training_goes_on_to_the_same_weights(project: Path, 
     os.kill(lost, signal.SIGKILL)
     until(lambda: worker_of(one) != lost)
     run.finish()
-    assert [store.read_json(found.files.result)["resumed"] for found in trials] == [6, 0]
+    assert [read_json(found.files.result)["resumed"] for found in trials] == [6, 0]
     for ours, theirs in zip(trials, undisturbed, strict=True):
         assert same_weights(ours.files.weights, theirs.files.weights)
 

@@ -18,11 +18,12 @@ from pipelines import train, tune
 from pipelines.command import errors
 from pipelines.command.errors import UserError
 from pipelines.config import schema
-from pipelines.config.params import CHOICES, load_params
+from pipelines.config.params import load_params
 from pipelines.config.recipes import Recipe
 from pipelines.data import datasets, subsets
 from pipelines.training.inputs import Inputs
-from tests.conftest import ROOT, edit_params, environment
+from tests.conftest import ROOT, edit_params
+from tests.processes import environment
 
 NAME = "linear-mnist"
 SMALL: dict[str, Any] = {
@@ -168,7 +169,7 @@ def test_bad_input_is_one_line(
 # --- the records committed below results/choices ------------------------------------------------------------------
 
 PARAMS = load_params(ROOT / "params.yaml")
-RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / CHOICES).glob("*.json"))}
+RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / tune.CHOICES).glob("*.json"))}
 
 
 @pytest.mark.parametrize("name", RECORDS)

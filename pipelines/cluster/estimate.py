@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.cluster import connection
 from pipelines.command import progress
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json, write_json
 from pipelines.data import datasets
 from pipelines.training import status, store
 from pipelines.training.spec import Sizes, Spec
@@ -86,7 +87,7 @@ def _measure_unknown(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> 
             options = {"num_cpus": asked.cpus, "num_gpus": int(trial.device == "cuda"), **ray_cluster.placing}
             with contextlib.suppress(ray.exceptions.RayError):
                 rate = ray.get(ray.remote(max_retries=0)(_measure).options(**options).remote(trial))
-                store.write_json(path(), rates() | {key: rate})
+                write_json(path(), rates() | {key: rate})
 
 
 def _measure(trial: Spec) -> float:
@@ -117,7 +118,7 @@ def path() -> Path:
 def rates() -> dict[str, float]:
     """The table. An estimate must never stop a run: damaged entries count as unknown."""
     try:
-        table = store.read_json(path())
+        table = read_json(path())
     except UserError:
         return {}
     return {key: float(rate) for key, rate in table.items() if progress.is_number(rate) and rate > 0}

@@ -1,14 +1,39 @@
-"""What stands at a path, and its removal: a file may be opened, and who opens a FIFO may wait for ever."""
+"""Files and folders: written in one step, and read so that every fault is one line.
+
+Only a regular file is opened: who opens a FIFO may wait for ever.
+"""
 
 from __future__ import annotations
 
+import errno
+import functools
+import hashlib
+import json
+import os
 import shutil
+import socket
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
 
-from pipelines.command.errors import UserError
+from pipelines.command.errors import FULL, UserError
 
 FILE_KINDS = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+TEMPORARY = "writing"  # in the name of a file that is not whole yet
+SEAL = b"\nsha256 "  # comes before the digest at the end of a sealed file
+SHA256_DIGITS = 64
+PIECE_BYTES = 2**20  # of a file that is hashed
+
+
+class DamagedError(UserError):
+    """A file that is not what was written: it must not go on as a result."""
+
+
+class MissingError(DamagedError):
+    """A file that is not there."""
 
 
 def intruder(path: Path) -> str | None:
@@ -33,3 +58,214 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Rename the folder ``new`` to ``final``; the old one goes only once the new one is in its place."""
+    old = _old(final)
+    remove(old)
+    if final.is_dir() and not final.is_symlink():
+        final.rename(old)
+    elif os.path.lexists(final):
+        final.unlink()
+    new.rename(final)
+    remove(old)
+
+
+def restore_folder(final: Path) -> None:
+    """Put the old folder back where a replacement was killed between its two renames; remove it elsewhere."""
+    old = _old(final)
+    if old.is_dir() and not os.path.lexists(final):
+        old.rename(final)
+    remove(old)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def require_folder(path: Path) -> None:
+    """Make ``path`` if it is not there; UserError unless it then is a folder that can be written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        wrong = next(one for one in (path, *path.parents) if os.path.lexists(one) and not one.is_dir())
+        raise UserError(
+            f"{wrong} is no folder; expected one{f', to hold {path.name}' if wrong != path else ''}"
+        ) from None
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise UserError(f"{path} can't be made ({error.strerror}); expected a folder that can be written to") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be written to; expected a folder that can")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` in one step, so that a reader sees the old or the new whole, also after a crash."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` in one step."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on a clean exit it takes that name, otherwise it goes."""
+    require_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{TEMPORARY}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; expected a file") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def sealing(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write to; on a clean exit it replaces ``path``, followed by the digest of what was written.
+
+    torch.load and unzip read the result as they would without.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        hashing = _Hashing(file)
+        yield cast(IO[bytes], hashing)
+        file.write(SEAL + hashing.sum.hexdigest().encode())
+        file.flush()
+
+
+class _Hashing:
+    """The part of a file's interface that torch.save needs, hashing what it writes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sum = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sum.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def check_seal(path: Path) -> None:
+    """DamagedError unless ``path`` ends in the digest of what comes before."""
+    with reading_sealed(path):
+        pass
+
+
+@contextmanager
+def reading_sealed(path: Path) -> Iterator[BufferedReader]:
+    """A file that ends in the digest of what comes before, open at its beginning; DamagedError for any other."""
+    with reading(path) as file:
+        left = os.fstat(file.fileno()).st_size - len(SEAL) - SHA256_DIGITS
+        seen = hashlib.sha256()
+        while left > 0 and (part := file.read(min(left, PIECE_BYTES))):
+            seen.update(part)
+            left -= len(part)
+        if left or file.read() != SEAL + seen.hexdigest().encode():
+            raise DamagedError(f"{path} is damaged, or older than digests: it does not end in its sha256")
+        file.seek(0)
+        yield file
+
+
+def set_aside(path: Path) -> None:
+    """Rename ``path``, whatever it is, to ``<name>.damaged``, for a person to look at; replaces an earlier one."""
+    if os.path.lexists(path):
+        kept = path.with_name(f"{path.name}.damaged")
+        remove(kept)
+        path.rename(kept)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BufferedReader]:
+    """A regular file, open; DamagedError for what is missing, something else or unreadable; no pipe is waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(f"{path} is missing; expected a file that an earlier stage writes") from None
+    except OSError as error:
+        kind = DamagedError if error.errno in (errno.ELOOP, errno.ENXIO) else UserError  # a socket; no right
+        raise kind(f"{path} can't be read ({error.strerror}); expected a file") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedError(f"{path} is no regular file; expected one")
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            raise DamagedError(f"{path} can't be read ({error.strerror})") from None
+
+
+def hashed(path: Path, algorithm: str, advance: Callable[[int], object] = lambda amount: None) -> str:
+    """The digest of a file in hexadecimal; ``advance`` is called with the bytes of each piece."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file; DamagedError where there is none. Hashed once, as long as it is not written to."""
+    with reading(path) as file:
+        about = os.fstat(file.fileno())
+        version = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        return _digest(path, version)
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(path: Path, version: tuple[int, ...]) -> str:
+    with reading(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``; DamagedError when the file is missing or damaged."""
+    found = _parsed(path)
+    if not isinstance(found, dict):
+        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected an object")
+    return found
+
+
+def read_list(path: Path) -> list[Any]:
+    """The list in ``path``; DamagedError when the file is missing or damaged."""
+    found = _parsed(path)
+    if not isinstance(found, list):
+        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected a list")
+    return found
+
+
+def _parsed(path: Path) -> Any:
+    with reading(path) as file:
+        text = file.read()
+    try:
+        return json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({error}); expected JSON") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file, [] when there is none; a last line without an end is one still being written."""
+    try:
+        with reading(path) as file:
+            text = file.read()
+    except MissingError:
+        return []
+    try:
+        lines = text.decode().splitlines(keepends=True)
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({error}); expected one JSON object a line") from None
+    others = {type(line).__name__ for line in found} - {"dict"}
+    if others:
+        raise DamagedError(f"{path} is damaged: it holds a {others.pop()}; expected one JSON object a line")
+    return found

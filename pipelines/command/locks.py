@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.command.errors import FULL, UserError
-from pipelines.command.folders import require_folder
+from pipelines.command.files import require_folder
 
 POLL_S = 0.2
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.config import schema, wording
+from pipelines.config import wording
 from pipelines.config.claims import TOP5, Claim, Evaluation
 from pipelines.config.recipes import Arithmetic, Recipe
-from pipelines.config.schema import require, require_within
+from pipelines.config.wording import require, require_distinct, require_name, require_within, require_words
 
 MOST_EPOCHS = 1_000_000
 LARGEST_GRID = 1000  # of a grid: each is trained
@@ -37,15 +37,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         require_within("epochs", self.epochs, 1, MOST_EPOCHS)
-        few = self.train_images
-        require(few is None or few >= 1, f"train_images is {few}; expected at least 1, or nothing for all")
+        require_within("train_images", self.train_images, 1)
         _check_seeds(self.seeds)
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
     require(len(seeds) > 0, "seeds is []; expected at least one seed")
-    double = schema.repeated(seeds)
-    require(not double, f"seeds names {wording.listed(double)} more than once; expected distinct seeds")
+    require_distinct("seeds", seeds)
     require(all(seed >= 0 for seed in seeds), f"seeds is {wording.show(seeds)}; expected whole numbers from 0")
 
 
@@ -64,13 +62,13 @@ class Choice:
         require(len(self.rates) > 0, "rates is []; expected at least one rate")
         for name in ("rates", "mus", "map_constants", "batches"):
             values = getattr(self, name)
-            require(len(set(values)) == len(values), f"{name} is {wording.show(values)}; expected each once")
+            require_distinct(name, values)
             require(all(value > 0 for value in values), f"{name} is {wording.show(values)}; expected numbers above 0")
         lengths = [max(1, len(axis)) for axis in (self.rates, self.mus, self.map_constants, self.batches)]
         count = math.prod(lengths)
         size = f"rates, mus, map_constants and batches make {count:,} candidates"
         require(count <= LARGEST_GRID, f"{size}; expected at most {LARGEST_GRID:,}")
-        require(self.hold_out >= 1, f"hold_out is {self.hold_out}; expected at least 1")
+        require_within("hold_out", self.hold_out, 1)
         _check_seeds(self.seeds)
 
 
@@ -84,10 +82,10 @@ class Resources:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        require(self.cpus >= 1, f"cpus is {self.cpus}; expected at least 1")
-        require(self.workers >= 1, f"workers is {self.workers}; expected at least 1")
+        require_within("cpus", self.cpus, 1)
+        require_within("workers", self.workers, 1)
         for name, gpus in (("gpus", self.gpus), ("gpus_if_any", self.gpus_if_any)):
-            require(gpus >= 0, f"{name} is {gpus}; expected at least 0")
+            require_within(name, gpus, 0)
             whole = gpus == int(gpus)
             require(gpus == 0 or gpus >= LEAST_GPU, f"{name} is {gpus}; expected 0, or at least {LEAST_GPU}")
             require(gpus <= 1 or whole, f"{name} is {gpus}; expected a fraction up to 1, or a whole number")
@@ -117,8 +115,7 @@ class Benchmark:
     def __post_init__(self) -> None:
         self._check_words()
         self._check_budgets()
-        few = f"parameters is {self.parameters}; expected at least 1"
-        require(self.parameters is None or self.parameters >= 1, few)
+        require_within("parameters", self.parameters, 1)
         workers = self.resources.workers
         message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"
         require(self.recipe.batch % workers == 0, message)
@@ -130,18 +127,16 @@ class Benchmark:
         self._check_choice()
 
     def _check_words(self) -> None:
-        for key, words, expected in (("label", self.label, "a few words"), ("remarks", self.remarks, "a paragraph")):
-            empty = words is not None and not words.strip()
-            require(not empty, f"{key} is {wording.show(words)}; expected {expected}, or nothing")
+        require_words("label", self.label, "a few words, or nothing")
+        require_words("remarks", self.remarks, "a paragraph, or nothing")
         require("\n" not in (self.label or "").strip(), f"label is {wording.show(self.label)}; expected one line")
         for i, sentence in enumerate(self.deviations):
-            require(bool(sentence.strip()), f"deviations[{i}] is {wording.show(sentence)}; expected a sentence")
-        for double in schema.repeated(self.deviations):
-            require(False, f"deviations has {wording.show(double)} more than once; expected each once")
+            require_words(f"deviations[{i}]", sentence, "a sentence")
+        require_distinct("deviations", self.deviations)
 
     def _check_budgets(self) -> None:
         for name in self.budgets:
-            schema.require_name(name, wording.place("budgets", name), "paper")
+            require_name(name, wording.place("budgets", name), "paper")
         require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
         cut = self.budgets["paper"].train_images
         require(cut is None, f"budgets.paper.train_images is {cut}; expected nothing: the paper's budget is never cut")

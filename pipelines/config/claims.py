@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.config import wording
-from pipelines.config.schema import require, require_within
+from pipelines.config.wording import require, require_within, require_words
 
 TOP5 = "top-5 error"  # a metric
 MOST_VIEWS = 1000  # of one test image
@@ -27,8 +27,8 @@ class ClaimedOn:
     drawn: bool = False
 
     def __post_init__(self) -> None:
-        require(self.first >= 0, f"first is {self.first}; expected at least 0")
-        require(self.count >= 1, f"count is {self.count}; expected at least 1")
+        require_within("first", self.first, 0)
+        require_within("count", self.count, 1)
 
     @property
     def end(self) -> int:
@@ -53,13 +53,13 @@ class Evaluation:
     """
 
     views: Literal["single", "random", "ten_crop"] = "single"
-    count: int = 6
+    count: int = 6  # as ConvNetJS's CIFAR-10 demo has it (demo/js/images-demo.js)
     crop: int | None = None
     claimed_on: ClaimedOn | None = None
 
     def __post_init__(self) -> None:
         require_within("count", self.count, 1, MOST_VIEWS)
-        require(self.crop is None or self.crop >= 1, f"crop is {self.crop}; expected at least 1 pixel")
+        require_within("crop", self.crop, 1, unit=" pixel")
         require(
             self.views != "ten_crop" or self.crop is not None, "crop is missing; expected the pixels of the ten crops"
         )
@@ -115,10 +115,9 @@ class Claim:
         both = f"ablation stands beside value: {self.value}; expected one of them"
         require(self.value is None or self.ablation is None, both)
         require_within("test_images", self.test_images, 1, MOST_IMAGES)
-        require(bool(self.source.strip()), f"source is {wording.show(self.source)}; expected where the figure stands")
+        require_words("source", self.source, "where the figure stands")
         word = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)
         elsewhere = f"source has {wording.show(word and word[0])}; expected that in certainty, or in protocol, alone"
         require(word is None, elsewhere)
-        require(bool(self.protocol.strip()), f"protocol is {wording.show(self.protocol)}; expected how it was measured")
-        empty = self.difference is not None and not self.difference.strip()
-        require(not empty, f"difference is {wording.show(self.difference)}; expected one sentence, or nothing")
+        require_words("protocol", self.protocol, "how it was measured")
+        require_words("difference", self.difference, "one sentence, or nothing")

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from pipelines.command.errors import UserError
 from pipelines.config import schema, wording
-from pipelines.config.schema import require, require_within
+from pipelines.config.values import default
+from pipelines.config.wording import LONGEST_NAME, require, require_distinct, require_within
 
 LARGEST_SIZE = 1024  # pixels: an image is stored as size x size x 3 bytes, then 3 MB
 PINNED = ("classes", "gzips", "tarballs", "packed", "npm")  # of idx and cifar, beside kind; imagefolder has the rest
@@ -47,12 +48,11 @@ class ImageSubset:
 
     def __post_init__(self) -> None:
         require(self.classes is None or not self.ids, f"classes is {self.classes} beside ids; expected one of the two")
-        for name, value, least in (("classes", self.classes, 2), ("per_class", self.per_class, 1)):
-            require(value is None or value >= least, f"{name} is {value}; expected at least {least}")
+        require_within("classes", self.classes, 2)
+        require_within("per_class", self.per_class, 1)
         one = len(self.ids) == 1
         require(not one, f"ids is {wording.show(self.ids)}; expected two classes or more")
-        double = schema.repeated(self.ids)
-        require(not double, f"ids names {wording.listed(double)} more than once; expected each once")
+        require_distinct("ids", self.ids)
 
     @property
     def words(self) -> str:
@@ -90,7 +90,7 @@ class Origin:
         for key in dataclasses.fields(self):
             value = getattr(self, key.name)
             foreign = key.name != "kind" and (key.name in PINNED) == (self.kind == "imagefolder")
-            unset = value == schema.default(key)
+            unset = value == default(key)
             require(unset or not foreign, f"{key.name} is {wording.show(value)}; expected none with kind: {self.kind}")
         if self.kind == "imagefolder":
             self._check_folder()
@@ -119,13 +119,11 @@ class Origin:
         require(not self.urls or self.archive is not None, f"urls is {wording.show(self.urls)}; expected an archive")
         both = self.labels is None or self.devkit is None
         require(both, f"labels is {wording.show(self.labels)} beside devkit; expected one of the two")
-        double = schema.repeated(list(self.names.values()))
-        require(not double, f"names has {wording.listed(double)} more than once; expected each once")
+        require_distinct("names", list(self.names.values()))
 
     def _check_pinned(self) -> None:
         require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")
-        double = schema.repeated(self.classes)
-        require(not double, f"classes names {wording.listed(double)} more than once; expected each once")
+        require_distinct("classes", self.classes)
         for name in ("gzips", "tarballs"):
             for i, url in enumerate(getattr(self, name)):
                 _check_url(f"{name}[{i}]", url)
@@ -141,15 +139,15 @@ def _check_url(name: str, url: str | None) -> None:
 def _check_file(size: int | None, md5: str | None) -> None:
     hexadecimal = md5 is None or re.fullmatch("[0-9a-f]{32}", md5)
     require(bool(hexadecimal), f"md5 is {wording.show(md5)}; expected 32 hexadecimal digits")
-    require(size is None or size >= 1, f"bytes is {size}; expected at least 1")
+    require_within("bytes", size, 1)
 
 
 def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:
     """The datasets that the mapping ``value`` describes, for the project in ``root``; UserError otherwise."""
     origins: dict[str, Origin] = schema.convert(dict[str, Origin], value, where)
     for name in origins:
-        if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name) or len(name) > schema.LONGEST_NAME:
-            expected = f"small letters, digits, hyphens and underscores, at most {schema.LONGEST_NAME}, like my-photos"
+        if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name) or len(name) > LONGEST_NAME:
+            expected = f"small letters, digits, hyphens and underscores, at most {LONGEST_NAME}, like my-photos"
             raise UserError(f"{wording.place(where, name)}: expected a name of {expected}")
     _check_apart(origins, where, root)
     return origins

@@ -15,13 +15,42 @@ from pipelines.command.errors import UserError
 from pipelines.config import schema, wording, yamlfile
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.origins import Origin, read_origins
-from pipelines.config.suites import Suite, SuitePlan, read_plans, read_suite
+from pipelines.config.wording import require, require_distinct
 
 PARAMS = Path("params.yaml")
 SUITE = Path("suite.yaml")  # beside params.yaml
 MODELS = Path("models")  # the same
-CHOICES = Path("results/choices")  # the records of pipelines.tune
 SENTENCES = "sentences"  # in a file of rows: text that several of them share by anchor and alias
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuitePlan:
+    """A suite of params.yaml: which benchmarks, at which budget."""
+
+    budget: str
+    benchmarks: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.benchmarks) > 0, "benchmarks is []; expected at least one benchmark")
+        require_distinct("benchmarks", self.benchmarks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteEntry:
+    """A benchmark as the active suite runs it."""
+
+    family: str
+    dataset: str
+    budget: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What ``dvc repro`` runs."""
+
+    name: str
+    datasets: tuple[str, ...]
+    benchmarks: dict[str, SuiteEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +72,7 @@ class Catalogue:
     def benchmark(self, name: str) -> Benchmark:
         """The benchmark called ``name``; UserError naming the known ones otherwise."""
         if name not in self.benchmarks:
-            raise wording.unknown("benchmark", name, self.benchmarks)
+            raise UserError(wording.unknown("benchmark", name, self.benchmarks))
         return self.benchmarks[name]
 
 
@@ -52,6 +81,14 @@ class Params(Catalogue):
     """The catalogue, and which of its suites is active."""
 
     suite: Suite
+
+    def budget(self, name: str, asked: str | None = None) -> str:
+        """The budget asked for, or else the active suite's, or else the paper's; UserError for an unknown one."""
+        benchmark, entry = self.benchmark(name), self.suite.benchmarks.get(name)
+        budget = asked or (entry.budget if entry else "paper")
+        if budget not in benchmark.budgets:
+            raise UserError(wording.unknown(f"--budget: {name}: budget", budget, benchmark.budgets))
+        return budget
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -86,7 +123,7 @@ def build_params(written: Written, suite: Mapping[Any, Any], root: Path = Path()
     """Check the files of the project in ``root``, and suite.yaml's mapping; UserError for the first fault."""
     catalogue = build_catalogue(written, root)
     _check_keys(suite, SUITE.name, "suite")
-    active = read_suite(suite["suite"], f"{SUITE}: suite", catalogue.suites, catalogue.benchmarks)
+    active = _read_suite(suite["suite"], f"{SUITE}: suite", catalogue.suites, catalogue.benchmarks)
     return Params(**vars(catalogue), suite=active)
 
 
@@ -102,7 +139,7 @@ def build_catalogue(written: Written, root: Path = Path()) -> Catalogue:
                 raise UserError(f"{benchmark.where} stands in {MODELS}/{other}.yaml too; expected each name once")
             benchmarks[benchmark.name] = benchmark
     _check_ablations(benchmarks)
-    plans = read_plans(written.params["suites"], f"{PARAMS}: suites", benchmarks)
+    plans = _read_plans(written.params["suites"], f"{PARAMS}: suites", benchmarks)
     return Catalogue(datasets=origins, benchmarks=_in_order(benchmarks, plans), suites=plans)
 
 
@@ -112,7 +149,7 @@ def _check_ablations(benchmarks: Mapping[str, Benchmark]) -> None:
         of = claim.ablation.of if claim.ablation else None
         where = f"{benchmarks[name].where}.claim.ablation.of"
         if of is not None and of not in benchmarks:
-            raise wording.unknown(f"{where}: benchmark", of, benchmarks)
+            raise UserError(wording.unknown(f"{where}: benchmark", of, benchmarks))
         whole = benchmarks[of].claim if of is not None else claim
         if of is not None and (whole.value is None or whole.metric != claim.metric):
             raise UserError(f"{where} is {of}; expected a benchmark that claims a value of {claim.metric}")
@@ -129,7 +166,9 @@ def _check_keys(content: Mapping[Any, Any], where: str, *keys: str) -> None:
     """UserError unless ``content``, of the file ``where``, has these keys alone, each with a mapping."""
     for key in content:
         if key not in keys:
-            raise wording.unknown(f"{where}: the key", key if isinstance(key, str) else wording.show(key), keys)
+            raise UserError(
+                wording.unknown(f"{where}: the key", key if isinstance(key, str) else wording.show(key), keys)
+            )
     for key in keys:
         if not isinstance(content.get(key), Mapping):
             state = f"is {wording.show(content[key])}" if key in content else "is missing"
@@ -159,5 +198,59 @@ def _read_row(family: str, name: str, row: Any, where: str, origins: Mapping[str
         row = {**row, "model": {**model, "family": family}}
     benchmark = schema.parse(Benchmark, row, where, name=name)
     if benchmark.dataset not in origins:
-        raise wording.unknown(f"{where}.dataset: dataset", benchmark.dataset, origins)
+        raise UserError(wording.unknown(f"{where}.dataset: dataset", benchmark.dataset, origins))
     return benchmark
+
+
+def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
+    """The suite ``name`` with what DVC needs to know of its benchmarks; UserError when there is no such suite."""
+    if name not in plans:
+        raise UserError(wording.unknown("suite", name, plans))
+    plan = plans[name]
+    rows = [benchmarks[benchmark] for benchmark in plan.benchmarks]
+    entries = {row.name: SuiteEntry(family=row.model.family, dataset=row.dataset, budget=plan.budget) for row in rows}
+    return Suite(name=name, datasets=tuple(dict.fromkeys(row.dataset for row in rows)), benchmarks=entries)
+
+
+def _read_plans(value: Any, where: str, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuitePlan]:
+    """The suites that the mapping ``value`` describes; UserError for one that names an unknown benchmark or budget."""
+    plans: dict[str, SuitePlan] = schema.convert(dict[str, SuitePlan], value, where)
+    for name, plan in plans.items():
+        schema.check_name(name, wording.place(where, name), "laptop")
+        for benchmark in plan.benchmarks:
+            if benchmark not in benchmarks:
+                raise UserError(wording.unknown(f"{where}.{name}.benchmarks: benchmark", benchmark, benchmarks))
+            budgets = benchmarks[benchmark].budgets
+            if plan.budget not in budgets:
+                raise UserError(wording.unknown(f"{where}.{name}.budget: {benchmark}: budget", plan.budget, budgets))
+    return plans
+
+
+def _read_suite(value: Any, where: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
+    """The active suite; UserError where it is not what ``pipelines.suite`` would write now.
+
+    DVC reads the file as it is, so that a suite or a benchmark that was edited since would run as it was before.
+    """
+    suite = schema.parse(Suite, value, where)
+    if suite.name not in plans:
+        raise UserError(wording.unknown(f"{where}.name: suite", suite.name, plans))
+    wanted = plan_suite(suite.name, plans, benchmarks)
+    if suite != wanted or list(suite.benchmarks) != list(wanted.benchmarks):
+        again = f"run `python -m pipelines.suite {suite.name}` to bring the file up to date"
+        raise UserError(f"{where}{_difference(suite, wanted)}; {again}")
+    return suite
+
+
+def _difference(suite: Suite, wanted: Suite) -> str:
+    """The first difference, as the end of an error line."""
+    strange = set(suite.benchmarks) ^ set(wanted.benchmarks)
+    if strange:
+        return f".benchmarks is not suites.{wanted.name}.benchmarks ({wording.listed(sorted(strange))})"
+    for name, entry in wanted.benchmarks.items():
+        for key, want in vars(entry).items():
+            have = getattr(suite.benchmarks[name], key)
+            if have != want:
+                return f".benchmarks.{name}.{key} is {wording.name(have)}; expected {want}"
+    if suite.datasets != wanted.datasets:
+        return f".datasets is {wording.show(suite.datasets)}; expected {wording.show(wanted.datasets)}"
+    return f".benchmarks has another order than suites.{wanted.name}"

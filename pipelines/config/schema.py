@@ -12,16 +12,14 @@ import math
 import re
 import types
 import typing
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
-from pipelines.config.wording import LARGEST_INT64, place, show, suggest
+from pipelines.config.values import default
+from pipelines.config.wording import LARGEST_INT64, place, require_name, show, suggest
 
 Dataclass = TypeVar("Dataclass")
-NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
-LONGEST_NAME = 60  # characters
 LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
 # Control characters but tab and line feed, and what ends a line or turns its direction.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -55,20 +53,6 @@ def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Datacla
         return cls(**values)
     except ValueError as error:  # from a __post_init__, which checks the values together
         raise UserError(f"{where}.{error}") from None
-
-
-def default(field: dataclasses.Field[Any]) -> Any:
-    """The default of a field; ``dataclasses.MISSING`` where the file must give it."""
-    return field.default_factory() if callable(field.default_factory) else field.default
-
-
-def plain(value: Any) -> Any:
-    """A dataclass as plain dicts and lists, as JSON and Lightning's checkpoints want them."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 @functools.cache
@@ -213,30 +197,6 @@ def check_name(name: str, where: str, example: str) -> None:
         require_name(name, where, example)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def require(condition: bool, message: str) -> None:
-    """For ``__post_init__``: raise a ValueError; ``parse`` puts the place before its text."""
-    if not condition:
-        raise ValueError(message)
-
-
-def require_name(name: str, where: str, example: str) -> None:
-    """For ``__post_init__``: raise a ValueError for a name that no path, command or line of DVC's could hold."""
-    expected = f"small letters, digits and hyphens, like {example}"
-    require(bool(NAME.fullmatch(name)), f"{where}: expected a name of {expected}")
-    require(len(name) <= LONGEST_NAME, f"{where}: expected a name of at most {LONGEST_NAME} characters")
-
-
-def require_within(name: str, value: int, least: int, most: int, unit: str = "") -> None:
-    """For ``__post_init__``: raise a ValueError where ``value`` is not from ``least`` to ``most``."""
-    require(value >= least, f"{name} is {value}; expected at least {least}{unit}")
-    require(value <= most, f"{name} is {value}; expected at most {most:,}{unit}")
-
-
-def repeated(values: Sequence[Any]) -> list[Any]:
-    """The values that occur more than once, each once, sorted."""
-    return sorted(value for value, times in Counter(values).items() if times > 1)
 
 
 def _kind(hint: Any) -> str:

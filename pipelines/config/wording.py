@@ -1,18 +1,24 @@
-"""How errors quote values and names: short, printable, in YAML's words."""
+"""What a config requires of its values, and how errors quote values and names: short, printable, in YAML's words.
+
+A requirement that is not met raises a ValueError, in a dataclass's ``__post_init__``; ``schema.parse`` puts the place
+before its text.
+"""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-from pipelines.command.errors import UserError
 
 SHOWN = 60  # characters of a value in an error
 LISTED = 150  # characters of a list of names in an error
 LARGEST_INT64 = 2**63 - 1
+NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
+LONGEST_NAME = 60  # characters
 
 
 def show(value: Any) -> str:
@@ -83,6 +89,38 @@ def suggest(key: str, known: Any) -> str:
     return f"did you mean {name(near[0])}? ({allowed})" if near else allowed
 
 
-def unknown(what: str, given: str, known: Any) -> UserError:
+def unknown(what: str, given: str, known: Any) -> str:
     """The error for a name that should be one of ``known``."""
-    return UserError(f"{what} {name(given)} is not known; {suggest(given, known)}")
+    return f"{what} {name(given)} is not known; {suggest(given, known)}"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ValueError with ``message`` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_name(name: str, where: str, example: str) -> None:
+    """``name`` is one that a path, a command and a line of DVC's can hold."""
+    expected = f"small letters, digits and hyphens, like {example}"
+    require(bool(NAME.fullmatch(name)), f"{where}: expected a name of {expected}")
+    require(len(name) <= LONGEST_NAME, f"{where}: expected a name of at most {LONGEST_NAME} characters")
+
+
+def require_within(name: str, value: float | None, least: int, most: int | None = None, unit: str = "") -> None:
+    """``value``, where there is one, is at least ``least`` and, where there is one, at most ``most``."""
+    if value is not None:
+        require(value >= least, f"{name} is {value}; expected at least {least}{unit}")
+    if value is not None and most is not None:
+        require(value <= most, f"{name} is {value}; expected at most {most:,}{unit}")
+
+
+def require_distinct(name: str, values: Sequence[Any]) -> None:
+    """None of ``values`` occurs twice."""
+    double = sorted(value for value, times in Counter(values).items() if times > 1)
+    require(not double, f"{name} names {listed(double)} more than once; expected each once")
+
+
+def require_words(name: str, text: str | None, expected: str) -> None:
+    """``text`` is not blank; None is allowed."""
+    require(text is None or bool(text.strip()), f"{name} is {show(text)}; expected {expected}")

@@ -144,10 +144,9 @@ class Folder:
         for place, path in wanted.items():
             try:
                 with Path(place).open("rb") as file:
-                    yield place, _whole(file, os.fstat(file.fileno()).st_size)
-            except (OSError, TooLarge) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise UserError(f"{self.label}: {brief(path)} cannot be read ({reason})") from None
+                    yield place, _whole(self.label, path, file, os.fstat(file.fileno()).st_size)
+            except OSError as error:
+                raise UserError(f"{self.label}: {brief(path)} cannot be read ({error.strerror})") from None
 
     @staticmethod
     def _entries(place: str) -> list[Item]:
@@ -267,18 +266,18 @@ def _inside(name: str) -> str | None:
     return None if ".." in parts else "/".join(parts)
 
 
-class TooLarge(Exception):
-    """A file of more bytes than a picture may have."""
+def _whole(label: str, path: str, file: IO[bytes], size: int) -> bytes:
+    """The content of a file that claims ``size`` bytes, read in pieces: a claim alone allocates nothing.
 
-
-def _whole(file: IO[bytes], size: int) -> bytes:
-    """The content of a file that claims ``size`` bytes, read in pieces: a claim alone allocates nothing."""
+    Raises ``UserError`` for more bytes than a picture may have.
+    """
     pieces, length = list[bytes](), 0
     while max(size, length) <= LARGEST_FILE and (piece := file.read(PIECE)):
         pieces.append(piece)
         length += len(piece)
     if max(size, length) > LARGEST_FILE:
-        raise TooLarge(f"{max(size, length)} bytes; expected at most {LARGEST_FILE}")
+        most = f"{max(size, length)} bytes; expected at most {LARGEST_FILE}"
+        raise UserError(f"{label}: {brief(path)} cannot be read ({most})")
     return b"".join(pieces)
 
 
@@ -324,7 +323,7 @@ class Tar:
         with _reading(self.label):
             for place, _, member, tar in self._members(outer.__contains__):
                 if place in wanted and (file := tar.extractfile(member)):
-                    yield place, _member(self.label, wanted[place], file, member.size)
+                    yield place, _whole(self.label, wanted[place], file, member.size)
                     left -= 1
                     if not left:  # the scan has checked the rest
                         return
@@ -429,7 +428,7 @@ class Zip:
             for place, path in wanted.items():
                 info = infos[int(place)]
                 with _open_member(archive, info) as file:
-                    yield place, _member(self.label, path, file, info.file_size)
+                    yield place, _whole(self.label, path, file, info.file_size)
 
 
 def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
@@ -446,13 +445,6 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
         return info.filename.encode("cp437").decode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # later Pythons decode a UTF-8 name given beside it
         return info.filename
-
-
-def _member(label: str, path: str, file: IO[bytes], size: int) -> bytes:
-    try:
-        return _whole(file, size)
-    except TooLarge as error:
-        raise UserError(f"{label}: {brief(path)} cannot be read ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.command.errors import FULL, UserError, reason
-from pipelines.command.files import expect_file, remove
+from pipelines.command.files import expect_file, hashed, remove, replace_folder, restore_folder
 from pipelines.command.progress import counting
 
 Split = Literal["train", "test"]
@@ -86,7 +86,7 @@ class Dataset:
                 expect_file(path)
                 if not path.is_file():
                     raise UserError(f"{path}: missing; {_again(self.name)}")
-                digest = _sha256(path)
+                digest = hashed(path, "sha256")
                 if digest != self.digests[file]:
                     raise UserError(
                         f"{path}: expected sha256 {self.digests[file]}, found {digest}; {_again(self.name)}"
@@ -228,7 +228,7 @@ def new_dataset(
             mean, std = channel_statistics(arrays["train"][0], advance)
             for array in (array for pair in arrays.values() for array in pair):
                 _flush(array)
-            digests = {file: _sha256(partial / file, advance) for file in files}
+            digests = {file: hashed(partial / file, "sha256", advance) for file in files}
         meta = {
             "name": name,
             "classes": list(classes),
@@ -243,7 +243,7 @@ def new_dataset(
         }
         (partial / JOURNAL).unlink(missing_ok=True)
         (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        _put_in_place(partial, root / name)
+        replace_folder(partial, root / name)
     except BaseException:
         if journal is None or not journal.worth_keeping:
             remove(partial)
@@ -267,7 +267,7 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
         dataset.verify()
         for split in SPLITS:
             dataset.split(split)
-        _put_in_place(partial, root / name)
+        replace_folder(partial, root / name)
     finally:
         remove(partial)
 
@@ -413,35 +413,8 @@ def prepare(root: Path, name: str) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if root.is_dir() and not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        old = _old(root / name)
-        if old.is_dir() and not os.path.lexists(root / name):
-            old.rename(root / name)
+        restore_folder(root / name)
         _check_place(root / name)
-
-
-def _old(final: Path) -> Path:
-    return final.with_name(f".{final.name}.old")
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    """Rename ``partial`` to ``final``; the old folder goes only once the new one is complete."""
-    old = _old(final)
-    remove(old)
-    if final.is_dir() and not final.is_symlink():
-        final.rename(old)
-    elif final.exists() or final.is_symlink():
-        final.unlink()
-    partial.rename(final)
-    remove(old)
-
-
-def _sha256(path: Path, advance: Callable[[int], None] = lambda amount: None) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            advance(len(piece))
-    return digest.hexdigest()
 
 
 def _again(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import re
 import socket
@@ -19,11 +18,11 @@ import urllib3
 from requests.utils import get_environ_proxies
 
 from pipelines.command.errors import brief, printable, reason
+from pipelines.command.files import hashed
 from pipelines.command.progress import counting
 
 CHUNK = 1 << 14  # bytes; also the most that a broken connection loses
 REDIRECTS = 5  # in a row
-PIECE_BYTES = 1 << 20  # of a file whose md5 is taken
 
 
 class SourceError(Exception):
@@ -91,12 +90,8 @@ def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
 
 def md5_of(path: Path) -> str:
     """The md5 of a file, as 32 hex digits; DVC and the publishers identify files by it."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, counting(f"fetch: {printable(path.name)}: md5", path.stat().st_size) as advance:
-        while piece := file.read(PIECE_BYTES):
-            digest.update(piece)
-            advance(len(piece))
-    return digest.hexdigest()
+    with counting(f"fetch: {printable(path.name)}: md5", path.stat().st_size) as advance:
+        return hashed(path, "md5", advance)
 
 
 def shown(url: str) -> str:

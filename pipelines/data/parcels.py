@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.command.errors import UserError, brief
-from pipelines.command.files import expect_file
-from pipelines.command.folders import require_folder
+from pipelines.command.files import expect_file, require_folder
 
 READ_BYTES = 2**20  # bytes
 PIECE_NUMBER = re.compile(r"\.\d{3,}")  # at the end of a piece's name

@@ -12,15 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.command.errors import UserError
-from pipelines.data.datasets import new_dataset
+from pipelines.data.datasets import write_dataset
 from pipelines.data.sources import Rebuild, cifar_from_png, copy_out
 
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+IDX_FILES = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR_FILES = (*CIFAR_TRAIN, "test_batch.bin")
 CIFAR_SHAPE = (3, 32, 32)
@@ -34,17 +29,8 @@ def write_idx(raw: Path, root: Path, name: str, classes: Sequence[str], md5s: Ma
     if test_images.shape[1:] != (height, width):
         size = "{} x {}".format(*test_images.shape[1:])
         raise UserError(f"{raw / IDX_FILES[2]}: images of {size} pixels; expected {height} x {width} as in training")
-    with new_dataset(
-        root,
-        name,
-        classes=classes,
-        shape=(1, height, width),
-        train=len(train_images),
-        test=len(test_images),
-        source_md5=md5s,
-    ) as arrays:
-        arrays["train"][0][:, 0], arrays["train"][1][:] = train_images, train_labels
-        arrays["test"][0][:, 0], arrays["test"][1][:] = test_images, test_labels
+    train, test = (train_images[:, None], train_labels), (test_images[:, None], test_labels)
+    write_dataset(root, name, classes=classes, train=train, test=test, source_md5=md5s)
 
 
 def _split(raw: Path, images: str, labels: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -75,32 +61,20 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 def write_cifar(raw: Path, root: Path, name: str, classes: Sequence[str], md5s: Mapping[str, str]) -> None:
     """Write ``<root>/<name>`` from the six ``.bin`` files in ``raw``: data_batch_1 to 5, then test_batch."""
-    counts = {file: _records(raw / file) for file in CIFAR_FILES}
-    train = sum(counts[file] for file in CIFAR_TRAIN)
-    with new_dataset(
-        root,
-        name,
-        classes=classes,
-        shape=CIFAR_SHAPE,
-        train=train,
-        test=counts["test_batch.bin"],
-        source_md5=md5s,
-    ) as arrays:
-        for (images, labels), files in ((arrays["train"], CIFAR_TRAIN), (arrays["test"], ("test_batch.bin",))):
-            start = 0
-            for file in files:
-                records = np.fromfile(raw / file, np.uint8).reshape(counts[file], -1)
-                labels[start : start + counts[file]] = records[:, 0]
-                images[start : start + counts[file]] = records[:, 1:].reshape(-1, *CIFAR_SHAPE)
-                start += counts[file]
+    train, test = (_records([raw / file for file in files]) for files in (CIFAR_TRAIN, CIFAR_FILES[-1:]))
+    write_dataset(root, name, classes=classes, train=train, test=test, source_md5=md5s)
 
 
-def _records(path: Path) -> int:
-    """The number of records (1 label byte, 3 x 32 x 32 bytes) in a ``.bin`` file."""
-    records, rest = divmod(path.stat().st_size, 1 + math.prod(CIFAR_SHAPE))
-    if rest or not records:
-        raise UserError(f"{path}: {path.stat().st_size} bytes, expected a multiple of {1 + math.prod(CIFAR_SHAPE)}")
-    return records
+def _records(paths: Sequence[Path]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Images (N, 3, 32, 32) and labels (N,) of ``.bin`` files, one after the other; a record begins with its label."""
+    parts, size = [], 1 + math.prod(CIFAR_SHAPE)
+    for path in paths:
+        data = np.fromfile(path, np.uint8)
+        if data.size % size or not data.size:
+            raise UserError(f"{path}: {data.size} bytes, expected a multiple of {size}")
+        parts.append(data.reshape(-1, size))
+    records = np.concatenate(parts)
+    return records[:, 1:].reshape(-1, *CIFAR_SHAPE), records[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.command.errors import printable
-from pipelines.training import store
-from pipelines.training.store import DamagedError, MissingError
+from pipelines.command.files import DamagedError, MissingError, reading
 
 LONGEST_SIDE = 4096  # entries along an axis, except along one of images or units
 MOST_ENTRIES = 10_000_000  # entries along any axis
@@ -60,7 +59,7 @@ def first_layer(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, keys: Iterable[str]) -> dict[str, Array]:
     """The arrays of these names that are there."""
-    with store.reading(path) as file, warnings.catch_warnings():
+    with reading(path) as file, warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
             with zipfile.ZipFile(file) as archive:

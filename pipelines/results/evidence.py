@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.command.files import read_json
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import TOP5, ClaimedOn
-from pipelines.config.schema import parse, plain, require
-from pipelines.config.wording import show
+from pipelines.config.schema import parse
+from pipelines.config.values import plain
+from pipelines.config.wording import require, show
 from pipelines.results import reader
 from pipelines.results.reader import LATEST, Outcome, Trial
 from pipelines.results.words import commit, each, versions
-from pipelines.training import store
 
 EVIDENCE = Path("results/evidence")
 HERE, COMMITTED = "this checkout", "committed"  # origins
@@ -173,7 +174,7 @@ def read(names: Iterable[str], folder: Path = EVIDENCE) -> dict[str, list[Eviden
     return {
         name: [
             parse(Evidence, body, f"{path}: {budget}", origin=COMMITTED, budget=budget)
-            for budget, body in store.read_json(path).items()
+            for budget, body in read_json(path).items()
         ]
         for name, path in paths.items()
         if path.exists()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.config.schema import plain
+from pipelines.config.values import plain
 from pipelines.results import evidence
 from pipelines.results.evidence import KEYS, WIDEST, Seed
 from pipelines.results.page import images

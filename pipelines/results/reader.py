@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.command.files import DamagedError, read_json, read_lines, reading
 from pipelines.command.progress import is_number
 from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
@@ -25,7 +26,6 @@ from pipelines.config.claims import ClaimedOn
 from pipelines.results import arrays, examples
 from pipelines.results.verdicts import claim_margin
 from pipelines.training import status, store
-from pipelines.training.store import DamagedError
 
 EVALUATIONS = Path("evaluations")
 RUNS = Path("runs")
@@ -272,7 +272,7 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
 
 def read_about(path: Path) -> About:
     """Read ``classes.json``."""
-    found = store.read_json(path)
+    found = read_json(path)
     check(path, found, ABOUT)
     return About(**{key: found[key] for key in ABOUT if key != "shape"}, shape=tuple(found["shape"]))
 
@@ -280,7 +280,7 @@ def read_about(path: Path) -> About:
 def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
     """One trial's metrics and confusion matrix, which must agree."""
     path, table = folder / "metrics.json", folder / "confusion.csv"
-    metrics = store.read_json(path)
+    metrics = read_json(path)
     check(path, metrics, METRICS)
     if metrics.get("claimed_on"):
         check(path, metrics["claimed_on"], TEST_FIGURES, "claimed_on.")
@@ -323,7 +323,7 @@ def short(value: float | None) -> float | None:
 
 
 def _confusion(path: Path, *, size: int, images: int) -> Array:
-    with store.reading(path) as file:
+    with reading(path) as file:
         text = file.read()
     try:
         matrix = np.array([row.split(",") for row in text.decode().split()], dtype=np.int64)
@@ -337,7 +337,7 @@ def _confusion(path: Path, *, size: int, images: int) -> Array:
 
 def read_curve(path: Path) -> list[Json]:
     """A trial's learning curve, one object an epoch; empty where there is none yet."""
-    curve: list[Json] = store.read_lines(path)
+    curve: list[Json] = read_lines(path)
     for number, line in enumerate(curve, 1):
         check(f"{path} line {number}", line, CURVE)
     return curve

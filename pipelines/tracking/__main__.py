@@ -1,7 +1,105 @@
-"""``python -m pipelines.tracking`` sends what is waiting; see ``pipelines.tracking.helper``."""
+"""Send what is waiting, as a command and as the process that ``helper`` starts.
 
-from pipelines.command.errors import guard
-from pipelines.tracking.helper import main
+python -m pipelines.tracking            # send now what is waiting, and print what was sent
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines.command import arguments
+from pipelines.command.errors import UserError, guard
+from pipelines.tracking.addresses import clean, place, safe, tracking_uri
+from pipelines.tracking.delivery import Sender
+from pipelines.tracking.helper import FINISH, Helper
+from pipelines.tracking.probe import AwayError, LoginError, be_patient
+from pipelines.tracking.spool import Spool
+
+
+def helper_main() -> None:
+    """The helper: reads its order, sends round by round until it is to finish, and prints the outcome."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    order = json.loads(sys.stdin.readline())
+    if order["interval_s"] is not None:
+        os.nice(10)  # the trials that run come first
+    finish = threading.Event()
+
+    def listen() -> None:
+        if sys.stdin.readline() == FINISH:
+            finish.set()
+        if not sys.stdin.readline():  # the pipe is closed: the stage is gone, or has given this process up
+            os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
+    sender = Sender(Spool(**{name: Path(folder) for name, folder in order["spool"].items()}), order["uri"])
+    interval, outcome = order["interval_s"], {}
+    while interval is not None and not finish.wait(interval):
+        outcome = _round(sender)
+        if finish.is_set() and "away" in outcome:  # it has just had its time
+            break
+    else:
+        outcome = _round(sender, verify=order["verify"])
+    print(json.dumps(outcome), flush=True)
+    os._exit(0)  # MLflow's threads, and those that a server left hanging, need not end
+
+
+def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
+    """One round, which prints each run that is sent; returns its outcome."""
+
+    def announce(identity: str, name: str) -> None:
+        print(json.dumps({"sent": identity, "name": name}), flush=True)
+
+    try:
+        mine = sender.round(verify=verify, announce=announce)
+    except (AwayError, LoginError) as error:
+        return {"away": str(error)}
+    except Exception as error:
+        return {"failed": clean(f"{type(error).__name__}: {error}", sender.uri)}
+    came_from = None if sender.came_from is None else str(sender.came_from)
+    return {"busy": not mine, "refused": next(iter(sender.refused.values()), None), "came_from": came_from}
+
+
+def replay(spool: Spool) -> None:
+    """Send everything now, naming each run; UserError when something stays behind."""
+    uri, began = tracking_uri(spool.project), time.monotonic()
+    be_patient()
+    with Helper(spool, verify=True, announce=lambda name: print(f"sent {name}", flush=True)) as helper:
+        result = helper.finish(None)
+    if result.busy:
+        raise UserError(f"another process is sending to {place(safe(uri))} right now; run this again in a moment")
+    for problem in result.problems:
+        print(f"not tracked: {problem}")
+    if result.away is not None:
+        left = f": {result.waiting} in the spool" if result.trials_waiting + result.benchmarks_waiting else ""
+        raise UserError(f"{place(result.uri)} {result.away}{left}")
+    if result.failed is not None or result.refused is not None:
+        raise UserError(str(result.line))
+    if result.came_from is not None:
+        print(result.line)
+    took = f"in {time.monotonic() - began:.1f} s" if result.sent else "there was nothing to send"
+    print(f"{place(result.uri)} has everything: {result.sent} runs sent, {took}")
+
+
+def main() -> None:
+    """Send what is waiting."""
+    parser = arguments.Parser(
+        prog="python -m pipelines.tracking",
+        description="Send to MLflow what waits in the run store, and print what was sent. $MLFLOW_TRACKING_URI names "
+        "the server; without it, mlflow.db.",
+    )
+    parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)  # the process that sync starts
+    if parser.parse_args().helper:
+        helper_main()
+    replay(Spool.here())
+
 
 if __name__ == "__main__":
     guard(main)

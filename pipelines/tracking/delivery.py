@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.command.files import DamagedError
 from pipelines.tracking import database, limits, records
-from pipelines.tracking.cursors import Cursor, alone, arrived, is_remote, sqlite_file
-from pipelines.tracking.probe import AwayError, Bounded, RefusedError, answers, probe, reach_local
-from pipelines.tracking.records import IDENTITY_TAG, Part, Point, Record
+from pipelines.tracking.addresses import is_remote, sqlite_file
+from pipelines.tracking.cursors import Cursor, Part, Point, Record, alone, arrived
+from pipelines.tracking.probe import ENVIRONMENT, AwayError, Bounded, RefusedError, answers, probe, reach_local
+from pipelines.tracking.records import IDENTITY_TAG
 from pipelines.tracking.spool import Spool
-from pipelines.training.store import DamagedError
 
 if TYPE_CHECKING:
     from mlflow.entities import RunData  # metrics, params and tags of a run
@@ -32,18 +33,6 @@ DESCRIPTION = (
     "matrices, its learning curves and the figures of each class.\n\nThe step of a metric counts "
     f"{records.STEP}; `train/epoch` counts epochs."
 )
-SEND_AT_ONCE = 900  # metrics a call; MLflow takes 1000 metrics, params and tags together
-ENVIRONMENT = {  # a user's own settings stand
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_CONFIGURE_LOGGING": "false",
-    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
-    "DO_NOT_TRACK": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 class Sender:
@@ -69,9 +58,9 @@ class Sender:
         and the name of each run that is sent.
         """
         self.sent, self.refused = [], {}
-        with alone(Cursor.of(self.spool, self.uri)) as mine:
+        with alone(Cursor.of(self.spool.store, self.uri)) as mine:
             if mine:
-                cursor = Cursor.of(self.spool, self.uri)
+                cursor = Cursor.of(self.spool.store, self.uri)
                 everything = records.gather(self.spool)[0]
                 if everything and (verify or any(map(cursor.lacks, everything))):
                     try:
@@ -240,7 +229,7 @@ class Sender:
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
     def _log(self, run_id: str, parts: list[Part], points: list[Point], held: RunData) -> None:
-        """Send several parts in as few calls as MLflow allows; a param can't change, so the first value stays."""
+        """Send several parts in one call, which MLflow divides; a param can't change, so the first value stays."""
         from mlflow.entities import Metric, Param, RunTag
 
         params: dict[str, str] = {}
@@ -249,16 +238,11 @@ class Sender:
             params |= {limits.key(key): value for key, value in part.params.items()}
             tags |= {limits.key(key): value for key, value in part.tags.items()}
         metrics = [Metric(limits.key(p.key), p.value, milliseconds(p.time), p.step) for p in points]
-        first, rest = metrics[: SEND_AT_ONCE - 200], metrics[SEND_AT_ONCE - 200 :]
         settings = [
             Param(key, limits.value(value, limits.PARAM)) for key, value in params.items() if key not in held.params
         ]
         labels = [RunTag(key, limits.value(value, limits.TAG)) for key, value in tags.items()]
-        self.client.log_batch(run_id, first, settings[:100], labels)
-        for start in range(100, len(settings), 100):
-            self.client.log_batch(run_id, params=settings[start : start + 100])
-        for start in range(0, len(rest), SEND_AT_ONCE):
-            self.client.log_batch(run_id, rest[start : start + SEND_AT_ONCE])
+        self.client.log_batch(run_id, metrics, settings, labels)
 
     def _log_files(self, run_id: str, files: Mapping[str, bytes], held: RunData) -> None:
         with tempfile.TemporaryDirectory() as folder:

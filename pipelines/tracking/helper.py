@@ -1,7 +1,5 @@
 """Tracking with MLflow, best effort: a server gets what lies on the disk whenever it is there to take it.
 
-    python -m pipelines.tracking            # send now what is waiting, and print what was sent
-
 A stage calls ``sync`` at its end; ``follow`` keeps a server up to date while trials train. Both leave the work to a
 process of its own, which can hang, fail and be killed without harm to a trial, and which keeps MLflow (a second of
 imports, 240 MB) out of the stage. Results never depend on it: tracking is written, never read.
@@ -11,26 +9,21 @@ The run store and the stages' outputs are the spool, so nothing is lost while a 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pipelines.command import arguments
 from pipelines.command.errors import UserError
-from pipelines.tracking import delivery, limits, records
-from pipelines.tracking.cursors import Cursor, address, clean, pending, place, safe, tracking_uri
-from pipelines.tracking.delivery import Sender
-from pipelines.tracking.probe import AwayError, LoginError, be_patient
+from pipelines.tracking import limits, records
+from pipelines.tracking.addresses import address, clean, place, safe, tracking_uri
+from pipelines.tracking.cursors import Cursor, Record
+from pipelines.tracking.probe import ENVIRONMENT
 from pipelines.tracking.spool import Spool
 from pipelines.training.fingerprint import ROOT
 
@@ -82,6 +75,12 @@ class SyncResult:
         return f"{' and '.join(words) or 'nothing'} wait{'s' if sum(counts.values()) == 1 else ''}"
 
 
+def pending(spool: Spool, uri: str) -> list[Record]:
+    """The runs that the server at **uri** lacks by the cursor; the server is not asked."""
+    cursor = Cursor.of(spool.store, uri)
+    return [record for record in records.gather(spool)[0] if cursor.lacks(record)]
+
+
 def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncResult:
     """
     Send what the tracking server lacks; return within **deadline_s**, whatever the server does. Never raises.
@@ -92,7 +91,7 @@ def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncR
     try:
         if not pending(spool, tracking_uri(spool.project)):
             return _result(spool)
-        with _Helper(spool) as helper:
+        with Helper(spool) as helper:
             return helper.finish(deadline_s)
     except Exception as error:  # best effort: a stage never ends by it
         return _failed(spool, error)
@@ -112,7 +111,7 @@ def follow(
     results: list[SyncResult] = []
     helper = None
     with contextlib.suppress(Exception):
-        helper = _Helper(spool, interval_s=interval_s)
+        helper = Helper(spool, interval_s=interval_s)
     try:
         yield results
     except BaseException:
@@ -120,13 +119,13 @@ def follow(
         raise
     finally:
         try:
-            with helper or _Helper(spool) as last:
+            with helper or Helper(spool) as last:
                 results.append(last.finish(deadline_s))
         except Exception as error:
             results.append(_failed(spool, error))
 
 
-class _Helper:
+class Helper:
     """The process that talks to MLflow. It lives as long as the pipe to it, so it can't outlive its stage."""
 
     def __init__(
@@ -143,7 +142,7 @@ class _Helper:
         self.outcome: dict[str, Any] | None = None
         folders = {name: str(folder) for name, folder in vars(spool).items()}
         order = {"spool": folders, "uri": tracking_uri(spool.project), "interval_s": interval_s, "verify": verify}
-        environment = {**delivery.ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.tracking", "--helper"],
@@ -156,7 +155,7 @@ class _Helper:
         )
         self._write(json.dumps(order) + "\n")
 
-    def __enter__(self) -> _Helper:
+    def __enter__(self) -> Helper:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -200,7 +199,7 @@ def _result(spool: Spool, sent: Collection[str] = (), **outcome: Any) -> SyncRes
     """The outcome, with the runs that the cursor still lacks after those **sent** (identities)."""
     uri = address(spool.project)
     gathered, problems = records.gather(spool)
-    cursor = Cursor.of(spool, uri)
+    cursor = Cursor.of(spool.store, uri)
     waiting = [record.identity for record in gathered if cursor.lacks(record)]
     kinds = [identity.partition(":")[0] for identity in waiting]
     return SyncResult(
@@ -221,80 +220,3 @@ def _failed(spool: Spool, error: Exception) -> SyncResult:
         return _result(spool, failed=reason)
     except Exception:
         return SyncResult(uri=safe(uri), failed=reason)
-
-
-def helper_main() -> None:
-    """The helper: reads its order, sends round by round until it is to finish, and prints the outcome."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    order = json.loads(sys.stdin.readline())
-    if order["interval_s"] is not None:
-        os.nice(10)  # the trials that run come first
-    finish = threading.Event()
-
-    def listen() -> None:
-        if sys.stdin.readline() == FINISH:
-            finish.set()
-        if not sys.stdin.readline():  # the pipe is closed: the stage is gone, or has given this process up
-            os._exit(1)
-
-    threading.Thread(target=listen, daemon=True).start()
-    sender = Sender(Spool(**{name: Path(folder) for name, folder in order["spool"].items()}), order["uri"])
-    interval, outcome = order["interval_s"], {}
-    while interval is not None and not finish.wait(interval):
-        outcome = _round(sender)
-        if finish.is_set() and "away" in outcome:  # it has just had its time
-            break
-    else:
-        outcome = _round(sender, verify=order["verify"])
-    print(json.dumps(outcome), flush=True)
-    os._exit(0)  # MLflow's threads, and those that a server left hanging, need not end
-
-
-def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
-    """One round, which prints each run that is sent; returns its outcome."""
-
-    def announce(identity: str, name: str) -> None:
-        print(json.dumps({"sent": identity, "name": name}), flush=True)
-
-    try:
-        mine = sender.round(verify=verify, announce=announce)
-    except (AwayError, LoginError) as error:
-        return {"away": str(error)}
-    except Exception as error:
-        return {"failed": clean(f"{type(error).__name__}: {error}", sender.uri)}
-    came_from = None if sender.came_from is None else str(sender.came_from)
-    return {"busy": not mine, "refused": next(iter(sender.refused.values()), None), "came_from": came_from}
-
-
-def replay(spool: Spool) -> None:
-    """Send everything now, naming each run; UserError when something stays behind."""
-    uri, began = tracking_uri(spool.project), time.monotonic()
-    be_patient()
-    with _Helper(spool, verify=True, announce=lambda name: print(f"sent {name}", flush=True)) as helper:
-        result = helper.finish(None)
-    if result.busy:
-        raise UserError(f"another process is sending to {place(safe(uri))} right now; run this again in a moment")
-    for problem in result.problems:
-        print(f"not tracked: {problem}")
-    if result.away is not None:
-        left = f": {result.waiting} in the spool" if result.trials_waiting + result.benchmarks_waiting else ""
-        raise UserError(f"{place(result.uri)} {result.away}{left}")
-    if result.failed is not None or result.refused is not None:
-        raise UserError(str(result.line))
-    if result.came_from is not None:
-        print(result.line)
-    took = f"in {time.monotonic() - began:.1f} s" if result.sent else "there was nothing to send"
-    print(f"{place(result.uri)} has everything: {result.sent} runs sent, {took}")
-
-
-def main() -> None:
-    """Send what is waiting."""
-    parser = arguments.Parser(
-        prog="python -m pipelines.tracking",
-        description="Send to MLflow what waits in the run store, and print what was sent. $MLFLOW_TRACKING_URI names "
-        "the server; without it, mlflow.db.",
-    )
-    parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)  # the process that sync starts
-    if parser.parse_args().helper:
-        helper_main()
-    replay(Spool.here())

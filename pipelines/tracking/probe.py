@@ -11,20 +11,32 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from pipelines.command.files import DamagedError
 from pipelines.tracking import database
-from pipelines.tracking.cursors import clean, is_remote
-from pipelines.training.store import DamagedError
+from pipelines.tracking.addresses import clean, is_remote
 
 # For one answer, however it comes. A dead server costs a stage 5 s at most: this, and what starting a process and
 # importing MLflow take.
 ANSWER_S = 2.5
 PATIENT_S = 30.0  # for the commands that do nothing but talk to a server
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # a user's own wish, which MLflow follows too
+METRICS_A_REQUEST = 1000  # of a batch, by MLflow's client
 BYTES_A_SECOND = 100_000  # more time for an upload through a slow line
 ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # only MLflow answers it; /health proves less
 LONGEST_ANSWER = 10_000_000  # bytes of that; one experiment and its tags
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SET_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+ENVIRONMENT = {  # a user's own settings stand
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 LATER = (408, 429)  # statuses below 500 that mean: try again
 Answer = TypeVar("Answer")
 
@@ -93,7 +105,8 @@ class Bounded:
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
             size = os.path.getsize(args[1]) if name == "log_artifact" else 0
-            return within(patience() + size / BYTES_A_SECOND, lambda: call(*args, **kwargs))
+            requests = 1 + len(args[1]) // METRICS_A_REQUEST if name == "log_batch" else 1
+            return within(requests * patience() + size / BYTES_A_SECOND, lambda: call(*args, **kwargs))
 
         return bounded
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import Any
 
+from pipelines.command.files import MissingError
 from pipelines.results import arrays, explorer, reader, words
 from pipelines.results.figures import FIGURES
-from pipelines.results.ledger import claimed_error
 from pipelines.results.page.html import render
 from pipelines.results.reader import Json, Outcome, TrialEvaluation
+from pipelines.results.rows import claimed_error
 from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, stuck
 from pipelines.tracking import limits, spool
-from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, digest, modified
-from pipelines.training.store import MissingError
+from pipelines.tracking.cursors import Part, Point, Record, digest
+from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
 FORMAT = 4  # raise it when a drawing or a text changes: every part is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
@@ -38,48 +38,6 @@ TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss", 
 COST = ("wall_s", "device_s", "images_per_s", "images_seen", "parameters")
 PROVENANCE = ("hardware", "device", "workers", "resumed", "git_commit", "git_dirty")
 CLAIMED_ON = "claimed_on"  # the figures on the images of the claim, where those are not the whole test set
-
-
-class Point(NamedTuple):
-    """One value of one metric; **time** in unix seconds."""
-
-    key: str
-    value: float
-    step: int
-    time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part of a run that is sent together; **mark** changes when it has to be sent again."""
-
-    name: str
-    mark: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    points: Sequence[Point] = ()
-    files: Callable[[], Mapping[str, bytes]] = dict  # contents by name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One run of MLflow."""
-
-    identity: str
-    experiment: str
-    name: str
-    parent: str | None  # identity of the run above it
-    started: float
-    status: str
-    ended: float | None
-    dataset_digest: str | None
-    tags: Mapping[str, str]
-    parts: tuple[Part, ...]
-
-    @property
-    def marks(self) -> dict[str, str]:
-        """The marks of a server that has everything."""
-        return {**{part.name: part.mark for part in self.parts}, "status": self.status}
 
 
 def gather(where: Spool) -> tuple[list[Record], list[str]]:

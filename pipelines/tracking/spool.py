@@ -6,8 +6,6 @@ file that is missing or damaged reads as absent; a damaged one is one line in ``
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import socket
 import time
@@ -17,16 +15,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
+from pipelines.command.files import MissingError, read_json, read_list
 from pipelines.command.progress import is_number
 from pipelines.config.claims import Claim
 from pipelines.results import reader
 from pipelines.results.evidence import COMMITTED
-from pipelines.results.ledger import LedgerRow, TestSet
 from pipelines.results.reader import (
+    EVALUATIONS,
     LATEST,
     LIST,
     NUMBER,
     OBJECT,
+    RUNS,
     SEED,
     TEXT,
     WHOLE,
@@ -36,8 +36,8 @@ from pipelines.results.reader import (
     check,
     items,
 )
+from pipelines.results.rows import LedgerRow, TestSet
 from pipelines.training import store
-from pipelines.training.store import MissingError
 
 SILENT_S = 900.0  # a trial writes its progress every second; one that is silent for so long counts as ended
 Found = TypeVar("Found")
@@ -67,22 +67,13 @@ ROW = {
 class Spool:
     """Where the files are."""
 
-    project: Path  # holds mlflow.db and mlartifacts/ where no server is named
+    project: Path  # holds runs/, evaluations/ and report/; mlflow.db and mlartifacts/ where no server is named
     store: Path
-    runs: Path
-    evaluations: Path
-    report: Path
 
     @classmethod
     def here(cls) -> Spool:
         """The spool of the working directory, with the run store where ``$RUN_STORE`` says."""
-        return cls.below(Path.cwd(), run_store=store.default())
-
-    @classmethod
-    def below(cls, project: Path, *, run_store: Path | None = None) -> Spool:
-        """The spool of the project in the directory **project**."""
-        outputs = {name: project / name for name in ("runs", "evaluations", "report")}
-        return cls(project=project, store=run_store or project / "store", **outputs)
+        return cls(project=Path.cwd(), store=store.default())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +180,7 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     """Everything to track, benchmarks in the order of their first trial; and a line for each file that can't be."""
     problems: list[str] = []
     trials = _trials(spool, _evaluations(spool, problems), problems)
-    path = spool.report / "ledger.json"
+    path = spool.project / "report/ledger.json"
     rows = _try(problems, _ledger, path, problems) or {}
     datasets = {(t.benchmark, t.budget): t.dataset for t in trials}
     # The ledger lists every benchmark there is: there is nothing to show of those that never ran.
@@ -216,7 +207,9 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
 def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list[SpooledTrial]:
     """Each trial once a benchmark: as the store has it, else as a stage collected it, or ``dvc pull`` brought it."""
     trials: dict[tuple[str, str], SpooledTrial] = {}
-    collected = [path for path in spool.runs.glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)]
+    collected = [
+        path for path in (spool.project / RUNS).glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)
+    ]
     for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
         identity = _try(problems, _load, path, IDENTITY)
         if identity is None:
@@ -252,7 +245,7 @@ def _trial(path: Path, name: str, identity: Json, evaluations: Evaluations, prob
 def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
     """Every evaluation."""
     found: Evaluations = {}
-    for path in sorted(spool.evaluations.glob("*/trials/seed-*/metrics.json")):
+    for path in sorted((spool.project / EVALUATIONS).glob("*/trials/seed-*/metrics.json")):
         if SEED.fullmatch(path.parent.name):
             evaluation = _try(problems, _evaluation, path.parent)
             found |= {(path.parents[2].name, evaluation.metrics["key"]): evaluation} if evaluation else {}
@@ -266,7 +259,7 @@ def _evaluation(folder: Path) -> TrialEvaluation:
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], Json]:
     """The rows of this checkout's trials by benchmark and budget; committed evidence was tracked where it was run."""
     found: dict[tuple[str, str], Json] = {}
-    for place, listed in enumerate(store.read_list(path), 1):
+    for place, listed in enumerate(read_list(path), 1):
         row = _try(problems, _row, f"{path} row {place}", listed)
         if row is not None:
             found[row["benchmark"], row["budget"]] = row
@@ -292,7 +285,7 @@ def _whole(kind: type, found: Json) -> Json:
 
 def _load(path: Path, kinds: Mapping[str, Kind]) -> Json:
     """The JSON object in ``path``, with values of these kinds."""
-    found: Json = store.read_json(path)
+    found: Json = read_json(path)
     check(path, found, kinds)
     return found
 
@@ -330,8 +323,3 @@ def alive(progress: Mapping[str, Any]) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def digest(*parts: Any) -> str:
-    """A short digest of plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

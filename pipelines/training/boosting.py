@@ -23,7 +23,7 @@ from pipelines.data.batches import Batches, stream
 from pipelines.training import schedules
 
 if TYPE_CHECKING:
-    from pipelines.config.schedules import Boosting
+    from pipelines.config.recipes import Boosting
 
 MEMBERS = 3
 AT_A_TIME = 256  # candidates

@@ -20,8 +20,9 @@ import torch
 from pytorch_lightning.plugins import CheckpointIO
 
 from pipelines.command.errors import PREEMPTED, UserError
+from pipelines.command.files import write_bytes, write_json
 from pipelines.data.batches import Batches
-from pipelines.training import provenance, status, store, tensors
+from pipelines.training import provenance, status, tensors
 from pipelines.training.classifier import Classifier
 from pipelines.training.spec import Spec
 
@@ -218,7 +219,7 @@ class CheckpointCallback(pl.Callback):
 
     def _write_curve(self) -> None:
         text = "".join(json.dumps(point) + "\n" for point in self.curve)
-        store.write_bytes(self.spec.files.curve, text.encode())
+        write_bytes(self.spec.files.curve, text.encode())
 
     def report(self, state: str, loss: float | None) -> None:
         """Rewrite progress.json and call ``watch``."""
@@ -238,7 +239,7 @@ class CheckpointCallback(pl.Callback):
             "host": socket.gethostname(),
             "time": time.time(),
         }
-        store.write_json(self.spec.files.progress, progress)
+        write_json(self.spec.files.progress, progress)
         self.watch(progress)
 
 

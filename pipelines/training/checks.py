@@ -12,8 +12,8 @@ from pipelines.command.errors import UserError, reason
 from pipelines.config.benchmarks import Benchmark
 from pipelines.data import subsets
 from pipelines.data.datasets import Dataset
-from pipelines.training import boosting, network, sdlm
-from pipelines.training.inputs import Inputs
+from pipelines.training import boosting, sdlm
+from pipelines.training.inputs import LONGEST_REASON, Inputs
 from pipelines.training.losses import build_loss
 from pipelines.training.optimisers import build_optimiser
 from pipelines.training.spec import Sizes
@@ -94,9 +94,7 @@ def _check_outputs(inputs: Inputs, model: nn.Module) -> None:
         with torch.inference_mode():
             outputs = model(torch.zeros(1, *shape))
     except RuntimeError as error:
-        raise UserError(
-            f"{where}: {name} does not take images of {shape}: {reason(error, network.LONGEST_REASON)}"
-        ) from None
+        raise UserError(f"{where}: {name} does not take images of {shape}: {reason(error, LONGEST_REASON)}") from None
     if tuple(outputs.shape) != expected:
         raise UserError(f"{where}: {name} gives {tuple(outputs.shape)}; expected {expected}")
 

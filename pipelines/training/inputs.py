@@ -1,22 +1,28 @@
-"""What a network of a benchmark sees: derived once from the benchmark and its dataset, and handed down."""
+"""The network of a benchmark and what it sees: derived once from the benchmark and its dataset, and handed down."""
 
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from pipelines.command import locks
-from pipelines.command.errors import UserError
+from pipelines.command.errors import UserError, reason
+from pipelines.command.files import DamagedError, MissingError, set_aside
+from pipelines.config import schema, wording
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.schema import plain
+from pipelines.config.values import plain
 from pipelines.data import datasets, subsets, transforms
 from pipelines.data.batches import stream
-from pipelines.training import fingerprint, network, store, tensors
+from pipelines.training import fingerprint, tensors
 
 if TYPE_CHECKING:
     from pipelines.config.recipes import Recipe
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 
 LOADED = fingerprint.read()  # the code that this process runs, whatever becomes of the files
 PATIENCE_S = 600.0  # for another process that fits the same
+LONGEST_REASON = 300  # characters of an error of torch's
 Transforms = tuple[transforms.Preprocess, transforms.Augment]
 
 
@@ -71,10 +78,10 @@ class Inputs:
         with locks.held(kept.with_suffix(".lock"), f"fitting {what}", patience_s=PATIENCE_S):
             try:
                 return self._restored(kept, identity)
-            except store.MissingError:
+            except MissingError:
                 pass
-            except store.DamagedError as error:
-                store.set_aside(kept)
+            except DamagedError as error:
+                set_aside(kept)
                 print(f"{error}; set aside, and fitted again", flush=True)
             preprocess, augment = fit(self.benchmark.recipe, self.dataset)
             state = {"of": identity, "preprocess": preprocess.state_dict(), "augment": augment.state_dict()}
@@ -83,11 +90,11 @@ class Inputs:
 
     def build(self) -> nn.Module:
         """The benchmark's network for these inputs, freshly initialised."""
-        return network.build(self.benchmark, len(self.dataset.classes), self.shape)
+        return build_network(self.benchmark, len(self.dataset.classes), self.shape)
 
     def load(self, weights: Path) -> nn.Module:
         """The benchmark's network with trained weights."""
-        return network.load(self.benchmark, len(self.dataset.classes), self.shape, weights)
+        return load_network(self.benchmark, len(self.dataset.classes), self.shape, weights)
 
     def _identity(self) -> list[str]:
         """What decides the fitted transforms: data, arguments and code."""
@@ -112,3 +119,60 @@ def fit(recipe: Recipe, dataset: Dataset) -> Transforms:
     images, _ = dataset.split("train")
     transforms.fit(preprocess, images, subsets.positions(dataset.train, recipe.subset), augment=augment)
     return preprocess, augment
+
+
+def build_network(benchmark: Benchmark, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """The network for images of ``shape`` (C, H, W) as preprocessed and augmented; UserError when it can't be built."""
+    make = _builder(benchmark)
+    options = _options(benchmark, make)
+    where, name = f"{benchmark.where}.model", benchmark.model.name
+    try:
+        model: nn.Module = make(classes=classes, in_shape=shape, **options)
+    except ValueError as error:
+        raise UserError(f"{where}: {name}: {reason(error, LONGEST_REASON)}") from None
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # torch's own, for a size or a deviation
+        line = reason(error, LONGEST_REASON)
+        if not isinstance(error, RuntimeError) or "allocate" in line:  # a size that fits no memory, or no number
+            line = "it is too large for this machine"
+        raise UserError(f"{where}: {name} with the options {wording.show(options)}: {line}") from None
+    return model
+
+
+def load_network(benchmark: Benchmark, classes: int, shape: tuple[int, ...], weights: Path) -> nn.Module:
+    """The trained network in ``weights``, in evaluation mode; UserError when the file is damaged or another's."""
+    model = build_network(benchmark, classes, shape)
+    state = tensors.load(weights, f"the weights of {benchmark.name}")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        differs = " ".join(str(error).split())[:160]
+        raise UserError(f"{weights} does not hold the weights of {benchmark.name}: {differs}") from None
+    return model.eval()
+
+
+def builders(family: str) -> dict[str, Callable[..., nn.Module]]:
+    """The public functions of ``models/<family>.py``, by name."""
+    module = importlib.import_module(f"models.{family}")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def _builder(benchmark: Benchmark) -> Callable[..., nn.Module]:
+    known, name = builders(benchmark.model.family), benchmark.model.name
+    if name not in known:
+        raise UserError(wording.unknown(f"{benchmark.where}.model.name: model", name, known))
+    return known[name]
+
+
+def _options(benchmark: Benchmark, make: Callable[..., nn.Module]) -> dict[str, Any]:
+    """The options, converted to the types of the builder's signature; UserError for one of another name or type."""
+    where = f"{benchmark.where}.model.options"
+    hints, options = typing.get_type_hints(make), benchmark.model.options
+    allowed = set(inspect.signature(make).parameters) - {"classes", "in_shape"}
+    for option in options:
+        if option not in allowed:
+            raise UserError(wording.unknown(f"{where}: {benchmark.model.name}: option", option, allowed))
+    return {name: schema.convert(hints[name], value, f"{where}.{name}") for name, value in options.items()}

@@ -17,12 +17,12 @@ from typing import Any
 
 from pipelines.command import locks
 from pipelines.command.errors import UserError, brief
-from pipelines.command.files import remove
+from pipelines.command.files import DamagedError, check_seal, read_json, read_lines, remove
 from pipelines.config import wording
 from pipelines.config.params import Params
 from pipelines.data import datasets
 from pipelines.data.parcels import Carried, Writer
-from pipelines.training import fingerprint, provenance, status, store, tensors, trainer
+from pipelines.training import fingerprint, provenance, status, tensors, trainer
 from pipelines.training.classifier import Classifier
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec, plan
@@ -71,7 +71,7 @@ class Plans:
             raise UserError("its trial.json names no benchmark, budget and seed")
         benchmark = self.params.benchmark(name)
         if budget not in benchmark.budgets:
-            raise wording.unknown("budget", budget, benchmark.budgets)
+            raise UserError(wording.unknown("budget", budget, benchmark.budgets))
         planned = plan(benchmark, budget, seed, data=self.data, root=self.root, sources=self.sources)
         spec = next((one for one in planned.variants if one.key == identity.get("key")), None)
         if spec is None:
@@ -102,7 +102,7 @@ class Plans:
     def _read(self, folder: Path) -> Found | None:
         files = TrialFiles(folder)
         try:
-            identity = store.read_json(files.trial)
+            identity = read_json(files.trial)
         except UserError:
             return None
         spec = None
@@ -137,7 +137,7 @@ def pack(trial: Found, spec: Spec, writer: Writer) -> bool:
     if files.finished:
         added = [files.trial, *files.kept]
     elif files.checkpoint.exists():
-        store.check_seal(files.checkpoint)
+        check_seal(files.checkpoint)
         added = [files.trial, files.progress, files.checkpoint]
     else:
         return False
@@ -163,7 +163,7 @@ def take(folder: Path, plans: Plans) -> str:
     refused: of no row here, damaged, not what its plan says, or being trained at this moment.
     """
     new = TrialFiles(folder)
-    identity = store.read_json(new.trial)
+    identity = read_json(new.trial)
     if identity.get("key") != folder.name:
         raise UserError(f"its trial.json has the key {brief(str(identity.get('key')))}")
     spec = plans.spec(identity)
@@ -192,8 +192,8 @@ def _check_finished(new: TrialFiles, spec: Spec) -> None:
     }
     for key, value in planned.items():
         if result.get(key) != value:
-            raise store.DamagedError(f"{new.result.name} has another {key} than its row")
-    store.read_lines(new.curve)
+            raise DamagedError(f"{new.result.name} has another {key} than its row")
+    read_lines(new.curve)
     inputs.load(new.weights)
 
 
@@ -201,7 +201,7 @@ def _our_position(spec: Spec) -> tuple[int, int] | None:
     """How far this store's checkpoint is; None without a whole one."""
     try:
         return _position(spec.files.checkpoint, spec)
-    except store.DamagedError:
+    except DamagedError:
         return None
 
 

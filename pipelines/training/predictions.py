@@ -17,8 +17,7 @@ from pipelines.config.claims import ClaimedOn, Evaluation
 from pipelines.data import subsets
 from pipelines.data.batches import stream
 from pipelines.data.datasets import Split
-from pipelines.data.transforms import Augment
-from pipelines.data.views import CENTRE, views
+from pipelines.data.views import CENTRE, SINGLE, views
 from pipelines.training import memory
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
@@ -119,14 +118,14 @@ class Examiner:
         ``start``, how many images come before them, is part of the stream that draws random views.
         """
         batch = self.preprocess(torch.from_numpy(np.array(self.images[places])).to(self.device))
-        alone = None
-        if not self.centre_is_single:
-            alone = self._probabilities(next(views(batch, "single", augment=self.augment)))
-            if self.how.views == "single":
-                return alone, alone.argmax(1)
         named = ("views",) if self.split == "test" else ("views", self.split)  # of a random stream
         generator = torch.Generator().manual_seed(stream(self.seed, *named, start))
-        each = [self._probabilities(view) for view in _views(batch, self.how, self.augment, generator)]
+        alone = None
+        if not self.centre_is_single:
+            alone = self._probabilities(next(views(batch, SINGLE, self.augment, generator)))
+            if self.how.views == "single":
+                return alone, alone.argmax(1)
+        each = [self._probabilities(view) for view in views(batch, self.how, self.augment, generator)]
         return torch.stack(each).mean(0), (each[CENTRE] if alone is None else alone).argmax(1)
 
     def _probabilities(self, view: Tensor) -> Tensor:
@@ -196,10 +195,6 @@ def flops(inputs: Inputs) -> int:
         inputs.build().eval()(torch.empty(1, *inputs.shape))
     times = {"single": 1, "random": 1 + inputs.benchmark.evaluation.count, "ten_crop": 10}
     return int(counter.get_total_flops()) * times[inputs.benchmark.evaluation.views]
-
-
-def _views(batch: Tensor, how: Evaluation, augment: Augment, generator: torch.Generator) -> Iterator[Tensor]:
-    return views(batch, how.views, augment=augment, generator=generator, count=how.count, size=how.crop)
 
 
 def as_claimed(

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from pipelines.command.errors import UserError
-from pipelines.config.params import CHOICES, SUITE
 from pipelines.training.fingerprint import ROOT
+
+UNCOUNTED = (":!suite.yaml", ":!results")  # of the tree's changes
 
 
 def chosen_device(asked: str | None) -> str:
@@ -73,5 +74,5 @@ def git_state() -> dict[str, Any]:
         return done.stdout.rstrip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{CHOICES.parent}", f":!{SUITE}")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *UNCOUNTED)
     return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipelines.config.registry import Registry
 
 if TYPE_CHECKING:
-    from pipelines.config.schedules import Boosting, Schedule
+    from pipelines.config.recipes import Boosting, Schedule
 
 # The factor between two points: called with the factors at both, the epochs since the first, and those between them.
 BETWEEN: Registry[Callable[[float, float, float, float], float]] = Registry("interpolation", __name__)

@@ -8,15 +8,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.params import Params
 from pipelines.config.recipes import Arithmetic
 from pipelines.data import datasets, subsets
 from pipelines.training import fingerprint, store
 from pipelines.training.store import TrialFiles  # by its own name: a field called store hides the module
+
+if TYPE_CHECKING:
+    from pipelines.config.params import Params  # a trial is planned from one row of them
 
 CANDIDATE = 1.2  # training images that a candidate of boosting takes the time of, measured: one or two members' answers
 
@@ -154,15 +155,6 @@ def has_amx() -> bool:
 
 def trials(params: Params, name: str, *, data: Path, root: Path, budget: str | None = None) -> list[Spec]:
     """The trials of one benchmark, a seed each, at ``budget`` or at its usual one; UserError for an unknown budget."""
-    benchmark, sources = params.benchmark(name), fingerprint.read()
-    budget = budget or usual_budget(params, name)
-    if budget not in benchmark.budgets:
-        raise wording.unknown(f"--budget: {name}: budget", budget, benchmark.budgets)
+    benchmark, budget, sources = params.benchmark(name), params.budget(name, budget), fingerprint.read()
     seeds = benchmark.budgets[budget].seeds
     return [plan(benchmark, budget, seed, data=data, root=root, sources=sources) for seed in seeds]
-
-
-def usual_budget(params: Params, name: str) -> str:
-    """The budget of the active suite; outside it the paper's."""
-    entry = params.suite.benchmarks.get(name)
-    return entry.budget if entry else "paper"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json
 from pipelines.command.progress import duration, is_number
-from pipelines.training import store
 
 if TYPE_CHECKING:
     from pipelines.training.spec import Spec
@@ -20,7 +20,7 @@ PLATEAU = 0.005  # of ln C, how near to it a loss of C classes counts as never h
 def read(path: Path, *, since: float) -> dict[str, Any] | None:
     """A trial's progress.json; None for none, a damaged one, and one older than ``since`` (a killed run's)."""
     try:
-        state = store.read_json(path)
+        state = read_json(path)
     except UserError:
         return None
     sound = (

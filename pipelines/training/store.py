@@ -6,40 +6,20 @@ directory of a cluster: ``$RUN_STORE``.
 
 Every file behind a result carries a sha256 that each reader checks: ``result.json`` holds its own and those of the
 weights and the curve, in the store and where a stage copies them; checkpoints and fitted preprocessing end in theirs
-(``sealing``). A damaged file is renamed to ``<name>.damaged`` and made anew.
+(``files.sealing``). A damaged file is renamed to ``<name>.damaged`` and made anew.
 """
 
 from __future__ import annotations
 
-import errno
-import functools
 import hashlib
 import json
 import os
-import socket
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from io import BufferedReader
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
-from pipelines.command.errors import UserError
-from pipelines.command.files import remove
-from pipelines.command.folders import require_folder
-
-TEMPORARY = "writing"  # in the name of a file that is not whole yet
-SEAL = b"\nsha256 "  # comes before the digest at the end of a sealed file
-SHA256_DIGITS = 64
-
-
-class DamagedError(UserError):
-    """A file that is not what was written: it must not go on as a result."""
-
-
-class MissingError(DamagedError):
-    """A file that is not there."""
+from pipelines.command.files import TEMPORARY, DamagedError, check_seal, digest, read_json, set_aside, write_json
 
 
 def default() -> Path:
@@ -53,46 +33,18 @@ def key(config: Mapping[str, Any], dataset_digest: str, seed: int, code: Mapping
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
 class TrialFiles:
     """The files of one trial."""
 
-    folder: Path
-
-    @property
-    def trial(self) -> Path:
-        """What is trained: benchmark, seed, resolved config, digests."""
-        return self.folder / "trial.json"
-
-    @property
-    def progress(self) -> Path:
-        """How far it is, rewritten about once a second."""
-        return self.folder / "progress.json"
-
-    @property
-    def curve(self) -> Path:
-        """One JSON object a line, one line a finished epoch."""
-        return self.folder / "curve.jsonl"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Lightning's checkpoint: weights, optimiser, position in the data, curve so far."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def weights(self) -> Path:
-        """The state dict at the end of the last epoch."""
-        return self.folder / "weights.pt"
-
-    @property
-    def result(self) -> Path:
-        """The provenance; written last, so that its presence means the trial is finished."""
-        return self.folder / "result.json"
-
-    @property
-    def kept(self) -> tuple[Path, Path, Path]:
-        """The files of a finished trial that later stages read."""
-        return self.weights, self.curve, self.result
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.trial = folder / "trial.json"  # what is trained: benchmark, seed, resolved config, digests
+        self.progress = folder / "progress.json"  # how far it is, rewritten about once a second
+        self.curve = folder / "curve.jsonl"  # one JSON object a line, one line a finished epoch
+        self.checkpoint = folder / "last.ckpt"  # Lightning's: weights, optimiser, position in the data, curve so far
+        self.weights = folder / "weights.pt"  # the state dict at the end of the last epoch
+        self.result = folder / "result.json"  # the provenance; written last: where it is, the trial is finished
+        self.kept = (self.weights, self.curve, self.result)  # of a finished trial, which later stages read
 
     @property
     def finished(self) -> bool:
@@ -163,163 +115,3 @@ def _own_digest(result: Mapping[str, Any]) -> str | None:
         return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     except RecursionError:
         return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` in one step, so that a reader sees the old or the new whole, also after a crash."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace ``path`` in one step."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on a clean exit it takes that name, otherwise it goes."""
-    require_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{TEMPORARY}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; expected a file") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def sealing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write to; on a clean exit it replaces ``path``, followed by the digest of what was written.
-
-    torch.load and unzip read the result as they would without.
-    """
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        hashing = _Hashing(file)
-        yield cast(IO[bytes], hashing)
-        file.write(SEAL + hashing.sum.hexdigest().encode())
-        file.flush()
-
-
-class _Hashing:
-    """The part of a file's interface that torch.save needs, hashing what it writes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sum = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.sum.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def check_seal(path: Path) -> None:
-    """DamagedError unless ``path`` ends in the digest of what comes before."""
-    with reading_sealed(path):
-        pass
-
-
-@contextmanager
-def reading_sealed(path: Path) -> Iterator[BufferedReader]:
-    """A file that ends in the digest of what comes before, open at its beginning; DamagedError for any other."""
-    with reading(path) as file:
-        left = os.fstat(file.fileno()).st_size - len(SEAL) - SHA256_DIGITS
-        seen = hashlib.sha256()
-        while left > 0 and (part := file.read(min(left, 2**20))):
-            seen.update(part)
-            left -= len(part)
-        if left or file.read() != SEAL + seen.hexdigest().encode():
-            raise DamagedError(f"{path} is damaged, or older than digests: it does not end in its sha256")
-        file.seek(0)
-        yield file
-
-
-def set_aside(path: Path) -> None:
-    """Rename ``path``, whatever it is, to ``<name>.damaged``, for a person to look at; replaces an earlier one."""
-    if os.path.lexists(path):
-        kept = path.with_name(f"{path.name}.damaged")
-        remove(kept)
-        path.rename(kept)
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[BufferedReader]:
-    """A regular file, open; DamagedError for what is missing, something else or unreadable; no pipe is waited for."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"{path} is missing; expected a file that an earlier stage writes") from None
-    except OSError as error:
-        kind = DamagedError if error.errno in (errno.ELOOP, errno.ENXIO) else UserError  # a socket; no right
-        raise kind(f"{path} can't be read ({error.strerror}); expected a file") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise DamagedError(f"{path} is no regular file; expected one")
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            yield file
-        except OSError as error:
-            raise DamagedError(f"{path} can't be read ({error.strerror})") from None
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a file; DamagedError where there is none. Hashed once, as long as it is not written to."""
-    with reading(path) as file:
-        about = os.fstat(file.fileno())
-        version = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-        return _digest(path, version)
-
-
-@functools.lru_cache(maxsize=1024)
-def _digest(path: Path, version: tuple[int, ...]) -> str:
-    with reading(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in ``path``; DamagedError when the file is missing or damaged."""
-    found = _parsed(path)
-    if not isinstance(found, dict):
-        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected an object")
-    return found
-
-
-def read_list(path: Path) -> list[Any]:
-    """The list in ``path``; DamagedError when the file is missing or damaged."""
-    found = _parsed(path)
-    if not isinstance(found, list):
-        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected a list")
-    return found
-
-
-def _parsed(path: Path) -> Any:
-    with reading(path) as file:
-        text = file.read()
-    try:
-        return json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged ({error}); expected JSON") from None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, [] when there is none; a last line without an end is one still being written."""
-    try:
-        with reading(path) as file:
-            text = file.read()
-    except MissingError:
-        return []
-    try:
-        lines = text.decode().splitlines(keepends=True)
-        found = [json.loads(line) for line in lines if line.endswith("\n")]
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged ({error}); expected one JSON object a line") from None
-    others = {type(line).__name__ for line in found} - {"dict"}
-    if others:
-        raise DamagedError(f"{path} is damaged: it holds a {others.pop()}; expected one JSON object a line")
-    return found

@@ -11,24 +11,24 @@ from typing import Any
 import torch
 
 from pipelines.command.errors import UserError
-from pipelines.training import store
+from pipelines.command.files import DamagedError, reading, reading_sealed, sealing
 
 
 def load(path: Path, what: str) -> dict[str, Any]:
     """Names and tensors, on the CPU; UserError naming the file when it is missing, damaged or something else."""
-    with store.reading(path) as file:
+    with reading(path) as file:
         return _load(file, path, what)
 
 
 def load_sealed(path: Path, what: str) -> dict[str, Any]:
     """What ``save_sealed`` saved; DamagedError for anything else."""
-    with store.reading_sealed(path) as file:
+    with reading_sealed(path) as file:
         return _load(file, path, what)
 
 
 def save_sealed(path: Path, value: dict[str, Any]) -> None:
     """Replace ``path`` in one step by ``value`` and a digest."""
-    with store.sealing(path) as file:
+    with sealing(path) as file:
         torch.save(value, file)
 
 
@@ -38,7 +38,7 @@ def laid_out(path: Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise store.DamagedError(f"{path} is foreign: {type(error).__name__} {error!s:.80}") from None
+        raise DamagedError(f"{path} is foreign: {type(error).__name__} {error!s:.80}") from None
 
 
 def _load(file: BufferedReader, path: Path, what: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _load(file: BufferedReader, path: Path, what: str) -> dict[str, Any]:
         if isinstance(error, MemoryError) or "allocate memory" in reason:
             raise UserError(f"{path}: not enough memory to load it; expected more, or fewer trials at once") from None
         line = f"{path} is damaged or foreign; expected {what} ({type(error).__name__}: {reason})"
-        raise store.DamagedError(line) from None
+        raise DamagedError(line) from None
     if not isinstance(held, dict):
-        raise store.DamagedError(f"{path} holds a {type(held).__name__}; expected {what}")
+        raise DamagedError(f"{path} holds a {type(held).__name__}; expected {what}")
     return held

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipelines.command import locks
 from pipelines.command.errors import FULL, UserError
+from pipelines.command.files import DamagedError, MissingError, replacing, set_aside, write_json
 from pipelines.data import datasets
 from pipelines.data.batches import Batches, Chunks
 from pipelines.training import core, fingerprint, memory, provenance, store, tensors
@@ -72,7 +73,7 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     inputs = Inputs.of(spec)
     identity = _identity(spec, inputs.dataset) | provenance.git_state()
     if worker.rank == 0:
-        store.write_json(spec.files.trial, identity)
+        write_json(spec.files.trial, identity)
     loader, module = prepare(spec, inputs, worker)
     callback = CheckpointCallback(spec, loader, worker, watch, len(inputs.positions))
     checkpoints = Checkpoints()
@@ -131,12 +132,12 @@ def checkpoint(spec: Spec, worker: Worker, module: Classifier, checkpoints: Chec
     try:
         held = checkpoints.read(path, f"a checkpoint of {spec.name}")
         check_checkpoint(held, path, spec, module)
-    except store.MissingError:
+    except MissingError:
         return None
-    except store.DamagedError as error:
+    except DamagedError as error:
         checkpoints.loaded.clear()
         if worker.rank == 0:
-            store.set_aside(path)
+            set_aside(path)
             print(f"{error}; set aside, and {spec.name} is trained from the start", flush=True)
         return None
     return path
@@ -155,9 +156,9 @@ def check_checkpoint(held: dict[str, Any], path: Path, spec: Spec, module: Class
         names = list(held["state_dict"])
     expected = module.state_dict()
     if key != spec.key:
-        raise store.DamagedError(f"{path} belongs to another trial (key {key}); expected {spec.key}")
+        raise DamagedError(f"{path} belongs to another trial (key {key}); expected {spec.key}")
     if names != list(expected) or shapes != [value.shape for value in expected.values()] or not fits:
-        raise store.DamagedError(f"{path} holds tensors of other shapes than {spec.benchmark.model.name} has")
+        raise DamagedError(f"{path} holds tensors of other shapes than {spec.benchmark.model.name} has")
     return state
 
 
@@ -198,7 +199,7 @@ def _loaded(family: str) -> dict[str, str]:
 def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identity: Mapping[str, Any]) -> None:
     """Weights, provenance, and last of all the mark that the trial is finished."""
     last, workers = callback.curve[-1], callback.worker.workers
-    with store.replacing(spec.files.weights) as temporary:
+    with replacing(spec.files.weights) as temporary:
         torch.save(module.model.state_dict(), temporary)
     images = spec.epochs * len(callback.loader.positions)
     wall = last["seconds"]

@@ -22,9 +22,9 @@ from pipelines.command.errors import PREEMPTED, UserError
 from pipelines.config.benchmarks import Benchmark, Resources
 from pipelines.config.params import load_params
 from pipelines.training import spec
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
 from tests.disturbed import QUIET, only, specs
-from tests.processes import runs, until
+from tests.processes import environment, runs, until
 
 pytestmark = pytest.mark.usefixtures("ends_all")
 

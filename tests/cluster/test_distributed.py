@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.training import spec, store, trainer
+from pipelines.command.files import read_json, read_lines
+from pipelines.training import spec, trainer
 from tests import projects
 from tests.conftest import edit_params
 from tests.disturbed import Run, on_two_workers, only, same_weights, slurm, specs, worker_of
@@ -46,7 +47,7 @@ def test_two_workers_train_as_one_does(project: Path, undisturbed: spec.Spec) ->
     """The same batches, sharded: but for the order of sums, the same curve."""
     edit_params(project / "params.yaml", lenet5_mnist=TWO | {"resources": {"workers": 1}})
     alone = trainer.run(specs("lenet5-mnist")[0])
-    for ours, theirs in zip(store.read_lines(undisturbed.files.curve), store.read_lines(alone.curve), strict=True):
+    for ours, theirs in zip(read_lines(undisturbed.files.curve), read_lines(alone.curve), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["train_error"] == pytest.approx(theirs["train_error"], abs=0.5)
 
@@ -81,13 +82,13 @@ def test_whatever_is_killed_both_workers_go_on_to_the_same_weights(project: Path
     os.kill(other, signal.SIGUSR1)  # the machine of one of them is taken away: both save, and go on elsewhere
     until(lambda: worker_of(one) != second)
     run.finish(status=2)
-    result = store.read_json(one.files.result)
+    result = read_json(one.files.result)
     assert result["resumed"] in (3, 4) and result["workers"] == 2  # a machine may be slow to press Ctrl-C
     assert same_weights(one.files.weights, undisturbed.files.weights)
 
     assert run.log.splitlines()[-1] == "error: linear-mnist seed 0: the loss of epoch 1 is nan; try a lower lr"
     run.says_nothing_of_rays()
-    assert store.read_json(diverging.files.progress)["state"] == "failed"
+    assert read_json(diverging.files.progress)["state"] == "failed"
 
 
 def ranks(run: Run) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cluster import local
-from pipelines.training import store
+from pipelines.command.files import read_json
 from tests.checkout import Checkout
 from tests.disturbed import OFTEN, QUIET, specs, stamp
 from tests.processes import until
@@ -109,7 +109,7 @@ def test_a_job_is_followed_ended_and_run_again(checkout: Checkout, address: str)
     told = Submission(checkout, *words).ended(0)
     assert "is at work on it already; this is its log\n" in told and told.count("4 trials to train") == 1
     assert "Running stage 'compare'" in told and (checkout.folder / "report/index.html").exists()
-    assert store.read_json(one.files.result)["resumed"] >= 1
+    assert read_json(one.files.result)["resumed"] >= 1
 
     (checkout.folder / "params.yaml").write_text("datasets: 1\n")
     told = Submission(checkout, *words).ended(2)

@@ -16,8 +16,7 @@ import pytest
 
 from pipelines.cluster import local
 from pipelines.command.errors import UserError
-from tests.conftest import environment
-from tests.processes import started_by
+from tests.processes import environment, started_by
 
 pytestmark = pytest.mark.usefixtures("ends_all")
 LONG = "a" * 30  # one more than RAY_TMPDIR may have below /tmp/ray-test

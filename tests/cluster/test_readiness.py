@@ -17,7 +17,8 @@ import numpy
 import pytest
 import torch
 
-from pipelines.training import status, store
+from pipelines.command.files import read_json
+from pipelines.training import status
 from pipelines.training.spec import Spec
 from tests.checkout import Checkout
 from tests.cluster.machines import SCRATCH, Machine, Machines, machines
@@ -230,6 +231,6 @@ def test_two_nodes_train_one_trial_and_one_of_them_is_replaced(scene: Scene) -> 
     scene.join(3)
     slow.unlink()
     assert training.wait(timeout=300) == 0, scene.log
-    result = store.read_json(one.files.result)
+    result = read_json(one.files.result)
     assert result["workers"] == 2 and result["resumed"] == 1
     assert re.search(r"\nlinear-mnist seed 0: (its|a) node is gone; another attempt begins\n", scene.log), scene.log

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.training import store
+from pipelines.command.files import read_json
 from pipelines.training.spec import Spec
 from tests.checkout import Checkout
 from tests.cluster.machines import SCRATCH, Machine, Machines, machines
@@ -124,7 +124,7 @@ def test_a_job_outlives_its_node_and_its_end(slurm: Slurm, monkeypatch: pytest.M
     slurm.run("scancel", "--signal=USR1", "--batch", job)  # as SLURM does before the time is up
     until(lambda: state(slurm, job) == "PENDING")
     saved(one, other)
-    hosts = [store.read_json(trial.files.progress)["host"] for trial in (one, other)]
+    hosts = [read_json(trial.files.progress)["host"] for trial in (one, other)]
     assert sorted(hosts) == ["n1", "n2"]
     slurm.scene.nodes[1].end()
     slow.unlink()
@@ -135,4 +135,4 @@ def test_a_job_outlives_its_node_and_its_end(slurm: Slurm, monkeypatch: pytest.M
     told = slurm.log(job)
     assert told.count("\nerror: ended by SIGUSR1; the same command goes on at its last checkpoint\n") == 1
     assert "Traceback" not in told and "[state-dump]" not in told
-    assert min(store.read_json(trial.files.result)["resumed"] for trial in (one, other)) >= 2
+    assert min(read_json(trial.files.result)["resumed"] for trial in (one, other)) >= 2

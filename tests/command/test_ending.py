@@ -14,8 +14,7 @@ import pytest
 
 from pipelines.command import errors
 from tests import processes
-from tests.conftest import environment
-from tests.processes import runs, started_by, until
+from tests.processes import environment, runs, started_by, until
 
 pytestmark = pytest.mark.usefixtures("ends_all")
 PRELUDE = """

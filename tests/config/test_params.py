@@ -16,9 +16,10 @@ import pytest
 from pipelines.command.errors import UserError
 from pipelines.config import wording
 from pipelines.config.params import build_params, load_params
-from pipelines.config.schema import plain
+from pipelines.config.values import plain
 from tests import projects
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.processes import environment
 
 PARAMS = load_params(ROOT / "params.yaml")
 NOTHING = object()  # as a value: take the key away
@@ -153,18 +154,18 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{LAPTOP}/epochs", 10**9, " is 1000000000; expected at most 1,000,000"),
     (f"{LAPTOP}/epochs", 1.5, f" is 1.5{WHOLE}"),
     (f"{LAPTOP}/epochs", "ten", f" is 'ten'{WHOLE}"),
-    (f"{LAPTOP}/train_images", 0, " is 0; expected at least 1, or nothing for all"),
+    (f"{LAPTOP}/train_images", 0, " is 0; expected at least 1"),
     (f"{B}/budgets/paper/train_images", 5000, " is 5000; expected nothing: the paper's budget is never cut"),
     (f"{LAPTOP}/seeds", [], " is []; expected at least one seed"),
-    (f"{LAPTOP}/seeds", [0, 1, 1, 0], " names 0, 1 more than once; expected distinct seeds"),
+    (f"{LAPTOP}/seeds", [0, 1, 1, 0], " names 0, 1 more than once; expected each once"),
     (f"{LAPTOP}/seeds", [0, -1], " is [0, -1]; expected whole numbers from 0"),
     (f"{LAPTOP}/seeds", [0, 0.5], f"[1] is 0.5{WHOLE}"),
     (f"{LAPTOP}/seeds", [False, 2], f"[0] is false{WHOLE}"),
     (f"{LAPTOP}/seeds", ["a"], f"[0] is 'a'{WHOLE}"),
     (f"{LAPTOP}/seeds", 5, " is 5; expected a list"),
     (f"{LAPTOP}/seeds", "0, 1", " is '0, 1'; expected a list"),
-    (f"{B}/recipe/subset", {"skip_every": 1}, ".skip_every is 1; expected 2 or more"),
-    (f"{B}/recipe/subset", {"first": 0}, ".first is 0; expected 1 or more"),
+    (f"{B}/recipe/subset", {"skip_every": 1}, ".skip_every is 1; expected at least 2"),
+    (f"{B}/recipe/subset", {"first": 0}, ".first is 0; expected at least 1"),
     (
         f"{B}/recipe/subset",
         {"first": 9, "sample": 10},
@@ -204,7 +205,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/claim/protocol", "", " is ''; expected how it was measured"),
     (f"{B}/label", "two\nlines", " is 'two\\nlines'; expected one line"),
     (f"{B}/deviations", ["a", ""], "[1] is ''; expected a sentence"),
-    (f"{B}/deviations", ["a", "b", "a"], " has 'a' more than once; expected each once"),
+    (f"{B}/deviations", ["a", "b", "a"], " names a more than once; expected each once"),
     (f"{B}/claim/source", NOTHING, " is missing; expected text"),
     (f"{B}/claim", NOTHING, " is missing; expected a mapping"),
     (f"{B}/deviations", "none", " is 'none'; expected a list"),
@@ -248,9 +249,9 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
         {"rates": [0.1], "map_constants": [1]},
         ".map_constants is [1.0]; expected nothing: recipe.loss is cross_entropy",
     ),
-    (f"{B}/choice", {"rates": [0.1], "batches": [8, 8]}, ".batches is [8, 8]; expected each once"),
+    (f"{B}/choice", {"rates": [0.1], "batches": [8, 8]}, ".batches names 8 more than once; expected each once"),
     (f"{B}/choice", {"rates": [0.1], "seeds": [-1]}, ".seeds is [-1]; expected whole numbers from 0"),
-    (f"{B}/choice", {"rates": [0.1], "seeds": [0, 0]}, ".seeds names 0 more than once; expected distinct seeds"),
+    (f"{B}/choice", {"rates": [0.1], "seeds": [0, 0]}, ".seeds names 0 more than once; expected each once"),
     (f"{B}/choice", {"rates": [0.1], "seeds": []}, ".seeds is []; expected at least one seed"),
     (
         f"{B}/choice",
@@ -284,7 +285,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
         "val/labels.txt",
         " is 'val/labels.txt' beside devkit; expected one of the two",
     ),
-    ("datasets/imagenette/names", {"a": "cat", "b": "cat"}, " has cat more than once; expected each once"),
+    ("datasets/imagenette/names", {"a": "cat", "b": "cat"}, " names cat more than once; expected each once"),
     ("datasets/ilsvrc100/subset/classes", 1, " is 1; expected at least 2"),
     ("datasets/ilsvrc100/subset/per_class", 0, " is 0; expected at least 1"),
     ("datasets/ilsvrc100/subset", {"ids": ["n01"]}, ".ids is ['n01']; expected two classes or more"),
@@ -562,7 +563,7 @@ def test_a_number_with_more_digits_than_python_writes_is_cut_in_an_error() -> No
 
 def test_a_long_list_of_names_is_cut_in_an_error() -> None:
     names = [f"benchmark-{i}" for i in range(40)]
-    line = str(wording.unknown("benchmark", "x" * 10**6, names))
+    line = wording.unknown("benchmark", "x" * 10**6, names)
     assert line.startswith(f"benchmark '{'x' * 56}... is not known; allowed: benchmark-0, benchmark-1, benchmark-10, ")
     assert line.endswith("benchmark-17 ... and 30 more") and len(line) < 300
     found = changed("suite/benchmarks", {})
@@ -581,3 +582,55 @@ def test_a_value_is_shown_in_yamls_words() -> None:
 def test_a_long_value_is_cut_in_an_error() -> None:
     line = complaint(changed(f"{B}/recipe/loss", "x" * 1000))
     assert len(line) < 200 and "...; allowed: cross_entropy, map, mse" in line
+
+
+# The suites, and the active one.
+
+LENET = "suite/benchmarks/lenet5-mnist"
+ENTRY = {"family": "lenet", "dataset": "mnist", "budget": "laptop"}
+WRONG_PLANS: list[tuple[str, Any, str]] = [
+    ("benchmarks", ["lenet5"], ".benchmarks: benchmark lenet5 is not known; did you mean lenet5-mnist?"),
+    ("budget", "papper", ".budget: linear-mnist: budget papper is not known; did you mean paper?"),
+    ("benchmarks", ["linear-mnist"] * 2, ".benchmarks names linear-mnist more than once; "),
+    ("benchmarks", [], ".benchmarks is []; expected at least one benchmark"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "rest"), WRONG_PLANS)
+def test_a_suite_of_what_there_is_not_is_one_line(key: str, value: Any, rest: str) -> None:
+    assert complaint(changed(f"suites/laptop/{key}", value)).startswith(shown("suites/laptop") + rest)
+
+
+STALE: list[tuple[str, Any, str]] = [
+    (f"{LENET}/family", "mlp", ".benchmarks.lenet5-mnist.family is mlp; expected lenet"),
+    (f"{LENET}/dataset", "cifar10", ".benchmarks.lenet5-mnist.dataset is cifar10; expected mnist"),
+    (f"{LENET}/budget", "paper", ".benchmarks.lenet5-mnist.budget is paper; expected laptop"),
+    (LENET, NOTHING, ".benchmarks is not suites.laptop.benchmarks (lenet5-mnist)"),
+    ("suite/benchmarks/lenet5-mnits", ENTRY, ".benchmarks is not suites.laptop.benchmarks (lenet5-mnits)"),
+    ("suite/datasets", ["mnist"], ".datasets is ['mnist']; expected ['mnist', 'cifar10']"),
+    ("suite/datasets", ["cifar10", "mnist"], ".datasets is ['cifar10', 'mnist']; expected ['mnist', 'cifar10']"),
+    (
+        "suites/laptop/benchmarks",
+        ["linear-mnist", "lenet5-mnist", "mlp300-mnist", "ordinary-cifar10", "convnetjs-cifar10", "strided-a-cifar10"],
+        ".benchmarks has another order than suites.laptop",
+    ),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "rest"), STALE)
+def test_an_active_suite_that_was_edited_or_is_old_is_one_line(place: str, value: Any, rest: str) -> None:
+    again = "run `python -m pipelines.suite laptop` to bring the file up to date"
+    assert complaint(changed(place, value)) == f"suite.yaml: suite{rest}; {again}"
+
+
+def test_an_active_suite_of_another_shape_is_one_line() -> None:
+    assert complaint(changed(LENET, None)) == "suite.yaml: suite.benchmarks.lenet5-mnist is null; expected a mapping"
+    assert complaint(changed("suite/name", "labtop")).startswith(
+        "suite.yaml: suite.name: suite labtop is not known; did you mean laptop?"
+    )
+
+
+def test_a_long_difference_is_cut() -> None:
+    found = changed("suite/benchmarks", {})
+    found["suites"]["laptop"] = {"budget": "paper", "benchmarks": list(found["benchmarks"])}
+    assert re.search(r"\.\.\. and \d\d more", complaint(found)) and len(complaint(found)) < 500

@@ -12,6 +12,10 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from pipelines.config.origins import Origin
+from pipelines.data import imagefolder
+from pipelines.data.datasets import Dataset, open_dataset
+
 CLASSES = ("n01440764", "n02102040", "n02979186")
 TRAIN, VAL = 4, 2  # pictures a class
 TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
@@ -98,3 +102,18 @@ def write_ilsvrc(data: Path) -> None:
     (data / "ILSVRC2012_img_train.tar").write_bytes(tar({name: tar(files) for name, files in inner.items()}))
     (data / "ILSVRC2012_img_val.tar").write_bytes(tar(val_files("ILSVRC2012_val_")[0]))
     (data / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(tar(devkit_files(), "w:gz"))
+
+
+def as_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write ``files`` below ``folder``."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def write(root: Path, source: Origin) -> tuple[Dataset, list[str]]:
+    """The dataset that ``source`` becomes, and the log."""
+    log: list[str] = []
+    imagefolder.write(root, "pets", source, log.append)
+    return open_dataset(root / "datasets", "pets"), log

@@ -20,7 +20,7 @@ from pipelines import fetch
 from pipelines.config.params import load_origins
 from pipelines.data import rawfiles
 from pipelines.data.datasets import open_dataset
-from tests.test_fetch import FILES, IMAGES, write_files, write_pins
+from tests.data.hosts import FILES, IMAGES, as_mirror, write_files, write_pins
 
 pytest.importorskip("dvc")
 
@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> Path:
     dvc(root, "init", "-q")
     dvc(root, "config", "core.analytics", "false")
     (root / ".gitignore").write_text("/data/\n/datasets/\n")
-    write_pins(root, FILES)
+    write_pins(root, as_mirror(FILES))
     shutil.copy(REPOSITORY / "params.yaml", root)
     stage = {"cmd": f"{sys.executable} -m pipelines.fetch mnist", "outs": ["datasets/mnist"]}
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fetch": stage}}))

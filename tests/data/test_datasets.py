@@ -16,7 +16,7 @@ import pytest
 from pipelines.command.errors import UserError
 from pipelines.data import datasets
 from pipelines.data.datasets import Dataset, channel_statistics, new_dataset, open_dataset, write_dataset
-from tests.data.test_imagefolder import soon
+from tests.processes import soon
 
 CLASSES = ("cat", "dog", "owl")
 Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]

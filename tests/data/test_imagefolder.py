@@ -10,16 +10,13 @@ import itertools
 import lzma
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +26,9 @@ from PIL import Image
 from pipelines.command.errors import UserError, printable
 from pipelines.config.origins import Origin
 from pipelines.data import containers, imagefolder
-from pipelines.data.datasets import Dataset, open_dataset
 from tests import projects
+from tests.data import layouts
+from tests.processes import soon
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = {"n02": 4, "n01": 3}  # pictures a class and split
@@ -64,13 +62,6 @@ def pictures() -> dict[str, bytes]:
     return files
 
 
-def as_folder(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
 def as_archive(path: Path, files: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".zip":
@@ -90,12 +81,6 @@ def of_archive(path: Path, size: int = 8) -> Origin:
     return Origin(kind="imagefolder", archive=path.name, size=size)
 
 
-def write(root: Path, source: Origin) -> tuple[Dataset, list[str]]:
-    log: list[str] = []
-    imagefolder.write(root, "pets", source, log.append)
-    return open_dataset(root / "datasets", "pets"), log
-
-
 def expected(seed: int, size: int) -> npt.NDArray[np.uint8]:
     """Short side 12 to ``size``, centre crop: Pillow's own resize, cut by hand."""
     image = picture(seed)
@@ -108,7 +93,7 @@ def expected(seed: int, size: int) -> npt.NDArray[np.uint8]:
 @pytest.mark.parametrize("name", ["pets.tar", "pets.tgz", "pets.zip"])
 def test_an_archive_becomes_arrays(tmp_path: Path, pictures: dict[str, bytes], name: str) -> None:
     source = of_archive(as_archive(tmp_path / "data" / name, pictures))
-    dataset, log = write(tmp_path, source)
+    dataset, log = layouts.write(tmp_path, source)
     dataset.verify()
     assert (dataset.classes, dataset.shape, dataset.train, dataset.test) == (("n01", "n02"), (3, 8, 8), 7, 7)
     images, labels = dataset.split("train")
@@ -120,28 +105,28 @@ def test_an_archive_becomes_arrays(tmp_path: Path, pictures: dict[str, bytes], n
 
 
 def test_all_containers_give_the_same_dataset(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    as_folder(tmp_path / "mine", pictures)
-    digests = {write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))[0].digest}
+    layouts.as_folder(tmp_path / "mine", pictures)
+    digests = {layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))[0].digest}
     for name in ("pets.tar", "pets.zip"):
-        digests.add(write(tmp_path, of_archive(as_archive(tmp_path / "data" / name, pictures)))[0].digest)
+        digests.add(layouts.write(tmp_path, of_archive(as_archive(tmp_path / "data" / name, pictures)))[0].digest)
     tar = (tmp_path / "data" / "pets.tar").read_bytes()
     for name, compress in (("pets.tar.bz2", bz2.compress), ("pets.tar.xz", lzma.compress)):
         (tmp_path / "data" / name).write_bytes(compress(tar))
-        digests.add(write(tmp_path, of_archive(tmp_path / "data" / name))[0].digest)
+        digests.add(layouts.write(tmp_path, of_archive(tmp_path / "data" / name))[0].digest)
     assert len(digests) == 1
 
 
 def test_split_folders_may_have_other_names(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     renamed = {name.replace("/val/", "/held/out/"): content for name, content in pictures.items()}
-    as_folder(tmp_path / "mine", renamed)
-    dataset, _ = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8, val="held/out"))
+    layouts.as_folder(tmp_path / "mine", renamed)
+    dataset, _ = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8, val="held/out"))
     assert dataset.test == 7
 
 
 def test_a_class_may_bear_the_name_of_a_split(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     files = {name.replace("n02", "train"): content for name, content in pictures.items()}
-    as_folder(tmp_path / "mine", files)
-    dataset, _ = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
+    layouts.as_folder(tmp_path / "mine", files)
+    dataset, _ = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert dataset.classes == ("n01", "train") and dataset.train == 7
 
 
@@ -169,9 +154,9 @@ def test_no_images(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     (tmp_path / "empty").mkdir()
     source = Origin(kind="imagefolder", folder="empty")
     assert refused(tmp_path, source).startswith("empty: no images in train/<class>/ or val/<class>/; expected")
-    as_folder(tmp_path / "half", {name: b"" for name in pictures if "/val/" not in name})
+    layouts.as_folder(tmp_path / "half", {name: b"" for name in pictures if "/val/" not in name})
     assert "half: no images in val/<class>/" in refused(tmp_path, Origin(kind="imagefolder", folder="half"))
-    as_folder(tmp_path / "apart", {"a/train/x/1.png": b"", "b/val/x/1.png": b""})
+    layouts.as_folder(tmp_path / "apart", {"a/train/x/1.png": b"", "b/val/x/1.png": b""})
     assert "train/ and val/ of one folder" in refused(tmp_path, Origin(kind="imagefolder", folder="apart"))
 
 
@@ -180,7 +165,7 @@ def test_a_class_missing_from_one_split(
     tmp_path: Path, pictures: dict[str, bytes], split: str, has: str, lacks: str
 ) -> None:
     files = {name: content for name, content in pictures.items() if f"{split}/n02" not in name}
-    as_folder(tmp_path / "mine", files)
+    layouts.as_folder(tmp_path / "mine", files)
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine"))
     assert line == f"mine: class n02 has images in {has}/ but none in {lacks}/; expected both"
 
@@ -206,7 +191,7 @@ def test_a_truncated_archive(tmp_path: Path, pictures: dict[str, bytes], name: s
 
 
 def test_a_link_to_nowhere(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    (as_folder(tmp_path / "mine", pictures) / "set/val/n02/9.png").symlink_to("/nowhere/9.png")
+    (layouts.as_folder(tmp_path / "mine", pictures) / "set/val/n02/9.png").symlink_to("/nowhere/9.png")
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine"))
     assert line == "mine: set/val/n02/9.png cannot be read (No such file or directory)"
 
@@ -278,22 +263,6 @@ FORMS = ("pets.tar", "pets.tgz", "pets.zip")
 Tree = dict[str, bytes | str | None]  # by path: content, where a link leads, None for a FIFO
 
 
-@contextmanager
-def soon() -> Iterator[None]:
-    """End what would wait for ever, as it does at a FIFO."""
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(60)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def as_tree(folder: Path, tree: Tree) -> Path:
     for name, what in tree.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -347,20 +316,20 @@ LEFT_OUT = (
 def test_what_is_passed_over_is_counted_by_reason_in_every_form(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     folder = as_tree(tmp_path / "mine", cluttered(pictures))
     with soon():
-        dataset, log = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
+        dataset, log = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert log[-1] == f"15 images taken from mine; {LEFT_OUT}"
     assert (dataset.classes, dataset.train, dataset.test) == (("n01", "n02"), 7, 8)
     for form in FORMS:
         if form == "pets.zip" and shutil.which("zip") is None:
             continue
-        again, log = write(tmp_path, of_archive(pack(tmp_path / "data" / form, folder)))
+        again, log = layouts.write(tmp_path, of_archive(pack(tmp_path / "data" / form, folder)))
         assert (again.digest, log[-1]) == (dataset.digest, f"15 images taken from {form}; {LEFT_OUT}")
 
 
 def test_nothing_left_out_is_said_too(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    as_folder(tmp_path / "mine", {name: content for name, content in pictures.items() if name.count("/") == 3})
+    layouts.as_folder(tmp_path / "mine", {name: content for name, content in pictures.items() if name.count("/") == 3})
     (tmp_path / "mine/set/train/n01/._0.png").unlink()
-    _, log = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
+    _, log = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert log[-1] == "14 images taken from mine; left out: nothing"
 
 
@@ -378,24 +347,26 @@ def test_a_fifo_a_socket_and_a_device_are_not_waited_for(tmp_path: Path, picture
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(folder / "set/train/n02/c.png"))
         with soon():
-            _, log = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
+            _, log = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert "neither files nor folders: 3 (set/train/n01/a.png)" in log[-1]
 
 
 def test_links_lead_to_pictures_elsewhere(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    plain = as_folder(tmp_path / "plain", pictures)
+    plain = layouts.as_folder(tmp_path / "plain", pictures)
     tree: Tree = {"train": str(plain / "set/train"), "val/n01": str(plain / "set/val/n01")}
     for number in range(4):
         tree[f"val/n02/{number}.png"] = str(plain / f"set/val/n02/{number}.png")
     as_tree(tmp_path / "mine", tree)
-    digests = {write(tmp_path, Origin(kind="imagefolder", folder=name, size=8))[0].digest for name in ("plain", "mine")}
+    digests = {
+        layouts.write(tmp_path, Origin(kind="imagefolder", folder=name, size=8))[0].digest for name in ("plain", "mine")
+    }
     assert len(digests) == 1
 
 
 def test_links_above_the_folder_end_there(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     as_tree(tmp_path / "mine", {**pictures, "set/train/n01/up": "/", "set/train/n01/out": ".."})
     with soon():
-        _, log = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
+        _, log = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert "links to folders read before: 2 (set/train/n01/out)" in log[-1]
 
 
@@ -411,7 +382,7 @@ def test_a_folder_that_cannot_be_listed(
     tmp_path: Path, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a class images would be lost; elsewhere it is counted."""
-    folder = as_folder(tmp_path / "mine", {**pictures, "private/x": b"x", "set/train/n01/sub/1.png": b"x"})
+    folder = layouts.as_folder(tmp_path / "mine", {**pictures, "private/x": b"x", "set/train/n01/sub/1.png": b"x"})
     scandir, closed = os.scandir, {str(folder / "private")}
 
     def guarded(place: str) -> object:
@@ -421,7 +392,7 @@ def test_a_folder_that_cannot_be_listed(
 
     monkeypatch.setattr(os, "scandir", guarded)
     (folder / "set/train/n01/sub/1.png").write_bytes(packed(picture(0)))
-    _, log = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
+    _, log = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert "unreadable outside of train/ and val/: 1 (private/*)" in log[-1]
     shutil.rmtree(tmp_path / "datasets")
     closed.add(str(folder / "set/train/n01/sub"))
@@ -430,10 +401,10 @@ def test_a_folder_that_cannot_be_listed(
 
 
 def test_of_two_members_of_one_name_the_later_counts(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    expected = write(tmp_path, of_archive(as_archive(tmp_path / "data" / "pets.tar", pictures)))[0].digest
+    expected = layouts.write(tmp_path, of_archive(as_archive(tmp_path / "data" / "pets.tar", pictures)))[0].digest
     files = {"./set/train/n01/0.png": packed(picture(99)), "set//val/n02/1.png": b"junk"} | pictures
     for form in ("pets.tar", "pets.zip"):
-        dataset, log = write(tmp_path, of_archive(as_archive(tmp_path / "data" / form, files)))
+        dataset, log = layouts.write(tmp_path, of_archive(as_archive(tmp_path / "data" / form, files)))
         assert dataset.digest == expected
         assert "replaced by later ones of the same name: 2 (set/train/n01/0.png)" in log[-1]
 
@@ -448,7 +419,7 @@ def test_a_file_of_several_names_fills_every_row_of_its(tmp_path: Path, pictures
             link = tarfile.TarInfo(name)
             link.type, link.linkname = kind, target
             tar.addfile(link)
-    dataset, _ = write(tmp_path, of_archive(path))
+    dataset, _ = layouts.write(tmp_path, of_archive(path))
     train, test = dataset.split("train")[0], dataset.split("test")[0]
     assert (dataset.train, dataset.test) == (7, 9)
     np.testing.assert_array_equal(test[3], train[0])
@@ -457,7 +428,7 @@ def test_a_file_of_several_names_fills_every_row_of_its(tmp_path: Path, pictures
 
 def test_paths_that_lead_out_of_an_archive_are_left_out(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     files = pictures | {"set/train/n01/../../../../etc/1.png": b"x"}
-    _, log = write(tmp_path, of_archive(as_archive(tmp_path / "data" / "pets.tar", files)))
+    _, log = layouts.write(tmp_path, of_archive(as_archive(tmp_path / "data" / "pets.tar", files)))
     assert "paths that lead out of the archive: 1 (set/train/n01/../../../../etc/1.png)" in log[-1]
 
 
@@ -470,16 +441,16 @@ def test_names_in_a_zip_need_not_say_that_they_are_utf_8(tmp_path: Path, picture
         while (at := content.find(mark, at + 1)) >= 0:
             content[at + shift + 1] &= ~8  # bit 11
     path.write_bytes(content)
-    assert write(tmp_path, of_archive(path))[0].classes == ("größe", "n02")
+    assert layouts.write(tmp_path, of_archive(path))[0].classes == ("größe", "n02")
 
 
 def test_two_image_folders_side_by_side_are_one_too_many(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     both = pictures | {name.replace("set/", "other/"): content for name, content in pictures.items()}
-    as_folder(tmp_path / "mine", both)
+    layouts.as_folder(tmp_path / "mine", both)
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine"))
     assert line == "mine: train/ and val/ lie in other/ and in set/; expected them in one folder"
     source = Origin(kind="imagefolder", folder="mine", size=8, train="set/train", val="set/val")
-    assert write(tmp_path, source)[0].train == 7
+    assert layouts.write(tmp_path, source)[0].train == 7
 
 
 # Splits and classes
@@ -489,7 +460,9 @@ def test_two_image_folders_side_by_side_are_one_too_many(tmp_path: Path, picture
     ("train", "val"), [("all", "all"), ("all", "all/val"), ("a/b", "a"), ("./all", "all/"), ("train", "train//x")]
 )
 def test_a_picture_is_in_one_split(tmp_path: Path, pictures: dict[str, bytes], train: str, val: str) -> None:
-    as_folder(tmp_path / "mine", {name.replace("/train/", "/all/"): content for name, content in pictures.items()})
+    layouts.as_folder(
+        tmp_path / "mine", {name.replace("/train/", "/all/"): content for name, content in pictures.items()}
+    )
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine", train=train, val=val))
     both = f"datasets.pets.train is '{train}' and val '{val}'"
     assert line == f"params.yaml: {both}; expected two folders, neither within the other"
@@ -518,7 +491,7 @@ def test_a_row_that_nothing_fills_is_no_black_image(
 def test_a_class_has_a_name_that_can_be_shown(tmp_path: Path, pictures: dict[str, bytes], name: str, form: str) -> None:
     renamed = {path.replace("n02", name): content for path, content in pictures.items()}
     if form == "folder":
-        as_folder(tmp_path / "mine", renamed)
+        layouts.as_folder(tmp_path / "mine", renamed)
         source = Origin(kind="imagefolder", folder="mine")
     else:
         source = of_archive(as_archive(tmp_path / "data" / form, renamed))
@@ -528,13 +501,13 @@ def test_a_class_has_a_name_that_can_be_shown(tmp_path: Path, pictures: dict[str
 
 @pytest.mark.parametrize("name", ["größe", "ネコ", "a b", "$\\frac{$", "<b>&amp;", '"x",y', "=1+1", "a" * 255, "1e5"])
 def test_classes_of_any_other_name_are_kept(tmp_path: Path, pictures: dict[str, bytes], name: str) -> None:
-    as_folder(tmp_path / "mine", {path.replace("n02", name): content for path, content in pictures.items()})
-    dataset, _ = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
+    layouts.as_folder(tmp_path / "mine", {path.replace("n02", name): content for path, content in pictures.items()})
+    dataset, _ = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))
     assert set(dataset.classes) == {"n01", name}
 
 
 def test_one_class_is_nothing_to_learn(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    as_folder(tmp_path / "mine", {name: content for name, content in pictures.items() if "n02" not in name})
+    layouts.as_folder(tmp_path / "mine", {name: content for name, content in pictures.items() if "n02" not in name})
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine"))
     assert line == "mine: one class alone, n01; expected two or more to tell apart"
 
@@ -632,7 +605,7 @@ def test_a_file_larger_than_any_picture_is_not_read(
     monkeypatch.setattr(containers, "LARGEST_FILE", 2_000_000)
     pictures["set/val/n02/3.png"] = bytes(2_000_001)
     if form == "folder":
-        as_folder(tmp_path / form, pictures)
+        layouts.as_folder(tmp_path / form, pictures)
         source = Origin(kind="imagefolder", folder=form)
     else:
         source = of_archive(as_archive(tmp_path / "data" / form, pictures))
@@ -651,11 +624,13 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path, pictures: dict[str,
     inner = as_archive(tmp_path / "inner.zip", {"readme": b"x"}).read_bytes()
     path = as_archive(tmp_path / "data" / "pets.tar", {**pictures, "set/inner.zip": inner})
     assert zipfile.is_zipfile(path)
-    assert write(tmp_path, of_archive(path))[0].train == 7
+    assert layouts.write(tmp_path, of_archive(path))[0].train == 7
 
 
 def test_names_of_others_move_no_cursor(tmp_path: Path) -> None:
-    as_folder(tmp_path / "\x1b[1m", {f"{split}/{kind}/\x1b.png": b"x" for split in ("train", "val") for kind in "ab"})
+    layouts.as_folder(
+        tmp_path / "\x1b[1m", {f"{split}/{kind}/\x1b.png": b"x" for split in ("train", "val") for kind in "ab"}
+    )
     line = refused(tmp_path, Origin(kind="imagefolder", folder="\x1b[1m"))
     assert line.isprintable() and "train/a/\\x1b.png cannot be decoded" in line
 

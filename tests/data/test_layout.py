@@ -12,8 +12,7 @@ from scipy.io import savemat
 from pipelines.command.errors import UserError
 from pipelines.config.origins import ImageSubset, Origin
 from pipelines.config.params import load_origins
-from pipelines.data import imagefolder
-from pipelines.data.datasets import SPLITS, Dataset, Split, open_dataset
+from pipelines.data.datasets import SPLITS, Dataset, Split
 from tests.conftest import ROOT
 from tests.data import layouts
 from tests.data.layouts import CLASSES, SYNSETS, TRAIN, TRUTH, VAL
@@ -28,15 +27,9 @@ ILSVRC = Origin(
 FLAT = Origin(kind="imagefolder", folder="mine", labels="val/labels.csv", size=8)
 
 
-def write(root: Path, source: Origin) -> tuple[Dataset, list[str]]:
-    log: list[str] = []
-    imagefolder.write(root, "pets", source, log.append)
-    return open_dataset(root / "datasets", "pets"), log
-
-
 def refused(root: Path, source: Origin) -> str:
     with pytest.raises(UserError) as caught:
-        write(root, source)
+        layouts.write(root, source)
     assert not list((root / "datasets").glob("*"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -51,16 +44,10 @@ def expect_classes_by_brightness(dataset: Dataset, train: int = TRAIN, val: int 
         np.testing.assert_allclose(images[:, 1].mean((1, 2)), 40 + 70 * labels, atol=4)
 
 
-def as_folder(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
 def flat_folder(root: Path, lines: str) -> None:
     """``train/<class>/*``, a flat ``val/*`` and ``val/labels.csv``."""
-    as_folder(root / "mine/train", layouts.train_files())
-    as_folder(root / "mine/val", layouts.val_files("val_")[0])
+    layouts.as_folder(root / "mine/train", layouts.train_files())
+    layouts.as_folder(root / "mine/val", layouts.val_files("val_")[0])
     (root / "mine/val/labels.csv").write_text(lines)
 
 
@@ -71,7 +58,7 @@ def lines(form: str = "{name},{kind}") -> str:
 
 def test_tiny_imagenet_as_it_comes(tmp_path: Path) -> None:
     layouts.write_zip(tmp_path / "data/tiny-imagenet-200.zip", layouts.tiny_imagenet())
-    dataset, log = write(tmp_path, ORIGINS["tiny-imagenet"])
+    dataset, log = layouts.write(tmp_path, ORIGINS["tiny-imagenet"])
     assert (dataset.classes, dataset.shape) == (CLASSES, (3, 64, 64))
     expect_classes_by_brightness(dataset)
     assert "pictures outside of train/ and val/: 1 (tiny-imagenet-200/test/images/test_0.JPEG)" in log[-1]
@@ -79,7 +66,7 @@ def test_tiny_imagenet_as_it_comes(tmp_path: Path) -> None:
 
 def test_ilsvrcs_three_archives_as_they_come(tmp_path: Path) -> None:
     layouts.write_ilsvrc(tmp_path / "data")
-    dataset, log = write(tmp_path, ILSVRC)
+    dataset, log = layouts.write(tmp_path, ILSVRC)
     assert dataset.classes == CLASSES
     expect_classes_by_brightness(dataset)
     archives = "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
@@ -88,12 +75,12 @@ def test_ilsvrcs_three_archives_as_they_come(tmp_path: Path) -> None:
 
 def test_a_tar_within_a_tar_gives_what_its_folder_would(tmp_path: Path) -> None:
     layouts.write_ilsvrc(tmp_path / "data")
-    packed = write(tmp_path, ILSVRC)[0]
-    as_folder(tmp_path / "mine/train", layouts.train_files())
+    packed = layouts.write(tmp_path, ILSVRC)[0]
+    layouts.as_folder(tmp_path / "mine/train", layouts.train_files())
     val, order = layouts.val_files("ILSVRC2012_val_")
     for (name, content), kind in zip(val.items(), order, strict=True):
-        as_folder(tmp_path / "mine/val" / CLASSES[kind], {name: content})
-    unpacked = write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))[0]
+        layouts.as_folder(tmp_path / "mine/val" / CLASSES[kind], {name: content})
+    unpacked = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8))[0]
     assert packed.digest == unpacked.digest
 
 
@@ -103,7 +90,7 @@ def test_a_tar_within_a_tar_gives_what_its_folder_would(tmp_path: Path) -> None:
 )
 def test_a_flat_val_takes_its_classes_from_a_list(tmp_path: Path, text: str) -> None:
     flat_folder(tmp_path, text)
-    expect_classes_by_brightness(write(tmp_path, FLAT)[0])
+    expect_classes_by_brightness(layouts.write(tmp_path, FLAT)[0])
 
 
 @pytest.mark.parametrize("within", ["", "{split}/"])
@@ -118,7 +105,7 @@ def test_each_split_may_have_an_archive_of_its_own(tmp_path: Path, within: str) 
         layouts.tar({top["val"] + name: content for name, content in files.items()}, "w:gz")
     )
     source = Origin(kind="imagefolder", archives={"train": "train.zip", "val": "val.tgz"}, size=8)
-    expect_classes_by_brightness(write(tmp_path, source)[0])
+    expect_classes_by_brightness(layouts.write(tmp_path, source)[0])
 
 
 def without(line: int) -> str:
@@ -215,11 +202,11 @@ def test_a_damaged_tar_within_a_tar_is_one_line(tmp_path: Path) -> None:
 
 def test_a_subset_takes_the_first_by_id_and_by_name(tmp_path: Path) -> None:
     layouts.write_ilsvrc(tmp_path / "data")
-    whole = write(tmp_path, ILSVRC)[0]
+    whole = layouts.write(tmp_path, ILSVRC)[0]
     train, labels = whole.split("train")
     expected = train[(labels < 2)].reshape(2, TRAIN, *whole.shape)[:, :3].reshape(-1, *whole.shape)
     subset = ImageSubset(classes=2, per_class=3)
-    dataset, log = write(tmp_path, Origin(**vars(ILSVRC) | {"subset": subset}))
+    dataset, log = layouts.write(tmp_path, Origin(**vars(ILSVRC) | {"subset": subset}))
     assert (dataset.classes, dataset.train, dataset.test) == (CLASSES[:2], 6, 4)
     np.testing.assert_array_equal(dataset.split("train")[0], expected)
     assert dataset.subset == "the first 2 classes by id, the first 3 training images of each class"
@@ -229,7 +216,7 @@ def test_a_subset_takes_the_first_by_id_and_by_name(tmp_path: Path) -> None:
 def test_a_subset_by_ids(tmp_path: Path) -> None:
     layouts.write_ilsvrc(tmp_path / "data")
     ids = (CLASSES[2], CLASSES[0])
-    dataset = write(tmp_path, Origin(**vars(ILSVRC) | {"subset": ImageSubset(ids=ids)}))[0]
+    dataset = layouts.write(tmp_path, Origin(**vars(ILSVRC) | {"subset": ImageSubset(ids=ids)}))[0]
     assert (dataset.classes, dataset.train) == ((CLASSES[0], CLASSES[2]), 2 * TRAIN)
 
 
@@ -237,7 +224,7 @@ def test_the_rule_is_part_of_the_digest(tmp_path: Path) -> None:
     """Even where it leaves out nothing: the images are the same, and what they are called is not."""
     layouts.write_ilsvrc(tmp_path / "data")
     rules = (ImageSubset(), ImageSubset(classes=3), ImageSubset(per_class=100), ImageSubset(classes=3, per_class=4))
-    made = [write(tmp_path, Origin(**vars(ILSVRC) | {"subset": rule}))[0] for rule in rules]
+    made = [layouts.write(tmp_path, Origin(**vars(ILSVRC) | {"subset": rule}))[0] for rule in rules]
     assert len({dataset.digest for dataset in made}) == len(rules)
     assert len({dataset.digests["train_images.npy"] for dataset in made}) == 1
 
@@ -260,7 +247,7 @@ def test_a_subset_of_what_is_not_there_is_one_line(tmp_path: Path, subset: Image
 def test_classes_may_have_names_of_their_own(tmp_path: Path) -> None:
     layouts.write_ilsvrc(tmp_path / "data")
     names = {CLASSES[0]: "tench", CLASSES[2]: "cassette player"}
-    dataset = write(tmp_path, Origin(**vars(ILSVRC) | {"names": names}))[0]
+    dataset = layouts.write(tmp_path, Origin(**vars(ILSVRC) | {"names": names}))[0]
     assert dataset.classes == ("tench", CLASSES[1], "cassette player")
 
 

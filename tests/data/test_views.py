@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.config.claims import Evaluation
 from pipelines.data.transforms import Augment, build_augment
-from pipelines.data.views import VIEWS, views
+from pipelines.data.views import SINGLE, views
 
 
 def augmenter(*spec: dict[str, Any]) -> Augment:
@@ -30,30 +31,29 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-@pytest.mark.parametrize("augment", [None, SHIFT])
-def test_single_is_the_image_itself(images: Tensor, augment: Augment | None) -> None:
-    (view,) = views(images, "single", augment=augment)
+@pytest.mark.parametrize("augment", [Augment(), SHIFT])
+def test_single_is_the_image_itself(images: Tensor, augment: Augment) -> None:
+    (view,) = views(images, SINGLE, augment, seeded())
     assert torch.equal(view, images)
 
 
 def test_single_is_the_centre_where_training_crops(images: Tensor) -> None:
-    (view,) = views(images, "single", augment=CROP)
+    (view,) = views(images, SINGLE, CROP, seeded())
     assert torch.equal(view, images[:, :, 2:6, 2:6])
 
 
 def test_random_views_are_the_training_augmentation(images: Tensor) -> None:
-    stack = list(views(images, "random", augment=SHIFT, generator=seeded()))
+    stack = list(views(images, Evaluation(views="random"), SHIFT, seeded()))
     generator = seeded()
     assert len(stack) == 6
     assert all(torch.equal(view, SHIFT(images, generator)) for view in stack)
     assert not torch.equal(stack[0], stack[1])
-    again = views(images, "random", augment=SHIFT, generator=seeded(), count=2)
+    again = views(images, Evaluation(views="random", count=2), SHIFT, seeded())
     assert all(torch.equal(view, first) for view, first in zip(again, stack[:2], strict=True))
 
 
-@pytest.mark.parametrize("arguments", [{"size": 4}, {"augment": CROP}])
-def test_ten_crop_is_corners_and_centre_then_their_mirrors(images: Tensor, arguments: dict[str, Any]) -> None:
-    stack = [view.numpy() for view in views(images, "ten_crop", **arguments)]
+def test_ten_crop_is_corners_and_centre_then_their_mirrors(images: Tensor) -> None:
+    stack = [view.numpy() for view in views(images, Evaluation(views="ten_crop", crop=4), SHIFT, seeded())]
     array = images.numpy()
     crops = [array[:, :, :4, :4], array[:, :, :4, 5:], array[:, :, 4:, :4], array[:, :, 4:, 5:], array[:, :, 2:6, 2:6]]
     assert len(stack) == 10
@@ -64,25 +64,7 @@ def test_ten_crop_is_corners_and_centre_then_their_mirrors(images: Tensor, argum
 def test_views_are_made_one_at_a_time(images: Tensor) -> None:
     generator = seeded()
     start = generator.get_state()
-    stream = views(images, "random", augment=SHIFT, generator=generator)
+    stream = views(images, Evaluation(views="random"), SHIFT, generator)
     assert torch.equal(generator.get_state(), start)  # nothing is drawn before it is asked for
     next(stream)
     assert not torch.equal(generator.get_state(), start)
-
-
-@pytest.mark.parametrize(
-    ("kind", "arguments", "line"),
-    [
-        ("10crop", {}, f"views are '10crop'; expected one of {', '.join(VIEWS)}"),
-        ("random", {"augment": SHIFT}, "random views lack an augmentation or a generator"),
-        ("random", {"generator": torch.Generator()}, "random views lack an augmentation or a generator"),
-        ("ten_crop", {"augment": SHIFT}, "ten_crop lacks a size"),
-        ("ten_crop", {"size": 9}, r"size is 9; expected 1\.\.8"),
-        ("single", {"size": 0}, r"size is 0; expected 1\.\.8"),
-    ],
-)
-def test_a_view_that_cannot_be_made_is_refused_at_once(
-    images: Tensor, kind: str, arguments: dict[str, Any], line: str
-) -> None:
-    with pytest.raises(ValueError, match=line):
-        views(images, kind, **arguments)

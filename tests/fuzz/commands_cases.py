@@ -16,9 +16,9 @@ from unittest import mock
 from pipelines import fetch
 from pipelines.cluster import connection, local
 from pipelines.command import ending
-from pipelines.command.folders import require_folder
+from pipelines.command.files import require_folder
 from pipelines.config.params import load_params
-from pipelines.tracking import cursors, helper
+from pipelines.tracking import addresses
 from pipelines.training import store
 from tests.conftest import ROOT
 
@@ -38,7 +38,7 @@ WORDS = (
 COMMANDS = ("train", "evaluate", "tune", "suite", "fetch", "trial", "store")
 REFUSING = ("compare", "dashboard", "tracking")  # with a word that is none of theirs
 MODULES = {name: importlib.import_module(f"pipelines.{name}") for name in (*COMMANDS, *REFUSING[:-1])}
-MODULES["tracking"] = helper
+MODULES["tracking"] = importlib.import_module("pipelines.tracking.__main__")
 PARAMS = load_params(ROOT / "params.yaml")
 
 
@@ -90,7 +90,7 @@ CHECKS: dict[str, Callable[[], object]] = {
     "HOME": local.tighten,
     "RUN_STORE": lambda: require_folder(store.default()),
     "DATA_MIRROR": lambda: [source.label for source in fetch.sources_for(PARAMS.datasets["mnist"])],
-    "MLFLOW_TRACKING_URI": lambda: cursors.tracking_uri(Path()),
+    "MLFLOW_TRACKING_URI": lambda: addresses.tracking_uri(Path()),
 }
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pipelines import compare
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json
 from pipelines.config.params import Params, load_params
 from pipelines.results import evidence, ledger
 from pipelines.training import store
@@ -87,7 +88,7 @@ def vouch(folder: Path) -> None:
     """As if the trial had ended with these files."""
     files = store.TrialFiles(folder)
     with contextlib.suppress(UserError):  # it is none any more
-        files.write_result(store.read_json(files.result))
+        files.write_result(read_json(files.result))
 
 
 # --- changes of a file, whatever it holds ---------------------------------------------------------------------------

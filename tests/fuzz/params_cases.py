@@ -15,7 +15,7 @@ from pipelines import fetch, suite
 from pipelines.command.errors import UserError
 from pipelines.config import yamlfile
 from pipelines.config.params import load_params
-from pipelines.config.schema import plain
+from pipelines.config.values import plain
 from pipelines.data import rawfiles
 from tests import projects
 from tests.conftest import ROOT

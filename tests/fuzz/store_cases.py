@@ -22,11 +22,12 @@ import torch
 from pipelines import evaluate, train
 from pipelines.cluster import estimate
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json, read_lines, write_json
 from pipelines.config.benchmarks import Benchmark, Budget
 from pipelines.config.params import load_params
 from pipelines.config.recipes import Optimiser, Recipe
 from pipelines.data import datasets
-from pipelines.training import checkpoint, spec, status, store, trainer
+from pipelines.training import checkpoint, spec, status, trainer
 from pipelines.training.checkpoint import Checkpoints, Worker
 from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT
@@ -58,7 +59,7 @@ def template() -> Path:
         finally:
             checkpoint.CheckpointCallback._agree, checkpoint.PROGRESS_EVERY_S = agree, every  # type: ignore[method-assign]
     assert finished.files.finished and unfinished.files.checkpoint.exists()
-    store.write_json(home / "store/rates.json", {estimate._rate_key(finished): 100.0})
+    write_json(home / "store/rates.json", {estimate._rate_key(finished): 100.0})
     return home
 
 
@@ -121,8 +122,8 @@ def collect_and_evaluate(planned: list[spec.Spec], folder: Path, intact: dict[Pa
     with contextlib.chdir(folder):
         assert whole == readable(lambda: train.collect([finished]))
         assert whole == readable(lambda: evaluate._collected(finished.benchmark, finished))
-    readable(lambda: store.read_json(unfinished.files.trial))
-    readable(lambda: store.read_lines(unfinished.files.curve))
+    readable(lambda: read_json(unfinished.files.trial))
+    readable(lambda: read_lines(unfinished.files.curve))
 
 
 def go_on(planned: list[spec.Spec], folder: Path, intact: dict[Path, bool]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pipelines.tracking import cursors, limits, records
+from pipelines.tracking import cursors, helper, limits, records
 from pipelines.tracking.spool import Spool
 
 KEY, HASH = "0123456789abcdef", "d" * 64
@@ -78,17 +78,17 @@ def case(random: Random, folder: Path) -> None:
     _write(random, folder / f"store/{KEY}/curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     _write(random, folder / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv", "1,1\n0,2\n")
     cursor = {"runs": {f"trial:{KEY}": {"run_id": "1", "sent": {"curve": "0.5"}}}}
-    spool = Spool.below(folder)
-    path = cursors.Cursor.of(spool, "http://127.0.0.1:9").path
+    spool = Spool(project=folder, store=folder / "store")
+    path = cursors.Cursor.of(spool.store, "http://127.0.0.1:9").path
     _write(random, path, json.dumps(_changed(random, cursor)))
     gathered, problems = records.gather(spool)
     assert all(limits.name(problem, 400).isprintable() for problem in problems)
     for record in gathered:
         _check(record)
-    cursors.pending(spool, "http://127.0.0.1:9")
+    helper.pending(spool, "http://127.0.0.1:9")
 
 
-def _check(record: records.Record) -> None:
+def _check(record: cursors.Record) -> None:
     assert record.name.isprintable() and len(record.name) <= 250 and len(record.experiment) <= 500
     assert 0 <= record.started <= 1e11 and (record.ended is None or 0 <= record.ended <= 1e11)
     for part in record.parts:

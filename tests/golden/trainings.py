@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.command.files import read_lines
 from pipelines.config.benchmarks import Budget
 from pipelines.config.params import load_params
 from pipelines.config.recipes import Precision
 from pipelines.data import datasets
-from pipelines.training import spec, store, trainer
+from pipelines.training import spec, trainer
 
 FOLDER = Path(__file__).parent
 PARAMS = FOLDER.parent.parent / "params.yaml"
@@ -91,7 +92,7 @@ def train(name: str, home: Path) -> str:
         write_images(data, benchmark.dataset)
     files = trainer.run(spec.plan(benchmark, "golden", 0, data=data, root=home / "store", threads=1))
     lines = [f"{name}, seed 0, {images} made images, batch {batch}, one thread: mean loss and error (%) of each epoch"]
-    lines += [f"{point['loss']!r} {point['train_error']!r}" for point in store.read_lines(files.curve)]
+    lines += [f"{point['loss']!r} {point['train_error']!r}" for point in read_lines(files.curve)]
     weights = torch.load(files.weights, weights_only=True)
     digest = hashlib.sha256(b"".join(weights[key].contiguous().numpy().tobytes() for key in sorted(weights)))
     return "\n".join([*lines, f"sha256 of the weights: {digest.hexdigest()}"]) + "\n"

@@ -14,11 +14,13 @@ import pytest
 
 from pipelines import compare, publish
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json, write_bytes
 from pipelines.config.params import load_params
 from pipelines.results import evidence
 from pipelines.results.evidence import COMMITTED, EVIDENCE, HERE, Evidence
-from pipelines.results.ledger import LedgerRow, gather, make_ledger, quoted
+from pipelines.results.ledger import gather, make_ledger, quoted
 from pipelines.results.page import report
+from pipelines.results.rows import LedgerRow
 from pipelines.training import provenance, status, store
 from tests import projects
 from tests.conftest import edit_params
@@ -67,7 +69,7 @@ def own() -> Evidence:
 
 
 def commit(*bodies: Evidence) -> None:
-    store.write_bytes(FILE, evidence.text({body.budget: body for body in bodies}).encode())
+    write_bytes(FILE, evidence.text({body.budget: body for body in bodies}).encode())
 
 
 def shifted(body: Evidence, points: float) -> Evidence:
@@ -103,7 +105,7 @@ def test_evidence_is_added_by_budget_and_of_the_first_seeds(project: Path, monke
 
 def dirty_trial(project: Path) -> None:
     files = store.TrialFiles(project / "runs/linear-mnist/seed-1")
-    files.write_result(store.read_json(files.result) | {"git_dirty": True})
+    files.write_result(read_json(files.result) | {"git_dirty": True})
 
 
 def another_recipe(project: Path) -> None:
@@ -176,7 +178,7 @@ def test_the_best_evidence_is_of_the_full_recipe_then_of_more_seeds(project: Pat
     projects.write(project, params)
     for path in (project / "runs/linear-mnist").glob("seed-*"):  # as the longer schedule would have left them
         files = store.TrialFiles(path)
-        result = store.read_json(files.result)
+        result = read_json(files.result)
         files.write_result(result | {"config": {**result["config"], "paper_epochs": 20}})
     mine = own()
     few = {seed: mine.seeds[seed] for seed in ("0", "1", "2")}
@@ -243,7 +245,7 @@ def test_seeds_of_two_precisions_are_listed_and_are_no_evidence(project: Path) -
     edit_params(project / "params.yaml", linear_mnist={"recipe.precision": {"cuda": "bf16"}})
     for seed in SEEDS[:2]:
         files = store.TrialFiles(project / f"runs/linear-mnist/seed-{seed}")
-        result = store.read_json(files.result)
+        result = read_json(files.result)
         config = {**result["config"], "recipe": {**result["config"]["recipe"], "precision": "bf16"}}
         files.write_result({**result, "config": config, "device": "cuda"})
     found = own()
@@ -272,7 +274,7 @@ def test_committed_evidence_is_not_tracked(project: Path, monkeypatch: pytest.Mo
     commit(replace(own(), budget="paper"))
     params = load_params()
     compare.write(params, gather(params), committed=evidence.read(params.benchmarks))
-    benchmarks, problems = spool.read(spool.Spool.below(project))
+    benchmarks, problems = spool.read(spool.Spool(project=project, store=project / "store"))
     assert problems == [] and {one.budget for one in benchmarks} == {"laptop"}
     assert {one.name for one in benchmarks if one.row} == {"linear-mnist", "lenet5-mnist", "ordinary-cifar10"}
 

@@ -22,10 +22,11 @@ from PIL import Image
 
 from pipelines.config.params import Params, load_params
 from pipelines.results import examples, explorer, words
-from pipelines.results.ledger import LedgerRow, as_error, gather, make_ledger
+from pipelines.results.ledger import gather, make_ledger
 from pipelines.results.page import images, plots, report, table3
 from pipelines.results.page.html import TEMPLATES
 from pipelines.results.reader import ClassFigures, ClassifiedExamples, Outcome
+from pipelines.results.rows import LedgerRow, as_error
 from pipelines.results.verdicts import Verdict
 from tests import projects
 from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params

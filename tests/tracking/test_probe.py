@@ -19,7 +19,7 @@ from pipelines.tracking import helper
 from pipelines.tracking.probe import AwayError, probe, reach_local, within
 from tests.conftest import ROOT
 from tests.gate import listening
-from tests.tracking.test_tracking import Project
+from tests.tracking.projects import Project
 
 Talk = Callable[[socket.socket, threading.Event], None]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -78,11 +78,7 @@ DEATHS: dict[str, tuple[str, Talk, str]] = {
         saying(OK + b"Content-Length: 100000\r\n\r\n" + b"[" * 100_000),
         r"is away \(what answers there, with status 200, is not MLflow\)",
     ),
-    "a gateway": (
-        "http",
-        saying(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"),
-        r"answers with status 502",
-    ),
+    "a gateway": ("http", saying(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"), r"answers with status 502"),
 }
 
 
@@ -224,3 +220,8 @@ def test_a_user_who_wants_no_proxy_at_all_has_none(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("no_proxy", "*")
     reach_local()
     assert os.environ["no_proxy"] == "*"
+
+
+def test_a_name_that_cannot_be_looked_up_is_away() -> None:
+    with pytest.raises(AwayError, match="empty or too long"):
+        probe("http://a..b:5000")

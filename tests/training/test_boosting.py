@@ -18,15 +18,17 @@ from pipelines import trial
 from pipelines.cluster import estimate
 from pipelines.command import progress
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json, write_json
 from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.schedules import Boosting, Schedule
-from pipelines.training import boosting, checkpoint, checks, schedules, spec, speed, store, trainer
+from pipelines.config.recipes import Boosting, Schedule
+from pipelines.training import boosting, checkpoint, checks, schedules, spec, speed, trainer
 from pipelines.training.boosting import BoostedBatches, Examples
 from pipelines.training.checkpoint import Worker
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
 from tests.conftest import THREADS, hide_test_images
+from tests.training.trials import same
 
 NAME = "committee-mnist"
 COUNT, BATCH = 300, 20
@@ -107,10 +109,6 @@ def all_candidates(loader: BoostedBatches, member: int) -> Examples:
 def answers(net: nn.Module, images: Tensor) -> Tensor:
     """As the batches ask them, so many at a time: a convolution's rounding may depend on it."""
     return torch.cat([net(part).argmax(1) for part in images.split(boosting.AT_A_TIME)])
-
-
-def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def equal(first: Examples, second: Examples) -> bool:
@@ -252,7 +250,7 @@ def test_a_resumed_trial_ends_at_the_same_weights_and_moves_one_member_at_a_time
         assert same(now, end) == (number < training or (number == training == 0))  # who trained before stays as it was
         assert not same(fresh[number], end)
     files = trainer.run(one)
-    assert store.read_json(files.result)["resumed"] == 1
+    assert read_json(files.result)["resumed"] == 1
     assert same(torch.load(files.weights, weights_only=True), straight)
 
 
@@ -265,7 +263,7 @@ def test_a_measurement_takes_the_first_member_and_looks_for_no_patterns(
 
 def test_the_estimate_counts_the_search_for_patterns(project: Path) -> None:
     one, ordinary = planned(), planned({"recipe.boosting": None})
-    store.write_json(estimate.path(), {estimate._rate_key(each): 100.0 for each in (one, ordinary)})
+    write_json(estimate.path(), {estimate._rate_key(each): 100.0 for each in (one, ordinary)})
     assert estimate.trial_seconds(ordinary) == pytest.approx(2 * COUNT / 100)
     assert estimate.trial_seconds(one) == pytest.approx((2 * COUNT + spec.CANDIDATE * 700) / 100)
 

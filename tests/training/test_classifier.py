@@ -20,8 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from models import allcnn, lenet
 from pipelines.config.params import load_params
-from pipelines.config.recipes import MAP_CONSTANT, Optimiser, Recipe
-from pipelines.config.schedules import Schedule
+from pipelines.config.recipes import MAP_CONSTANT, Optimiser, Recipe, Schedule
 from pipelines.data import transforms
 from pipelines.data.batches import Batches, stream
 from pipelines.training import spec, trainer

@@ -20,7 +20,9 @@ import torch
 
 from pipelines import evaluate, train, trial
 from pipelines.cluster import estimate
+from pipelines.command import files
 from pipelines.command.errors import UserError
+from pipelines.command.files import TEMPORARY, DamagedError, read_json, read_lines, write_bytes, write_json
 from pipelines.config.benchmarks import Budget
 from pipelines.config.params import load_params
 from pipelines.config.recipes import Optimiser, Recipe, Subset
@@ -28,8 +30,9 @@ from pipelines.data.transforms import Preprocess
 from pipelines.training import checkpoint, spec, status, store, tensors, trainer
 from pipelines.training.inputs import Inputs
 from tests import projects
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
 from tests.disturbed import same_weights
+from tests.processes import environment
 
 NAME = "linear-mnist"
 BENCHMARK = dataclasses.replace(
@@ -233,23 +236,23 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_trial_begins_again(
     assert line.startswith(f"{halfway.files.checkpoint} ") and words in line
     assert line.endswith("set aside, and linear-mnist seed 0 is trained from the start")
     assert halfway.files.checkpoint.with_name("last.ckpt.damaged").is_symlink() or damage is not ring
-    assert store.read_json(halfway.files.result)["resumed"] == 0
+    assert read_json(halfway.files.result)["resumed"] == 0
     assert same_weights(halfway.files.weights, Path("whole/weights.pt"))
 
 
 def test_a_whole_checkpoint_is_gone_on_from(halfway: spec.Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    reading = store.reading
+    as_ever = files.reading
 
     def noted(path: Path) -> Any:
         opened.append(path)
-        return reading(path)
+        return as_ever(path)
 
-    monkeypatch.setattr(store, "reading", noted)
-    (halfway.files.folder / f".last.ckpt.{store.TEMPORARY}.host.1").touch()  # a killed writer's
+    monkeypatch.setattr(files, "reading", noted)
+    (halfway.files.folder / f".last.ckpt.{TEMPORARY}.host.1").touch()  # a killed writer's
     trainer.run(halfway)
     assert opened.count(halfway.files.checkpoint) == 1  # large ones are slow to read
-    assert store.read_json(halfway.files.result)["resumed"] == 1
+    assert read_json(halfway.files.result)["resumed"] == 1
     assert same_weights(halfway.files.weights, Path("whole/weights.pt"))
     assert sorted(path.name for path in halfway.files.folder.iterdir()) == [
         *("curve.jsonl", "lock", "progress.json", "result.json", "trial.json", "weights.pt")
@@ -396,7 +399,7 @@ NOT_NUMBERS = ["null", '"0.5"', "[1]", "{}", "NaN", "Infinity", "-1", "true", "1
 def test_a_rate_that_is_no_number_counts_as_unknown(planned: list[spec.Spec], value: str) -> None:
     one = planned[0]
     path = store.default() / "rates.json"
-    store.write_bytes(path, f'{{"{estimate._rate_key(one)}": {value}, "another": 3}}'.encode())
+    write_bytes(path, f'{{"{estimate._rate_key(one)}": {value}, "another": 3}}'.encode())
     assert estimate.rates() == {"another": 3.0} and estimate.trial_seconds(one) == 0.0
 
 
@@ -406,10 +409,10 @@ def test_progress_that_makes_no_sense_counts_as_none(planned: list[spec.Spec], k
     one = planned[0]
     told = {"state": "running", "time": 5, "epoch": 1, "epochs": 2, "loss": 0.1, "images_per_s": 9.0, "eta_s": 1}
     content = json.dumps(told | {key: "?"}).replace('"?"', value)
-    store.write_bytes(one.files.progress, content.encode())
+    write_bytes(one.files.progress, content.encode())
     absent = key in ("loss", "images_per_s", "eta_s") and value in ("null", "-1")
     assert (status.read(one.files.progress, since=0.0) is not None) == absent
-    store.write_json(store.default() / "rates.json", {estimate._rate_key(one): 150.0})
+    write_json(store.default() / "rates.json", {estimate._rate_key(one): 150.0})
     assert estimate.trial_seconds(one) in (2.0, 4.0)  # of 2 epochs of 300 images
     assert status.line(one.name, status.read(one.files.progress, since=0.0))
 
@@ -418,8 +421,8 @@ def test_progress_that_makes_no_sense_counts_as_none(planned: list[spec.Spec], k
 def test_json_of_another_kind_is_damage(tmp_path: Path, content: str) -> None:
     path = tmp_path / "file.json"
     path.write_text(content + "\n", encoding="latin-1")
-    for read in (store.read_json, store.read_lines):
-        with pytest.raises(store.DamagedError) as caught:
+    for read in (read_json, read_lines):
+        with pytest.raises(DamagedError) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path} is damaged") and len(str(caught.value)) < 300 + len(str(path))
     assert status.read(path, since=0.0) is None
@@ -464,7 +467,7 @@ def test_a_store_serves_two_users_of_a_group(halfway: spec.Spec, mnist_slice: Pa
         (home / "spec").chmod(0o644)
         code = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(TWO_USERS), str(home / "spec")]
         subprocess.run(code, env=environment(), cwd=home, check=True, stdout=subprocess.DEVNULL)
-        assert store.read_json(one.files.result)["resumed"] == 1
+        assert read_json(one.files.result)["resumed"] == 1
         assert same_weights(one.files.weights, Path("whole/weights.pt"))
         for path in (home / "store").rglob("*"):
             about = path.stat()

@@ -14,11 +14,12 @@ import pytest
 from pipelines.config.params import load_params
 from pipelines.training import fingerprint
 from tests import projects
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.processes import environment
 
 PARAMS = load_params(ROOT / "params.yaml")
 SOURCES = fingerprint.read()
-CONFIG = ("benchmarks", "claims", "recipes", "schedules")  # modules whose dataclasses the core is handed
+CONFIG = ("benchmarks", "claims", "recipes")  # modules whose dataclasses the core is handed
 TOY_OPTIMISER = '''
 
 @OPTIMISERS.entry("rmsprop")
@@ -178,7 +179,7 @@ def test_what_only_names_reports_or_checks_is_behind_no_trial(name: str) -> None
     behind = set(code(name))
     assert {f"models.{PARAMS.benchmark(name).model.family}", "pipelines.training.core"} <= behind
     assert not {module for module in behind if module.startswith(("pipelines.command", "pipelines.cluster"))}
-    assert not behind & {f"pipelines.config.{name}" for name in (*CONFIG, "params", "schema", "wording")}
+    assert not behind & {f"pipelines.config.{name}" for name in (*CONFIG, "params", "schema", "values", "wording")}
     assert "pipelines.training.store" not in behind
     optimiser = PARAMS.benchmark(name).recipe.optimiser.name
     assert ("pipelines.training.sdlm" in behind) == (optimiser == "sdlm")

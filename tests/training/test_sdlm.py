@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from models import convnetjs, lenet, lenet1989, linear, mlp
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json, read_lines
 from pipelines.config.params import load_params
-from pipelines.config.recipes import MAP_CONSTANT, Optimiser
-from pipelines.config.schedules import Schedule
+from pipelines.config.recipes import MAP_CONSTANT, Optimiser, Schedule
 from pipelines.data import transforms
 from pipelines.data.batches import Batches
-from pipelines.training import checkpoint, losses, schedules, spec, speed, store, trainer
+from pipelines.training import checkpoint, losses, schedules, spec, speed, trainer
 from pipelines.training.losses import CrossEntropy, Loss, MaximumAPosteriori, MeanSquaredError
 from pipelines.training.optimisers import build_optimiser
 from pipelines.training.sdlm import SDLM, curvature
@@ -393,10 +393,10 @@ def test_a_trial_that_is_stopped_goes_on_with_the_same_second_derivatives(
             trainer.run(one)
     assert one.files.checkpoint.exists() and not one.files.finished
     trainer.run(one)
-    assert store.read_json(one.files.result)["resumed"] == 1
+    assert read_json(one.files.result)["resumed"] == 1
     first, second = (torch.load(files.weights, weights_only=True) for files in (one.files, undisturbed))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert store.read_lines(one.files.curve)[2]["loss"] == store.read_lines(undisturbed.curve)[2]["loss"]
+    assert read_lines(one.files.curve)[2]["loss"] == read_lines(undisturbed.curve)[2]["loss"]
 
 
 def test_each_pass_of_a_trial_begins_with_an_estimate_and_each_step_knows_its_patterns(
@@ -424,7 +424,7 @@ def test_each_pass_of_a_trial_begins_with_an_estimate_and_each_step_knows_its_pa
 def test_it_learns_and_its_speed_can_be_measured(project: Path) -> None:
     one = planned("store", **{"recipe.subset": {}, "budgets.laptop": {"epochs": 2, "seeds": [0]}})
     assert speed.measure(one, 0.05) > 0
-    curve = store.read_lines(trainer.run(one).curve)
+    curve = read_lines(trainer.run(one).curve)
     assert curve[1]["train_error"] < curve[0]["train_error"] < 80
 
 
@@ -433,9 +433,9 @@ def test_two_workers_train_as_one_does(project: Path) -> None:
     alone = trainer.run(planned("alone"))
     both = planned("both", resources={"workers": 2})
     on_two_workers(both)
-    assert store.read_json(both.files.result)["workers"] == 2
-    curve = store.read_lines(both.files.curve)
-    for ours, theirs in zip(curve, store.read_lines(alone.curve), strict=True):
+    assert read_json(both.files.result)["workers"] == 2
+    curve = read_lines(both.files.curve)
+    for ours, theirs in zip(curve, read_lines(alone.curve), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
 

@@ -16,12 +16,13 @@ import pytest
 
 from pipelines import trial
 from pipelines.command.errors import UserError
+from pipelines.command.files import read_json, read_lines
 from pipelines.config.params import load_params
-from pipelines.training import spec, store, trainer
+from pipelines.training import spec, trainer
 from tests import projects
-from tests.conftest import edit_params, environment
+from tests.conftest import edit_params
 from tests.disturbed import same_weights
-from tests.processes import until
+from tests.processes import environment, until
 
 BLOCKED = ["ray", "mlflow", "dvc", "psutil", "requests", "jinja2", "sklearn", "filelock"]
 CUT: dict[str, Any] = {"recipe.subset": {"first": 900}, "recipe.batch": 4}
@@ -75,9 +76,9 @@ def test_each_ends_at_its_own_weights_and_a_failed_one_ends_no_other(project: Pa
 def running(process: subprocess.Popen[str], planned: list[spec.Spec]) -> list[psutil.Process]:
     """The processes of trials that train, once all do."""
     until(lambda: process.poll() is not None or all(one.files.curve.exists() for one in planned), 180)
-    until(lambda: process.poll() is not None or all(store.read_lines(one.files.curve) for one in planned), 180)
+    until(lambda: process.poll() is not None or all(read_lines(one.files.curve) for one in planned), 180)
     assert process.poll() is None, process.communicate()
-    pids = [store.read_json(one.files.progress)["pid"] for one in planned]
+    pids = [read_json(one.files.progress)["pid"] for one in planned]
     return [psutil.Process(pid) for pid in pids]
 
 
@@ -112,7 +113,7 @@ def test_all_are_ended_at_a_checkpoint(
     process.communicate(timeout=300)
     assert process.returncode == 0
     for one, alone in zip(planned, trials("alone"), strict=True):
-        assert store.read_json(one.files.result)["resumed"] == 1
+        assert read_json(one.files.result)["resumed"] == 1
         assert same_weights(one.files.weights, trainer.run(alone).weights)
 
 

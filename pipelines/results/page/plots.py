@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipelines.results.ledger import LedgerRow, as_error
+from pipelines.results.rows import LedgerRow, as_error
 from pipelines.results.words import NONE, centre, claim, ends
 
 WIDTH, HEIGHT = 330, 26  # of the ledger's plot, in SVG units

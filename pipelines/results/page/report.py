@@ -17,10 +17,11 @@ from pipelines.config.params import Params
 from pipelines.results import evidence, explorer
 from pipelines.results.evidence import Evidence
 from pipelines.results.explorer import Net
-from pipelines.results.ledger import LedgerRow, claimed_error, quoted
+from pipelines.results.ledger import quoted
 from pipelines.results.page import images, plots, table3
 from pipelines.results.page.html import TEMPLATES, render
 from pipelines.results.reader import Outcome
+from pipelines.results.rows import LedgerRow, claimed_error
 from pipelines.results.verdicts import Verdict
 
 FILTER_PIXELS = 44  # screen pixels a filter, about

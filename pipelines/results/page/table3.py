@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.config.benchmarks import Benchmark
-from pipelines.results.ledger import LedgerRow
+from pipelines.results.rows import LedgerRow
 
 BASES = ("A", "B", "C")
 VARIANTS = {"base": "Model", "strided": "Strided-CNN", "convpool": "ConvPool-CNN", "allcnn": "All-CNN"}

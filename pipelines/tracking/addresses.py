@@ -1,0 +1,105 @@
+"""The address of a tracking server or its database: which one, whether it is one, and how it is shown and logged."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pipelines.command.errors import UserError
+from pipelines.tracking import limits
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+EXPECTED = "expected http://HOST:PORT, https://HOST:PORT, or sqlite:/// and the path of a file"
+# Other schemes of MLflow, apart from its plugins'; "" is a plain path.
+SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+LONGEST_MESSAGE = 240  # characters of a message from a library or a server
+FILES = ("sqlite:", "file:")  # schemes of addresses that hold no login
+LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/+)?(?P<login>.*)@", re.DOTALL)
+
+
+def _named() -> str:
+    return os.environ.get(URI_VARIABLE, "").strip()
+
+
+def address(project: Path) -> str:
+    """``$MLFLOW_TRACKING_URI`` as it is, or the sqlite store in the project. Never raises."""
+    return _named() or f"sqlite:///{project.absolute() / 'mlflow.db'}"
+
+
+def tracking_uri(project: Path) -> str:
+    """The ``address``; UserError for one at which there can be neither a server nor a database."""
+    uri = address(project)
+    file = sqlite_file(uri)
+    directory = file is not None and os.path.isdir(file)
+    if directory and not _named():
+        raise UserError(f"{file} is a directory; expected MLflow's database, which is a file")
+    if not _named() and "?" in uri:  # what follows would be taken for options
+        raise UserError(
+            f"MLflow can't keep a database in {project.absolute()}, for the question mark; set {URI_VARIABLE}"
+        )
+    if not _well_formed(uri):
+        raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}; {EXPECTED}")
+    if directory:  # MLflow would try for minutes to open it
+        raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}, which is a directory; {EXPECTED}")
+    return uri
+
+
+def _well_formed(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        scheme = parts.scheme.partition("+")[0]  # mysql+pymysql
+        if scheme in ("http", "https"):
+            return bool(parts.hostname) and parts.port != 0 and uri.isprintable() and " " not in parts.netloc
+    except ValueError:
+        return False
+    if parts.scheme == "sqlite":
+        return uri.startswith("sqlite:///") and uri.removeprefix("sqlite:///") not in ("", ":memory:")
+    if not scheme and ":" in uri.partition("/")[0]:  # 127.0.0.1:5000
+        return False
+    return uri.isprintable() and (scheme in SCHEMES or _of_a_plugin(scheme))
+
+
+def _of_a_plugin(scheme: str) -> bool:
+    from importlib.metadata import entry_points
+
+    return bool(entry_points(group="mlflow.tracking_store", name=scheme))
+
+
+def safe(uri: str) -> str:
+    """The URI without user, password and query, to be printed; all before an @ counts as a login."""
+    return uri if uri.startswith(FILES) else LOGIN.sub(r"\g<scheme>", uri, count=1).partition("?")[0]
+
+
+def _secrets(uri: str) -> set[str]:
+    """The password in the URI, quoted and unquoted."""
+    found = None if uri.startswith(FILES) else LOGIN.match(uri)
+    login = found["login"] if found else ""
+    password = login.partition(":")[2] or login
+    return {password, unquote(password)} - {""}
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI names an HTTP server."""
+    return uri.lower().startswith(("http://", "https://"))
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file behind an sqlite URI, which may have options after a question mark."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def place(uri: str) -> str:
+    """The server or database at the URI, which is ``safe``, in words."""
+    file = sqlite_file(uri)
+    return f"MLflow at {uri}" if file is None else f"MLflow's database {file}"
+
+
+def clean(message: str, uri: str) -> str:
+    """The first line of a message, without the secrets in the URI and without control characters."""
+    lines = message.strip().splitlines() or ["no reason given"]
+    line = lines[0].replace(uri, safe(uri))
+    for secret in _secrets(uri):
+        line = line.replace(secret, "***")
+    return limits.name(line, LONGEST_MESSAGE)

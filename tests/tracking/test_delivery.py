@@ -1,0 +1,297 @@
+"""Guards delivery to a real MLflow, its sqlite store: everything once, again after a crash, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+
+from pipelines import dashboard
+from pipelines.tracking import addresses, helper, probe
+from pipelines.tracking import spool as spools
+from pipelines.tracking.delivery import Sender
+from tests.tracking.projects import NOW, ODD, Project, deliver, files, runs_of, suite
+
+pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
+
+
+def test_an_experiment_that_is_refused_holds_back_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(tmp_path)
+    project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    project.trial("lenet5-odd", "what?", 0, epochs=2)
+    sender = Sender(project.spool, "http://127.0.0.1:9")
+
+    def experiment(name: str) -> str:
+        if name == "what?":
+            raise probe.RefusedError("no such name")
+        return "1"
+
+    monkeypatch.setattr(sender, "_connect", lambda: None)
+    monkeypatch.setattr(sender, "_experiment", experiment)
+    monkeypatch.setattr(sender, "_recall", lambda *_: None)
+    monkeypatch.setattr(sender, "_deliver", lambda *_: None)
+    assert sender.round()
+    assert len(sender.sent) == 2 and sender.sent[0] == "benchmark:lenet5-mnist/laptop"
+    assert list(sender.refused.values()) == ["lenet5-odd (laptop): no such name", "lenet5-odd seed 0: no such name"]
+
+
+def test_everything_of_a_finished_suite(local: Path) -> None:
+    project = suite(local, seeds=2)
+    client = deliver(project.spool).client
+    assert {e.name for e in client.search_experiments()} == {"Default", "mnist", "cifar10"}
+    parents, children = runs_of(client, "benchmark"), runs_of(client, "trial")
+    assert len(parents) == 6 and len(children) == 12
+    parent, child = parents["lenet5-mnist (laptop)"], children["lenet5-mnist seed 1"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params["recipe.optimiser.lr"] == "0.02" and child.data.params["seed"] == "1"
+    assert child.data.tags["git_commit"] == project.rows[2]["git_commit"]
+    assert child.data.tags["checkpoint"].endswith("weights.pt") and child.data.tags["version.torch"] == "2.13.0"
+    assert child.inputs.dataset_inputs[0].dataset.name == "mnist"
+    assert (child.info.status, child.info.end_time) == ("FINISHED", int(1000 * (NOW + 2001 + 70)))
+    assert child.data.metrics["test/error"] == pytest.approx(project.rows[2]["per_seed"]["1"])
+    history = client.get_metric_history(child.info.run_id, "train/loss")
+    lines = spools.read(project.spool)[0][2].trials[1].curve
+    assert [(m.step, m.value, m.timestamp) for m in history] == [
+        (1_000_000 * line["epoch"], line["loss"], int(1000 * line["time"])) for line in lines
+    ]
+    row = project.rows[2]
+    assert parent.data.metrics["ledger/mean"] == pytest.approx(row["mean"], abs=1e-4)
+    assert parent.data.metrics["ledger/ci95_low"] == pytest.approx(row["ci95"][0], abs=1e-4)
+    assert (parent.data.metrics["ledger/claim"], parent.data.metrics["ledger/seeds"]) == (0.95, 2)
+    assert parent.data.tags["verdict"] == "reproduced" and "softmax head" in parent.data.tags["mlflow.note.content"]
+    shown = files(client, parent)
+    assert {"confusion.png", "per_class.csv", "explorer.html", "ledger.json"} <= set(shown)
+    assert len([path for path in shown if path.startswith("images/")]) == 2  # as drawn, and a small copy
+    assert (local / "mlartifacts").is_dir()
+
+
+def test_nothing_is_sent_twice(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    project.ledger()
+    first = deliver(project.spool)
+    assert len(first.sent) == 3
+    before = (local / "mlflow.db").read_bytes()
+    assert deliver(project.spool).sent == []
+    assert helper.sync(project.spool).sent == 0
+    assert (local / "mlflow.db").read_bytes() == before
+
+
+def test_a_crash_before_the_cursor_is_written_doubles_nothing(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    client = deliver(project.spool).client
+    before = {name: (run.info.run_id, files(client, run)) for name, run in runs_of(client, "trial").items()}
+    (cursor,) = (local / "store/tracking").glob("*.json")
+    known = json.loads(cursor.read_text())
+    known["runs"] = {k: v for k, v in known["runs"].items() if not k.startswith("trial:")}
+    cursor.write_text(json.dumps(known))  # as if it had died after each run was made and filled
+    assert len(deliver(project.spool).sent) == 2
+    after = runs_of(client, "trial")
+    assert {name: (run.info.run_id, files(client, run)) for name, run in after.items()} == before
+    for run in after.values():
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10
+        assert len(client.get_metric_history(run.info.run_id, "test/error")) == 1
+        assert len(run.inputs.dataset_inputs) == 1
+
+
+def test_a_trial_is_followed_from_start_to_end(local: Path) -> None:
+    project = Project(local)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=6, done=2)
+    client = deliver(project.spool).client
+    (run,) = runs_of(client, "trial").values()
+    assert run.info.status == "RUNNING" and run.info.end_time is None
+    project.progress(key, "running", 4, 6, 2**22 - 1)  # killed after epoch 4 ...
+    project.curve(key, range(1, 5), NOW)
+    deliver(project.spool)
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+    project.progress(key, "running", 3, 6, os.getpid())  # ... resumed at a checkpoint before it, so with other times
+    project.curve(key, range(1, 4), NOW + 500)
+    deliver(project.spool)
+    assert client.get_run(run.info.run_id).info.status == "RUNNING"
+    project.trial("lenet5-mnist", "mnist", 0, epochs=6, at=500)
+    deliver(project.spool)
+    (run,) = runs_of(client, "trial").values()
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "train/error")
+    assert [m.step for m in history] == [1_000_000 * epoch for epoch in range(1, 7)]
+
+
+def test_a_new_seed_updates_the_benchmark(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    project.ledger()
+    client = deliver(project.spool).client
+    (parent,) = runs_of(client, "benchmark").values()
+    assert parent.data.metrics["ledger/seeds"] == 1
+    project.rows.clear()
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    project.rows[0]["verdict"] = "inconclusive"
+    project.ledger()
+    os.utime(local / "report/ledger.json", (time.time() + 5, time.time() + 5))
+    deliver(project.spool)
+    (after,) = runs_of(client, "benchmark").values()
+    assert after.info.run_id == parent.info.run_id
+    assert (after.data.metrics["ledger/seeds"], after.data.tags["verdict"]) == (2, "inconclusive")
+    sent = "sent.figures/confusion"  # the grid shows the last one
+    assert after.data.tags[sent] != parent.data.tags[sent]
+
+
+def test_a_new_database_at_the_old_place_gets_everything(local: Path, schema: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    deliver(project.spool)
+    shutil.copy(schema, local / "mlflow.new")
+    (local / "mlflow.db").unlink()
+    assert len(helper.pending(project.spool, addresses.tracking_uri(local))) == 2
+    (local / "mlflow.new").rename(local / "mlflow.db")  # nor does it matter that the cursor has not seen it gone
+    project.trial("lenet5-mnist", "mnist", 1, epochs=1)
+    result = helper.sync(project.spool)
+    assert (result.sent, result.trials_waiting, result.line) == (3, 0, None)
+
+
+def test_only_what_ran_is_sent(local: Path) -> None:
+    """The ledger lists every benchmark there is; those outside the suite have no budget, others no figures yet."""
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    untested: dict[str, Any] = {"n": 0, "mean": None, "ci95": None, "per_seed": {}, "verdict": "untested"}
+    for name, dataset, budget in (
+        ("mlp1000-mnist", "mnist", None),
+        ("alexnet-imagenette", "imagenette", None),
+        ("allcnn-c-cifar10", "cifar10", "laptop"),
+    ):
+        project.rows.append({**project.rows[0], **untested, "benchmark": name, "dataset": dataset, "budget": budget})
+    project.ledger()
+    client = deliver(project.spool).client
+    assert {e.name for e in client.search_experiments()} == {"Default", "mnist"}
+    assert list(runs_of(client, "benchmark")) == ["lenet5-mnist (laptop)"]
+    ((name, addresses),) = dashboard.addresses("http://x", client)
+    assert name == "mnist" and [title for title, _ in addresses] == [
+        *(dashboard.CONFUSION, dashboard.CURVES, dashboard.LEDGER_TABLE),
+        "explorer of lenet5-mnist (laptop)",
+    ]
+    # Its trial trains: there is a curve and a run to see, and no confusion matrix.
+    project.trial("allcnn-c-cifar10", "cifar10", 0, epochs=9, done=2)
+    deliver(project.spool)
+    _, (name, addresses) = dashboard.addresses("http://x", client)
+    seen = [dashboard.CURVES, dashboard.LEDGER_TABLE]
+    assert name == "cifar10" and [title for title, _ in addresses] == seen
+
+
+def test_a_lost_cursor_doubles_nothing_of_a_report_that_was_written_again(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    project.ledger()
+    client = deliver(project.spool).client
+    key = next(iter(runs_of(client, "trial").values())).data.tags["trial_key"]
+
+    def points() -> dict[str, int]:
+        return {
+            f"{run.info.run_name} {metric}": len(client.get_metric_history(run.info.run_id, metric))
+            for run in (*runs_of(client, "trial").values(), *runs_of(client, "benchmark").values())
+            for metric in run.data.metrics
+        }
+
+    before = points()
+    shutil.rmtree(local / "store/tracking")
+    for place, path in enumerate([*local.glob("report/*"), *local.glob("evaluations/**/*.json")]):
+        os.utime(path, (time.time() + place, time.time() + place))
+    project.curve(key, range(1, 11), NOW + 5000)  # resumed, without a checkpoint: the same losses at other times
+    assert len(deliver(project.spool).sent) == 3
+    assert points() == before
+    # A wording alone: the figures stay what they were. Another figure is another point.
+    project.rows[0].update(remarks="another wording", mean=1.25)
+    project.ledger()
+    os.utime(local / "report/ledger.json", (time.time() + 60, time.time() + 60))
+    deliver(project.spool)
+    after = points()
+    assert {key for key in after if after[key] != before[key]} == {"lenet5-mnist (laptop) ledger/mean"}
+
+
+@pytest.mark.parametrize("name", ODD, ids=range(len(ODD)))
+def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
+    """As name of a benchmark, dataset and class, as source of a claim, as option of a model and its value."""
+    project = Project(local)
+    classes = [*ODD, *"123", name]
+    project.trial("mlp300-mnist", "mnist", 0, epochs=1)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    for path in (*local.glob("store/*/*.json"), *local.glob("evaluations/**/classes.json")):
+        found = json.loads(path.read_text())
+        if found.get("benchmark", "lenet5-mnist") == "lenet5-mnist":
+            if "config" in found:
+                found["config"]["model"]["options"] = {name: name, "..": "up", "/": "", "a/../b": 1}
+                found |= {"benchmark": name, "dataset": {"name": name, "digest": "d" * 64}, "hardware": name}
+            path.write_text(json.dumps({**found, **({"classes": classes} if "classes" in found else {})}))
+    row = project.rows[0]
+    row.update(benchmark=name, dataset=name, claim={**row["claim"], "source": name}, deviations=[name, "y" * 9000])
+    project.ledger()
+    sender = deliver(project.spool)
+    assert len(sender.sent) == 4
+    odd = next(run for run in runs_of(sender.client, "trial").values() if run.info.run_name != "mlp300-mnist seed 0")
+    assert {"confusion.png", "explorer.html", "per_class.csv"} <= set(files(sender.client, odd))
+    options = {key: value for key, value in odd.data.params.items() if key.startswith("model.options.")}
+    assert len(options) == 4 and options["model.options..."] == "up"
+    assert sender.refused == {}
+    place = Path(unquote(urlsplit(odd.info.artifact_uri).path))
+    assert place.resolve().is_relative_to((local / "mlartifacts").resolve()) and place.is_dir()
+
+
+def test_a_run_deleted_in_mlflow_stays_deleted(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    client = deliver(project.spool).client
+    client.delete_run(runs_of(client, "trial")["lenet5-mnist seed 0"].info.run_id)
+    (local / "store/tracking").rename(local / "lost")
+    sender = deliver(project.spool)
+    assert len(sender.sent) == 2  # the other trial and the benchmark
+    assert list(runs_of(client, "trial")) == ["lenet5-mnist seed 1"]
+    assert helper.pending(project.spool, sender.uri) == []
+
+
+def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    project.trial("linear-mnist", "mnist", 0, epochs=2, at=1000)
+    (local / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv").write_text("1,2\n")
+    sender = deliver(project.spool)
+    assert len(sender.sent) == 5
+    (problem,) = helper.sync(project.spool).problems
+    assert "seed-0/confusion.csv holds 1x2 counts that sum to 3; expected 10x10" in problem
+    run = runs_of(sender.client, "trial")["lenet5-mnist seed 0"]  # what is not damaged arrives
+    assert run.info.status == "FINISHED" and "cost/wall_s" in run.data.metrics and "test/error" not in run.data.metrics
+    assert len(sender.client.get_metric_history(run.info.run_id, "train/loss")) == 10
+
+
+def test_damaged_images_hold_back_the_evaluation_alone(local: Path) -> None:
+    project = Project(local)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    (local / "evaluations/lenet5-mnist/examples.npz").write_text("no archive")
+    sender = Sender(project.spool, addresses.tracking_uri(local))
+    assert sender.round()
+    assert [why.partition(":")[0] for why in sender.refused.values()] == [
+        *("lenet5-mnist (laptop)", "lenet5-mnist seed 0")
+    ]
+    assert all("examples.npz is damaged" in why for why in sender.refused.values())
+    run = runs_of(sender.client, "trial")["lenet5-mnist seed 0"]
+    assert run.info.status == "FINISHED" and "cost/wall_s" in run.data.metrics and "test/error" not in run.data.metrics
+
+
+def test_a_diverged_trial_and_a_long_one(local: Path) -> None:
+    """A loss that is no number, and more epochs than one call takes."""
+    project = Project(local)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=400)
+    path = local / f"store/{key}/curve.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[-1]["loss"] = float("nan")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    client = deliver(project.spool).client
+    (run,) = runs_of(client, "trial").values()
+    assert len(client.get_metric_history(run.info.run_id, "train/lr")) == 400
+    assert np.isnan(client.get_metric_history(run.info.run_id, "train/loss")[-1].value)

@@ -1,0 +1,190 @@
+"""Guards what a run of MLflow is made of: params, metrics, tags, the explorer and the tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.config.claims import Claim
+from pipelines.results.figures import FIGURES
+from pipelines.results.reader import Outcome
+from pipelines.results.rows import LedgerRow
+from pipelines.tracking import cursors, records
+from pipelines.tracking import spool as spools
+from tests.tracking.projects import NOW, Project, change
+
+pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
+
+
+def evaluation_files(record: cursors.Record) -> dict[str, bytes]:
+    """The files of a run's evaluation."""
+    (part,) = (part for part in record.parts if part.name == "evaluation")
+    return dict(part.files())
+
+
+def test_figures_of_the_classes_are_those_of_the_matrix(tmp_path: Path) -> None:
+    """Class 0 is never predicted, class 1 has no image."""
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    for seed in (0, 1):
+        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/confusion.csv"
+        counts = np.loadtxt(path, delimiter=",", dtype=np.int64)
+        counts[0] = [0, 30, 970, *([0] * 7)]
+        counts[1], counts[:, 0] = 0, 0
+        counts[3, 3] += 10_000 - counts.sum()
+        np.savetxt(path, counts, fmt="%d", delimiter=",")
+        error = 100 - float(np.trace(counts)) / 100
+        change(path.with_name("metrics.json"), error=error, accuracy=100 - error)
+    benchmark, trial, _ = records.gather(project.spool)[0]
+    head, *lines = evaluation_files(benchmark)[records.CLASSES].decode().splitlines()
+    assert head == "class,seed,precision %,recall %,F1 %,images"
+    for line in lines:
+        name, of, *figures, images = line.split(",")
+        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{of}/confusion.csv"
+        counts, digit = np.loadtxt(path, delimiter=",", dtype=np.int64), int(name)
+        right, said, there = counts[digit, digit], counts[:, digit].sum(), counts[digit].sum()
+        shares = ((right, said), (right, there), (2 * right, said + there))
+        expected = [pytest.approx(100 * part / whole, abs=0.01) if whole else None for part, whole in shares]
+        assert [float(one) if one else None for one in figures] == expected
+        assert int(images) == there
+    assert lines[0].startswith("0,0,,0.0,") and lines[2].startswith("1,0,0.0,,")
+    assert evaluation_files(trial)[records.CLASSES].decode().splitlines()[1] == lines[0]
+
+
+def test_a_trial_that_is_stuck_at_chance_has_a_tag(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    path = tmp_path / "evaluations/lenet5-mnist/trials/seed-1/confusion.csv"
+    counts = np.zeros((10, 10), dtype=np.int64)
+    counts[:, 3] = 1000  # each image is called a 3
+    np.savetxt(path, counts, fmt="%d", delimiter=",")
+    change(path.with_name("metrics.json"), error=90.0, accuracy=10.0)
+    _, *trials = records.gather(project.spool)[0]
+    tags = [{k: v for part in trial.parts for k, v in part.tags.items() if "stuck" in k} for trial in trials]
+    assert tags == [{}, {"stuck_at_chance": "true"}]
+
+
+def explored(record: cursors.Record) -> Any:
+    """What a run's explorer shows."""
+    page = evaluation_files(record)[records.EXPLORER].decode()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    return json.loads(data)
+
+
+def test_the_explorer_has_the_seeds_of_its_run_and_their_test_images(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 3)
+    folder = tmp_path / "evaluations/lenet5-mnist"
+    matrices = [np.loadtxt(folder / f"trials/seed-{n}/confusion.csv", delimiter=",", dtype=int) for n in range(3)]
+    np.savez(
+        folder / "examples.npz",
+        images=np.zeros((10, 1, 28, 28), dtype=np.uint8),
+        actual=np.arange(10),
+        index=np.arange(10),
+        seeds=np.arange(3),
+        predicted=np.tile(np.arange(10), (3, 1)),
+        confidence=np.full((3, 10), 0.5),
+    )
+    benchmark, first, *_ = records.gather(project.spool)[0]
+    (net,) = explored(benchmark)["benchmarks"]
+    assert net["seeds"] == [0, 1, 2] and net["claimed_error"] is None  # there is no ledger yet
+    assert [net["matrices"][str(n)] for n in range(3)] == [matrix.tolist() for matrix in matrices]
+    assert len(net["examples"]["tiles"]) == 10
+    (net,) = explored(first)["benchmarks"]
+    assert net["seeds"] == [0] and list(net["curves"]) == ["0"] and set(net["examples"]["predicted"]) == {"0"}
+    project.ledger()
+    assert explored(records.gather(project.spool)[0][0])["benchmarks"][0]["claimed_error"] == 1.0
+
+
+def test_a_figure_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bars(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
+        return f"{title}: {[trial.seed for trial in outcome.trials]}".encode()
+
+    monkeypatch.setitem(FIGURES, "bars", bars)
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    drawn = [evaluation_files(record)["bars.png"].decode() for record in records.gather(project.spool)[0]]
+    assert drawn == ["lenet5-mnist: [0, 1]", "lenet5-mnist, seed 0: [0]", "lenet5-mnist, seed 1: [1]"]
+
+
+def test_under_three_seeds_the_figures_themselves_are_shown(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 30.0, 2)
+    project.rows[0].update(ci95=None, per_seed={"0": 29.5, "1": 30.25}, mean=29.875)
+    project.ledger()
+    row = spools.read(project.spool)[0][0].row
+    assert row is not None
+    assert "| our error | 29.50, 30.25 %, 2 seeds |" in records.note(row) and "29.8" not in records.note(row)
+    assert records._row_facts(row)["measured"] == "29.50, 30.25 % error"
+
+
+def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Path) -> None:
+    """A budget of one image of MNIST's 60,000 at a time."""
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=4)
+    lines = [{"epoch": n / 60_000, "loss": 1.0, "time": NOW + n, "seconds": n} for n in range(1, 61)]
+    project.write(f"store/{key}/curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    (part,) = (p for r in records.gather(project.spool)[0] for p in r.parts if p.name == "curve")
+    steps = [point.step for point in part.points if point.key == "train/loss"]
+    assert len(set(steps)) == 60 and steps == sorted(steps) and steps[0] > 0
+
+
+MARKED = {
+    **dict.fromkeys(LedgerRow.__annotations__),
+    "benchmark": "ordinary-cifar10",
+    "metric": "accuracy",
+    "claim": {**dict.fromkeys(Claim.__annotations__), "value": 37.0},
+    "verdict": "reproduced",
+    "budget": "laptop",
+    "n": 5,
+    "per_seed": {},
+    "mean": 38.0,
+    "ci95": [37.8, 38.2],
+    "test_set": {"mean": 33.4, "ci95": [33.1, 33.7], "images": 10000, "per_seed": {}},
+    "difference": "They are images of the training file.",
+}
+
+
+def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None:
+    part = records._benchmark_ledger(MARKED, NOW)
+    values = {point.key: point.value for point in part.points}
+    assert (values["ledger/mean"], values["ledger/ci95_low"], values["ledger/claim"]) == (38.0, 37.8, 37.0)
+    ends = ("ledger/test_set_mean", "ledger/test_set_ci95_low", "ledger/test_set_ci95_high")
+    assert tuple(values[key] for key in ends) == (33.4, 33.1, 33.7)
+    note = part.tags["mlflow.note.content"]
+    assert "| our accuracy, on the images of the claim | 38.00 %, 95 % interval 37.80 to 38.20 %, 5 seeds |" in note
+    assert "| our accuracy on the whole test set | 33.40 %, 95 % interval 33.10 to 33.70 % |" in note
+    assert note.endswith("The images of the claim are not the whole test set. They are images of the training file.")
+    facts = records._row_facts(MARKED)
+    assert facts["measured"] == "38.00 % accuracy (37.80 to 38.20), on the images of the claim"
+    assert facts["on the test set"] == "33.40 % accuracy"
+    plain = {**MARKED, "test_set": None, "difference": None, "label": "a variant", "at_chance": [0, 3]}
+    assert not [point for point in records._benchmark_ledger(plain, NOW).points if "test_set" in point.key]
+    note = records.note(plain)
+    assert "claim |" not in note and "on the whole test set" not in note
+    assert note.startswith("**reproduced (a variant)**\n")
+    assert note.endswith("2 of 5 seeds are stuck at chance: no better than guessing.")
+    assert records._row_facts(plain)["verdict"] == "reproduced (a variant)"
+    assert records._benchmark_ledger(plain, NOW).tags["stuck_at_chance"] == "2 of 5 seeds: 0, 3"
+    assert "stuck_at_chance" not in records._benchmark_ledger(MARKED, NOW).tags
+
+
+def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures() -> None:
+    def points(metrics: dict[str, Any]) -> dict[str, float]:
+        return {point.key: point.value for point in records._test_points(metrics, NOW)}
+
+    trial = {"error": 62.0, "claimed_on": {"split": "train", "first": 0, "error": 61.5, "single_view_error": 61.6}}
+    assert points(trial) == {"test/error": 62.0, "claimed_on/error": 61.5, "claimed_on/single_view_error": 61.6}
+    summary = {"error": 62.0, "claimed_on_error": 61.5, "claimed_on_error_ci95_low": 61.0, "seeds": 5}
+    assert points(summary) == {"test/error": 62.0, "claimed_on/error": 61.5, "claimed_on/error_ci95_low": 61.0}
+    assert points({"error": 1.0, "claimed_on_error_ci95_low": None}) == {"test/error": 1.0}
+
+
+def test_params_are_flat() -> None:
+    flat = records.flatten({"recipe": {"lr": 0.1, "augment": [{"flip": {}}], "subset": {}}, "x": None})
+    assert flat == {"recipe.lr": "0.1", "recipe.augment": '[{"flip": {}}]', "recipe.subset": "{}", "x": ""}

@@ -1,0 +1,227 @@
+"""Guards what tracking reads: the files of the stages, each of which may be missing, damaged or another's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.tracking import records
+from pipelines.tracking import spool as spools
+from tests.tracking.projects import DIGITS, Project, change, rewrite, suite
+
+
+def test_reads_what_stages_write(tmp_path: Path) -> None:
+    project = suite(tmp_path, seeds=2)
+    found, problems = spools.read(project.spool)
+    assert problems == []
+    assert [b.name for b in found][:3] == ["linear-mnist", "mlp300-mnist", "lenet5-mnist"]  # by their first trial
+    assert all(len(b.trials) == len(b.evaluated) == 2 and b.row is not None for b in found)
+
+
+def test_damaged_files_read_as_absent(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=3)
+    with (tmp_path / f"store/{key}/curve.jsonl").open("a") as curve:
+        curve.write('{"epoch": 4, "loss"')  # being written
+    project.write(f"store/{key}/result.json", "{")
+    project.write("store/0000/trial.json", '{"benchmark": "lenet5-mnist"}')
+    project.write("report/ledger.json", "[1]")
+    (benchmark,) = spools.read(project.spool)[0]
+    (trial,) = benchmark.trials
+    assert [line["epoch"] for line in trial.curve] == [1, 2, 3]
+    assert trial.result is None and benchmark.row is None
+
+
+def test_an_evaluation_of_an_unknown_trial_is_told(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    path = tmp_path / "evaluations/lenet5-mnist/trials/seed-0/metrics.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "key"}))
+    (benchmark,), problems = spools.read(project.spool)
+    assert benchmark.evaluated == () and len(problems) == 1 and str(path) in problems[0]
+
+
+def test_an_evaluation_goes_to_the_trial_it_was_made_of(tmp_path: Path) -> None:
+    """After a change of the recipe the old evaluation lies there until evaluate runs again."""
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    new = project.trial("lenet5-mnist", "mnist", 7, epochs=2)
+    (benchmark,) = spools.read(project.spool)[0]
+    assert {trial.key: trial.evaluation is not None for trial in benchmark.trials}[new] is False
+    assert [trial.seed for trial in benchmark.evaluated] == [0]
+
+
+def test_rows_that_share_their_weights_have_runs_and_evaluations_of_their_own(tmp_path: Path) -> None:
+    """As an error and a top-5 error of the same net: one trial in the store, collected twice."""
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    for name, error in (("lenet5-mnist", 1.0), ("another-mnist", 30.0)):
+        project.evaluation(name, "mnist", {0: key}, error, DIGITS)
+        shutil.copytree(tmp_path / "store" / key, tmp_path / "runs" / name / "seed-0")
+    project.ledger()
+    found, problems = records.gather(project.spool)
+    trials = {record.identity: record for record in found if record.tags["kind"] == "trial"}
+    assert problems == [] and trials.keys() == {f"trial:{key}", f"trial:{key}/another-mnist"}
+    errors = [p.value for one in trials.values() for part in one.parts for p in part.points if p.key == "test/error"]
+    assert 0 < min(errors) < 5 < 20 < max(errors) and len(errors) == 2
+    parents = {record.identity for record in found if record.tags["kind"] == "benchmark"}
+    assert {one.parent for one in trials.values()} == parents
+
+
+def test_collected_runs_stand_in_for_a_missing_store(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    (folder,) = (tmp_path / "store").iterdir()
+    shutil.move(folder, tmp_path / "runs/lenet5-mnist/seed-0")
+    (tmp_path / "runs/lenet5-mnist/seed-0/trial.json").unlink()
+    (benchmark,) = spools.read(project.spool)[0]
+    assert benchmark.dataset == "mnist" and len(benchmark.trials) == len(benchmark.evaluated) == 1
+
+
+def test_status_of_a_trial_whose_process_is_gone(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for state, pid, status in (
+        ("running", os.getpid(), "RUNNING"),
+        ("running", gone.pid, "KILLED"),
+        ("failed", 1, "FAILED"),
+    ):
+        project.progress(key, state, 2, 9, pid)
+        assert spools.read(project.spool)[0][0].trials[0].status == status
+
+
+NO_TIMES: dict[str, Any] = {
+    "null": None,
+    "text": "soon",
+    "list": [],
+    "nan": float("nan"),
+    "infinite": float("inf"),
+    "huge": 10**400,
+}
+
+
+@pytest.mark.parametrize("told", NO_TIMES.values(), ids=NO_TIMES)
+def test_progress_at_no_time_is_of_no_living_process(tmp_path: Path, told: Any) -> None:
+    here = {"pid": os.getpid(), "host": socket.gethostname()}
+    assert spools.alive({**here, "time": time.time()})
+    assert not spools.alive({**here, "time": told})
+    assert not spools.alive({**here, "time": time.time(), "pid": 2**70})
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
+    project.write(f"store/{key}/progress.json", {**here, "state": "running", "time": told})
+    record = next(r for r in records.gather(project.spool)[0] if r.identity == f"trial:{key}")
+    assert record.status == "KILLED" and record.ended == pytest.approx(time.time(), abs=60)
+
+
+def test_a_copy_beside_the_trials_is_not_one_of_them(tmp_path: Path) -> None:
+    """``cp -r seed-0 seed-0.bak``, below evaluations/ and runs/, with a key of its own."""
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
+    before = records.gather(project.spool)
+    identity = json.loads(next((tmp_path / "store").glob("*/result.json")).read_text())
+    for stray in ("seed-0.bak", "seed-", "seed-x"):
+        folder = tmp_path / "evaluations/lenet5-mnist/trials"
+        shutil.copytree(folder / "seed-0", folder / stray)
+        project.write(f"runs/lenet5-mnist/{stray}/result.json", {**identity, "key": f"of {stray}"})
+    after = records.gather(project.spool)
+    assert after[1] == before[1] == []
+    assert [r.marks for r in after[0]] == [r.marks for r in before[0]] and len(after[0]) == 3
+
+
+def replaced_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replaced_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+SEED_0 = "evaluations/a-mnist/trials/seed-0"
+
+
+LINE = {"epoch": 1, "time": 1, "seconds": 1}
+
+
+DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
+    ("store/{key}/trial.json", lambda path: change(path, seed="0"), "seed is '0'; expected a whole number"),
+    ("store/{key}/trial.json", lambda path: change(path, key=[1]), "key is [1]; expected text"),
+    ("store/{key}/trial.json", lambda path: change(path, benchmark={}), "benchmark is {}; expected text"),
+    ("store/{key}/trial.json", lambda path: change(path, dataset={"name": 1}), "dataset.name is 1; expected text"),
+    ("store/{key}/trial.json", lambda path: path.write_bytes(b"\xff"), "can't decode"),
+    ("store/{key}/trial.json", lambda path: path.write_text("[" * 10**5), "recursion"),
+    ("store/{key}/trial.json", replaced_by_a_folder, "is no regular file"),
+    ("store/{key}/trial.json", replaced_by_a_pipe, "is no regular file"),
+    (
+        "store/{key}/result.json",
+        lambda path: change(path, finished="now"),
+        "finished is 'now'; expected a number from 0",
+    ),
+    ("store/{key}/result.json", lambda path: change(path, wall_s=None), "wall_s is null; expected a number from 0"),
+    ("store/{key}/result.json", lambda path: change(path, versions="all"), "versions is 'all'; expected an object"),
+    ("store/{key}/result.json", lambda path: change(path, parameters="60"), "parameters is '60'; expected a number"),
+    ("store/{key}/result.json", lambda path: path.write_text(path.read_text().replace("8571", "8572")), "is damaged"),
+    ("store/{key}/progress.json", lambda path: path.write_text("[]"), "it holds a list; expected an object"),
+    ("store/{key}/curve.jsonl", lambda path: rewrite(path, "epoch 1\n"), "is damaged"),
+    ("store/{key}/curve.jsonl", lambda path: rewrite(path, "1\n"), "it holds a int; expected one JSON object a line"),
+    ("store/{key}/curve.jsonl", lambda path: rewrite(path, '{"epoch": 0}\n'), " line 1: epoch is 0"),
+    ("store/{key}/curve.jsonl", lambda path: rewrite(path, json.dumps({**LINE, "time": -1}) + "\n"), "1: time is -1"),
+    (
+        "store/{key}/curve.jsonl",
+        lambda path: rewrite(path, json.dumps({**LINE, "loss": "low"}) + "\n"),
+        "loss is 'low'",
+    ),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, key={}), "key is {}"),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, error="1"), "error is '1'; expected per cent"),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, error=99.0), "expected files of one evaluation"),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, claimed_on=[1]), "claimed_on is [1]; expected an object"),
+    (f"{SEED_0}/confusion.csv", replaced_by_a_folder, "is no regular file"),
+    (f"{SEED_0}/confusion.csv", replaced_by_a_pipe, "is no regular file"),
+    ("evaluations/a-mnist/classes.json", lambda path: change(path, classes=None), "classes is null; expected a list"),
+    (
+        "evaluations/a-mnist/metrics.json",
+        lambda path: change(path, test_error=[1]),
+        "test_error is [1]; expected a num",
+    ),
+    ("report/ledger.json", lambda path: change(path, claim=None), " row 1: claim is null; expected an object"),
+    ("report/ledger.json", lambda path: change(path, dataset=[1]), " row 1: dataset is [1]; expected text"),
+    ("report/ledger.json", lambda path: change(path, mean="1"), " row 1: mean is '1'; expected a number"),
+    ("report/ledger.json", lambda path: change(path, ci95=[1]), " row 1: ci95 is [1]; expected two numbers"),
+    ("report/ledger.json", lambda path: path.write_text("[1, " + path.read_text()[1:]), " row 1 is damaged: it is 1"),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "says"), DAMAGES, ids=[f"{file} {says}" for file, _, says in DAMAGES])
+def test_a_damaged_file_costs_itself_and_one_line(
+    tmp_path: Path, file: str, damage: Callable[[Path], object], says: str
+) -> None:
+    project = Project(tmp_path)
+    project.benchmark("a-mnist", "mnist", 1.0, 2)
+    project.benchmark("b-mnist", "mnist", 5.0, 2, at=1000)
+    project.ledger()
+    before, problems = records.gather(project.spool)
+    assert problems == [] and len(before) == 6
+    key = next(r for r in before if r.name == "a-mnist seed 0").identity.partition(":")[2]
+    path = tmp_path / file.format(key=key)
+    damage(path)
+    after, (problem,) = records.gather(project.spool)
+    assert problem.startswith(str(path)) and says in problem and "\n" not in problem
+    marks = {r.identity: r.marks for r in after}
+    whole = {r.identity: r.marks for r in before}
+    assert all(marks[r.identity] == r.marks for r in before if r.name.startswith("b-mnist"))
+    parts = sum(map(len, whole.values())) - sum(map(len, marks.values()))
+    all_of_it = {"trial.json": 6, "classes.json": 3}  # a trial; the evaluations of two seeds, and that of both
+    assert parts <= all_of_it.get(path.name, 2)

@@ -1,0 +1,63 @@
+"""Guards a trial as a value: its key follows what decides the weights, on each kind of device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.command.files import read_json
+from pipelines.config.params import load_params
+from pipelines.training import spec, trainer
+from tests.conftest import ROOT
+from tests.training.trials import planned
+
+
+def test_what_one_kind_of_device_has_finished_is_not_trained_anew_for_another(project: Path) -> None:
+    """A row whose precision differs between devices has a key on each; the settings that trained are on record."""
+    one = planned({"recipe.precision": {"cuda": "bf16"}})
+    there = one.on("cuda", threads=1)
+    assert (one.precision, there.precision) == ("fp32", "bf16") and one.key != there.key
+    assert there.settled is there and not there.files.finished
+    trainer.run(one)
+    assert there.settled.finished and there.settled.key == one.key and not there.files.finished
+    assert read_json(there.settled.files.result)["config"]["recipe"]["precision"] == "fp32"
+    alike = planned().on("cuda", threads=1)
+    assert [each.key for each in alike.variants] == [planned().key]
+
+
+def test_a_cpu_with_amx_may_have_a_precision_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where oneDNN is kept from AMX, as by `make numeric CPU=avx2`, it counts as any other CPU."""
+    spec.has_amx.cache_clear()
+    tiles = spec.has_amx()
+    one = planned({"recipe.precision": {"amx": "bf16"}})
+    assert one.precision == ("bf16" if tiles else "fp32")
+    assert {each.precision for each in one.variants} == {"fp32", "bf16"}
+    assert planned({"recipe.precision": {"cuda": "bf16"}}).precision == "fp32"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    spec.has_amx.cache_clear()
+    assert not spec.has_amx() and planned({"recipe.precision": {"amx": "bf16"}}).precision == "fp32"
+    spec.has_amx.cache_clear()
+
+
+def test_the_key_follows_everything_that_decides_the_weights(project: Path) -> None:
+    base = planned()
+    changed = [
+        planned({"recipe.batch": 16}),
+        planned({"model.options": {"head": "rbf"}}),
+        planned({"budgets.laptop": {"epochs": 4, "seeds": [0]}}),
+        planned(seed=1),
+    ]
+    keys = {base.key, *(one.key for one in changed)}
+    assert len(keys) == 1 + len(changed)
+    unchanged = planned({"claim.value": 1.0, "deviations": ["another"], "resources": {"cpus": 2}})
+    assert unchanged.key == base.key
+
+
+def test_resolved_is_plain_and_complete() -> None:
+    params = load_params(ROOT / "params.yaml")
+    for benchmark in params.benchmarks.values():
+        resolved = benchmark.resolved("paper")
+        assert json.loads(json.dumps(resolved)) == resolved
+        assert resolved["recipe"]["optimiser"]["lr"] == benchmark.recipe.optimiser.lr
