@@ -36,21 +36,17 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
 
     A trial that fails ends no other: once all have ended, UserError names those that failed.
     """
-    kinds = {_kind(trial): trial for trial in planned}
+    kinds = {trial.kind: trial for trial in planned}
     with connection.connect() as found:
         ray_cluster = readiness.ready(found, list(kinds.values()))
         sizes = dict(zip(kinds, _on_worker(ray_cluster, _check, list(kinds.values())), strict=True))
         # By key on the device: two benchmarks may train the same weights.
-        placed = list({trial.key: trial for trial in (_place(s, ray_cluster) for s in planned)}.values())
-        _require_space([(trial, sizes[_kind(trial)]) for trial in placed], ray_cluster)
+        sized = {(trial := _place(s, ray_cluster)).key: (trial, sizes[s.kind]) for s in planned}
+        placed = [trial for trial, _ in sized.values()]
+        _require_space(list(sized.values()), ray_cluster)
         _announce(params, placed, ray_cluster)
         with packing.shown(placed), helper.follow():
             packing.run(placed, ray_cluster)
-
-
-def _kind(trial: spec.Spec) -> tuple[str, str, str]:
-    """The same for trials that differ in their seeds alone; ``tune`` labels its candidates."""
-    return trial.benchmark.name, trial.label, trial.budget
 
 
 def _on_worker(ray_cluster: connection.Cluster, function: Callable[..., Result], *words: Any) -> Result:

@@ -14,12 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from pipelines.cluster import local
+from pipelines.cluster.placement import Need, Node, counted
 from pipelines.command import ending, locks
 from pipelines.command.errors import PREEMPTED, USER_ERROR, UserError
 from pipelines.config.benchmarks import Benchmark
@@ -37,28 +38,6 @@ FOLLOW_EVERY_S = 0.5
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
 NODE_DIED = "node has died"  # in what Ray says of an actor
 NODES_LOST = 20  # under one trial, until that is suspected
-ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """What one machine of a cluster has in all, taken or free."""
-
-    cpus: int
-    gpus: int = 0
-    id: str = field(default="", compare=False)
-    host: str = field(default="", compare=False)
-    name: str = field(default="", compare=False)  # the host, with the id's beginning where another node has the same
-
-    def holds(self, cpus: int, gpus: float) -> int:
-        """How many workers of ``cpus`` and ``gpus`` fit on it side by side; a fraction is a fraction of one GPU."""
-        fits = self.cpus // cpus
-        if gpus:
-            fits = min(fits, self.gpus * int(1 / gpus + ROUNDING) if gpus < 1 else int(self.gpus // gpus))
-        return fits
-
-    def __str__(self) -> str:
-        return f"{_count(self.cpus, 'CPU')} and {_count(self.gpus, 'GPU')}" if self.gpus else _count(self.cpus, "CPU")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +52,15 @@ class Cluster:
     def placing(self) -> dict[str, dict[str, str]]:
         """The options of a Ray task, or of Ray Train's workers, that keep it from the refused nodes."""
         return {"label_selector": {"ray.io/node-id": f"!in({','.join(self.refused)})"}} if self.refused else {}
+
+    def near(self, node: str) -> dict[str, Any]:
+        """The options of a Ray task that is to run on a node, or elsewhere if the node is gone or others have it."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return {
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True),
+            **self.placing,
+        }
 
     @property
     def cpus(self) -> int:
@@ -94,6 +82,10 @@ class Cluster:
         asked = benchmark.resources
         return asked.gpus or (asked.gpus_if_any if self.gpus else 0.0)
 
+    def need(self, benchmark: Benchmark) -> Need:
+        """What one worker of the benchmark takes here."""
+        return Need(cpus=benchmark.resources.cpus, gpus=self.gpus_for(benchmark))
+
     def require(self, benchmark: Benchmark) -> None:
         """Raise UserError when the benchmark could never be placed here, where Ray would wait for ever.
 
@@ -105,10 +97,10 @@ class Cluster:
         each = f"{benchmark.where}.resources: "
         each += f"{asked.workers} workers of " if asked.workers > 1 else ""
         if asked.cpus * asked.workers > self.cpus:
-            raise UserError(f"{each}{_count(asked.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
+            raise UserError(f"{each}{counted(asked.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
         if gpus * asked.workers > self.gpus:
-            raise UserError(f"{each}{_count(gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
-        wanted = _count(asked.cpus, "CPU") + (f" and {_count(gpus, 'GPU')}" if gpus else "")
+            raise UserError(f"{each}{counted(gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
+        wanted = counted(asked.cpus, "CPU") + (f" and {counted(gpus, 'GPU')}" if gpus else "")
         if not fits:
             raise UserError(f"{each}{wanted}; expected no more than one node has: {self._nodes()}")
         raise UserError(f"{each}{wanted}; expected at most {fits} of them, as fit on the nodes: {self._nodes()}")
@@ -118,16 +110,12 @@ class Cluster:
         return self._fits(benchmark) // benchmark.resources.workers
 
     def _fits(self, benchmark: Benchmark) -> int:
-        gpus = self.gpus_for(benchmark)
-        return sum(node.holds(benchmark.resources.cpus, gpus) for node in self.nodes)
+        need = self.need(benchmark)
+        return sum(node.holds(need) for node in self.nodes)
 
     def _nodes(self) -> str:
         kinds = Counter(map(str, sorted(self.nodes, key=lambda node: (-node.gpus, -node.cpus))))
         return ", ".join(f"{times} of {kind}" for kind, times in kinds.items())
-
-
-def _count(number: float, what: str) -> str:
-    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 def living() -> tuple[Node, ...]:
@@ -466,7 +454,9 @@ def lost_worker(what: str, *errors: BaseException) -> UserError:
 
 
 def given_up(error: Exception) -> Exception:
-    """The error to end with where a loss is not forgiven."""
+    """The error to end with where a loss is not forgiven: that behind it, where there is one, may be a bug."""
+    if isinstance(error.__cause__, Exception):
+        return error.__cause__
     if isinstance(error, (LostError, LostWorkerError)):
         return UserError(f"{error}; run the same command again, it goes on at the last checkpoint")
     return error

@@ -90,8 +90,8 @@ class Resources:
             require(gpus >= 0, f"{name} is {gpus}; expected at least 0")
             whole = gpus == int(gpus)
             require(gpus == 0 or gpus >= LEAST_GPU, f"{name} is {gpus}; expected 0, or at least {LEAST_GPU}")
-            require(gpus <= 1 or whole, f"{name} is {gpus}; expected a fraction up to 1, or a whole number")
-            require(self.workers == 1 or whole, f"{name} is {gpus}; expected 0 or a whole number with several workers")
+            require(gpus <= 1, f"{name} is {gpus}; expected at most 1: a worker trains on one, several on more")
+            require(self.workers == 1 or whole, f"{name} is {gpus}; expected 0 or 1 with several workers")
         both = f"gpus is {self.gpus} and gpus_if_any {self.gpus_if_any}; expected at most one of the two"
         require(not (self.gpus and self.gpus_if_any), both)
 

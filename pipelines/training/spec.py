@@ -20,6 +20,15 @@ DEVICES = ("cpu", "cuda")
 CANDIDATE = 1.2  # training images that a candidate of boosting takes the time of, measured: one or two members' answers
 
 
+class Kind(NamedTuple):
+    """The same for trials that differ in their seeds alone; ``tune`` labels its candidates."""
+
+    benchmark: str
+    label: str
+    budget: str
+    device: str
+
+
 class Sizes(NamedTuple):
     """Bytes that a trial keeps."""
 
@@ -56,6 +65,11 @@ class Spec:
     def precision(self) -> str:
         """fp32 or bf16."""
         return self.benchmark.recipe.precision.on(self.device)
+
+    @property
+    def kind(self) -> Kind:
+        """What it is, but for its seed."""
+        return Kind(self.benchmark.name, self.label, self.budget, self.device)
 
     @property
     def files(self) -> TrialFiles:

@@ -1,0 +1,109 @@
+"""Guards the placing of trials, by a clock: no device is idle while a trial waits that could have it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from benchmarks import placement as simulated
+from pipelines.cluster import placement
+from pipelines.cluster.placement import Job, Need, Node, Schedule, Start
+from pipelines.config.params import load_params
+from tests.conftest import ROOT
+
+FOUR = [Node(cpus=16, gpus=4, id="a")]
+QUARTER, WHOLE = Need(gpus=0.25), Need(gpus=1.0)
+
+
+def jobs(need: Need, *seconds: float, workers: int = 1, start: int = 0) -> list[Job]:
+    return [
+        Job(key=f"{need} {workers} {number}", need=need, seconds=each, workers=workers)
+        for number, each in enumerate(seconds, start)
+    ]
+
+
+def on_gpus(starts: list[Start]) -> list[int]:
+    """How many trials each GPU has that has any, sorted."""
+    return sorted(Counter((seat.node, seat.gpu) for start in starts for seat in start.seats).values())
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "expected"),
+    [(0.25, 8, [2, 2, 2, 2]), (0.25, 3, [1, 1, 1]), (0.25, 99, [4, 4, 4, 4]), (0.6, 9, [1, 1, 1, 1])],
+)
+def test_fractions_spread_over_all_gpus_before_two_share_one(share: float, count: int, expected: list[int]) -> None:
+    assert on_gpus(Schedule(jobs(Need(gpus=share), *[1.0] * count), FOUR).starts(0)) == expected
+
+
+def test_fractions_leave_whole_gpus_to_those_that_wait_for_them() -> None:
+    schedule = Schedule([*jobs(QUARTER, *[9.0] * 4), *jobs(WHOLE, *[8.0] * 3)], FOUR)
+    assert on_gpus(schedule.starts(0)) == [1, 1, 1, 4]
+
+
+def test_fractions_spread_over_nodes_and_share_a_gpus_part_of_the_cpus() -> None:
+    nodes = [Node(cpus=2, gpus=1, id="a"), Node(cpus=2, gpus=1, id="b")]
+    assert on_gpus(Schedule(jobs(QUARTER, *[1.0] * 8), nodes).starts(0)) == [2, 2]
+    alone = Schedule([*jobs(QUARTER, 9.0), *jobs(Need(), *[1.0] * 9)], nodes)
+    assert len(alone.starts(0)) == 3  # two on the CPUs that belong to no shared GPU
+
+
+def test_distributed_trials_run_side_by_side_as_they_fit_and_on_few_nodes() -> None:
+    nodes = [Node(cpus=2, id="a"), Node(cpus=4, id="b"), Node(cpus=2, id="c")]
+    starts = Schedule(jobs(Need(), 3.0, 3.0, 3.0, workers=3), nodes).starts(0)
+    assert [len({seat.node for seat in start.seats}) for start in starts] == [1, 2]
+
+
+def test_what_needs_several_devices_is_not_passed_by_for_ever() -> None:
+    """Two GPUs are never free at once, unless the short trials leave the first to a trial that needs both."""
+    nodes = [Node(cpus=2, gpus=2, id="a")]
+    order = [*jobs(WHOLE, 7.0), *jobs(WHOLE, 9.0, workers=2), *jobs(WHOLE, *[4.0] * 4, start=1)]
+    outcome = placement.simulate(order, nodes)
+    (both,) = (start for start in outcome.starts if start.job.workers == 2)
+    assert both.begin == 7.0
+    assert outcome.seconds == 7 + 9 + 8  # and one short trial beside the first
+
+
+def test_a_whole_gpu_comes_free_under_fractions_that_would_always_fill_it() -> None:
+    order = [*jobs(QUARTER, *range(20, 24)), *jobs(WHOLE, 19.0), *jobs(QUARTER, *[3.0] * 30, start=4)]
+    outcome = placement.simulate(order, [Node(cpus=8, gpus=1, id="a")])
+    (whole,) = (start for start in outcome.starts if start.job.need == WHOLE)
+    assert whole.begin == 23.0
+
+
+def test_the_order_is_the_longest_first_where_no_better_one_is_found() -> None:
+    nodes = [Node(cpus=2, id="a")]
+    found = placement.in_order(jobs(Need(), 1.0, 3.0, 2.0), nodes)
+    assert [job.seconds for job in found] == [3.0, 2.0, 1.0]
+    lengths = [3.0, 3.0, 2.0, 2.0, 2.0]  # the longest first: 7
+    assert placement.simulate(placement.in_order(jobs(Need(), *lengths), nodes), nodes).seconds == 6
+    unknown = placement.in_order(jobs(Need(), 5.0, float("inf")), nodes)
+    assert [job.seconds for job in unknown] == [float("inf"), 5.0]
+
+
+def test_nodes_come_and_go_while_trials_run() -> None:
+    schedule = Schedule(jobs(Need(), *[1.0] * 5), [Node(cpus=2, id="a")])
+    first, second = schedule.starts(0)
+    schedule.now_on([Node(cpus=2, id="a"), Node(cpus=1, id="b")])
+    (third,) = schedule.starts(1)
+    assert third.seats[0].node == "b"
+    schedule.now_on([Node(cpus=1, id="b")])
+    schedule.again(schedule.ended(first.job.key))
+    schedule.ended(second.job.key)
+    assert schedule.starts(2) == []
+    schedule.ended(third.job.key)
+    (again,) = schedule.starts(3)
+    assert again.job == first.job and again.seats[0].node == "b"
+
+
+def test_the_suite_paper_fills_a_cluster() -> None:
+    """No placing beats the longest trial, nor all work shared out evenly."""
+    params = load_params(ROOT / "params.yaml")
+    names = params.suites["paper"].benchmarks
+    waiting = list(simulated.jobs(params, names, simulated.cluster(1)))
+    assert len(waiting) == 5 * len(names)
+    for gpus in (1, 8, 64, 1024):
+        nodes = simulated.cluster(gpus).nodes
+        outcome = placement.simulate(placement.in_order(waiting, nodes), nodes)
+        assert len(outcome.starts) == len(waiting)
+        assert simulated.use(outcome, gpus).ratio >= 0.9
