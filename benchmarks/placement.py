@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.cluster import placement
 from pipelines.cluster.connection import Cluster
-from pipelines.cluster.placement import Job, Node, Outcome
+from pipelines.cluster.placement import Job, Node, Simulated
 from pipelines.command import arguments
 from pipelines.command.errors import guard
 from pipelines.command.progress import duration
@@ -28,7 +28,7 @@ from pipelines.config.params import Params, load_params
 from pipelines.data import subsets, transforms
 from pipelines.training import network
 
-IMAGES = {"mnist": 60_000, "cifar10": 50_000, "imagenette": 9_469, "ilsvrc2012": 1_281_167}
+IMAGES_OF = {"mnist": 60_000, "cifar10": 50_000, "imagenette": 9_469, "ilsvrc2012": 1_281_167}
 SIDES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 PHOTOGRAPH = (3, 256, 256)
 CLASSES = {"ilsvrc2012": 1000}
@@ -66,7 +66,7 @@ def seconds(benchmark: Benchmark) -> float:
         shape = transforms.output_shape(build(ops), shape)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network.build(benchmark, CLASSES.get(benchmark.dataset, 10), shape)(torch.empty(1, *shape))
-    images = len(subsets.positions(IMAGES[benchmark.dataset], recipe.subset)) * benchmark.budgets["paper"].epochs
+    images = len(subsets.positions(IMAGES_OF[benchmark.dataset], recipe.subset)) * benchmark.budgets["paper"].epochs
     asked = benchmark.resources
     rate = FLOPS * (asked.gpus or asked.gpus_if_any) or CPU_FLOPS * asked.cpus
     flops = 3 * images * int(counter.get_total_flops())  # forward once, backward twice
@@ -83,7 +83,7 @@ def jobs(params: Params, names: Iterable[str], where: Cluster) -> Iterator[Job]:
             yield Job(key=f"{name} {seed}", need=need, seconds=length, workers=benchmark.resources.workers)
 
 
-def use(outcome: Outcome, gpus: int) -> Use:
+def use(outcome: Simulated, gpus: int) -> Use:
     """What a simulated placing came to, on so many GPUs."""
     done = [start.job for start in outcome.starts]
     work = sum(job.seconds * job.workers * job.need.gpus for job in done)

@@ -17,7 +17,7 @@ from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.data import datasets
 from pipelines.training import status, store
-from pipelines.training.spec import Kind, Sizes, Spec
+from pipelines.training.spec import Alike, Sizes, Spec
 
 MEASURING_S = 30.0  # of all unknown rates together
 SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surrounds the tensors in two checkpoints
@@ -53,12 +53,12 @@ def trial_seconds(trial: Spec) -> float:
 
 def trials_seconds(specs: Sequence[Spec]) -> dict[str, float]:
     """The same of each trial, by its key; what all seeds have in common is reckoned once."""
-    table, whole = rates(), dict[Kind, float]()
+    table, whole = rates(), dict[Alike, float]()
     for trial in specs:
-        if trial.kind not in whole:
+        if trial.alike not in whole:
             rate = table.get(_rate_key(trial), 0.0) * trial.benchmark.resources.workers
-            whole[trial.kind] = trial.images() / rate if rate else 0.0
-    return {trial.key: whole[trial.kind] * _left(trial) for trial in specs}
+            whole[trial.alike] = trial.images() / rate if rate else 0.0
+    return {trial.key: whole[trial.alike] * _left(trial) for trial in specs}
 
 
 def _left(trial: Spec) -> float:
@@ -104,7 +104,7 @@ def measure(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
     """
     import ray
 
-    kinds = {trial.kind: trial for trial in specs}.values()
+    kinds = {trial.alike: trial for trial in specs}.values()
     waiting = {key: trial for trial in kinds if (key := _rate_key(trial)) not in rates()}
     idle, busy, found = list(ray_cluster.nodes), dict[Any, tuple[str, Node]](), dict[str, float]()
     deadline = time.monotonic() + MEASURING_S

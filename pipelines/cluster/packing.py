@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.cluster import connection, distributed, estimate, nodes
-from pipelines.cluster.placement import Job, Schedule, Seat, Start
+from pipelines.cluster.placement import Job, Place, Placing, Start
 from pipelines.command import errors
 from pipelines.command.errors import FULL, PREEMPTED, UserError
 from pipelines.command.progress import say
@@ -23,7 +23,7 @@ from pipelines.training.spec import Spec
 
 CUT_OFF_S = 20.0  # without progress from a node that Ray takes for dead
 LIVE_EVERY_S = 0.5
-LOOK_EVERY_S = 2.0  # at the nodes
+NODES_EVERY_S = 2.0  # at the nodes
 LINES_EVERY_S = 15.0  # where the output is no terminal
 ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
 SAVING_S = 15.0  # for checkpoints then
@@ -68,7 +68,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _Packing:
-    """Trials on their way: begun where the schedule seats them, and again elsewhere where one has lost its place.
+    """Trials on their way: begun where the placing seats them, and again elsewhere where one has lost its place.
 
     A trial of one worker is a task of Ray's, one of several an attempt of Ray Train's in a thread of this process.
     """
@@ -76,7 +76,7 @@ class _Packing:
     def __init__(self, placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
         self.cluster = ray_cluster
         self.trials = {trial.key: trial for trial in placed}
-        self.schedule = Schedule(estimate.in_order(placed, ray_cluster), ray_cluster.nodes)
+        self.placing = Placing(estimate.in_order(placed, ray_cluster), ray_cluster.nodes)
         self.shared = SharedGPUs(ray_cluster)
         self.tasks: dict[Any, tuple[Spec, float]] = {}  # with the time of their beginning
         self.attempts: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()  # that have ended
@@ -87,15 +87,15 @@ class _Packing:
     def failures(self) -> Iterator[Failure]:
         """Train all to their ends; yields those that fail, as they do."""
         try:
-            while self.schedule.waiting or self.schedule.running:
-                for start in self.schedule.starts(time.monotonic()):
+            while self.placing.waiting or self.placing.running:
+                for start in self.placing.starts(time.monotonic()):
                     self._begin(start)
                 for trial, error in self._ended():
-                    self.shared.left(self.schedule.running[trial.key])
-                    job = self.schedule.ended(trial.key)
+                    self.shared.left(self.placing.running[trial.key])
+                    job = self.placing.ended(trial.key)
                     if error is not None and self.losses.forgives(trial.key, error):
                         say(f"{error}; it goes on elsewhere")
-                        self.schedule.again(job)
+                        self.placing.again(job)
                     elif error is not None:
                         yield trial, connection.given_up(error)
                 self._look()
@@ -111,7 +111,7 @@ class _Packing:
             attempt.start()
             return
         shares = 0 < need.gpus < 1
-        where = self.shared.option(start, self.schedule.floor.part(seat)) if shares else self.cluster.near(seat.node)
+        where = self.shared.option(start, self.placing.floor.part(seat)) if shares else self.cluster.near(seat.node)
         remote = ray.remote(max_retries=0)(_train_one)
         asked = {"num_cpus": need.cpus, "num_gpus": need.gpus, "name": trial.name}
         self.tasks[remote.options(**asked, **where).remote(trial)] = trial, time.time()
@@ -128,7 +128,7 @@ class _Packing:
         """What ends within a second, perhaps nothing."""
         import ray
 
-        several = len(self.schedule.running) > len(self.tasks)
+        several = len(self.placing.running) > len(self.tasks)
         done, running = [], list[Any]()
         if self.tasks:
             done, running = ray.wait(list(self.tasks), num_returns=1, timeout=0.1 if several else 1.0)
@@ -144,13 +144,13 @@ class _Packing:
 
     def _look(self) -> None:
         """Nodes may have come or gone; an autoscaler is told what the trials that are left take."""
-        if self.cluster.address is None or time.monotonic() - self.looked < LOOK_EVERY_S:
+        if self.cluster.address is None or time.monotonic() - self.looked < NODES_EVERY_S:
             return
         self.looked = time.monotonic()
         living = connection.living()
-        self.schedule.now_on([node for node in living if node.id not in self.cluster.refused])
-        running = [start.job for start in self.schedule.running.values()]
-        self._ask_for([*running, *self.schedule.waiting] if self.schedule.waiting else [])
+        self.placing.now_on([node for node in living if node.id not in self.cluster.refused])
+        running = [start.job for start in self.placing.running.values()]
+        self._ask_for([*running, *self.placing.waiting] if self.placing.waiting else [])
 
     def _ask_for(self, jobs: Sequence[Job]) -> None:
         from ray.autoscaler.sdk import request_resources
@@ -169,7 +169,7 @@ class SharedGPUs:
 
     def __init__(self, ray_cluster: connection.Cluster) -> None:
         self.cluster = ray_cluster
-        self.held: dict[Seat, tuple[Any, set[str]]] = {}  # with the keys of the trials that are in it
+        self.held: dict[Place, tuple[Any, set[str]]] = {}  # with the keys of the trials that are in it
 
     def option(self, start: Start, cpus: int) -> dict[str, Any]:
         """The option of a Ray task that puts it onto its GPU, which comes with ``cpus`` for all that share it."""

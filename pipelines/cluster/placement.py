@@ -69,7 +69,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Place:
     """A worker's place."""
 
     node: str  # its id
@@ -81,7 +81,7 @@ class Start:
     """A job that begins."""
 
     job: Job
-    seats: tuple[Seat, ...]
+    seats: tuple[Place, ...]
     begin: float
 
     @property
@@ -133,7 +133,7 @@ class Free:
                 yield gpu
 
     def take(self, need: Need, gpu: int | None) -> None:
-        """Seat a worker of ``need``."""
+        """Place a worker of ``need``."""
         if gpu is None or need.gpus == 1:
             self.cpus -= need.cpus
         else:
@@ -169,7 +169,7 @@ class Floor:
         other.free = {node: free.copy() for node, free in self.free.items()}
         return other
 
-    def seats(self, job: Job, sparing: int = 0) -> tuple[Seat, ...] | None:
+    def seats(self, job: Job, sparing: int = 0) -> tuple[Place, ...] | None:
         """Where the job's workers fit now, which they take; None where they don't.
 
         ``sparing`` GPUs are left whole, as far as a shared one has room.
@@ -185,7 +185,7 @@ class Floor:
         self.take(job, seats)
         return tuple(seats)
 
-    def _seats(self, need: Need, workers: int) -> Iterator[Seat]:
+    def _seats(self, need: Need, workers: int) -> Iterator[Place]:
         """Several on as few nodes as can be, one where the fewest GPUs or the most CPUs are left."""
         rooms = [(free, room) for free in self.free.values() if (room := free.room(need))]
         if workers > 1:
@@ -195,10 +195,10 @@ class Floor:
         for free, room in rooms:
             gpus: list[int | None] = [gpu for gpu, share in enumerate(free.gpus) if share == 1]
             for gpu in (gpus if need.gpus else [None] * room)[: min(room, workers)]:
-                yield Seat(free.node.id, gpu)
+                yield Place(free.node.id, gpu)
                 workers -= 1
 
-    def _share(self, need: Need, sparing: int) -> Seat | None:
+    def _share(self, need: Need, sparing: int) -> Place | None:
         """The emptiest GPU; of several, one of the node with the most CPUs left."""
         frees = self.free.values()
         opened = [(free.gpus[gpu], free.cpus, free.node.id, gpu) for free in frees for gpu in free.shared(need)]
@@ -206,7 +206,7 @@ class Floor:
         if opened and sum(free.whole for free in frees) <= sparing:
             whole = []
         best = max(opened + whole, default=None)
-        return None if best is None else Seat(best[2], best[3])
+        return None if best is None else Place(best[2], best[3])
 
     @staticmethod
     def _opens(free: Free, need: Need) -> bool:
@@ -216,24 +216,24 @@ class Floor:
         """Whether more than one running job may have to end before this one can begin."""
         return job.workers > 1 or (job.need.gpus == 1 and any(free.aside for free in self.free.values()))
 
-    def part(self, seat: Seat) -> int:
+    def part(self, seat: Place) -> int:
         """CPUs that are set aside with a GPU that is shared; 0 where it is not."""
         return self.free[seat.node].parts.get(seat.gpu, 0) if seat.gpu is not None else 0
 
-    def take(self, job: Job, seats: Iterable[Seat]) -> None:
-        """Seat the job's workers."""
+    def take(self, job: Job, seats: Iterable[Place]) -> None:
+        """Place the job's workers."""
         for seat in seats:
             if seat.node in self.free:
                 self.free[seat.node].take(job.need, seat.gpu)
 
-    def give(self, job: Job, seats: Iterable[Seat]) -> None:
+    def give(self, job: Job, seats: Iterable[Place]) -> None:
         """Take back what a job had; its nodes may be gone."""
         for seat in seats:
             if seat.node in self.free:
                 self.free[seat.node].give(job.need, seat.gpu)
 
 
-class Schedule:
+class Placing:
     """Jobs that wait and jobs that run on some nodes."""
 
     def __init__(self, jobs: Iterable[Job], nodes: Iterable[Node]) -> None:
@@ -300,7 +300,7 @@ class _Held:
                 return cls(start.end, later)
         return None
 
-    def lets_pass(self, job: Job, seats: Sequence[Seat], clock: float) -> bool:
+    def lets_pass(self, job: Job, seats: Sequence[Place], clock: float) -> bool:
         """Whether ``job`` is over by then, or leaves the room that is kept."""
         if clock + job.seconds <= self.begin:
             return True
@@ -312,29 +312,29 @@ class _Held:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Simulated:
     """What became of jobs, by the clock alone."""
 
     seconds: float  # until the last has ended
     starts: tuple[Start, ...]
 
 
-def simulate(jobs: Iterable[Job], nodes: Iterable[Node]) -> Outcome:
+def simulate(jobs: Iterable[Job], nodes: Iterable[Node]) -> Simulated:
     """Place jobs in their order as a training does, and let the clock jump from one's end to the next's."""
-    schedule = Schedule(jobs, nodes)
+    placing = Placing(jobs, nodes)
     starts: list[Start] = []
     ends: list[tuple[float, str]] = []
     clock = 0.0
     while True:
-        for start in schedule.starts(clock):
+        for start in placing.starts(clock):
             starts.append(start)
             heapq.heappush(ends, (start.end, start.job.key))
         if not ends:
-            return Outcome(clock, tuple(starts))
+            return Simulated(clock, tuple(starts))
         clock, key = heapq.heappop(ends)
-        schedule.ended(key)
+        placing.ended(key)
         while ends and ends[0][0] == clock:
-            schedule.ended(heapq.heappop(ends)[1])
+            placing.ended(heapq.heappop(ends)[1])
 
 
 def in_order(jobs: Iterable[Job], nodes: Sequence[Node]) -> list[Job]:

@@ -20,7 +20,7 @@ DEVICES = ("cpu", "cuda")
 CANDIDATE = 1.2  # training images that a candidate of boosting takes the time of, measured: one or two members' answers
 
 
-class Kind(NamedTuple):
+class Alike(NamedTuple):
     """The same for trials that differ in their seeds alone; ``tune`` labels its candidates."""
 
     benchmark: str
@@ -67,9 +67,9 @@ class Spec:
         return self.benchmark.recipe.precision.on(self.device)
 
     @property
-    def kind(self) -> Kind:
+    def alike(self) -> Alike:
         """What it is, but for its seed."""
-        return Kind(self.benchmark.name, self.label, self.budget, self.device)
+        return Alike(self.benchmark.name, self.label, self.budget, self.device)
 
     @property
     def files(self) -> TrialFiles:

@@ -18,7 +18,7 @@ import pytest
 from pipelines import train
 from pipelines.cluster import connection, estimate, local, packing, readiness
 from pipelines.cluster.connection import Cluster
-from pipelines.cluster.placement import Job, Need, Node, Schedule
+from pipelines.cluster.placement import Job, Need, Node, Placing
 from pipelines.command.errors import PREEMPTED, UserError
 from pipelines.config.benchmarks import Benchmark, Resources
 from pipelines.config.params import load_params
@@ -209,9 +209,9 @@ def test_ray_puts_trials_that_share_gpus_where_they_are_seated(two_nodes: str, m
     monkeypatch.setenv("RAY_ADDRESS", two_nodes)
     with connection.connect() as found:
         need, shared = Need(gpus=0.25), packing.SharedGPUs(found)
-        schedule = Schedule([Job(key=str(number), need=need, seconds=1.0) for number in range(4)], found.nodes)
-        starts = schedule.starts(0)
-        places = [shared.option(start, schedule.floor.part(start.seats[0])) for start in starts]
+        placing = Placing([Job(key=str(number), need=need, seconds=1.0) for number in range(4)], found.nodes)
+        starts = placing.starts(0)
+        places = [shared.option(start, placing.floor.part(start.seats[0])) for start in starts]
         remote = ray.remote(gpu)
         tasks = [remote.options(num_cpus=need.cpus, num_gpus=need.gpus, **place).remote() for place in places]
         assert len(set(ray.get(tasks))) == 4

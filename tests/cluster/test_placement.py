@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import placement as simulated
 from pipelines.cluster import placement
-from pipelines.cluster.placement import Job, Need, Node, Schedule, Start
+from pipelines.cluster.placement import Job, Need, Node, Placing, Start
 from pipelines.config.params import load_params
 from tests.conftest import ROOT
 
@@ -33,24 +33,24 @@ def on_gpus(starts: list[Start]) -> list[int]:
     [(0.25, 8, [2, 2, 2, 2]), (0.25, 3, [1, 1, 1]), (0.25, 99, [4, 4, 4, 4]), (0.6, 9, [1, 1, 1, 1])],
 )
 def test_fractions_spread_over_all_gpus_before_two_share_one(share: float, count: int, expected: list[int]) -> None:
-    assert on_gpus(Schedule(jobs(Need(gpus=share), *[1.0] * count), FOUR).starts(0)) == expected
+    assert on_gpus(Placing(jobs(Need(gpus=share), *[1.0] * count), FOUR).starts(0)) == expected
 
 
 def test_fractions_leave_whole_gpus_to_those_that_wait_for_them() -> None:
-    schedule = Schedule([*jobs(QUARTER, *[9.0] * 4), *jobs(WHOLE, *[8.0] * 3)], FOUR)
-    assert on_gpus(schedule.starts(0)) == [1, 1, 1, 4]
+    placing = Placing([*jobs(QUARTER, *[9.0] * 4), *jobs(WHOLE, *[8.0] * 3)], FOUR)
+    assert on_gpus(placing.starts(0)) == [1, 1, 1, 4]
 
 
 def test_fractions_spread_over_nodes_and_share_a_gpus_part_of_the_cpus() -> None:
     nodes = [Node(cpus=2, gpus=1, id="a"), Node(cpus=2, gpus=1, id="b")]
-    assert on_gpus(Schedule(jobs(QUARTER, *[1.0] * 8), nodes).starts(0)) == [2, 2]
-    alone = Schedule([*jobs(QUARTER, 9.0), *jobs(Need(), *[1.0] * 9)], nodes)
+    assert on_gpus(Placing(jobs(QUARTER, *[1.0] * 8), nodes).starts(0)) == [2, 2]
+    alone = Placing([*jobs(QUARTER, 9.0), *jobs(Need(), *[1.0] * 9)], nodes)
     assert len(alone.starts(0)) == 3  # two on the CPUs that belong to no shared GPU
 
 
 def test_distributed_trials_run_side_by_side_as_they_fit_and_on_few_nodes() -> None:
     nodes = [Node(cpus=2, id="a"), Node(cpus=4, id="b"), Node(cpus=2, id="c")]
-    starts = Schedule(jobs(Need(), 3.0, 3.0, 3.0, workers=3), nodes).starts(0)
+    starts = Placing(jobs(Need(), 3.0, 3.0, 3.0, workers=3), nodes).starts(0)
     assert [len({seat.node for seat in start.seats}) for start in starts] == [1, 2]
 
 
@@ -82,17 +82,17 @@ def test_the_order_is_the_longest_first_where_no_better_one_is_found() -> None:
 
 
 def test_nodes_come_and_go_while_trials_run() -> None:
-    schedule = Schedule(jobs(Need(), *[1.0] * 5), [Node(cpus=2, id="a")])
-    first, second = schedule.starts(0)
-    schedule.now_on([Node(cpus=2, id="a"), Node(cpus=1, id="b")])
-    (third,) = schedule.starts(1)
+    placing = Placing(jobs(Need(), *[1.0] * 5), [Node(cpus=2, id="a")])
+    first, second = placing.starts(0)
+    placing.now_on([Node(cpus=2, id="a"), Node(cpus=1, id="b")])
+    (third,) = placing.starts(1)
     assert third.seats[0].node == "b"
-    schedule.now_on([Node(cpus=1, id="b")])
-    schedule.again(schedule.ended(first.job.key))
-    schedule.ended(second.job.key)
-    assert schedule.starts(2) == []
-    schedule.ended(third.job.key)
-    (again,) = schedule.starts(3)
+    placing.now_on([Node(cpus=1, id="b")])
+    placing.again(placing.ended(first.job.key))
+    placing.ended(second.job.key)
+    assert placing.starts(2) == []
+    placing.ended(third.job.key)
+    (again,) = placing.starts(3)
     assert again.job == first.job and again.seats[0].node == "b"
 
 
