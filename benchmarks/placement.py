@@ -70,7 +70,7 @@ def seconds(benchmark: Benchmark) -> float:
     asked = benchmark.resources
     rate = FLOPS * (asked.gpus or asked.gpus_if_any) or CPU_FLOPS * asked.cpus
     flops = 3 * images * int(counter.get_total_flops())  # forward once, backward twice
-    return max(flops / (rate * asked.workers), images / recipe.batch * LAUNCH_S)
+    return max(flops / (rate * asked.most), images / recipe.batch * LAUNCH_S)
 
 
 def jobs(params: Params, names: Iterable[str], where: Cluster) -> Iterator[Job]:
@@ -80,13 +80,13 @@ def jobs(params: Params, names: Iterable[str], where: Cluster) -> Iterator[Job]:
         length = seconds(benchmark)
         for seed in benchmark.budgets["paper"].seeds:
             need = where.need(benchmark)
-            yield Job(key=f"{name} {seed}", need=need, seconds=length, workers=benchmark.resources.workers)
+            yield Job(key=f"{name} {seed}", need=need, seconds=length, counts=benchmark.resources.counts)
 
 
 def use(outcome: Simulated, gpus: int) -> Use:
     """What a simulated placing came to, on so many GPUs."""
     done = [start.job for start in outcome.starts]
-    work = sum(job.seconds * job.workers * job.need.gpus for job in done)
+    work = sum(job.seconds * job.counts[0] * job.need.gpus for job in done)
     bound = max(work / gpus, *(job.seconds for job in done))
     return Use(devices=work / gpus / outcome.seconds, makespan=outcome.seconds, bound=bound)
 

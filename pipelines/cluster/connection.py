@@ -27,6 +27,7 @@ from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"
+OF_ACCELERATOR = 0.001  # that Ray takes of a node's one accelerator_type:…, for whoever asks for its type
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 CONNECT_S = 5.0
 HEAD_ANSWER_S = 20.0  # the head may be busy
@@ -84,30 +85,40 @@ class Cluster:
 
     def need(self, benchmark: Benchmark) -> Need:
         """What one worker of the benchmark takes here."""
-        return Need(cpus=benchmark.resources.cpus, gpus=self.gpus_for(benchmark))
+        asked, gpus = benchmark.resources, self.gpus_for(benchmark)
+        others = dict(asked.custom)
+        if asked.memory is not None:
+            others["memory"] = asked.memory * 1e9
+        if asked.accelerator_type is not None and gpus:
+            others[f"accelerator_type:{asked.accelerator_type}"] = OF_ACCELERATOR
+        return Need(cpus=asked.cpus, gpus=gpus, others=tuple(sorted(others.items())))
 
     def require(self, benchmark: Benchmark) -> None:
         """Raise UserError when the benchmark could never be placed here, where Ray would wait for ever.
 
         A worker runs on one node: what the cluster has in all may be enough, and yet no node hold it.
         """
-        asked, gpus, fits = benchmark.resources, self.gpus_for(benchmark), self._fits(benchmark)
-        if fits >= asked.workers:
+        need, least, fits = self.need(benchmark), benchmark.resources.counts[-1], self._fits(benchmark)
+        if fits >= least:
             return
         each = f"{benchmark.where}.resources: "
-        each += f"{asked.workers} workers of " if asked.workers > 1 else ""
-        if asked.cpus * asked.workers > self.cpus:
-            raise UserError(f"{each}{counted(asked.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
-        if gpus * asked.workers > self.gpus:
-            raise UserError(f"{each}{counted(gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
-        wanted = counted(asked.cpus, "CPU") + (f" and {counted(gpus, 'GPU')}" if gpus else "")
+        each += f"{least} workers of " if least > 1 else ""
+        if need.cpus * least > self.cpus:
+            raise UserError(f"{each}{counted(need.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
+        if need.gpus * least > self.gpus:
+            raise UserError(f"{each}{counted(need.gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
+        for name, amount in need.others:
+            there = max((node.others.get(name, 0.0) for node in self.nodes), default=0.0)
+            if amount > there:
+                raise UserError(f"{each}{_lacking(name, amount, there)}")
+        wanted = str(need)
         if not fits:
             raise UserError(f"{each}{wanted}; expected no more than one node has: {self._nodes()}")
         raise UserError(f"{each}{wanted}; expected at most {fits} of them, as fit on the nodes: {self._nodes()}")
 
     def side_by_side(self, benchmark: Benchmark) -> int:
         """How many trials of the benchmark the cluster holds at once."""
-        return self._fits(benchmark) // benchmark.resources.workers
+        return self._fits(benchmark) // benchmark.resources.counts[-1]
 
     def _fits(self, benchmark: Benchmark) -> int:
         need = self.need(benchmark)
@@ -116,6 +127,15 @@ class Cluster:
     def _nodes(self) -> str:
         kinds = Counter(map(str, sorted(self.nodes, key=lambda node: (-node.gpus, -node.cpus))))
         return ", ".join(f"{times} of {kind}" for kind, times in kinds.items())
+
+
+def _lacking(name: str, amount: float, there: float) -> str:
+    """What is asked for, and what one node has, in words."""
+    kind, _, which = name.partition(":")
+    if kind == "accelerator_type":
+        return f"a GPU of type {which}; expected one that a node has"
+    unit, what = (1e9, "GB of memory") if name == "memory" else (1, name)
+    return f"{amount / unit:g} {what}; expected at most the {there / unit:g} {what} that one node has"
 
 
 def living() -> tuple[Node, ...]:
@@ -128,6 +148,7 @@ def living() -> tuple[Node, ...]:
         Node(
             cpus=int(node["Resources"].get("CPU", 0)),
             gpus=int(node["Resources"].get("GPU", 0)),
+            others={name: amount for name, amount in node["Resources"].items() if name not in ("CPU", "GPU")},
             id=node["NodeID"],
             host=(host := node["NodeManagerHostname"]),
             name=host if times[host] == 1 else f"{host} ({node['NodeID'][:6]})",

@@ -25,8 +25,8 @@ NOTICED_S = 30.0  # until Ray takes a node that does not answer for dead
 NETWORK = ("GLOO_", "NCCL_")  # variables of the driver that its workers get
 
 
-def train(spec: Spec, ray_cluster: connection.Cluster) -> None:
-    """One attempt to train ``spec`` to its end.
+def train(spec: Spec, ray_cluster: connection.Cluster, workers: int) -> None:
+    """One attempt to train ``spec`` to its end on so many workers.
 
     Raises a worker's UserError, and ``connection``'s errors for one whose workers or nodes are lost or taken away.
     """
@@ -35,7 +35,7 @@ def train(spec: Spec, ray_cluster: connection.Cluster) -> None:
 
     before = {node.id for node in connection.living()}
     try:
-        _fit(spec, ray_cluster)
+        _fit(spec, ray_cluster, workers)
     except (TrainingFailedError, RayError) as error:
         failure = _failure(spec, list(_causes(error)))
         if failure is None:
@@ -75,12 +75,12 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
     return failure
 
 
-def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
+def _fit(spec: Spec, ray_cluster: connection.Cluster, workers: int) -> None:
     """One attempt. Ray Train itself repeats nothing: it would a damaged checkpoint too, and each time take minutes."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    workers, need = spec.benchmark.resources.workers, ray_cluster.need(spec.benchmark)
+    need = ray_cluster.need(spec.benchmark)
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={"spec": spec},

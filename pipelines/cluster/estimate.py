@@ -39,7 +39,7 @@ def in_order(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> list[Job
             key=trial.key,
             need=ray_cluster.need(trial.benchmark),
             seconds=lengths[trial.key] or math.inf,
-            workers=trial.benchmark.resources.workers,
+            counts=trial.benchmark.resources.counts,
         )
         for trial in specs
     )
@@ -56,7 +56,7 @@ def trials_seconds(specs: Sequence[Spec]) -> dict[str, float]:
     table, whole = rates(), dict[Alike, float]()
     for trial in specs:
         if trial.alike not in whole:
-            rate = table.get(_rate_key(trial), 0.0) * trial.benchmark.resources.workers
+            rate = table.get(_rate_key(trial), 0.0) * trial.benchmark.resources.most
             whole[trial.alike] = trial.images() / rate if rate else 0.0
     return {trial.key: whole[trial.alike] * _left(trial) for trial in specs}
 

@@ -106,20 +106,22 @@ class _Packing:
         import ray
 
         trial, need, seat = self.trials[start.job.key], start.job.need, start.seats[0]
-        if start.job.workers > 1:
-            attempt = threading.Thread(target=self._attempt, args=(trial,), daemon=True, name=trial.name)
+        if start.job.counts[0] > 1:
+            words = trial, len(start.seats)
+            attempt = threading.Thread(target=self._attempt, args=words, daemon=True, name=trial.name)
             attempt.start()
             return
         shares = 0 < need.gpus < 1
         where = self.shared.option(start, self.placing.floor.part(seat)) if shares else self.cluster.near(seat.node)
         remote = ray.remote(max_retries=0)(_train_one)
-        asked = {"num_cpus": need.cpus, "num_gpus": need.gpus, "name": trial.name}
-        self.tasks[remote.options(**asked, **where).remote(trial)] = trial, time.time()
+        others = dict(need.others)
+        asked = {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": others.pop("memory", 0), "resources": others}
+        self.tasks[remote.options(**asked, **where, name=trial.name).remote(trial)] = trial, time.time()
 
-    def _attempt(self, trial: Spec) -> None:
+    def _attempt(self, trial: Spec, workers: int) -> None:
         """Not in the main thread: there Ray Train answers Ctrl-C itself, and takes ten seconds and status 0 for it."""
         try:
-            distributed.train(trial, self.cluster)
+            distributed.train(trial, self.cluster, workers)
             self.attempts.put((trial.key, None))
         except Exception as error:
             self.attempts.put((trial.key, error))
@@ -155,7 +157,7 @@ class _Packing:
     def _ask_for(self, jobs: Sequence[Job]) -> None:
         from ray.autoscaler.sdk import request_resources
 
-        bundles = [job.need.bundle for job in jobs for _ in range(job.workers)]
+        bundles = [job.need.bundle for job in jobs for _ in range(job.counts[0])]
         if bundles != self.asked:
             self.asked = bundles
             request_resources(bundles=bundles)

@@ -13,10 +13,11 @@ import dataclasses
 import heapq
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
+MOST_WORKERS = 2**31  # more than any node holds
 TRIES, SIMULATED = 50, 10_000  # simulations for a better order, and trials in them, at most
 
 
@@ -26,11 +27,15 @@ class Need:
 
     cpus: int = 1
     gpus: float = 0.0  # a share of one, or 1
+    others: tuple[tuple[str, float], ...] = ()  # Ray's names of memory and the like, and how much; not beside a share
 
     @property
     def bundle(self) -> dict[str, float]:
         """As Ray's placement groups, Ray Train and its autoscaler take it."""
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **dict(self.others)}
+
+    def __str__(self) -> str:
+        return devices(self.cpus, self.gpus)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +44,28 @@ class Node:
 
     cpus: int
     gpus: int = 0
+    others: Mapping[str, float] = field(default_factory=dict, compare=False)  # by Ray's names
     id: str = field(default="", compare=False)
     host: str = field(default="", compare=False)
     name: str = field(default="", compare=False)  # the host, with the id's beginning where another node has the same
 
     def holds(self, need: Need) -> int:
         """How many workers fit on it side by side; a fraction is a fraction of one GPU."""
-        fits = self.cpus // need.cpus
-        return min(fits, self.gpus * int(1 / need.gpus + ROUNDING)) if need.gpus else fits
+        on_gpus = [self.gpus * int(1 / need.gpus + ROUNDING)] if need.gpus else []
+        return min(self.cpus // need.cpus, *on_gpus, *_times(need, self.others))
 
     def __str__(self) -> str:
-        cpus = counted(self.cpus, "CPU")
-        return f"{cpus} and {counted(self.gpus, 'GPU')}" if self.gpus else cpus
+        return devices(self.cpus, self.gpus)
+
+
+def _times(need: Need, others: Mapping[str, float]) -> list[int]:
+    """How often the rest of what a worker takes is there, for each thing."""
+    return [int(others.get(name, 0.0) / amount + ROUNDING) for name, amount in need.others] or [MOST_WORKERS]
+
+
+def devices(cpus: int, gpus: float) -> str:
+    """CPUs and, where there are any, GPUs in words."""
+    return counted(cpus, "CPU") + (f" and {counted(gpus, 'GPU')}" if gpus else "")
 
 
 def counted(number: float, what: str) -> str:
@@ -64,8 +79,13 @@ class Job:
 
     key: str
     need: Need
-    seconds: float = math.inf  # on all its workers; inf where unknown
-    workers: int = 1
+    seconds: float = math.inf  # on its most workers; inf where unknown
+    counts: tuple[int, ...] = (1,)  # the numbers of workers that it may have, the largest first
+
+    @property
+    def least(self) -> int:
+        """Workers without which it can't begin."""
+        return self.counts[-1]
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,7 @@ class Start:
     @property
     def end(self) -> float:
         """When it is expected to end."""
-        return self.begin + self.job.seconds
+        return self.begin + self.job.seconds * self.job.counts[0] / len(self.seats)
 
 
 @dataclass
@@ -101,16 +121,18 @@ class Free:
     node: Node
     cpus: int = field(init=False)
     gpus: list[float] = field(init=False)  # the free share of each
+    others: dict[str, float] = field(init=False)
     aside: dict[int, int] = field(init=False, default_factory=dict)  # CPUs free beside each GPU that is shared
     parts: dict[int, int] = field(init=False, default_factory=dict)  # all CPUs that were set aside with it
 
     def __post_init__(self) -> None:
-        self.cpus, self.gpus = self.node.cpus, [1.0] * self.node.gpus
+        self.cpus, self.gpus, self.others = self.node.cpus, [1.0] * self.node.gpus, dict(self.node.others)
 
     def copy(self) -> Free:
         """The same, apart."""
         other = copy.copy(self)
-        other.gpus, other.aside, other.parts = list(self.gpus), dict(self.aside), dict(self.parts)
+        other.gpus, other.others = list(self.gpus), dict(self.others)
+        other.aside, other.parts = dict(self.aside), dict(self.parts)
         return other
 
     @property
@@ -124,7 +146,7 @@ class Free:
 
     def room(self, need: Need) -> int:
         """How many workers fit now that have no GPU, or one each for themselves."""
-        return min(self.cpus // need.cpus, self.whole) if need.gpus else self.cpus // need.cpus
+        return min(self.cpus // need.cpus, *([self.whole] if need.gpus else []), *_times(need, self.others))
 
     def shared(self, need: Need) -> Iterator[int]:
         """GPUs that are shared already, and have room for one more."""
@@ -133,7 +155,9 @@ class Free:
                 yield gpu
 
     def take(self, need: Need, gpu: int | None) -> None:
-        """Place a worker of ``need``."""
+        """Seat a worker of ``need``."""
+        for name, amount in need.others:
+            self.others[name] = self.others.get(name, 0.0) - amount
         if gpu is None or need.gpus == 1:
             self.cpus -= need.cpus
         else:
@@ -146,6 +170,8 @@ class Free:
 
     def give(self, need: Need, gpu: int | None) -> None:
         """Take back what a worker had."""
+        for name, amount in need.others:
+            self.others[name] += amount
         if gpu is not None and self.gpus[gpu] + need.gpus > 1 - ROUNDING:
             self.gpus[gpu] = 1.0
             self.aside.pop(gpu, None)
@@ -179,9 +205,11 @@ class Floor:
             seat = self._share(need, sparing)
             seats = [] if seat is None else [seat]
         else:
-            seats = list(self._seats(need, job.workers))
-        if len(seats) < job.workers:
+            seats = list(self._seats(need, job.counts[0]))
+        fits = next((count for count in job.counts if count <= len(seats)), None)
+        if fits is None:
             return None
+        del seats[fits:]
         self.take(job, seats)
         return tuple(seats)
 
@@ -214,7 +242,7 @@ class Floor:
 
     def waits_for_several(self, job: Job) -> bool:
         """Whether more than one running job may have to end before this one can begin."""
-        return job.workers > 1 or (job.need.gpus == 1 and any(free.aside for free in self.free.values()))
+        return job.least > 1 or (job.need.gpus == 1 and any(free.aside for free in self.free.values()))
 
     def part(self, seat: Place) -> int:
         """CPUs that are set aside with a GPU that is shared; 0 where it is not."""
@@ -247,19 +275,19 @@ class Placing:
         begun: list[Start] = []
         held: _Held | None = None
         refused: set[tuple[Need, int]] = set()
-        sparing = sum(job.workers for job in self.waiting if job.need.gpus == 1)
+        sparing = sum(job.least for job in self.waiting if job.need.gpus == 1)
         for job in self.waiting:
-            if (job.need, job.workers) in refused:
+            if (job.need, job.least) in refused:
                 continue
             seats = self.floor.seats(job, sparing)
             if seats is None:
-                refused.add((job.need, job.workers))
+                refused.add((job.need, job.least))
                 if held is None and self.floor.waits_for_several(job):
                     held = _Held.of(job, self.floor, self.running.values())
             elif held is not None and not held.lets_pass(job, seats, clock):
                 self.floor.give(job, seats)
             else:
-                sparing -= job.workers * (job.need.gpus == 1)
+                sparing -= job.least * (job.need.gpus == 1)
                 self.running[job.key] = Start(job, seats, clock)
                 begun.append(self.running[job.key])
         self.waiting = [job for job in self.waiting if job.key not in self.running]
@@ -295,7 +323,7 @@ class _Held:
         later = floor.copy()
         for start in sorted(running, key=lambda start: start.end):
             later.give(start.job, start.seats)
-            if sum(free.room(job.need) for free in later.free.values()) >= job.workers:
+            if sum(free.room(job.need) for free in later.free.values()) >= job.least:
                 later.seats(job)
                 return cls(start.end, later)
         return None
@@ -305,7 +333,7 @@ class _Held:
         if clock + job.seconds <= self.begin:
             return True
         before = self.later.copy()
-        fits = all(before.seats(dataclasses.replace(job, workers=1)) for _ in seats)
+        fits = all(before.seats(dataclasses.replace(job, counts=(1,))) for _ in seats)
         if fits:
             self.later = before
         return fits

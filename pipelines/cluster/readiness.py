@@ -99,7 +99,7 @@ def _request(found: Cluster, benchmark: Benchmark | None) -> None:
     """Ask the autoscaler, if there is one, for nodes that hold all workers of a trial; None takes it back."""
     from ray.autoscaler.sdk import request_resources
 
-    bundles = [] if benchmark is None else [found.need(benchmark).bundle] * benchmark.resources.workers
+    bundles = [] if benchmark is None else [found.need(benchmark).bundle] * benchmark.resources.most
     request_resources(bundles=bundles)
 
 

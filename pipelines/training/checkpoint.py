@@ -70,7 +70,8 @@ class CheckpointCallback(pl.Callback):
         self.spec, self.loader, self.worker, self.watch, self.whole = spec, loader, worker, watch, whole
         self.curve: list[dict[str, Any]] = []
         self.trained_on = [provenance.hardware(spec.device)]  # in the order of their work
-        self.trained_s = 0.0  # in earlier processes
+        self.worked_with = [worker.workers]  # workers, in the order of their work
+        self.trained_s = self.device_s = 0.0  # in earlier processes; of all workers
         self.resumed = 0
         self.started = self.saved = self.reported = time.monotonic()
         self.saving_s = 0.0
@@ -86,6 +87,10 @@ class CheckpointCallback(pl.Callback):
         """Seconds of training, over all restarts."""
         return self.trained_s + time.monotonic() - self.started
 
+    def devices_elapsed(self) -> float:
+        """The same of all workers together."""
+        return self.device_s + (self.elapsed() - self.trained_s) * self.worker.workers
+
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed trial continues from."""
         return {
@@ -94,6 +99,8 @@ class CheckpointCallback(pl.Callback):
             "curve": self.curve,
             "trained_s": self.elapsed(),
             "trained_on": self.trained_on,
+            "worked_with": self.worked_with,
+            "device_s": self.devices_elapsed(),
             "resumed": self.resumed,
             "epoch_started_s": self.epoch_started_s,
         }
@@ -109,6 +116,8 @@ class CheckpointCallback(pl.Callback):
         self.loader.load_state_dict(state["position"])
         self.curve, self.trained_s = list(state["curve"]), state["trained_s"]
         self.trained_on = list(dict.fromkeys([*state.get("trained_on", ()), *self.trained_on]))
+        self.worked_with = list(dict.fromkeys([*state.get("worked_with", ()), *self.worked_with]))
+        self.device_s = state.get("device_s", state["trained_s"] * self.worker.workers)
         self.resumed = state["resumed"] + 1
         self.epoch_started_s = state["epoch_started_s"]
 

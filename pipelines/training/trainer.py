@@ -197,7 +197,7 @@ def _loaded(family: str) -> dict[str, str]:
 
 def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identity: Mapping[str, Any]) -> None:
     """Weights, provenance, and last of all the mark that the trial is finished."""
-    last, workers = callback.curve[-1], callback.worker.workers
+    last, workers = callback.curve[-1], callback.worked_with
     with store.replacing(spec.files.weights) as temporary:
         torch.save(module.model.state_dict(), temporary)
     images = spec.epochs * len(callback.loader.positions)
@@ -208,9 +208,9 @@ def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identi
         "epochs": round(last["epoch"], 3),  # over the images that the recipe trains on
         "images_seen": images,
         "wall_s": wall,
-        "device_s": wall * workers,
+        "device_s": callback.devices_elapsed(),
         "images_per_s": images / wall,
-        "workers": workers,
+        "workers": workers[0] if len(workers) == 1 else workers,  # of an elastic trial, in the order of their work
         "hardware": ", then ".join(callback.trained_on),
         "device": spec.device,
         "threads": torch.get_num_threads(),

@@ -68,6 +68,12 @@ def test_how_many_workers_a_node_holds(node: tuple[int, int], cpus: int, gpus: f
         (of((2, 0), (2, 0)), {"gpus": 1}, "1 GPU; expected at most the 0 of the cluster"),
         (of((2, 1), (2, 0)), {"gpus": 1, "workers": 3}, "3 workers of 1 GPU; expected at most the 1 of the cluster"),
         (of((2, 0), (2, 0)), {"cpus": 4}, "4 CPUs; expected no more than one node has: 2 of 2 CPUs"),
+        (of((8, 0)), {"memory": 64}, "64 GB of memory; expected at most the 0 GB of memory that one node has"),
+        (
+            of((8, 1)),
+            {"gpus": 1, "accelerator_type": "H100"},
+            "a GPU of type H100; expected at most GPUs of other types",
+        ),
         (
             of((8, 0), (1, 1)),
             {"cpus": 2, "gpus": 1},

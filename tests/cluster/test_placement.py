@@ -18,7 +18,7 @@ QUARTER, WHOLE = Need(gpus=0.25), Need(gpus=1.0)
 
 def jobs(need: Need, *seconds: float, workers: int = 1, start: int = 0) -> list[Job]:
     return [
-        Job(key=f"{need} {workers} {number}", need=need, seconds=each, workers=workers)
+        Job(key=f"{need} {workers} {number}", need=need, seconds=each, counts=(workers,))
         for number, each in enumerate(seconds, start)
     ]
 
@@ -54,12 +54,31 @@ def test_distributed_trials_run_side_by_side_as_they_fit_and_on_few_nodes() -> N
     assert [len({seat.node for seat in start.seats}) for start in starts] == [1, 2]
 
 
+def test_an_elastic_trial_takes_what_fits_now_and_as_long_as_that_takes() -> None:
+    elastic = Job(key="elastic", need=Need(), seconds=10.0, counts=(4, 2, 1))
+    for cpus, taken, end in ((9, 4, 10.0), (3, 2, 20.0), (1, 1, 40.0)):
+        (start,) = Placing([elastic], [Node(cpus=cpus, id="a")]).starts(0)
+        assert (len(start.seats), start.end) == (taken, end)
+
+
+def test_memory_and_other_resources_count_like_cpus() -> None:
+    need = Need(others=(("accelerator_type:H100", 0.001), ("memory", 4e9)))
+    h100 = Node(cpus=8, others={"accelerator_type:H100": 1.0, "memory": 9e9}, id="a")
+    other = Node(cpus=8, others={"accelerator_type:V100": 1.0, "memory": 64e9}, id="b")
+    assert [h100.holds(need), other.holds(need)] == [2, 0]
+    placing = Placing(jobs(need, 3.0, 2.0, 1.0), [other, h100])
+    first, second = placing.starts(0)
+    assert {start.seats[0].node for start in (first, second)} == {"a"}
+    placing.ended(second.job.key)
+    assert len(placing.starts(1)) == 1
+
+
 def test_what_needs_several_devices_is_not_passed_by_for_ever() -> None:
     """Two GPUs are never free at once, unless the short trials leave the first to a trial that needs both."""
     nodes = [Node(cpus=2, gpus=2, id="a")]
     order = [*jobs(WHOLE, 7.0), *jobs(WHOLE, 9.0, workers=2), *jobs(WHOLE, *[4.0] * 4, start=1)]
     outcome = placement.simulate(order, nodes)
-    (both,) = (start for start in outcome.starts if start.job.workers == 2)
+    (both,) = (start for start in outcome.starts if start.job.counts == (2,))
     assert both.begin == 7.0
     assert outcome.seconds == 7 + 9 + 8  # and one short trial beside the first
 
