@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipelines.command import locks
 from pipelines.command.errors import FULL, UserError
+from pipelines.config import wording
 from pipelines.data import datasets
 from pipelines.data.batches import Batches, Chunks
 from pipelines.training import core, fingerprint, memory, provenance, store, tensors
@@ -40,6 +41,9 @@ def run(spec: Spec, worker: Worker | None = None, watch: Watch = lambda progress
     worker, files = worker or Worker(), spec.files
     if files.finished:
         return files
+    if worker.workers not in (counts := spec.benchmark.resources.counts):
+        expected = f"expected {wording.listed(counts)}: python -m pipelines.train starts as many"
+        raise UserError(f"{spec.benchmark.where}.resources.workers: this is {worker.workers}; {expected}")
     if worker.rank > 0:
         _train(spec, worker, watch)
         return files

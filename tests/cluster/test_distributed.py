@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.command.errors import UserError
 from pipelines.training import spec, store, trainer
 from tests import projects
 from tests.conftest import edit_params
@@ -76,6 +77,13 @@ def test_an_elastic_trial_resumes_with_another_number_of_workers(
     assert result["wall_s"] < result["device_s"] < 2 * result["wall_s"]
     for ours, theirs in zip(store.read_lines(one.files.curve), store.read_lines(alone.curve), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+def test_a_row_of_two_workers_is_not_trained_on_one(project: Path) -> None:
+    """Its key says two, and with dropout one draws other masks."""
+    edit_params(project / "params.yaml", lenet5_mnist=TWO)
+    with pytest.raises(UserError, match=r"lenet5-mnist\.resources\.workers: this is 1; expected 2: python -m"):
+        trainer.run(specs("lenet5-mnist")[0])
 
 
 def test_whatever_is_killed_both_workers_go_on_to_the_same_weights(project: Path, undisturbed: spec.Spec) -> None:
