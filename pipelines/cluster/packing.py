@@ -22,9 +22,10 @@ from pipelines.training import status
 from pipelines.training.spec import Spec
 
 CUT_OFF_S = 20.0  # without progress from a node that Ray takes for dead
-LIVE_EVERY_S = 0.5
+LIVE_EVERY_S = 1.0
 NODES_EVERY_S = 2.0  # at the nodes
 LINES_EVERY_S = 15.0  # where the output is no terminal
+LINES_AT_ONCE = 20  # of running trials
 ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
 SAVING_S = 15.0  # for checkpoints then
 Failure = tuple[Spec, Exception]
@@ -81,7 +82,7 @@ class _Packing:
         self.tasks: dict[Any, tuple[Spec, float]] = {}  # with the time of their beginning
         self.attempts: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()  # that have ended
         self.losses = connection.Losses()
-        self.looked = time.monotonic()  # at the nodes
+        self.looked = self.checked = time.monotonic()  # at the nodes; for trials that are cut off
         self.asked: list[dict[str, float]] = []  # of an autoscaler
 
     def failures(self) -> Iterator[Failure]:
@@ -135,7 +136,8 @@ class _Packing:
         if self.tasks:
             done, running = ray.wait(list(self.tasks), num_returns=1, timeout=0.1 if several else 1.0)
         ended = [(task, _error_of(task, self.tasks[task][0])) for task in done]
-        if not done and self.cluster.address is not None:
+        if not done and self.cluster.address is not None and time.monotonic() - self.checked > CUT_OFF_S / 4:
+            self.checked = time.monotonic()
             ended = list(_cut_off({task: self.tasks[task] for task in running}))
         for task, error in ended:
             yield self.tasks.pop(task)[0], error
@@ -311,10 +313,11 @@ def _show(placed: Sequence[Spec], stop: threading.Event) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    began, console = time.time(), Console(highlight=False)
+    overview, console = status.Overview(placed, since=time.time()), Console(highlight=False)
 
     def board() -> Text:
-        return Text("\n".join(status.board(placed, since=began)), no_wrap=True, overflow="ellipsis")
+        room = max(1, console.height - 2)
+        return Text("\n".join(overview.board(room)), no_wrap=True, overflow="ellipsis")
 
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
@@ -322,15 +325,17 @@ def _show(placed: Sequence[Spec], stop: threading.Event) -> None:
                 live.update(board(), refresh=True)
             live.update(board(), refresh=True)
         return
-    shown: set[str] = set()
-    ended = False
-    while not ended:
-        ended = stop.wait(LINES_EVERY_S)
-        for line in _lines(placed, began):
-            if line not in shown and not line.endswith("waiting"):
-                shown.add(line)
-                say(line)
+    while not stop.wait(LINES_EVERY_S):
+        _log(overview)
+    _log(overview)
 
 
-def _lines(placed: Sequence[Spec], began: float) -> list[str]:
-    return [status.line(trial.name, status.read(trial.files.progress, since=began)) for trial in placed]
+def _log(overview: status.Overview) -> None:
+    """A line for each trial that has ended since the last look, and for a few of those that run."""
+    changed, running = [(name, overview.states[name]) for name in overview.look()], 0
+    for name, state in changed:
+        running += state is not None and state["state"] == "running"
+        if state is not None and (state["state"] != "running" or running <= LINES_AT_ONCE):
+            say(status.line(name, state))
+    if running > LINES_AT_ONCE:
+        say(f"… and {running - LINES_AT_ONCE} more running")

@@ -26,7 +26,8 @@ from pipelines.training.classifier import Classifier
 from pipelines.training.spec import Spec
 
 CHECKPOINT_EVERY_S = 10.0  # at least; and so rarely that saving takes at most a twentieth of the time
-PROGRESS_EVERY_S = 1.0
+PROGRESS_EVERY_S = 5.0
+FIRST_S = 10.0  # of a trial, in which its progress shows up to five times as often
 SAVED = "its checkpoint is saved, the same command goes on from there"
 AGREE_EVERY = 5  # chunks: how often several workers agree on whether to save
 Watch = Callable[[Mapping[str, Any]], None]
@@ -87,9 +88,9 @@ class CheckpointCallback(pl.Callback):
         """Seconds of training, over all restarts."""
         return self.trained_s + time.monotonic() - self.started
 
-    def devices_elapsed(self) -> float:
-        """The same of all workers together."""
-        return self.device_s + (self.elapsed() - self.trained_s) * self.worker.workers
+    def device_seconds(self, elapsed: float) -> float:
+        """The same of all workers together, of which there may have been fewer before the last restart."""
+        return self.device_s + (elapsed - self.trained_s) * self.worker.workers
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed trial continues from."""
@@ -97,10 +98,10 @@ class CheckpointCallback(pl.Callback):
             "key": self.spec.key,
             "position": self.loader.state_dict(),
             "curve": self.curve,
-            "trained_s": self.elapsed(),
+            "trained_s": (elapsed := self.elapsed()),
             "trained_on": self.trained_on,
             "worked_with": self.worked_with,
-            "device_s": self.devices_elapsed(),
+            "device_s": self.device_seconds(elapsed),
             "resumed": self.resumed,
             "epoch_started_s": self.epoch_started_s,
         }
@@ -147,7 +148,8 @@ class CheckpointCallback(pl.Callback):
         assert isinstance(module, Classifier)
         self.images = module.seen
         now = time.monotonic()
-        if self.worker.rank == 0 and now - self.reported >= PROGRESS_EVERY_S:
+        often = max(0.2, min(1.0, (now - self.started) / FIRST_S))
+        if self.worker.rank == 0 and now - self.reported >= PROGRESS_EVERY_S * often:
             self.report("running", float(outputs["loss"]))
         if self.loader.done and (self._agree(now, batch_idx) or self._asked_alone()):
             self._save(trainer)
@@ -247,7 +249,7 @@ class CheckpointCallback(pl.Callback):
             "host": socket.gethostname(),
             "time": time.time(),
         }
-        store.write_json(self.spec.files.progress, progress)
+        store.write_json(self.spec.files.progress, progress, lasting=False)
         self.watch(progress)
 
 

@@ -212,7 +212,7 @@ def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identi
         "epochs": round(last["epoch"], 3),  # over the images that the recipe trains on
         "images_seen": images,
         "wall_s": wall,
-        "device_s": callback.devices_elapsed(),
+        "device_s": callback.device_seconds(wall),
         "images_per_s": images / wall,
         "workers": workers[0] if len(workers) == 1 else workers,  # of an elastic trial, in the order of their work
         "hardware": ", then ".join(callback.trained_on),
