@@ -102,12 +102,12 @@ def main() -> None:
     names = params.suites[args.suite].benchmarks
     waiting = list(jobs(params, names, cluster(max(args.gpus))))
     print(f"{args.suite}: {len(names)} benchmarks at the paper budget\n")
-    print("   GPUs  trials  devices used   makespan      bound  bound / makespan")
+    print("   GPUs  trials  devices used     makespan        bound  bound / makespan")
     for gpus in args.gpus:
         nodes = cluster(gpus).nodes
         outcome = placement.simulate(placement.in_order(waiting, nodes), nodes)
         found = use(outcome, gpus)
-        times = f"{duration(found.makespan):>11}{duration(found.bound):>11}"
+        times = f"{duration(found.makespan):>12} {duration(found.bound):>12}"
         print(f"{gpus:>7,}{len(outcome.starts):>8}{found.devices:>13.0%} {times}{found.ratio:>18.3f}")
 
 

@@ -24,6 +24,7 @@ from pipelines.training.spec import Spec
 CUT_OFF_S = 20.0  # without progress from a node that Ray takes for dead
 LIVE_EVERY_S = 1.0
 NODES_EVERY_S = 2.0  # at the nodes
+AGAIN_IDLE_S = 0.2  # where nothing runs
 LINES_EVERY_S = 15.0  # where the output is no terminal
 LINES_AT_ONCE = 20  # of running trials
 ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
@@ -141,6 +142,8 @@ class _Packing:
             ended = list(_cut_off({task: self.tasks[task] for task in running}))
         for task, error in ended:
             yield self.tasks.pop(task)[0], error
+        if not self.placing.running:
+            time.sleep(AGAIN_IDLE_S)  # for a node
         with contextlib.suppress(queue.Empty):
             while several:
                 key, raised = self.attempts.get(timeout=0.0 if self.tasks or ended else 1.0)

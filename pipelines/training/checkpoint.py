@@ -204,6 +204,8 @@ class CheckpointCallback(pl.Callback):
 
     def _asked_alone(self) -> bool:
         """Whether a signal has asked the only worker to end; several agree on it."""
+        if self.worker.workers == 1 and self.asked is None:
+            self.asked = self.worker.preempted()
         return self.worker.workers == 1 and self.asked is not None
 
     def _agree(self, now: float, batch_idx: int) -> bool:
