@@ -24,7 +24,6 @@ def check(inputs: Inputs, budget: str) -> Sizes:
     benchmark, dataset = inputs.benchmark, inputs.dataset
     dataset.verify("train")
     check_counts(benchmark, budget, dataset)
-    check_elastic(inputs, budget)
     check_views(inputs)
     check_claimed_on(benchmark, dataset)
     model = inputs.build().eval()
@@ -57,17 +56,6 @@ def check_counts(benchmark: Benchmark, budget: str, dataset: Dataset) -> None:
     if recipe.batch > count:
         expected = f"expected at most the {count} training images of {dataset.name}"
         raise UserError(f"{where}.recipe.batch is {recipe.batch}; {expected}")
-
-
-def check_elastic(inputs: Inputs, budget: str) -> None:
-    """UserError where the number of workers would decide which images an epoch has: all must share its last batch."""
-    benchmark, most = inputs.benchmark, inputs.benchmark.resources.most
-    count = len(subsets.cut(inputs.positions, benchmark.budgets[budget].train_images))
-    last = count % benchmark.recipe.batch
-    if len(benchmark.resources.counts) > 1 and last % most:
-        of = f"an epoch of {count:,} images ends in a batch of {last}"
-        expected = f"a multiple of {most} with resources.workers.max {most}: budgets.{budget}.train_images can cut it"
-        raise UserError(f"{benchmark.where}.recipe.batch is {benchmark.recipe.batch}; {of}; expected {expected}")
 
 
 def check_views(inputs: Inputs) -> None:
