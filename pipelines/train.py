@@ -30,7 +30,7 @@ from pipelines.results.reader import RUNS
 from pipelines.tracking import helper
 from pipelines.training import spec, store
 
-AT_ONCE = 16  # trials that are collected side by side
+COLLECTED_AT_ONCE = 16  # trials that are collected side by side
 Result = TypeVar("Result")
 
 
@@ -165,7 +165,7 @@ def require_places(names: Sequence[str], runs: Path = RUNS) -> None:
 
 def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
     """Copy finished trials from the store to ``runs/<benchmark>/``, for the later stages and DVC."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:  # reading, hashing and copying release the interpreter
+    with ThreadPoolExecutor(COLLECTED_AT_ONCE) as pool:  # reading, hashing and copying release the interpreter
         planned = list(pool.map(_whole, planned))
         for name in {trial.benchmark.name for trial in planned}:
             fresh = runs / f".{name}.new"  # the old folder stays until the new one is whole
