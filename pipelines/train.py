@@ -10,9 +10,11 @@ worker are plain Ray tasks (3 ms on a warm worker), trials of several are Ray Tr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ from pipelines.results.reader import RUNS
 from pipelines.tracking import helper
 from pipelines.training import spec, store
 
+COLLECTED_AT_ONCE = 16  # trials that are collected side by side
 Result = TypeVar("Result")
 
 
@@ -35,21 +38,17 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
 
     A trial that fails ends no other: once all have ended, UserError names those that failed.
     """
-    kinds = {_kind(trial): trial for trial in planned}
+    kinds = {trial.alike: trial for trial in planned}
     with connection.connect() as found:
         ray_cluster = readiness.ready(found, list(kinds.values()))
         sizes = dict(zip(kinds, _on_worker(ray_cluster, _check, list(kinds.values())), strict=True))
         # By key on the device: two benchmarks may train the same weights.
-        placed = list({trial.key: trial for trial in (_place(s, ray_cluster) for s in planned)}.values())
-        _require_space([(trial, sizes[_kind(trial)]) for trial in placed], ray_cluster)
+        sized = {(trial := _place(s, ray_cluster)).key: (trial, sizes[s.alike]) for s in planned}
+        placed = [trial for trial, _ in sized.values()]
+        _require_space(list(sized.values()), ray_cluster)
         _announce(params, placed, ray_cluster)
         with packing.shown(placed), helper.follow():
             packing.run(placed, ray_cluster)
-
-
-def _kind(trial: spec.Spec) -> tuple[str, str, str]:
-    """The same for trials that differ in their seeds alone; ``tune`` labels its candidates."""
-    return trial.benchmark.name, trial.label, trial.budget
 
 
 def _on_worker(ray_cluster: connection.Cluster, function: Callable[..., Result], *words: Any) -> Result:
@@ -165,24 +164,32 @@ def require_places(names: Sequence[str], runs: Path = RUNS) -> None:
 
 def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
     """Copy finished trials from the store to ``runs/<benchmark>/``, for the later stages and DVC."""
-    planned = [trial.settled for trial in planned]
-    for trial in planned:
-        try:
-            trial.files.read_result(trial.key)
-        except MissingError as error:
-            line = str(error).partition(";")[0]
-            raise UserError(f"{line}; expected a run store that every node shares ($RUN_STORE)") from None
-    for name in {trial.benchmark.name for trial in planned}:
-        fresh = runs / f".{name}.new"  # the old folder stays until the new one is whole
-        remove(fresh)
-        for trial in planned:
-            if trial.benchmark.name == name:
-                target = fresh / f"seed-{trial.seed}"
-                target.mkdir(parents=True)
-                for file in trial.files.kept:
-                    shutil.copyfile(file, target / file.name)
-        remove(runs / name)
-        fresh.rename(runs / name)
+    with ThreadPoolExecutor(COLLECTED_AT_ONCE) as pool:  # reading, hashing and copying release the interpreter
+        planned = list(pool.map(_whole, planned))
+        for name in {trial.benchmark.name for trial in planned}:
+            fresh = runs / f".{name}.new"  # the old folder stays until the new one is whole
+            remove(fresh)
+            list(pool.map(_copy, [trial for trial in planned if trial.benchmark.name == name], itertools.repeat(fresh)))
+            remove(runs / name)
+            fresh.rename(runs / name)
+
+
+def _whole(trial: spec.Spec) -> spec.Spec:
+    """The variant that is finished in the store."""
+    settled = trial.settled
+    try:
+        settled.files.read_result(settled.key)
+    except MissingError as error:
+        line = str(error).partition(";")[0]
+        raise UserError(f"{line}; expected a run store that every node shares ($RUN_STORE)") from None
+    return settled
+
+
+def _copy(trial: spec.Spec, runs: Path) -> None:
+    target = runs / f"seed-{trial.seed}"
+    target.mkdir(parents=True)
+    for file in trial.files.kept:
+        shutil.copyfile(file, target / file.name)
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ import pytest
 
 from pipelines import train as stage
 from pipelines.cluster import connection, estimate
-from pipelines.cluster.connection import Cluster, Node
+from pipelines.cluster.connection import Cluster
+from pipelines.cluster.placement import Node
 from pipelines.command.errors import UserError, printable
 from pipelines.command.files import read_json, read_lines
 from pipelines.training import checks, spec, trainer

@@ -14,18 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from pipelines.cluster import local
+from pipelines.cluster.placement import Need, Node, counted
 from pipelines.command import ending, locks
 from pipelines.command.errors import PREEMPTED, USER_ERROR, UserError
 from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"
+OF_ACCELERATOR = 0.001  # that Ray takes of a node's one accelerator_type:…, for whoever asks for its type
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 CONNECT_S = 5.0
 HEAD_ANSWER_S = 20.0  # the head may be busy
@@ -37,28 +39,6 @@ FOLLOW_EVERY_S = 0.5
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
 NODE_DIED = "node has died"  # in what Ray says of an actor
 NODES_LOST = 20  # under one trial, until that is suspected
-ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """What one machine of a cluster has in all, taken or free."""
-
-    cpus: int
-    gpus: int = 0
-    id: str = field(default="", compare=False)
-    host: str = field(default="", compare=False)
-    name: str = field(default="", compare=False)  # the host, with the id's beginning where another node has the same
-
-    def holds(self, cpus: int, gpus: float) -> int:
-        """How many workers of ``cpus`` and ``gpus`` fit on it side by side; a fraction is a fraction of one GPU."""
-        fits = self.cpus // cpus
-        if gpus:
-            fits = min(fits, self.gpus * int(1 / gpus + ROUNDING) if gpus < 1 else int(self.gpus // gpus))
-        return fits
-
-    def __str__(self) -> str:
-        return f"{_count(self.cpus, 'CPU')} and {_count(self.gpus, 'GPU')}" if self.gpus else _count(self.cpus, "CPU")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +53,15 @@ class Cluster:
     def placing(self) -> dict[str, dict[str, str]]:
         """The options of a Ray task, or of Ray Train's workers, that keep it from the refused nodes."""
         return {"label_selector": {"ray.io/node-id": f"!in({','.join(self.refused)})"}} if self.refused else {}
+
+    def near(self, node: str) -> dict[str, Any]:
+        """The options of a Ray task that is to run on a node, or elsewhere if the node is gone or others have it."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return {
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True),
+            **self.placing,
+        }
 
     @property
     def cpus(self) -> int:
@@ -94,40 +83,59 @@ class Cluster:
         asked = benchmark.resources
         return asked.gpus or (asked.gpus_if_any if self.gpus else 0.0)
 
+    def need(self, benchmark: Benchmark) -> Need:
+        """What one worker of the benchmark takes here."""
+        asked, gpus = benchmark.resources, self.gpus_for(benchmark)
+        others = dict(asked.custom)
+        if asked.memory is not None:
+            others["memory"] = asked.memory * 1e9
+        if asked.accelerator_type is not None and gpus:
+            others[f"accelerator_type:{asked.accelerator_type}"] = OF_ACCELERATOR
+        return Need(cpus=asked.cpus, gpus=gpus, others=tuple(sorted(others.items())))
+
     def require(self, benchmark: Benchmark) -> None:
         """Raise UserError when the benchmark could never be placed here, where Ray would wait for ever.
 
         A worker runs on one node: what the cluster has in all may be enough, and yet no node hold it.
         """
-        asked, gpus, fits = benchmark.resources, self.gpus_for(benchmark), self._fits(benchmark)
-        if fits >= asked.workers:
+        need, least, fits = self.need(benchmark), benchmark.resources.counts[-1], self._fits(benchmark)
+        if fits >= least:
             return
         each = f"{benchmark.where}.resources: "
-        each += f"{asked.workers} workers of " if asked.workers > 1 else ""
-        if asked.cpus * asked.workers > self.cpus:
-            raise UserError(f"{each}{_count(asked.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
-        if gpus * asked.workers > self.gpus:
-            raise UserError(f"{each}{_count(gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
-        wanted = _count(asked.cpus, "CPU") + (f" and {_count(gpus, 'GPU')}" if gpus else "")
+        each += f"{least} workers of " if least > 1 else ""
+        if need.cpus * least > self.cpus:
+            raise UserError(f"{each}{counted(need.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
+        if need.gpus * least > self.gpus:
+            raise UserError(f"{each}{counted(need.gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
+        for name, amount in need.others:
+            there = max((node.others.get(name, 0.0) for node in self.nodes), default=0.0)
+            if amount > there:
+                raise UserError(f"{each}{_lacking(name, amount, there)}")
+        wanted = str(need)
         if not fits:
             raise UserError(f"{each}{wanted}; expected no more than one node has: {self._nodes()}")
         raise UserError(f"{each}{wanted}; expected at most {fits} of them, as fit on the nodes: {self._nodes()}")
 
     def side_by_side(self, benchmark: Benchmark) -> int:
         """How many trials of the benchmark the cluster holds at once."""
-        return self._fits(benchmark) // benchmark.resources.workers
+        return self._fits(benchmark) // benchmark.resources.counts[-1]
 
     def _fits(self, benchmark: Benchmark) -> int:
-        gpus = self.gpus_for(benchmark)
-        return sum(node.holds(benchmark.resources.cpus, gpus) for node in self.nodes)
+        need = self.need(benchmark)
+        return sum(node.holds(need) for node in self.nodes)
 
     def _nodes(self) -> str:
         kinds = Counter(map(str, sorted(self.nodes, key=lambda node: (-node.gpus, -node.cpus))))
         return ", ".join(f"{times} of {kind}" for kind, times in kinds.items())
 
 
-def _count(number: float, what: str) -> str:
-    return f"{number:g} {what}{'' if number == 1 else 's'}"
+def _lacking(name: str, amount: float, there: float) -> str:
+    """What is asked for, and what one node has, in words."""
+    kind, _, which = name.partition(":")
+    if kind == "accelerator_type":
+        return f"a GPU of type {which}; expected one that a node has"
+    unit, what = (1e9, "GB of memory") if name == "memory" else (1, name)
+    return f"{amount / unit:g} {what}; expected at most the {there / unit:g} {what} that one node has"
 
 
 def living() -> tuple[Node, ...]:
@@ -140,6 +148,7 @@ def living() -> tuple[Node, ...]:
         Node(
             cpus=int(node["Resources"].get("CPU", 0)),
             gpus=int(node["Resources"].get("GPU", 0)),
+            others={name: amount for name, amount in node["Resources"].items() if name not in ("CPU", "GPU")},
             id=node["NodeID"],
             host=(host := node["NodeManagerHostname"]),
             name=host if times[host] == 1 else f"{host} ({node['NodeID'][:6]})",
@@ -466,7 +475,9 @@ def lost_worker(what: str, *errors: BaseException) -> UserError:
 
 
 def given_up(error: Exception) -> Exception:
-    """The error to end with where a loss is not forgiven."""
+    """The error to end with where a loss is not forgiven: that behind it, where there is one, may be a bug."""
+    if isinstance(error.__cause__, Exception):
+        return error.__cause__
     if isinstance(error, (LostError, LostWorkerError)):
         return UserError(f"{error}; run the same command again, it goes on at the last checkpoint")
     return error

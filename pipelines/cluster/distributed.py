@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -20,38 +19,30 @@ import psutil
 from pipelines.cluster import connection
 from pipelines.command import locks
 from pipelines.command.errors import UserError
-from pipelines.command.progress import say
 from pipelines.training.spec import Spec
 
 NOTICED_S = 30.0  # until Ray takes a node that does not answer for dead
 NETWORK = ("GLOO_", "NCCL_")  # variables of the driver that its workers get
 
 
-def train(spec: Spec, ray_cluster: connection.Cluster) -> None:
-    """Train ``spec`` to its end; an attempt whose workers or nodes are lost or taken away is repeated elsewhere.
+def train(spec: Spec, ray_cluster: connection.Cluster, workers: int) -> None:
+    """One attempt to train ``spec`` to its end on so many workers.
 
-    Raises a worker's UserError, and one when workers are lost again and again.
+    Raises a worker's UserError, and ``connection``'s errors for one whose workers or nodes are lost or taken away.
     """
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    losses = connection.Losses()
-    while True:
-        before = {node.id for node in connection.living()}
-        try:
-            return _fit(spec, ray_cluster)
-        except (TrainingFailedError, RayError) as error:
-            failure = _failure(spec, list(_causes(error)))
-            if failure is None:
-                raise
-            if isinstance(failure, connection.LostWorkerError) and ray_cluster.address and _node_gone(before):
-                failure = connection.LostError(f"{spec.name}: a node is gone")
-            if losses.forgives(spec.key, failure):
-                say(f"{failure}; another attempt begins")
-            elif failure.__cause__ is not None:
-                raise
-            else:
-                raise connection.given_up(failure) from None
+    before = {node.id for node in connection.living()}
+    try:
+        _fit(spec, ray_cluster, workers)
+    except (TrainingFailedError, RayError) as error:
+        failure = _failure(spec, list(_causes(error)))
+        if failure is None:
+            raise
+        if isinstance(failure, connection.LostWorkerError) and ray_cluster.address and _node_gone(before):
+            raise connection.LostError(f"{spec.name}: a node is gone") from None
+        raise failure from failure.__cause__
 
 
 def _node_gone(before: set[str]) -> bool:
@@ -84,18 +75,17 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
     return failure
 
 
-def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
+def _fit(spec: Spec, ray_cluster: connection.Cluster, workers: int) -> None:
     """One attempt. Ray Train itself repeats nothing: it would a damaged checkpoint too, and each time take minutes."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    asked, gpus = spec.benchmark.resources, ray_cluster.gpus_for(spec.benchmark)
-    each: dict[str, float] = {"CPU": asked.cpus} | ({"GPU": gpus} if gpus else {})
+    need = ray_cluster.need(spec.benchmark)
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
-            num_workers=asked.workers, use_gpu=bool(gpus), resources_per_worker=each, **ray_cluster.placing
+            num_workers=workers, use_gpu=bool(need.gpus), resources_per_worker=need.bundle, **ray_cluster.placing
         ),
         run_config=RunConfig(
             # A finished run of the same name would return at once, and the store knows better.
@@ -108,7 +98,7 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
     if ray_cluster.address is None:
         _leave_out_cleaner(trainer)
     try:
-        _call(trainer.fit)
+        trainer.fit()
     finally:
         shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
 
@@ -136,23 +126,6 @@ def _leave_out_cleaner(trainer: Any) -> None:
         return [callback for callback in usual() if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
     trainer._create_default_callbacks = others
-
-
-def _call(function: Callable[[], object]) -> None:
-    """Call in a thread: in the main one Ray Train answers Ctrl-C itself, and takes ten seconds and status 0 for it."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            function()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="ray-train")
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised[0]
 
 
 _preempted_by: int | None = None  # in a worker process: the signal that has asked it to make room

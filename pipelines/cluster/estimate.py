@@ -6,41 +6,66 @@ import contextlib
 import hashlib
 import json
 import math
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from pipelines.cluster import connection
+from pipelines.cluster import connection, placement
+from pipelines.cluster.placement import Job, Node
 from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.command.files import read_json, write_json
 from pipelines.data import datasets
 from pipelines.training import status, store
-from pipelines.training.spec import Sizes, Spec
+from pipelines.training.spec import Alike, Sizes, Spec
 
+MEASURING_S = 30.0  # of all unknown rates together
 SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surrounds the tensors in two checkpoints
 Sized = tuple[Spec, Sizes]
 
 
 def seconds(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> float:
-    """Seconds until all are trained; measures the rates that are not yet known.
+    """Seconds until all are trained, by a simulation of their placing; trials of unknown length are left out."""
+    known = [job for job in in_order(specs, ray_cluster) if job.seconds < math.inf]
+    return placement.simulate(known, ray_cluster.nodes).seconds
 
-    Trials of several workers run one after the other; the others share the cluster, and the longest bounds them.
-    """
-    _measure_unknown(specs, ray_cluster)
-    distributed = sum(trial_seconds(trial) for trial in specs if trial.benchmark.resources.workers > 1)
-    packed = [(trial_seconds(trial), trial.benchmark) for trial in specs if trial.benchmark.resources.workers == 1]
-    shared = sum(length / ray_cluster.side_by_side(benchmark) for length, benchmark in packed)
-    return distributed + max([shared, *(length for length, _ in packed)])
+
+def in_order(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> list[Job]:
+    """The trials in the order in which they should begin; measures the rates that are not yet known."""
+    measure(specs, ray_cluster)
+    lengths = trials_seconds(specs)
+    jobs = (
+        Job(
+            key=trial.key,
+            need=ray_cluster.need(trial.benchmark),
+            seconds=lengths[trial.key] or math.inf,
+            counts=trial.benchmark.resources.counts,
+        )
+        for trial in specs
+    )
+    return placement.in_order(jobs, ray_cluster.nodes)
 
 
 def trial_seconds(trial: Spec) -> float:
     """Seconds left of one trial, by the measured rate; 0 when it was never measured."""
-    rate = rates().get(_rate_key(trial), 0.0)
-    if not rate:
-        return 0.0
+    return trials_seconds([trial])[trial.key]
+
+
+def trials_seconds(specs: Sequence[Spec]) -> dict[str, float]:
+    """The same of each trial, by its key; what all seeds have in common is reckoned once."""
+    table, whole = rates(), dict[Alike, float]()
+    for trial in specs:
+        if trial.alike not in whole:
+            rate = table.get(_rate_key(trial), 0.0) * trial.benchmark.resources.most
+            whole[trial.alike] = trial.images() / rate if rate else 0.0
+    return {trial.key: whole[trial.alike] * _left(trial) for trial in specs}
+
+
+def _left(trial: Spec) -> float:
+    """The share of a trial that is still to be trained."""
     state = status.read(trial.files.progress, since=0.0)
-    share = 1 - min(1.0, state["epoch"] / state["epochs"]) if state else 1.0
-    return share * trial.images() / (rate * trial.benchmark.resources.workers)
+    return 1 - min(1.0, state["epoch"] / state["epochs"]) if state else 1.0
 
 
 def disk_bytes(sized: Sequence[Sized], ray_cluster: connection.Cluster) -> int:
@@ -72,22 +97,43 @@ def _bytes(path: Path) -> int:
         return 0
 
 
-def _measure_unknown(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
-    """Measure one after the other, on one worker; side by side they would slow each other down.
+def measure(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
+    """Measure the rates that are unknown, for ``MEASURING_S`` at most: on all nodes, one trial at a time on each.
 
-    A rate that can't be measured stays unknown: an estimate must never stop a run, and the trial itself reports its
-    fault.
+    Side by side on one node they would slow each other down. A rate that can't be measured, or not in time, stays
+    unknown: an estimate must never stop a run, and the trial itself reports its fault.
     """
     import ray
 
-    known = rates()
-    for key, trial in {_rate_key(trial): trial for trial in specs}.items():
-        if key not in known:
-            asked = trial.benchmark.resources
-            options = {"num_cpus": asked.cpus, "num_gpus": int(trial.device == "cuda"), **ray_cluster.placing}
+    kinds = {trial.alike: trial for trial in specs}.values()
+    waiting = {key: trial for trial in kinds if (key := _rate_key(trial)) not in rates()}
+    idle, busy, found = list(ray_cluster.nodes), dict[Any, tuple[str, Node]](), dict[str, float]()
+    deadline = time.monotonic() + MEASURING_S
+    while time.monotonic() < deadline:
+        for key, trial in list(waiting.items()):
+            need = ray_cluster.need(trial.benchmark)
+            node = next((one for one in idle if one.holds(need)), None)
+            if node is not None:
+                idle.remove(node)
+                busy[_measuring(waiting.pop(key), node, ray_cluster)] = key, node
+        if not busy:
+            break
+        for task in ray.wait(list(busy), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))[0]:
+            key, node = busy.pop(task)
+            idle.append(node)
             with contextlib.suppress(ray.exceptions.RayError):
-                rate = ray.get(ray.remote(max_retries=0)(_measure).options(**options).remote(trial))
-                write_json(path(), rates() | {key: rate})
+                found[key] = ray.get(task)
+    for task in busy:
+        ray.cancel(task, force=True)
+    if found:
+        write_json(path(), rates() | found)
+
+
+def _measuring(trial: Spec, node: Node, ray_cluster: connection.Cluster) -> Any:
+    import ray
+
+    options = {"num_cpus": trial.benchmark.resources.cpus, "num_gpus": int(trial.device == "cuda")}
+    return ray.remote(max_retries=0)(_measure).options(**options, **ray_cluster.near(node.id)).remote(trial)
 
 
 def _measure(trial: Spec) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pipelines.cluster import connection
+from pipelines.cluster.placement import Node
 from pipelines.training import fingerprint
 
 
@@ -27,9 +28,7 @@ def lacks_module(error: Exception) -> str | None:
     )
 
 
-def ask(
-    function: Callable[..., Any], *words: Any, among: Iterable[connection.Node], patience_s: float
-) -> list[tuple[connection.Node, Any]]:
+def ask(function: Callable[..., Any], *words: Any, among: Iterable[Node], patience_s: float) -> list[tuple[Node, Any]]:
     """Each node with what ``function`` returns there, or with the error where there is none in time.
 
     It takes no resources there, and so waits for no trial to end.
@@ -40,7 +39,7 @@ def ask(
     remote = ray.remote(max_retries=0, num_cpus=0)(_answer)
     places = [(node, NodeAffinitySchedulingStrategy(node.id, soft=False)) for node in among]
     tasks = [(node, remote.options(scheduling_strategy=at).remote(function, *words)) for node, at in places]
-    deadline, answers = time.monotonic() + patience_s, list[tuple[connection.Node, Any]]()
+    deadline, answers = time.monotonic() + patience_s, list[tuple[Node, Any]]()
     for node, task in tasks:
         try:
             answers.append((node, ray.get(task, timeout=max(0.0, deadline - time.monotonic()))))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
+import queue
 import signal
 import socket
 import threading
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.cluster import connection, distributed, estimate, nodes
+from pipelines.cluster.placement import Job, Place, Placing, Start
 from pipelines.command import errors
 from pipelines.command.errors import FULL, PREEMPTED, UserError
 from pipelines.command.progress import say
@@ -21,15 +22,18 @@ from pipelines.training import status
 from pipelines.training.spec import Spec
 
 CUT_OFF_S = 20.0  # without progress from a node that Ray takes for dead
-LIVE_EVERY_S = 0.5
+LIVE_EVERY_S = 1.0
+NODES_EVERY_S = 2.0  # at the nodes
+AGAIN_IDLE_S = 0.2  # where nothing runs
 LINES_EVERY_S = 15.0  # where the output is no terminal
+LINES_AT_ONCE = 20  # of running trials
 ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
 SAVING_S = 15.0  # for checkpoints then
 Failure = tuple[Spec, Exception]
 
 
 def run(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
-    """Train all, the longest first, so that none is left to run alone at the end.
+    """Train all, as many side by side as fit.
 
     One that fails ends no other; raises an error for those that failed once all have ended. Where SIGUSR1 asks this
     process to end, all trials save their checkpoints first.
@@ -39,10 +43,8 @@ def run(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
 
 
 def _run_all(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
-    order = sorted(placed, key=lambda trial: -estimate.trial_seconds(trial))
     failed: list[Failure] = []
-    # First the distributed ones, while no task of ours keeps Ray Train from placing all their workers at once.
-    for trial, error in itertools.chain(_run_distributed(order, ray_cluster), _run_packed(order, ray_cluster)):
+    for trial, error in _Packing(placed, ray_cluster).failures():
         failed.append((trial, error))
         if len(placed) > 1:
             say(f"{trial.name} failed: {_first_line(error).removeprefix(f'{trial.name}: ')}")
@@ -67,45 +69,140 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _run_distributed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
-    """Run the trials of several workers one after the other; yields those that fail."""
-    for trial in order:
-        if trial.benchmark.resources.workers > 1:
-            try:
-                distributed.train(trial, ray_cluster)
-            except Exception as error:
-                yield trial, error
+class _Packing:
+    """Trials on their way: begun where the placing seats them, and again elsewhere where one has lost its place.
 
-
-def _run_packed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> Iterator[Failure]:
-    """Run the trials of one worker, as many side by side as the cluster holds; yields those that fail, as they do.
-
-    A trial whose node or worker is lost goes on elsewhere, at its checkpoint.
+    A trial of one worker is a task of Ray's, one of several an attempt of Ray Train's in a thread of this process.
     """
-    import ray
 
-    remote = ray.remote(max_retries=0)(_train_one)
+    def __init__(self, placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
+        self.cluster = ray_cluster
+        self.trials = {trial.key: trial for trial in placed}
+        self.placing = Placing(estimate.in_order(placed, ray_cluster), ray_cluster.nodes)
+        self.shared = SharedGPUs(ray_cluster)
+        self.tasks: dict[Any, tuple[Spec, float]] = {}  # with the time of their beginning
+        self.attempts: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()  # that have ended
+        self.losses = connection.Losses()
+        self.looked = self.checked = time.monotonic()  # at the nodes; for trials that are cut off
+        self.asked: list[dict[str, float]] = []  # of an autoscaler
 
-    def start(trial: Spec) -> Any:
-        gpus = ray_cluster.gpus_for(trial.benchmark)
-        asked = {"num_cpus": trial.benchmark.resources.cpus, "num_gpus": gpus, **ray_cluster.placing}
-        return remote.options(**asked, name=trial.name).remote(trial)
+    def failures(self) -> Iterator[Failure]:
+        """Train all to their ends; yields those that fail, as they do."""
+        try:
+            while self.placing.waiting or self.placing.running:
+                for start in self.placing.starts(time.monotonic()):
+                    self._begin(start)
+                for trial, error in self._ended():
+                    self.shared.left(self.placing.running[trial.key])
+                    job = self.placing.ended(trial.key)
+                    if error is not None and self.losses.forgives(trial.key, error):
+                        say(f"{error}; it goes on elsewhere")
+                        self.placing.again(job)
+                    elif error is not None:
+                        yield trial, connection.given_up(error)
+                self._look()
+        finally:
+            self._ask_for([])
 
-    packed = [trial for trial in order if trial.benchmark.resources.workers == 1]
-    tasks = {start(trial): (trial, time.time()) for trial in packed}
-    losses = connection.Losses()
-    while tasks:
-        done, running = ray.wait(list(tasks), num_returns=1, timeout=1.0)
-        ended = [(task, _error_of(task, tasks[task][0])) for task in done]
-        if not done and ray_cluster.address is not None:
-            ended = list(_cut_off({task: tasks[task] for task in running}))
+    def _begin(self, start: Start) -> None:
+        import ray
+
+        trial, need, seat = self.trials[start.job.key], start.job.need, start.seats[0]
+        if start.job.counts[0] > 1:
+            words = trial, len(start.seats)
+            attempt = threading.Thread(target=self._attempt, args=words, daemon=True, name=trial.name)
+            attempt.start()
+            return
+        shares = 0 < need.gpus < 1
+        where = self.shared.option(start, self.placing.floor.part(seat)) if shares else self.cluster.near(seat.node)
+        remote = ray.remote(max_retries=0)(_train_one)
+        others = dict(need.others)
+        asked = {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": others.pop("memory", 0), "resources": others}
+        self.tasks[remote.options(**asked, **where, name=trial.name).remote(trial)] = trial, time.time()
+
+    def _attempt(self, trial: Spec, workers: int) -> None:
+        """Not in the main thread: there Ray Train answers Ctrl-C itself, and takes ten seconds and status 0 for it."""
+        try:
+            distributed.train(trial, self.cluster, workers)
+            self.attempts.put((trial.key, None))
+        except Exception as error:
+            self.attempts.put((trial.key, error))
+
+    def _ended(self) -> Iterator[tuple[Spec, Exception | None]]:
+        """What ends within a second, perhaps nothing."""
+        import ray
+
+        several = len(self.placing.running) > len(self.tasks)
+        done, running = [], list[Any]()
+        if self.tasks:
+            done, running = ray.wait(list(self.tasks), num_returns=1, timeout=0.1 if several else 1.0)
+        ended = [(task, _error_of(task, self.tasks[task][0])) for task in done]
+        if not done and self.cluster.address is not None and time.monotonic() - self.checked > CUT_OFF_S / 4:
+            self.checked = time.monotonic()
+            ended = list(_cut_off({task: self.tasks[task] for task in running}))
         for task, error in ended:
-            trial, _ = tasks.pop(task)
-            if error is not None and losses.forgives(trial.key, error):
-                say(f"{error}; it goes on elsewhere")
-                tasks[start(trial)] = trial, time.time()
-            elif error is not None:
-                yield trial, connection.given_up(error)
+            yield self.tasks.pop(task)[0], error
+        if not self.placing.running:
+            time.sleep(AGAIN_IDLE_S)  # for a node
+        with contextlib.suppress(queue.Empty):
+            while several:
+                key, raised = self.attempts.get(timeout=0.0 if self.tasks or ended else 1.0)
+                yield self.trials[key], raised
+
+    def _look(self) -> None:
+        """Nodes may have come or gone; an autoscaler is told what the trials that are left take."""
+        if self.cluster.address is None or time.monotonic() - self.looked < NODES_EVERY_S:
+            return
+        self.looked = time.monotonic()
+        living = connection.living()
+        self.placing.now_on([node for node in living if node.id not in self.cluster.refused])
+        running = [start.job for start in self.placing.running.values()]
+        self._ask_for([*running, *self.placing.waiting] if self.placing.waiting else [])
+
+    def _ask_for(self, jobs: Sequence[Job]) -> None:
+        from ray.autoscaler.sdk import request_resources
+
+        bundles = [job.need.bundle for job in jobs for _ in range(job.counts[0])]
+        if bundles != self.asked:
+            self.asked = bundles
+            request_resources(bundles=bundles)
+
+
+class SharedGPUs:
+    """Reservations of the GPUs that several trials share, one each.
+
+    Ray fills one GPU with fractions before it takes the next: within the reservation of a GPU, it has no choice.
+    """
+
+    def __init__(self, ray_cluster: connection.Cluster) -> None:
+        self.cluster = ray_cluster
+        self.held: dict[Place, tuple[Any, set[str]]] = {}  # with the keys of the trials that are in it
+
+    def option(self, start: Start, cpus: int) -> dict[str, Any]:
+        """The option of a Ray task that puts it onto its GPU, which comes with ``cpus`` for all that share it."""
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        (seat,) = start.seats
+        if seat not in self.held:
+            selector = [chosen] if (chosen := self.cluster.placing.get("label_selector")) else None
+            bundle = {"GPU": 1.0, "CPU": float(cpus)}
+            near: dict[str, Any] = {"_soft_target_node_id": seat.node, "bundle_label_selector": selector}
+            self.held[seat] = placement_group([bundle], strategy="STRICT_PACK", **near), set()
+        group, keys = self.held[seat]
+        keys.add(start.job.key)
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0)}
+
+    def left(self, start: Start) -> None:
+        """A trial has ended; the last one of a GPU gives it back."""
+        from ray.util.placement_group import remove_placement_group
+
+        for seat in start.seats:
+            group, keys = self.held.get(seat, (None, set()))
+            keys.discard(start.job.key)
+            if group is not None and not keys:
+                remove_placement_group(group)
+                del self.held[seat]
 
 
 def _cut_off(running: Mapping[Any, tuple[Spec, float]]) -> Iterator[tuple[Any, Exception | None]]:
@@ -219,10 +316,11 @@ def _show(placed: Sequence[Spec], stop: threading.Event) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    began, console = time.time(), Console(highlight=False)
+    overview, console = status.Overview(placed, since=time.time()), Console(highlight=False)
 
     def board() -> Text:
-        return Text("\n".join(status.board(placed, since=began)), no_wrap=True, overflow="ellipsis")
+        room = max(1, console.height - 2)
+        return Text("\n".join(overview.board(room)), no_wrap=True, overflow="ellipsis")
 
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
@@ -230,15 +328,17 @@ def _show(placed: Sequence[Spec], stop: threading.Event) -> None:
                 live.update(board(), refresh=True)
             live.update(board(), refresh=True)
         return
-    shown: set[str] = set()
-    ended = False
-    while not ended:
-        ended = stop.wait(LINES_EVERY_S)
-        for line in _lines(placed, began):
-            if line not in shown and not line.endswith("waiting"):
-                shown.add(line)
-                say(line)
+    while not stop.wait(LINES_EVERY_S):
+        _log(overview)
+    _log(overview)
 
 
-def _lines(placed: Sequence[Spec], began: float) -> list[str]:
-    return [status.line(trial.name, status.read(trial.files.progress, since=began)) for trial in placed]
+def _log(overview: status.Overview) -> None:
+    """A line for each trial that has ended since the last look, and for a few of those that run."""
+    changed, running = [(name, overview.states[name]) for name in overview.look()], 0
+    for name, state in changed:
+        running += state is not None and state["state"] == "running"
+        if state is not None and (state["state"] != "running" or running <= LINES_AT_ONCE):
+            say(status.line(name, state))
+    if running > LINES_AT_ONCE:
+        say(f"… and {running - LINES_AT_ONCE} more running")

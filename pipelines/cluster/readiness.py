@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.cluster import connection, nodes
-from pipelines.cluster.connection import Cluster, Node
+from pipelines.cluster.connection import Cluster
+from pipelines.cluster.placement import Node
 from pipelines.command.errors import UserError, brief, reason
 from pipelines.command.progress import duration, say
 from pipelines.config.benchmarks import Benchmark
@@ -98,10 +99,7 @@ def _request(found: Cluster, benchmark: Benchmark | None) -> None:
     """Ask the autoscaler, if there is one, for nodes that hold all workers of a trial; None takes it back."""
     from ray.autoscaler.sdk import request_resources
 
-    bundles: list[dict[str, float]] = []
-    if benchmark is not None:
-        asked, gpus = benchmark.resources, found.gpus_for(benchmark)
-        bundles = [{"CPU": asked.cpus} | ({"GPU": gpus} if gpus else {})] * asked.workers
+    bundles = [] if benchmark is None else [found.need(benchmark).bundle] * benchmark.resources.most
     request_resources(bundles=bundles)
 
 

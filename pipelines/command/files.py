@@ -101,26 +101,30 @@ def require_folder(path: Path) -> None:
         raise UserError(f"{path} can't be written to; expected a folder that can")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` in one step, so that a reader sees the old or the new whole, also after a crash."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
+    """Replace ``path`` in one step, so that a reader sees the old or the new whole.
+
+    Also after a crash of the machine, unless it is not ``lasting``: to wait for the disk takes long on shared storage.
+    """
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), lasting=lasting)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
     """Replace ``path`` in one step."""
-    with replacing(path) as temporary:
+    with replacing(path, lasting=lasting) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on a clean exit it takes that name, otherwise it goes."""
     require_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{TEMPORARY}.{socket.gethostname()}.{os.getpid()}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if lasting:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; expected a file") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 from pipelines.config import wording
 from pipelines.config.claims import TOP5, Claim, Evaluation
 from pipelines.config.recipes import Arithmetic, Recipe
+from pipelines.config.values import plain
 from pipelines.config.wording import require, require_distinct, require_name, require_within, require_words
 
 MOST_EPOCHS = 1_000_000
 LARGEST_GRID = 1000  # of a grid: each is trained
 LEAST_GPU = 0.01  # the smallest share of one
+MOST_MEMORY = 100_000.0  # GB
+ACCELERATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+RESERVED = ("CPU", "GPU", "memory", "object_store_memory")  # names of Ray's own resources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,25 +78,73 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Elastic:
+    """As many workers as fit when a trial starts or resumes; of ``min`` to ``max``, those numbers that divide ``max``.
+
+    The minibatches are the same with any of them; sums are rounded otherwise, and dropout draws other masks.
+    """
+
+    min: int
+    max: int
+
+    def __post_init__(self) -> None:
+        require(self.min >= 1, f"min is {self.min}; expected at least 1")
+        require(self.max > self.min, f"max is {self.max}; expected more than {self.min}, the min")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one worker of a trial asks of the cluster, and how many workers a trial has."""
+    """What one worker of a trial asks of the cluster, and how many workers a trial has.
+
+    How many is part of what is trained, the rest is not.
+    """
 
     cpus: int = 1
     gpus: float = 0.0  # required; a fraction packs several trials on one GPU
     gpus_if_any: float = 0.0  # taken where the cluster has GPUs; without any, the trial runs on CPUs
-    workers: int = 1
+    accelerator_type: str | None = None  # of the GPU, as Ray names it: H100, A100, V100, …
+    memory: float | None = None  # GB (10^9 bytes)
+    custom: dict[str, float] = field(default_factory=dict)  # what nodes were started with: `ray start --resources`
+    workers: int | Elastic = 1
 
     def __post_init__(self) -> None:
         require_within("cpus", self.cpus, 1)
-        require_within("workers", self.workers, 1)
+        require(self.most >= 1, f"workers is {self.workers}; expected at least 1")
         for name, gpus in (("gpus", self.gpus), ("gpus_if_any", self.gpus_if_any)):
             require_within(name, gpus, 0)
             whole = gpus == int(gpus)
             require(gpus == 0 or gpus >= LEAST_GPU, f"{name} is {gpus}; expected 0, or at least {LEAST_GPU}")
-            require(gpus <= 1 or whole, f"{name} is {gpus}; expected a fraction up to 1, or a whole number")
-            require(self.workers == 1 or whole, f"{name} is {gpus}; expected 0 or a whole number with several workers")
+            require(gpus <= 1, f"{name} is {gpus}; expected at most 1: a worker trains on one, several on more")
+            require(self.most == 1 or whole, f"{name} is {gpus}; expected 0 or 1 with several workers")
         both = f"gpus is {self.gpus} and gpus_if_any {self.gpus_if_any}; expected at most one of the two"
         require(not (self.gpus and self.gpus_if_any), both)
+        self._check_others()
+
+    def _check_others(self) -> None:
+        kind, memory, share = self.accelerator_type, self.memory, self.gpus or self.gpus_if_any
+        if kind is not None:
+            require(bool(ACCELERATOR.fullmatch(kind)), f"accelerator_type is {wording.show(kind)}; expected H100 or so")
+            require(share > 0, f"accelerator_type is {kind}; expected it beside gpus or gpus_if_any")
+        require(memory is None or 0 < memory <= MOST_MEMORY, f"memory is {memory}; expected GB, up to {MOST_MEMORY:,}")
+        for name, amount in self.custom.items():
+            taken = f"custom has {wording.show(name)}; expected it as a key of resources"
+            require(name not in RESERVED and not name.startswith("accelerator_type"), taken)
+            require(amount > 0, f"custom.{name} is {amount}; expected more than 0")
+        others = [name for name in ("accelerator_type", "memory", "custom") if getattr(self, name)]
+        shared = f"gpus is {share} beside {wording.listed(others)}; expected a whole one, or none"
+        require(not others or share in (0, 1), shared)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of workers that a trial may have, the largest first."""
+        if isinstance(self.workers, int):
+            return (self.workers,)
+        return tuple(n for n in range(self.workers.max, self.workers.min - 1, -1) if self.workers.max % n == 0)
+
+    @property
+    def most(self) -> int:
+        """Workers at most."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +169,7 @@ class Benchmark:
         self._check_words()
         self._check_budgets()
         require_within("parameters", self.parameters, 1)
-        workers = self.resources.workers
+        workers = self.resources.most
         message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"
         require(self.recipe.batch % workers == 0, message)
         self._check_schedule()
@@ -151,7 +204,7 @@ class Benchmark:
 
     def _check_choice(self) -> None:
         """A grid varies only what the recipe uses."""
-        choice, workers = self.choice, self.resources.workers
+        choice, workers = self.choice, self.resources.most
         optimiser, loss = self.recipe.optimiser.name, self.recipe.loss
         if choice is None:
             return
@@ -165,7 +218,7 @@ class Benchmark:
         require(fit, f"choice.batches is {wording.show(choice.batches)}; expected multiples of the {workers} workers")
 
     def _check_boosting(self) -> None:
-        boosting, epochs, workers = self.recipe.boosting, self.budgets["paper"].epochs, self.resources.workers
+        boosting, epochs, workers = self.recipe.boosting, self.budgets["paper"].epochs, self.resources.most
         if boosting is not None:
             shown = f"recipe.boosting.epochs is {list(boosting.epochs)}"
             require(sum(boosting.epochs) == epochs, f"{shown}; expected a sum of {epochs}, budgets.paper.epochs")
@@ -204,5 +257,5 @@ class Benchmark:
             "epochs": self.budgets[budget].epochs,
             "train_images": self.budgets[budget].train_images,
             "paper_epochs": self.budgets["paper"].epochs,
-            "workers": self.resources.workers,
+            "workers": plain(self.resources.workers),
         }

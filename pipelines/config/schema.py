@@ -70,11 +70,14 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     return _READERS.get(typing.get_origin(hint), _scalar)(hint, value, where)
 
 
-def _optional(hint: Any, value: Any, where: str) -> Any:
-    """``hint`` is X | None."""
-    if value is None:
+def _union(hint: Any, value: Any, where: str) -> Any:
+    """``hint`` is X | None, or a scalar | a dataclass."""
+    parts = typing.get_args(hint)
+    if value is None and type(None) in parts:
         return None
-    return convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
+    wanted = [part for part in parts if part is not type(None)]
+    mappings = [part for part in wanted if dataclasses.is_dataclass(part)] if isinstance(value, Mapping) else []
+    return convert((mappings or wanted)[0], value, where)
 
 
 def _literal(hint: Any, value: Any, where: str) -> Any:
@@ -113,8 +116,8 @@ def check_keys(value: Mapping[Any, Any], where: str) -> None:
 
 
 _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
-    typing.Union: _optional,
-    types.UnionType: _optional,
+    typing.Union: _union,
+    types.UnionType: _union,
     typing.Literal: _literal,
     tuple: _tuple,
     dict: _dict,

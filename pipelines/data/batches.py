@@ -1,7 +1,9 @@
 """Minibatches of a dataset that lives on the training device: indexed, preprocessed and augmented as whole batches.
 
 Everything random about a batch is a pure function of (seed, epoch, batch), so a trial can be stopped and resumed at any
-batch, and N workers see the very shards of what one worker would see.
+batch, and N workers see the very shards of what one worker would see. Each prepares its own shard alone.
+
+Images that exceed the device stay in the file's memory map. A thread reads the shards that come next and sends them.
 """
 
 from __future__ import annotations
@@ -9,15 +11,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.transforms import Augment, Preprocess
+from pipelines.data.transforms import Augment, Draws, Preprocess
 
+ROOM = 0.6  # of a GPU's free memory, for images
+AHEAD = 2  # shares on their way to the device
+Sent = tuple[Tensor, torch.cuda.Event | None]  # images, and when they are there
 VALUES_AT_ONCE = 2**19  # pixel values that a chunk of small minibatches may hold: a tenth of a second of LeNet-5
 
 
@@ -32,7 +39,7 @@ class Batches:
 
     Yields images (n, C, H, W) float32, preprocessed and augmented, and labels (n,) int64, both on ``device``. ``batch``
     counts images over all workers; each gets an equal share, and the last batch of an epoch is the remainder, cut to a
-    multiple of the workers.
+    multiple of ``even``: by default of the workers, and of the most that an elastic trial may have.
     """
 
     def __init__(
@@ -50,28 +57,33 @@ class Batches:
         device: torch.device | str = "cpu",
         rank: int = 0,
         workers: int = 1,
+        even: int | None = None,
     ) -> None:
-        on_device = torch.device(device).type != "cpu"
-        pixels = torch.from_numpy(np.array(images)) if on_device else _shared(images)
-        self.images = pixels.to(device)
+        self.device = torch.device(device)
+        self.streamed = exceeds(images.nbytes, self.device)
+        moved = self.device.type != "cpu" and not self.streamed
+        self.images = torch.from_numpy(np.array(images)).to(device) if moved else _shared(images)
         self.labels = torch.from_numpy(np.array(labels)).long().to(device)
         self.positions, self.batch, self.seed = positions, batch, seed
         self.preprocess, self.augment = preprocess, augment
         self.shuffle, self.channels_last = shuffle, channels_last
-        self.rank, self.workers = rank, workers
+        self.rank, self.workers, self.even = rank, workers, even or workers
         self.epoch = 0  # of the batch that comes next
         self.done = 0  # batches of that epoch already handed out
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.positions), self.batch)
-        return whole + (1 if rest >= self.workers else 0)
+        return whole + (1 if rest >= self.even else 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch = self.epoch
-        order = self.order(epoch).to(self.labels.device)  # at once: a copy in every step would wait for the device
-        for number in range(self.done, len(self)):
+        epoch, numbers = self.epoch, range(self.done, len(self))
+        order = self.order(epoch)
+        parts = (self._share(order[number * self.batch : (number + 1) * self.batch]) for number in numbers)
+        shares = self._sent(parts) if self.streamed else itertools.repeat(None)
+        order = order.to(self.device)  # at once: a copy in every step would wait for the device
+        for number, share in zip(numbers, shares, strict=False):
             chosen = order[number * self.batch : (number + 1) * self.batch]
-            batch = self._load(chosen, epoch, number)
+            batch = self._load(chosen, epoch, number, share)
             self.epoch, self.done = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
             yield batch
 
@@ -90,26 +102,55 @@ class Batches:
         """
         generator = torch.Generator().manual_seed(stream(self.seed, "samples", epoch))
         drawn = torch.randperm(len(self.positions), generator=generator)[:count]
-        chosen = self.positions[drawn].to(self.labels.device)
-        return self.augment(self.preprocess(self.images[chosen]), generator), self.labels[chosen]
+        chosen = self.positions[drawn].to(self.device)
+        return self.augment(self.preprocess(self.pixels(chosen)), generator), self.labels[chosen]
 
-    def _load(self, chosen: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
-        """The whole batch is augmented before it is shared out: the random numbers do not depend on ``workers``."""
+    def pixels(self, chosen: Tensor) -> Tensor:
+        """Images (n, C, H, W) uint8 at these positions, on the device."""
+        return self.images[chosen.to(self.images.device)].to(self.device)
+
+    def _load(self, chosen: Tensor, epoch: int, number: int, share: Future[Sent] | None) -> tuple[Tensor, Tensor]:
+        """``chosen`` is the whole batch, whose random numbers do not depend on ``workers``; ``share`` is on its way."""
+        own = self._share(chosen)
+        images = self.preprocess(self.pixels(own) if share is None else self._received(share))
         if len(self.augment):
             generator = torch.Generator().manual_seed(stream(self.seed, "augment", epoch, number))
-            images = self._share(self.augment(self.preprocess(self.images[chosen]), generator))
-            chosen = self._share(chosen)
-        else:
-            chosen = self._share(chosen)
-            images = self.preprocess(self.images[chosen])
+            images = self.augment(images, Draws(generator, len(chosen), self._own(len(chosen))))
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return images, self.labels[chosen]
+        return images, self.labels[own]
 
     def _share(self, values: Tensor) -> Tensor:
         """This worker's part; a remainder that the workers can't share equally is left out."""
-        each = len(values) // self.workers
-        return values[self.rank * each : (self.rank + 1) * each]
+        return values[self._own(len(values))]
+
+    def _own(self, count: int) -> slice:
+        each = count // self.even * self.even // self.workers
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def _sent(self, shares: Iterator[Tensor]) -> Iterator[Future[Sent]]:
+        """The images at these positions, on their way to the device, ``AHEAD`` of them before they are asked for."""
+        side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        with ThreadPoolExecutor(1) as pool:
+            coming = deque(pool.submit(self._send, share, side) for share in itertools.islice(shares, AHEAD))
+            while coming:
+                yield coming.popleft()
+                coming.extend(pool.submit(self._send, share, side) for share in itertools.islice(shares, 1))
+
+    def _send(self, share: Tensor, side: torch.cuda.Stream | None) -> Sent:
+        """In a thread. A copy from pinned memory, on a stream of its own, goes on beside the training."""
+        pixels = self.images[share]
+        if side is None:
+            return pixels, None
+        with torch.cuda.stream(side):
+            return pixels.pin_memory().to(self.device, non_blocking=True), side.record_event()
+
+    def _received(self, share: Future[Sent]) -> Tensor:
+        pixels, copied = share.result()
+        if copied is not None:
+            torch.cuda.current_stream(self.device).wait_event(copied)  # the device waits, the host goes on
+            pixels.record_stream(torch.cuda.current_stream(self.device))
+        return pixels
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch is; Lightning stores it in the checkpoint."""
@@ -118,6 +159,11 @@ class Batches:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on where ``state_dict`` was taken."""
         self.epoch, self.done = state["epoch"], state["done"]
+
+
+def exceeds(size: int, device: torch.device) -> bool:
+    """Whether images of so many bytes leave too little of the device's memory to the training."""
+    return device.type == "cuda" and size > ROOM * torch.cuda.mem_get_info(device)[0]
 
 
 class Chunk:

@@ -120,11 +120,30 @@ class PreprocessOp(Op):
         raise NotImplementedError
 
 
+class Draws:
+    """Random numbers of a batch of ``count`` images, for those of ``own``: the same, however the batch is shared."""
+
+    def __init__(self, generator: torch.Generator, count: int, own: slice = slice(None)) -> None:
+        self.generator, self.count, self.own = generator, count, own
+
+    def integers(self, choices: int) -> Tensor:
+        """Whole numbers (n,) from 0 to ``choices``, which is left out."""
+        return torch.randint(choices, (self.count,), generator=self.generator)[self.own]
+
+    def uniform(self, *rows: int) -> Tensor:
+        """Numbers (*rows, n) from 0 to 1, float64."""
+        return torch.rand((*rows, self.count), generator=self.generator, dtype=torch.float64)[..., self.own]
+
+    def normal(self, columns: int) -> Tensor:
+        """Numbers (n, columns) of mean 0 and deviation 1."""
+        return torch.randn((self.count, columns), generator=self.generator)[self.own]
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class AugmentOp(Op):
     """A random operation, drawn anew for each image; never in place."""
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """The transformed batch."""
         raise NotImplementedError
 
@@ -356,10 +375,6 @@ def _windows(images: Tensor, height: int, width: int, top: Tensor, left: Tensor)
     return images.unfold(2, height, 1).unfold(3, width, 1)[number, :, top, left]
 
 
-def _places(count: int, choices: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(choices, (count,), generator=generator)
-
-
 @AUGMENT.entry("shift")
 @dataclass(kw_only=True, eq=False, repr=False)
 class Shift(AugmentOp):
@@ -373,10 +388,10 @@ class Shift(AugmentOp):
             raise ValueError(f"shift: pixels is {self.pixels}; expected less than {min(shape[1:])}, the shorter side")
         return shape
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
-        count, _, height, width = images.shape
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
+        _, _, height, width = images.shape
         padded = F.pad(images, (self.pixels,) * 4, value=self.fill)
-        top, left = (_places(count, 2 * self.pixels + 1, generator) for _ in range(2))
+        top, left = (draws.integers(2 * self.pixels + 1) for _ in range(2))
         return _windows(padded, height, width, top, left)
 
 
@@ -385,8 +400,8 @@ class Shift(AugmentOp):
 class Flip(AugmentOp):
     """Mirror left to right with probability one half."""
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
-        flipped = _places(len(images), 2, generator).bool().to(images.device, non_blocking=True)
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
+        flipped = draws.integers(2).bool().to(images.device, non_blocking=True)
         return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
@@ -400,10 +415,9 @@ class Crop(AugmentOp):
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         return _cropped_shape(self, self.size, shape)
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
-        count, _, height, width = images.shape
-        top = _places(count, height - self.size + 1, generator)
-        left = _places(count, width - self.size + 1, generator)
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
+        _, _, height, width = images.shape
+        top, left = draws.integers(height - self.size + 1), draws.integers(width - self.size + 1)
         return _windows(images, self.size, self.size, top, left)
 
 
@@ -432,15 +446,15 @@ class Affine(AugmentOp):
     shear: float = _non_negative(0.2)
     originals: float = _share(0.0)
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
-        draws = torch.rand((5, len(images)), generator=generator, dtype=torch.float64) * 2 - 1
-        theta = self.sampling_matrices(draws, images.shape[2], images.shape[3]).to(images.device, torch.float32)
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
+        numbers = draws.uniform(5) * 2 - 1
+        theta = self.sampling_matrices(numbers, images.shape[2], images.shape[3]).to(images.device, torch.float32)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         sampled = F.grid_sample(images.float() - self.fill, grid, align_corners=False)  # outside the image: 0
         distorted = (sampled + self.fill).to(images.dtype)
         if not self.originals:
             return distorted
-        left = (torch.rand(len(images), generator=generator, dtype=torch.float64) < self.originals).to(images.device)
+        left = (draws.uniform() < self.originals).to(images.device)
         return torch.where(left[:, None, None, None], images, distorted)
 
     def sampling_matrices(self, draws: Tensor, height: int, width: int) -> Tensor:
@@ -486,8 +500,8 @@ class PCAColour(AugmentOp):
         lengths = np.sqrt(values) if self.by == "deviation" else values / self.white
         self.axes = torch.from_numpy(vectors * lengths).float()  # columns s_i p_i
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102
-        noise = torch.randn((len(images), 3), generator=generator) * self.std
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
+        noise = draws.normal(3) * self.std
         colour = noise.to(images.device, non_blocking=True) @ self.axes.T
         return images + colour[:, :, None, None].to(images.dtype)
 
@@ -523,14 +537,18 @@ class Preprocess(Chain):
 
 
 class Augment(Chain):
-    """``augment(images, generator)``: a random variant of each preprocessed image; the generator is a CPU one."""
+    """``augment(images, generator)``: a random variant of each preprocessed image; the generator is a CPU one.
+
+    A worker that has a share of a batch passes its ``Draws`` in place of the generator.
+    """
 
     @torch.no_grad()
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, images: Tensor, generator: torch.Generator | Draws) -> Tensor:
         """Apply the operations; the number of draws depends on the operations and the batch size alone."""
+        draws = generator if isinstance(generator, Draws) else Draws(generator, len(images))
         with torch.autocast(images.device.type, enabled=False):
             for op in self:
-                images = op(images, generator)
+                images = op(images, draws)
             return images
 
     @property

@@ -12,6 +12,7 @@ examples again, and goes on bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.command.errors import UserError
-from pipelines.data.batches import Batches, stream
+from pipelines.data.batches import Batches, Sent, stream
 from pipelines.training import schedules
 
 if TYPE_CHECKING:
@@ -97,11 +98,11 @@ class BoostedBatches(Batches):
             self._examples = member, self._filter(member)
         return self._examples[1]
 
-    def _load(self, chosen: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
+    def _load(self, chosen: Tensor, epoch: int, number: int, share: Future[Sent] | None) -> tuple[Tensor, Tensor]:
         """For the later members, ``chosen`` only sets the size."""
         member = self.member(epoch, number)
         if member == 0:
-            return super()._load(chosen, epoch, number)
+            return super()._load(chosen, epoch, number, share)
         first = number * self.batch
         drawn = self.examples(member)[self._visited(member, epoch)[first : first + len(chosen)]]
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -153,5 +154,5 @@ class BoostedBatches(Batches):
             generator = torch.Generator().manual_seed(stream(self.seed, "candidates", member, number))
             order = torch.randperm(len(self.positions), generator=generator)[:left]
             for chosen in self.positions[order].to(self.labels.device).split(AT_A_TIME):
-                yield Examples(self.augment(self.preprocess(self.images[chosen]), generator), self.labels[chosen])
+                yield Examples(self.augment(self.preprocess(self.pixels(chosen)), generator), self.labels[chosen])
             left, number = left - len(order), number + 1

@@ -27,7 +27,8 @@ from pipelines.training.classifier import Classifier
 from pipelines.training.spec import Spec
 
 CHECKPOINT_EVERY_S = 10.0  # at least; and so rarely that saving takes at most a twentieth of the time
-PROGRESS_EVERY_S = 1.0
+PROGRESS_EVERY_S = 5.0
+FIRST_S = 10.0  # of a trial, in which its progress shows up to five times as often
 SAVED = "its checkpoint is saved, the same command goes on from there"
 AGREE_EVERY = 5  # chunks: how often several workers agree on whether to save
 Watch = Callable[[Mapping[str, Any]], None]
@@ -71,7 +72,8 @@ class CheckpointCallback(pl.Callback):
         self.spec, self.loader, self.worker, self.watch, self.whole = spec, loader, worker, watch, whole
         self.curve: list[dict[str, Any]] = []
         self.trained_on = [provenance.hardware(spec.device)]  # in the order of their work
-        self.trained_s = 0.0  # in earlier processes
+        self.worked_with = [worker.workers]  # workers, in the order of their work
+        self.trained_s = self.device_s = 0.0  # in earlier processes; of all workers
         self.resumed = 0
         self.started = self.saved = self.reported = time.monotonic()
         self.saving_s = 0.0
@@ -87,14 +89,20 @@ class CheckpointCallback(pl.Callback):
         """Seconds of training, over all restarts."""
         return self.trained_s + time.monotonic() - self.started
 
+    def device_seconds(self, elapsed: float) -> float:
+        """The same of all workers together, of which there may have been fewer before the last restart."""
+        return self.device_s + (elapsed - self.trained_s) * self.worker.workers
+
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed trial continues from."""
         return {
             "key": self.spec.key,
             "position": self.loader.state_dict(),
             "curve": self.curve,
-            "trained_s": self.elapsed(),
+            "trained_s": (elapsed := self.elapsed()),
             "trained_on": self.trained_on,
+            "worked_with": self.worked_with,
+            "device_s": self.device_seconds(elapsed),
             "resumed": self.resumed,
             "epoch_started_s": self.epoch_started_s,
         }
@@ -110,6 +118,8 @@ class CheckpointCallback(pl.Callback):
         self.loader.load_state_dict(state["position"])
         self.curve, self.trained_s = list(state["curve"]), state["trained_s"]
         self.trained_on = list(dict.fromkeys([*state.get("trained_on", ()), *self.trained_on]))
+        self.worked_with = list(dict.fromkeys([*state.get("worked_with", ()), *self.worked_with]))
+        self.device_s = state.get("device_s", state["trained_s"] * self.worker.workers)
         self.resumed = state["resumed"] + 1
         self.epoch_started_s = state["epoch_started_s"]
 
@@ -139,7 +149,8 @@ class CheckpointCallback(pl.Callback):
         assert isinstance(module, Classifier)
         self.images = module.seen
         now = time.monotonic()
-        if self.worker.rank == 0 and now - self.reported >= PROGRESS_EVERY_S:
+        often = max(0.2, min(1.0, (now - self.started) / FIRST_S))
+        if self.worker.rank == 0 and now - self.reported >= PROGRESS_EVERY_S * often:
             self.report("running", float(outputs["loss"]))
         if self.loader.done and (self._agree(now, batch_idx) or self._asked_alone()):
             self._save(trainer)
@@ -194,6 +205,8 @@ class CheckpointCallback(pl.Callback):
 
     def _asked_alone(self) -> bool:
         """Whether a signal has asked the only worker to end; several agree on it."""
+        if self.worker.workers == 1 and self.asked is None:
+            self.asked = self.worker.preempted()
         return self.worker.workers == 1 and self.asked is not None
 
     def _agree(self, now: float, batch_idx: int) -> bool:
@@ -239,7 +252,7 @@ class CheckpointCallback(pl.Callback):
             "host": socket.gethostname(),
             "time": time.time(),
         }
-        write_json(self.spec.files.progress, progress)
+        write_json(self.spec.files.progress, progress, lasting=False)
         self.watch(progress)
 
 

@@ -72,6 +72,7 @@ def assemble(
         device=device,
         rank=rank,
         workers=workers,
+        even=benchmark.resources.most,
     )
     module = Classifier(model, recipe, steps=len(loader), stretch=stretch, seed=spec.seed, rank=rank)
     return loader, module

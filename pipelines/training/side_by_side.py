@@ -79,7 +79,7 @@ class Seats:
     def __init__(self, planned: Sequence[Spec], at_once: int) -> None:
         self.planned, self.waiting = planned, deque(planned)
         self.seats = [Seat() for _ in range(min(at_once, len(planned)))]
-        self.board, self.began = Board(), time.time()
+        self.board, self.overview = Board(), status.Overview(planned, since=time.time())
         self.failures: list[str] = []
         self.deadline: float | None = None  # where all are asked to end
 
@@ -89,7 +89,7 @@ class Seats:
         try:
             while self.seats:
                 self._turn()
-            self.board.show(status.board(self.planned, since=self.began), final=True)
+            self.board.show(self.overview.board(len(self.planned)), final=True)
         finally:
             for seat in self.seats:
                 seat.process.kill()
@@ -117,7 +117,7 @@ class Seats:
             self._answer(seat, *seat.report())
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise KeyboardInterrupt
-        self.board.show(status.board(self.planned, since=self.began))
+        self.board.show(self.overview.board(len(self.planned)))
 
     def _answer(self, seat: Seat, kind: Kind, text: str) -> None:
         if kind == "line":

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 CANDIDATE = 1.2  # training images that a candidate of boosting takes the time of, measured: one or two members' answers
 
 
+class Alike(NamedTuple):
+    """The same for trials that differ in their seeds alone; ``tune`` labels its candidates."""
+
+    benchmark: str
+    label: str
+    budget: str
+    device: str
+
+
 class Sizes(NamedTuple):
     """Bytes that a trial keeps."""
 
@@ -54,6 +63,11 @@ class Spec:
     def config(self) -> dict[str, Any]:
         """The resolved config of the trial in its precision."""
         return self.benchmark.resolved(self.budget, self.precision)
+
+    @property
+    def alike(self) -> Alike:
+        """What it is, but for its seed."""
+        return Alike(self.benchmark.name, self.label, self.budget, self.device)
 
     @property
     def files(self) -> TrialFiles:

@@ -62,10 +62,39 @@ def at_plateau(loss: str, losses: Sequence[float | None], classes: int) -> bool:
     return loss == "cross_entropy" and last is not None and abs(last / math.log(classes) - 1) < PLATEAU
 
 
-def board(trials: Sequence[Spec], *, since: float) -> list[str]:
-    """A line for each running trial, and the number of others: a suite has more trials than a terminal has rows."""
-    states = {trial.name: read(trial.files.progress, since=since) for trial in trials}
-    running = [line(name, state) for name, state in states.items() if state and state["state"] == "running"]
-    ended = sum(1 for state in states.values() if state and state["state"] != "running")
-    waiting = len(states) - ended - len(running)
-    return [*running, f"{ended} of {len(states)} trials done, {waiting} waiting"]
+class Overview:
+    """The progress of trials: a file is read only where it has changed, and none of a trial that is done."""
+
+    def __init__(self, trials: Sequence[Spec], *, since: float) -> None:
+        self.trials, self.since = trials, since
+        self.states: dict[str, dict[str, Any] | None] = {trial.name: None for trial in trials}
+        self._read: dict[str, int] = {}  # when the file had been written that was read last, in ns
+
+    def look(self) -> list[str]:
+        """Read what has changed; the names of those trials."""
+        changed = []
+        for trial in self.trials:
+            state = self.states[trial.name]
+            if (state and state["state"] == "done") or (written := _written(trial.files.progress)) is None:
+                continue
+            if written != self._read.get(trial.name):
+                self._read[trial.name] = written
+                self.states[trial.name] = read(trial.files.progress, since=self.since)
+                changed.append(trial.name)
+        return changed
+
+    def board(self, most: int) -> list[str]:
+        """A line for each running trial now, ``most`` of them, and the number of others."""
+        self.look()
+        running = [line(name, state) for name, state in self.states.items() if state and state["state"] == "running"]
+        ended = sum(1 for state in self.states.values() if state and state["state"] != "running")
+        waiting = len(self.states) - ended - len(running)
+        more = f", {len(running) - most} more running" if len(running) > most else ""
+        return [*running[:most], f"{ended} of {len(self.states)} trials done{more}, {waiting} waiting"]
+
+
+def _written(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None

@@ -39,7 +39,7 @@ class TrialFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.trial = folder / "trial.json"  # what is trained: benchmark, seed, resolved config, digests
-        self.progress = folder / "progress.json"  # how far it is, rewritten about once a second
+        self.progress = folder / "progress.json"  # how far it is, rewritten every few seconds
         self.curve = folder / "curve.jsonl"  # one JSON object a line, one line a finished epoch
         self.checkpoint = folder / "last.ckpt"  # Lightning's: weights, optimiser, position in the data, curve so far
         self.weights = folder / "weights.pt"  # the state dict at the end of the last epoch

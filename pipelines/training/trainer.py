@@ -21,6 +21,7 @@ from torch import Tensor
 from pipelines.command import locks
 from pipelines.command.errors import FULL, UserError
 from pipelines.command.files import DamagedError, MissingError, replacing, set_aside, write_json
+from pipelines.config import wording
 from pipelines.data import datasets
 from pipelines.data.batches import Batches, Chunks
 from pipelines.training import core, fingerprint, memory, provenance, store, tensors
@@ -41,6 +42,9 @@ def run(spec: Spec, worker: Worker | None = None, watch: Watch = lambda progress
     worker, files = worker or Worker(), spec.files
     if files.finished:
         return files
+    if worker.workers not in (counts := spec.benchmark.resources.counts):
+        expected = f"expected {wording.listed(counts)}: python -m pipelines.train starts as many"
+        raise UserError(f"{spec.benchmark.where}.resources.workers: this is {worker.workers}; {expected}")
     if worker.rank > 0:
         _train(spec, worker, watch)
         return files
@@ -198,7 +202,7 @@ def _loaded(family: str) -> dict[str, str]:
 
 def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identity: Mapping[str, Any]) -> None:
     """Weights, provenance, and last of all the mark that the trial is finished."""
-    last, workers = callback.curve[-1], callback.worker.workers
+    last, workers = callback.curve[-1], callback.worked_with
     with replacing(spec.files.weights) as temporary:
         torch.save(module.model.state_dict(), temporary)
     images = spec.epochs * len(callback.loader.positions)
@@ -209,9 +213,9 @@ def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identi
         "epochs": round(last["epoch"], 3),  # over the images that the recipe trains on
         "images_seen": images,
         "wall_s": wall,
-        "device_s": wall * workers,
+        "device_s": callback.device_seconds(wall),
         "images_per_s": images / wall,
-        "workers": workers,
+        "workers": workers[0] if len(workers) == 1 else workers,  # of an elastic trial, in the order of their work
         "hardware": ", then ".join(callback.trained_on),
         "device": spec.device,
         "threads": torch.get_num_threads(),

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from pipelines import train
-from pipelines.cluster import connection, estimate, local, readiness
-from pipelines.cluster.connection import Cluster, Node
+from pipelines.cluster import connection, estimate, local, packing, readiness
+from pipelines.cluster.connection import Cluster
+from pipelines.cluster.placement import Job, Need, Node, Placing
 from pipelines.command.errors import PREEMPTED, UserError
 from pipelines.config.benchmarks import Benchmark, Resources
 from pipelines.config.params import load_params
@@ -36,7 +37,8 @@ def asking(**resources: Any) -> Benchmark:
 
 
 def of(*nodes: tuple[int, int]) -> Cluster:
-    return Cluster(address=None, nodes=tuple(Node(cpus=cpus, gpus=gpus) for cpus, gpus in nodes))
+    found = (Node(cpus=cpus, gpus=gpus, id=str(number)) for number, (cpus, gpus) in enumerate(nodes))
+    return Cluster(address=None, nodes=tuple(found))
 
 
 @pytest.mark.parametrize(
@@ -51,12 +53,11 @@ def of(*nodes: tuple[int, int]) -> Cluster:
         ((30, 2), 1, 0.1, 20),
         ((30, 1), 1, 1 / 3, 3),
         ((3, 2), 1, 0.5, 3),
-        ((8, 5), 1, 2.0, 2),
         ((8, 0), 1, 0.5, 0),
     ],
 )
 def test_how_many_workers_a_node_holds(node: tuple[int, int], cpus: int, gpus: float, fits: int) -> None:
-    assert Node(cpus=node[0], gpus=node[1]).holds(cpus, gpus) == fits
+    assert Node(cpus=node[0], gpus=node[1]).holds(Need(cpus=cpus, gpus=gpus)) == fits
 
 
 @pytest.mark.parametrize(
@@ -64,8 +65,15 @@ def test_how_many_workers_a_node_holds(node: tuple[int, int], cpus: int, gpus: f
     [
         (of((2, 0)), {"cpus": 99}, "99 CPUs; expected at most the 2 of the cluster"),
         (of((2, 0)), {"cpus": 99, "workers": 4}, "4 workers of 99 CPUs; expected at most the 2 of the cluster"),
-        (of((2, 1), (2, 0)), {"gpus": 3}, "3 GPUs; expected at most the 1 of the cluster"),
+        (of((2, 0), (2, 0)), {"gpus": 1}, "1 GPU; expected at most the 0 of the cluster"),
+        (of((2, 1), (2, 0)), {"gpus": 1, "workers": 3}, "3 workers of 1 GPU; expected at most the 1 of the cluster"),
         (of((2, 0), (2, 0)), {"cpus": 4}, "4 CPUs; expected no more than one node has: 2 of 2 CPUs"),
+        (of((8, 0)), {"memory": 64}, "64 GB of memory; expected at most the 0 GB of memory that one node has"),
+        (
+            of((8, 1)),
+            {"gpus": 1, "accelerator_type": "H100"},
+            "a GPU of type H100; expected at most GPUs of other types",
+        ),
         (
             of((8, 0), (1, 1)),
             {"cpus": 2, "gpus": 1},
@@ -97,25 +105,26 @@ def test_what_a_node_holds_is_let_through(found: Cluster, resources: dict[str, A
     found.require(asking(**resources))
 
 
-def test_the_estimate_divides_by_what_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_is_that_of_the_placing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial takes as many seconds as its seed says."""
-    monkeypatch.setattr(estimate, "trial_seconds", lambda one: float(one.seed))
-    monkeypatch.setattr(estimate, "_measure_unknown", lambda specs, found: None)
+    monkeypatch.setattr(estimate, "trials_seconds", lambda specs: {one.key: float(one.seed % 100) for one in specs})
+    monkeypatch.setattr(estimate, "measure", lambda specs, found: None)
 
     def seconds(found: Cluster, resources: dict[str, Any], durations: list[int]) -> float:
         common: dict[str, Any] = {"budget": "laptop", "data": Path(), "store": Path()}
+        seeds = [100 * number + duration for number, duration in enumerate(durations)]
         return estimate.seconds(
-            [spec.Spec(benchmark=asking(**resources), seed=duration, **common) for duration in durations], found
+            [spec.Spec(benchmark=asking(**resources), seed=seed, **common) for seed in seeds], found
         )
 
-    assert seconds(of((2, 0)), {}, [3, 3, 3]) == 4.5
+    assert seconds(of((2, 0)), {}, [3, 3, 3]) == 6
     assert seconds(of((2, 0)), {}, [1, 2, 3]) == 3
-    assert seconds(of((3, 0), (3, 0)), {"cpus": 2}, [3, 3, 3]) == 4.5  # a third would fit on no node
-    assert seconds(of((8, 1), (8, 1)), {"gpus": 0.5}, [5, 5, 5, 5, 5]) == 6.25
-    assert seconds(of((8, 2)), {"gpus": 0.6}, [5, 5, 5]) == 7.5
-    assert seconds(of((8, 4)), {"gpus": 2}, [5, 5, 5]) == 7.5
+    assert seconds(of((3, 0), (3, 0)), {"cpus": 2}, [3, 3, 3]) == 6  # a third fits on no node
+    assert seconds(of((8, 1), (8, 1)), {"gpus": 0.5}, [5, 5, 5, 5, 5]) == 10
     assert seconds(of((8, 0)), {}, [5, 1]) == 5  # the longest
-    assert seconds(of((8, 0)), {"workers": 2}, [5, 5]) == 10  # one after the other
+    assert seconds(of((8, 0)), {"workers": 2}, [5, 5]) == 5  # side by side
+    assert seconds(of((3, 0)), {"workers": 2}, [5, 5]) == 10  # one after the other
+    assert seconds(of((8, 0)), {}, [5, 0]) == 5  # one was never measured
 
 
 def test_a_lost_node_counts_against_no_trial_and_a_dead_worker_does() -> None:
@@ -150,10 +159,10 @@ def test_candidates_of_one_speed_are_measured_once(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[str]:
-    """The address of a cluster that somebody else started: two nodes, each of two CPUs and what passes for a GPU."""
+    """The address of a cluster that somebody else started: two nodes of three CPUs and what passes for two GPUs."""
     from ray.cluster_utils import Cluster as RayCluster
 
-    node = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": local.OBJECT_STORE_BYTES}
+    node = {"num_cpus": 3, "num_gpus": 2, "object_store_memory": local.OBJECT_STORE_BYTES}
     for left in (2, 1, 0):
         started = RayCluster()
         try:
@@ -180,19 +189,41 @@ def test_ray_places_as_is_reckoned_here(two_nodes: str, tmp_path: Path, monkeypa
 
     monkeypatch.setenv("RAY_ADDRESS", two_nodes)
     with connection.connect() as found:
-        assert found.nodes == (Node(cpus=2, gpus=1), Node(cpus=2, gpus=1))
-        assert str(found) == f"Ray cluster at {two_nodes}: 2 nodes, 4 CPUs, 2 GPUs"
-        for gpus, at_once in ((0.5, 4), (0.6, 2)):
+        assert found.nodes == (Node(cpus=3, gpus=2), Node(cpus=3, gpus=2))
+        assert str(found) == f"Ray cluster at {two_nodes}: 2 nodes, 6 CPUs, 4 GPUs"
+        for gpus, at_once in ((0.5, 6), (0.6, 4)):
             assert found.side_by_side(asking(gpus=gpus)) == at_once
             folder = tmp_path / str(gpus)
             folder.mkdir()
             place = ray.remote(there).options(num_cpus=1, num_gpus=gpus)
-            tasks = [place.remote(folder, number) for number in range(6)]
+            tasks = [place.remote(folder, number) for number in range(8)]
             until(lambda: len(list(folder.iterdir())) >= at_once)  # noqa: B023
             time.sleep(1.0)  # for one too many
             assert len(list(folder.iterdir())) == at_once
             (folder / "go").touch()
             ray.get(tasks)
+
+
+def test_ray_puts_trials_that_share_gpus_where_they_are_seated(two_nodes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray alone fills one GPU before it takes the next."""
+    import ray
+
+    def gpu() -> tuple[str, str | None]:
+        time.sleep(1.0)  # while the others begin
+        return ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    monkeypatch.setenv("RAY_ADDRESS", two_nodes)
+    with connection.connect() as found:
+        need, shared = Need(gpus=0.25), packing.SharedGPUs(found)
+        placing = Placing([Job(key=str(number), need=need, seconds=1.0) for number in range(4)], found.nodes)
+        starts = placing.starts(0)
+        places = [shared.option(start, placing.floor.part(start.seats[0])) for start in starts]
+        remote = ray.remote(gpu)
+        tasks = [remote.options(num_cpus=need.cpus, num_gpus=need.gpus, **place).remote() for place in places]
+        assert len(set(ray.get(tasks))) == 4
+        for start in starts:
+            shared.left(start)
+        until(lambda: ray.available_resources().get("GPU") == found.gpus)
 
 
 def test_a_named_cluster_is_joined_and_left_running(
@@ -204,13 +235,13 @@ def test_a_named_cluster_is_joined_and_left_running(
         monkeypatch.setenv(name, value)
     short: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 1, "seeds": [0, 1]}}
     params = only(project, linear_mnist=short | {"resources": {"cpus": 4}})
-    with pytest.raises(UserError, match="4 CPUs; expected no more than one node has: 2 of 2 CPUs and 1 GPU"):
+    with pytest.raises(UserError, match="4 CPUs; expected no more than one node has: 2 of 3 CPUs and 2 GPU"):
         train.train(params, specs("linear-mnist"))
     assert not list((project / "store").glob("*/progress.json"))
     params = only(project, linear_mnist={"resources": {"cpus": 1}})
     train.train(params, specs("linear-mnist"))
     assert all(one.files.finished for one in specs("linear-mnist"))
-    assert f"Ray cluster at {two_nodes}: 2 nodes, 4 CPUs, 2 GPUs; training on cpu" in capsys.readouterr().out
+    assert f"Ray cluster at {two_nodes}: 2 nodes, 6 CPUs, 4 GPUs; training on cpu" in capsys.readouterr().out
     host, port = two_nodes.split(":")
     with socket.create_connection((host, int(port)), timeout=5):
         pass  # still there for the others

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.command.errors import UserError
 from pipelines.command.files import read_json, read_lines
 from pipelines.training import spec, trainer
 from tests import projects
@@ -50,6 +52,39 @@ def test_two_workers_train_as_one_does(project: Path, undisturbed: spec.Spec) ->
     for ours, theirs in zip(read_lines(undisturbed.files.curve), read_lines(alone.curve), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["train_error"] == pytest.approx(theirs["train_error"], abs=0.5)
+
+
+def test_an_elastic_trial_resumes_with_another_number_of_workers(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same minibatches: but for the order of sums, the same curve as one worker's from start to end."""
+    short = {"recipe.subset": {"first": 640}, "recipe.batch": 32, "budgets.laptop": {"epochs": 4, "seeds": [0]}}
+    edit_params(project / "params.yaml", lenet5_mnist=short)
+    alone = trainer.run(specs("lenet5-mnist")[0])
+    edit_params(project / "params.yaml", lenet5_mnist=short | {"resources": {"workers": {"min": 1, "max": 2}}})
+    (one,) = specs("lenet5-mnist")
+    monkeypatch.setattr("pipelines.training.checkpoint.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("pipelines.training.checkpoint.PROGRESS_EVERY_S", 0.0)
+
+    def ends(progress: Mapping[str, Any]) -> None:
+        if progress["epoch"] > 1.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer.run(one, watch=ends)
+    on_two_workers(one)
+    result = read_json(one.files.result)
+    assert (result["resumed"], result["workers"]) == (1, [1, 2])
+    assert result["wall_s"] < result["device_s"] < 2 * result["wall_s"]
+    for ours, theirs in zip(read_lines(one.files.curve), read_lines(alone.curve), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+def test_a_row_of_two_workers_is_not_trained_on_one(project: Path) -> None:
+    """Its key says two, and with dropout one draws other masks."""
+    edit_params(project / "params.yaml", lenet5_mnist=TWO)
+    with pytest.raises(UserError, match=r"lenet5-mnist\.resources\.workers: this is 1; expected 2: python -m"):
+        trainer.run(specs("lenet5-mnist")[0])
 
 
 def test_whatever_is_killed_both_workers_go_on_to_the_same_weights(project: Path, undisturbed: spec.Spec) -> None:

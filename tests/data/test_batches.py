@@ -195,6 +195,52 @@ def test_the_shards_of_all_workers_are_the_batch_of_one(augment: Any, workers: i
     assert all(loader.state_dict() == alone.state_dict() == {"epoch": 2, "done": 0} for loader in shards)
 
 
+def test_a_worker_prepares_its_own_share_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    prepare = transforms.Augment.forward
+
+    def counted(self: Any, images: Tensor, draws: Any) -> Tensor:
+        sizes.append(len(images))
+        return prepare(self, images, draws)
+
+    monkeypatch.setattr(transforms.Augment, "forward", counted)
+    list(batches(AUGMENT, batch=12, rank=1, workers=3))
+    assert sizes == [4, 4, 4, 4, 1]  # of 12, and of 5 that are left
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_images_that_exceed_a_device_are_streamed_and_the_same(
+    monkeypatch: pytest.MonkeyPatch, workers: int, tmp_path: Path
+) -> None:
+    """What CUDA adds is where the copy goes; also resumed, and given up in the middle of an epoch."""
+    expected = list(batches(AUGMENT, rank=workers - 1, workers=workers))
+    monkeypatch.setattr("pipelines.data.batches.exceeds", lambda size, device: True)
+    streamed = batches(AUGMENT, rank=workers - 1, workers=workers)
+    assert streamed.streamed and all(same(*pair) for pair in zip(streamed, expected, strict=True))
+    resumed = batches(AUGMENT, rank=workers - 1, workers=workers)
+    list(islice(resumed, 2))
+    assert resumed.state_dict() == {"epoch": 0, "done": 2}
+    assert all(same(*pair) for pair in zip(resumed, expected[2:], strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_images_are_streamed_to_a_gpu_as_they_are_kept_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = list(batches(AUGMENT, device="cuda"))
+    monkeypatch.setattr("pipelines.data.batches.exceeds", lambda size, device: True)
+    assert all(same(*pair) for pair in zip(batches(AUGMENT, device="cuda"), kept, strict=True))
+
+
+def test_an_elastic_trial_has_the_same_batches_on_any_number_of_workers() -> None:
+    settings: dict[str, Any] = {"batch": 12, "even": 4}  # 53 = 4 x 12 + 5, of which it leaves 4
+    alone = list(batches(AUGMENT, **settings))
+    assert [len(labels) for _, labels in alone] == [12, 12, 12, 12, 4]
+    for workers in (2, 4):
+        parts = [list(batches(AUGMENT, rank=rank, workers=workers, **settings)) for rank in range(workers)]
+        for number, whole in enumerate(alone):
+            images, labels = (torch.cat([part[number][i] for part in parts]) for i in (0, 1))
+            assert same((images, labels), whole)
+
+
 def test_a_last_batch_is_cut_to_what_the_workers_can_share() -> None:
     shards = [batches(batch=12, rank=rank, workers=2) for rank in range(2)]  # 53 = 4 x 12 + 5
     last = [list(loader)[-1][1] for loader in shards]

@@ -205,6 +205,8 @@ def test_methods_of_what_the_core_is_handed_decide_no_number() -> None:
         "Precision.on",
         "Optimiser.used",  # this and the next only leave out what another optimiser reads
         "Recipe.resolved",
+        "Resources.counts",  # this and the next follow from the number of workers, which is in the key
+        "Resources.most",
     }
 
 

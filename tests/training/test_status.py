@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.command.files import write_json
 from pipelines.training import status
+from pipelines.training.store import TrialFiles
 
 RUNNING: dict[str, Any] = {
     "state": "running",
@@ -43,6 +46,41 @@ def test_what_is_damaged_or_of_an_earlier_run_counts_as_nothing(tmp_path: Path, 
     (tmp_path / "progress.json").write_text(text)
     assert status.read(tmp_path / "progress.json", since=100) is None
     assert status.read(tmp_path / "absent.json", since=0) is None
+
+
+@dataclasses.dataclass
+class Trial:
+    """As much of a trial as its progress needs."""
+
+    name: str
+    folder: Path
+
+    @property
+    def files(self) -> TrialFiles:
+        return TrialFiles(self.folder)
+
+
+def test_a_look_reads_what_has_changed_and_nothing_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials: list[Any] = [Trial(str(number), tmp_path / str(number)) for number in range(3)]
+    overview = status.Overview(trials, since=100)
+
+    def write(number: int, **changes: Any) -> None:
+        write_json(trials[number].files.progress, RUNNING | {"time": 100} | changes, lasting=False)
+
+    assert overview.look() == []
+    write(0)
+    write(1, state="done")
+    assert overview.look() == ["0", "1"]
+    assert overview.look() == []
+    write(0, epoch=3)
+    write(1, state="running")  # it can't be: it was done
+    assert overview.look() == ["0"]
+    write(2)
+    board = overview.board(1)
+    assert board[0].split()[:3] == ["0", "epoch", "3.0/20"]
+    assert board[1:] == ["1 of 3 trials done, 1 more running, 0 waiting"]
 
 
 def test_what_is_of_this_run_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,385 @@
+"""Where and when trials run: a function of those that wait, the devices that are free, and the clock. Ray is not here.
+
+The longest trial starts first, so that none is left to run alone at the end; where one is all the same, simulations
+look for a better order. A trial that does not fit yet lets shorter ones pass, unless they would still hold what it
+waits for when that comes free. Fractions of GPUs spread over all of them before two share one, but for GPUs that others
+wait to have whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import heapq
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
+MOST_WORKERS = 2**31  # more than any node holds
+TRIES, SIMULATED = 50, 10_000  # simulations for a better order, and trials in them, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What one worker takes of one node."""
+
+    cpus: int = 1
+    gpus: float = 0.0  # a share of one, or 1
+    others: tuple[tuple[str, float], ...] = ()  # Ray's names of memory and the like, and how much; not beside a share
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """As Ray's placement groups, Ray Train and its autoscaler take it."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **dict(self.others)}
+
+    def __str__(self) -> str:
+        return devices(self.cpus, self.gpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What one machine of a cluster has in all, taken or free."""
+
+    cpus: int
+    gpus: int = 0
+    others: Mapping[str, float] = field(default_factory=dict, compare=False)  # by Ray's names
+    id: str = field(default="", compare=False)
+    host: str = field(default="", compare=False)
+    name: str = field(default="", compare=False)  # the host, with the id's beginning where another node has the same
+
+    def holds(self, need: Need) -> int:
+        """How many workers fit on it side by side; a fraction is a fraction of one GPU."""
+        on_gpus = [self.gpus * int(1 / need.gpus + ROUNDING)] if need.gpus else []
+        return min(self.cpus // need.cpus, *on_gpus, *_times(need, self.others))
+
+    def __str__(self) -> str:
+        return devices(self.cpus, self.gpus)
+
+
+def _times(need: Need, others: Mapping[str, float]) -> list[int]:
+    """How often the rest of what a worker takes is there, for each thing."""
+    return [int(others.get(name, 0.0) / amount + ROUNDING) for name, amount in need.others] or [MOST_WORKERS]
+
+
+def devices(cpus: int, gpus: float) -> str:
+    """CPUs and, where there are any, GPUs in words."""
+    return counted(cpus, "CPU") + (f" and {counted(gpus, 'GPU')}" if gpus else "")
+
+
+def counted(number: float, what: str) -> str:
+    """A number of things, in words."""
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A trial, as far as its place and time matter."""
+
+    key: str
+    need: Need
+    seconds: float = math.inf  # on its most workers; inf where unknown
+    counts: tuple[int, ...] = (1,)  # the numbers of workers that it may have, the largest first
+
+    @property
+    def least(self) -> int:
+        """Workers without which it can't begin."""
+        return self.counts[-1]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A worker's place."""
+
+    node: str  # its id
+    gpu: int | None = None  # which of the node's
+
+
+@dataclass(frozen=True)
+class Start:
+    """A job that begins."""
+
+    job: Job
+    seats: tuple[Place, ...]
+    begin: float
+
+    @property
+    def end(self) -> float:
+        """When it is expected to end."""
+        return self.begin + self.job.seconds * self.job.counts[0] / len(self.seats)
+
+
+@dataclass
+class Free:
+    """What is free on one node.
+
+    Trials that share a GPU share its part of the node's CPUs, too, which is set aside with the GPU: for Ray both are
+    one reservation, the only way to have it give a trial one GPU rather than another.
+    """
+
+    node: Node
+    cpus: int = field(init=False)
+    gpus: list[float] = field(init=False)  # the free share of each
+    others: dict[str, float] = field(init=False)
+    aside: dict[int, int] = field(init=False, default_factory=dict)  # CPUs free beside each GPU that is shared
+    parts: dict[int, int] = field(init=False, default_factory=dict)  # all CPUs that were set aside with it
+
+    def __post_init__(self) -> None:
+        self.cpus, self.gpus, self.others = self.node.cpus, [1.0] * self.node.gpus, dict(self.node.others)
+
+    def copy(self) -> Free:
+        """The same, apart."""
+        other = copy.copy(self)
+        other.gpus, other.others = list(self.gpus), dict(self.others)
+        other.aside, other.parts = dict(self.aside), dict(self.parts)
+        return other
+
+    @property
+    def whole(self) -> int:
+        """GPUs that nobody has."""
+        return self.gpus.count(1.0)
+
+    def part(self, need: Need) -> int:
+        """CPUs that go with a GPU which trials of ``need`` are to share."""
+        return min(self.cpus, max(need.cpus, self.node.cpus // max(1, self.node.gpus)))
+
+    def room(self, need: Need) -> int:
+        """How many workers fit now that have no GPU, or one each for themselves."""
+        return min(self.cpus // need.cpus, *([self.whole] if need.gpus else []), *_times(need, self.others))
+
+    def shared(self, need: Need) -> Iterator[int]:
+        """GPUs that are shared already, and have room for one more."""
+        for gpu, left in self.aside.items():
+            if left >= need.cpus and self.gpus[gpu] >= need.gpus - ROUNDING:
+                yield gpu
+
+    def take(self, need: Need, gpu: int | None) -> None:
+        """Seat a worker of ``need``."""
+        for name, amount in need.others:
+            self.others[name] = self.others.get(name, 0.0) - amount
+        if gpu is None or need.gpus == 1:
+            self.cpus -= need.cpus
+        else:
+            if gpu not in self.aside:
+                self.parts[gpu] = self.aside[gpu] = self.part(need)
+                self.cpus -= self.parts[gpu]
+            self.aside[gpu] -= need.cpus
+        if gpu is not None:
+            self.gpus[gpu] -= need.gpus
+
+    def give(self, need: Need, gpu: int | None) -> None:
+        """Take back what a worker had."""
+        for name, amount in need.others:
+            self.others[name] += amount
+        if gpu is not None and self.gpus[gpu] + need.gpus > 1 - ROUNDING:
+            self.gpus[gpu] = 1.0
+            self.aside.pop(gpu, None)
+            self.cpus += self.parts.pop(gpu, need.cpus)
+        elif gpu is not None:
+            self.gpus[gpu] += need.gpus
+            self.aside[gpu] += need.cpus
+        else:
+            self.cpus += need.cpus
+
+
+class Floor:
+    """What is free on all nodes."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self.free = {node.id: Free(node) for node in nodes}
+
+    def copy(self) -> Floor:
+        """Another that can be tried things on."""
+        other = Floor(())
+        other.free = {node: free.copy() for node, free in self.free.items()}
+        return other
+
+    def seats(self, job: Job, sparing: int = 0) -> tuple[Place, ...] | None:
+        """Where the job's workers fit now, which they take; None where they don't.
+
+        ``sparing`` GPUs are left whole, as far as a shared one has room.
+        """
+        need = job.need
+        if 0 < need.gpus < 1:
+            seat = self._share(need, sparing)
+            seats = [] if seat is None else [seat]
+        else:
+            seats = list(self._seats(need, job.counts[0]))
+        fits = next((count for count in job.counts if count <= len(seats)), None)
+        if fits is None:
+            return None
+        del seats[fits:]
+        self.take(job, seats)
+        return tuple(seats)
+
+    def _seats(self, need: Need, workers: int) -> Iterator[Place]:
+        """Several on as few nodes as can be, one where the fewest GPUs or the most CPUs are left."""
+        rooms = [(free, room) for free in self.free.values() if (room := free.room(need))]
+        if workers > 1:
+            rooms.sort(key=lambda found: -found[1])
+        elif rooms:
+            rooms = [min(rooms, key=lambda found: (found[0].whole, -found[0].cpus))]
+        for free, room in rooms:
+            gpus: list[int | None] = [gpu for gpu, share in enumerate(free.gpus) if share == 1]
+            for gpu in (gpus if need.gpus else [None] * room)[: min(room, workers)]:
+                yield Place(free.node.id, gpu)
+                workers -= 1
+
+    def _share(self, need: Need, sparing: int) -> Place | None:
+        """The emptiest GPU; of several, one of the node with the most CPUs left."""
+        frees = self.free.values()
+        opened = [(free.gpus[gpu], free.cpus, free.node.id, gpu) for free in frees for gpu in free.shared(need)]
+        whole = [(1.0, free.cpus, free.node.id, free.gpus.index(1.0)) for free in frees if self._opens(free, need)]
+        if opened and sum(free.whole for free in frees) <= sparing:
+            whole = []
+        best = max(opened + whole, default=None)
+        return None if best is None else Place(best[2], best[3])
+
+    @staticmethod
+    def _opens(free: Free, need: Need) -> bool:
+        return free.whole > 0 and free.cpus >= need.cpus
+
+    def waits_for_several(self, job: Job) -> bool:
+        """Whether more than one running job may have to end before this one can begin."""
+        return job.least > 1 or (job.need.gpus == 1 and any(free.aside for free in self.free.values()))
+
+    def part(self, seat: Place) -> int:
+        """CPUs that are set aside with a GPU that is shared; 0 where it is not."""
+        return self.free[seat.node].parts.get(seat.gpu, 0) if seat.gpu is not None else 0
+
+    def take(self, job: Job, seats: Iterable[Place]) -> None:
+        """Place the job's workers."""
+        for seat in seats:
+            if seat.node in self.free:
+                self.free[seat.node].take(job.need, seat.gpu)
+
+    def give(self, job: Job, seats: Iterable[Place]) -> None:
+        """Take back what a job had; its nodes may be gone."""
+        for seat in seats:
+            if seat.node in self.free:
+                self.free[seat.node].give(job.need, seat.gpu)
+
+
+class Placing:
+    """Jobs that wait and jobs that run on some nodes."""
+
+    def __init__(self, jobs: Iterable[Job], nodes: Iterable[Node]) -> None:
+        """The jobs in the order in which they should begin (``in_order``)."""
+        self.waiting = list(jobs)
+        self.running: dict[str, Start] = {}
+        self.floor = Floor(nodes)
+
+    def starts(self, clock: float) -> list[Start]:
+        """The jobs that begin now."""
+        begun: list[Start] = []
+        held: _Held | None = None
+        refused: set[tuple[Need, int]] = set()
+        sparing = sum(job.least for job in self.waiting if job.need.gpus == 1)
+        for job in self.waiting:
+            if (job.need, job.least) in refused:
+                continue
+            seats = self.floor.seats(job, sparing)
+            if seats is None:
+                refused.add((job.need, job.least))
+                if held is None and self.floor.waits_for_several(job):
+                    held = _Held.of(job, self.floor, self.running.values())
+            elif held is not None and not held.lets_pass(job, seats, clock):
+                self.floor.give(job, seats)
+            else:
+                sparing -= job.least * (job.need.gpus == 1)
+                self.running[job.key] = Start(job, seats, clock)
+                begun.append(self.running[job.key])
+        self.waiting = [job for job in self.waiting if job.key not in self.running]
+        return begun
+
+    def ended(self, key: str) -> Job:
+        """A job is no longer running, whether it is done or not."""
+        start = self.running.pop(key)
+        self.floor.give(start.job, start.seats)
+        return start.job
+
+    def again(self, job: Job) -> None:
+        """A job that has lost its place waits for another."""
+        self.waiting.insert(0, job)
+
+    def now_on(self, nodes: Sequence[Node]) -> None:
+        """The nodes as they are now: some have come, some have gone."""
+        if {node.id for node in nodes} != set(self.floor.free):
+            self.floor = Floor(nodes)
+            for start in self.running.values():
+                self.floor.take(start.job, start.seats)
+
+
+@dataclass
+class _Held:
+    """What is kept for a job that needs more than comes free at once, from the time when it can begin."""
+
+    begin: float
+    later: Floor  # as it will be then, the job on it
+
+    @classmethod
+    def of(cls, job: Job, floor: Floor, running: Iterable[Start]) -> _Held | None:
+        later = floor.copy()
+        for start in sorted(running, key=lambda start: start.end):
+            later.give(start.job, start.seats)
+            if sum(free.room(job.need) for free in later.free.values()) >= job.least:
+                later.seats(job)
+                return cls(start.end, later)
+        return None
+
+    def lets_pass(self, job: Job, seats: Sequence[Place], clock: float) -> bool:
+        """Whether ``job`` is over by then, or leaves the room that is kept."""
+        if clock + job.seconds <= self.begin:
+            return True
+        before = self.later.copy()
+        fits = all(before.seats(dataclasses.replace(job, counts=(1,))) for _ in seats)
+        if fits:
+            self.later = before
+        return fits
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What became of jobs, by the clock alone."""
+
+    seconds: float  # until the last has ended
+    starts: tuple[Start, ...]
+
+
+def simulate(jobs: Iterable[Job], nodes: Iterable[Node]) -> Simulated:
+    """Place jobs in their order as a training does, and let the clock jump from one's end to the next's."""
+    placing = Placing(jobs, nodes)
+    starts: list[Start] = []
+    ends: list[tuple[float, str]] = []
+    clock = 0.0
+    while True:
+        for start in placing.starts(clock):
+            starts.append(start)
+            heapq.heappush(ends, (start.end, start.job.key))
+        if not ends:
+            return Simulated(clock, tuple(starts))
+        clock, key = heapq.heappop(ends)
+        placing.ended(key)
+        while ends and ends[0][0] == clock:
+            placing.ended(heapq.heappop(ends)[1])
+
+
+def in_order(jobs: Iterable[Job], nodes: Sequence[Node]) -> list[Job]:
+    """The order in which jobs should begin: the longest first, but where simulations find another that is over earlier.
+
+    Each has the job that ended last begin earlier, at a place drawn at random; always the same for the same jobs.
+    """
+    order = sorted(jobs, key=lambda job: -job.seconds)
+    found, draw = simulate(order, nodes), random.Random(0)
+    for _ in range(min(TRIES, SIMULATED // max(1, len(order)))):
+        last = max(found.starts, key=lambda start: start.end)
+        before = [start.job for start in found.starts if start.begin < last.begin]
+        if not before:  # nothing can be over before the longest is
+            break
+        other = [job for job in order if job.key != last.job.key]
+        other.insert(other.index(draw.choice(before)), last.job)
+        outcome = simulate(other, nodes)
+        if outcome.seconds <= found.seconds:
+            found, order = outcome, other
+    return order
