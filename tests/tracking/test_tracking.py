@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import matplotlib
 import numpy as np
+import psutil
 import pytest
 import sqlalchemy
 
@@ -728,6 +729,34 @@ def test_a_directory_is_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (helper.sync(project.spool).line or "").startswith(said)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_sqlite_on_shared_storage_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """The list of mounts is this machine's, with one more: there is no server of files here."""
+    mounted = psutil.disk_partitions(all=True)
+    mounted.append(mounted[0]._replace(mountpoint=str(tmp_path / "home"), fstype="nfs4"))
+    mounted.append(mounted[0]._replace(mountpoint=str(tmp_path / "home/scratch"), fstype="ext4"))
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounted)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    file = tmp_path / "link/project/mlflow.db"
+    project = Project(file.parent)
+    project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    if named:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    assert helper.sync(project.spool).line == (
+        f"not tracked: {file} is on shared storage (nfs4), where sqlite's locks may fail; set MLFLOW_TRACKING_URI to a "
+        "server, or to sqlite:/// and a file on this machine's own disk; 1 trial and 1 benchmark wait in the spool"
+    )
+    with pytest.raises(UserError, match="is on shared storage"):
+        helper.replay(project.spool)
+    elsewhere = f"sqlite:///{tmp_path}/home/scratch/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+    assert cursors.tracking_uri(project.root) == elsewhere
+
+
 @pytest.mark.parametrize("value", ["", "  "])
 def test_an_empty_address_is_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
@@ -1398,8 +1427,14 @@ def test_a_slow_server_is_not_away(remote: Project, server: Server, monkeypatch:
 
 
 DENIED = {
-    401: ("You are not authenticated.", "wants a login (401; "),
-    403: ("Permission denied", "denies access (403, Permission denied; "),
+    401: (
+        "You are not authenticated.",
+        "wants a login (401; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)",
+    ),
+    403: (
+        "Permission denied",
+        "denies access (403, Permission denied; expected the login of a user who may edit there)",
+    ),
 }
 
 
@@ -1413,7 +1448,7 @@ def test_a_server_that_wants_a_login_is_told_in_one_line(
     gate.denial = status, said
     with opened(gate) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        line = f"MLflow at {uri} {words}set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+        line = f"MLflow at {uri} {words}"
         left = "1 trial and 1 benchmark wait in the spool"
         assert helper.sync(remote.spool).line == f"{line}: {left}; they are sent by the next stage"
         if status == 403:
