@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from pipelines.cluster import connection
+from pipelines.cluster import connection, readiness
 from pipelines.command import locks
 from pipelines.command.errors import UserError
 from pipelines.command.progress import say
@@ -46,6 +46,8 @@ def train(spec: Spec, ray_cluster: connection.Cluster) -> None:
                 raise
             if isinstance(failure, connection.LostWorkerError) and ray_cluster.address and _node_gone(before):
                 failure = connection.LostError(f"{spec.name}: a node is gone")
+            if isinstance(failure, connection.UnfitError):
+                ray_cluster = ray_cluster.without(failure)
             if losses.forgives(spec.key, failure):
                 say(f"{failure}; another attempt begins")
             elif failure.__cause__ is not None:
@@ -68,7 +70,8 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
 
     for cause in causes:
         if isinstance(cause, UserError):
-            failure = type(cause)(*cause.args) if isinstance(cause, locks.HeldError) else UserError(str(cause))
+            kept = isinstance(cause, locks.HeldError | connection.UnfitError)
+            failure = type(cause)(*cause.args) if kept else UserError(str(cause))
             failure.status = cause.status
             return failure
     lost = [cause for cause in causes if isinstance(cause, RayError) and not isinstance(cause, RayTaskError)]
@@ -93,7 +96,7 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster) -> None:
     each: dict[str, float] = {"CPU": asked.cpus} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         _train_rank,
-        train_loop_config={"spec": spec},
+        train_loop_config={"spec": spec, "question": ray_cluster.question},
         scaling_config=ScalingConfig(
             num_workers=asked.workers, use_gpu=bool(gpus), resources_per_worker=each, **ray_cluster.placing
         ),
@@ -188,6 +191,7 @@ def _preempt(number: int, frame: FrameType | None) -> None:
 def _train_rank(config: dict[str, Any]) -> None:
     """One worker of a distributed trial; runs in a Ray Train worker process."""
     connection.end_with_raylet()
+    readiness.join(config["question"])
     import ray.train
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 

@@ -9,11 +9,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.cluster import connection, distributed, estimate, nodes
+from pipelines.cluster import connection, distributed, estimate, nodes, readiness
 from pipelines.command import errors
 from pipelines.command.errors import FULL, PREEMPTED, UserError
 from pipelines.command.progress import say
@@ -26,6 +26,7 @@ LINES_EVERY_S = 15.0  # where the output is no terminal
 ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
 SAVING_S = 15.0  # for checkpoints then
 Failure = tuple[Spec, Exception]
+Tasks = Mapping[Any, tuple[Spec, float]]  # of Ray: what it trains, and since when
 
 
 def run(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
@@ -89,39 +90,56 @@ def _run_packed(order: Sequence[Spec], ray_cluster: connection.Cluster) -> Itera
     def start(trial: Spec) -> Any:
         gpus = ray_cluster.gpus_for(trial.benchmark)
         asked = {"num_cpus": trial.benchmark.resources.cpus, "num_gpus": gpus, **ray_cluster.placing}
-        return remote.options(**asked, name=trial.name).remote(trial)
+        return remote.options(**asked, name=trial.name).remote(trial, ray_cluster.question)
 
     packed = [trial for trial in order if trial.benchmark.resources.workers == 1]
     tasks = {start(trial): (trial, time.time()) for trial in packed}
-    losses = connection.Losses()
+    losses, alive = connection.Losses(), {node.id: node.host for node in ray_cluster.nodes}
     while tasks:
-        done, running = ray.wait(list(tasks), num_returns=1, timeout=1.0)
-        ended = [(task, _error_of(task, tasks[task][0])) for task in done]
+        done, _ = ray.wait(list(tasks), num_returns=1, timeout=1.0)
+        ended = [(task, _error_of(task, tasks[task][0], ray_cluster)) for task in done]
         if not done and ray_cluster.address is not None:
-            ended = list(_cut_off({task: tasks[task] for task in running}))
+            before, alive = alive, {node.id: node.host for node in connection.living()}
+            ended = [*_cut_off(tasks, alive.values()), *_promised(tasks, before.keys() - alive.keys())]
         for task, error in ended:
             trial, _ = tasks.pop(task)
-            if error is not None and losses.forgives(trial.key, error):
+            if isinstance(error, connection.UnfitError):
+                ray_cluster = ray_cluster.without(error)
+                tasks[start(trial)] = trial, time.time()
+            elif error is not None and losses.forgives(trial.key, error):
                 say(f"{error}; it goes on elsewhere")
                 tasks[start(trial)] = trial, time.time()
             elif error is not None:
                 yield trial, connection.given_up(error)
 
 
-def _cut_off(running: Mapping[Any, tuple[Spec, float]]) -> Iterator[tuple[Any, Exception | None]]:
+def _cut_off(tasks: Tasks, hosts: Collection[str]) -> Iterator[tuple[Any, Exception | None]]:
     """Tasks that Ray awaits, though their nodes are gone: finished in the store all the same, or lost.
 
     Without a connection to a node, Ray takes its tasks for running long after it took the node for dead.
     """
-    hosts = {node.host for node in connection.living()}
-    for task, (trial, began) in running.items():
+    for task, (trial, began) in tasks.items():
         state = status.read(trial.files.progress, since=began)
         if state is not None and state.get("host") not in hosts and time.time() - state["time"] > CUT_OFF_S:
             lost = connection.LostError(f"{trial.name}: its node {state['host']} is cut off")
             yield task, None if trial.files.finished else lost
 
 
-def _error_of(task: Any, trial: Spec) -> Exception | None:
+def _promised(tasks: Tasks, dead: Collection[str]) -> Iterator[tuple[Any, Exception]]:
+    """Tasks that have not begun, where nodes are gone, each to be started again without these.
+
+    Ray may have asked one of them for a place, and without a connection waits for its answer for ever; with another
+    selector of nodes, a task comes into another of Ray's queues.
+    """
+    import ray
+
+    for task, (trial, began) in tasks.items() if dead else ():
+        if status.read(trial.files.progress, since=began) is None:
+            ray.cancel(task)
+            yield task, connection.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
+
+
+def _error_of(task: Any, trial: Spec, ray_cluster: connection.Cluster) -> Exception | None:
     """The error that a task ended with, a UserError unless it is a bug of ours; None where it succeeded."""
     import ray
 
@@ -130,15 +148,16 @@ def _error_of(task: Any, trial: Spec) -> Exception | None:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OSError) and error.cause.errno in FULL:
             return UserError(f"{trial.name}: no space left in {trial.store}; make room and run this again")
-        return error.cause if isinstance(error.cause, UserError) else error
+        return error.cause if isinstance(error.cause, UserError) else nodes.unfit(error, ray_cluster) or error
     except (ray.exceptions.RayError, OSError) as error:
         return connection.lost_worker(trial.name, error)
     return None
 
 
-def _train_one(trial: Spec) -> None:
+def _train_one(trial: Spec, question: readiness.Question | None) -> None:
     """Runs in the main thread of a Ray worker process, so that the process can handle a signal."""
     connection.end_with_raylet()
+    readiness.join(question)
     from pipelines.training import trainer
     from pipelines.training.checkpoint import Worker
 
