@@ -139,7 +139,7 @@ def test_a_job_outlives_its_node_and_its_end(slurm: Slurm, monkeypatch: pytest.M
     assert sorted(hosts) == ["n1", "n2"]
     slurm.scene.nodes[1].end()
     slow.unlink()
-    until(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), 150)
+    until(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), 400)
     assert state(slurm, job) == "COMPLETED", slurm.log(job)
     ledger = (home / "report/ledger.json").read_text()
     assert "lenet5-mnist" in ledger and "linear-mnist" in ledger
