@@ -101,7 +101,7 @@ def ours(root: Path, images: int, ray_cluster: connection.Cluster) -> Rates:
     def decoders(count: int) -> Iterator[Decoders]:
         nonlocal rates
         watch = Watch()
-        yield on_ray(ray_cluster.cpus)
+        yield on_ray(ray_cluster)
         rates = watch.rates(images)
 
     origin = Origin(kind="imagefolder", archive="set.tar", size=SIZE)

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,9 @@ def evaluate(
     target = EVALUATIONS / benchmark.name
     with _replacing(target) as fresh:
         much = device == "cpu" and len(planned) * dataset.test * flops(inputs) >= MUCH
-        ask = functools.partial(_elsewhere, readiness.ready(connect(), planned[:1])) if connect and much else None
-        _evaluate(fresh, inputs, sorted(planned, key=lambda one: one.seed), device, ask)
+        with readiness.ready(connect(), planned[:1]) if connect and much else nullcontext() as able:
+            ask = functools.partial(_elsewhere, able) if able else None
+            _evaluate(fresh, inputs, sorted(planned, key=lambda one: one.seed), device, ask)
     return target
 
 
@@ -84,8 +85,8 @@ def _elsewhere(ray_cluster: connection.Cluster, one: spec.Spec) -> Ask:
     def ask(split: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
         calls = {start: (placed, weights, split, start, places) for start, places in pieces.items()}
         what = f"the evaluation of {one.name}"
-        place, placing = "pipelines.training.predictions.answer", ray_cluster.placing
-        return spreading.spread(place, calls, what=what, cpus=cpus, gpus=gpus, placing=placing)
+        place = "pipelines.training.predictions.answer"
+        return spreading.spread(place, calls, what=what, cpus=cpus, gpus=gpus, on=ray_cluster)
 
     return ask
 

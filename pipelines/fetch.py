@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.command import arguments, ending, locks
 from pipelines.command.errors import FULL, SHORT, UserError, guard, printable
@@ -32,6 +32,9 @@ from pipelines.data.datasets import open_dataset, prepare, writing
 from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, md5_of, mismatch
 from pipelines.data.rawfiles import RAW_FORMATS
 from pipelines.data.sources import UNPACKED, Address, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
+
+if TYPE_CHECKING:
+    from pipelines.cluster.connection import Cluster
 
 PINS = "data.dvc"
 KEPT_PINS = "data/.data.dvc.kept"  # a copy, while DVC rewrites it
@@ -115,22 +118,23 @@ def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
         with imagefolder.in_this_process(images) as here:
             yield here
         return
-    from pipelines.cluster import connection
+    from pipelines.cluster import connection, readiness
 
-    with connection.connect() as ray_cluster:
-        say(f"decoding {images} images on {ray_cluster}")
-        yield on_ray(ray_cluster.cpus)
+    with connection.connect() as found, readiness.admitted(found, readiness.decoding) as able:
+        say(f"decoding {images} images on {able}")
+        yield on_ray(able)
 
 
-def on_ray(cpus: int) -> imagefolder.Decoders:
-    """Decoders on a Ray of that many CPUs, to which this process is connected: one job on each, and one that waits."""
+def on_ray(ray_cluster: Cluster) -> imagefolder.Decoders:
+    """Decoders on a Ray to which this process is connected: one job on each CPU, and one that waits."""
     from pipelines.cluster import spreading
 
-    decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, cpus)
+    decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, ray_cluster.cpus)
 
     def over(jobs: imagefolder.Jobs) -> Iterator[imagefolder.Decoded]:
         calls = ((None, (job,)) for job in jobs)
-        return (result for _, result in spreading.spread(decode, calls, what="decoding", in_flight=in_flight))
+        found = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, on=ray_cluster)
+        return (result for _, result in found)
 
     return imagefolder.Decoders(over=over, in_flight=in_flight)
 

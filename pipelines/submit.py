@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import re
 import shlex
 import shutil
@@ -28,6 +29,7 @@ from pipelines.command.errors import UserError, guard
 from pipelines.command.files import require_folder
 from pipelines.config.params import load_catalogue, load_params, plan_suite
 from pipelines.data.datasets import DATA, META
+from pipelines.tracking.addresses import URI_VARIABLE, safe
 from pipelines.training import store
 
 BIN = Path(sys.executable).parent  # of the environment, which all nodes share with the checkout
@@ -69,7 +71,7 @@ def _sbatch(script: str) -> str:
 
 def ray(args: argparse.Namespace) -> None:
     """Run the suite as a job of a Ray cluster, from a checkout that its nodes share or from a copy that Ray ships."""
-    variables = {"RUN_STORE": str(args.store.absolute())}
+    variables = {"RUN_STORE": str(args.store.absolute())} | _tracking()
     if args.data:
         variables["DATASETS"] = str(args.data.absolute())
     environment: dict[str, Any] = {"env_vars": variables}
@@ -90,7 +92,7 @@ def ray(args: argparse.Namespace) -> None:
 def kuberay(args: argparse.Namespace) -> None:
     """Print the manifest of a suite's RayJob, whose image holds the code and whose volume all else."""
     _expect_at_least(args, workers=1, cpus=1, gpus=0, memory=1)
-    variables = {"RUN_STORE": f"{args.shared}/store", "DATASETS": f"{args.shared}/datasets"}
+    variables = {"RUN_STORE": f"{args.shared}/store", "DATASETS": f"{args.shared}/datasets"} | _tracking()
     names = ("image", "secret", "claim", "shared", "workers", "cpus", "gpus", "memory")
     script = filled(
         "rayjob.yaml",
@@ -100,6 +102,14 @@ def kuberay(args: argparse.Namespace) -> None:
         ray=importlib.metadata.version("ray"),
     )
     print(script)
+
+
+def _tracking() -> dict[str, str]:
+    """MLflow's address for the job, where there is one; UserError for a login in it, which the cluster would show."""
+    uri = os.environ.get(URI_VARIABLE, "")
+    if uri != safe(uri):
+        raise UserError(f"{URI_VARIABLE} holds a login; expected that in ~/.mlflow/credentials, where the job runs")
+    return {URI_VARIABLE: uri} if uri else {}
 
 
 def _script(where: str, suite: str) -> str:

@@ -39,8 +39,7 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
     A trial that fails ends no other: once all have ended, UserError names those that failed.
     """
     kinds = {trial.alike: trial for trial in planned}
-    with connection.connect() as found:
-        ray_cluster = readiness.ready(found, list(kinds.values()))
+    with connection.connect() as found, readiness.ready(found, list(kinds.values())) as ray_cluster:
         sizes = dict(zip(kinds, _on_worker(ray_cluster, _check, list(kinds.values())), strict=True))
         # By key on the device: two benchmarks may train the same weights.
         sized = {(trial := _place(s, ray_cluster)).key: (trial, sizes[s.alike]) for s in planned}

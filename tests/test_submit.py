@@ -57,6 +57,20 @@ def test_a_ray_job_runs_in_the_checkout_or_in_a_copy(home: Path, capsys: pytest.
     assert f"'DATASETS': '/local/data'}}, 'working_dir': '{home}'" in copied
 
 
+def test_a_job_gets_the_address_of_mlflow_and_no_login(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    assert "'MLFLOW_TRACKING_URI': 'https://mlflow.example.org'}" in printed(capsys, "ray", "--print")
+    (head,) = manifest(capsys)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "https://mlflow.example.org"} in head["env"]
+    assert head["envFrom"] == [{"secretRef": {"name": "convnets-mlflow", "optional": True}}]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:s3cret@mlflow.example.org")
+    for way in (["ray"], ["kuberay", "--image=a"]):
+        with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI holds a login; expected that in ~/.mlflow/cred"):
+            printed(capsys, *way)
+
+
 def manifest(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     return yaml.safe_load(printed(capsys, "kuberay", "--image=registry/convnets:1", "--suite=paper", *words))
 

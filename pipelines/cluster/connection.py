@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -23,6 +23,7 @@ from pipelines.cluster import local
 from pipelines.cluster.placement import Need, Node, counted
 from pipelines.command import ending, locks
 from pipelines.command.errors import PREEMPTED, USER_ERROR, UserError
+from pipelines.command.progress import say
 from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
@@ -48,6 +49,7 @@ class Cluster:
     address: str | None  # None: started here, for this process alone
     nodes: tuple[Node, ...]
     refused: tuple[str, ...] = ()  # ids of nodes that can't train
+    question: Any = field(default=None, compare=False)  # readiness.Question, for a node that joins later
 
     @property
     def placing(self) -> dict[str, dict[str, str]]:
@@ -62,6 +64,14 @@ class Cluster:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True),
             **self.placing,
         }
+
+    def without(self, error: UnfitError) -> Cluster:
+        """The cluster without nodes that joined later and lack something, with a line for one that is news."""
+        news = {node.id: node.name for node in living() if node.id in error.nodes} if self.address else {}
+        for node in news.keys() - set(self.refused):
+            say(f"node {news[node]} takes no part: {error}")
+        nodes = tuple(node for node in self.nodes if node.id not in error.nodes)
+        return replace(self, nodes=nodes, refused=tuple(sorted({*self.refused, *error.nodes})))
 
     @property
     def cpus(self) -> int:
@@ -438,6 +448,22 @@ def _unreachable(address: str, reason: str) -> UserError:
 
 class LostError(UserError):
     """A node went away, with what it did: no fault of that."""
+
+
+class UnfitError(LostError):
+    """A node that joined later lacks something, or went before its work began: that is for others from now on."""
+
+    def __init__(self, line: str, nodes: tuple[str, ...]) -> None:
+        super().__init__(line, nodes)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Its id; several where no more is known than the machine."""
+        found: tuple[str, ...] = self.args[1]
+        return found
 
 
 class Losses:

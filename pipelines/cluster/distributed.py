@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from pipelines.cluster import connection
+from pipelines.cluster import connection, readiness
 from pipelines.command import locks
 from pipelines.command.errors import UserError
 from pipelines.training.spec import Spec
@@ -59,7 +59,8 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
 
     for cause in causes:
         if isinstance(cause, UserError):
-            failure = type(cause)(*cause.args) if isinstance(cause, locks.HeldError) else UserError(str(cause))
+            kept = isinstance(cause, locks.HeldError | connection.UnfitError)
+            failure = type(cause)(*cause.args) if kept else UserError(str(cause))
             failure.status = cause.status
             return failure
     lost = [cause for cause in causes if isinstance(cause, RayError) and not isinstance(cause, RayTaskError)]
@@ -83,7 +84,7 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster, workers: int) -> None:
     need = ray_cluster.need(spec.benchmark)
     trainer = TorchTrainer(
         _train_rank,
-        train_loop_config={"spec": spec},
+        train_loop_config={"spec": spec, "question": ray_cluster.question},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=bool(need.gpus), resources_per_worker=need.bundle, **ray_cluster.placing
         ),
@@ -161,6 +162,7 @@ def _preempt(number: int, frame: FrameType | None) -> None:
 def _train_rank(config: dict[str, Any]) -> None:
     """One worker of a distributed trial; runs in a Ray Train worker process."""
     connection.end_with_raylet()
+    readiness.join(config["question"])
     import ray.train
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 

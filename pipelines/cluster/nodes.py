@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from pipelines.cluster import connection
 from pipelines.cluster.placement import Node
 from pipelines.training import fingerprint
+
+WHERE = re.compile(r"\bip=([^),\s]+)")  # in what Ray says of a task's error
 
 
 def own() -> str:
@@ -26,6 +29,18 @@ def lacks_module(error: Exception) -> str | None:
         if missing
         else None
     )
+
+
+def unfit(error: Exception, found: connection.Cluster) -> connection.UnfitError | None:
+    """Where a task failed because its node has no project, and joined after the others had been asked."""
+    import ray
+
+    lacking, address = lacks_module(error), WHERE.search(str(error))
+    if lacking is None or address is None or found.question is None:
+        return None
+    there = (node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == address[1])
+    late = tuple(node for node in there if node not in found.question.asked)
+    return connection.UnfitError(lacking, late) if late else None
 
 
 def ask(function: Callable[..., Any], *words: Any, among: Iterable[Node], patience_s: float) -> list[tuple[Node, Any]]:

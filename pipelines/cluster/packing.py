@@ -9,12 +9,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.cluster import connection, distributed, estimate, nodes
-from pipelines.cluster.placement import Job, Place, Placing, Start
+from pipelines.cluster import connection, distributed, estimate, nodes, readiness
+from pipelines.cluster.placement import Job, Node, Place, Placing, Start
 from pipelines.command import errors
 from pipelines.command.errors import FULL, PREEMPTED, UserError
 from pipelines.command.progress import say
@@ -30,6 +30,7 @@ LINES_AT_ONCE = 20  # of running trials
 ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
 SAVING_S = 15.0  # for checkpoints then
 Failure = tuple[Spec, Exception]
+Tasks = Mapping[Any, tuple[Spec, float]]  # of Ray: what it trains, and since when
 
 
 def run(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
@@ -83,6 +84,7 @@ class _Packing:
         self.tasks: dict[Any, tuple[Spec, float]] = {}  # with the time of their beginning
         self.attempts: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()  # that have ended
         self.losses = connection.Losses()
+        self.alive = {node.id: node.host for node in ray_cluster.nodes}
         self.looked = self.checked = time.monotonic()  # at the nodes; for trials that are cut off
         self.asked: list[dict[str, float]] = []  # of an autoscaler
 
@@ -95,7 +97,10 @@ class _Packing:
                 for trial, error in self._ended():
                     self.shared.left(self.placing.running[trial.key])
                     job = self.placing.ended(trial.key)
-                    if error is not None and self.losses.forgives(trial.key, error):
+                    if isinstance(error, connection.UnfitError):
+                        self._without(error)
+                        self.placing.again(job)
+                    elif error is not None and self.losses.forgives(trial.key, error):
                         say(f"{error}; it goes on elsewhere")
                         self.placing.again(job)
                     elif error is not None:
@@ -103,6 +108,14 @@ class _Packing:
                 self._look()
         finally:
             self._ask_for([])
+
+    def _without(self, error: connection.UnfitError) -> None:
+        """Keep what is left from nodes that lack something, or are gone."""
+        self.cluster = self.shared.cluster = self.cluster.without(error)
+        self._see(connection.living())
+
+    def _see(self, living: Sequence[Node]) -> None:
+        self.placing.now_on([node for node in living if node.id not in self.cluster.refused])
 
     def _begin(self, start: Start) -> None:
         import ray
@@ -118,7 +131,8 @@ class _Packing:
         remote = ray.remote(max_retries=0)(_train_one)
         others = dict(need.others)
         asked = {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": others.pop("memory", 0), "resources": others}
-        self.tasks[remote.options(**asked, **where, name=trial.name).remote(trial)] = trial, time.time()
+        task = remote.options(**asked, **where, name=trial.name).remote(trial, self.cluster.question)
+        self.tasks[task] = trial, time.time()
 
     def _attempt(self, trial: Spec, workers: int) -> None:
         """Not in the main thread: there Ray Train answers Ctrl-C itself, and takes ten seconds and status 0 for it."""
@@ -133,13 +147,15 @@ class _Packing:
         import ray
 
         several = len(self.placing.running) > len(self.tasks)
-        done, running = [], list[Any]()
+        done = list[Any]()
         if self.tasks:
-            done, running = ray.wait(list(self.tasks), num_returns=1, timeout=0.1 if several else 1.0)
-        ended = [(task, _error_of(task, self.tasks[task][0])) for task in done]
+            done, _ = ray.wait(list(self.tasks), num_returns=1, timeout=0.1 if several else 1.0)
+        ended = [(task, _error_of(task, self.tasks[task][0], self.cluster)) for task in done]
         if not done and self.cluster.address is not None and time.monotonic() - self.checked > CUT_OFF_S / 4:
             self.checked = time.monotonic()
-            ended = list(_cut_off({task: self.tasks[task] for task in running}))
+            before, self.alive = self.alive, {node.id: node.host for node in connection.living()}
+            gone = before.keys() - self.alive.keys()
+            ended = [*_cut_off(self.tasks, self.alive.values()), *_promised(self.tasks, gone)]
         for task, error in ended:
             yield self.tasks.pop(task)[0], error
         if not self.placing.running:
@@ -154,8 +170,7 @@ class _Packing:
         if self.cluster.address is None or time.monotonic() - self.looked < NODES_EVERY_S:
             return
         self.looked = time.monotonic()
-        living = connection.living()
-        self.placing.now_on([node for node in living if node.id not in self.cluster.refused])
+        self._see(connection.living())
         running = [start.job for start in self.placing.running.values()]
         self._ask_for([*running, *self.placing.waiting] if self.placing.waiting else [])
 
@@ -205,20 +220,33 @@ class SharedGPUs:
                 del self.held[seat]
 
 
-def _cut_off(running: Mapping[Any, tuple[Spec, float]]) -> Iterator[tuple[Any, Exception | None]]:
+def _cut_off(tasks: Tasks, hosts: Collection[str]) -> Iterator[tuple[Any, Exception | None]]:
     """Tasks that Ray awaits, though their nodes are gone: finished in the store all the same, or lost.
 
     Without a connection to a node, Ray takes its tasks for running long after it took the node for dead.
     """
-    hosts = {node.host for node in connection.living()}
-    for task, (trial, began) in running.items():
+    for task, (trial, began) in tasks.items():
         state = status.read(trial.files.progress, since=began)
         if state is not None and state.get("host") not in hosts and time.time() - state["time"] > CUT_OFF_S:
             lost = connection.LostError(f"{trial.name}: its node {state['host']} is cut off")
             yield task, None if trial.files.finished else lost
 
 
-def _error_of(task: Any, trial: Spec) -> Exception | None:
+def _promised(tasks: Tasks, dead: Collection[str]) -> Iterator[tuple[Any, Exception]]:
+    """Tasks that have not begun, where nodes are gone, each to be started again without these.
+
+    Ray may have asked one of them for a place, and without a connection waits for its answer for ever; with another
+    selector of nodes, a task comes into another of Ray's queues.
+    """
+    import ray
+
+    for task, (trial, began) in tasks.items() if dead else ():
+        if status.read(trial.files.progress, since=began) is None:
+            ray.cancel(task)
+            yield task, connection.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
+
+
+def _error_of(task: Any, trial: Spec, ray_cluster: connection.Cluster) -> Exception | None:
     """The error that a task ended with, a UserError unless it is a bug of ours; None where it succeeded."""
     import ray
 
@@ -227,15 +255,16 @@ def _error_of(task: Any, trial: Spec) -> Exception | None:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OSError) and error.cause.errno in FULL:
             return UserError(f"{trial.name}: no space left in {trial.store}; make room and run this again")
-        return error.cause if isinstance(error.cause, UserError) else error
+        return error.cause if isinstance(error.cause, UserError) else nodes.unfit(error, ray_cluster) or error
     except (ray.exceptions.RayError, OSError) as error:
         return connection.lost_worker(trial.name, error)
     return None
 
 
-def _train_one(trial: Spec) -> None:
+def _train_one(trial: Spec, question: readiness.Question | None) -> None:
     """Runs in the main thread of a Ray worker process, so that the process can handle a signal."""
     connection.end_with_raylet()
+    readiness.join(question)
     from pipelines.training import trainer
     from pipelines.training.checkpoint import Worker
 

@@ -13,9 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.cluster import connection, nodes
@@ -36,17 +36,22 @@ FETCH_S = 3600.0
 SEEN_S = 10.0  # until a file that one node wrote shows on another: NFS remembers what it saw for some seconds
 LEAST_FREE = 200 * 10**6  # bytes among a node's temporary files, for Ray's logs and sockets
 COMPARED = ("torch", "pytorch-lightning", "numpy")  # of them, the release
+DECODING = ("pillow", "numpy")  # the same
 ABSENT = "no data yet"  # a node's answer that has the project, and no datasets/ in it
 SHARED = "expected a run store that every node shares ($RUN_STORE)"
 
 
-def ready(found: Cluster, planned: Sequence[Spec]) -> Cluster:
-    """The nodes that can train, once they hold all these trials; UserError where they don't."""
+@contextmanager
+def ready(found: Cluster, planned: Sequence[Spec]) -> Iterator[Cluster]:
+    """The nodes that can train, once they hold all these trials; UserError where they don't.
+
+    While the block runs, a node that joins is asked by the first work that it gets (``join``).
+    """
     benchmarks = [trial.benchmark for trial in planned]
-    found = admitted(awaited(found, benchmarks), planned)
-    for benchmark in benchmarks:
-        found.require(benchmark)
-    return found
+    with admitted(awaited(found, benchmarks), lambda: training(planned)) as able:
+        for benchmark in benchmarks:
+            able.require(benchmark)
+        yield able
 
 
 def awaited(found: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
@@ -105,58 +110,74 @@ def _request(found: Cluster, benchmark: Benchmark | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a node must have: the code, the data and the libraries of the driver, and its run store."""
+    """What a node must have: the code and the libraries of the driver; to train, its data and its run store, too."""
 
     code: dict[str, str]  # sha256 by module
-    data: Path
-    digests: dict[str, str]  # by dataset
     libraries: dict[str, str]  # releases by name
-    store: Path
-    token: str  # in the name of a file that is in the store, and of the answer to it
-    cuda: bool  # whether a trial takes GPUs where there are any
+    data: Path = Path()
+    digests: dict[str, str] = field(default_factory=dict)  # by dataset
+    store: Path | None = None
+    cuda: bool = False  # whether a trial takes GPUs where there are any
+    token: str = field(default_factory=lambda: secrets.token_hex(8))  # names a file in the store, and the answers to it
+    asked: frozenset[str] = frozenset()  # ids of nodes
 
     @property
-    def seen(self) -> Path:
+    def seen(self) -> Path | None:
         """The file that the driver wrote."""
-        return self.store / "seen" / self.token
+        return None if self.store is None else self.store / "seen" / self.token
 
-    def answer(self, node: str) -> Path:
+    def answer(self, node: str) -> Path | None:
         """The file that a node writes."""
-        return self.seen.with_name(f"{self.token}.{node}")
+        return None if self.seen is None else self.seen.with_name(f"{self.token}.{node}")
 
 
-def admitted(found: Cluster, planned: Sequence[Spec]) -> Cluster:
-    """The cluster without the nodes that can't train, each with a line; UserError where none can.
+def training(planned: Sequence[Spec]) -> Question:
+    """What a node is asked that is to train, or to use what was trained."""
+    data, names = planned[0].data, {trial.benchmark.dataset for trial in planned}
+    return Question(
+        code=_code(),
+        libraries=_libraries(COMPARED),
+        data=data,
+        digests={name: datasets.open_dataset(data, name).digest for name in sorted(names)},
+        store=planned[0].store,
+        cuda=any(trial.benchmark.resources.gpus or trial.benchmark.resources.gpus_if_any for trial in planned),
+    )
+
+
+def decoding() -> Question:
+    """What a node is asked that is to decode photographs."""
+    return Question(code=_code(), libraries=_libraries(DECODING))
+
+
+@contextmanager
+def admitted(found: Cluster, question: Callable[[], Question]) -> Iterator[Cluster]:
+    """The cluster without the nodes that can't do the work, each with a line; UserError where none can.
 
     Each node that has a CPU is asked once. A node that has the code and not the data fetches it.
     """
     if found.address is None:
-        return found
+        yield found
+        return
     asked = [node for node in found.nodes if node.cpus]
-    with _question(planned) as question:
-        lacking = _faults(question, asked)
-    refused = {node.id for node, _ in lacking}
-    if len(refused) == len(asked):
-        raise UserError("no node can train: " + "; ".join(f"{node.name}: {fault}" for node, fault in lacking))
-    for node, fault in lacking:
-        say(f"node {node.name} takes no part: {fault}")
-    others = tuple(node for node in found.nodes if node.id not in refused)
-    return dataclasses.replace(found, nodes=others, refused=tuple(sorted(refused)))
+    with _shown(question()) as shown:
+        lacking = _faults(shown, asked)
+        refused = {node.id for node, _ in lacking}
+        if asked and len(refused) == len(asked):
+            faults = "; ".join(f"{node.name}: {fault}" for node, fault in lacking)
+            raise UserError(f"no node can {'train' if shown.store else 'decode'}: {faults}")
+        for node, fault in lacking:
+            say(f"node {node.name} takes no part: {fault}")
+        others = tuple(node for node in found.nodes if node.id not in refused)
+        known = dataclasses.replace(shown, asked=frozenset(node.id for node in found.nodes))
+        yield dataclasses.replace(found, nodes=others, refused=tuple(sorted(refused)), question=known)
 
 
 @contextmanager
-def _question(planned: Sequence[Spec]) -> Iterator[Question]:
-    """With a file in the store while it is asked."""
-    data, names = planned[0].data, {trial.benchmark.dataset for trial in planned}
-    question = Question(
-        code=_code(),
-        data=data,
-        digests={name: datasets.open_dataset(data, name).digest for name in sorted(names)},
-        libraries=_libraries(),
-        store=planned[0].store,
-        token=secrets.token_hex(8),
-        cuda=any(trial.benchmark.resources.gpus or trial.benchmark.resources.gpus_if_any for trial in planned),
-    )
+def _shown(question: Question) -> Iterator[Question]:
+    """With its file in the store while it may be asked."""
+    if question.seen is None:
+        yield question
+        return
     question.seen.parent.mkdir(parents=True, exist_ok=True)
     question.seen.touch()
     try:
@@ -164,6 +185,20 @@ def _question(planned: Sequence[Spec]) -> Iterator[Question]:
     finally:
         for path in question.seen.parent.glob(f"{question.token}*"):
             path.unlink(missing_ok=True)
+
+
+_joined: set[str] = set()  # in a worker process: tokens of the questions that its node has answered
+
+
+def join(question: Question | None) -> None:
+    """Runs in a Ray worker process before its work: UnfitError where its node joined later and lacks something."""
+    if question is None or question.token in _joined or (own := nodes.own()) in question.asked:
+        return
+    fault = _inspect(question)
+    fault = _fetch(question) if fault == ABSENT else fault
+    if fault is not None:
+        raise connection.UnfitError(fault, (own,))
+    _joined.add(question.token)
 
 
 def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]:
@@ -175,7 +210,8 @@ def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]
         answers = [(node, answer) for node, answer in answers if answer != ABSENT]
         answers += nodes.ask(_fetch, question, among=absent, patience_s=FETCH_S)
     faults = [(node, _in_words(answer)) for node, answer in answers if answer is not None]
-    unseen = (node for node, answer in answers if answer is None and not _shows(question.answer(node.id)))
+    able = [(node, question.answer(node.id)) for node, answer in answers if answer is None]
+    unseen = (node for node, path in able if path is not None and not _shows(path))
     return faults + [(node, f"what it writes into {question.store} does not show here; {SHARED}") for node in unseen]
 
 
@@ -214,7 +250,8 @@ def _inspect(question: Question) -> str | None:
             found.split("train")
     except UserError as error:
         return str(error)
-    question.answer(nodes.own()).touch()
+    if answer := question.answer(nodes.own()):
+        answer.touch()
     return None
 
 
@@ -228,13 +265,13 @@ def _code_fault(question: Question) -> str | None:
 
 
 def _store_fault(question: Question) -> str | None:
-    if question.seen.exists():
+    if question.seen is None or question.seen.exists():
         return None
     return f"it does not see what the driver wrote into {question.store}; {SHARED}"
 
 
 def _library_fault(question: Question) -> str | None:
-    here = _libraries()
+    here = _libraries(question.libraries)
     for name, release in question.libraries.items():
         if here[name] != release:
             return f"it has {name} {here[name]}; expected {release}, as the driver has"
@@ -268,9 +305,9 @@ def _code() -> dict[str, str]:
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in fingerprint.read().items()}
 
 
-def _libraries() -> dict[str, str]:
+def _libraries(names: Iterable[str]) -> dict[str, str]:
     """Releases without what was built in: a GPU's node has another build of torch."""
-    return {name: _release(name) for name in COMPARED}
+    return {name: _release(name) for name in names}
 
 
 def _release(name: str) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipelines.command.errors import UserError
-from pipelines.tracking import limits
+from pipelines.tracking import database, limits
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPECTED = "expected http://HOST:PORT, https://HOST:PORT, or sqlite:/// and the path of a file"
+ELSEWHERE = f"set {URI_VARIABLE} to a server, or to sqlite:/// and a file on this machine's own disk"
 # Other schemes of MLflow, apart from its plugins'; "" is a plain path.
 SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 LONGEST_MESSAGE = 240  # characters of a message from a library or a server
@@ -43,6 +44,8 @@ def tracking_uri(project: Path) -> str:
         raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}; {EXPECTED}")
     if directory:  # MLflow would try for minutes to open it
         raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}, which is a directory; {EXPECTED}")
+    if file is not None and (kind := database.shared_by(file)):
+        raise UserError(f"{file} is on shared storage ({kind}), where sqlite's locks may fail; {ELSEWHERE}")
     return uri
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ARTIFACTS = "mlartifacts"  # the directory beside the database
+# File systems of a network: whether one process's lock holds on another machine is up to their server.
+DISTRIBUTED = ("afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "panfs", "smb3", "wekafs")
+FUSED = ("beegfs", "ceph-fuse", "glusterfs", "juicefs", "lustre", "s3fs", "sshfs")
+SEVERAL_WRITE = {*DISTRIBUTED, *(f"fuse.{name}" for name in FUSED)}
 BUSY_S = 3.0  # to wait for another process that writes; MLflow itself would wait 20 s in each call
 OTHER_VERSION = (
     "it is of another version of MLflow; `mlflow db upgrade` with its address brings an older one up to date"
@@ -36,6 +40,16 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def shared_by(file: Path) -> str | None:
+    """The kind of the file system that a file is on, or would be, where machines share that; None on a local disk."""
+    import psutil
+
+    above = file.resolve().parents
+    mounts = [one for one in psutil.disk_partitions(all=True) if Path(one.mountpoint) in above]
+    kind = max(reversed(mounts), key=lambda one: len(one.mountpoint)).fstype if mounts else ""  # the last one shows
+    return kind if kind in SEVERAL_WRITE else None
 
 
 def check(file: Path) -> None:

@@ -37,6 +37,7 @@ ENVIRONMENT = {  # a user's own settings stand
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+OTHER_LOGIN = "expected the login of a user who may edit there"
 LATER = (408, 429)  # statuses below 500 that mean: try again
 Answer = TypeVar("Answer")
 
@@ -184,8 +185,9 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
     status = _status(error)
     if status in (401, 403):
         body = re.search(r"Response body: '([^'<]{1,80})'", str(error))
-        words = f"{status}, {body[1]}" if body and status == 403 else str(status)
-        return LoginError(clean(f"{'wants a login' if status == 401 else 'denies access'} ({words}; {SET_LOGIN})", uri))
+        said = f", {body[1]}" if body else ""
+        words = f"wants a login (401; {SET_LOGIN})" if status == 401 else f"denies access (403{said}; {OTHER_LOGIN})"
+        return LoginError(clean(words, uri))
     if status is not None and status < 500 and status not in LATER:
         return RefusedError(clean(str(error), uri))
     wrong = None if is_remote(uri) else database.reason(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipelines.command.errors import UserError
 from pipelines.training.fingerprint import ROOT
 
 UNCOUNTED = (":!suite.yaml", ":!results")  # of the tree's changes
+ARCHIVED = ".git_archival.txt"  # `git archive` fills it in, as .gitattributes says
 
 
 def chosen_device(asked: str | None) -> str:
@@ -53,7 +55,9 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit of the source tree and whether it was changed since; None outside Git.
+    """The commit of the source tree and whether it was changed since, None where that can't be told.
+
+    An archive that ``git archive`` made, which the image of a cluster is built from, names its commit in a file.
 
     Another active suite is no change, since it concerns no single benchmark; nor is what stands below results/, the
     records of ``tune`` and the evidence, which would make the next one dirty.
@@ -73,6 +77,14 @@ def git_state() -> dict[str, Any]:
             return None
         return done.stdout.rstrip() if done.returncode == 0 else None
 
-    commit = git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD") or _archived()
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *UNCOUNTED)
     return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}
+
+
+def _archived() -> str | None:
+    try:
+        found = re.search(r"node: ([0-9a-f]{40})\b", (ROOT / ARCHIVED).read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+    return found and found[1]

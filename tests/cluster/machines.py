@@ -90,6 +90,10 @@ class Machines:
         """Cut a node off the network; it goes on."""
         self.switch.run("ip", "link", "set", f"v{number}", "down")
 
+    def heal(self, number: int) -> None:
+        """Have it back on the network."""
+        self.switch.run("ip", "link", "set", f"v{number}", "up")
+
     def _name(self, machine: Machine, own: str) -> None:
         names = {"ctl": self.address(0)} | {f"n{k}": self.address(k) for k in range(1, self.count + 1)}
         names |= {machine.name: own}

@@ -270,7 +270,12 @@ RAYLET = """
 
 @pytest.mark.parametrize(
     "task",
-    ["train._check([])", "packing._train_one(None)", "estimate._measure(None)", "distributed._train_rank({})"],
+    [
+        "train._check([])",
+        "packing._train_one(None, None)",
+        "estimate._measure(None)",
+        "distributed._train_rank({'question': None})",
+    ],
 )
 def test_a_worker_ends_with_its_raylet_even_while_it_imports(task: str) -> None:
     """Seconds go by before torch is there: whoever asked for its parent only then would follow another process."""

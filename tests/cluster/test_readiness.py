@@ -17,7 +17,7 @@ import numpy
 import pytest
 import torch
 
-from pipelines.command.files import read_json
+from pipelines.command.files import read_json, read_lines
 from pipelines.training import status
 from pipelines.training.spec import Spec
 from tests.checkout import Checkout
@@ -59,6 +59,12 @@ class Scene:
         head = f"--address={self.environment['RAY_ADDRESS']}"
         self.ray(number, head, f"--node-ip-address={self.network.address(number)}", "--num-cpus=1", *words)
 
+    def replace(self, number: int) -> Machine:
+        """A new machine in the place of one, which is switched off."""
+        self.node(number).end()
+        self.network.nodes[number - 1] = self.network.start(number)
+        return self.node(number)
+
     def node(self, number: int) -> Machine:
         return self.network.nodes[number - 1]
 
@@ -68,6 +74,10 @@ class Scene:
         with self.path.open("wb") as log:
             environment = self.environment | extra
             return subprocess.Popen(command, cwd=self.checkout.folder, env=environment, stdout=log, stderr=log)
+
+    def alive(self) -> list[str]:
+        """The nodes that are there, as Ray knows."""
+        return self.node(1).run(sys.executable, "-W", "ignore", "-c", ALIVE, environment=self.environment).split()
 
     @property
     def path(self) -> Path:
@@ -94,6 +104,11 @@ def scene(tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield Scene(network, checkout)
 
 
+ALIVE = """
+import ray
+ray.init(logging_level=50)
+print(*sorted(node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]))
+"""
 PROBE = """
     import dataclasses, sys
     from pathlib import Path
@@ -104,9 +119,11 @@ PROBE = """
     planned = spec.trials(load_params(), "linear-mnist", data=Path("datasets").absolute(), root=store.default())
     with connection.connect() as found:
         for line in sys.stdin:
-            gpus = Resources(gpus_if_any=float(line))
+            gpus = Resources(gpus_if_any=float(line.partition(" ")[2] or 0))
             one = dataclasses.replace(planned[0], benchmark=dataclasses.replace(planned[0].benchmark, resources=gpus))
-            print(readiness.admitted(found, [one]), flush=True)
+            ask = readiness.decoding if line == "decoding\\n" else lambda: readiness.training([one])
+            with readiness.admitted(found, ask) as able:
+                print(able, flush=True)
 """
 
 
@@ -115,6 +132,11 @@ def installed() -> Path:
     code = "import importlib.util; print(importlib.util.find_spec('pipelines').submodule_search_locations[0])"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return Path(subprocess.check_output([sys.executable, "-c", code], cwd="/", env=environment, text=True).strip())
+
+
+def hidden(path: Path) -> list[str]:
+    """What to mount on a node that is not to have what is in a folder."""
+    return ["-t", "tmpfs", "tmpfs", str(path)]
 
 
 def test_a_node_that_lacks_something_takes_no_part(scene: Scene, tmp_path: Path) -> None:
@@ -127,12 +149,9 @@ def test_a_node_that_lacks_something_takes_no_part(scene: Scene, tmp_path: Path)
         copy.write_text(path.read_text().replace(old, new, 1))
         return ["--bind", str(copy), str(path)]
 
-    def hidden(path: Path) -> list[str]:
-        return ["-t", "tmpfs", "tmpfs", str(path)]
-
     meta, library = home / "datasets/mnist/meta.json", Path(numpy.__file__).parents[1]
     (metadata,) = library.glob("numpy-*.dist-info/METADATA")
-    version = f"Version: {numpy.__version__}"
+    version, all_nodes = f"Version: {numpy.__version__}", "Ray cluster at 10.77.0.1:6379: 3 nodes, 2 CPUs, 1 GPUs\n"
     faults = [
         (hidden(home / "pipelines"), "it has no module 'pipelines"),
         (changed(home / "pipelines/train.py", '"""', '"""Not '), f"its pipelines.train in {home} differs from the"),
@@ -147,8 +166,8 @@ def test_a_node_that_lacks_something_takes_no_part(scene: Scene, tmp_path: Path)
     with subprocess.Popen(command, cwd=home, env=scene.environment, stdin=pipe, stdout=pipe, text=True) as probe:
         assert probe.stdin and probe.stdout
 
-        def answer(gpus: float) -> list[str]:
-            probe.stdin.write(f"{gpus}\n")  # type: ignore[union-attr]
+        def answer(work: str) -> list[str]:
+            probe.stdin.write(f"{work}\n")  # type: ignore[union-attr]
             probe.stdin.flush()  # type: ignore[union-attr]
             told = [probe.stdout.readline()]  # type: ignore[union-attr]
             while not told[-1].startswith("Ray cluster at "):
@@ -158,15 +177,18 @@ def test_a_node_that_lacks_something_takes_no_part(scene: Scene, tmp_path: Path)
 
         for mount, line in faults:
             node.run("mount", *mount)
-            fault, found = answer(0)
+            fault, found = answer("training")
             node.run("umount", mount[-1])
             assert fault.startswith(f"node n3 takes no part: {line}")
             assert found == "Ray cluster at 10.77.0.1:6379: 2 nodes, 1 CPUs, 0 GPUs\n"
         if torch.version.cuda is None:
-            assert answer(1.0)[0].startswith("node n3 takes no part: it has 1 GPU, and a torch that is built for CPUs")
+            assert answer("training 1.0")[0].startswith(
+                "node n3 takes no part: it has 1 GPU, and a torch that is built for CPUs"
+            )
         node.run("mount", *hidden(home / "datasets"))
-        assert answer(0) == ["fetching the data on n3\n", "Ray cluster at 10.77.0.1:6379: 3 nodes, 2 CPUs, 1 GPUs\n"]
-        assert answer(0) == ["Ray cluster at 10.77.0.1:6379: 3 nodes, 2 CPUs, 1 GPUs\n"]
+        assert answer("decoding") == [all_nodes]  # which needs neither data nor store
+        assert answer("training") == ["fetching the data on n3\n", all_nodes]
+        assert answer("training") == [all_nodes]
         probe.stdin.close()
         assert probe.wait(timeout=300) == 0
     assert not list((home / "store/seen").iterdir())
@@ -186,6 +208,18 @@ def test_trials_outlive_nodes_that_are_late_lost_and_cut_off(scene: Scene) -> No
     until(lambda: "waiting up to 10 min for nodes" in scene.log)
     scene.join(2)
     until(lambda: any(stamp(trial.files.checkpoint) for trial in trials))
+    for folders, line in (
+        (
+            (installed(), scene.checkout.folder / "pipelines"),
+            "it has no module 'pipelines.training'; expected the proj",
+        ),
+        ((scene.checkout.folder / "store",), "it does not see what the driver wrote into "),
+    ):
+        for folder in folders:
+            scene.node(3).run("mount", *hidden(folder))
+        scene.join(3)  # and is asked by the first trial that it gets
+        until(lambda line=line: f"\nnode n3 takes no part: {line}" in scene.log)  # type: ignore[misc]
+        scene.replace(3)
     scene.join(3)
 
     def on_the_third(since: float) -> Spec | None:
@@ -198,14 +232,30 @@ def test_trials_outlive_nodes_that_are_late_lost_and_cut_off(scene: Scene) -> No
     assert lost is not None
     scene.node(3).end()
     until(lambda: f"{lost.name}: its node is gone; it goes on elsewhere" in scene.log)
-    scene.network.nodes[2] = scene.network.start(3)
-    scene.join(3)
-    again = time.time()
-    until(lambda: on_the_third(again) is not None)
+
+    def back_on_the_third() -> Spec:
+        scene.replace(3)
+        scene.join(3)
+        again = time.time()
+        until(lambda: on_the_third(again) is not None)
+        found = on_the_third(again)
+        assert found is not None
+        return found
+
+    apart = back_on_the_third()
+    before = len(scene.log)
+    scene.network.cut(3)
+    until(lambda: scene.alive() == ["n1", "n2"])
+    scene.network.heal(3)  # too late for Ray: what trained there ends, and its trial goes on elsewhere
+    until(lambda: re.search(rf"\n{apart.name}: its node .*; it goes on elsewhere\n", scene.log[before:]) is not None)
+    back_on_the_third()
     scene.network.cut(3)  # it goes on, and finishes its trial in the store: the driver need not hear of it
     slow.unlink()
     assert training.wait(timeout=300) == 0, scene.log
     assert all(trial.files.finished for trial in trials)
+    for trial in trials:
+        passes = [line["epoch"] for line in read_lines(trial.files.curve)]
+        assert len(passes) == 60 and passes == sorted(set(passes))  # none was trained twice
     assert len(list((scene.checkout.folder / "runs").glob("*/seed-*/result.json"))) == len(trials)
 
 

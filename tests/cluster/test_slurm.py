@@ -1,10 +1,9 @@
-"""A job on a real SLURM of two machines: a node is lost, the job is cancelled and queued again, the ledger written."""
+"""The documented commands on a real SLURM of two machines: a node is lost, the job queued again, the ledger written."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +16,10 @@ from tests.checkout import Checkout
 from tests.cluster.machines import SCRATCH, Machine, Machines, machines
 from tests.disturbed import OFTEN, specs, stamp
 from tests.processes import until
+from tests.projects import ROOT
 
 pytestmark = [pytest.mark.usefixtures("ends_all"), pytest.mark.alone]
-ROOT = os.environ.get("SLURM_ROOT")  # of Debian's packages, where they are unpacked and not installed
+TOOLS = os.environ.get("SLURM_ROOT")  # of Debian's packages, where they are unpacked and not installed
 CONF = """
     ClusterName=test
     SlurmctldHost=ctl(10.77.0.254)
@@ -43,8 +43,16 @@ CONF = """
     SchedulerParameters=bf_interval=2
     KillWait=5
     NodeName=n[1-2] NodeAddr=10.77.0.[1-2] CPUs=1 RealMemory=1000 State=UNKNOWN
-    PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+    PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+    PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
 """
+
+
+def commands(title: str) -> list[str]:
+    """Those that docs/clusters.md gives under a title."""
+    _, _, section = (ROOT / "docs/clusters.md").read_text().partition(f"\n## {title}\n")
+    block = section.partition("\n    ")[2].partition("\n\n")[0]
+    return [line.strip().partition("    #")[0] for line in block.splitlines()]
 
 
 class Slurm:
@@ -74,10 +82,10 @@ class Slurm:
     def run(self, *words: str) -> str:
         return self.scene.switch.run(*words, environment=self.environment)
 
-    def submit(self, *words: str) -> str:
-        command = [sys.executable, "-m", "pipelines.submit", "slurm", "--nodes=2", f"--scratch={SCRATCH}", *words]
-        told = self.run("env", f"--chdir={self.checkout.folder}", *command)
-        return told.split()[1]
+    def type(self, line: str) -> str:
+        """What a person types in the checkout; but these machines have no GPUs, and share their /tmp."""
+        line = line.replace(" --gpus-per-node 8", f" --scratch {SCRATCH}")
+        return self.run("env", f"--chdir={self.checkout.folder}", "bash", "-c", line)
 
     def log(self, job: str) -> str:
         path = self.checkout.folder / f"store/logs/slurm-{job}.log"
@@ -86,12 +94,12 @@ class Slurm:
 
 @pytest.fixture
 def slurm(tmp_path: Path, mirror: Path) -> Iterator[Slurm]:
-    path = f"{ROOT or ''}/usr/sbin"
+    path = f"{TOOLS or ''}/usr/sbin"
     if shutil.which("slurmctld-wlm", path=path) is None:
         pytest.skip("no SLURM here (Debian's slurmctld and slurmd, installed or unpacked at $SLURM_ROOT)")
     (tmp_path / "checkout").mkdir()
     checkout = Checkout(tmp_path / "checkout", mirror)
-    with machines(tmp_path, 2, ROOT) as scene:
+    with machines(tmp_path, 2, TOOLS) as scene:
         yield Slurm(scene, checkout)
 
 
@@ -105,16 +113,19 @@ def test_a_job_outlives_its_node_and_its_end(slurm: Slurm, monkeypatch: pytest.M
     home, slow = slurm.checkout.folder, slurm.scene.folder / "slow"
     monkeypatch.chdir(home)
     slurm.checkout.small(epochs=60, images=2000)  # enough for three interruptions
+    slurm.checkout.edit(lambda found: found["suites"].update(paper=found["suites"]["laptop"]))
     (slurm.scene.folder / "sitecustomize.py").write_text(OFTEN)
     slow.touch()
-    slurm.checkout.run("dvc", "repro", "fetch")
+    prepare, preview, submit, follow = commands("With a SLURM account")
+    slurm.type(prepare)
+    assert "#SBATCH --partition=gpu\n#SBATCH --account=mine\n" in slurm.type(preview)
     one, other = specs("lenet5-mnist")
 
     def saved(*trials: Spec) -> None:
         began = {trial.key: stamp(trial.files.checkpoint) for trial in trials}
         until(lambda: all(stamp(trial.files.checkpoint) > began[trial.key] for trial in trials))
 
-    job = slurm.submit()
+    job = slurm.type(submit).split()[1]
     saved(one, other)
     slurm.run("scancel", job)
     until(lambda: state(slurm, job) == "CANCELLED")
@@ -128,11 +139,12 @@ def test_a_job_outlives_its_node_and_its_end(slurm: Slurm, monkeypatch: pytest.M
     assert sorted(hosts) == ["n1", "n2"]
     slurm.scene.nodes[1].end()
     slow.unlink()
-    until(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), 150)
+    until(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), 400)
     assert state(slurm, job) == "COMPLETED", slurm.log(job)
     ledger = (home / "report/ledger.json").read_text()
     assert "lenet5-mnist" in ledger and "linear-mnist" in ledger
-    told = slurm.log(job)
+    told = slurm.type(follow.replace("tail -F", "cat"))
+    assert told == slurm.log(job)
     assert told.count("\nerror: ended by SIGUSR1; the same command goes on at its last checkpoint\n") == 1
     assert "Traceback" not in told and "[state-dump]" not in told
     assert min(read_json(trial.files.result)["resumed"] for trial in (one, other)) >= 2

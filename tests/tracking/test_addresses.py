@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.command.errors import UserError
@@ -75,6 +76,34 @@ def test_a_directory_is_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "mlflow.db").mkdir()
     said = f"not tracked: {tmp_path}/mlflow.db is a directory; expected MLflow's database, which is a file; 1 trial"
     assert (helper.sync(project.spool).line or "").startswith(said)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_sqlite_on_shared_storage_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """The list of mounts is this machine's, with one more: there is no server of files here."""
+    mounted = psutil.disk_partitions(all=True)
+    mounted.append(mounted[0]._replace(mountpoint=str(tmp_path / "home"), fstype="nfs4"))
+    mounted.append(mounted[0]._replace(mountpoint=str(tmp_path / "home/scratch"), fstype="ext4"))
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounted)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    file = tmp_path / "link/project/mlflow.db"
+    project = Project(file.parent)
+    project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    if named:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    assert helper.sync(project.spool).line == (
+        f"not tracked: {file} is on shared storage (nfs4), where sqlite's locks may fail; set MLFLOW_TRACKING_URI to a "
+        "server, or to sqlite:/// and a file on this machine's own disk; 1 trial and 1 benchmark wait in the spool"
+    )
+    with pytest.raises(UserError, match="is on shared storage"):
+        replay(project.spool)
+    elsewhere = f"sqlite:///{tmp_path}/home/scratch/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+    assert addresses.tracking_uri(project.root) == elsewhere
 
 
 @pytest.mark.parametrize("value", ["", "  "])

@@ -133,8 +133,14 @@ def test_a_slow_server_is_not_away(remote: Project, server: Server, monkeypatch:
 
 
 DENIED = {
-    401: ("You are not authenticated.", "wants a login (401; "),
-    403: ("Permission denied", "denies access (403, Permission denied; "),
+    401: (
+        "You are not authenticated.",
+        "wants a login (401; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)",
+    ),
+    403: (
+        "Permission denied",
+        "denies access (403, Permission denied; expected the login of a user who may edit there)",
+    ),
 }
 
 
@@ -148,7 +154,7 @@ def test_a_server_that_wants_a_login_is_told_in_one_line(
     gate.denial = status, said
     with opened(gate) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        line = f"MLflow at {uri} {words}set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+        line = f"MLflow at {uri} {words}"
         left = "1 trial and 1 benchmark wait in the spool"
         assert helper.sync(remote.spool).line == f"{line}: {left}; they are sent by the next stage"
         if status == 403:

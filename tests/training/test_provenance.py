@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -55,6 +56,26 @@ def test_anything_else_is_one(tree: Path) -> None:
     rows.write_text(text)
     (tree / "model.py").write_text("LAYERS = 6\n")
     assert provenance.git_state()["git_dirty"] is True
+
+
+def test_an_archive_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The committed attributes have ``git archive`` write it: the image of a cluster has no repository."""
+    home, there = tmp_path / "home", tmp_path / "there"
+    there.mkdir()
+    shutil.copytree(
+        projects.ROOT, home, ignore=lambda _, names: {name for name in names if name[:4] != ".git"} | {".git"}
+    )
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "Begin")):
+        subprocess.run(["git", *words], cwd=home, check=True)
+    packed = subprocess.run(["git", "archive", "HEAD"], cwd=home, capture_output=True, check=True)
+    subprocess.run(["tar", "-x"], cwd=there, input=packed.stdout, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=True)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setattr(provenance, "ROOT", there)
+    assert provenance.git_state() == {"git_commit": head.stdout.strip(), "git_dirty": None}
+    shutil.copy(projects.ROOT / provenance.ARCHIVED, there)  # as it is in a checkout
+    assert provenance.git_state() == {"git_commit": None, "git_dirty": None}
 
 
 def test_outside_git_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
