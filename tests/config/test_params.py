@@ -234,7 +234,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/resources", {"workers": 0}, ".workers is 0; expected at least 1"),
     (f"{B}/resources", {"workers": {"min": 2, "max": 2}}, ".workers.max is 2; expected more than 2, the min"),
     (f"{B}/resources", {"workers": {"min": 0, "max": 2}}, ".workers.min is 0; expected at least 1"),
-    (f"{B}/resources", {"workers": {"most": 2}}, ".workers.most is 2"),
+    (f"{B}/resources", {"workers": {"most": 2}}, ".workers.most is not known; allowed: max, min"),
     (f"{B}/resources", {"accelerator_type": "H100"}, ".accelerator_type is H100; expected it beside gpus or"),
     (f"{B}/resources", {"accelerator_type": "a b", "gpus": 1}, ".accelerator_type is 'a b'; expected H100 or so"),
     (f"{B}/resources", {"memory": 0}, ".memory is 0.0; expected GB, up to"),
