@@ -314,10 +314,12 @@
   }
 
   function matrices(place) {
-    const all = byError(data.benchmarks[0].dataset);
+    const { dataset } = data.benchmarks.find((b) => b.examples) || data.benchmarks[0]; // what this checkout ran comes first
+    const all = byError(dataset);
     const own = all.filter((b) => b.examples); // with the test images behind the cells
     const first = own.length ? own : all;
-    const last = datasets().length > 1 && first.length === 1 ? byError(datasets()[1]).at(-1) : first.at(-1);
+    const other = first.length === 1 && datasets().find((name) => name !== dataset);
+    const last = other ? byError(other).at(-1) : first.at(-1);
     const kept = data.benchmarks.some((b) => b.examples);
     const images = `Choose a cell, by mouse or with the arrow keys, to see test images behind it. Up to ${data.a_cell} of each seed and`
       + " cell are kept, those first that most seeds put there.";
