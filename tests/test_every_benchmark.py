@@ -81,7 +81,9 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     benchmark = PARAMS.benchmarks[name]
     recipe = dataclasses.replace(benchmark.recipe, batch=min(benchmark.recipe.batch, BATCH))
     short = Budget(epochs=1, seeds=(0,), train_images=2 * recipe.batch)
-    benchmark = dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"short": short})
+    alone = dataclasses.replace(benchmark.resources, workers=1)  # several workers: tests/cluster/test_distributed.py
+    budgets = benchmark.budgets | {"short": short}
+    benchmark = dataclasses.replace(benchmark, recipe=recipe, budgets=budgets, resources=alone)
     one = spec.plan(benchmark, "short", 0, data=invented, root=store.default(), threads=THREADS)
     with hidden(invented):
         files = trainer.run(one)

@@ -109,7 +109,7 @@ def test_the_command_says_one_line_and_exits_2(params: Path) -> None:
     where, env = params.parent, environment()
     done = subprocess.run([*command, "imagnette"], cwd=where, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (errors.USER_ERROR, "")
-    allowed = "(allowed: cifar10, ilsvrc2012, imagenette, laptop, mnist, paper)"
+    allowed = "(allowed: cifar10, ilsvrc2012, imagenette, imagenette-224, laptop, mnist, paper)"
     assert done.stderr == f"error: suite imagnette is not known; did you mean imagenette? {allowed}\n"
     done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True)
     assert done.returncode == 0
