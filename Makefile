@@ -60,6 +60,7 @@ dashboard: install
 
 benchmark: install
 	python benchmarks/throughput.py
+	python -m benchmarks.families
 
 install: home $(VENV)/installed
 

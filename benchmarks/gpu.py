@@ -58,7 +58,8 @@ class Row:
     name: str
     device: str
     data: Path
-    seconds: float
+    images: int  # of an epoch
+    seconds: float = 0.0  # of each measurement
 
     @property
     def benchmark(self) -> Benchmark:
@@ -66,6 +67,11 @@ class Row:
         found = load_params().benchmark(self.name)
         budget = Budget(epochs=1000, seeds=(0,), train_images=None)
         return dataclasses.replace(found, budgets=found.budgets | {"speed": budget})
+
+    @property
+    def dataset(self) -> str:
+        """The name of its data set."""
+        return self.benchmark.dataset
 
     def planned(self, root: Path, epochs: int, seed: int = 0) -> spec.Spec:
         """A trial of so many epochs that nobody has trained yet."""
@@ -99,8 +105,7 @@ def pipeline(row: Row, epochs: int, seed: int = 0) -> float:
     """Images a second of a trial, its first epoch aside, which warms up."""
     with tempfile.TemporaryDirectory() as folder:
         curve = read_lines(trainer.run(row.planned(Path(folder), epochs + 1, seed)).curve)
-    images = EPOCH_IMAGES[row.device][row.name]
-    return images * epochs / float(curve[-1]["seconds"] - curve[0]["seconds"])
+    return row.images * epochs / float(curve[-1]["seconds"] - curve[0]["seconds"])
 
 
 def side_by_side(row: Row, count: int, epochs: int) -> float:
@@ -221,8 +226,7 @@ def measured(row: Row, most: float, counts: Sequence[int]) -> str:
     multiplications = loop.multiplications()
     graph = loop.batch * rate(loop.captured(), row.device, row.seconds) if row.device == "cuda" else None
     del loop  # and its memory on the device
-    images = EPOCH_IMAGES[row.device][row.name]
-    epochs = max(1, round(row.seconds * eager / images))
+    epochs = max(1, round(row.seconds * eager / row.images))
     alone = pipeline(row, epochs)
     together = [f"{side_by_side(row, count, epochs):,.0f}" for count in counts if count > 1]
     cells = [f"{alone:,.0f}", f"{eager:,.0f}", f"{graph:,.0f}" if graph else "–", f"{alone / eager:.2f}"]
@@ -247,12 +251,12 @@ def main() -> None:
     heads = ["row", "pipeline", "eager", "graph", "pipeline / eager", "pipeline / graph", "of peak", *counts]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     with tempfile.TemporaryDirectory() as folder:
-        for name in args.rows:
-            row = Row(name, device, Path(folder), args.seconds)
-            make_images(row.data, row.benchmark.dataset, EPOCH_IMAGES[device][name])
+        rows = [Row(name, device, Path(folder), EPOCH_IMAGES[device][name], args.seconds) for name in args.rows]
+        for row in rows:
+            make_images(row.data, row.dataset, row.images)
             print(measured(row, most, args.side_by_side), flush=True)
-        for name in args.rows:
-            print(f"\n{name}: {trace(Row(name, device, Path(folder), args.seconds))}", flush=True)
+        for row in rows:
+            print(f"\n{row.name}: {trace(row)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""The training rate of one row of each family, over that of the barest loop that does the same work.
+
+    python -m benchmarks.families --rounds 3
+
+On one thread and on images that are made here, counted from a trial's second epoch on:
+
+- pipeline: a trial through ``pipelines.trial``: Lightning, checkpoints, progress, curve;
+- bare loop: index, preprocess, augment, forward, backward, update, with the row's own network, loss and optimiser.
+
+Rounds alternate the two; a ratio is the median over rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import Row, make_images, pipeline
+from pipelines.command import arguments
+from pipelines.command.errors import guard
+from pipelines.training import core, provenance
+from pipelines.training.inputs import Inputs
+from pipelines.training.optimisers import build_optimiser
+
+LEAST_RATIO = 0.95
+ROWS = {  # with the images of an epoch, about a second's
+    "linear-mnist": 60_000,
+    "mlp300-mnist": 20_000,
+    "lenet1989-mnist": 10_000,
+    "lenet5-mnist": 8_000,
+    "lenet5-distorted-mnist": 4_000,
+    "ordinary-cifar10": 20_000,
+    "convnetjs-cifar10": 4_000,
+    "layers-80sec-cifar10": 1_024,
+    "strided-a-cifar10": 512,
+    "alexnet-imagenette": 128,
+}
+
+
+def bare_loop(row: Row, epochs: int) -> float:
+    """Images a second of the barest loop, its first epoch aside."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = row.planned(Path(folder), epochs + 1)
+        inputs = Inputs.of(spec)
+        loader, module = core.assemble(spec, inputs.dataset, inputs.transforms, inputs.build)
+    model, positions, generator = module.model, loader.positions, torch.Generator().manual_seed(0)
+    optimiser = build_optimiser(spec.benchmark.recipe.optimiser, model)
+    module.prepare_epoch(optimiser, loader, 0)
+    began = 0.0
+    for epoch in range(epochs + 1):
+        began = time.monotonic() if epoch == 1 else began
+        for chosen in positions[torch.randperm(len(positions))].split(loader.batch):
+            images = loader.augment(loader.preprocess(loader.images[chosen]), generator)
+            if loader.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bf16"):
+                outputs = model(images)
+            optimiser.zero_grad()
+            module.loss(outputs.float(), loader.labels[chosen]).backward()
+            optimiser.step()
+    return epochs * len(positions) / (time.monotonic() - began)
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = arguments.Parser(prog="python -m benchmarks.families", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="timed epochs of each contender a round")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{provenance.hardware('cpu')}, torch {torch.__version__}, Python {platform.python_version()}\n")
+    heads = ("row", "precision", "pipeline", "bare loop", "pipeline / bare loop", "lowest", "highest", "target")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.rows:
+            row = Row(name, "cpu", Path(folder) / name, ROWS[name])
+            make_images(row.data, row.dataset, row.images)
+            pairs = [(pipeline(row, args.epochs), bare_loop(row, args.epochs)) for _ in range(args.rounds)]
+            ratios = sorted(above / below for above, below in pairs)
+            ours, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
+            precision = row.planned(Path(folder), 1).precision
+            shown = (
+                precision,
+                f"{ours:,.0f}",
+                f"{bare:,.0f}",
+                *(f"{ratio:.2f}" for ratio in (statistics.median(ratios), ratios[0], ratios[-1], LEAST_RATIO)),
+            )
+            print(f"| {name} | {' | '.join(shown)} |", flush=True)
+
+
+if __name__ == "__main__":
+    guard(main)
