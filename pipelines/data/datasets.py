@@ -54,6 +54,7 @@ class Dataset:
     std: tuple[float, ...]
     digests: Mapping[str, str]  # file name: sha256
     subset: str = ""  # the rule by which it is part of a larger one, in words
+    plan: str = ""  # of photographs, all that decides the arrays (``Journal``)
 
     @property
     def digest(self) -> str:
@@ -96,6 +97,18 @@ class Dataset:
 def open_dataset(root: Path, name: str) -> Dataset:
     """Read ``<root>/<name>/meta.json``; raises ``UserError`` where it is absent or damaged."""
     return read_description(root / name, name)
+
+
+def is_made(root: Path, name: str, plan: str) -> bool:
+    """Whether ``<root>/<name>`` is what ``plan`` would make, and whole: its files are hashed."""
+    try:
+        there = open_dataset(root, name)
+        if there.plan == plan:
+            there.verify()
+            return True
+    except UserError:  # it is made anew
+        pass
+    return False
 
 
 def read_description(path: Path, name: str) -> Dataset:
@@ -240,6 +253,7 @@ def new_dataset(
             "digests": digests,
             "source_md5": dict(source_md5 or {}),
             **({"subset": subset} if subset else {}),
+            **({"plan": journal.plan} if journal else {}),
         }
         (partial / JOURNAL).unlink(missing_ok=True)
         (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -328,6 +342,7 @@ def _from_meta(path: Path, meta: dict[str, Any]) -> Dataset:
         std=tuple(float(value) for value in meta["std"]),
         digests={file: str(meta["digests"][file]) for split in SPLITS for file in _files(split)},
         subset=str(meta.get("subset", "")),
+        plan=str(meta.get("plan", "")),
     )
     images = math.prod(dataset.shape) * max(dataset.train, dataset.test)
     if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0 or images > sys.maxsize:

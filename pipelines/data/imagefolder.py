@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from pipelines.command.errors import UserError, brief
 from pipelines.command.progress import counting
 from pipelines.config.origins import Origin
 from pipelines.data.containers import Files, Folder, LeftOut, Mounted, Picture, open_archive
-from pipelines.data.datasets import SPLITS, Images, Journal, Labels, Split, new_dataset, release_pages
+from pipelines.data.datasets import SPLITS, Images, Journal, Labels, Split, is_made, new_dataset, release_pages
 from pipelines.data.labels import LabelList, read_devkit, read_list
 from pipelines.data.layout import Layout, check_folders, lay_out
 from pipelines.data.pictures import Undecodable, decode, quiet_libraries
@@ -82,7 +83,11 @@ def write(
         raise
     images = sum(map(len, layout.pictures.values()))
     say(f"{images} images of {len(layout.classes)} classes in {files.label}")
-    _decode_all(root, name, origin, files, layout, md5s or {}, decoders, say)
+    plan = _plan(root, origin, layout, md5s or {})
+    if is_made(root / "datasets", name, plan):
+        say("they are decoded already, and whole")
+        return
+    _decode_all(root, name, origin, files, layout, plan, md5s or {}, decoders, say)
     say(f"{images} images taken from {files.label}; left out: {left_out}")
 
 
@@ -119,11 +124,12 @@ def _decode_all(
     origin: Origin,
     files: Files,
     layout: Layout,
+    plan: str,
     md5s: Mapping[str, str],
     decoders: Callable[[int], AbstractContextManager[Decoders]],
     say: Callable[[str], None],
 ) -> None:
-    journal = Journal(_plan(root, origin, layout, md5s))
+    journal = Journal(plan)
     with new_dataset(
         root / "datasets",
         name,
@@ -155,9 +161,11 @@ def _decode_all(
 
 
 def _plan(root: Path, origin: Origin, layout: Layout, md5s: Mapping[str, str]) -> str:
-    """What decides every row: a digest of the pictures in their order, and the versions of what decodes them."""
+    """What decides the arrays and their names: a digest of the pictures in their order, and of what decodes them."""
     versions = f"{PIL.__version__} {features.version('jpg')}"
-    digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions}".encode())
+    names = [origin.names.get(kind, kind) for kind in layout.classes]
+    digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions} {names} {origin.subset.words}".encode())
+    digest.update(Path(inspect.getfile(decode)).read_bytes())
     for archive in origin.packed_images:
         digest.update(b"" if PurePosixPath(archive).name in md5s else _stamp(root / "data" / archive))
     for split in SPLITS:

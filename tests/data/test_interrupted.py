@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -77,6 +78,21 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(root: Path) -> 
     assert dataset.digest == whole
     assert not (root / "datasets" / ".pets.partial").exists()
     assert sorted(path.name for path in dataset.path.iterdir()) == sorted([*dataset.digests, "meta.json"])
+
+
+def test_images_that_are_decoded_already_are_not_decoded_again(root: Path) -> None:
+    write(root, Spread())
+    again = Spread()
+    assert "they are decoded already, and whole" in write(root, again) and again.done == 0
+    renamed = dataclasses.replace(PETS, names={layouts.CLASSES[0]: "another"})
+    write(root, again, renamed)
+    assert again.done == IMAGES and "another" in open_dataset(root / "datasets", "pets").classes
+    path = root / "datasets/pets/train_images.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    anew = Spread()
+    write(root, anew, renamed)
+    assert anew.done == IMAGES
+    open_dataset(root / "datasets", "pets").verify()
 
 
 class LostCluster(Spread):
