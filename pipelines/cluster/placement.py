@@ -305,10 +305,8 @@ class Placing:
 
     def now_on(self, nodes: Sequence[Node]) -> None:
         """The nodes as they are now: some have come, some have gone."""
-        if {node.id for node in nodes} != set(self.floor.free):
-            self.floor = Floor(nodes)
-            for start in self.running.values():
-                self.floor.take(start.job, start.seats)
+        there = self.floor.free
+        self.floor.free = {node.id: there.get(node.id) or Free(node) for node in nodes}
 
 
 @dataclass

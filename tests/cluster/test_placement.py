@@ -115,6 +115,17 @@ def test_nodes_come_and_go_while_trials_run() -> None:
     assert again.job == first.job and again.seats[0].node == "b"
 
 
+def test_a_node_that_comes_changes_nothing_on_the_others() -> None:
+    """A shared GPU's reservation keeps the CPUs that it was made with, though more have come free since."""
+    node = Node(cpus=4, gpus=1, id="a")
+    placing = Placing([*jobs(Need(cpus=2), 9.0), *jobs(QUARTER, *[8.0] * 4)], [node])
+    on_cpus, *sharing = placing.starts(0)
+    assert (on_cpus.job.need.cpus, len(sharing)) == (2, 2)  # of the four, as the reservation has two CPUs
+    placing.ended(on_cpus.job.key)
+    placing.now_on([node, Node(cpus=1, id="b")])
+    assert placing.starts(1) == []
+
+
 def test_the_suite_paper_fills_a_cluster() -> None:
     """No placing beats the longest trial, nor all work shared out evenly."""
     params = load_params(ROOT / "params.yaml")
