@@ -132,7 +132,7 @@ def measure(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
 def _measuring(trial: Spec, node: Node, ray_cluster: connection.Cluster) -> Any:
     import ray
 
-    options = {"num_cpus": trial.benchmark.resources.cpus, "num_gpus": int(trial.device == "cuda")}
+    options = ray_cluster.need(trial.benchmark).options | {"num_gpus": int(trial.device == "cuda")}  # a whole one
     return ray.remote(max_retries=0)(_measure).options(**options, **ray_cluster.near(node.id)).remote(trial)
 
 

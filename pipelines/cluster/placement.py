@@ -15,6 +15,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
 MOST_WORKERS = 2**31  # more than any node holds
@@ -33,6 +34,13 @@ class Need:
     def bundle(self) -> dict[str, float]:
         """As Ray's placement groups, Ray Train and its autoscaler take it."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **dict(self.others)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As Ray's tasks take it."""
+        others = dict(self.others)
+        memory = others.pop("memory", 0)
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": memory, "resources": others}
 
     def __str__(self) -> str:
         return devices(self.cpus, self.gpus)

@@ -219,7 +219,7 @@ def test_ray_puts_trials_that_share_gpus_where_they_are_seated(two_nodes: str, m
         starts = placing.starts(0)
         places = [shared.option(start, placing.floor.part(start.seats[0])) for start in starts]
         remote = ray.remote(gpu)
-        tasks = [remote.options(num_cpus=need.cpus, num_gpus=need.gpus, **place).remote() for place in places]
+        tasks = [remote.options(**need.options, **place).remote() for place in places]
         assert len(set(ray.get(tasks))) == 4
         for start in starts:
             shared.left(start)

@@ -66,6 +66,12 @@ def test_memory_and_other_resources_count_like_cpus() -> None:
     h100 = Node(cpus=8, others={"accelerator_type:H100": 1.0, "memory": 9e9}, id="a")
     other = Node(cpus=8, others={"accelerator_type:V100": 1.0, "memory": 64e9}, id="b")
     assert [h100.holds(need), other.holds(need)] == [2, 0]
+    assert need.options == {
+        "num_cpus": 1,
+        "num_gpus": 0.0,
+        "memory": 4e9,
+        "resources": {"accelerator_type:H100": 0.001},
+    }
     placing = Placing(jobs(need, 3.0, 2.0, 1.0), [other, h100])
     first, second = placing.starts(0)
     assert {start.seats[0].node for start in (first, second)} == {"a"}
