@@ -72,7 +72,7 @@ def test_how_many_workers_a_node_holds(node: tuple[int, int], cpus: int, gpus: f
         (
             of((8, 1)),
             {"gpus": 1, "accelerator_type": "H100"},
-            "a GPU of type H100; expected at most GPUs of other types",
+            "a GPU of type H100; expected one that a node has",
         ),
         (
             of((8, 0), (1, 1)),
