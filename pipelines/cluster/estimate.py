@@ -32,8 +32,7 @@ def seconds(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> float:
 
 
 def in_order(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> list[Job]:
-    """The trials in the order in which they should begin; measures the rates that are not yet known."""
-    measure(specs, ray_cluster)
+    """The trials in the order in which they should begin."""
     lengths = trials_seconds(specs)
     jobs = (
         Job(

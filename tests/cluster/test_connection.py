@@ -108,7 +108,6 @@ def test_what_a_node_holds_is_let_through(found: Cluster, resources: dict[str, A
 def test_the_estimate_is_that_of_the_placing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial takes as many seconds as its seed says."""
     monkeypatch.setattr(estimate, "trials_seconds", lambda specs: {one.key: float(one.seed % 100) for one in specs})
-    monkeypatch.setattr(estimate, "measure", lambda specs, found: None)
 
     def seconds(found: Cluster, resources: dict[str, Any], durations: list[int]) -> float:
         common: dict[str, Any] = {"budget": "laptop", "data": Path(), "store": Path()}
@@ -257,8 +256,7 @@ IMPORTING = """
                 time.sleep(600)
 
     sys.meta_path.insert(0, Waiting())
-    from pipelines import train
-    from pipelines.cluster import distributed, estimate, packing
+    from pipelines.cluster import distributed, estimate, packing, spreading
 """
 RAYLET = """
     import subprocess, sys
@@ -271,7 +269,7 @@ RAYLET = """
 @pytest.mark.parametrize(
     "task",
     [
-        "train._check([])",
+        "spreading._call(None, 'pipelines.train._check', [])",
         "packing._train_one(None, None)",
         "estimate._measure(None)",
         "distributed._train_rank({'question': None})",
