@@ -250,7 +250,8 @@ class Floor:
 
     def waits_for_several(self, job: Job) -> bool:
         """Whether more than one running job may have to end before this one can begin."""
-        return job.least > 1 or (job.need.gpus == 1 and any(free.aside for free in self.free.values()))
+        need, sharing = job.need, any(free.aside for free in self.free.values())
+        return job.least > 1 or (need.cpus > 1 and need.gpus in (0, 1)) or (need.gpus == 1 and sharing)
 
     def part(self, seat: Place) -> int:
         """CPUs that are set aside with a GPU that is shared; 0 where it is not."""

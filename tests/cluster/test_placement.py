@@ -89,6 +89,13 @@ def test_what_needs_several_devices_is_not_passed_by_for_ever() -> None:
     assert outcome.seconds == 7 + 9 + 8  # and one short trial beside the first
 
 
+def test_what_needs_several_cpus_of_a_node_is_not_passed_by_for_ever() -> None:
+    order = [*jobs(Need(), 7.0), *jobs(Need(cpus=2), 9.0), *jobs(Need(), *[4.0] * 4, start=1)]
+    outcome = placement.simulate(order, [Node(cpus=2, id="a")])
+    (both,) = (start for start in outcome.starts if start.job.need.cpus == 2)
+    assert both.begin == 7.0
+
+
 def test_a_whole_gpu_comes_free_under_fractions_that_would_always_fill_it() -> None:
     order = [*jobs(QUARTER, *range(20, 24)), *jobs(WHOLE, 19.0), *jobs(QUARTER, *[3.0] * 30, start=4)]
     outcome = placement.simulate(order, [Node(cpus=8, gpus=1, id="a")])
