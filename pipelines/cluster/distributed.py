@@ -39,9 +39,12 @@ def train(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int)
         _fit(spec, ray_cluster, need, workers)
     except (TrainingFailedError, RayError) as error:
         failure = _failure(spec, list(_causes(error)))
+        lost = isinstance(failure, connection.LostWorkerError)
+        if (lost or failure is None) and (unfit := readiness.unfit(ray_cluster)):
+            raise unfit from None  # no worker process can begin where the project is missing
         if failure is None:
             raise
-        if isinstance(failure, connection.LostWorkerError) and ray_cluster.address and _node_gone(before):
+        if lost and ray_cluster.address and _node_gone(before):
             raise connection.LostError(f"{spec.name}: a node is gone") from None
         raise failure from failure.__cause__
 

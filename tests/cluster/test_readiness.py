@@ -278,6 +278,11 @@ def test_two_nodes_train_one_trial_and_one_of_them_is_replaced(scene: Scene) -> 
     scene.node(3).end()
     until(lambda: "; it goes on elsewhere" in scene.log or training.poll() is not None)
     scene.network.nodes[2] = scene.network.start(3)
+    for folder in (installed(), scene.checkout.folder / "pipelines"):
+        scene.node(3).run("mount", *hidden(folder))
+    scene.join(3)
+    until(lambda: "\nnode n3 takes no part: it has no module 'pipelines" in scene.log or training.poll() is not None)
+    scene.replace(3)
     scene.join(3)
     slow.unlink()
     assert training.wait(timeout=300) == 0, scene.log
