@@ -77,8 +77,8 @@ def evaluate(
 
 def _elsewhere(ray_cluster: connection.Cluster, one: spec.Spec) -> Ask:
     """Have images classified by Ray workers, piece by piece, each with what a worker that trains has."""
-    cpus, gpus = one.benchmark.resources.cpus, ray_cluster.gpus_for(one.benchmark)
-    placed = dataclasses.replace(one, device="cuda" if gpus else "cpu", threads=cpus)
+    need = ray_cluster.need(one.benchmark)
+    placed = dataclasses.replace(one, device="cuda" if need.gpus else "cpu", threads=need.cpus)
     # The nodes of a job share the run store; a copy of the code, and so runs/, lies on one of them alone.
     weights = (one.files if one.files.finished else _files(one)).weights.absolute()
 
@@ -86,7 +86,7 @@ def _elsewhere(ray_cluster: connection.Cluster, one: spec.Spec) -> Ask:
         calls = {start: (placed, weights, split, start, places) for start, places in pieces.items()}
         what = f"the evaluation of {one.name}"
         place = "pipelines.training.predictions.answer"
-        return spreading.spread(place, calls, what=what, cpus=cpus, gpus=gpus, on=ray_cluster)
+        return spreading.spread(place, calls, what=what, need=need, on=ray_cluster)
 
     return ask
 

@@ -13,12 +13,13 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pipelines.cluster import connection, estimate, packing, readiness, spreading
+from pipelines.cluster.placement import Need
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard
 from pipelines.command.files import DamagedError, MissingError, check_seal, remove, require_folder, set_aside
@@ -30,7 +31,7 @@ from pipelines.tracking import helper
 from pipelines.training import spec, store
 
 COLLECTED_AT_ONCE = 16  # trials that are collected side by side
-Result = TypeVar("Result")
+CHECK, HARDWARE = "pipelines.train._check", "pipelines.training.provenance.hardware"  # called in Ray workers
 
 
 def train(params: Params, planned: Sequence[spec.Spec]) -> None:
@@ -40,7 +41,7 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
     """
     kinds = {trial.alike: trial for trial in planned}
     with connection.connect() as found, readiness.ready(found, list(kinds.values())) as ray_cluster:
-        sizes = dict(zip(kinds, _on_worker(ray_cluster, _check, list(kinds.values())), strict=True))
+        sizes = dict(zip(kinds, _on_worker(ray_cluster, CHECK, list(kinds.values())), strict=True))
         # By key on the device: two benchmarks may train the same weights.
         sized = {(trial := _place(s, ray_cluster)).key: (trial, sizes[s.alike]) for s in planned}
         placed = [trial for trial, _ in sized.values()]
@@ -50,29 +51,18 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
             packing.run(placed, ray_cluster)
 
 
-def _on_worker(ray_cluster: connection.Cluster, function: Callable[..., Result], *words: Any) -> Result:
+def _on_worker(ray_cluster: connection.Cluster, function: str, *words: Any) -> Any:
     """Call in a Ray worker, which loads torch and Lightning anyway, so that this process need not."""
-    import ray
-
-    task = ray.remote(function).options(num_cpus=0, **ray_cluster.placing).remote(*words)
-    answer: Result = spreading.result(task, "before training")
-    return answer
+    called = spreading.spread(function, {0: words}, what="before training", need=Need(cpus=0), on=ray_cluster)
+    return dict(called)[0]
 
 
 def _check(planned: Sequence[spec.Spec]) -> list[spec.Sizes]:
     """UserError for what can't be trained; the sizes of each trial. Runs in a Ray worker process."""
-    connection.end_with_raylet()
     from pipelines.training import checks
     from pipelines.training.inputs import Inputs
 
     return [checks.check(Inputs.of(trial), trial.budget) for trial in planned]
-
-
-def _hardware() -> str:
-    """Runs in a Ray worker process."""
-    from pipelines.training import provenance
-
-    return provenance.hardware("cpu")
 
 
 def _place(trial: spec.Spec, ray_cluster: connection.Cluster) -> spec.Spec:
@@ -93,7 +83,9 @@ def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Clus
 def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
     """Report device, resources and expected time, of the whole suite too as far as its data is there."""
     devices = " and ".join(sorted({f"{trial.device} in {trial.precision}" for trial in placed}))
-    say(f"{ray_cluster}; training on {devices}: {_on_worker(ray_cluster, _hardware)}")
+    say(f"{ray_cluster}; training on {devices}: {_on_worker(ray_cluster, HARDWARE, 'cpu')}")
+    others = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
+    estimate.measure([*placed, *others], ray_cluster)
     here = estimate.seconds(placed, ray_cluster)
     budgets = " and ".join(sorted({trial.budget for trial in placed}))
     count = "1 trial" if len(placed) == 1 else f"{len(placed)} trials"
@@ -101,7 +93,6 @@ def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connecti
     for name, trials in _by_kind(placed).items():
         each = estimate.trial_seconds(trials[0])
         say(f"  {name}: {len(trials)} of {f'about {progress.duration(each)}' if each else 'unknown length'} each")
-    others = (_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster))
     whole = {trial.key: trial for trial in (*placed, *others)}
     if len(whole) > len(placed):
         seconds = estimate.seconds(list(whole.values()), ray_cluster)
@@ -124,7 +115,7 @@ def _unfinished_elsewhere(
         with contextlib.suppress(UserError):
             trials = spec.trials(params, name, data=DATA, root=store.default())
             ray_cluster.require(params.benchmarks[name])
-            _on_worker(ray_cluster, _check, trials[:1])
+            _on_worker(ray_cluster, CHECK, trials[:1])
             others += [trial for trial in trials if not trial.finished]
     return others
 

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from pipelines.cluster import connection, readiness
+from pipelines.cluster.placement import Need
 from pipelines.command import locks
 from pipelines.command.errors import UserError
 from pipelines.training.spec import Spec
@@ -25,8 +26,8 @@ NOTICED_S = 30.0  # until Ray takes a node that does not answer for dead
 NETWORK = ("GLOO_", "NCCL_")  # variables of the driver that its workers get
 
 
-def train(spec: Spec, ray_cluster: connection.Cluster, workers: int) -> None:
-    """One attempt to train ``spec`` to its end on so many workers.
+def train(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int) -> None:
+    """One attempt to train ``spec`` to its end on so many workers, of which each takes ``need``.
 
     Raises a worker's UserError, and ``connection``'s errors for one whose workers or nodes are lost or taken away.
     """
@@ -35,12 +36,15 @@ def train(spec: Spec, ray_cluster: connection.Cluster, workers: int) -> None:
 
     before = {node.id for node in connection.living()}
     try:
-        _fit(spec, ray_cluster, workers)
+        _fit(spec, ray_cluster, need, workers)
     except (TrainingFailedError, RayError) as error:
         failure = _failure(spec, list(_causes(error)))
+        lost = isinstance(failure, connection.LostWorkerError)
+        if (lost or failure is None) and (unfit := readiness.unfit(ray_cluster)):
+            raise unfit from None  # no worker process can begin where the project is missing
         if failure is None:
             raise
-        if isinstance(failure, connection.LostWorkerError) and ray_cluster.address and _node_gone(before):
+        if lost and ray_cluster.address and _node_gone(before):
             raise connection.LostError(f"{spec.name}: a node is gone") from None
         raise failure from failure.__cause__
 
@@ -76,12 +80,11 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
     return failure
 
 
-def _fit(spec: Spec, ray_cluster: connection.Cluster, workers: int) -> None:
+def _fit(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int) -> None:
     """One attempt. Ray Train itself repeats nothing: it would a damaged checkpoint too, and each time take minutes."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    need = ray_cluster.need(spec.benchmark)
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={"spec": spec, "question": ray_cluster.question},

@@ -32,8 +32,7 @@ def seconds(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> float:
 
 
 def in_order(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> list[Job]:
-    """The trials in the order in which they should begin; measures the rates that are not yet known."""
-    measure(specs, ray_cluster)
+    """The trials in the order in which they should begin."""
     lengths = trials_seconds(specs)
     jobs = (
         Job(
@@ -132,7 +131,7 @@ def measure(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
 def _measuring(trial: Spec, node: Node, ray_cluster: connection.Cluster) -> Any:
     import ray
 
-    options = {"num_cpus": trial.benchmark.resources.cpus, "num_gpus": int(trial.device == "cuda")}
+    options = ray_cluster.need(trial.benchmark).options | {"num_gpus": int(trial.device == "cuda")}  # a whole one
     return ray.remote(max_retries=0)(_measure).options(**options, **ray_cluster.near(node.id)).remote(trial)
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.cluster import connection, distributed, estimate, nodes, readiness
-from pipelines.cluster.placement import Job, Node, Place, Placing, Start
+from pipelines.cluster.placement import Job, Need, Node, Place, Placing, Start
 from pipelines.command import errors
 from pipelines.command.errors import FULL, PREEMPTED, UserError
 from pipelines.command.progress import say
@@ -122,22 +122,20 @@ class _Packing:
 
         trial, need, seat = self.trials[start.job.key], start.job.need, start.seats[0]
         if start.job.counts[0] > 1:
-            words = trial, len(start.seats)
+            words = trial, need, len(start.seats)
             attempt = threading.Thread(target=self._attempt, args=words, daemon=True, name=trial.name)
             attempt.start()
             return
         shares = 0 < need.gpus < 1
         where = self.shared.option(start, self.placing.floor.part(seat)) if shares else self.cluster.near(seat.node)
         remote = ray.remote(max_retries=0)(_train_one)
-        others = dict(need.others)
-        asked = {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": others.pop("memory", 0), "resources": others}
-        task = remote.options(**asked, **where, name=trial.name).remote(trial, self.cluster.question)
+        task = remote.options(**need.options, **where, name=trial.name).remote(trial, self.cluster.question)
         self.tasks[task] = trial, time.time()
 
-    def _attempt(self, trial: Spec, workers: int) -> None:
+    def _attempt(self, trial: Spec, need: Need, workers: int) -> None:
         """Not in the main thread: there Ray Train answers Ctrl-C itself, and takes ten seconds and status 0 for it."""
         try:
-            distributed.train(trial, self.cluster, workers)
+            distributed.train(trial, self.cluster, need, workers)
             self.attempts.put((trial.key, None))
         except Exception as error:
             self.attempts.put((trial.key, error))

@@ -15,6 +15,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
 MOST_WORKERS = 2**31  # more than any node holds
@@ -33,6 +34,13 @@ class Need:
     def bundle(self) -> dict[str, float]:
         """As Ray's placement groups, Ray Train and its autoscaler take it."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **dict(self.others)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As Ray's tasks take it."""
+        others = dict(self.others)
+        memory = others.pop("memory", 0)
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": memory, "resources": others}
 
     def __str__(self) -> str:
         return devices(self.cpus, self.gpus)
@@ -242,7 +250,8 @@ class Floor:
 
     def waits_for_several(self, job: Job) -> bool:
         """Whether more than one running job may have to end before this one can begin."""
-        return job.least > 1 or (job.need.gpus == 1 and any(free.aside for free in self.free.values()))
+        need, sharing = job.need, any(free.aside for free in self.free.values())
+        return job.least > 1 or (need.cpus > 1 and need.gpus in (0, 1)) or (need.gpus == 1 and sharing)
 
     def part(self, seat: Place) -> int:
         """CPUs that are set aside with a GPU that is shared; 0 where it is not."""
@@ -305,10 +314,8 @@ class Placing:
 
     def now_on(self, nodes: Sequence[Node]) -> None:
         """The nodes as they are now: some have come, some have gone."""
-        if {node.id for node in nodes} != set(self.floor.free):
-            self.floor = Floor(nodes)
-            for start in self.running.values():
-                self.floor.take(start.job, start.seats)
+        there = self.floor.free
+        self.floor.free = {node.id: there.get(node.id) or Free(node) for node in nodes}
 
 
 @dataclass

@@ -201,6 +201,15 @@ def join(question: Question | None) -> None:
     _joined.add(question.token)
 
 
+def unfit(found: Cluster) -> connection.UnfitError | None:
+    """Ask the nodes that joined later: the first that lacks something, where there is one."""
+    if found.question is None:
+        return None
+    known = {*found.question.asked, *found.refused}
+    lacking = _faults(found.question, [node for node in connection.living() if node.id not in known])
+    return connection.UnfitError(lacking[0][1], (lacking[0][0].id,)) if lacking else None
+
+
 def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]:
     """The nodes that can't train, each with the first thing that it lacks."""
     answers = nodes.ask(_inspect, question, among=asked, patience_s=ANSWER_WITHIN_S)

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pipelines.cluster import connection, nodes, readiness
+from pipelines.cluster.placement import Need
 from pipelines.command.errors import UserError
 
+ONE_CPU = Need()
 Name = TypeVar("Name")
 
 
@@ -18,17 +20,16 @@ def spread(
     calls: Mapping[Name, tuple[Any, ...]] | Iterable[tuple[Name, tuple[Any, ...]]],
     *,
     what: str,
-    cpus: int = 1,
-    gpus: float = 0.0,
+    need: Need = ONE_CPU,
     in_flight: int | None = None,
     on: connection.Cluster | None = None,
 ) -> Iterator[tuple[Name, Any]]:
     """Call ``function``, a dotted name, with each tuple of arguments; yields names and results as calls end.
 
-    A call whose worker dies is made again, ``connection.RETRIES`` times. At most ``in_flight`` are under way at once,
-    and further ones are taken as those end: their arguments and results need not all fit into memory. ``on`` has the
-    nodes that can do it. Raises what a call raises, as a UserError where it is one, and ends the other calls. ``what``
-    names the work in an error.
+    A call whose worker dies is made again, ``connection.RETRIES`` times. Each takes ``need`` of a node. At most
+    ``in_flight`` are under way at once, and further ones are taken as those end: their arguments and results need not
+    all fit into memory. ``on`` has the nodes that can do it. Raises what a call raises, as a UserError where it is
+    one, and ends the other calls. ``what`` names the work in an error.
     """
     import ray
 
@@ -37,7 +38,7 @@ def spread(
     waiting: dict[Any, tuple[Name, tuple[Any, ...]]] = {}
 
     def begin(name: Name, arguments: tuple[Any, ...]) -> None:
-        options = {"num_cpus": cpus, "num_gpus": gpus, "name": what, **(on.placing if on else {})}
+        options = {**need.options, "name": what, **(on.placing if on else {})}
         waiting[remote.options(**options).remote(on and on.question, function, *arguments)] = name, arguments
 
     try:

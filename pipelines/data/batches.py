@@ -80,9 +80,9 @@ class Batches:
         order = self.order(epoch)
         parts = (self._share(order[number * self.batch : (number + 1) * self.batch]) for number in numbers)
         shares = self._sent(parts) if self.streamed else itertools.repeat(None)
-        order = order.to(self.device)  # at once: a copy in every step would wait for the device
+        there = order.to(self.device)  # at once: a copy in every step would wait for the device
         for number, share in zip(numbers, shares, strict=False):
-            chosen = order[number * self.batch : (number + 1) * self.batch]
+            chosen = there[number * self.batch : (number + 1) * self.batch]
             batch = self._load(chosen, epoch, number, share)
             self.epoch, self.done = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
             yield batch

@@ -38,7 +38,7 @@ An ablation claims a difference ``d`` to another net's error, and is judged on o
 seeds, with Welch's interval ``[low, high]``. Its margin ``m`` is the sampling error of both published figures, as if
 they came from different images: those of one set differ by less. It is `reproduced` where the interval lies within
 ``[d - m, d + m]`` and above 0, since that the part helps at all is half of the claim; `not reproduced` where the
-interval lies outside of that range, or below 0; otherwise `inconclusive`. Both nets need five seeds.
+interval lies outside of that range, or below 0; else `inconclusive`. Both nets need five seeds; with none: `untested`.
 """
 
 from __future__ import annotations

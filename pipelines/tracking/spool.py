@@ -39,7 +39,7 @@ from pipelines.results.reader import (
 from pipelines.results.rows import LedgerRow, TestSet
 from pipelines.training import store
 
-SILENT_S = 900.0  # a trial writes its progress every second; one that is silent for so long counts as ended
+SILENT_S = 900.0  # a trial writes its progress every few seconds; one that is silent for so long counts as ended
 Found = TypeVar("Found")
 Evaluations = dict[tuple[str, str], TrialEvaluation]  # by benchmark and key of the trial
 

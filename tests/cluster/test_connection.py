@@ -108,7 +108,6 @@ def test_what_a_node_holds_is_let_through(found: Cluster, resources: dict[str, A
 def test_the_estimate_is_that_of_the_placing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial takes as many seconds as its seed says."""
     monkeypatch.setattr(estimate, "trials_seconds", lambda specs: {one.key: float(one.seed % 100) for one in specs})
-    monkeypatch.setattr(estimate, "measure", lambda specs, found: None)
 
     def seconds(found: Cluster, resources: dict[str, Any], durations: list[int]) -> float:
         common: dict[str, Any] = {"budget": "laptop", "data": Path(), "store": Path()}
@@ -219,7 +218,7 @@ def test_ray_puts_trials_that_share_gpus_where_they_are_seated(two_nodes: str, m
         starts = placing.starts(0)
         places = [shared.option(start, placing.floor.part(start.seats[0])) for start in starts]
         remote = ray.remote(gpu)
-        tasks = [remote.options(num_cpus=need.cpus, num_gpus=need.gpus, **place).remote() for place in places]
+        tasks = [remote.options(**need.options, **place).remote() for place in places]
         assert len(set(ray.get(tasks))) == 4
         for start in starts:
             shared.left(start)
@@ -257,8 +256,7 @@ IMPORTING = """
                 time.sleep(600)
 
     sys.meta_path.insert(0, Waiting())
-    from pipelines import train
-    from pipelines.cluster import distributed, estimate, packing
+    from pipelines.cluster import distributed, estimate, packing, spreading
 """
 RAYLET = """
     import subprocess, sys
@@ -271,7 +269,7 @@ RAYLET = """
 @pytest.mark.parametrize(
     "task",
     [
-        "train._check([])",
+        "spreading._call(None, 'pipelines.train._check', [])",
         "packing._train_one(None, None)",
         "estimate._measure(None)",
         "distributed._train_rank({'question': None})",

@@ -66,6 +66,12 @@ def test_memory_and_other_resources_count_like_cpus() -> None:
     h100 = Node(cpus=8, others={"accelerator_type:H100": 1.0, "memory": 9e9}, id="a")
     other = Node(cpus=8, others={"accelerator_type:V100": 1.0, "memory": 64e9}, id="b")
     assert [h100.holds(need), other.holds(need)] == [2, 0]
+    assert need.options == {
+        "num_cpus": 1,
+        "num_gpus": 0.0,
+        "memory": 4e9,
+        "resources": {"accelerator_type:H100": 0.001},
+    }
     placing = Placing(jobs(need, 3.0, 2.0, 1.0), [other, h100])
     first, second = placing.starts(0)
     assert {start.seats[0].node for start in (first, second)} == {"a"}
@@ -81,6 +87,13 @@ def test_what_needs_several_devices_is_not_passed_by_for_ever() -> None:
     (both,) = (start for start in outcome.starts if start.job.counts == (2,))
     assert both.begin == 7.0
     assert outcome.seconds == 7 + 9 + 8  # and one short trial beside the first
+
+
+def test_what_needs_several_cpus_of_a_node_is_not_passed_by_for_ever() -> None:
+    order = [*jobs(Need(), 7.0), *jobs(Need(cpus=2), 9.0), *jobs(Need(), *[4.0] * 4, start=1)]
+    outcome = placement.simulate(order, [Node(cpus=2, id="a")])
+    (both,) = (start for start in outcome.starts if start.job.need.cpus == 2)
+    assert both.begin == 7.0
 
 
 def test_a_whole_gpu_comes_free_under_fractions_that_would_always_fill_it() -> None:
@@ -113,6 +126,17 @@ def test_nodes_come_and_go_while_trials_run() -> None:
     placing.ended(third.job.key)
     (again,) = placing.starts(3)
     assert again.job == first.job and again.seats[0].node == "b"
+
+
+def test_a_node_that_comes_changes_nothing_on_the_others() -> None:
+    """A shared GPU's reservation keeps the CPUs that it was made with, though more have come free since."""
+    node = Node(cpus=4, gpus=1, id="a")
+    placing = Placing([*jobs(Need(cpus=2), 9.0), *jobs(QUARTER, *[8.0] * 4)], [node])
+    on_cpus, *sharing = placing.starts(0)
+    assert (on_cpus.job.need.cpus, len(sharing)) == (2, 2)  # of the four, as the reservation has two CPUs
+    placing.ended(on_cpus.job.key)
+    placing.now_on([node, Node(cpus=1, id="b")])
+    assert placing.starts(1) == []
 
 
 def test_the_suite_paper_fills_a_cluster() -> None:

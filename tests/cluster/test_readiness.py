@@ -278,11 +278,16 @@ def test_two_nodes_train_one_trial_and_one_of_them_is_replaced(scene: Scene) -> 
     training = scene.start()
     until(lambda: stamp(one.files.checkpoint) > 0 or training.poll() is not None)
     scene.node(3).end()
-    until(lambda: "; another attempt begins" in scene.log or training.poll() is not None)
+    until(lambda: "; it goes on elsewhere" in scene.log or training.poll() is not None)
     scene.network.nodes[2] = scene.network.start(3)
+    for folder in (installed(), scene.checkout.folder / "pipelines"):
+        scene.node(3).run("mount", *hidden(folder))
+    scene.join(3)
+    until(lambda: "\nnode n3 takes no part: it has no module 'pipelines" in scene.log or training.poll() is not None)
+    scene.replace(3)
     scene.join(3)
     slow.unlink()
     assert training.wait(timeout=300) == 0, scene.log
     result = read_json(one.files.result)
     assert result["workers"] == 2 and result["resumed"] == 1
-    assert re.search(r"\nlinear-mnist seed 0: (its|a) node is gone; another attempt begins\n", scene.log), scene.log
+    assert re.search(r"\nlinear-mnist seed 0: (its|a) node is gone; it goes on elsewhere\n", scene.log), scene.log

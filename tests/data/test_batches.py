@@ -223,6 +223,15 @@ def test_images_that_exceed_a_device_are_streamed_and_the_same(
     assert all(same(*pair) for pair in zip(resumed, expected[2:], strict=True))
 
 
+def test_positions_of_streamed_images_stay_where_the_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the labels go to the device. On meta none could be looked up."""
+    expected = [images for images, _ in batches()]
+    monkeypatch.setattr("pipelines.data.batches.exceeds", lambda size, device: True)
+    found = list(batches(device="meta"))
+    assert {labels.device.type for _, labels in found} == {"meta"}
+    assert all(torch.equal(images, kept) for (images, _), kept in zip(found, expected, strict=True))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_images_are_streamed_to_a_gpu_as_they_are_kept_there(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = list(batches(AUGMENT, device="cuda"))

@@ -475,6 +475,14 @@ def test_alexnets_biases_have_twice_the_rate_and_no_decay() -> None:
     assert found == weights | biases
 
 
+def test_two_workers_train_what_one_does() -> None:
+    """The row is there to be set beside the other, and so differs from it in nothing else."""
+    alone, two = (PARAMS.benchmark(f"alexnet{which}-imagenette") for which in ("", "-two-workers"))
+    assert (alone.resources.workers, two.resources.workers) == (1, 2)
+    for name in ("dataset", "model", "recipe", "evaluation", "parameters"):
+        assert getattr(alone, name) == getattr(two, name)
+
+
 def ends_in_relu(model: nn.Module) -> bool:
     """Whether an all-convolutional net squashes its logits before it averages them."""
     return isinstance(list(model.children())[-2], nn.ReLU)
