@@ -38,7 +38,7 @@ PAGE = Path("report/scaling.html")
 
 
 @dataclass(frozen=True)
-class Scale:
+class Measured:
     """The rate of so many workers, in images a second, and over as many times the rate of one."""
 
     kind: str
@@ -55,11 +55,11 @@ def shared_out(found: Cluster, workers: int, epochs: int) -> float:
         one = dataclasses.replace(one, benchmark=dataclasses.replace(one.benchmark, resources=resources))
         if workers == 1:
             return on_ray(1, epochs)
-        distributed.train(one, found, workers)
+        distributed.train(one, found, found.need(one.benchmark), workers)
         return images_per_s(one.files)
 
 
-def measure(found: Cluster, counts: Sequence[int], rounds: int, epochs: int) -> list[Scale]:
+def measure(found: Cluster, counts: Sequence[int], rounds: int, epochs: int) -> list[Measured]:
     """Both kinds at each number of workers, in turn; medians over the rounds."""
     rates: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
@@ -68,7 +68,7 @@ def measure(found: Cluster, counts: Sequence[int], rounds: int, epochs: int) -> 
             rates.setdefault(("side by side", workers), []).append(on_ray(workers, epochs))
     middle = {key: statistics.median(values) for key, values in rates.items()}
     one = {kind: middle[kind, 1] for kind, _ in middle}
-    return [Scale(kind, n, rate, rate / (n * one[kind])) for (kind, n), rate in sorted(middle.items())]
+    return [Measured(kind, n, rate, rate / (n * one[kind])) for (kind, n), rate in sorted(middle.items())]
 
 
 def simulate() -> dict[int, Use]:
@@ -81,7 +81,7 @@ def simulate() -> dict[int, Use]:
     return uses
 
 
-def track(scales: Sequence[Scale], uses: dict[int, Use], hardware: str) -> str:
+def track(scales: Sequence[Measured], uses: dict[int, Use], hardware: str) -> str:
     """One run, a step for each number of workers or GPUs; returns the address of the server or database."""
     import mlflow
 
@@ -109,7 +109,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of each measurement, the first aside")
     args = parser.parse_args()
     if 1 not in args.workers:
-        raise UserError(f"--workers has {args.workers}; expected 1 among them, which the others are compared with")
+        raise UserError(
+            f"--workers has {', '.join(map(str, args.workers))}; expected 1 among them, which the others are compared with"
+        )
     with connection.connect() as found:
         if max(args.workers) > found.cpus:
             raise UserError(f"--workers has {max(args.workers)}; expected at most the {found.cpus} CPUs of {found}")
