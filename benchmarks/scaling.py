@@ -109,9 +109,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of each measurement, the first aside")
     args = parser.parse_args()
     if 1 not in args.workers:
-        raise UserError(
-            f"--workers has {', '.join(map(str, args.workers))}; expected 1 among them, which the others are compared with"
-        )
+        named = ", ".join(map(str, args.workers))
+        raise UserError(f"--workers has {named}; expected 1 among them, which the others are compared with")
     with connection.connect() as found:
         if max(args.workers) > found.cpus:
             raise UserError(f"--workers has {max(args.workers)}; expected at most the {found.cpus} CPUs of {found}")
