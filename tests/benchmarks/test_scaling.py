@@ -10,6 +10,7 @@ import pytest
 
 from tests.processes import environment
 
+pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
 COMMAND = (sys.executable, "-W", "ignore", "-m", "benchmarks.scaling", "--rounds=1", "--epochs=1")
 
 
