@@ -178,6 +178,7 @@ def two_nodes() -> Iterator[str]:
         started.shutdown()
 
 
+@pytest.mark.alone  # a raylet of a busy machine ends itself
 def test_ray_places_as_is_reckoned_here(two_nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -203,6 +204,7 @@ def test_ray_places_as_is_reckoned_here(two_nodes: str, tmp_path: Path, monkeypa
             ray.get(tasks)
 
 
+@pytest.mark.alone  # a raylet of a busy machine ends itself
 def test_ray_puts_trials_that_share_gpus_where_they_are_seated(two_nodes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray alone fills one GPU before it takes the next."""
     import ray
@@ -225,6 +227,7 @@ def test_ray_puts_trials_that_share_gpus_where_they_are_seated(two_nodes: str, m
         until(lambda: ray.available_resources().get("GPU") == found.gpus)
 
 
+@pytest.mark.alone  # a raylet of a busy machine ends itself
 def test_a_named_cluster_is_joined_and_left_running(
     project: Path, two_nodes: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
