@@ -240,7 +240,7 @@ def _promised(tasks: Tasks, dead: Collection[str]) -> Iterator[tuple[Any, Except
 
     for task, (trial, began) in tasks.items() if dead else ():
         if status.read(trial.files.progress, since=began) is None:
-            ray.cancel(task)
+            ray.cancel(task, force=True)  # its process, too: interrupted in an import, it would fail what comes next
             yield task, connection.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
 
 
