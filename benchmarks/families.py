@@ -1,4 +1,4 @@
-"""The training rate of one row of each family, over that of the barest loop that does the same work.
+"""The training rate of rows of each family, over that of the barest loop that does the same work.
 
     python -m benchmarks.families --rounds 3
 
@@ -7,7 +7,7 @@ On one thread and on images that are made here, counted from a trial's second ep
 - pipeline: a trial through ``pipelines.trial``: Lightning, checkpoints, progress, curve;
 - bare loop: index, preprocess, augment, forward, backward, update, with the row's own network, loss and optimiser.
 
-Rounds alternate the two; a ratio is the median over rounds of the ratio within a round.
+LeNet-5 is in throughput.py. Rounds alternate the two; a ratio is the median over rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ ROWS = {  # with the images of an epoch, about a second's
     "linear-mnist": 60_000,
     "mlp300-mnist": 20_000,
     "lenet1989-mnist": 10_000,
-    "lenet5-mnist": 8_000,
     "lenet5-distorted-mnist": 4_000,
     "ordinary-cifar10": 20_000,
     "convnetjs-cifar10": 4_000,

@@ -48,13 +48,11 @@ class Measured:
 
 
 def shared_out(found: Cluster, workers: int, epochs: int) -> float:
-    """Images a second of one trial on so many workers."""
+    """Images a second of one trial on so many workers, more than one."""
     with tempfile.TemporaryDirectory() as folder:
         one = planned(Path(folder), 0, epochs)
         resources = dataclasses.replace(one.benchmark.resources, workers=workers)
         one = dataclasses.replace(one, benchmark=dataclasses.replace(one.benchmark, resources=resources))
-        if workers == 1:
-            return on_ray(1, epochs)
         distributed.train(one, found, found.need(one.benchmark), workers)
         return images_per_s(one.files)
 
@@ -64,8 +62,10 @@ def measure(found: Cluster, counts: Sequence[int], rounds: int, epochs: int) -> 
     rates: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
         for workers in counts:
-            rates.setdefault(("distributed", workers), []).append(shared_out(found, workers, epochs))
-            rates.setdefault(("side by side", workers), []).append(on_ray(workers, epochs))
+            beside = on_ray(workers, epochs)
+            shared = beside if workers == 1 else shared_out(found, workers, epochs)  # one is one either way
+            rates.setdefault(("distributed", workers), []).append(shared)
+            rates.setdefault(("side by side", workers), []).append(beside)
     middle = {key: statistics.median(values) for key, values in rates.items()}
     one = {kind: middle[kind, 1] for kind, _ in middle}
     return [Measured(kind, n, rate, rate / (n * one[kind])) for (kind, n), rate in sorted(middle.items())]

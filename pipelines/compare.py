@@ -68,9 +68,9 @@ def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[
     if any(row["origin"] == COMMITTED for row in shown):
         own = any(row["origin"] == HERE for row in shown)
         yield f"{'yours: run in this checkout; the others' if own else 'all'}: committed in {EVIDENCE}/"
-    compared = [row["agrees"] for row in shown if row["agrees"] is not None]
-    if compared:
-        yield f"{sum(compared)} of {len(compared)} of yours agree with committed evidence at the same budget"
+    agreements = [row["agrees"] for row in shown if row["agrees"] is not None]
+    if agreements:
+        yield f"{sum(agreements)} of {len(agreements)} of yours agree with committed evidence at the same budget"
     untested = {row["benchmark"] for row in ledger} - {row["benchmark"] for row in shown}
     if untested:
         yield f"{len(untested)} other benchmarks were not run; the report lists them"

@@ -32,7 +32,6 @@ from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark, Budget, Choice
 from pipelines.config.claims import Evaluation
 from pipelines.config.params import Params, load_params
-from pipelines.config.recipes import Arithmetic
 from pipelines.data import subsets
 from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, status, store
@@ -92,17 +91,16 @@ def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
     _train(params, planned)
     device = provenance.chosen_device(None)
     results: list[dict[str, Any]] = []
-    devices: list[str] = []
-    precisions: list[Arithmetic] = []
+    trained: list[spec.Spec] = []
     for values, trials in zip(candidates, planned, strict=True):
         whole = all(trial.finished for trial in trials)
         judged = [trial.settled for trial in trials] if whole else []
-        precisions += [trial.precision for trial in judged]
-        devices += [read_json(trial.files.result)["device"] for trial in judged]
+        trained += judged
         errors = {str(trial.seed): validation_error(trial, choice, device) for trial in judged} or None
         print(f"{benchmark.name} at {_named(values)}: {_words(errors)}", flush=True)
         mean = float(np.mean(list(errors.values()))) if errors else None
         results.append({**values, "per_seed": errors, "mean": mean})
+    first = trained[0]
     return {
         "benchmark": benchmark.name,
         "hold_out": choice.hold_out,
@@ -111,8 +109,8 @@ def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) ->
         "seeds": list(choice.seeds),
         "validation_error": results,
         "chosen": pick(results, candidates, choice.hold_out),
-        "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice", precisions[0]),
-        "device": devices[0],
+        "config": candidate(benchmark, in_use(benchmark, choice), choice, epochs).resolved("choice", first.precision),
+        "device": read_json(first.files.result)["device"],
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
         **provenance.git_state(),

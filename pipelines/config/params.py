@@ -145,14 +145,14 @@ def build_catalogue(written: Written, root: Path = Path()) -> Catalogue:
 
 def _check_ablations(benchmarks: Mapping[str, Benchmark]) -> None:
     """UserError for an ablation of something that is no benchmark with a claim in the same metric."""
-    for name, claim in ((one.name, one.claim) for one in benchmarks.values()):
-        of = claim.ablation.of if claim.ablation else None
-        where = f"{benchmarks[name].where}.claim.ablation.of"
-        if of is not None and of not in benchmarks:
+    for benchmark in benchmarks.values():
+        if (ablation := benchmark.claim.ablation) is None:
+            continue
+        of, metric, where = ablation.of, benchmark.claim.metric, f"{benchmark.where}.claim.ablation.of"
+        if of not in benchmarks:
             raise UserError(wording.unknown(f"{where}: benchmark", of, benchmarks))
-        whole = benchmarks[of].claim if of is not None else claim
-        if of is not None and (whole.value is None or whole.metric != claim.metric):
-            raise UserError(f"{where} is {of}; expected a benchmark that claims a value of {claim.metric}")
+        if benchmarks[of].claim.value is None or benchmarks[of].claim.metric != metric:
+            raise UserError(f"{where} is {of}; expected a benchmark that claims a value of {metric}")
 
 
 def _in_order(benchmarks: Mapping[str, Benchmark], plans: Mapping[str, SuitePlan]) -> dict[str, Benchmark]:
