@@ -1,16 +1,18 @@
-# make repro      set everything up and reproduce the default suite
-# make test       set everything up and pass the tests
-# make quick      lint, types and the quick tests: no training, no Ray, no server; before every commit
+# make repro      set everything up, train the active suite (by default laptop) and write report/index.html
+# make test       set everything up; lint, types and all tests
+# make quick      lint, types and the quick tests (no training, no Ray, no server); run it before every commit
 # make numeric    the tests that train, as if on another processor: CPU=avx2 or CPU=default, THREADS=2
-# make fuzz       random input for ten minutes
-# make dashboard  MLflow over what was tracked
+# make fuzz       random input to every reader, for ten minutes
+# make dashboard  the results in MLflow, with the addresses of its views
+# make benchmark  throughput against minimal PyTorch loops
+# make clean      delete datasets and results; downloads in data/ stay
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# What an older processor would compute with: other instructions round otherwise. `make test` takes CPU and THREADS, too.
+# The instructions of an older processor, which round differently. `make test` takes CPU and THREADS, too.
 ifeq ($(CPU),avx2)
 export ATEN_CPU_CAPABILITY := avx2
 export ONEDNN_MAX_CPU_ISA := AVX2
@@ -28,14 +30,14 @@ endif
 
 .PHONY: repro test quick numeric fuzz lint dashboard benchmark install home outside-git clean
 
-# The suite is trained at once, so that seeds of all benchmarks are packed side by side; `dvc repro` alone, which runs
-# one stage after another, gives the same results.
+# pipelines.train trains all benchmarks at once, their seeds packed side by side. `dvc repro` alone gives the same results,
+# one stage after another.
 repro: install outside-git
 	dvc repro fetch
 	python -m pipelines.train
 	dvc repro
 
-# MNIST first, or each process of tests would fetch its own. What has time limits that other work could break is `alone`.
+# MNIST first, or each process of tests would fetch its own. Tests with time limits that other work could break are `alone`.
 test: install lint
 	python -m pipelines.fetch mnist
 	python -m pytest -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
@@ -64,7 +66,7 @@ benchmark: install
 
 install: home $(VENV)/installed
 
-# DVC ends in a traceback where it is a file; there need be none.
+# Where HOME is a file, DVC ends in a traceback; where there is none, it works.
 home:
 	@test ! -e "$$HOME" || test -d "$$HOME" || { echo "error: HOME is $$HOME; expected a folder" >&2; exit 2; }
 
@@ -75,7 +77,7 @@ $(VENV)/installed: constraints.txt pyproject.toml
 	pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
 	touch $@
 
-# An unpacked archive is no clone, and DVC then asks to be told so.
+# DVC refuses to work in an unpacked archive, which is no clone, without this setting.
 outside-git:
 	@git rev-parse --git-dir > /dev/null 2>&1 || test -e .git || dvc config --local core.no_scm true
 

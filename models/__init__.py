@@ -1,4 +1,4 @@
-"""The networks, one file a family, and beside each its benchmarks, in <family>.yaml.
+"""The networks, one file for each family, with its benchmarks beside it in <family>.yaml.
 
 A builder takes ``classes``, ``in_shape`` and options, and returns an nn.Module.
 """

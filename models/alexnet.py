@@ -1,4 +1,4 @@
-"""AlexNet: Krizhevsky, Sutskever, Hinton, NIPS 2012, section 3.5 and Fig. 2; its heir with one tower below.
+"""AlexNet: Krizhevsky, Sutskever, Hinton, NIPS 2012, section 3.5 and Fig. 2; and torchvision's version with one tower.
 
 | layer | what                                            | output    | parameters  |
 |-------|-------------------------------------------------|-----------|-------------|
@@ -17,16 +17,16 @@
 | total |                                                 |           | 60,965,224  |
 
 The two towers, one on each of the authors' GPUs, are convolutions in two groups. Input: RGB of 0..255 less the mean;
-the initial deviation of 0.01 makes sense at that scale alone.
+the initial deviation of 0.01 suits only that scale.
 
-The paper takes four parts away, one at a time: ``normalise`` (section 3.3), ``overlap`` (3.4; poolings of 2x2/2 give
-maps of the same sides), ``dropout`` (4.2) and ``towers`` (3.2): its net for one GPU has half as many maps in conv1 to
-conv4, but not in conv5 (recalled, a footnote), so that the full layers stay as they are: 59,798,312 parameters.
+The paper removes four parts, one at a time: ``normalise`` (section 3.3), ``overlap`` (3.4; poolings of 2x2/2 give maps
+of the same size), ``dropout`` (4.2) and ``towers`` (3.2). Its net for one GPU has half as many maps in conv1 to conv4,
+but not in conv5 (recalled, a footnote), so the full layers keep their size: 59,798,312 parameters.
 
 Open questions, and what we chose:
-  the paper has 224x224 images and 55x55 maps, which stride 4 without padding does not give: 227 is taken as it is, 224
-    is padded by 2 (``in_shape``);
-  the formula of section 3.3 sums alpha a^2 over n = 5 maps without dividing by n, other programs divide: we follow the
+  the paper's 224x224 images do not give its 55x55 maps at stride 4 without padding: 224 is padded by 2, 227 is not
+    (``in_shape``);
+  the formula of section 3.3 sums alpha a^2 over n = 5 maps without dividing by n, as other programs do: we follow the
     formula;
   whether the normalisation stops at the border between the towers: it runs over all N maps of the layer, as the formula
     reads;
@@ -50,7 +50,7 @@ LRN_SIZE, LRN_ALPHA, LRN_K = 5, 1e-4, 2.0  # section 3.3; beta is 3/4
 STD = 0.01  # of the initial weights (section 5)
 UNITS = 4096
 MAPS = {2: (96, 256, 384, 384, 256), 1: (48, 128, 192, 192, 256)}  # of the convolutions, by the number of towers
-RANGES = {"bias": (-10.0, 10.0), "fc_std": (1e-6, 1.0), "dropout": (0.0, 0.99)}  # of the options: beyond, none trains
+RANGES = {"bias": (-10.0, 10.0), "fc_std": (1e-6, 1.0), "dropout": (0.0, 0.99)}  # options in which the net trains
 
 
 def alexnet(
@@ -67,7 +67,7 @@ def alexnet(
     """Build the net of 2012: (N, 3, 227, 227) -> logits (N, classes); (3, 224, 224) is padded by 2.
 
     Args:
-        bias: where the biases of conv2, conv4, conv5, fc6 and fc7 start; the others start at 0.
+        bias: initial biases of conv2, conv4, conv5, fc6 and fc7; all others 0.
         fc_std: deviation of the initial weights of fc6 and fc7; all others 0.01.
         dropout: the fraction of fc6's and fc7's outputs to drop in training.
         normalise: whether conv1 and conv2 are followed by response normalisation.
@@ -135,8 +135,8 @@ def one_tower(
     | fc8   | full                                                       | 1000      | 4,097,000   |
     | total |                                                            |           | 61,100,840  |
 
-    No normalisation, and PyTorch's own initial weights. It is not quite the net of that paper: a footnote has 384 maps
-    in conv4 (vision#704), its layer file normalises, and dropout comes behind the full layers there (vision#549).
+    No normalisation, and PyTorch's own initial weights. That paper's net differs: a footnote has 384 maps in conv4
+    (vision#704), its layer file normalises, and its dropout follows the full layers (vision#549).
 
     Args:
         dropout: the fraction of fc6's and fc7's inputs to drop in training.

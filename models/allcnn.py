@@ -15,7 +15,7 @@ Table 1, the three base models for 3x32x32 images (each conv is followed by a Re
 
 Section 3.1, three changes to each (Table 2 draws them for C):
 
-  strided  the poolings go, the stride of the convolution before each is raised by 1
+  strided  each pooling is removed, and the stride of the convolution before it raised by 1
   convpool a 3x3 convolution of the same width is added before each pooling
   allcnn   each pooling becomes a 3x3 convolution of the same width with stride 2
 
@@ -33,10 +33,10 @@ All-CNN-C, the net of Table 2's last column, layer by layer:
 | 8     | 1x1x192x192  | 192x6x6   | 37,056     |
 | 9     | 1x1x192x10   | 10x6x6    | 1,930      |
 
-The layers that only other nets have: 5x5x3x96 (7,296) and 5x5x96x192 (460,992) in A and B, 1x1x96x96 (9,312) and
+Layers of the other nets: 5x5x3x96 (7,296) and 5x5x96x192 (460,992) in A and B, 1x1x96x96 (9,312) and
 1x1x192x192 (37,056) in B. A ConvPool-CNN has All-CNN's layers 3 and 6 at stride 1, each before a pooling.
 
-Parameters in all, exact for 10 classes, and the paper's Table 3 in brackets:
+Total parameters for 10 classes, and those of the paper's Table 3 in brackets:
 
 |   | base              | strided | convpool           | allcnn            |
 |---|-------------------|---------|--------------------|-------------------|
@@ -47,13 +47,13 @@ Parameters in all, exact for 10 classes, and the paper's Table 3 in brackets:
 The bracketed 1.3 M of C does not follow from the paper's own layers.
 
 Open questions, and what we chose:
-  the size that is averaged: the paper has 6x6, which follows if the 3x3 convolution after the last pooling (layer 7
-    of All-CNN-C) is not padded: ``conv7_padding=0``, as in the Caffe rebuild that comes closest to the paper. The
-    neon rebuild pads it and averages 8x8: ``conv7_padding=1``. The count is the same.
-  the border of the poolings: 3x3 with stride 2 takes 32 to 16 with Caffe's rule (windows start at 0, the last one may
-    hang over), which is ours; a stride-2 convolution gets there with padding k // 2.
+  the size that is averaged: the paper's 6x6 follows if the 3x3 convolution after the last pooling (layer 7 of
+    All-CNN-C) is not padded: ``conv7_padding=0``, as in the Caffe rebuild that comes closest to the paper. The neon
+    rebuild pads it and averages 8x8: ``conv7_padding=1``. Both have as many parameters.
+  the border of the poolings: we follow Caffe's rule (windows start at 0, the last one may hang over), by which 3x3 with
+    stride 2 reduces 32 to 16; a stride-2 convolution does so with padding k // 2.
   the ReLU on the last convolution: Table 1 has "10 or 100 ReLU", so it is on by default (``logits_relu``). All logits
-    of an image may then be zero: training that starts so stays at ln 10.
+    of an image may then be zero: a training that starts there stays at ln 10.
   the initial weights: not stated (``init``); biases zero.
   where the dropout acts: 20 % of the input, 50 % after each pooling or what replaces it, unit by unit. In the strided
     variant that is the convolution whose stride was raised.
@@ -171,8 +171,8 @@ def imagenet(*, dropout: float = 0.5, classes: int = 1000, in_shape: tuple[int, 
     | 12    | 1x1x1024x1000     | 1000x6x6   | 1,025,000  |
     | total |                   |            | 9,372,840  |
 
-    The table is recalled; its sum fits the paper's "less than 10 million". Its maps of 6x6 follow from 227 pixels, no
-    padding of layer 1 and of those with stride 2. Dropout follows layer 9, and no ReLU the logits.
+    The table is recalled; its sum fits the paper's "less than 10 million". Maps of 6x6 follow from 227 pixels without
+    padding in layer 1 and the layers of stride 2. Dropout follows layer 9; no ReLU follows the logits.
 
     Args:
         dropout: the fraction of layer 9's outputs to drop in training.

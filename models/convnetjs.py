@@ -26,7 +26,7 @@ mnist, 5,994 parameters:
 | max pool 3/3     | 16x4x4   | 0                         |
 | softmax          | 10       | 256 x 10 + 10 = 2,570     |
 
-The softmax itself belongs to the loss: both return logits.
+Both return logits; the loss contains the softmax.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RELU_BIAS = 0.1  # ConvNetJS starts the biases of ReLU layers here, all others a
 def cifar10(*, classes: int = 10, in_shape: tuple[int, int, int] = (3, 32, 32)) -> nn.Module:
     """Build the CIFAR-10 demo's net: (N, 3, 32, 32) -> logits (N, classes); sides from 8 pixels up.
 
-    Open questions: none in the architecture, it is read from code. Weights N(0, 1/F) for a fan-in of F.
+    Open questions: none in the architecture, which is read from code. Weights N(0, 1/F) for a fan-in of F.
 
     Raises:
         ValueError: the image is too small for the three poolings.
@@ -52,7 +52,7 @@ def cifar10(*, classes: int = 10, in_shape: tuple[int, int, int] = (3, 32, 32)) 
 def mnist(*, classes: int = 10, in_shape: tuple[int, int, int] = (1, 24, 24)) -> nn.Module:
     """Build the MNIST demo's net: (N, 1, 24, 24) -> logits (N, classes); sides from 6 pixels up.
 
-    The demo crops 24x24 from 28x28: the recipe's matter. Open questions: none in the architecture.
+    The recipe crops 24x24 from 28x28, as the demo does. Open questions: none in the architecture.
 
     Raises:
         ValueError: the image is too small for the two poolings.

@@ -1,10 +1,9 @@
 """Krizhevsky's CIFAR-10 nets, as his cuda-convnet layer files define them (example-layers/*.cfg).
 
 All: 5x5 convolutions with padding 2, 3x3 pooling with stride 2 that covers the whole map (a window may hang over the
-border; an average counts only what is inside), images of 0..255 less the per-pixel mean, never divided by 255: the
-initial deviation of 1e-4 in conv1 only makes sense at that scale. Biases start at 0. The modules have the files' layer
-names, so that a recipe can give each its own weight decay; the files' ``wc`` are listed below (they act on weights
-alone).
+border; an average counts only what is inside), images of 0..255 less the per-pixel mean, not divided by 255: the
+initial deviation of 1e-4 in conv1 suits only that scale. Biases start at 0. The modules have the files' layer names, so
+that a recipe can give each its own weight decay. The tables list the files' ``wc``, which decay weights only.
 
 layers_80sec ("26 % error in 80 seconds"), 145,578 parameters; layers_19pct and layers_18pct, 89,578 (without fc64):
 
@@ -40,9 +39,9 @@ map, scale 5e-5, pow 0.75. Across maps (``cmrnorm`` of size 9): the sum over 9 n
 scale/9, scale 1e-3, pow 0.75. The layer parser divides scale by the number of units summed, as torch does.
 
 Open questions, and what we chose:
-  the layer file of the 11 % net was changed over time: an early one has 32 + 32 local filters and normalises across 5
-    maps before both poolings; we take the later one, 64 + 32 filters, 9 maps, after pool1 and before pool2. So the
-    step from 13 to 11 % is not normalisation alone.
+  the layer file of the 11 % net changed over time: an early one has 32 + 32 local filters and normalises across 5 maps
+    before both poolings; we take the later one, with 64 + 32 filters and 9 maps, after pool1 and before pool2. So not
+    normalisation alone takes 13 to 11 %.
 """
 
 from __future__ import annotations
@@ -185,7 +184,7 @@ class SameMapNorm(nn.Module):
     """Response normalisation over the 3x3 neighbours in the same map (``type=rnorm``)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same; beyond the border are zeros, and the mean is always over nine."""
+        """(N, C, H, W) -> the same; the mean is always over nine, with zeros beyond the border."""
         mean = F.avg_pool2d(x.square(), SAME_MAP_SIZE, stride=1, padding=SAME_MAP_SIZE // 2)
         return x / (1 + SAME_MAP_SCALE * mean) ** NORM_POWER
 

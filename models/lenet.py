@@ -14,12 +14,12 @@ LeNet-5 (section II.B, Fig. 2; 60,000 trainable parameters below the output laye
 | output | RBF: 10 x 84 fixed +-1        | 10       | (840 fixed) |            |
 | output | or softmax (our variant)      | 10       | 850        |             |
 
-Subsampling sums 2x2 units, multiplies by a trainable coefficient, adds a trainable bias and squashes. Every layer but
-the output squashes by f(a) = 1.7159 tanh(2a/3).
+Subsampling sums 2x2 units, multiplies by a trainable coefficient, adds a trainable bias and squashes. All layers but
+the output squash by f(a) = 1.7159 tanh(2a/3).
 
-How it is computed: layers pass on t = tanh(2a/3), and the constants are folded into the (small) weights of the next
-layer, since w f(a) = (1.7159 w) t. The parameters are the paper's own, the result is the same to rounding, and a scaled
-tanh costs what a plain one does.
+Layers pass on t = tanh(2a/3), and fold the constants into the (small) weights of the next layer, since
+w f(a) = (1.7159 w) t: a scaled tanh then costs no more than a plain one. The parameters are the paper's, and the result
+agrees to rounding.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ C3_MAPS: tuple[tuple[int, ...], ...] = (
     *((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5)),
     (0, 1, 2, 3, 4, 5),
 )
-# LeNet-1: the 4 first subsampling maps that feed each of 12 maps; twenty connections, which the published 2,578
-# parameters and 98,442 connections of the 1990 network require.
+# LeNet-1: which of the 4 maps of S2 feed each of the 12 of C3. The published 2,578 parameters and 98,442 connections of
+# the 1990 network require twenty pairs.
 LENET1_MAPS: tuple[tuple[int, ...], ...] = (
     *((0,), (0, 1), (0, 1), (1,), (0, 1), (0, 1)),
     *((2,), (2, 3), (2, 3), (3,), (2, 3), (2, 3)),
@@ -56,8 +56,8 @@ LENET4_MAPS: tuple[tuple[int, ...], ...] = (
     *((i, (i + 2) % 8, (i + 4) % 8) for i in range(8)),
 )
 
-# The stylised digits that the RBF units expect on F6, 7 pixels wide and 12 high ('#' is +1, '.' is -1). Drawn by us:
-# the paper prints its set as a figure (Fig. 3), not as numbers.
+# The stylised digits that the RBF units expect on F6, 7 pixels wide and 12 high ('#' is +1, '.' is -1). We drew them:
+# the paper prints its own as a figure (Fig. 3), not as numbers.
 BITMAPS = """
 .......  .......  .......  .......  .......  .......  .......  .......  .......  .......
 ..###..  ...#...  .#####.  .#####.  .....#.  #######  ..####.  #######  .#####.  .#####.
@@ -162,14 +162,14 @@ def boosted_lenet4(
 ) -> nn.Module:
     """Build boosted LeNet-4, three of our LeNet-4s: (N, 1, 32, 32) -> (N, classes); 152,094 parameters, 3 x 50,698.
 
-    The first is trained as usual; the second on examples half of which the first gets wrong; the third on examples on
-    which those two disagree. In a test their outputs are added (section III.C). The recipe filters the examples;
-    ``member`` is the net that trains.
+    The first trains as usual, the second on examples half of which the first gets wrong, the third on examples on which
+    the other two disagree. A test adds their outputs (section III.C). The recipe filters the examples; ``member`` is
+    the net that trains.
 
     Open questions, and what we chose:
-      the outputs that the paper adds are of bounded units, ours are linear for a softmax. We add the probabilities, so
-      that none of the three has more than one vote: the third hardly sees an easy example, and its answer to one may be
-      anything. The paper runs the second and third net only where the first is in doubt, which saves time; we run all.
+      the paper adds outputs of bounded units; ours are linear for a softmax. We add probabilities, so that each net has
+      one vote at most: the third hardly sees an easy example, and its answer to one may be arbitrary. To save time, the
+      paper runs the second and third net only where the first is in doubt; we run all.
 
     Raises:
         ValueError: an unknown ``init``, or an image that does not fit.
@@ -269,7 +269,7 @@ class SparseConvolution(nn.Module):
     """Squashing convolution whose map j sees only the input maps ``table[j]``; takes and returns tanh(2a/3).
 
     ``weight`` holds one kernel a connection, in the table's order: the missing ones are no parameters. A forward pass
-    lays them into a dense kernel, which is far quicker on a CPU than a convolution for each group of maps.
+    writes them into a dense kernel, which is far faster on a CPU than a convolution for each group of maps.
     """
 
     rows: Tensor
@@ -376,9 +376,9 @@ class RBF(nn.Module):
 
             d2E/dx_j^2 = sum_i d2E/do_i^2 (2 (x_j - w_ij))^2 - 2 sum_i dE/do_i.
 
-        The second term is what the recursion drops of a squashing unit, whose f'' has either sign. Here it is all there
-        is where the first vanishes: under the MAP criterion it is 2 (1 - sum_i q_i), never negative, and near 2 as long
-        as every digit is further off than the constant j. Of another loss only a positive one is kept.
+        The recursion drops the second term for a squashing unit, whose f'' has either sign. Here it stays, as the first
+        may vanish: under the MAP criterion it is 2 (1 - sum_i q_i), never negative, and near 2 while every digit is
+        further off than the constant j. For another loss it counts only where it is positive.
         """
         slopes = 2 * AMPLITUDE * (self.centres - AMPLITUDE * x[:, None])  # (N, 10, 84), with respect to tanh(2a/3)
         bends = -2 * AMPLITUDE**2 * first.sum(1, keepdim=True)

@@ -14,9 +14,8 @@ tanh after every layer, the output included. Beyond the border a unit sees the b
 Open questions, and what we chose (the first four as in karpathy/lecun1989-repro, which reports 4.09 % on MNIST digits):
   which 8 planes feed an H2 plane is not specified: H1 and H2 are cut into thirds of four planes, and each third of H2
     sees two thirds of H1 (first and second, second and third, first and third);
-  the initial range 2.4/F is read with F or its square root, for the PDF's formatting: ``init``, the square root by
-    default;
-  the biases: zero, but -1 at the output, where nine targets of ten are -1;
+  the PDF's formatting leaves open whether the initial range is 2.4/F or 2.4/sqrt(F): ``init``, by default the latter;
+  the initial biases: zero, but -1 at the output, where nine targets of ten are -1;
   the border of H2: -1, like the image's;
   the scale of the "scaled hyperbolic tangent" is not given here (1.7159 is in later papers): plain tanh.
 """

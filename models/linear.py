@@ -20,8 +20,8 @@ def linear(*, classes: int = 10, in_shape: tuple[int, int, int] = (1, 28, 28)) -
 
     Open questions, and what we chose:
       the initial weights are not given: U(-2.4/F, 2.4/F) as for the paper's networks, biases zero (the problem is
-      convex, so it only sets where the descent starts); in the paper sigmoid units, linear units and a direct
-      solution gave similar results: we return the linear sums and leave the loss to the recipe.
+      convex, so they decide only where the descent starts); in the paper, sigmoid units, linear units and a direct
+      solution gave similar results: we return the linear sums, and the recipe chooses the loss.
     """
     pixels = math.prod(in_shape)
     layer = nn.Linear(pixels, classes)

@@ -24,9 +24,9 @@ def ordinary(*, classes: int = 10, in_shape: tuple[int, int, int] = (3, 32, 32))
     """Build pixels -> 10 sigmoid units -> ``classes`` logits, any ``in_shape``: (N, C, H, W) -> (N, classes).
 
     Open questions, and what we chose:
-      how the published snapshots were started is not documented: ConvNetJS's own rule, weights N(0, 1/F) for a fan-in
-      of F and biases zero (its 0.1 is for ReLU layers alone); the chapter calls the net "1-layer" in one place and
-      "2-layer" in another: the snapshots have one hidden layer.
+      the initial weights of the published snapshots are not documented: we follow ConvNetJS's own rule, weights
+      N(0, 1/F) for a fan-in of F and biases zero (its 0.1 is only for ReLU layers); the chapter calls the net "1-layer"
+      in one place and "2-layer" in another: the snapshots have one hidden layer.
     """
     pixels = math.prod(in_shape)
     hidden, output = nn.Linear(pixels, HIDDEN), nn.Linear(HIDDEN, classes)

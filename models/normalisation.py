@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CACHED = 1 << 17  # values of a map that stay in a core's cache between the steps
+CACHED = 1 << 17  # values that stay in a core's cache between the steps
 
 
 class ResponseNorm(nn.Module):
     """b = a / (k + alpha sum a^2)^(3/4), the sum over ``size`` adjacent maps: (N, C, H, W) -> (N, C, H, W).
 
     The sum is not divided by ``size``; ``nn.LocalResponseNorm`` divides it, and takes some five times as long on a CPU.
-    The exponent is fixed: two square roots make it, where another would take a power. Always computed in float32 or
-    float64. Maps beyond the first and the last count as zero.
+    The exponent is fixed, so that two square roots replace a power. Always computed in float32 or float64. Maps beyond
+    the first and the last count as zero.
 
     Args:
         size: how many adjacent maps, this one in the middle.
         alpha: the factor of the sum.
-        k: what is added to it.
+        k: added to the sum.
     """
 
     def __init__(self, size: int, *, alpha: float, k: float) -> None:

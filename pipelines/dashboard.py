@@ -208,8 +208,8 @@ def _send_waiting(spool: Spool) -> None:
 
 def main() -> None:
     """Serve until Ctrl-C; or, where a server runs already, say where to look."""
-    parser = arguments.Parser(prog="python -m pipelines.dashboard", description="Show the results in MLflow.")
-    parser.add_argument("--port", type=int, default=5000)
+    parser = arguments.Parser(prog="python -m pipelines.dashboard", description="Serve the results in MLflow.")
+    parser.add_argument("--port", type=int, default=5000, help="of the server on this machine; by default 5000")
     parser.add_argument("--open", action="store_true", help="open the first address in a browser")
     args = parser.parse_args()
     spool = Spool.here()

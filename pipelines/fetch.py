@@ -1,4 +1,4 @@
-"""Stage ``fetch``: bring a dataset's raw files, check them against their pins, and write ``datasets/<name>``.
+"""Stage fetch: download a dataset's raw files, check them against data.dvc, and write datasets/<name>.
 
     python -m pipelines.fetch mnist cifar10
 
@@ -277,7 +277,7 @@ def obtain(
         missing, _ = _take_from(source, root, missing, parts, replace(patience, floor=0.0), say)
     if missing and by_hand:
         files = ", ".join(f"{pin.path} (md5 {pin.md5})" for pin in missing)
-        raise UserError(f"not there: {files}; expected a person to put them there, from {by_hand}")
+        raise UserError(f"missing: {files}; expected them to be put there by hand, from {by_hand}")
     if missing:
         files = ", ".join(pin.path for pin in missing)
         tried = "; ".join(source.label for source in sources)

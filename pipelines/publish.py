@@ -1,4 +1,4 @@
-"""Commit evidence: write results/evidence/<benchmark>.json, and what is made of these files.
+"""Write evidence to commit: results/evidence/<benchmark>.json, README.md's ledger and results/index.html.
 
     python -m pipelines.publish lenet5-mnist     # from its finished, evaluated trials, in a clean tree
     python -m pipelines.publish                  # README.md's ledger and results/index.html alone
@@ -115,9 +115,9 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = arguments.Parser(prog="python -m pipelines.publish", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("benchmarks", nargs="*", help="whose trials here become evidence; without any, none")
-    parser.add_argument("--budget", help="laptop or paper; by default the active suite's, and paper outside it")
-    parser.add_argument("--project", type=Path, default=Path(), help="a checkout whose runs/ and evaluations/ are read")
+    parser.add_argument("benchmarks", nargs="*", help="whose trials become evidence; by default none")
+    parser.add_argument("--budget", help="laptop or paper; by default the active suite's, or paper outside it")
+    parser.add_argument("--project", type=Path, default=Path(), help="checkout that has runs/ and evaluations/")
     return parser.parse_args()
 
 

@@ -208,19 +208,19 @@ def _arguments() -> argparse.Namespace:
         description="List the trials in the run store, export them and data sets to a file, or import such a file.",
     )
     commands = parser.add_subparsers(required=True, metavar="list | export | import")
-    listing = commands.add_parser("list", help="what is there, and how far")
+    listing = commands.add_parser("list", help="list the trials, and how far each is")
     listing.set_defaults(run=show)
     out = commands.add_parser("export", help="write trials, data sets or both into a file")
     out.set_defaults(run=export)
     for each in (listing, out):
         each.add_argument("benchmarks", nargs="*", help="benchmarks of models/*.yaml; by default all")
         each.add_argument("--seeds", type=int, nargs="+", default=[], help="of each benchmark; by default all")
-    out.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="data sets; no trials but those named")
+    out.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="data sets; trials only if named, too")
     out.add_argument("--piece-size", metavar="SIZE", help="such as 60M: write FILE.000, FILE.001, ... of at most this")
     out.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="such as trials.tar")
-    into = commands.add_parser("import", help="take in what such files hold, once it is checked")
+    into = commands.add_parser("import", help="check such files, and take in what they hold")
     into.set_defaults(run=bring_in)
-    into.add_argument("parcels", nargs="+", type=Path, metavar="FILE", help="what export wrote, by any of its pieces")
+    into.add_argument("parcels", nargs="+", type=Path, metavar="FILE", help="a file of export, or one of its pieces")
     for each in (listing, out, into):
         each.add_argument("--store", type=Path, default=None, help="the run store; $RUN_STORE or store/")
     return parser.parse_args()

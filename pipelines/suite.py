@@ -53,8 +53,8 @@ def main() -> None:
     """List the suites, or switch to one."""
     parser = arguments.Parser(
         prog="python -m pipelines.suite",
-        description="List the suites of benchmarks, * before the active one, or make another the active one: "
-        "what dvc repro and make repro run. Only suite.yaml is written.",
+        description="List the suites of benchmarks, the active one marked by *, or switch to another. dvc repro and "
+        "make repro run the active suite, which suite.yaml holds.",
     )
     parser.add_argument("name", nargs="?", help="the suite to switch to, such as mnist; `laptop` is the default")
     args = parser.parse_args()

@@ -189,19 +189,18 @@ def main() -> None:
     """Tune one benchmark."""
     parser = arguments.Parser(
         prog="python -m pipelines.tune",
-        description="Train a benchmark at each of some learning rates (and at each of SDLM's mus, of the MAP "
-        "criterion's constants and of the batches, where its block `choice` lists some) without a slice of the "
-        "training images, and record the errors on that slice in results/choices/. The test images are not opened, and "
-        "no recipe is changed.",
+        description="Tune a benchmark on a slice of its training images: train on the others at each learning rate of "
+        "its block `choice`, and at each mu of SDLM, constant of the MAP criterion and batch that the block lists. The "
+        "errors on the slice go to results/choices/. No test image is opened, and no recipe is changed.",
     )
     parser.add_argument("benchmark", help="a benchmark of models/*.yaml, such as mlp1000-mnist")
     parser.add_argument(
         "--rates",
         type=float,
         nargs="+",
-        help="in place of those of the benchmark's block `choice`; its other values stay",
+        help="learning rates in place of those in `choice`; its other lists stay",
     )
-    parser.add_argument("--epochs", type=int, help="of each candidate; by default those of the `paper` budget")
+    parser.add_argument("--epochs", type=int, help="of each candidate; by default those of the paper budget")
     args = parser.parse_args()
     ending.follow()
     params = load_params()

@@ -131,8 +131,8 @@ def test_archives_that_a_person_has_to_place_say_from_where(root: Path, monkeypa
     for name in absent:
         assert f"data/{name} (md5 {md5(files[name])})" in line
     assert "ILSVRC2012_img_val.tar" not in line
-    assert line.endswith("expected a person to put them there, from https://image-net.org/download-images.php, with an "
-                         "account that accepts their terms")  # fmt: skip
+    assert line.endswith("expected them to be put there by hand, from https://image-net.org/download-images.php, "
+                         "with an account that accepts their terms")  # fmt: skip
     for name in absent:
         (root / "data" / name).symlink_to(root / "ilsvrc" / name)  # they are large, and may lie elsewhere
     assert "3 files in data, md5 ok" in run(root, source=origin)

@@ -80,7 +80,7 @@ def read_text(path: Path) -> str:
             raise UserError(f"{path} is longer than {MOST_BYTES:,} bytes; expected a file written by hand")
         return data.decode()
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run this where the project's params.yaml lies") from None
+        raise UserError(f"{path} does not exist; run this in the folder of the project's params.yaml") from None
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
         raise UserError(f"{path} line {number} is not valid YAML: expected text in UTF-8") from None

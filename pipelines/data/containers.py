@@ -289,7 +289,7 @@ def _reading(label: str) -> Iterator[None]:
     except UNREADABLE as error:
         reason = "not enough memory" if isinstance(error, MemoryError) else brief(str(error), 150)
         whole = "expected a whole tar, tgz or zip (of method Deflate, without a password)"
-        raise UserError(f"{label}: cannot be read through ({reason or type(error).__name__}); {whole}") from None
+        raise UserError(f"{label}: cannot be read to its end ({reason or type(error).__name__}); {whole}") from None
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def write(
     say(f"{images} images of {len(layout.classes)} classes in {files.label}")
     plan = _plan(root, origin, layout, md5s or {})
     if is_made(root / "datasets", name, plan):
-        say("they are decoded already, and whole")
+        say("they are decoded already, and undamaged")
         return
     _decode_all(root, name, origin, files, layout, plan, md5s or {}, decoders, say)
     say(f"{images} images taken from {files.label}; left out: {left_out}")
@@ -283,4 +283,4 @@ class _Rows:
         if self.rows:
             self.journal.discarded = True
             lost = self.paths[next(iter(self.rows))]
-            raise UserError(f"{label}: {brief(lost)} is not there any more; expected files that stay as they are")
+            raise UserError(f"{label}: {brief(lost)} is gone; expected files that do not change while they are read")

@@ -50,7 +50,7 @@ class LabelList:
                 raise UserError(f"{self.where} line {number}: {brief(' '.join(row))}; {expected}")
         lacking = sorted(pictures.keys() - found.keys())
         if lacking:
-            raise UserError(f"{self.where}: {brief(lacking[0])} has no label, as {len(lacking)} images in all")
+            raise UserError(f"{self.where}: {brief(lacking[0])} has no label; images without one: {len(lacking)}")
         return found
 
 

@@ -189,4 +189,4 @@ def _check_classes(label: str, by_split: Mapping[Split, Kinds], folders: Mapping
             held, absent = brief(folders[have]), brief(folders[lack])
             raise UserError(f"{label}: class {named}{more} has images in {held}/ but none in {absent}/; expected both")
     if len(train) < 2:
-        raise UserError(f"{label}: one class alone, {brief(next(iter(train)))}; expected two or more to tell apart")
+        raise UserError(f"{label}: only one class, {brief(next(iter(train)))}; expected two or more")

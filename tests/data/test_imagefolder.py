@@ -187,7 +187,7 @@ def test_a_truncated_archive(tmp_path: Path, pictures: dict[str, bytes], name: s
     whole = as_archive(tmp_path / "data" / name, pictures)
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3 + 100])
     line = refused(tmp_path, Origin(kind="imagefolder", archive=name))
-    assert line.startswith(f"{name}: cannot be read through")
+    assert line.startswith(f"{name}: cannot be read to its end")
 
 
 def test_a_link_to_nowhere(tmp_path: Path, pictures: dict[str, bytes]) -> None:
@@ -215,7 +215,7 @@ def test_a_zip_that_cannot_be_unpacked(
             content[at + place + shift] = value
     (tmp_path / "data" / "pets.zip").write_bytes(content)
     line = refused(tmp_path, Origin(kind="imagefolder", archive="pets.zip"))
-    assert line.startswith("pets.zip: cannot be read through (") and words in line
+    assert line.startswith("pets.zip: cannot be read to its end (") and words in line
     assert line.endswith("; expected a whole tar, tgz or zip (of method Deflate, without a password)")
 
 
@@ -481,7 +481,7 @@ def test_a_row_that_nothing_fills_is_no_black_image(
     read = containers.Tar.read
     monkeypatch.setattr(containers.Tar, "read", lambda files, wanted: itertools.islice(read(files, wanted), 13))
     line = refused(tmp_path, source)
-    assert line == "pets.tar: set/val/n01/2.png is not there any more; expected files that stay as they are"
+    assert line == "pets.tar: set/val/n01/2.png is gone; expected files that do not change while they are read"
 
 
 @pytest.mark.parametrize(
@@ -509,7 +509,7 @@ def test_classes_of_any_other_name_are_kept(tmp_path: Path, pictures: dict[str, 
 def test_one_class_is_nothing_to_learn(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     layouts.as_folder(tmp_path / "mine", {name: content for name, content in pictures.items() if "n02" not in name})
     line = refused(tmp_path, Origin(kind="imagefolder", folder="mine"))
-    assert line == "mine: one class alone, n01; expected two or more to tell apart"
+    assert line == "mine: only one class, n01; expected two or more"
 
 
 # Damaged archives, and those that claim what they do not hold
@@ -545,7 +545,7 @@ def test_a_damaged_archive_without_an_md5_is_refused(tmp_path: Path, pictures: d
     damage, words = FAULTS[fault]
     path.write_bytes(damage(path.read_bytes()))
     line = refused(tmp_path, Origin(kind="imagefolder", archive="pets.tar"))
-    assert line.startswith("pets.tar: cannot be read through (") and words in line
+    assert line.startswith("pets.tar: cannot be read to its end (") and words in line
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -573,7 +573,7 @@ def test_a_header_makes_no_room_and_no_loop(tmp_path: Path, head: bytes, words: 
     (tmp_path / "data" / "pets.tar").write_bytes(gzip.compress(content) if packed else content)
     with soon():
         line = refused(tmp_path, Origin(kind="imagefolder", archive="pets.tar"))
-    assert line.startswith("pets.tar: cannot be read through (") and words in line
+    assert line.startswith("pets.tar: cannot be read to its end (") and words in line
 
 
 def test_headers_that_go_on_and_on_end(tmp_path: Path) -> None:
@@ -586,7 +586,7 @@ def test_headers_that_go_on_and_on_end(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pets.tar").write_bytes(gzip.compress(head + block * 100_000))
     line = refused(tmp_path, Origin(kind="imagefolder", archive="pets.tar"))
-    assert "cannot be read through (the headers of a member take more than 1048576 bytes)" in line
+    assert "cannot be read to its end (the headers of a member take more than 1048576 bytes)" in line
 
 
 @pytest.mark.parametrize("form", ["pets.tar", "pets.zip"])
@@ -595,7 +595,7 @@ def test_more_names_than_fit_into_memory_are_refused(
 ) -> None:
     monkeypatch.setattr(containers, "ROOM_FOR_NAMES", 5000)
     line = refused(tmp_path, of_archive(as_archive(tmp_path / "data" / form, pictures)))
-    assert "cannot be read through (more members than fit into 5000 bytes of memory)" in line
+    assert "cannot be read to its end (more members than fit into 5000 bytes of memory)" in line
 
 
 @pytest.mark.parametrize("form", ["folder", *FORMS])
@@ -617,7 +617,7 @@ def test_what_is_left_of_a_zip_is_damaged_and_not_no_archive(tmp_path: Path, pic
     path = as_archive(tmp_path / "data" / "pets.zip", pictures)
     path.write_bytes(path.read_bytes()[:-100])
     line = refused(tmp_path, Origin(kind="imagefolder", archive="pets.zip"))
-    assert line.startswith("pets.zip: cannot be read through (File is not a zip file)")
+    assert line.startswith("pets.zip: cannot be read to its end (File is not a zip file)")
 
 
 def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path, pictures: dict[str, bytes]) -> None:

@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(root: Path) -> 
 def test_images_that_are_decoded_already_are_not_decoded_again(root: Path) -> None:
     write(root, Spread())
     again = Spread()
-    assert "they are decoded already, and whole" in write(root, again) and again.done == 0
+    assert "they are decoded already, and undamaged" in write(root, again) and again.done == 0
     renamed = dataclasses.replace(PETS, names={layouts.CLASSES[0]: "another"})
     write(root, again, renamed)
     assert again.done == IMAGES and "another" in open_dataset(root / "datasets", "pets").classes

@@ -116,7 +116,7 @@ def without(line: int) -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (without(0), "mine: val/labels.csv: val_00000001.JPEG has no label, as 1 images in all"),
+        (without(0), "mine: val/labels.csv: val_00000001.JPEG has no label; images without one: 1"),
         (lines() + "\nval_7.JPEG,n1", "mine: val/labels.csv line 7: val_7.JPEG n1; expected the name of an image"),
         (lines("{kind}") + "\nn1", "mine: val/labels.csv: 7 labels for 6 images; expected one a line"),
         ("", "mine: val/labels.csv: 0 labels for 6 images"),
@@ -194,7 +194,7 @@ def damaged_inner(train: Path) -> None:
 def test_a_damaged_tar_within_a_tar_is_one_line(tmp_path: Path) -> None:
     layouts.write_ilsvrc(tmp_path / "data")
     damaged_inner(tmp_path / "data" / "ILSVRC2012_img_train.tar")
-    assert refused(tmp_path, ILSVRC).startswith("ILSVRC2012_img_train.tar: cannot be read through (")
+    assert refused(tmp_path, ILSVRC).startswith("ILSVRC2012_img_train.tar: cannot be read to its end (")
 
 
 # Subsets by rule

@@ -527,7 +527,7 @@ DEPARTURES: dict[str, tuple[Callable[[Benchmark], bool], str]] = {
     ),
     "biases that decay, of which the source says nothing": (
         lambda b: b.recipe.optimiser.decay_biases and decays(b),
-        "biases are decayed as the weights are",
+        "biases decay like the weights",
     ),
     "biases without decay and at twice the rate, as in another program than the source": (
         lambda b: b.model.family == "alexnet" and b.recipe.optimiser.bias_lr == 2 and "BVLC" not in b.claim.source,
@@ -548,9 +548,9 @@ DEPARTURES: dict[str, tuple[Callable[[Benchmark], bool], str]] = {
     ),
     "a wider start": (lambda b: option(b, "init") == "sqrt_fan_in", "2.4 over the root of the fan-in"),
     "squashed outputs": (lambda b: option(b, "output") == "tanh" and b.model.family == "mlp", "tanh outputs"),
-    "momentum that holds gradients": (
+    "momentum that accumulates gradients": (
         lambda b: b.model.family == "krizhevsky" and len(b.recipe.schedule.points) > 1,
-        "momentum holds gradients",
+        "momentum accumulates gradients",
     ),
     "squashing units recalled": (lambda b: b.model.family == "mlp", "tanh units are recalled"),
     "LeNet-5's pixels, targets and start": (
@@ -560,12 +560,12 @@ DEPARTURES: dict[str, tuple[Callable[[Benchmark], bool], str]] = {
     "layers recalled": (lambda b: b.model.name in ("lenet1", "lenet4", "boosted_lenet4"), r"layers\b.*recalled"),
     "distortions that are not made beforehand": (
         lambda b: any("affine" in op for op in b.recipe.augment),
-        f"distort.*drawn anew for nine examples of ten.* ours, moved by up to {AFFINE.translate:g} pixels, scaled and "
-        f"squeezed by up to {1 + AFFINE.scale:g}, sheared by up to {AFFINE.shear:g}",
+        f"nine examples of ten are distorted anew.* ours, shifts of up to {AFFINE.translate:g} pixels, scaling and "
+        f"squeezing by up to {1 + AFFINE.scale:g}, shear of up to {AFFINE.shear:g}",
     ),
-    "another order in each pass": (
+    "another order in each epoch": (
         lambda b: b.model.family in ("lenet1989", "krizhevsky") and b.recipe.shuffle,
-        "order is drawn anew",
+        "shuffled anew",
     ),
     "a length that the source does not give": (
         lambda b: b.name in PUBLISHED and PUBLISHED[b.name].epochs is None,

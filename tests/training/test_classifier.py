@@ -56,10 +56,11 @@ def test_every_loss_and_optimiser_that_may_be_written_exists() -> None:
         assert callable(build_loss(Recipe(batch=1, optimiser=SGD, loss=name)))
     for name in typing.get_args(typing.get_type_hints(Optimiser)["name"]):
         assert build_optimiser(Optimiser(name=name, lr=0.1), nn.Linear(2, 2))
-    assert set(typing.get_args(typing.get_type_hints(Recipe)["loss"])) == set(LOSSES) == {"cross_entropy", "map", "mse"}
+    assert set(typing.get_args(typing.get_type_hints(Recipe)["loss"])) == set(LOSSES)
     assert set(typing.get_args(typing.get_type_hints(Optimiser)["name"])) == set(BUILDERS)
     assert set(typing.get_args(typing.get_type_hints(Schedule)["between"])) == set(BETWEEN)
-    with pytest.raises(ValueError, match=r"^optimiser sgdd is not known; expected one of adadelta, sdlm, sgd$"):
+    known = ", ".join(sorted(BUILDERS))
+    with pytest.raises(ValueError, match=f"^optimiser sgdd is not known; expected one of {known}$"):
         BUILDERS["sgdd"]
 
 
