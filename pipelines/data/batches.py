@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -86,6 +87,18 @@ class Batches:
         self.epoch = 0  # of the batch that comes next
         self.done = 0  # batches of that epoch already handed out
         self._ahead = Ahead(0, range(0), [])
+        if moved and preprocess.dear:
+            self._preprocess_once()
+
+    def _preprocess_once(self) -> None:
+        """Keep the images as preprocessed where the device has the room; a GPU's bits may change with the batch."""
+        shape = (len(self.images), *output_shape(self.preprocess, self.shape))
+        if exceeds(4 * math.prod(shape), self.device):
+            return
+        kept = torch.empty(shape, device=self.device)
+        for here, there in zip(self.images.split(self.batch), kept.split(self.batch), strict=True):
+            there.copy_(self.preprocess(here))
+        self.images, self.shape, self.preprocess = kept, shape[1:], Preprocess()
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.positions), self.batch)

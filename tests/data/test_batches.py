@@ -299,6 +299,31 @@ def test_positions_of_streamed_images_stay_where_the_images_are(monkeypatch: pyt
     assert all(torch.equal(images, kept) for (images, _), kept in zip(found, expected, strict=True))
 
 
+def test_a_device_preprocesses_its_images_once_where_that_is_dear_and_it_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here the method alone, on a CPU; and that another device calls it, on one without values."""
+    whiten, none = transforms.build_preprocess([{"raw": {}}, {"zca": {}}]), transforms.build_augment(AUGMENT)
+    transforms.fit(whiten, IMAGES)
+
+    def made(device: str = "cpu") -> Batches:
+        places = torch.arange(COUNT)
+        return Batches(
+            IMAGES, LABELS, places, batch=8, seed=0, preprocess=whiten.to(device), augment=none, device=device
+        )
+
+    once, each = made(), made()
+    once._preprocess_once()
+    assert once.images.dtype == torch.float32 and len(once.preprocess) == 0
+    for (images, labels), (expected, same_labels) in zip(once, each, strict=True):
+        torch.testing.assert_close(images, expected)
+        assert torch.equal(labels, same_labels)
+    torch.testing.assert_close(once.samples(10, 0)[0], each.samples(10, 0)[0])
+    assert made("meta").images.dtype == torch.float32
+    monkeypatch.setattr("pipelines.data.batches.exceeds", lambda size, device: size > IMAGES.nbytes)
+    assert made("meta").images.dtype == torch.uint8
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_images_are_streamed_to_a_gpu_as_they_are_kept_there(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = list(batches(AUGMENT, device="cuda"))
