@@ -23,7 +23,8 @@ import torch
 from benchmarks.gpu import Row, make_images, pipeline
 from pipelines.command import arguments
 from pipelines.command.errors import guard
-from pipelines.training import core, provenance
+from pipelines.training import provenance, trainer
+from pipelines.training.checkpoint import Worker
 from pipelines.training.inputs import Inputs
 from pipelines.training.optimisers import build_optimiser
 
@@ -45,8 +46,7 @@ def bare_loop(row: Row, epochs: int) -> float:
     """Images a second of the barest loop, its first epoch aside."""
     with tempfile.TemporaryDirectory() as folder:
         spec = row.planned(Path(folder), epochs + 1)
-        inputs = Inputs.of(spec)
-        loader, module = core.assemble(spec, inputs.dataset, inputs.transforms, inputs.build)
+        loader, module = trainer.prepare(spec, Inputs.of(spec), Worker())
     model, positions, generator = module.model, loader.positions, torch.Generator().manual_seed(0)
     optimiser = build_optimiser(spec.benchmark.recipe.optimiser, model)
     module.prepare_epoch(optimiser, loader, 0)

@@ -134,13 +134,14 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
                 for line in (trial.files.inspect(trial.name), trial.files.inspect_checkpoint(trial.name)):
                     if line:
                         say(line)
-    for path in sorted((store.default() / "fitted").glob("*.pt")):
+    fitted = store.default() / "fitted"
+    for path in sorted([*fitted.glob("*.pt"), *fitted.glob("*.npy")]):
         with contextlib.suppress(locks.HeldError), locks.held(path.with_suffix(".lock"), str(path), patience_s=0):
             try:
                 check_seal(path)
             except DamagedError as error:
                 set_aside(path)
-                say(f"{error}; set aside, and fitted again where it is needed")
+                say(f"{error}; set aside, and made again where it is needed")
 
 
 def require_places(names: Sequence[str], runs: Path = RUNS) -> None:

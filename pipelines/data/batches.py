@@ -3,6 +3,9 @@
 Everything random about a batch is a pure function of (seed, epoch, batch), so a trial can be stopped and resumed at any
 batch, and N workers see the very shards of what one worker would see. Each prepares its own shard alone.
 
+An epoch's order and random numbers are on the device before its first step: a step that seeds a generator, or copies
+from the host, keeps a GPU waiting.
+
 Images that exceed the device stay in the file's memory map. A thread reads the shards that come next and sends them.
 """
 
@@ -10,28 +13,40 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.transforms import Augment, Draws, Preprocess
+from pipelines.data.transforms import Augment, Drawn, Draws, Preprocess, Shape, output_shape, sent
 
 ROOM = 0.6  # of a GPU's free memory, for images
 AHEAD = 2  # shares on their way to the device
 Sent = tuple[Tensor, torch.cuda.Event | None]  # images, and when they are there
-VALUES_AT_ONCE = 2**19  # pixel values that a chunk of small minibatches may hold: a tenth of a second of LeNet-5
+VALUES_AT_ONCE = {"cpu": 2**19, "cuda": 2**24}  # pixel values of a chunk: at most a tenth of a second of LeNet-5
+# Images whose random numbers are drawn at once: an epoch's, but for ImageNet's. Its 1.2 million take 35 MB and, in ten
+# thousand batches, a second of the host, for which a GPU would wait.
+DRAWN_AT_ONCE = 2**17
 
 
 def stream(*parts: int | str) -> int:
     """A 63-bit seed for the random stream that ``parts`` name, such as (seed, "order", epoch)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Ahead(NamedTuple):
+    """Random numbers of consecutive batches, on the device: by operation, this worker's images one after another."""
+
+    epoch: int
+    batches: range
+    drawn: list[Drawn]
 
 
 class Batches:
@@ -64,12 +79,26 @@ class Batches:
         moved = self.device.type != "cpu" and not self.streamed
         self.images = torch.from_numpy(np.array(images)).to(device) if moved else _shared(images)
         self.labels = torch.from_numpy(np.array(labels)).long().to(device)
+        self.shape: Shape = images.shape[1:]  # (C, H, W) before preprocessing
         self.positions, self.batch, self.seed = positions, batch, seed
         self.preprocess, self.augment = preprocess, augment
         self.shuffle, self.channels_last = shuffle, channels_last
         self.rank, self.workers, self.even = rank, workers, even or workers
         self.epoch = 0  # of the batch that comes next
         self.done = 0  # batches of that epoch already handed out
+        self._ahead = Ahead(0, range(0), [])
+        if moved and preprocess.dear:
+            self._preprocess_once()
+
+    def _preprocess_once(self) -> None:
+        """Keep the images as preprocessed where the device has the room; a GPU's bits may change with the batch."""
+        shape = (len(self.images), *output_shape(self.preprocess, self.shape))
+        if exceeds(4 * math.prod(shape), self.device):
+            return
+        kept = torch.empty(shape, device=self.device)
+        for here, there in zip(self.images.split(self.batch), kept.split(self.batch), strict=True):
+            there.copy_(self.preprocess(here))
+        self.images, self.shape, self.preprocess = kept, shape[1:], Preprocess()
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.positions), self.batch)
@@ -80,7 +109,7 @@ class Batches:
         order = self.order(epoch)
         parts = (self._share(order[number * self.batch : (number + 1) * self.batch]) for number in numbers)
         shares = self._sent(parts) if self.streamed else itertools.repeat(None)
-        there = order.to(self.device)  # at once: a copy in every step would wait for the device
+        there = sent(order, self.device)
         for number, share in zip(numbers, shares, strict=False):
             chosen = there[number * self.batch : (number + 1) * self.batch]
             batch = self._load(chosen, epoch, number, share)
@@ -114,11 +143,31 @@ class Batches:
         own = self._share(chosen)
         images = self.preprocess(self.pixels(own) if share is None else self._received(share))
         if len(self.augment):
-            generator = torch.Generator().manual_seed(stream(self.seed, "augment", epoch, number))
-            images = self.augment(images, Draws(generator, len(chosen), self._own(len(chosen))))
+            images = self.augment.transform(images, self._drawn(epoch, number))
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, self.labels[own]
+
+    def _drawn(self, epoch: int, number: int) -> list[Drawn]:
+        """What augmentation drew for this worker's images of a batch; drawn with those of the batches that follow."""
+        if self._ahead.epoch != epoch or number not in self._ahead.batches:
+            last = min(len(self), number + max(1, DRAWN_AT_ONCE // self.batch))
+            self._ahead = Ahead(epoch, range(number, last), self._draw(epoch, range(number, last)))
+        own = self._own(self.batch)
+        size = own.stop - own.start
+        first = self._ahead.batches.index(number) * size
+        return [tuple(one[first : first + size] for one in part) for part in self._ahead.drawn]
+
+    def _draw(self, epoch: int, numbers: range) -> list[Drawn]:
+        """Each batch from a stream of its own, of which a worker takes its share."""
+        shape = output_shape(self.preprocess, self.shape)
+        generator, found = torch.Generator(), []
+        for number in numbers:
+            generator.manual_seed(stream(self.seed, "augment", epoch, number))
+            count = min(self.batch, len(self.positions) - number * self.batch)
+            found.append(self.augment.draw(Draws(generator, count, self._own(count)), shape))
+        operations = (zip(*parts, strict=True) for parts in zip(*found, strict=True))
+        return [tuple(sent(torch.cat(one), self.device) for one in parts) for parts in operations]
 
     def _share(self, values: Tensor) -> Tensor:
         """This worker's part; a remainder that the workers can't share equally is left out."""
@@ -179,13 +228,15 @@ class Chunk:
 class Chunks:
     """``Batches`` by the chunk, as Lightning is given them: its hooks cost half a millisecond each time.
 
-    That is as much as a step of a small network takes. A chunk holds ``VALUES_AT_ONCE`` at most, or one minibatch.
+    That is as much as a step of a small network takes, and on a GPU of most. A chunk has at most ``VALUES_AT_ONCE``
+    pixel values, or is one minibatch.
     """
 
     def __init__(self, loader: Batches) -> None:
         self.loader = loader
         values = loader.batch * loader.images[0].numel()
-        self.size = max(1, VALUES_AT_ONCE // values)  # minibatches
+        most = VALUES_AT_ONCE["cuda" if loader.device.type == "cuda" else "cpu"]
+        self.size = max(1, most // values)  # minibatches
 
     def __len__(self) -> int:
         return -(-len(self.loader) // self.size)

@@ -9,6 +9,7 @@ Images are tensors (N, C, H, W). ``build_preprocess`` and ``build_augment`` chec
 one module, ``Preprocess`` or ``Augment``; ``fit`` measures on the training images what the operations need, one bounded
 chunk at a time, and keeps it in buffers. Every random number comes from the CPU generator that the caller passes, so
 the same generator state gives the same images on a CPU and on a GPU up to rounding, and bit for bit on the same device.
+What an augmentation draws does not depend on pixels, so it can be drawn and sent to a device long before the images.
 
 One entry in ``PREPROCESS`` or ``AUGMENT`` adds one operation.
 """
@@ -32,6 +33,7 @@ from pipelines.config.registry import Registry
 from pipelines.config.wording import show
 
 Shape = tuple[int, int, int]  # (C, H, W)
+Drawn = tuple[Tensor, ...]  # by one operation for a batch; the first dimension of each is the image
 Images = Tensor | NDArray[np.uint8]  # (N, C, H, W) uint8; a memmap counts as an array
 Indices = Tensor | NDArray[np.integer[Any]] | Sequence[int]
 
@@ -71,6 +73,11 @@ def _share(default: Any = MISSING) -> Any:
 
 def _count() -> Any:
     return _argument(f"a whole number of 1 to {PIXELS:,}", lambda value: type(value) is int and 1 <= value <= PIXELS)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of a CPU on ``device``; a GPU copies them from pinned memory while the host goes on."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 # --- what operations share ---------------------------------------------------------------------------------------
@@ -114,6 +121,7 @@ class PreprocessOp(Op):
 
     reads_pixels: ClassVar[bool] = False  # its input must be pixels of 0..255
     changes_values: ClassVar[bool] = False  # its output is no longer 0..255
+    dear: ClassVar[bool] = False  # so that a trial of many epochs applies it once to each image, and keeps the result
 
     def forward(self, images: Tensor) -> Tensor:
         """The transformed batch."""
@@ -143,8 +151,12 @@ class Draws:
 class AugmentOp(Op):
     """A random operation, drawn anew for each image; never in place."""
 
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:
-        """The transformed batch."""
+    def draw(self, draws: Draws, shape: Shape) -> Drawn:
+        """What images of ``shape`` are transformed by, on the CPU."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """The batch, transformed by what ``draw`` gave for it, on the images' device; the host need not wait for it."""
         raise NotImplementedError
 
 
@@ -332,6 +344,7 @@ class ZCA(PreprocessOp):
     """
 
     changes_values = True
+    dear = True  # a product of D x D, 19 MFLOP for an image of CIFAR-10
     measures = ("mean", "whiten")
     bias: float = _positive(0.1)
 
@@ -371,7 +384,6 @@ def _covariance(rows: Iterator[Tensor]) -> tuple[NDArray[np.float64], NDArray[np
 def _windows(images: Tensor, height: int, width: int, top: Tensor, left: Tensor) -> Tensor:
     """Cut one window (C, height, width) an image, at its own ``top`` and ``left`` (N,)."""
     number = torch.arange(len(images), device=images.device)
-    top, left = top.to(images.device, non_blocking=True), left.to(images.device, non_blocking=True)
     return images.unfold(2, height, 1).unfold(3, width, 1)[number, :, top, left]
 
 
@@ -388,11 +400,12 @@ class Shift(AugmentOp):
             raise ValueError(f"shift: pixels is {self.pixels}; expected less than {min(shape[1:])}, the shorter side")
         return shape
 
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
+    def draw(self, draws: Draws, shape: Shape) -> Drawn:  # noqa: D102
+        return draws.integers(2 * self.pixels + 1), draws.integers(2 * self.pixels + 1)
+
+    def forward(self, images: Tensor, drawn: Drawn) -> Tensor:  # noqa: D102
         _, _, height, width = images.shape
-        padded = F.pad(images, (self.pixels,) * 4, value=self.fill)
-        top, left = (draws.integers(2 * self.pixels + 1) for _ in range(2))
-        return _windows(padded, height, width, top, left)
+        return _windows(F.pad(images, (self.pixels,) * 4, value=self.fill), height, width, *drawn)
 
 
 @AUGMENT.entry("flip")
@@ -400,8 +413,11 @@ class Shift(AugmentOp):
 class Flip(AugmentOp):
     """Mirror left to right with probability one half."""
 
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
-        flipped = draws.integers(2).bool().to(images.device, non_blocking=True)
+    def draw(self, draws: Draws, shape: Shape) -> Drawn:  # noqa: D102
+        return (draws.integers(2).bool(),)
+
+    def forward(self, images: Tensor, drawn: Drawn) -> Tensor:  # noqa: D102
+        (flipped,) = drawn
         return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
@@ -415,10 +431,12 @@ class Crop(AugmentOp):
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         return _cropped_shape(self, self.size, shape)
 
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
-        _, _, height, width = images.shape
-        top, left = draws.integers(height - self.size + 1), draws.integers(width - self.size + 1)
-        return _windows(images, self.size, self.size, top, left)
+    def draw(self, draws: Draws, shape: Shape) -> Drawn:  # noqa: D102
+        _, height, width = shape
+        return draws.integers(height - self.size + 1), draws.integers(width - self.size + 1)
+
+    def forward(self, images: Tensor, drawn: Drawn) -> Tensor:  # noqa: D102
+        return _windows(images, self.size, self.size, *drawn)
 
 
 @AUGMENT.entry("affine")
@@ -446,23 +464,23 @@ class Affine(AugmentOp):
     shear: float = _non_negative(0.2)
     originals: float = _share(0.0)
 
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
-        numbers = draws.uniform(5) * 2 - 1
-        theta = self.sampling_matrices(numbers, images.shape[2], images.shape[3]).to(images.device, torch.float32)
+    def draw(self, draws: Draws, shape: Shape) -> Drawn:  # noqa: D102
+        theta = self.sampling_matrices(draws.uniform(5) * 2 - 1, *shape[1:]).float()
+        return (theta, draws.uniform() < self.originals) if self.originals else (theta,)
+
+    def forward(self, images: Tensor, drawn: Drawn) -> Tensor:  # noqa: D102
+        theta, *left = drawn
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         sampled = F.grid_sample(images.float() - self.fill, grid, align_corners=False)  # outside the image: 0
         distorted = (sampled + self.fill).to(images.dtype)
-        if not self.originals:
-            return distorted
-        left = (draws.uniform() < self.originals).to(images.device)
-        return torch.where(left[:, None, None, None], images, distorted)
+        return torch.where(left[0][:, None, None, None], images, distorted) if left else distorted
 
-    def sampling_matrices(self, draws: Tensor, height: int, width: int) -> Tensor:
-        """Turn ``draws`` (5, N) in -1..1 into the (N, 2, 3) inverse maps that ``torch.affine_grid`` takes."""
-        right, down = draws[0] * self.translate, draws[1] * self.translate
-        scaling = torch.exp(draws[2] * math.log1p(self.scale))
-        squeezing = torch.exp(draws[3] * math.log1p(self.squeeze))
-        shear = draws[4] * self.shear
+    def sampling_matrices(self, numbers: Tensor, height: int, width: int) -> Tensor:
+        """Turn ``numbers`` (5, N) in -1..1 into the (N, 2, 3) inverse maps that ``torch.affine_grid`` takes."""
+        right, down = numbers[0] * self.translate, numbers[1] * self.translate
+        scaling = torch.exp(numbers[2] * math.log1p(self.scale))
+        squeezing = torch.exp(numbers[3] * math.log1p(self.squeeze))
+        shear = numbers[4] * self.shear
         xx, xy, yy = 1 / (scaling * squeezing), -shear / (scaling * squeezing), squeezing / scaling
         # affine_grid measures in half widths and half heights from the centre.
         first = torch.stack([xx, xy * height / width, -2 / width * (xx * right + xy * down)], dim=1)
@@ -500,9 +518,12 @@ class PCAColour(AugmentOp):
         lengths = np.sqrt(values) if self.by == "deviation" else values / self.white
         self.axes = torch.from_numpy(vectors * lengths).float()  # columns s_i p_i
 
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:  # noqa: D102
-        noise = draws.normal(3) * self.std
-        colour = noise.to(images.device, non_blocking=True) @ self.axes.T
+    def draw(self, draws: Draws, shape: Shape) -> Drawn:  # noqa: D102
+        return (draws.normal(3) * self.std,)
+
+    def forward(self, images: Tensor, drawn: Drawn) -> Tensor:  # noqa: D102
+        (noise,) = drawn
+        colour = noise @ self.axes.T
         return images + colour[:, :, None, None].to(images.dtype)
 
 
@@ -535,20 +556,38 @@ class Preprocess(Chain):
                 images = op(images)
             return images.float()
 
+    @property
+    def dear(self) -> bool:
+        """Whether one of its operations is."""
+        return any(op.dear for op in self)
+
 
 class Augment(Chain):
     """``augment(images, generator)``: a random variant of each preprocessed image; the generator is a CPU one.
 
-    A worker that has a share of a batch passes its ``Draws`` in place of the generator.
+    ``draw`` and ``transform`` are its two halves, for a caller that draws ahead.
     """
 
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw, and transform."""
+        _, channels, height, width = images.shape
+        drawn = self.draw(Draws(generator, len(images)), (channels, height, width))
+        return self.transform(images, [tuple(sent(one, images.device) for one in part) for part in drawn])
+
+    def draw(self, draws: Draws, shape: Shape) -> list[Drawn]:
+        """What each operation draws for images of ``shape``; how much depends on these and the batch size alone."""
+        drawn = []
+        for op in self:
+            drawn.append(op.draw(draws, shape))
+            shape = op.output_shape(shape)
+        return drawn
+
     @torch.no_grad()
-    def forward(self, images: Tensor, generator: torch.Generator | Draws) -> Tensor:
-        """Apply the operations; the number of draws depends on the operations and the batch size alone."""
-        draws = generator if isinstance(generator, Draws) else Draws(generator, len(images))
+    def transform(self, images: Tensor, drawn: Sequence[Drawn]) -> Tensor:
+        """Apply the operations by what they drew, which is on the images' device."""
         with torch.autocast(images.device.type, enabled=False):
-            for op in self:
-                images = op(images, draws)
+            for op, numbers in zip(self, drawn, strict=True):
+                images = op(images, numbers)
             return images
 
     @property

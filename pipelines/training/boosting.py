@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipelines.command.errors import UserError
 from pipelines.data.batches import Batches, Sent, stream
+from pipelines.data.transforms import sent
 from pipelines.training import schedules
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class BoostedBatches(Batches):
             generator = torch.Generator().manual_seed(stream(self.seed, "order", member, epoch))
             count, needed = len(self.examples(member)), len(self.positions)
             rounds = [torch.randperm(count, generator=generator) for _ in range(-(-needed // count))]
-            self._places = (member, epoch), torch.cat(rounds)[:needed].to(self.labels.device)
+            self._places = (member, epoch), sent(torch.cat(rounds)[:needed], self.device)
         return self._places[1]
 
     @torch.no_grad()

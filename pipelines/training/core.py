@@ -9,12 +9,15 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from pipelines.config.registry import Registry
 from pipelines.data import subsets
 from pipelines.data.batches import Batches, stream
+from pipelines.data.transforms import Preprocess
 from pipelines.training import boosting
 from pipelines.training.classifier import Classifier
 
@@ -47,10 +50,14 @@ def assemble(
     transforms: Transforms,
     build: Callable[[], nn.Module],
     *,
+    preprocessed: NDArray[np.float32] | None = None,
     rank: int = 0,
     workers: int = 1,
 ) -> tuple[Batches, Classifier]:
-    """The trial's minibatches, on its device, and its module around the freshly initialised network of ``build``."""
+    """The trial's minibatches, on its device, and its module around the freshly initialised network of ``build``.
+
+    ``preprocessed`` (N, C, H, W) are the training images as they are after preprocessing, where that is done already.
+    """
     benchmark, recipe, device = spec.benchmark, spec.benchmark.recipe, torch.device(spec.device)
     preprocess, augment = transforms
     torch.manual_seed(stream(spec.seed, "weights"))
@@ -60,8 +67,13 @@ def assemble(
     stretch = benchmark.budgets["paper"].epochs / spec.epochs  # a shorter budget runs through the paper's schedule
     kind = Batches if recipe.boosting is None else LOADERS["boosting"](benchmark, model, stretch)
     kept = subsets.positions(dataset.train, recipe.subset)
+    images: NDArray[Any]
+    images, labels = dataset.split("train")
+    if preprocessed is not None:
+        images, preprocess = preprocessed, Preprocess()
     loader = kind(
-        *dataset.split("train"),
+        images,
+        labels,
         torch.from_numpy(subsets.cut(kept, benchmark.budgets[spec.budget].train_images)),
         batch=recipe.batch,
         seed=spec.seed,

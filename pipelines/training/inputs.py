@@ -8,15 +8,16 @@ import inspect
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from pipelines.command import locks
 from pipelines.command.errors import UserError, reason
-from pipelines.command.files import DamagedError, MissingError, set_aside
+from pipelines.command.files import DamagedError, MissingError, check_seal, sealing, set_aside
 from pipelines.config import schema, wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.values import plain
@@ -33,6 +34,7 @@ LOADED = fingerprint.read()  # the code that this process runs, whatever becomes
 PATIENCE_S = 600.0  # for another process that fits the same
 LONGEST_REASON = 300  # characters of an error of torch's
 Transforms = tuple[transforms.Preprocess, transforms.Augment]
+KeptT = TypeVar("KeptT")
 
 
 class Inputs:
@@ -72,21 +74,45 @@ class Inputs:
 
         The store keeps them for all trials: to fit GCN and ZCA on CIFAR-10 took 18 s on one core.
         """
-        identity = self._identity()
+        identity = self._identity("preprocess", "augment", "subset")
         kept = self.root / "fitted" / f"{stream(*identity):016x}.pt"
-        what = f"the preprocessing of {self.benchmark.name}"
-        with locks.held(kept.with_suffix(".lock"), f"fitting {what}", patience_s=PATIENCE_S):
-            try:
-                return self._restored(kept, identity)
-            except MissingError:
-                pass
-            except DamagedError as error:
-                set_aside(kept)
-                print(f"{error}; set aside, and fitted again", flush=True)
+
+        def make() -> Transforms:
             preprocess, augment = fit(self.benchmark.recipe, self.dataset)
             state = {"of": identity, "preprocess": preprocess.state_dict(), "augment": augment.state_dict()}
             tensors.save_sealed(kept, state)
-        return preprocess, augment
+            return preprocess, augment
+
+        what = f"fitting the preprocessing of {self.benchmark.name}"
+        return _kept(kept, what, lambda: self._restored(kept, identity), make, "fitted again")
+
+    def preprocessed(self, spec: Spec, workers: int = 1) -> NDArray[np.float32] | None:
+        """All training images (N, C, H, W) after preprocessing, where a trial on a CPU has more of keeping them.
+
+        That is, where the preprocessing is dear, the trial long, and the bits are those of each minibatch preprocessed
+        by itself: how a matrix product rounds depends on its threads, and on some processors on its rows, if few.
+        The store keeps them for all trials: 614 MB for CIFAR-10, of which those on one machine share the pages.
+        """
+        preprocess, _ = self.transforms
+        if not (preprocess.dear and spec.device == "cpu" and spec.threads == 1 and spec.repeats):
+            return None
+        images, _ = self.dataset.split("train")
+        shape = (len(images), *transforms.output_shape(preprocess, self.dataset.shape))
+        path = self.root / "fitted" / f"{stream(*self._identity('preprocess', 'subset')):016x}.npy"
+
+        def make() -> NDArray[np.float32]:
+            _write(path, preprocess, images, shape, each=self.benchmark.recipe.batch)
+            return _mapped(path, shape)
+
+        what = f"preprocessing the training images of {self.benchmark.name}"
+        kept = _kept(path, what, lambda: _mapped(path, shape), make, "made again")
+        return kept if all(_alike(preprocess, images, kept, size) for size in self._shares(spec, workers)) else None
+
+    def _shares(self, spec: Spec, workers: int) -> set[int]:
+        """How many images of a minibatch a worker has: of a whole one, and of an epoch's last."""
+        batch, even = self.benchmark.recipe.batch, self.benchmark.resources.most
+        rest = len(subsets.cut(self.positions, self.benchmark.budgets[spec.budget].train_images)) % batch
+        return {count // even * even // workers for count in (batch, rest)} - {0}
 
     def build(self) -> nn.Module:
         """The benchmark's network for these inputs, freshly initialised."""
@@ -96,10 +122,10 @@ class Inputs:
         """The benchmark's network with trained weights."""
         return load_network(self.benchmark, len(self.dataset.classes), self.shape, weights)
 
-    def _identity(self) -> list[str]:
-        """What decides the fitted transforms: data, arguments and code."""
+    def _identity(self, *keys: str) -> list[str]:
+        """What decides the transforms that ``keys`` of the recipe name: data, arguments and code."""
         recipe = plain(self.benchmark.recipe)
-        chosen = {key: recipe[key] for key in ("preprocess", "augment", "subset")}
+        chosen = {key: recipe[key] for key in keys}
         code = fingerprint.of_fitting(chosen, LOADED)
         return [self.dataset.digest, *map(str, chosen.values()), *(f"{name} {one}" for name, one in code.items())]
 
@@ -111,6 +137,47 @@ class Inputs:
                 raise ValueError("another recipe's")
             preprocess = transforms.build_preprocess(recipe.preprocess).restore(state["preprocess"])
             return preprocess, transforms.build_augment(recipe.augment).restore(state["augment"])
+
+
+def _kept(path: Path, what: str, read: Callable[[], KeptT], make: Callable[[], KeptT], again: str) -> KeptT:
+    """What ``read`` finds in ``path``, or else what ``make`` puts there, one process at a time; damage is set aside."""
+    with locks.held(path.with_suffix(".lock"), what, patience_s=PATIENCE_S):
+        try:
+            return read()
+        except MissingError:
+            pass
+        except DamagedError as error:
+            set_aside(path)
+            print(f"{error}; set aside, and {again}", flush=True)
+        return make()
+
+
+def _write(
+    path: Path, preprocess: transforms.Preprocess, images: NDArray[np.uint8], shape: tuple[int, ...], each: int
+) -> None:
+    """An .npy file of float32, and its digest; ``each`` images at a time to the last, as in a minibatch."""
+    with sealing(path) as file:
+        header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for end in range(each, len(images) + each, each):
+            some = preprocess(torch.from_numpy(np.array(images[max(0, min(end, len(images)) - each) : end])))
+            file.write(some[max(0, end - len(images)) :].contiguous().numpy().data)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """What ``_write`` has written; DamagedError for anything else."""
+    check_seal(path)
+    with tensors.laid_out(path):
+        found: NDArray[np.float32] = np.load(path, mmap_mode="r")
+        if found.shape != shape or found.dtype != np.float32:
+            raise ValueError(f"{found.dtype} {found.shape}")
+    return found
+
+
+def _alike(preprocess: transforms.Preprocess, images: NDArray[np.uint8], kept: NDArray[np.float32], size: int) -> bool:
+    """Whether a minibatch of ``size`` images, from all over the file, comes to the bits that are kept."""
+    places = np.arange(size) * len(images) // size
+    return torch.equal(preprocess(torch.from_numpy(images[places])), torch.from_numpy(kept[places]))
 
 
 def fit(recipe: Recipe, dataset: Dataset) -> Transforms:

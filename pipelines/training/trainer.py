@@ -90,8 +90,15 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
 
 def prepare(spec: Spec, inputs: Inputs, worker: Worker) -> tuple[Batches, Classifier]:
     """The trial's minibatches and its freshly initialised module."""
-    transforms = inputs.transforms
-    return core.assemble(spec, inputs.dataset, transforms, inputs.build, rank=worker.rank, workers=worker.workers)
+    return core.assemble(
+        spec,
+        inputs.dataset,
+        inputs.transforms,
+        inputs.build,
+        preprocessed=inputs.preprocessed(spec, worker.workers),
+        rank=worker.rank,
+        workers=worker.workers,
+    )
 
 
 def quieten() -> None:

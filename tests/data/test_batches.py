@@ -147,12 +147,71 @@ def test_the_state_counts_a_batch_as_done_once_it_is_handed_out() -> None:
     assert all(one != other for one, other in pairwise(states))
 
 
+# --- random numbers, drawn ahead -------------------------------------------------------------------------------------
+
+
+def drawn_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches for which augmentation draws from now on."""
+    sizes, draw = list[int](), transforms.Augment.draw
+
+    def noted(self: transforms.Augment, draws: transforms.Draws, shape: Any) -> Any:
+        sizes.append(draws.count)
+        return draw(self, draws, shape)
+
+    monkeypatch.setattr(transforms.Augment, "draw", noted)
+    return sizes
+
+
+def test_an_epochs_random_numbers_are_there_before_its_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, loader = drawn_for(monkeypatch), batches(AUGMENT)
+    next(iter(loader))
+    assert sizes == [8, 8, 8, 8, 8, 8, 5]
+    list(loader)  # the rest of that epoch
+    assert len(sizes) == 7
+    next(iter(loader))
+    assert len(sizes) == 14
+
+
+def test_a_resumed_epoch_draws_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, loader = drawn_for(monkeypatch), batches(AUGMENT)
+    loader.load_state_dict({"epoch": 3, "done": 5})
+    list(loader)
+    assert sizes == [8, 5]
+
+
+@pytest.mark.parametrize("most", [1, 17, 24])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_an_epoch_has_too_many_they_are_drawn_for_some_batches_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, most: int, workers: int
+) -> None:
+    everything: list[dict[str, dict[str, Any]]] = [{"crop": {"size": 6}}, *AUGMENT]
+    everything += [{"affine": {"fill": 0, "originals": 0.2}}, {"pca_colour": {}}]
+    expected = list(batches(everything, rank=workers - 1, workers=workers))
+    monkeypatch.setattr("pipelines.data.batches.DRAWN_AT_ONCE", most)
+    sizes, loader = drawn_for(monkeypatch), batches(everything, rank=workers - 1, workers=workers)
+    found = []
+    for number, batch in enumerate(loader):
+        found.append(batch)
+        each = max(1, most // 8)
+        assert len(sizes) == min(7, (number // each + 1) * each)
+    assert all(same(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_the_numbers_are_those_of_one_batch_after_another() -> None:
+    """As ``augment`` itself draws them, from the batch's own stream."""
+    loader = batches(AUGMENT, shuffle=False)
+    pixels = torch.from_numpy(IMAGES).float()
+    for number, (images, _) in enumerate(loader):
+        generator = torch.Generator().manual_seed(stream(0, "augment", 0, number))
+        assert torch.equal(images, loader.augment(pixels[8 * number : 8 * number + 8], generator))
+
+
 # --- chunks, as Lightning is given them ---
 
 
 @pytest.mark.parametrize("seen", [0, 2, 6])
 def test_chunks_are_the_same_minibatches_and_know_their_numbers(monkeypatch: pytest.MonkeyPatch, seen: int) -> None:
-    monkeypatch.setattr("pipelines.data.batches.VALUES_AT_ONCE", 2 * 8 * IMAGES[0].size)  # two minibatches
+    monkeypatch.setitem(VALUES_AT_ONCE, "cpu", 2 * 8 * IMAGES[0].size)  # two minibatches
     expected, loader = list(batches(AUGMENT)), batches(AUGMENT)
     loader.load_state_dict({"epoch": 0, "done": seen})
     found = []
@@ -168,7 +227,15 @@ def test_chunks_are_the_same_minibatches_and_know_their_numbers(monkeypatch: pyt
 
 
 def test_a_chunk_of_large_minibatches_is_one() -> None:
-    assert Chunks(batches(batch=1 + VALUES_AT_ONCE // IMAGES[0].size)).size == 1
+    assert Chunks(batches(batch=1 + VALUES_AT_ONCE["cpu"] // IMAGES[0].size)).size == 1
+
+
+def test_a_gpu_is_given_longer_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minibatch of CIFAR-10 takes it about as long as Lightning's hooks take the host."""
+    loader = batches(batch=8)
+    here = Chunks(loader).size
+    monkeypatch.setattr(loader, "device", torch.device("cuda"))
+    assert Chunks(loader).size >= 32 * here
 
 
 # --- several workers ---------------------------------------------------------------------------------------------
@@ -197,13 +264,13 @@ def test_the_shards_of_all_workers_are_the_batch_of_one(augment: Any, workers: i
 
 def test_a_worker_prepares_its_own_share_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    prepare = transforms.Augment.forward
+    prepare = transforms.Augment.transform
 
-    def counted(self: Any, images: Tensor, draws: Any) -> Tensor:
+    def counted(self: Any, images: Tensor, drawn: Any) -> Tensor:
         sizes.append(len(images))
-        return prepare(self, images, draws)
+        return prepare(self, images, drawn)
 
-    monkeypatch.setattr(transforms.Augment, "forward", counted)
+    monkeypatch.setattr(transforms.Augment, "transform", counted)
     list(batches(AUGMENT, batch=12, rank=1, workers=3))
     assert sizes == [4, 4, 4, 4, 1]  # of 12, and of 5 that are left
 
@@ -230,6 +297,31 @@ def test_positions_of_streamed_images_stay_where_the_images_are(monkeypatch: pyt
     found = list(batches(device="meta"))
     assert {labels.device.type for _, labels in found} == {"meta"}
     assert all(torch.equal(images, kept) for (images, _), kept in zip(found, expected, strict=True))
+
+
+def test_a_device_preprocesses_its_images_once_where_that_is_dear_and_it_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here the method alone, on a CPU; and that another device calls it, on one without values."""
+    whiten, none = transforms.build_preprocess([{"raw": {}}, {"zca": {}}]), transforms.build_augment(AUGMENT)
+    transforms.fit(whiten, IMAGES)
+
+    def made(device: str = "cpu") -> Batches:
+        places = torch.arange(COUNT)
+        return Batches(
+            IMAGES, LABELS, places, batch=8, seed=0, preprocess=whiten.to(device), augment=none, device=device
+        )
+
+    once, each = made(), made()
+    once._preprocess_once()
+    assert once.images.dtype == torch.float32 and len(once.preprocess) == 0
+    for (images, labels), (expected, same_labels) in zip(once, each, strict=True):
+        torch.testing.assert_close(images, expected)
+        assert torch.equal(labels, same_labels)
+    torch.testing.assert_close(once.samples(10, 0)[0], each.samples(10, 0)[0])
+    assert made("meta").images.dtype == torch.float32
+    monkeypatch.setattr("pipelines.data.batches.exceeds", lambda size, device: size > IMAGES.nbytes)
+    assert made("meta").images.dtype == torch.uint8
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

@@ -22,6 +22,7 @@ from pipelines.command.files import read_json, write_json
 from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.recipes import Boosting, Schedule
+from pipelines.data import batches
 from pipelines.training import boosting, checkpoint, checks, schedules, spec, speed, trainer
 from pipelines.training.boosting import BoostedBatches, Examples
 from pipelines.training.checkpoint import Worker
@@ -236,7 +237,7 @@ def test_a_resumed_trial_ends_at_the_same_weights_and_moves_one_member_at_a_time
             if self.loader.epoch + self.loader.done / len(self.loader) >= stop_at:
                 raise Killed
 
-        patched.setattr("pipelines.data.batches.VALUES_AT_ONCE", 1)  # a minibatch each
+        patched.setitem(batches.VALUES_AT_ONCE, "cpu", 1)  # a minibatch each
         patched.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, batch: True)
         patched.setattr(checkpoint.CheckpointCallback, "_save", save_and_die)
         with pytest.raises(Killed):

@@ -300,7 +300,7 @@ def test_the_stage_finds_all_damage_before_it_trains(
     first, second, third = capsys.readouterr().out.splitlines()
     assert first.endswith("set aside, and linear-mnist seed 0 is trained again")
     assert second.endswith("set aside, and linear-mnist seed 1 is trained from the start")
-    assert third.startswith(str(fitted)) and third.endswith("set aside, and fitted again where it is needed")
+    assert third.startswith(str(fitted)) and third.endswith("set aside, and made again where it is needed")
     train.inspect(planned)
     assert capsys.readouterr().out == "" and not any(each.files.finished for each in planned)
 

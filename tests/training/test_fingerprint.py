@@ -43,7 +43,10 @@ TOY_TRANSFORM = '''
 class Invert(AugmentOp):
     """Black for white."""
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, draws: Draws, shape: Shape) -> Drawn:
+        return ()
+
+    def forward(self, images: Tensor, drawn: Drawn) -> Tensor:
         return -images
 '''
 
