@@ -6,7 +6,6 @@ trial's files are checked here (``training.store``).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -23,6 +22,7 @@ from pipelines.command.progress import is_number
 from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
+from pipelines.config.values import plain
 from pipelines.results import arrays, examples
 from pipelines.results.verdicts import claim_margin
 from pipelines.training import status, store
@@ -129,7 +129,6 @@ class TrialEvaluation:
     about: About
     seed: int
     error: float  # %
-    accuracy: float  # %
     confusion: Array  # (C, C) int64, rows actual, columns predicted
     per_class: tuple[ClassFigures, ...]
     metrics: Json  # the whole file, the key of the trial among it
@@ -222,9 +221,8 @@ def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, b
     config = config_as(result.get("config"), benchmark, budget)
     _check_config(trained / "result.json", result, json.loads(json.dumps(config)), benchmark.where)
     if evaluation.metrics["key"] != result.get("key"):
-        line = (
-            f"the key is {wording.show(evaluation.metrics['key'])}, that of the run {wording.show(result.get('key'))}"
-        )
+        keys = wording.show(evaluation.metrics["key"]), wording.show(result.get("key"))
+        line = "the key is {}, that of the run {}".format(*keys)
         raise DamagedError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: {AGAIN}")
     if result.get("seed") != evaluation.seed:  # or one seed would count twice
         line = f"the seed is {wording.show(result.get('seed'))}; expected {evaluation.seed}: {AGAIN}"
@@ -242,9 +240,9 @@ def config_as(trained: Any, benchmark: Benchmark, budget: str) -> Json:
 
 def _check_claimed_on(path: Path, metrics: Json, on: ClaimedOn | None) -> None:
     """DamagedError unless the evaluation has its figure on the images of ``on``, or on none beside the test split."""
-    found, names = metrics.get("claimed_on"), [field.name for field in dataclasses.fields(ClaimedOn)]
-    images = {key: found.get(key) for key in names} if found else None
-    if images != (dataclasses.asdict(on) if on else None):
+    found = metrics.get("claimed_on")
+    images = {key: found.get(key) for key in ClaimedOn.__annotations__} if found else None
+    if images != plain(on):
         expected = f"the {on.words}" if on else "none, the whole test split"
         raise DamagedError(f"{path}: claimed_on is {wording.show(images)}; expected {expected}: {AGAIN}")
 
@@ -294,7 +292,6 @@ def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
         about=about,
         seed=int(folder.name.removeprefix("seed-")),
         error=float(metrics["error"]),
-        accuracy=float(metrics["accuracy"]),
         confusion=confusion,
         per_class=per_class(confusion),
         metrics=metrics,
