@@ -268,18 +268,23 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
     return next((one for one in differences if one is not None), None)
 
 
+def read_object(path: Path, kinds: Mapping[str, Kind]) -> Json:
+    """The JSON object in ``path``, with values of these kinds."""
+    found: Json = read_json(path)
+    check(path, found, kinds)
+    return found
+
+
 def read_about(path: Path) -> About:
     """Read ``classes.json``."""
-    found = read_json(path)
-    check(path, found, ABOUT)
+    found = read_object(path, ABOUT)
     return About(**{key: found[key] for key in ABOUT if key != "shape"}, shape=tuple(found["shape"]))
 
 
 def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
     """One trial's metrics and confusion matrix, which must agree."""
     path, table = folder / "metrics.json", folder / "confusion.csv"
-    metrics = read_json(path)
-    check(path, metrics, METRICS)
+    metrics = read_object(path, METRICS)
     if metrics.get("claimed_on"):
         check(path, metrics["claimed_on"], TEST_FIGURES, "claimed_on.")
     confusion = _confusion(table, size=len(about.classes), images=about.test)
@@ -349,7 +354,7 @@ def read_result(folder: Path, *, weights: bool = True) -> Json:
 
 def read_examples(path: Path, about: About, trials: Sequence[TrialEvaluation]) -> ClassifiedExamples:
     """The test images kept with an evaluation, and the answers of these trials to them."""
-    found = arrays.read(path, {"images": 4, "actual": 1, "index": 1, "seeds": 1, "predicted": 2, "confidence": 2})
+    found = arrays.read(path, ("images", "actual", "index", "seeds", "predicted", "confidence"))
     _check_shapes(path, found, about)
     seeds = found["seeds"].tolist()
     lost = [trial.seed for trial in trials if trial.seed not in seeds]
@@ -377,8 +382,9 @@ def _check_shapes(path: Path, found: Mapping[str, Array], about: About) -> None:
     if images.dtype != np.uint8 or images.shape[1:] != tile or tile[0] not in (1, 3):
         line = f"images is {images.dtype} of shape {images.shape}"
         raise DamagedError(f"{path}: {line}; expected uint8 of shape (N, {', '.join(map(str, tile))})")
-    one, each = (len(images),), (len(found["seeds"]), len(images))
-    for key, shape in (("actual", one), ("index", one), ("predicted", each), ("confidence", each)):
+    seeds, one = (found["seeds"].size,), images.shape[:1]
+    shapes = {"seeds": seeds, "actual": one, "index": one, "predicted": seeds + one, "confidence": seeds + one}
+    for key, shape in shapes.items():
         if found[key].shape != shape:
             raise DamagedError(f"{path}: {key} has shape {found[key].shape}; expected {shape}")
     for key, end in (("actual", len(about.classes)), ("predicted", len(about.classes)), ("index", about.test)):
