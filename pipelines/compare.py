@@ -80,23 +80,11 @@ def _cells(row: LedgerRow) -> list[tuple[str, str]]:
     """A line of the table, each cell with its style; a plain str would be read for rich's markup."""
     beside = f"{MARK}\n{plus_minus(row['test_set'])}" if row["test_set"] else ""
     beside += f"\n{compared(row['ablation'])} more" if row["ablation"] else ""
+    value, ablation = row["claim"]["value"], row["ablation"]
+    claimed = f"+{ablation['claimed']:g}" if ablation else NONE if value is None else f"{value:g}"
     length = f"{NONE if row['epochs'] is None else format(row['epochs'], 'g')}/{row['paper_epochs']}"
-    words = (
-        _name(row),
-        row["metric"][:3],
-        _claimed(row),
-        f"{plus_minus(row)}{beside}",
-    )
-    return [
-        *((cell, "") for cell in (*words, str(row["n"]), length)),
-        (row["verdict"], COLOURS[Verdict(row["verdict"])]),
-    ]
-
-
-def _claimed(row: LedgerRow) -> str:
-    if row["ablation"]:
-        return f"+{row['ablation']['claimed']:g}"
-    return NONE if row["claim"]["value"] is None else f"{row['claim']['value']:g}"
+    words = (_name(row), row["metric"][:3], claimed, f"{plus_minus(row)}{beside}", str(row["n"]), length)
+    return [*((cell, "") for cell in words), (row["verdict"], COLOURS[Verdict(row["verdict"])])]
 
 
 def _name(row: LedgerRow) -> str:

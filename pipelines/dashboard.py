@@ -43,8 +43,7 @@ SERVER_ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "PYTHONWARNINGS": "ignore",
 }
-
-
+BENCHMARKS = "tags.kind = 'benchmark'"
 WORKFLOW = {"workflowType": "machine_learning"}  # else MLflow's pages open in the GenAI mode
 CONFUSION, CURVES, LEDGER_TABLE = "confusion matrices side by side, and errors", "learning curves", "runs and ledger"
 
@@ -73,11 +72,8 @@ def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]
     return out
 
 
-BENCHMARKS = "tags.kind = 'benchmark'"
-
-
 def _curves(server: str, experiment: str, runs: list[str]) -> str:
-    """MLflow's page that compares a metric of several runs; it wants these first in its address."""
+    """MLflow's page that compares a metric of several runs, which come first in its address."""
     metric = json.dumps("train/error")
     chosen = {"runs": json.dumps(runs), "metric": metric, "experiments": json.dumps([experiment])}
     return _address(f"{server}/#/metric", **chosen, plot_metric_keys=f"[{metric}]", x_axis="step")
@@ -128,8 +124,7 @@ def serving(uri: str, spool: Spool, port: int) -> Iterator[tuple[str, subprocess
 
 
 def _serve() -> None:
-    """
-    MLflow's server, in the process that ``serving`` starts; it ends with the other end of the pipe at its input.
+    """MLflow's server, in the process that ``serving`` starts; it ends with the other end of the pipe at its input.
 
     That holds however the dashboard ends. All that MLflow starts shares the process group.
     """
@@ -168,9 +163,8 @@ def require_free(port: int) -> None:
         except PermissionError:
             raise UserError(f"--port is {port}; that one needs root's rights, expected 1024 or higher") from None
         except OSError:
-            raise UserError(
-                f"port {port} is taken on {HOST}; end what listens there or choose another by --port"
-            ) from None
+            mend = "end what listens there or choose another by --port"
+            raise UserError(f"port {port} is taken on {HOST}; {mend}") from None
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -265,8 +265,8 @@ def obtain(
 ) -> None:
     """Get each pinned file from the first source that has its bytes.
 
-    A source that is too slow is put off until the others have failed. Raises ``UserError`` that says what was tried,
-    and what a person can do.
+    A source that is too slow is put off until the others have failed. Raises ``UserError`` with what was tried, and
+    what a person can do.
     """
     missing = list(pins)
     slow = []

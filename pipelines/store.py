@@ -160,7 +160,7 @@ def _take_trial(plans: Plans, folder: Path, files: Iterator[Carried]) -> str:
 
 
 def _take_dataset(params: Params, name: str, files: Iterator[Carried]) -> str:
-    """Put a data set in its place; one with another digest that is there stays, and UserError says so."""
+    """Put a data set in its place; UserError where one with another digest is there, which stays."""
     if name not in params.datasets:
         raise UserError(wording.unknown("data set", name, params.datasets))
     with (

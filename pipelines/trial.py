@@ -76,9 +76,8 @@ def _train_several(planned: Sequence[Spec], at_once: int | None) -> None:
     """As many side by side as the device holds; exits with ``FAILED`` where any failed."""
     waiting = [spec for spec in planned if not spec.files.finished]
     at_once = at_once or _capacity(waiting or planned)
-    print(
-        f"{len(planned)} trials, {len(planned) - len(waiting)} of them finished before; {at_once} at once", flush=True
-    )
+    done = len(planned) - len(waiting)
+    print(f"{len(planned)} trials, {done} of them finished before; {at_once} at once", flush=True)
     failures = side_by_side.run(waiting, at_once) if waiting else []
     for spec in planned:
         if spec.files.finished:
@@ -115,10 +114,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads of each trial; by default its row's resources.cpus")
     parser.add_argument(
-        "--side-by-side",
-        type=int,
-        metavar="N",
-        help="trials at once; by default what the rows' resources allow",
+        "--side-by-side", type=int, metavar="N", help="trials at once; by default what the rows' resources allow"
     )
     return parser.parse_args()
 

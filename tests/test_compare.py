@@ -429,7 +429,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
     "a seed is gone": (lambda found: found["seeds"].__setitem__(3, 9), "has nothing of seed 3; expected all that were"),
     "of another seed": (lambda found: found.update(predicted=found["predicted"][::-1]), "more images of a cell"),
     "fewer rows": (lambda found: found.update(predicted=found["predicted"][1:]), "predicted has shape (4, "),
-    "one axis": (lambda found: found.update(images=found["images"].ravel()), "images has shape ("),
+    "one axis": (lambda found: found.update(images=found["images"].ravel()), "images is uint8 of shape ("),
     "other images": (lambda found: found.update(images=found["images"][:, :, 1:]), "uint8 of shape (N, 1, 28, 28)"),
     "floats": (lambda found: found.update(images=found["images"] / 2), "images is float64 of shape ("),
     "objects": (lambda found: found.update(actual=np.array([{}], dtype=object)), "is damaged (Object arrays cannot be"),

@@ -234,27 +234,26 @@ def _digest(path: Path, version: tuple[int, ...]) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in ``path``; DamagedError when the file is missing or damaged."""
-    found = _parsed(path)
-    if not isinstance(found, dict):
-        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected an object")
+    found: dict[str, Any] = _parsed(path, dict, "an object")
     return found
 
 
 def read_list(path: Path) -> list[Any]:
     """The list in ``path``; DamagedError when the file is missing or damaged."""
-    found = _parsed(path)
-    if not isinstance(found, list):
-        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected a list")
+    found: list[Any] = _parsed(path, list, "a list")
     return found
 
 
-def _parsed(path: Path) -> Any:
+def _parsed(path: Path, kind: type, expected: str) -> Any:
     with reading(path) as file:
         text = file.read()
     try:
-        return json.loads(text.decode())
+        found = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({error}); expected JSON") from None
+    if not isinstance(found, kind):
+        raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}; expected {expected}")
+    return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

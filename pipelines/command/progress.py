@@ -85,25 +85,15 @@ def counting(label: str, total: int | None, unit: str = "MB") -> Iterator[Advanc
 
 @contextmanager
 def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
-    counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if unit == "MB" else []
+    counts: list[rich.ProgressColumn] = [rich.DownloadColumn(), rich.TransferSpeedColumn()] if unit == "MB" else []
     if total is not None and unit != "MB":
-        counts.append(MofNCompleteColumn())
-    clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts, clock)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        counts.append(rich.MofNCompleteColumn())
+    clock = rich.TimeElapsedColumn() if total is None else rich.TimeRemainingColumn()
+    columns = (rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), *counts, clock)
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(label, total=total)
         yield lambda amount: bars.advance(task, amount)
 

@@ -228,10 +228,8 @@ class Benchmark:
     def _check_claimed_on(self) -> None:
         on, claim = self.evaluation.claimed_on, self.claim
         if on is None:
-            alone = (
-                f"claim.difference is {wording.show(claim.difference)}; expected it beside evaluation.claimed_on alone"
-            )
-            require(claim.difference is None, alone)
+            given = f"claim.difference is {wording.show(claim.difference)}"
+            require(claim.difference is None, f"{given}; expected it beside evaluation.claimed_on alone")
             return
         top = f"claim.metric is {claim.metric}; expected error or accuracy with evaluation.claimed_on"
         require(claim.metric != TOP5, top)

@@ -60,23 +60,17 @@ class Evaluation:
     def __post_init__(self) -> None:
         require_within("count", self.count, 1, MOST_VIEWS)
         require_within("crop", self.crop, 1, unit=" pixel")
-        require(
-            self.views != "ten_crop" or self.crop is not None, "crop is missing; expected the pixels of the ten crops"
-        )
-        beside = f"crop is {self.crop}; expected it beside views: ten_crop alone"
-        require(self.views == "ten_crop" or self.crop is None, beside)
+        cropped = self.views == "ten_crop"
+        require(not cropped or self.crop is not None, "crop is missing; expected the pixels of the ten crops")
+        require(cropped or self.crop is None, f"crop is {self.crop}; expected it beside views: ten_crop alone")
         beside = f"count is {self.count}; expected it beside views: random alone"
         require(self.views == "random" or self.count == Evaluation.count, beside)
 
     @property
     def protocol(self) -> str:
         """The protocol in words."""
-        words = {
-            "single": "single view",
-            "random": f"{self.count} random views averaged",
-            "ten_crop": "10-crop averaged",
-        }
-        return words[self.views]
+        averaged = {"random": f"{self.count} random views averaged", "ten_crop": "10-crop averaged"}
+        return averaged.get(self.views, "single view")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +88,8 @@ class Ablation:
 class Claim:
     """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on.
 
-    Without a ``value``, no source has measured this net on these images in this way: ``protocol`` says what there is in
-    its place, and no verdict is given but on an ``ablation``, of which the source has the difference alone.
+    Without a ``value``, no source has measured this net on these images in this way: ``protocol`` names what there is
+    in its place, and no verdict is given but on an ``ablation``, of which the source has the difference alone.
 
     ``certainty`` is that of ``source``, whose text holds none: "a table (place recalled)" would be both.
     ``difference`` explains in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.

@@ -166,9 +166,8 @@ def _check_keys(content: Mapping[Any, Any], where: str, *keys: str) -> None:
     """UserError unless ``content``, of the file ``where``, has these keys alone, each with a mapping."""
     for key in content:
         if key not in keys:
-            raise UserError(
-                wording.unknown(f"{where}: the key", key if isinstance(key, str) else wording.show(key), keys)
-            )
+            given = key if isinstance(key, str) else wording.show(key)
+            raise UserError(wording.unknown(f"{where}: the key", given, keys))
     for key in keys:
         if not isinstance(content.get(key), Mapping):
             state = f"is {wording.show(content[key])}" if key in content else "is missing"
@@ -192,9 +191,8 @@ def _read_row(family: str, name: str, row: Any, where: str, origins: Mapping[str
     model = row.get("model") if isinstance(row, Mapping) else None
     if isinstance(model, Mapping):
         if "family" in model:
-            raise UserError(
-                f"{where}.model.family is {wording.show(model['family'])}; expected none: the file names it"
-            )
+            given = f"{where}.model.family is {wording.show(model['family'])}"
+            raise UserError(f"{given}; expected none: the file names it")
         row = {**row, "model": {**model, "family": family}}
     benchmark = schema.parse(Benchmark, row, where, name=name)
     if benchmark.dataset not in origins:

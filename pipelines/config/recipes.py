@@ -173,9 +173,8 @@ class Recipe:
         require(self.loss == "map" or self.map_constant == MAP_CONSTANT, f"{j}; expected none with loss: {self.loss}")
         for name, ops in (("preprocess", self.preprocess), ("augment", self.augment)):
             for i, op in enumerate(ops):
-                require(
-                    len(op) == 1, f"{name}[{i}] is {wording.show(op)}; expected one transform, as in {{flip: {{}}}}"
-                )
+                given = f"{name}[{i}] is {wording.show(op)}"
+                require(len(op) == 1, f"{given}; expected one transform, as in {{flip: {{}}}}")
         if self.boosting is not None:
             require(len(self.augment) > 0, "augment is []; expected one, which boosting draws its candidates from")
             # SDLM estimates second derivatives once an epoch, and a member may change within one.

@@ -28,7 +28,7 @@ def show(value: Any) -> str:
         text += piece
         if len(text) > SHOWN:
             break
-    return _cut(text, SHOWN)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def _pieces(value: Any) -> Iterator[str]:
@@ -53,10 +53,6 @@ def _pieces(value: Any) -> Iterator[str]:
         yield f"{value:d}" if abs(value) < 10**1000 else hex(value)  # Python writes no more than 4,300 digits
     else:
         yield repr(value[: SHOWN + 1] if isinstance(value, str) else value)
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 3] + "..."
 
 
 def name(key: Any) -> str:

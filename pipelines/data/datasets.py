@@ -71,9 +71,8 @@ class Dataset:
         count = self.train if split == "train" else self.test
         images = _open_array(self.path / f"{split}_images.npy", np.dtype(np.uint8), (count, *self.shape))
         labels = _open_array(self.path / f"{split}_labels.npy", np.dtype(np.int64), (count,))
-        if count and not 0 <= labels.min() <= labels.max() < len(self.classes):
-            path, span = self.path / f"{split}_labels.npy", f"{labels.min()} to {labels.max()}"
-            raise UserError(f"{path}: labels {span}, expected 0 to {len(self.classes) - 1}; {_again(self.name)}")
+        where = f"{self.path / f'{split}_labels.npy'}: labels"
+        _check_labels(where, labels, len(self.classes), f"; {_again(self.name)}")
         return images, labels
 
     def verify(self, *splits: Split) -> None:
@@ -142,13 +141,7 @@ def write_dataset(
     channels, height, width = train[0].shape[1:]
     shape = (channels, height, width)
     with new_dataset(
-        root,
-        name,
-        classes=classes,
-        shape=shape,
-        train=len(train[0]),
-        test=len(test[0]),
-        source_md5=source_md5,
+        root, name, classes=classes, shape=shape, train=len(train[0]), test=len(test[0]), source_md5=source_md5
     ) as arrays:
         arrays["train"][0][:], arrays["train"][1][:] = train
         arrays["test"][0][:], arrays["test"][1][:] = test
@@ -168,7 +161,7 @@ class Journal:
         self.folder = Path()
 
     def begin(self, folder: Path, counts: Mapping[Split, int]) -> bool:
-        """Whether ``folder`` has arrays of the same plan; ``done`` says which of their rows are written."""
+        """Whether ``folder`` has arrays of the same plan; ``done`` marks those of their rows that are written."""
         self.folder = folder
         self.done = {split: np.zeros(count, np.bool_) for split, count in counts.items()}
         try:
@@ -234,7 +227,8 @@ def new_dataset(
             labels = _create_array(partial / f"{split}_labels.npy", np.dtype(np.int64), (count,), continued)
             arrays[split] = (images, labels)
         yield arrays
-        _check_labels(name, arrays, len(classes))
+        for split, (_, labels) in arrays.items():
+            _check_labels(f"{name}: {split} labels", labels, len(classes))
         files = [file for split in SPLITS for file in _files(split)]
         pixels = sum(images.nbytes for images, _ in arrays.values()) + arrays["train"][0].nbytes
         with counting(f"{name}: statistics and checksums", pixels) as advance:
@@ -399,11 +393,9 @@ def _create_array(
     return array
 
 
-def _check_labels(name: str, arrays: Mapping[Split, tuple[Images, Labels]], classes: int) -> None:
-    for split, (_, labels) in arrays.items():
-        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-            span = f"{labels.min()} to {labels.max()}"
-            raise UserError(f"{name}: {split} labels {span}, expected 0 to {classes - 1}")
+def _check_labels(where: str, labels: Labels, classes: int, again: str = "") -> None:
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise UserError(f"{where} {labels.min()} to {labels.max()}, expected 0 to {classes - 1}{again}")
 
 
 def _check_place(final: Path) -> None:

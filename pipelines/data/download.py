@@ -179,11 +179,7 @@ def _complete(remote: Remote, part: Path, patience: Patience, label: str) -> Non
             if _transfer(remote, part, patience, label):
                 return
             continue  # the server refused the range; part is gone
-        except (
-            requests.RequestException,
-            urllib3.exceptions.HTTPError,
-            ValueError,
-        ) as error:  # odd headers
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # odd headers
             reason = _reason(error)
         if _size(part) <= before:
             if not attempt and not before:

@@ -243,11 +243,7 @@ def cifar_from_png(package: Path, file: str, target: Path) -> None:
 
 def _copy(original: Path, target: Path, pin: Pin) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        original.open("rb") as source,
-        target.open("wb") as file,
-        counting(f"fetch: {pin.file}", pin.size) as advance,
-    ):
+    with original.open("rb") as source, target.open("wb") as file, counting(f"fetch: {pin.file}", pin.size) as advance:
         _pour(source, file, pin.size, advance)
 
 
@@ -321,7 +317,10 @@ def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> No
                 process.kill()
                 process.wait()
     if process.returncode:
-        raise SourceDown(f"npm {arguments[0]} failed ({_npm_reason(errors)})")
+        log = errors.read_text(encoding="utf-8", errors="replace")
+        lines = re.findall(r"^npm (?:error|ERR!) (.+)", log, re.MULTILINE)
+        why = brief("; ".join(lines[:2]), 160) or "it gives no reason"
+        raise SourceDown(f"npm {arguments[0]} failed ({why})")
 
 
 def _npm_has_a_home() -> bool:
@@ -329,8 +328,3 @@ def _npm_has_a_home() -> bool:
     home = os.environ.get("HOME", "")
     cache = Path(home, ".npm")
     return bool(home) and os.access(cache if cache.exists() else home, os.W_OK | os.X_OK)
-
-
-def _npm_reason(errors: Path) -> str:
-    lines = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return brief("; ".join(lines[:2]), 160) or "it gives no reason"

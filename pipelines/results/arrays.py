@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,12 @@ LARGEST_ARRAY = 256_000_000  # bytes
 Array = npt.NDArray[Any]
 
 
-def read(path: Path, axes: Mapping[str, int]) -> dict[str, Array]:
-    """The arrays of ``path`` with these numbers of axes; DamagedError where one is missing or different."""
-    arrays = _read(path, axes)
-    for key, count in axes.items():
+def read(path: Path, keys: Sequence[str]) -> dict[str, Array]:
+    """The arrays of these names in ``path``; DamagedError where one is missing."""
+    arrays = _read(path, keys)
+    for key in keys:
         if key not in arrays:
-            raise DamagedError(f"{path} lacks {key}; expected the arrays {', '.join(axes)}: run dvc repro")
-        if arrays[key].ndim != count:
-            raise DamagedError(f"{path}: {key} has shape {arrays[key].shape}; expected {count} axes")
+            raise DamagedError(f"{path} lacks {key}; expected the arrays {', '.join(keys)}: run dvc repro")
     return arrays
 
 
@@ -57,7 +55,7 @@ def first_layer(path: Path) -> dict[str, Any]:
     return {**shown, "towers": int(towers)} if "filters" in shown else shown
 
 
-def _read(path: Path, keys: Iterable[str]) -> dict[str, Array]:
+def _read(path: Path, keys: Sequence[str]) -> dict[str, Array]:
     """The arrays of these names that are there."""
     with reading(path) as file, warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -10,7 +10,7 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from pipelines.command.errors import UserError
 from pipelines.command.files import DamagedError
@@ -21,7 +21,7 @@ from pipelines.config.values import plain
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import Evidence
 from pipelines.results.reader import EVALUATIONS, RUNS, Outcome
-from pipelines.results.rows import LedgerRow, Provenance, Summary, TestSet
+from pipelines.results.rows import LedgerRow, Provenance, Summary
 from pipelines.results.verdicts import ablation_margin, claim_margin, difference, judge, judge_ablation, shown
 from pipelines.results.words import figure
 
@@ -96,8 +96,9 @@ def _judge_ablation(params: Params, row: LedgerRow, rows: Sequence[LedgerRow]) -
         "mean": round(statistics.fmean(pair[0]) - statistics.fmean(pair[1]), DIGITS) if all(pair) else None,
         "ci95": [round(end, DIGITS) for end in found] if found else None,
     }
-    verdict = judge_ablation(claim=claimed.points, margin=margin, values=pair[0], others=pair[1], short=short)
-    row["verdict"] = verdict.value
+    row["verdict"] = judge_ablation(
+        claim=claimed.points, margin=margin, values=pair[0], others=pair[1], short=short
+    ).value
 
 
 def _rank(row: LedgerRow) -> tuple[bool, bool, int, float, bool]:
@@ -108,12 +109,10 @@ def _rank(row: LedgerRow) -> tuple[bool, bool, int, float, bool]:
 
 def _agreement(row: LedgerRow, rows: Sequence[LedgerRow]) -> tuple[str | None, bool | None]:
     """Whether our mean lies within the committed interval, widened by half of ours; the same in words."""
-    others = [
-        r for r in rows if r["origin"] == evidence.COMMITTED and not r["changed"] and r["budget"] == row["budget"]
-    ]
-    if row["origin"] != evidence.HERE or not others:
+    same = [r for r in rows if r["origin"] == evidence.COMMITTED and r["budget"] == row["budget"]]
+    other, mean = next((r for r in same if not r["changed"]), None), row["mean"]
+    if row["origin"] != evidence.HERE or other is None:
         return None, None
-    other, mean = others[0], row["mean"]
     if row["per_seed"] == other["per_seed"]:
         return "equals the committed figures, seed by seed", True
     if mean is None or row["ci95"] is None or other["ci95"] is None:
@@ -131,6 +130,7 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         lacking = f"{body.origin if body else ''}: a seed has no top5_error"
         raise UserError(f"{benchmark.name}, {lacking}; expected it: {benchmark.where}.claim is of a top-5 error")
     figures = {seed: one.figure(claim.metric) for seed, one in seeds.items()}
+    tested = {seed: one.figure(claim.metric, tested=True) for seed, one in seeds.items()}
     paper_epochs = benchmark.budgets["paper"].epochs
     verdict = judge(
         metric=claim.metric,
@@ -158,23 +158,15 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         "budget": body.budget if body else None,
         **_summary(figures),
         "n": len(figures),
-        "test_set": _test_set(claim.metric, body) if body else None,
+        "test_set": {**_summary(tested), "images": body.test_images} if body and body.claimed_on else None,
         "ablation": None,
         "verdict": verdict.value,
         "at_chance": [int(seed) for seed, one in seeds.items() if one.at_chance],
         "views": body.protocol if body else None,
         "train_error": {seed: one.curve.train_error[-1] if one.curve else None for seed, one in seeds.items()},
         "seconds": {seed: one.wall_s for seed, one in seeds.items()},
-        **_provenance(body),
+        **cast("Provenance", {key: getattr(body, key, None) for key in Provenance.__annotations__}),
     }
-
-
-def _test_set(metric: str, body: Evidence) -> TestSet | None:
-    """Our figures on the whole test split, where the claim is not of it."""
-    if body.claimed_on is None:
-        return None
-    figures = {seed: one.figure(metric, tested=True) for seed, one in body.seeds.items()}
-    return {**_summary(figures), "images": body.test_images}
 
 
 def _summary(figures: Mapping[str, float]) -> Summary:
@@ -184,11 +176,6 @@ def _summary(figures: Mapping[str, float]) -> Summary:
         "mean": round(statistics.fmean(figures.values()), DIGITS) if figures else None,
         "ci95": [round(end, DIGITS) for end in spread] if spread else None,
     }
-
-
-def _provenance(body: Evidence | None) -> Provenance:
-    found: Any = {key: getattr(body, key, None) for key in Provenance.__annotations__}
-    return cast("Provenance", found)
 
 
 def quoted(rows: Sequence[LedgerRow]) -> list[LedgerRow]:

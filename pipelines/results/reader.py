@@ -6,7 +6,6 @@ trial's files are checked here (``training.store``).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -23,6 +22,7 @@ from pipelines.command.progress import is_number
 from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
+from pipelines.config.values import plain
 from pipelines.results import arrays, examples
 from pipelines.results.verdicts import claim_margin
 from pipelines.training import status, store
@@ -129,7 +129,6 @@ class TrialEvaluation:
     about: About
     seed: int
     error: float  # %
-    accuracy: float  # %
     confusion: Array  # (C, C) int64, rows actual, columns predicted
     per_class: tuple[ClassFigures, ...]
     metrics: Json  # the whole file, the key of the trial among it
@@ -222,9 +221,8 @@ def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, b
     config = config_as(result.get("config"), benchmark, budget)
     _check_config(trained / "result.json", result, json.loads(json.dumps(config)), benchmark.where)
     if evaluation.metrics["key"] != result.get("key"):
-        line = (
-            f"the key is {wording.show(evaluation.metrics['key'])}, that of the run {wording.show(result.get('key'))}"
-        )
+        keys = wording.show(evaluation.metrics["key"]), wording.show(result.get("key"))
+        line = "the key is {}, that of the run {}".format(*keys)
         raise DamagedError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: {AGAIN}")
     if result.get("seed") != evaluation.seed:  # or one seed would count twice
         line = f"the seed is {wording.show(result.get('seed'))}; expected {evaluation.seed}: {AGAIN}"
@@ -242,9 +240,9 @@ def config_as(trained: Any, benchmark: Benchmark, budget: str) -> Json:
 
 def _check_claimed_on(path: Path, metrics: Json, on: ClaimedOn | None) -> None:
     """DamagedError unless the evaluation has its figure on the images of ``on``, or on none beside the test split."""
-    found, names = metrics.get("claimed_on"), [field.name for field in dataclasses.fields(ClaimedOn)]
-    images = {key: found.get(key) for key in names} if found else None
-    if images != (dataclasses.asdict(on) if on else None):
+    found = metrics.get("claimed_on")
+    images = {key: found.get(key) for key in ClaimedOn.__annotations__} if found else None
+    if images != plain(on):
         expected = f"the {on.words}" if on else "none, the whole test split"
         raise DamagedError(f"{path}: claimed_on is {wording.show(images)}; expected {expected}: {AGAIN}")
 
@@ -270,18 +268,23 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
     return next((one for one in differences if one is not None), None)
 
 
+def read_object(path: Path, kinds: Mapping[str, Kind]) -> Json:
+    """The JSON object in ``path``, with values of these kinds."""
+    found: Json = read_json(path)
+    check(path, found, kinds)
+    return found
+
+
 def read_about(path: Path) -> About:
     """Read ``classes.json``."""
-    found = read_json(path)
-    check(path, found, ABOUT)
+    found = read_object(path, ABOUT)
     return About(**{key: found[key] for key in ABOUT if key != "shape"}, shape=tuple(found["shape"]))
 
 
 def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
     """One trial's metrics and confusion matrix, which must agree."""
     path, table = folder / "metrics.json", folder / "confusion.csv"
-    metrics = read_json(path)
-    check(path, metrics, METRICS)
+    metrics = read_object(path, METRICS)
     if metrics.get("claimed_on"):
         check(path, metrics["claimed_on"], TEST_FIGURES, "claimed_on.")
     confusion = _confusion(table, size=len(about.classes), images=about.test)
@@ -294,7 +297,6 @@ def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
         about=about,
         seed=int(folder.name.removeprefix("seed-")),
         error=float(metrics["error"]),
-        accuracy=float(metrics["accuracy"]),
         confusion=confusion,
         per_class=per_class(confusion),
         metrics=metrics,
@@ -352,7 +354,7 @@ def read_result(folder: Path, *, weights: bool = True) -> Json:
 
 def read_examples(path: Path, about: About, trials: Sequence[TrialEvaluation]) -> ClassifiedExamples:
     """The test images kept with an evaluation, and the answers of these trials to them."""
-    found = arrays.read(path, {"images": 4, "actual": 1, "index": 1, "seeds": 1, "predicted": 2, "confidence": 2})
+    found = arrays.read(path, ("images", "actual", "index", "seeds", "predicted", "confidence"))
     _check_shapes(path, found, about)
     seeds = found["seeds"].tolist()
     lost = [trial.seed for trial in trials if trial.seed not in seeds]
@@ -380,8 +382,9 @@ def _check_shapes(path: Path, found: Mapping[str, Array], about: About) -> None:
     if images.dtype != np.uint8 or images.shape[1:] != tile or tile[0] not in (1, 3):
         line = f"images is {images.dtype} of shape {images.shape}"
         raise DamagedError(f"{path}: {line}; expected uint8 of shape (N, {', '.join(map(str, tile))})")
-    one, each = (len(images),), (len(found["seeds"]), len(images))
-    for key, shape in (("actual", one), ("index", one), ("predicted", each), ("confidence", each)):
+    seeds, one = (found["seeds"].size,), images.shape[:1]
+    shapes = {"seeds": seeds, "actual": one, "index": one, "predicted": seeds + one, "confidence": seeds + one}
+    for key, shape in shapes.items():
         if found[key].shape != shape:
             raise DamagedError(f"{path}: {key} has shape {found[key].shape}; expected {shape}")
     for key, end in (("actual", len(about.classes)), ("predicted", len(about.classes)), ("index", about.test)):

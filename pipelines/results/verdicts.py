@@ -94,12 +94,7 @@ def shown(values: Sequence[float]) -> Interval | None:
 
 
 def claim_margin(value: float, test_images: int) -> float:
-    """Half the width, in percentage points, of the binomial 95 % interval of a claim.
-
-    Args:
-        value: the claimed error or accuracy in %, from 0 to 100.
-        test_images: how many images the source measured it on, at least 1.
-    """
+    """Half the width, in percentage points, of the binomial 95 % interval of ``value`` % of ``test_images`` images."""
     if not 0 <= value <= 100 or test_images < 1:
         raise ValueError(f"a claim of {value} % on {test_images} images has no sampling error")
     share = value / 100
@@ -129,10 +124,9 @@ def judge_ablation(
     *, claim: float, margin: float, values: Sequence[float], others: Sequence[float], short: bool
 ) -> Verdict:
     """The verdict on a difference of ``claim`` points: errors of the net without a part, and of the whole net."""
-    found = difference(values, others)
     if not values or not others:
         return Verdict.UNTESTED
-    low, high = found or (-math.inf, math.inf)
+    low, high = difference(values, others) or (-math.inf, math.inf)
     enough = min(len(values), len(others)) >= MIN_SEEDS
     if enough and low > 0 and low >= claim - margin and high <= claim + margin:
         return Verdict.REPRODUCED
@@ -144,14 +138,9 @@ def judge_ablation(
 
 
 def judge(*, metric: str, claim: float | None, test_images: int, values: Sequence[float], short: bool) -> Verdict:
-    """Return the verdict on a claim by the table above.
+    """The verdict, by the table above, on a ``claim`` in % of ``test_images`` images; None where there is no figure.
 
-    Args:
-        metric: ``error``, ``top-5 error`` or ``accuracy``: which way is better.
-        claim: the source's figure in %, None where there is none.
-        test_images: how many images that figure was measured on.
-        values: ours in %, in the same metric, one a seed.
-        short: whether any of our trials was shorter than the source's.
+    ``values`` are ours in the same metric, one a seed; ``short`` where any of our trials was shorter than the source's.
     """
     if metric not in ("error", "top-5 error", "accuracy"):
         raise ValueError(f"metric {metric!r} is neither error, top-5 error nor accuracy")
@@ -162,13 +151,12 @@ def judge(*, metric: str, claim: float | None, test_images: int, values: Sequenc
     sign = -1.0 if metric == "accuracy" else 1.0
     margin = claim_margin(claim, test_images)
     best, worst = sign * claim - margin, sign * claim + margin
-    ours = interval([sign * value for value in values])
-    arrived = ours is not None and ours.high <= worst
+    low, high = interval([sign * value for value in values]) or (-math.inf, math.inf)
     enough = len(values) >= MIN_SEEDS
-    if ours is not None and arrived and enough:
-        return Verdict.BETTER if ours.high < best else Verdict.REPRODUCED
-    if short and not arrived:
+    if enough and high <= worst:
+        return Verdict.BETTER if high < best else Verdict.REPRODUCED
+    if short and high > worst:
         return Verdict.UNDER_BUDGET
-    if ours is not None and enough and ours.low > worst:
+    if enough and low > worst:
         return Verdict.NOT_REPRODUCED
     return Verdict.INCONCLUSIVE

@@ -53,12 +53,10 @@ def helper_main() -> None:
 
 def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
     """One round, which prints each run that is sent; returns its outcome."""
-
-    def announce(identity: str, name: str) -> None:
-        print(json.dumps({"sent": identity, "name": name}), flush=True)
-
     try:
-        mine = sender.round(verify=verify, announce=announce)
+        mine = sender.round(
+            verify=verify, announce=lambda run, name: print(json.dumps({"sent": run, "name": name}), flush=True)
+        )
     except (AwayError, LoginError) as error:
         return {"away": str(error)}
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -61,26 +62,13 @@ def _well_formed(uri: str) -> bool:
         return uri.startswith("sqlite:///") and uri.removeprefix("sqlite:///") not in ("", ":memory:")
     if not scheme and ":" in uri.partition("/")[0]:  # 127.0.0.1:5000
         return False
-    return uri.isprintable() and (scheme in SCHEMES or _of_a_plugin(scheme))
-
-
-def _of_a_plugin(scheme: str) -> bool:
-    from importlib.metadata import entry_points
-
-    return bool(entry_points(group="mlflow.tracking_store", name=scheme))
+    known = scheme in SCHEMES or bool(entry_points(group="mlflow.tracking_store", name=scheme))
+    return uri.isprintable() and known
 
 
 def safe(uri: str) -> str:
     """The URI without user, password and query, to be printed; all before an @ counts as a login."""
     return uri if uri.startswith(FILES) else LOGIN.sub(r"\g<scheme>", uri, count=1).partition("?")[0]
-
-
-def _secrets(uri: str) -> set[str]:
-    """The password in the URI, quoted and unquoted."""
-    found = None if uri.startswith(FILES) else LOGIN.match(uri)
-    login = found["login"] if found else ""
-    password = login.partition(":")[2] or login
-    return {password, unquote(password)} - {""}
 
 
 def is_remote(uri: str) -> bool:
@@ -103,6 +91,9 @@ def clean(message: str, uri: str) -> str:
     """The first line of a message, without the secrets in the URI and without control characters."""
     lines = message.strip().splitlines() or ["no reason given"]
     line = lines[0].replace(uri, safe(uri))
-    for secret in _secrets(uri):
+    found = None if uri.startswith(FILES) else LOGIN.match(uri)
+    login = found["login"] if found else ""
+    password = login.partition(":")[2] or login
+    for secret in {password, unquote(password)} - {""}:
         line = line.replace(secret, "***")
     return limits.name(line, LONGEST_MESSAGE)

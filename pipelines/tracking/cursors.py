@@ -1,17 +1,16 @@
-"""What to send to a tracking server, what it has by its cursor, and the lock that lets one process send at a time."""
+"""What to send to a tracking server, and what it has by its cursor."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.command import locks
 from pipelines.command.errors import UserError
 from pipelines.command.files import read_json, write_json
 from pipelines.tracking.addresses import safe, sqlite_file
@@ -84,32 +83,19 @@ class Cursor:
         """Write it, in one step."""
         write_json(self.path, {"uri": self.uri, "runs": self.runs})
 
-    def sent(self, record: Record) -> Mapping[str, str]:
-        """The marks of the record's parts that have arrived."""
-        found: Mapping[str, str] = self.runs.get(record.identity, {}).get("sent", {})
-        return found
-
     def lacks(self, record: Record) -> bool:
         """Whether there is something to send."""
-        sent = self.sent(record)
+        sent = self.runs.get(record.identity, {}).get("sent", {})
         return any(not arrived(name, mark, sent.get(name)) for name, mark in record.marks.items())
 
 
 def _sound(entry: object) -> bool:
     """Whether an entry can be used; without one, the server is asked."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("run_id"), str):
-        return False
-    sent = entry.get("sent")
-    if not isinstance(sent, dict) or not all(isinstance(mark, str) for mark in sent.values()):
-        return False
-    return _is_number(sent.get("curve", "0"))
-
-
-def _is_number(mark: str) -> bool:
-    try:
-        return float(mark) >= 0
-    except ValueError:
-        return False
+    match entry:
+        case {"run_id": str(), "sent": dict(sent)} if all(isinstance(mark, str) for mark in sent.values()):
+            with suppress(ValueError):
+                return float(sent.get("curve", 0)) >= 0
+    return False
 
 
 def arrived(name: str, mark: str, sent: str | None) -> bool:
@@ -117,18 +103,6 @@ def arrived(name: str, mark: str, sent: str | None) -> bool:
     if name == "curve":
         return float(sent or 0) >= float(mark)
     return sent == mark
-
-
-@contextmanager
-def alone(cursor: Cursor) -> Iterator[bool]:
-    """Whether this process is the only one sending to that server; the kernel releases the lock when it dies."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locks.held(cursor.path.with_suffix(".lock"), "tracking", patience_s=0))
-            mine = True
-        except locks.HeldError:
-            mine = False
-        yield mine
 
 
 def digest(*parts: Any) -> str:

@@ -84,18 +84,11 @@ def bring_home(file: Path, tag: str) -> Path | None:
             for (location,) in database.execute(query, (tag,)).fetchall():
                 place, _, name = str(location).rpartition("/")
                 there = Path(unquote(urlsplit(place).path))
-                if name and place.startswith("file:") and there.name == ARTIFACTS and not _same(there, home):
+                if name and place.startswith("file:") and there.name == ARTIFACTS and there.resolve() != home.resolve():
                     was = there
-                    _replace(database, f"{place}/", f"{home.as_uri()}/")
+                    old, new = f"{place}/", f"{home.as_uri()}/"
+                    for table, uri in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                        change = f"UPDATE {table} SET {uri} = ? || substr({uri}, ?) WHERE substr({uri}, 1, ?) = ?"
+                        database.execute(change, (new, len(old) + 1, len(old), old))
         database.execute("COMMIT")
     return was
-
-
-def _same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
-def _replace(database: sqlite3.Connection, old: str, new: str) -> None:
-    for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-        change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
-        database.execute(change, (new, len(old) + 1, len(old), old))

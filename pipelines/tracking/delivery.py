@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.command import locks
 from pipelines.command.files import DamagedError
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.addresses import is_remote, sqlite_file
-from pipelines.tracking.cursors import Cursor, Part, Point, Record, alone, arrived
+from pipelines.tracking.cursors import Cursor, Part, Point, Record, arrived
 from pipelines.tracking.probe import ENVIRONMENT, AwayError, Bounded, RefusedError, answers, probe, reach_local
 from pipelines.tracking.records import IDENTITY_TAG
 from pipelines.tracking.spool import Spool
@@ -58,21 +59,26 @@ class Sender:
         and the name of each run that is sent.
         """
         self.sent, self.refused = [], {}
-        with alone(Cursor.of(self.spool.store, self.uri)) as mine:
-            if mine:
-                cursor = Cursor.of(self.spool.store, self.uri)
-                everything = records.gather(self.spool)[0]
-                if everything and (verify or any(map(cursor.lacks, everything))):
-                    try:
-                        self._connect()
-                        for record in self._lacking(cursor, everything):
-                            self._send(cursor, record, announce)
-                    except AwayError:
-                        self._forget()  # it may come back as another server
-                        raise
-                    if self.refused:
-                        self._forget()  # somebody may have changed the server: look again next time
-            return mine
+        lock = Cursor.of(self.spool.store, self.uri).path.with_suffix(".lock")
+        try:
+            with locks.held(lock, "tracking", patience_s=0):
+                self._round(verify, announce)
+        except locks.HeldError:
+            return False
+        return True
+
+    def _round(self, verify: bool, announce: Callable[[str, str], None]) -> None:
+        cursor, everything = Cursor.of(self.spool.store, self.uri), records.gather(self.spool)[0]
+        if everything and (verify or any(map(cursor.lacks, everything))):
+            try:
+                self._connect()
+                for record in self._lacking(cursor, everything):
+                    self._send(cursor, record, announce)
+            except AwayError:
+                self._forget()  # it may come back as another server
+                raise
+            if self.refused:
+                self._forget()  # somebody may have changed the server: look again next time
 
     def _forget(self) -> None:
         self.experiments.clear()
@@ -119,8 +125,7 @@ class Sender:
         return str(found.experiment_id)
 
     def _recall(self, cursor: Cursor, experiment: str, mine: list[Record]) -> None:
-        """
-        Correct the cursor by the runs on the server.
+        """Correct the cursor by the runs on the server.
 
         A run made just before a crash is taken up again. A run that the server lost (a new database at the old address)
         is sent anew. A run that somebody deleted in MLflow stays deleted.
@@ -185,8 +190,7 @@ class Sender:
             raise DamagedError(damaged)
 
     def _lacks(self, run_id: str, held: RunData, parts: list[Part], done: str | None) -> list[Point]:
-        """
-        The points of the parts that the run lacks.
+        """The points of the parts that the run lacks.
 
         A file that is written again has another time, and a resumed trial repeats some epochs: MLflow would show both.
         **done** is the epoch up to which the curve was sent by the cursor, which may be lost or behind.
@@ -254,8 +258,7 @@ class Sender:
                     self._log_picture(run_id, path, held)
 
     def _log_picture(self, run_id: str, path: Path, held: RunData) -> None:
-        """
-        Add a figure to the image grid, which shows the last one of each key.
+        """Add a figure to the image grid, which shows the last one of each key.
 
         ``log_image`` gives each upload a new name: a tag of ours names the figure that the run has.
         """

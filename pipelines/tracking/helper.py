@@ -82,8 +82,7 @@ def pending(spool: Spool, uri: str) -> list[Record]:
 
 
 def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncResult:
-    """
-    Send what the tracking server lacks; return within **deadline_s**, whatever the server does. Never raises.
+    """Send what the tracking server lacks; return within **deadline_s**, whatever the server does. Never raises.
 
     Costs some 20 ms when there is nothing to send. What is not sent waits in the spool.
     """
@@ -101,8 +100,7 @@ def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncR
 def follow(
     spool: Spool | None = None, *, interval_s: float = INTERVAL_S, deadline_s: float = DEADLINE_S
 ) -> Iterator[list[SyncResult]]:
-    """
-    Keep the server up to date while the block runs, and send the rest at its end.
+    """Keep the server up to date while the block runs, and send the rest at its end.
 
     Yields a list that holds the result once the block is left. The helper ends with the block's process, however that
     ends.

@@ -13,13 +13,9 @@ UNSENDABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # databa
 UNSENDABLE_KEY = re.compile(r"[^\w.\- :/]|[\ud800-\udfff]")
 
 
-def _escape(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
-
-
 def value(text: str, limit: int) -> str:
     """A text of at most **limit** characters, with the length of a longer one; control characters are escaped."""
-    text = UNSENDABLE.sub(_escape, text)
+    text = UNSENDABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
     if len(text) <= limit:
         return text
     length = f" … ({len(text):,} characters in all)"

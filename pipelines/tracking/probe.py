@@ -68,8 +68,7 @@ def be_patient() -> None:
 
 
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:
-    """
-    Return or raise the outcome of **call**, or AwayError after **seconds**.
+    """Return or raise the outcome of **call**, or AwayError after **seconds**.
 
     A timeout of requests counts from byte to byte and leaves out the look-up of the name. A hanging thread is left
     behind; it ends with the process.
@@ -126,15 +125,12 @@ def probe(uri: str) -> None:
     status, body = within(patience(), lambda: _ask(uri))
     if status >= 500 or status in LATER:
         raise AwayError(f"answers with status {status}")
-    if status not in (401, 403) and not _is_object(body):
-        raise AwayError(f"is away (what answers there, with status {status}, is not MLflow)")
-
-
-def _is_object(body: bytes) -> bool:
     try:
-        return isinstance(json.loads(body), dict)
+        mlflow = status in (401, 403) or isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):
-        return False
+        mlflow = False
+    if not mlflow:
+        raise AwayError(f"is away (what answers there, with status {status}, is not MLflow)")
 
 
 def _ask(uri: str) -> tuple[int, bytes]:
@@ -182,7 +178,10 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
     import requests
     from mlflow.exceptions import MlflowException
 
-    status = _status(error)
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status: int | None = error.response.status_code
+    else:
+        status = int(error.get_http_status_code()) if isinstance(error, MlflowException) else None
     if status in (401, 403):
         body = re.search(r"Response body: '([^'<]{1,80})'", str(error))
         said = f", {body[1]}" if body else ""
@@ -203,12 +202,3 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
     if isinstance(error, MlflowException | OSError):
         return AwayError(f"can't be used ({clean(str(error), uri)})")
     return RefusedError(clean(f"{type(error).__name__}: {error}", uri))
-
-
-def _status(error: Exception) -> int | None:
-    import requests
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return int(error.response.status_code)
-    return int(error.get_http_status_code()) if isinstance(error, MlflowException) else None

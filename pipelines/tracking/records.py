@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from io import StringIO
@@ -14,9 +14,9 @@ from pipelines.command.files import MissingError
 from pipelines.results import arrays, explorer, reader, words
 from pipelines.results.figures import FIGURES
 from pipelines.results.page.html import render
-from pipelines.results.reader import Json, Outcome, TrialEvaluation
+from pipelines.results.reader import Json, Outcome
 from pipelines.results.rows import claimed_error
-from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, stuck
+from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, spelt, stuck
 from pipelines.tracking import limits, spool
 from pipelines.tracking.cursors import Part, Point, Record, digest
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
@@ -24,13 +24,7 @@ from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modi
 FORMAT = 4  # raise it when a drawing or a text changes: every part is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
-CURVE_METRICS = {
-    "epoch": "train/epoch",
-    "loss": "train/loss",
-    "train_error": "train/error",
-    "lr": "train/lr",
-    "images_per_s": "train/images_per_s",
-}
+CURVE_METRICS = ("epoch", "loss", "train_error", "lr", "images_per_s")
 # MLflow's steps are whole numbers, and a budget may end within an epoch: no data set has a million images.
 STEPS_AN_EPOCH = 1_000_000
 STEP = "millionths of an epoch, which is one pass over the images that the recipe trains on"
@@ -42,17 +36,10 @@ CLAIMED_ON = "claimed_on"  # the figures on the images of the claim, where those
 
 def gather(where: Spool) -> tuple[list[Record], list[str]]:
     """All runs, each benchmark's right before its trials'; and one line for each file that can't be tracked."""
-    benchmarks, problems = spool.read(where)
-    return records(benchmarks), list(dict.fromkeys(problems))  # one file may be behind several runs
-
-
-def records(benchmarks: Iterable[SpooledBenchmark]) -> list[Record]:
-    """The runs of the benchmarks."""
-    return [
-        record
-        for benchmark in benchmarks
-        for record in (benchmark_record(benchmark), *(trial_record(trial, benchmark) for trial in benchmark.trials))
-    ]
+    found, (benchmarks, problems) = [], spool.read(where)
+    for benchmark in benchmarks:
+        found += [benchmark_record(benchmark), *(trial_record(trial, benchmark) for trial in benchmark.trials)]
+    return found, list(dict.fromkeys(problems))  # one file may be behind several runs
 
 
 def step(epochs: float) -> int:
@@ -100,9 +87,9 @@ def _trial_head(trial: SpooledTrial) -> Part:
 
 def _trial_curve(trial: SpooledTrial) -> Part:
     points = [
-        Point(name, float(line[key]), step(line["epoch"]), float(line["time"]))
+        Point(f"train/{key.removeprefix('train_')}", float(line[key]), step(line["epoch"]), float(line["time"]))
         for line in trial.curve
-        for key, name in CURVE_METRICS.items()
+        for key in CURVE_METRICS
         if line.get(key) is not None
     ]
     return Part(name="curve", mark=str(max(line["epoch"] for line in trial.curve)), points=points)
@@ -123,17 +110,16 @@ def _trial_result(trial: SpooledTrial, result: Json) -> Part:
     return Part(name="result", mark=digest(FORMAT, result, tags), tags=tags, points=points)
 
 
-def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluation: TrialEvaluation) -> Part:
+def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluation: reader.Trial) -> Part:
     facts = {"test error": f"{evaluation.error:.2f} %"}
     if evaluation.claimed_on is not None:
         facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
     facts |= {"protocol": evaluation.about.protocol, "budget": trial.budget, "trial": trial.key}
     title = f"{trial.benchmark}, seed {trial.seed}"
-    stuck_at_chance = reader.Trial(**vars(evaluation), curve=trial.curve, result=trial.result or {}).at_chance
     return Part(
         name="evaluation",
         mark=digest(FORMAT, _shown(trial), _claimed(benchmark)),
-        tags={"stuck_at_chance": "true"} if stuck_at_chance else {},
+        tags={"stuck_at_chance": "true"} if evaluation.at_chance else {},
         points=_test_points(evaluation.metrics, modified(evaluation.folder / "metrics.json")),
         files=partial(_files, title, facts, benchmark, (trial,)),
     )
@@ -201,13 +187,8 @@ def _files(
 
 def _outcome(benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]) -> Outcome:
     """The evaluated **trials** of a benchmark, with the test images behind them where these were kept."""
-    about = next(trial.evaluation.about for trial in trials if trial.evaluation)
-    finished = tuple(
-        reader.Trial(**vars(trial.evaluation), curve=trial.curve, result=trial.result or {})
-        for trial in trials
-        if trial.evaluation
-    )
-    kept, layer = None, {}
+    finished = tuple(trial.evaluation for trial in trials if trial.evaluation)
+    about, kept, layer = finished[0].about, None, {}
     if benchmark.folder:
         with suppress(MissingError):
             kept = reader.read_examples(benchmark.folder / "examples.npz", about, finished)
@@ -273,20 +254,14 @@ def _interval(prefix: str, figures: Json) -> dict[str, float | None]:
 
 def note(row: Json) -> str:
     """The run's description, in Markdown: the verdict and what it rests on."""
-    ours = "not measured" if row["mean"] is None else f"{_figure(row)}, {seeds(row['n'])}"
-    tested = _figure(row["test_set"]) if row["test_set"] else None
+    ours = "not measured" if row["mean"] is None else f"{spelt(row)}, {seeds(row['n'])}"
+    tested = spelt(row["test_set"]) if row["test_set"] else None
     return render("note.md", row=row, verdict=_verdict(row), ours=ours, tested=tested).rstrip()
 
 
 def _verdict(row: Json) -> str:
     """The verdict, and the label that qualifies it."""
     return f"{row['verdict']} ({row['label']})" if row["label"] else str(row["verdict"])
-
-
-def _figure(figures: Json) -> str:
-    """Mean and interval of a ledger row or of its test set, or the figures of few seeds."""
-    spread = f", 95 % interval {ends(figures, ' to ')} %" if figures["ci95"] else ""
-    return f"{centre(figures)} %{spread}"
 
 
 def _row_facts(row: Json) -> dict[str, str]:

@@ -6,7 +6,6 @@ file that is missing or damaged reads as absent; a damaged one is one line in ``
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -14,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from pipelines.command.errors import UserError
-from pipelines.command.files import MissingError, read_json, read_list
+from pipelines.command.files import MissingError, read_list
 from pipelines.command.progress import is_number
 from pipelines.config.claims import Claim
 from pipelines.results import reader
@@ -92,7 +93,7 @@ class SpooledTrial:
     curve: list[Json]
     progress: Json | None
     result: Json | None
-    evaluation: TrialEvaluation | None
+    evaluation: reader.Trial | None
 
     @property
     def status(self) -> str:
@@ -196,7 +197,7 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
                 dataset=dataset,
                 trials=mine,
                 folder=folder,
-                summary=(_try(problems, _load, folder / "metrics.json", SUMMARY) or {}) if folder else {},
+                summary=(_try(problems, reader.read_object, folder / "metrics.json", SUMMARY) or {}) if folder else {},
                 ledger=path,
                 row=rows.get((name, budget)),
             )
@@ -211,7 +212,7 @@ def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list
         path for path in (spool.project / RUNS).glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)
     ]
     for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
-        identity = _try(problems, _load, path, IDENTITY)
+        identity = _try(problems, reader.read_object, path, IDENTITY)
         if identity is None:
             continue
         name = path.parents[1].name if path in collected else identity["benchmark"]
@@ -229,21 +230,23 @@ def _trial(path: Path, name: str, identity: Json, evaluations: Evaluations, prob
     check(path, data, DATASET, "dataset.")
     folder = path.parent
     of_key = [one for (_, key), one in evaluations.items() if key == identity["key"]]
+    found = evaluations.get((name, identity["key"]), of_key[0] if len(of_key) == 1 else None)
+    curve = _try(problems, reader.read_curve, folder / "curve.jsonl") or []
+    result = _try(problems, lambda: reader.read_result(folder, weights=False))
     return SpooledTrial(
         folder=folder,
         **{**{key: identity[key] for key in IDENTITY}, "benchmark": name},
         trained_as=identity["benchmark"],
         dataset=data["name"],
         dataset_digest=data["digest"],
-        curve=_try(problems, reader.read_curve, folder / "curve.jsonl") or [],
-        progress=_try(problems, _load, folder / "progress.json", {}),
-        result=_try(problems, lambda: reader.read_result(folder, weights=False)),
-        evaluation=evaluations.get((name, identity["key"]), of_key[0] if len(of_key) == 1 else None),
+        curve=curve,
+        progress=_try(problems, reader.read_object, folder / "progress.json", {}),
+        result=result,
+        evaluation=reader.Trial(**vars(found), curve=curve, result=result or {}) if found else None,
     )
 
 
 def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
-    """Every evaluation."""
     found: Evaluations = {}
     for path in sorted((spool.project / EVALUATIONS).glob("*/trials/seed-*/metrics.json")):
         if SEED.fullmatch(path.parent.name):
@@ -283,13 +286,6 @@ def _whole(kind: type, found: Json) -> Json:
     return {**dict.fromkeys(kind.__annotations__), **found}
 
 
-def _load(path: Path, kinds: Mapping[str, Kind]) -> Json:
-    """The JSON object in ``path``, with values of these kinds."""
-    found: Json = read_json(path)
-    check(path, found, kinds)
-    return found
-
-
 def _try(problems: list[str], read: Callable[..., Found], *arguments: Any) -> Found | None:
     """What **read** returns; None where a file is missing, or damaged, which is a line in **problems**."""
     try:
@@ -316,10 +312,4 @@ def alive(progress: Mapping[str, Any]) -> bool:
         return False
     if progress.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return True  # on another machine: it ends by its silence
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+    return pid < 2**31 and psutil.pid_exists(pid)  # no system has larger ones

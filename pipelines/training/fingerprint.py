@@ -39,11 +39,8 @@ def read(root: Path | None = None) -> dict[str, str]:
     """The source of every module of ours below ``root`` as it is now, by the module's name."""
     root = root or ROOT
     paths = (path for package in PACKAGES for path in sorted((root / package).rglob("*.py")))
-    return {_module(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths}
-
-
-def _module(path: Path) -> str:
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    names = ((path, ".".join(path.relative_to(root).with_suffix("").parts)) for path in paths)
+    return {name.removesuffix(".__init__"): path.read_text(encoding="utf-8") for path, name in names}
 
 
 def of_training(config: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, str]:
@@ -177,9 +174,8 @@ class _Meaning(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         """Drop the docstring of a module, class or function; leave the rest to the methods below."""
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _is_text(body):
-            node.body = node.body[1:]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = node.body[ast.get_docstring(node) is not None :]
         return super().visit(node)
 
     def visit_If(self, node: ast.If) -> Any:
@@ -191,11 +187,6 @@ class _Meaning(ast.NodeTransformer):
     def visit_Raise(self, node: ast.Raise) -> Any:
         """That it raises is kept."""
         return ast.Raise()
-
-
-def _is_text(body: Any) -> bool:
-    first = body[0] if isinstance(body, list) and body else None
-    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
 
 
 def _imported(node: ast.AST) -> dict[str, str]:

@@ -80,7 +80,9 @@ class Plans:
 
     def found(self, names: Collection[str] = (), seeds: Collection[int] = ()) -> Iterator[Found]:
         """The store's trials, of these benchmarks and seeds where any are named, in the order of a ledger."""
-        read = [trial for trial in map(self._read, self._folders()) if trial is not None]
+        there = self.root.iterdir() if self.root.is_dir() else ()
+        folders = (folder for folder in there if KEY.fullmatch(folder.name) and folder.is_dir())
+        read = [trial for trial in map(self._read, folders) if trial is not None]
         known = {name: number for number, name in enumerate(self.params.benchmarks)}
         for trial in sorted(read, key=lambda one: _place(known, one)):
             name, seed = trial.identity.get("benchmark"), trial.identity.get("seed")
@@ -94,10 +96,6 @@ class Plans:
             self.spec({**trial.identity, "benchmark": name})
             return True
         return False
-
-    def _folders(self) -> list[Path]:
-        there = self.root.iterdir() if self.root.is_dir() else ()
-        return [folder for folder in there if KEY.fullmatch(folder.name) and folder.is_dir()]
 
     def _read(self, folder: Path) -> Found | None:
         files = TrialFiles(folder)
@@ -173,9 +171,10 @@ def take(folder: Path, plans: Plans) -> str:
         if new.result.exists():
             _check_finished(new, spec)
             return f"{spec.name}: finished; {_move(new, spec, new.kept)}"
-        theirs, ours = _position(new.checkpoint, spec), _our_position(spec)
-        if ours is not None and ours >= theirs:
-            return f"{spec.name}: as far here before, or further; it stays"
+        theirs = _position(new.checkpoint, spec)
+        with contextlib.suppress(DamagedError):  # there is none, or it is not whole
+            if _position(spec.files.checkpoint, spec) >= theirs:
+                return f"{spec.name}: as far here before, or further; it stays"
         return f"{spec.name}: unfinished; {_move(new, spec, (new.progress, new.checkpoint))}"
 
 
@@ -195,14 +194,6 @@ def _check_finished(new: TrialFiles, spec: Spec) -> None:
             raise DamagedError(f"{new.result.name} has another {key} than its row")
     read_lines(new.curve)
     inputs.load(new.weights)
-
-
-def _our_position(spec: Spec) -> tuple[int, int] | None:
-    """How far this store's checkpoint is; None without a whole one."""
-    try:
-        return _position(spec.files.checkpoint, spec)
-    except DamagedError:
-        return None
 
 
 def _position(path: Path, spec: Spec) -> tuple[int, int]:

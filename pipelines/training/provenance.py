@@ -66,12 +66,7 @@ def git_state() -> dict[str, Any]:
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *words],
-                cwd=ROOT,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=20,
+                ["git", *words], cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", timeout=20
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

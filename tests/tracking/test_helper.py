@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.command import locks
 from pipelines.command.errors import UserError
 from pipelines.tracking import addresses, cursors, delivery, helper, records
 from pipelines.tracking.__main__ import replay
@@ -170,7 +171,8 @@ def test_a_server_that_wants_a_login_is_told_in_one_line(
 
 def test_two_at_once_the_second_leaves_it_to_the_first(remote: Project) -> None:
     remote.trial("lenet5-busy", "busy", 0, epochs=2)
-    with cursors.alone(cursors.Cursor.of(remote.spool.store, addresses.tracking_uri(remote.root))):
+    cursor = cursors.Cursor.of(remote.spool.store, addresses.tracking_uri(remote.root))
+    with locks.held(cursor.path.with_suffix(".lock"), "tracking"):
         result = helper.sync(remote.spool)
     assert result.busy and result.sent == 0 and result.line is None
 
@@ -239,7 +241,8 @@ def test_the_command_replays_and_says_so(remote: Project, server: Server) -> Non
 
 def test_replay_says_when_another_process_is_at_it(remote: Project) -> None:
     cursor = cursors.Cursor.of(remote.spool.store, addresses.tracking_uri(remote.root))
-    with cursors.alone(cursor), pytest.raises(UserError, match="another process is sending"):
+    lock = cursor.path.with_suffix(".lock")
+    with locks.held(lock, "tracking"), pytest.raises(UserError, match="another process is sending"):
         replay(remote.spool)
 
 

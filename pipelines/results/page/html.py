@@ -11,8 +11,6 @@ from markupsafe import Markup
 from pipelines.command.errors import printable
 from pipelines.results import verdicts, words
 
-HERE = Path(__file__).parent
-
 
 def visible(value: object) -> str:
     """``value`` as text in which control characters, but for line feeds, are written as their escapes."""
@@ -20,31 +18,24 @@ def visible(value: object) -> str:
     return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))  # images are long addresses
 
 
-def prose(text: str) -> str:
+def prose(value: object) -> str:
     """A sentence of a claim or a trial on one line of Markdown, which its author may have used; no HTML."""
-    return printable(" ".join(text.split())).replace("<", "&lt;")
+    return printable(" ".join(str(value).split())).replace("<", "&lt;")
 
 
 def cell(value: object) -> str:
     """The same within a table of Markdown."""
-    return prose(str(value)).replace("|", "\\|")
+    return prose(value).replace("|", "\\|")
 
 
 @pass_eval_context
 def _finalize(context: EvalContext, value: object) -> object:
     """Whatever a template prints: escaped afterwards in HTML, one line of prose in Markdown."""
-    if isinstance(value, Markup):
-        return value
-    return visible(value) if context.autoescape else prose(str(value))
-
-
-def _source(name: str) -> Markup:
-    """A style or script beside the templates, as it is."""
-    return Markup((HERE / name).read_text(encoding="utf-8"))
+    return value if isinstance(value, Markup) else visible(value) if context.autoescape else prose(value)
 
 
 TEMPLATES = Environment(
-    loader=FileSystemLoader(HERE),
+    loader=FileSystemLoader(Path(__file__).parent),
     autoescape=select_autoescape(("html",)),
     undefined=StrictUndefined,
     finalize=_finalize,
@@ -52,7 +43,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.globals |= {"source": _source, "words": words, "verdicts": verdicts}
+TEMPLATES.globals |= {"words": words, "verdicts": verdicts}
 TEMPLATES.filters["cell"] = cell
 TEMPLATES.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 

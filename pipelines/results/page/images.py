@@ -31,12 +31,18 @@ NEGATIVE, ZERO, POSITIVE = np.array([[33, 102, 172], [247, 247, 247], [178, 24, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """One image that holds many tiles, row by row."""
+class PageImage:
+    """An image and its size in its own pixels."""
 
     source: str  # data: address
-    width: int  # pixels of one tile
+    width: int
     height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet(PageImage):
+    """One image that holds many tiles, row by row; its size is that of one tile."""
+
     places: Mapping[int, int]  # position in the test file -> tile, in the same order
     actual: Sequence[int]  # the class that each tile shows
 
@@ -84,36 +90,20 @@ def _grid(tiles: Array, columns: int = COLUMNS) -> Array:
     rows = -(-count // columns)
     padded = np.zeros((rows * columns, height, width, channels), dtype=tiles.dtype)
     padded[:count] = tiles
-    return (
-        padded.reshape(rows, columns, height, width, channels)
-        .transpose(0, 2, 1, 3, 4)
-        .reshape(rows * height, columns * width, channels)
-    )
-
-
-def _picture(pixels: Array) -> Image.Image:
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    grid = padded.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, channels)
 
 
 def address(pixels: Array, *, exact: bool = False) -> str:
     """(H, W, C) uint8 as a data: address; JPEG for colour unless ``exact``, PNG otherwise."""
-    buffer = io.BytesIO()
+    picture, buffer = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), io.BytesIO()
     kind = "jpeg" if pixels.shape[2] == 3 and not exact else "png"
     options: dict[str, Any] = (
         # Pillow's optimised JPEG wants the whole file in one buffer, which noisy images overflow.
         {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "jpeg" else {"optimize": True}
     )
-    _picture(pixels).save(buffer, kind, **options)
+    picture.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageImage:
-    """An image and its size in its own pixels."""
-
-    source: str
-    width: int
-    height: int
 
 
 def filter_sheet(filters: Array, towers: int = 1) -> PageImage:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelines.results.rows import LedgerRow, as_error
-from pipelines.results.words import NONE, centre, claim, ends
+from pipelines.results.words import NONE, centre, claim, spelt
 
 WIDTH, HEIGHT = 330, 26  # of the ledger's plot, in SVG units
 ZOOM_WIDTH, ZOOM_HEIGHT = 420, 84  # of the plot in a row's details
@@ -33,51 +33,38 @@ class Axis:
         return math.log(value / self.low) if self.logarithmic else value - self.low
 
 
-def log_axis(errors: Iterable[float], width: float = WIDTH) -> Axis:
+def log_axis(errors: Iterable[float]) -> Axis:
     """A logarithmic axis from the 1-2-5 step at or below the smallest error to the one at or above the largest."""
     positive = [e for e in errors if e > 0] or [1.0]
     steps = [*(m * 10.0**k for k in range(-3, 2) for m in (1, 2, 5)), 100.0]
     low = max((s for s in steps if s <= min(positive) * 0.97), default=steps[0])
     high = min((s for s in steps if s >= max(positive) * 1.03), default=100.0)
-    return Axis(low=low, high=high, ticks=tuple(s for s in steps if low <= s <= high), width=width, logarithmic=True)
+    return Axis(low=low, high=high, ticks=tuple(s for s in steps if low <= s <= high), width=WIDTH, logarithmic=True)
 
 
-def linear_axis(values: Sequence[float], width: float = ZOOM_WIDTH) -> Axis:
+def linear_axis(values: Sequence[float]) -> Axis:
     """A linear axis with room around ``values`` and about five round ticks."""
     low, high = min(values, default=0.0), max(values, default=100.0)
     room = max(0.12 * (high - low), 0.02)
     low, high = max(0.0, low - room), min(100.0, high + room)
-    step = _round_step((high - low) / 5)
-    ticks = tuple(i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1))
-    return Axis(low=low, high=high, ticks=ticks, width=width, logarithmic=False)
-
-
-def _round_step(rough: float) -> float:
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    ticks = tuple(i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1))
+    return Axis(low=low, high=high, ticks=ticks, width=ZOOM_WIDTH, logarithmic=False)
 
 
 def ledger_axis(rows: Sequence[LedgerRow]) -> Axis:
     """One axis for the whole ledger, in error, so that left is better for each metric."""
-    return log_axis(as_error(row["metric"], value) for row in rows for value in _figures(row))
+    return log_axis(as_error(row["metric"], value) for row in rows for value in figures(row))
 
 
-def row_axis(row: LedgerRow) -> Axis:
-    """An axis for one row, in the metric of the claim."""
-    return linear_axis(_figures(row))
-
-
-def _figures(row: LedgerRow) -> list[float]:
+def figures(row: LedgerRow) -> list[float]:
     """All that the plot of a row shows."""
     value, margin = row["claim"]["value"], row["margin"]
     claims = [] if margin is None else [value - margin, value + margin]
     tested = row["test_set"]["per_seed"].values() if row["test_set"] else ()
     return [*claims, *row["per_seed"].values(), *(row["ci95"] or []), *tested]
-
-
-def as_it_is(metric: str, value: float) -> float:
-    """A figure in % in its own metric, on the axis of its row."""
-    return value
 
 
 def describe(row: LedgerRow) -> str:
@@ -86,6 +73,5 @@ def describe(row: LedgerRow) -> str:
     claimed = "no claim" if claim(row) == NONE else f"claim {claim(row)} {unit}"
     if row["mean"] is None:
         return f"{row['benchmark']}: {row['metric']}, {claimed}; not run"
-    spread = f", 95 % interval {ends(row, ' to ')} %" if row["ci95"] else ""
     tested = f"; on the whole test set {centre(row['test_set'])} %" if row["test_set"] else ""
-    return f"{row['benchmark']}: {row['metric']}, {claimed}; ours {centre(row)} %{spread}{tested}"
+    return f"{row['benchmark']}: {row['metric']}, {claimed}; ours {spelt(row)}{tested}"
