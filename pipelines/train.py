@@ -67,7 +67,7 @@ def _check(planned: Sequence[spec.Spec]) -> list[spec.Sizes]:
 
 def _place(trial: spec.Spec, ray_cluster: connection.Cluster) -> spec.Spec:
     device = "cuda" if ray_cluster.gpus_for(trial.benchmark) else "cpu"
-    return trial.on(device, threads=trial.benchmark.resources.cpus)
+    return trial.on(device, threads=trial.benchmark.resources.cpus).settled
 
 
 def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Cluster) -> None:
