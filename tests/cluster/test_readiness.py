@@ -112,13 +112,19 @@ print(*sorted(node["NodeManagerHostname"] for node in ray.nodes() if node["Alive
 PROBE = """
     import dataclasses, sys
     from pathlib import Path
-    from pipelines.cluster import connection, readiness
+    from pipelines.cluster import connection, readiness, spreading
     from pipelines.config.benchmarks import Resources
     from pipelines.config.params import load_params
     from pipelines.training import spec, store
     planned = spec.trials(load_params(), "linear-mnist", data=Path("datasets").absolute(), root=store.default())
+    connection.CUT_OFF_S = 1.0
     with connection.connect() as found:
         for line in sys.stdin:
+            if line.startswith("calls"):
+                calls = {number: (line.removeprefix("calls "),) for number in range(4)}
+                with readiness.admitted(found, readiness.decoding) as able:
+                    print(*dict(spreading.spread("os.system", calls, what="calls", on=able)), flush=True)
+                continue
             gpus = Resources(gpus_if_any=float(line.partition(" ")[2] or 0))
             one = dataclasses.replace(planned[0], benchmark=dataclasses.replace(planned[0].benchmark, resources=gpus))
             ask = readiness.decoding if line == "decoding\\n" else lambda: readiness.training([one])
@@ -189,6 +195,13 @@ def test_a_node_that_lacks_something_takes_no_part(scene: Scene, tmp_path: Path)
         assert answer("decoding") == [all_nodes]  # which needs neither data nor store
         assert answer("training") == ["fetching the data on n3\n", all_nodes]
         assert answer("training") == [all_nodes]
+
+        begun = tmp_path / "begun"  # what evaluate and fetch spread: Ray awaits a call on a node that is cut off
+        probe.stdin.write(f"calls hostname >> {begun}; sleep 5\n")
+        probe.stdin.flush()
+        until(lambda: begun.exists() and "n3" in begun.read_text())
+        scene.network.cut(3)
+        assert sorted(probe.stdout.readline().split()) == ["0", "1", "2", "3"]
         probe.stdin.close()
         assert probe.wait(timeout=300) == 0
     assert not list((home / "store/seen").iterdir())
