@@ -28,7 +28,7 @@ from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"
-ACCELERATOR = "accelerator_type:"  # before the kind of a node's GPUs, in the name of a resource
+KIND_OF_GPU = "accelerator_type:"  # before the kind of a node's GPUs, in the name of a resource
 OF_ACCELERATOR = 0.001  # that Ray takes of a node's one such resource, for whoever asks for its kind
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 CONNECT_S = 5.0
@@ -89,7 +89,7 @@ class Cluster:
     @property
     def accelerators(self) -> list[str]:
         """The kinds of GPUs, as Ray names them; without those that it can't tell."""
-        found = {name.partition(ACCELERATOR)[2] for node in self.nodes if node.gpus for name in node.others}
+        found = {name.partition(KIND_OF_GPU)[2] for node in self.nodes if node.gpus for name in node.others}
         return sorted(found - {""})
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ class Cluster:
         if asked.memory is not None:
             others["memory"] = asked.memory * 1e9
         if asked.accelerator_type is not None and gpus:
-            others[f"{ACCELERATOR}{asked.accelerator_type}"] = OF_ACCELERATOR
+            others[f"{KIND_OF_GPU}{asked.accelerator_type}"] = OF_ACCELERATOR
         return Need(cpus=asked.cpus, gpus=gpus, others=tuple(sorted(others.items())))
 
     def require(self, benchmark: Benchmark) -> None:

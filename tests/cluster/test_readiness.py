@@ -21,7 +21,7 @@ from pipelines.command.files import read_json, read_lines
 from pipelines.training import status
 from pipelines.training.spec import Spec
 from tests.checkout import Checkout
-from tests.cluster.machines import SCRATCH, Machine, Machines, machines
+from tests.cluster.machines import NOTICED_SOON, SCRATCH, Machine, Machines, machines
 from tests.disturbed import OFTEN, QUIET, specs, stamp
 from tests.processes import until
 
@@ -37,14 +37,12 @@ class Scene:
         self.environment = (
             checkout.environment
             | QUIET
+            | NOTICED_SOON
             | {
                 "PYTHONPATH": os.pathsep.join([str(network.folder), str(checkout.folder)]),
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
                 "RAY_TMPDIR": SCRATCH,
-                "RAY_health_check_initial_delay_ms": "1000",
-                "RAY_health_check_timeout_ms": "2000",
-                "RAY_health_check_failure_threshold": "4",
                 "RAY_gcs_rpc_server_reconnect_timeout_s": "60",
             }
         )
@@ -189,7 +187,7 @@ def test_a_node_that_lacks_something_takes_no_part(scene: Scene, tmp_path: Path)
             assert found == "Ray cluster at 10.77.0.1:6379: 2 nodes, 1 CPUs, 0 GPUs\n"
         if torch.version.cuda is None:
             assert answer("training 1.0")[0].startswith(
-                "node n3 takes no part: it has 1 GPU, and a torch that is built for CPUs"
+                "node n3 takes no part: Ray has 1 GPU on it, and a torch that is built for CPUs"
             )
         node.run("mount", *hidden(home / "datasets"))
         assert answer("decoding") == [all_nodes]  # which needs neither data nor store
