@@ -113,7 +113,7 @@ def test_a_job_outlives_its_node_and_its_end(slurm: Slurm, monkeypatch: pytest.M
     """Cancelled, ended by its time limit, and with a node lost: the ledger is written in the end."""
     home, slow = slurm.checkout.folder, slurm.scene.folder / "slow"
     monkeypatch.chdir(home)
-    slurm.checkout.small(epochs=30, images=2000)  # enough for three interruptions
+    slurm.checkout.small(epochs=60, images=2000)  # enough for three interruptions
     slurm.checkout.edit(lambda found: found["suites"].update(paper=found["suites"]["laptop"]))
     (slurm.scene.folder / "sitecustomize.py").write_text(OFTEN)
     slow.touch()
