@@ -27,3 +27,4 @@ for stage in train evaluate compare; do
     python -m pipelines.$stage
 done
 cp -r report "$RUN_STORE"
+echo "This copy is gone soon; the report stays: $RUN_STORE/report/index.html"

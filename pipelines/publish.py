@@ -19,7 +19,6 @@ from pathlib import Path
 from pipelines.command import arguments
 from pipelines.command.errors import UserError, guard
 from pipelines.command.files import write_bytes
-from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params, Suite, load_params
 from pipelines.results import evidence, reader
@@ -64,12 +63,6 @@ def _evaluated(benchmark: Benchmark, budget: str, project: Path) -> Evidence:
     these = dataclasses.replace(benchmark, budgets=plans)
     outcome = reader.load(these, budget=budget, evaluations=project / EVALUATIONS, runs=project / RUNS)
     assert outcome is not None
-    first, *others = outcome.trials
-    for other in others:
-        if differs := reader.difference(first.result["config"], other.result["config"]):
-            key, one, two = differs
-            line = f"config{key} is {wording.show(one)} of seed {first.seed}, {wording.show(two)} of seed {other.seed}"
-            raise UserError(f"{project / RUNS / benchmark.name}: {line}; expected seeds of one kind of device")
     return evidence.of_outcome(outcome, budget, benchmark.evaluation.claimed_on)
 
 

@@ -98,7 +98,7 @@ def _export_trials(plans: Plans, names: Collection[str], seeds: Collection[int],
                     taken += 1
                     say(f"{found.spec.name}: {found.spec.budget} budget, {found.state}")
         except (locks.HeldError, DamagedError) as error:
-            say(f"{error}; left out")
+            say(f"{error.fact}; left out")
     if foreign:
         say(f"{foreign} more of no row of this checkout, or without its data; left out")
     if not taken:

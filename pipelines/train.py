@@ -67,7 +67,7 @@ def _check(planned: Sequence[spec.Spec]) -> list[spec.Sizes]:
 
 def _place(trial: spec.Spec, ray_cluster: connection.Cluster) -> spec.Spec:
     device = "cuda" if ray_cluster.gpus_for(trial.benchmark) else "cpu"
-    return trial.on(device, threads=trial.benchmark.resources.cpus)
+    return trial.on(device, threads=trial.benchmark.resources.cpus).settled
 
 
 def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Cluster) -> None:
@@ -83,7 +83,10 @@ def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Clus
 def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
     """Report device, resources and expected time, of the whole suite too as far as its data is there."""
     devices = " and ".join(sorted({f"{trial.device} in {trial.precision}" for trial in placed}))
-    say(f"{ray_cluster}; training on {devices}: {_on_worker(ray_cluster, HARDWARE, 'cpu')}")
+    names = ray_cluster.accelerators if any(trial.device == "cuda" for trial in placed) else []
+    if any(trial.device == "cpu" for trial in placed):
+        names = [_on_worker(ray_cluster, HARDWARE, "cpu"), *names]
+    say(f"{ray_cluster}; training on {devices}{': ' if names else ''}{', '.join(names)}")
     others = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
     estimate.measure([*placed, *others], ray_cluster)
     here = estimate.seconds(placed, ray_cluster)

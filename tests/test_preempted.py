@@ -87,7 +87,7 @@ def preempted(number: int, epoch: int) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("number", "epoch", "status", "line"),
     [
-        (signal.SIGUSR1, 1, 75, "linear-mnist seed 0 was ended by SIGUSR1; its checkpoint is saved, the same command"),
+        (signal.SIGUSR1, 1, 75, "linear-mnist seed 0 was ended by SIGUSR1, its checkpoint is saved; the same command"),
         (signal.SIGTERM, 0, 130, "interrupted; the same command continues where this one stopped"),
     ],
 )
@@ -164,5 +164,5 @@ def test_no_checkpoint_of_another_trial_is_loaded_whoever_hands_it_over(job: lis
 
 
 def test_an_error_that_a_preempted_worker_raises_survives_the_way_to_the_driver() -> None:
-    error = pickle.loads(pickle.dumps(PreemptedError("one line", 10)))
-    assert (str(error), error.number) == ("one line", 10) and isinstance(error, UserError)
+    error = pickle.loads(pickle.dumps(PreemptedError("one line", "and more", 10)))
+    assert (str(error), error.fact, error.number) == ("one line; and more", "one line", 10)

@@ -43,9 +43,10 @@ def test_a_batch_script_says_what_was_asked_for(home: Path, capsys: pytest.Captu
     lines = script.splitlines()
     for line in ("--nodes=2", "--gpus-per-node=8", "--time=2-00", "--account=a", "--job-name=convnets-mnist"):
         assert f"#SBATCH {line}" in lines
-    assert "    bash cluster/suite.sh checkout mnist mnist &" in lines
+    assert '    bash cluster/suite.sh checkout mnist mnist &>> "$log" &' in lines
     assert f"cd {home}" in lines and "RUN_STORE='/shared/a store'" in script
-    assert "--gpus-per-node" not in printed(capsys, "slurm", "--print")
+    assert "\n        --num-gpus=8 \\\n        -- bash -c driver\n" in script, "Ray counts what SLURM promised"
+    assert "gpus" not in printed(capsys, "slurm", "--print")
     assert not (home / "store").exists()
 
 

@@ -130,8 +130,10 @@ def test_whatever_is_killed_training_goes_on_to_the_same_weights(project: Path, 
 
     run = Run.start(project, **slurm(project))
     run.until_saved(one)
-    os.kill(worker_of(one), signal.SIGUSR1)  # a scheduler wants that machine for another: the trial goes on elsewhere
-    run.until(lambda: "lenet5-mnist seed 0 was ended by SIGUSR1; its checkpoint is saved, " in run.log)
+    os.kill(worker_of(one), signal.SIGUSR1)  # a scheduler wants that machine for another
+    run.until(
+        lambda: "lenet5-mnist seed 0 was ended by SIGUSR1, its checkpoint is saved; it goes on elsewhere\n" in run.log
+    )
     run.until_saved(one)
     asked = time.time()
     assert run.kill(run.driver.pid, signal.SIGUSR1) == 75  # and now the driver's

@@ -28,7 +28,8 @@ from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"
-OF_ACCELERATOR = 0.001  # that Ray takes of a node's one accelerator_type:…, for whoever asks for its type
+KIND_OF_GPU = "accelerator_type:"  # before the kind of a node's GPUs, in the name of a resource
+OF_ACCELERATOR = 0.001  # that Ray takes of a node's one such resource, for whoever asks for its kind
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 CONNECT_S = 5.0
 HEAD_ANSWER_S = 20.0  # the head may be busy
@@ -37,6 +38,8 @@ LOST_S = 1.0  # without an answer, on this machine
 LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
 LEAVE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 FOLLOW_EVERY_S = 0.5
+NODES_EVERY_S = 2.0  # at the nodes
+CUT_OFF_S = 20.0  # without a sign from a node that Ray takes for dead
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
 NODE_DIED = "node has died"  # in what Ray says of an actor
 NODES_LOST = 20  # under one trial, until that is suspected
@@ -83,6 +86,12 @@ class Cluster:
         """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
+    @property
+    def accelerators(self) -> list[str]:
+        """The kinds of GPUs, as Ray names them; without those that it can't tell."""
+        found = {name.partition(KIND_OF_GPU)[2] for node in self.nodes if node.gpus for name in node.others}
+        return sorted(found - {""})
+
     def __str__(self) -> str:
         where = "Ray started here" if self.address is None else f"Ray cluster at {self.address}"
         nodes = "" if len(self.nodes) == 1 else f"{len(self.nodes)} nodes, "
@@ -100,7 +109,7 @@ class Cluster:
         if asked.memory is not None:
             others["memory"] = asked.memory * 1e9
         if asked.accelerator_type is not None and gpus:
-            others[f"accelerator_type:{asked.accelerator_type}"] = OF_ACCELERATOR
+            others[f"{KIND_OF_GPU}{asked.accelerator_type}"] = OF_ACCELERATOR
         return Need(cpus=asked.cpus, gpus=gpus, others=tuple(sorted(others.items())))
 
     def require(self, benchmark: Benchmark) -> None:
@@ -472,9 +481,9 @@ class Losses:
     def __init__(self) -> None:
         self._lost: Counter[tuple[str, bool]] = Counter()
 
-    def forgives(self, trial: str, error: Exception) -> bool:
+    def forgives(self, trial: str, error: UserError) -> bool:
         """Whether ``error`` is such a loss, and not one too many: the trial is to go on elsewhere."""
-        gone = isinstance(error, (LostError, locks.HeldError)) or getattr(error, "status", None) == PREEMPTED
+        gone = isinstance(error, (LostError, locks.HeldError)) or error.status == PREEMPTED
         if not gone and not isinstance(error, LostWorkerError):
             return False
         self._lost[trial, gone] += 1

@@ -18,8 +18,7 @@ import psutil
 
 from pipelines.cluster import connection, readiness
 from pipelines.cluster.placement import Need
-from pipelines.command import locks
-from pipelines.command.errors import UserError
+from pipelines.command.errors import AdvisedError, UserError
 from pipelines.training.spec import Spec
 
 NOTICED_S = 30.0  # until Ray takes a node that does not answer for dead
@@ -63,7 +62,7 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
 
     for cause in causes:
         if isinstance(cause, UserError):
-            kept = isinstance(cause, locks.HeldError | connection.UnfitError)
+            kept = isinstance(cause, AdvisedError | connection.UnfitError)
             failure = type(cause)(*cause.args) if kept else UserError(str(cause))
             failure.status = cause.status
             return failure

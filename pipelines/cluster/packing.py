@@ -15,15 +15,14 @@ from typing import Any
 
 from pipelines.cluster import connection, distributed, estimate, nodes, readiness
 from pipelines.cluster.placement import Job, Need, Node, Place, Placing, Start
-from pipelines.command import errors
+from pipelines.command import errors, locks
 from pipelines.command.errors import FULL, PREEMPTED, UserError
 from pipelines.command.progress import say
 from pipelines.training import status
 from pipelines.training.spec import Spec
 
-CUT_OFF_S = 20.0  # without progress from a node that Ray takes for dead
+STUCK_S = 600.0  # without progress of a trial that another process trains
 LIVE_EVERY_S = 1.0
-NODES_EVERY_S = 2.0  # at the nodes
 AGAIN_IDLE_S = 0.2  # where nothing runs
 LINES_EVERY_S = 15.0  # where the output is no terminal
 LINES_AT_ONCE = 20  # of running trials
@@ -84,6 +83,7 @@ class _Packing:
         self.tasks: dict[Any, tuple[Spec, float]] = {}  # with the time of their beginning
         self.attempts: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()  # that have ended
         self.losses = connection.Losses()
+        self.held: dict[str, str] = {}  # by the keys of trials: who trains them already
         self.alive = {node.id: node.host for node in ray_cluster.nodes}
         self.looked = self.checked = time.monotonic()  # at the nodes; for trials that are cut off
         self.asked: list[dict[str, float]] = []  # of an autoscaler
@@ -100,14 +100,25 @@ class _Packing:
                     if isinstance(error, connection.UnfitError):
                         self._without(error)
                         self.placing.again(job)
-                    elif error is not None and self.losses.forgives(trial.key, error):
-                        say(f"{error}; it goes on elsewhere")
+                    elif isinstance(error, locks.HeldError) and self._waits_for(trial, error):
+                        self.placing.again(job, last=True)
+                    elif isinstance(error, UserError) and self.losses.forgives(trial.key, error):
+                        say(f"{error.fact}; it goes on elsewhere")
                         self.placing.again(job)
                     elif error is not None:
                         yield trial, connection.given_up(error)
                 self._look()
         finally:
             self._ask_for([])
+
+    def _waits_for(self, trial: Spec, error: locks.HeldError) -> bool:
+        """Whether the process that has its lock, perhaps on a node that is cut off, gets on with it or may yet."""
+        gets_on = status.read(trial.files.progress, since=time.time() - STUCK_S) is not None
+        waits = gets_on or self.losses.forgives(trial.key, error)
+        if waits and self.held.get(trial.key) != error.fact:
+            say(f"{error.fact}; this run waits for it")
+            self.held[trial.key] = error.fact
+        return waits
 
     def _without(self, error: connection.UnfitError) -> None:
         """Keep what is left from nodes that lack something, or are gone."""
@@ -149,7 +160,7 @@ class _Packing:
         if self.tasks:
             done, _ = ray.wait(list(self.tasks), num_returns=1, timeout=0.1 if several else 1.0)
         ended = [(task, _error_of(task, self.tasks[task][0], self.cluster)) for task in done]
-        if not done and self.cluster.address is not None and time.monotonic() - self.checked > CUT_OFF_S / 4:
+        if not done and self.cluster.address is not None and time.monotonic() - self.checked > connection.CUT_OFF_S / 4:
             self.checked = time.monotonic()
             before, self.alive = self.alive, {node.id: node.host for node in connection.living()}
             gone = before.keys() - self.alive.keys()
@@ -165,7 +176,7 @@ class _Packing:
 
     def _look(self) -> None:
         """Nodes may have come or gone; an autoscaler is told what the trials that are left take."""
-        if self.cluster.address is None or time.monotonic() - self.looked < NODES_EVERY_S:
+        if self.cluster.address is None or time.monotonic() - self.looked < connection.NODES_EVERY_S:
             return
         self.looked = time.monotonic()
         self._see(connection.living())
@@ -225,7 +236,7 @@ def _cut_off(tasks: Tasks, hosts: Collection[str]) -> Iterator[tuple[Any, Except
     """
     for task, (trial, began) in tasks.items():
         state = status.read(trial.files.progress, since=began)
-        if state is not None and state.get("host") not in hosts and time.time() - state["time"] > CUT_OFF_S:
+        if state is not None and state.get("host") not in hosts and time.time() - state["time"] > connection.CUT_OFF_S:
             lost = connection.LostError(f"{trial.name}: its node {state['host']} is cut off")
             yield task, None if trial.files.finished else lost
 

@@ -308,9 +308,9 @@ class Placing:
         self.floor.give(start.job, start.seats)
         return start.job
 
-    def again(self, job: Job) -> None:
-        """A job that has lost its place waits for another."""
-        self.waiting.insert(0, job)
+    def again(self, job: Job, *, last: bool = False) -> None:
+        """A job that has lost its place waits for another, before the others or after them."""
+        self.waiting.insert(len(self.waiting) if last else 0, job)
 
     def now_on(self, nodes: Sequence[Node]) -> None:
         """The nodes as they are now: some have come, some have gone."""

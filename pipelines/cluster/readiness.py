@@ -285,14 +285,20 @@ def _library_fault(question: Question) -> str | None:
         if here[name] != release:
             return f"it has {name} {here[name]}; expected {release}, as the driver has"
     gpus = next(node.gpus for node in connection.living() if node.id == nodes.own())
-    if question.cuda and gpus:
-        import torch
+    return _gpu_fault(gpus) if question.cuda and gpus else None
 
-        if torch.version.cuda is None and torch.version.hip is None:
-            return (
-                f"it has {gpus} GPU{'s' * (gpus > 1)}, and a torch that is built for CPUs alone ({torch.__version__})"
-            )
-    return None
+
+def _gpu_fault(gpus: int) -> str | None:
+    """Whether torch finds GPUs that Ray was promised: asked outside this process, from which Ray may hide them."""
+    import torch
+
+    promised = f"Ray has {gpus} GPU{'s' * (gpus > 1)} on it, and"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"{promised} a torch that is built for CPUs alone ({torch.__version__})"
+    unhidden = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    found = subprocess.run([sys.executable, "-c", code], env=unhidden, capture_output=True)
+    return f"{promised} torch {torch.__version__} finds none: is its driver in order?" if found.returncode else None
 
 
 def _space_fault() -> str | None:

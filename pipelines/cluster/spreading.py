@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pipelines.cluster import connection, nodes, readiness
 from pipelines.cluster.placement import Need
@@ -26,42 +28,86 @@ def spread(
 ) -> Iterator[tuple[Name, Any]]:
     """Call ``function``, a dotted name, with each tuple of arguments; yields names and results as calls end.
 
-    A call whose worker dies is made again, ``connection.RETRIES`` times. Each takes ``need`` of a node. At most
+    A call whose worker dies is made again, ``connection.RETRIES`` times, and so is each that is under way when a node
+    has gone: Ray awaits those of a node that is cut off for ever. Each takes ``need`` of a node. At most
     ``in_flight`` are under way at once, and further ones are taken as those end: their arguments and results need not
     all fit into memory. ``on`` has the nodes that can do it. Raises what a call raises, as a UserError where it is
     one, and ends the other calls. ``what`` names the work in an error.
     """
-    import ray
-
-    remote = ray.remote(max_retries=connection.RETRIES)(_call)
     left = iter(calls.items() if isinstance(calls, Mapping) else calls)
-    waiting: dict[Any, tuple[Name, tuple[Any, ...]]] = {}
-
-    def begin(name: Name, arguments: tuple[Any, ...]) -> None:
-        options = {**need.options, "name": what, **(on.placing if on else {})}
-        waiting[remote.options(**options).remote(on and on.question, function, *arguments)] = name, arguments
-
+    under_way = _Calls[Name](function, what, need, on)
     try:
         begun = in_flight  # how many calls to begin next; None for all
         while True:
             for name, arguments in itertools.islice(left, begun):
-                begin(name, arguments)
-            if not waiting:
+                under_way.begin(name, arguments)
+            if not under_way.tasks:
                 return
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
-            for task in done:
-                name, arguments = waiting.pop(task)
-                try:
-                    found = result(task, what, on)
-                except connection.UnfitError as error:
-                    on = on and on.without(error)
-                    begin(name, arguments)
-                else:
-                    yield name, found
-            begun = len(done)
+            ended = list(under_way.ended())
+            yield from ended
+            begun = len(ended)
     finally:
-        for task in waiting:
+        under_way.cancel()
+
+
+class _Calls(Generic[Name]):
+    """Calls under way, each a task of Ray's, or several where a node has gone."""
+
+    def __init__(self, function: str, what: str, need: Need, on: connection.Cluster | None) -> None:
+        import ray
+
+        self.remote = ray.remote(max_retries=connection.RETRIES)(_call)
+        self.function, self.what, self.need, self.on = function, what, need, on
+        self.tasks: dict[Any, tuple[Name, tuple[Any, ...]]] = {}
+        self.alive = {node.id for node in on.nodes} if on and on.address else set()
+        self.gone: dict[str, float] = {}  # nodes, and since when
+        self.looked = time.monotonic()
+
+    def begin(self, name: Name, arguments: tuple[Any, ...]) -> None:
+        """Have it made wherever there is room."""
+        options = {**self.need.options, "name": self.what, **(self.on.placing if self.on else {})}
+        task = self.remote.options(**options).remote(self.on and self.on.question, self.function, *arguments)
+        self.tasks[task] = name, arguments
+
+    def ended(self) -> Iterator[tuple[Name, Any]]:
+        """What ends within a second, perhaps nothing."""
+        import ray
+
+        for task in ray.wait(list(self.tasks), num_returns=1, timeout=1.0)[0]:
+            name, arguments = self.tasks.pop(task)
+            try:
+                found = result(task, self.what, self.on)
+            except connection.UnfitError as error:
+                self.on = self.on and self.on.without(error)
+                self.begin(name, arguments)
+            else:
+                self.cancel([copy for copy, (other, _) in self.tasks.items() if self.gone and other == name])
+                yield name, found
+        self._look()
+
+    def cancel(self, tasks: Iterable[Any] | None = None) -> None:
+        """End some, or all."""
+        import ray
+
+        for task in list(self.tasks if tasks is None else tasks):
             ray.cancel(task, force=True)
+            del self.tasks[task]
+
+    def _look(self) -> None:
+        """Make again what is under way, some time after a node has gone: it may have been there."""
+        now = time.monotonic()
+        if self.on is None or not self.alive or now - self.looked < connection.NODES_EVERY_S:
+            return
+        self.looked, before = now, self.alive
+        self.alive = {node.id for node in connection.living()}
+        self.gone |= dict.fromkeys(before - self.alive, now)
+        due = tuple(node for node, since in self.gone.items() if now - since >= connection.CUT_OFF_S)
+        if due:
+            self.gone |= dict.fromkeys(due, math.inf)
+            # With another selector of nodes, as Ray may be waiting for a place on one of them: see packing._promised.
+            self.on = self.on.without(connection.UnfitError(f"{self.what}: a node is gone", due))
+            for name, arguments in list(self.tasks.values()):
+                self.begin(name, arguments)
 
 
 def result(task: Any, what: str, on: connection.Cluster | None = None) -> Any:

@@ -69,6 +69,26 @@ class UserError(Exception):
     def __init__(self, line: str, *more: object) -> None:
         super().__init__(brief(line, LONGEST_LINE), *more)
 
+    @property
+    def fact(self) -> str:
+        """The line without an advice, for whoever deals with the error in another way than that."""
+        return str(self)
+
+
+class AdvisedError(UserError):
+    """What happened, and what a user is to do about it."""
+
+    def __init__(self, fact: str, advice: str, *more: object) -> None:
+        super().__init__(fact, advice, *more)
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; {self.args[1]}"
+
+    @property
+    def fact(self) -> str:
+        """What happened."""
+        return str(self.args[0])
+
 
 def guard(main: Callable[[], None]) -> None:
     """Run a command's ``main``; what a user can mend becomes one line, and so does Ctrl-C.

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pipelines.command.errors import FULL, UserError
+from pipelines.command.errors import FULL, AdvisedError, UserError
 from pipelines.command.files import require_folder
 
 POLL_S = 0.2
 
 
-class HeldError(UserError):
+class HeldError(AdvisedError):
     """A lock that another live process holds."""
 
 
@@ -47,7 +47,7 @@ def _wait(file: IO[str], deadline: float, line: str) -> None:
     while not _taken(file):
         if time.monotonic() > deadline:
             file.seek(0)
-            raise HeldError(f"{line} {file.read().strip() or 'unknown'}; wait for it or end it")
+            raise HeldError(f"{line} {file.read().strip() or 'unknown'}", "wait for it or end it")
         time.sleep(POLL_S)
 
 

@@ -56,6 +56,7 @@ class Seed:
     curve: Curve | None
     confusion: tuple[tuple[int, ...], ...] | None  # rows actual, columns predicted
     top5_error: float | None = None  # % of the whole test split
+    precision: str | None = None  # where it is another than that of the evidence's config
 
     def __post_init__(self) -> None:
         for error in (self.error, self.claimed_error or 0.0, self.top5_error or 0.0):
@@ -107,6 +108,20 @@ class Evidence:
         sizes = {len(seed.confusion) for seed in self.seeds.values() if seed.confusion}
         require(sizes <= {len(self.classes or ())}, "a confusion matrix has not the size of classes")
 
+    @property
+    def by_precision(self) -> dict[str, list[str]]:
+        """The seeds by the arithmetic of their training: a cluster's machines may have begun some in another."""
+        found: dict[str, list[str]] = {}
+        for name, seed in self.seeds.items():
+            found.setdefault(seed.precision or str(self.config["recipe"]["precision"]), []).append(name)
+        return found
+
+    @property
+    def precision(self) -> str:
+        """In words, with the seeds where there are two."""
+        found = self.by_precision
+        return ", ".join(one if len(found) == 1 else f"{one} (seed {', '.join(of)})" for one, of in found.items())
+
     def changed(self, benchmark: Benchmark) -> str | None:
         """Where the benchmark is no longer what was trained and tested, in words; None where it still is."""
         if self.budget not in benchmark.budgets:
@@ -149,10 +164,15 @@ def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
 
 def seeds_of(outcome: Outcome) -> dict[str, Seed]:
     """The trials of an outcome, by seed."""
-    return {str(trial.seed): _seed(trial) for trial in outcome.trials}
+    usual = _precision(outcome.trials[0])
+    return {str(trial.seed): _seed(trial, usual) for trial in outcome.trials}
 
 
-def _seed(trial: Trial) -> Seed:
+def _precision(trial: Trial) -> str:
+    return str(trial.result["config"]["recipe"]["precision"])
+
+
+def _seed(trial: Trial, usual: str) -> Seed:
     """A trial with its curve thinned out; the matrix of many classes would take more than all else."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
     lines = [{key: reader.short(trial.curve[i].get(key)) for key in KEYS} for i in at]
@@ -165,6 +185,7 @@ def _seed(trial: Trial) -> Seed:
         curve=Curve(**{key: tuple(line[key] for line in lines) for key in KEYS}) if lines else None,  # type: ignore[arg-type]
         confusion=tuple(map(tuple, trial.confusion.tolist())) if len(trial.confusion) <= WIDEST else None,
         top5_error=None if top5 is None else round(top5, 6),
+        precision=precision if (precision := _precision(trial)) != usual else None,
     )
 
 
@@ -187,8 +208,9 @@ def text(bodies: Mapping[str, Evidence]) -> str:
     for body in found.values():
         del body["origin"], body["budget"]
         for seed in body["seeds"].values():
-            if seed["top5_error"] is None:
-                del seed["top5_error"]
+            for key in ("top5_error", "precision"):
+                if seed[key] is None:
+                    del seed[key]
     return _laid_out(found) + "\n"
 
 

@@ -139,9 +139,10 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         values=list(figures.values()),
         short=body is not None and body.epochs < paper_epochs,
     )
+    mixed = "two precisions" if body and len(body.by_precision) > 1 else None
     return {
         "benchmark": benchmark.name,
-        "label": benchmark.label,
+        "label": ", ".join(filter(None, (benchmark.label, mixed))) or None,
         "dataset": benchmark.dataset,
         "metric": claim.metric,
         "claim": plain(claim),

@@ -29,6 +29,7 @@ class Provenance(TypedDict):
     parameters: int | None
     wall_s: float | None  # of training, summed over the seeds
     device: str | None
+    precision: str | None  # fp32 or bf16; with their seeds where these were trained in both
     hardware: str | None
     versions: str | None  # of Python and the libraries that trained
     git_commit: str | None  # with -dirty where the tree had uncommitted changes
@@ -55,7 +56,7 @@ class LedgerRow(Summary, Provenance):
     """
 
     benchmark: str
-    label: str | None  # qualifies the verdict: a variant, a stand-in, an uncertain definition
+    label: str | None  # qualifies the verdict: a variant, a stand-in, seeds of two precisions
     dataset: str
     metric: str
     claim: dict[str, Any]  # as the benchmark has it (config.claims)

@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import CheckpointIO
 
-from pipelines.command.errors import PREEMPTED, UserError
+from pipelines.command.errors import PREEMPTED, AdvisedError, UserError
 from pipelines.command.files import write_bytes, write_json
 from pipelines.data.batches import Batches
 from pipelines.training import provenance, status, tensors
@@ -29,7 +29,7 @@ from pipelines.training.spec import Spec
 CHECKPOINT_EVERY_S = 10.0  # at least; and so rarely that saving takes at most a twentieth of the time
 PROGRESS_EVERY_S = 5.0
 FIRST_S = 10.0  # of a trial, in which its progress shows up to five times as often
-SAVED = "its checkpoint is saved, the same command goes on from there"
+GO_ON = "the same command goes on from there"
 AGREE_EVERY = 5  # chunks: how often several workers agree on whether to save
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -47,18 +47,16 @@ class Worker:
     preempted: Callable[[], int | None] = lambda: None  # elsewhere: the signal that has asked for it, if any
 
 
-class PreemptedError(UserError):
+class PreemptedError(AdvisedError):
     """The trial was asked to make room: its checkpoint is saved, and it ends before it is trained."""
 
     status = PREEMPTED
 
-    def __init__(self, line: str, number: int) -> None:
-        super().__init__(line)
-        self.number = number  # of the signal
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Ray sends it to another process."""
-        return type(self), (str(self), self.number)
+    @property
+    def number(self) -> int:
+        """Of the signal."""
+        found: int = self.args[2]
+        return found
 
 
 class CheckpointCallback(pl.Callback):
@@ -201,7 +199,7 @@ class CheckpointCallback(pl.Callback):
     def _make_room(self) -> None:
         if self.asked is not None:
             how = signal.Signals(self.asked).name
-            raise PreemptedError(f"{self.spec.name} was ended by {how}; {SAVED}", self.asked)
+            raise PreemptedError(f"{self.spec.name} was ended by {how}, its checkpoint is saved", GO_ON, self.asked)
 
     def _asked_alone(self) -> bool:
         """Whether a signal has asked the only worker to end; several agree on it."""

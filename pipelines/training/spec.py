@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,8 +93,13 @@ class Spec:
 
     @property
     def settled(self) -> Spec:
-        """The variant that is finished in the store, or else the trial itself: what is trained is not trained anew."""
-        return next((one for one in self.variants if one.files.finished), self)
+        """The variant that is finished in the store, else one that is begun, else the trial itself.
+
+        What is trained is not trained anew, nor what a machine of another kind has begun.
+        """
+        finished = (one for one in self.variants if one.files.finished)
+        begun = (one for one in self.variants if one.files.checkpoint.exists())
+        return next(itertools.chain(finished, begun), self)
 
     @property
     def finished(self) -> bool:

@@ -22,6 +22,12 @@ from tests.processes import name_of, started_by, until
 
 OWN = ["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
 IDLE = [*OWN, "bash", "-c", "sleep infinity & wait"]  # a shell, which buries the processes that others leave behind
+NOTICED_SOON = {  # Ray itself takes a minute for a machine that is switched off
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
 SCRATCH = "/mnt"  # a folder of its own on each machine; all else is shared
 
 

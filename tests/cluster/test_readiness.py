@@ -21,7 +21,7 @@ from pipelines.command.files import read_json, read_lines
 from pipelines.training import status
 from pipelines.training.spec import Spec
 from tests.checkout import Checkout
-from tests.cluster.machines import SCRATCH, Machine, Machines, machines
+from tests.cluster.machines import NOTICED_SOON, SCRATCH, Machine, Machines, machines
 from tests.disturbed import OFTEN, QUIET, specs, stamp
 from tests.processes import until
 
@@ -37,14 +37,12 @@ class Scene:
         self.environment = (
             checkout.environment
             | QUIET
+            | NOTICED_SOON
             | {
                 "PYTHONPATH": os.pathsep.join([str(network.folder), str(checkout.folder)]),
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
                 "RAY_TMPDIR": SCRATCH,
-                "RAY_health_check_initial_delay_ms": "1000",
-                "RAY_health_check_timeout_ms": "2000",
-                "RAY_health_check_failure_threshold": "4",
                 "RAY_gcs_rpc_server_reconnect_timeout_s": "60",
             }
         )
@@ -112,13 +110,19 @@ print(*sorted(node["NodeManagerHostname"] for node in ray.nodes() if node["Alive
 PROBE = """
     import dataclasses, sys
     from pathlib import Path
-    from pipelines.cluster import connection, readiness
+    from pipelines.cluster import connection, readiness, spreading
     from pipelines.config.benchmarks import Resources
     from pipelines.config.params import load_params
     from pipelines.training import spec, store
     planned = spec.trials(load_params(), "linear-mnist", data=Path("datasets").absolute(), root=store.default())
+    connection.CUT_OFF_S = 1.0
     with connection.connect() as found:
         for line in sys.stdin:
+            if line.startswith("calls"):
+                calls = {number: (line.removeprefix("calls "),) for number in range(4)}
+                with readiness.admitted(found, readiness.decoding) as able:
+                    print(*dict(spreading.spread("os.system", calls, what="calls", on=able)), flush=True)
+                continue
             gpus = Resources(gpus_if_any=float(line.partition(" ")[2] or 0))
             one = dataclasses.replace(planned[0], benchmark=dataclasses.replace(planned[0].benchmark, resources=gpus))
             ask = readiness.decoding if line == "decoding\\n" else lambda: readiness.training([one])
@@ -183,12 +187,19 @@ def test_a_node_that_lacks_something_takes_no_part(scene: Scene, tmp_path: Path)
             assert found == "Ray cluster at 10.77.0.1:6379: 2 nodes, 1 CPUs, 0 GPUs\n"
         if torch.version.cuda is None:
             assert answer("training 1.0")[0].startswith(
-                "node n3 takes no part: it has 1 GPU, and a torch that is built for CPUs"
+                "node n3 takes no part: Ray has 1 GPU on it, and a torch that is built for CPUs"
             )
         node.run("mount", *hidden(home / "datasets"))
         assert answer("decoding") == [all_nodes]  # which needs neither data nor store
         assert answer("training") == ["fetching the data on n3\n", all_nodes]
         assert answer("training") == [all_nodes]
+
+        begun = tmp_path / "begun"  # what evaluate and fetch spread: Ray awaits a call on a node that is cut off
+        probe.stdin.write(f"calls hostname >> {begun}; sleep 5\n")
+        probe.stdin.flush()
+        until(lambda: begun.exists() and "n3" in begun.read_text())
+        scene.network.cut(3)
+        assert sorted(probe.stdout.readline().split()) == ["0", "1", "2", "3"]
         probe.stdin.close()
         assert probe.wait(timeout=300) == 0
     assert not list((home / "store/seen").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from pipelines.command import locks
-from pipelines.command.errors import UserError
 from tests.processes import child, hears
 
 HOLD = """
@@ -25,8 +25,11 @@ def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
     with child(HOLD, tmp_path / "lock") as holder:
         hears(holder, "held")
         words = f"^linear-mnist seed 0 is already being run by process {holder.pid} on "
-        with pytest.raises(UserError, match=words), locks.held(tmp_path / "lock", "linear-mnist seed 0", patience_s=0):
+        taken = locks.held(tmp_path / "lock", "linear-mnist seed 0", patience_s=0)
+        with pytest.raises(locks.HeldError, match=words) as caught, taken:
             raise AssertionError("two hold it")
+        assert str(caught.value) == f"{caught.value.fact}; wait for it or end it"
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_a_killed_holder_lets_go_at_once(tmp_path: Path) -> None:

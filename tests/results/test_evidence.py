@@ -240,8 +240,9 @@ def test_evidence_of_a_changed_recipe_is_shown_as_such_and_is_never_the_best(pro
     assert publish.ledger(ledger).count("\n") == 2, "nor a line in the README"
 
 
-def test_seeds_of_two_precisions_are_listed_and_are_no_evidence(project: Path) -> None:
+def test_evidence_and_ledger_name_two_precisions_of_a_rows_seeds(project: Path) -> None:
     """As a checkout has them whose GPU came while its CPU trained."""
+    assert own().precision == "fp32" and own().by_precision == {"fp32": [*map(str, SEEDS)]}
     edit_params(project / "params.yaml", linear_mnist={"recipe.precision": {"cuda": "bf16"}})
     for seed in SEEDS[:2]:
         files = store.TrialFiles(project / f"runs/linear-mnist/seed-{seed}")
@@ -250,8 +251,17 @@ def test_seeds_of_two_precisions_are_listed_and_are_no_evidence(project: Path) -
         files.write_result({**result, "config": config, "device": "cuda"})
     found = own()
     assert (found.device, found.changed(load_params().benchmark("linear-mnist"))) == ("cuda, cpu", None)
-    with pytest.raises(UserError, match=r"config\.recipe\.precision is 'bf16' of seed 0, 'fp32' of seed 2; expected"):
-        publish.record(load_params(), "linear-mnist", "laptop", project)
+    FILE.parent.mkdir(parents=True)
+    FILE.write_text(publish.record(load_params(), "linear-mnist", "laptop", project))
+    (committed,) = evidence.read(["linear-mnist"])["linear-mnist"]
+    assert committed.by_precision == found.by_precision and committed.by_precision["bf16"] == ["0", "1"]
+    params = load_params()
+    ledger = make_ledger(params, gather(params), {"linear-mnist": [committed]})
+    for row in (row for row in ledger if row["benchmark"] == "linear-mnist"):
+        assert row["label"] and row["label"].endswith("two precisions")
+        assert row["precision"] and row["precision"].startswith("bf16 (seed 0, 1), fp32 (seed 2")
+    page = report.build(params, ledger, gather(params), {"linear-mnist": [committed]})
+    assert page.count("bf16 (seed 0, 1), fp32 (seed 2") >= 1
 
 
 def test_evidence_without_a_top5_error_is_one_line_where_that_is_claimed(project: Path) -> None:

@@ -66,6 +66,7 @@ class Project:
             "recipe": {
                 "preprocess": [{"pad": {"pixels": 2}}, {"scale": {"low": -0.1, "high": 1.175}}],
                 "batch": 32,
+                "precision": "fp32",
                 "optimiser": {"name": "sgd", "lr": 0.02, "momentum": 0.9},
                 "subset": {},
             },

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.command.files import read_json
+from pipelines.command.files import read_json, write_bytes
 from pipelines.config.params import load_params
 from pipelines.training import spec, trainer
 from tests.conftest import ROOT
 from tests.training.trials import planned
 
 
-def test_what_one_kind_of_device_has_finished_is_not_trained_anew_for_another(project: Path) -> None:
+def test_what_one_kind_of_device_has_begun_or_finished_is_not_trained_anew_for_another(project: Path) -> None:
     """A row whose precision differs between devices has a key on each; the settings that trained are on record."""
     one = planned({"recipe.precision": {"cuda": "bf16"}})
     there = one.on("cuda", threads=1)
@@ -23,6 +23,12 @@ def test_what_one_kind_of_device_has_finished_is_not_trained_anew_for_another(pr
     trainer.run(one)
     assert there.settled.finished and there.settled.key == one.key and not there.files.finished
     assert read_json(there.settled.files.result)["config"]["recipe"]["precision"] == "fp32"
+    row = planned({"recipe.precision": {"cuda": "bf16"}}, seed=1)
+    begun = [row.on(device, threads=1) for device in ("cpu", "cuda")]
+    write_bytes(begun[0].files.checkpoint, b"a checkpoint")
+    assert [one.settled.key for one in begun] == [begun[0].key] * 2 and begun[1].settled.device == "cuda"
+    write_bytes(begun[1].files.checkpoint, b"its own")
+    assert [one.settled.key for one in begun] == [one.key for one in begun]
     alike = planned().on("cuda", threads=1)
     assert [each.key for each in alike.variants] == [planned().key]
 
