@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -355,27 +356,31 @@ class ZCA(PreprocessOp):
 
     def fit(self, batches: Iterator[Tensor]) -> None:  # noqa: D102
         mean, covariance = _covariance(batch.flatten(1) for batch in batches)
-        values, vectors = np.linalg.eigh(covariance)
-        # Rounding can leave the eigenvalues of a singular covariance a hair below 0.
-        whiten = (vectors / np.sqrt(np.maximum(values, 0) + self.bias)) @ vectors.T
-        self.mean, self.whiten = torch.from_numpy(mean).float(), torch.from_numpy(whiten).float()  # (D,), (D, D)
+        values, vectors = _eigen(covariance)
+        whiten = (vectors / torch.sqrt(values + self.bias)) @ vectors.T
+        self.mean, self.whiten = mean.float(), whiten.float()  # (D,), (D, D)
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         return ((images.float().flatten(1) - self.mean) @ self.whiten).view(images.shape)
 
 
-def _covariance(rows: Iterator[Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _covariance(rows: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D), divided by n, of batches (n, D), accumulated in float64."""
-    total: Any = 0.0
-    products: Any = 0.0
+    total = products = torch.zeros((), dtype=torch.float64)
     count = 0
     for batch in rows:
-        values = batch.double().cpu().numpy()
+        values = batch.double().cpu()
         total = total + values.sum(0)
-        products = products + values.T @ values  # NumPy sees A^T A and computes one triangle: half of torch's time
+        products = products + values.T @ values
         count += len(values)
     mean = total / count
-    return mean, products / count - np.outer(mean, mean)
+    return mean, products / count - torch.outer(mean, mean)
+
+
+def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (D,) and, as columns, eigenvectors (D, D)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return values.clamp(min=0), vectors  # rounding can leave those of a singular covariance a hair below 0
 
 
 # --- augmentation ------------------------------------------------------------------------------------------------
@@ -511,12 +516,11 @@ class PCAColour(AugmentOp):
 
     def fit(self, batches: Iterator[Tensor]) -> None:  # noqa: D102
         _, covariance = _covariance(batch.transpose(0, 1).flatten(1).T for batch in batches)
-        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = _eigen(covariance)
         # An eigenvector's sign is the library's whim: make its largest component positive.
-        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(3)])
-        values = np.maximum(values, 0)
-        lengths = np.sqrt(values) if self.by == "deviation" else values / self.white
-        self.axes = torch.from_numpy(vectors * lengths).float()  # columns s_i p_i
+        vectors = vectors * torch.sign(vectors[vectors.abs().argmax(0), torch.arange(3)])
+        lengths = torch.sqrt(values) if self.by == "deviation" else values / self.white
+        self.axes = (vectors * lengths).float()  # columns s_i p_i
 
     def draw(self, draws: Draws, shape: Shape) -> Drawn:  # noqa: D102
         return (draws.normal(3) * self.std,)
@@ -670,17 +674,28 @@ def fit(
     """Fit ``preprocess``, then ``augment`` on what it returns, on ``images[indices]`` (by default all).
 
     Each operation that measures reads these images once, ``chunk`` at a time (by default as many as keep a chunk's
-    float64 within 32 MiB), through the operations before it. It all happens on the CPU, whatever device trains:
-    ``.to(device)`` comes afterwards. Raises ValueError when the images are not uint8 (N, C, H, W), there are none, or
-    an operation cannot take their shape.
+    float64 within 32 MiB), through the operations before it. It all happens on the CPU, whatever device trains, and on
+    one thread, since a product's bits depend on how many there are; ``.to(device)`` comes afterwards. Raises ValueError
+    when the images are not uint8 (N, C, H, W), there are none, or an operation cannot take their shape.
     """
     augment = augment or Augment()
     output_shape(augment, output_shape(preprocess, _shape_of(images)))
     places = _places_of(images, indices)
-    for number, op in enumerate(preprocess):
-        op.fit(_batches(images, places, chunk, Preprocess(preprocess[:number])))
-    for op in augment:
-        op.fit(_batches(images, places, chunk, preprocess))
+    with _one_thread():
+        for number, op in enumerate(preprocess):
+            op.fit(_batches(images, places, chunk, Preprocess(preprocess[:number])))
+        for op in augment:
+            op.fit(_batches(images, places, chunk, preprocess))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _shape_of(images: Images) -> Shape:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from pipelines.data.transforms import (
     fit,
     output_shape,
 )
+from tests.conftest import ROOT
 
 Pixels = NDArray[np.uint8]
 
@@ -547,3 +551,29 @@ def test_a_wrong_augment_list_says_what_is_allowed(spec: Any, line: str) -> None
 def test_images_that_do_not_fit_an_operation_are_refused(ops: Any, shape: Any, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         output_shape(ops, shape)
+
+
+FIT = """
+from pipelines.data import transforms
+import hashlib, numpy
+images = numpy.random.Generator(numpy.random.PCG64(0)).integers(0, 256, (600, 3, 32, 32), numpy.uint8)
+whitening = transforms.build_preprocess([{"zca": {}}])
+transforms.fit(whitening, images, numpy.arange(600))
+print(hashlib.sha256(whitening[0].whiten.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_whitening_is_fitted_to_the_same_bits_with_any_number_of_threads() -> None:
+    """Ray gives a worker one, a shell as many as there are cores."""
+    fitted = {
+        subprocess.run(
+            [sys.executable, "-c", FIT],
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(fitted) == 1
