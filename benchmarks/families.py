@@ -5,9 +5,10 @@
 On one thread and on images that are made here, counted from a trial's second epoch on:
 
 - pipeline: a trial through ``pipelines.trial``: Lightning, checkpoints, progress, curve;
-- bare loop: index, preprocess, augment, forward, backward, update, with the row's own network, loss and optimiser.
+- bare loop: index, preprocess, augment, forward, backward, update, with the row's own network, loss and optimiser;
+- minibatches: those of the trial, from the memory map, with nothing that trains on them.
 
-LeNet-5 is in throughput.py. Rounds alternate the two; a ratio is the median over rounds of the ratio within a round.
+LeNet-5 is in throughput.py. Rounds alternate the three; a ratio is the median over rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -23,10 +25,13 @@ import torch
 from benchmarks.gpu import Row, make_images, pipeline
 from pipelines.command import arguments
 from pipelines.command.errors import guard
+from pipelines.data.batches import Batches
 from pipelines.training import provenance, trainer
 from pipelines.training.checkpoint import Worker
+from pipelines.training.classifier import Classifier
 from pipelines.training.inputs import Inputs
 from pipelines.training.optimisers import build_optimiser
+from pipelines.training.spec import Spec
 
 LEAST_RATIO = 0.95
 ROWS = {  # with the images of an epoch, about a second's
@@ -42,11 +47,26 @@ ROWS = {  # with the images of an epoch, about a second's
 }
 
 
+def prepare(row: Row, epochs: int) -> tuple[Spec, Batches, Classifier]:
+    """A trial of so many epochs, its minibatches and its module."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = row.planned(Path(folder), epochs)
+        return spec, *trainer.prepare(spec, Inputs.of(spec), Worker())
+
+
+def minibatches(row: Row, epochs: int) -> float:
+    """Images a second of the minibatches alone, the first epoch aside."""
+    _, loader, _ = prepare(row, epochs + 1)
+    deque(loader, maxlen=0)
+    began = time.monotonic()
+    for _ in range(epochs):
+        deque(loader, maxlen=0)
+    return epochs * len(loader.positions) / (time.monotonic() - began)
+
+
 def bare_loop(row: Row, epochs: int) -> float:
     """Images a second of the barest loop, its first epoch aside."""
-    with tempfile.TemporaryDirectory() as folder:
-        spec = row.planned(Path(folder), epochs + 1)
-        loader, module = trainer.prepare(spec, Inputs.of(spec), Worker())
+    spec, loader, module = prepare(row, epochs + 1)
     model, positions, generator = module.model, loader.positions, torch.Generator().manual_seed(0)
     optimiser = build_optimiser(spec.benchmark.recipe.optimiser, model)
     module.prepare_epoch(optimiser, loader, 0)
@@ -74,21 +94,22 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{provenance.hardware('cpu')}, torch {torch.__version__}, Python {platform.python_version()}\n")
-    heads = ("row", "precision", "pipeline", "bare loop", "pipeline / bare loop", "lowest", "highest", "target")
+    heads = ["row", "precision", "pipeline", "bare loop", "minibatches", "pipeline / bare loop", "lowest", "highest"]
+    heads += ["target", "minibatches / pipeline"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in args.rows:
             row = Row(name, "cpu", Path(folder) / name, ROWS[name])
             make_images(row.data, row.dataset, row.images)
-            pairs = [(pipeline(row, args.epochs), bare_loop(row, args.epochs)) for _ in range(args.rounds)]
-            ratios = sorted(above / below for above, below in pairs)
-            ours, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
-            precision = row.planned(Path(folder), 1).precision
+            contenders = (pipeline, bare_loop, minibatches)
+            rounds = [[rate(row, args.epochs) for rate in contenders] for _ in range(args.rounds)]
+            ratios = sorted(ours / bare for ours, bare, _ in rounds)
+            input_ratio = statistics.median(alone / ours for ours, _, alone in rounds)
             shown = (
-                precision,
-                f"{ours:,.0f}",
-                f"{bare:,.0f}",
+                row.planned(Path(folder), 1).precision,
+                *(f"{statistics.median(side):,.0f}" for side in zip(*rounds, strict=True)),
                 *(f"{ratio:.2f}" for ratio in (statistics.median(ratios), ratios[0], ratios[-1], LEAST_RATIO)),
+                f"{input_ratio:.1f}",
             )
             print(f"| {name} | {' | '.join(shown)} |", flush=True)
 

@@ -23,4 +23,6 @@ def test_a_row_is_measured() -> None:
     command = [sys.executable, "-m", "benchmarks.families", "--rounds=1", "--epochs=1", "--rows", "ordinary-cifar10"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^\| ordinary-cifar10 \| fp32 \| [\d,]+ \| [\d,]+ \| \d\.\d\d \| ", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^\| ordinary-cifar10 \| fp32 \| [\d,]+ \| [\d,]+ \| [\d,]+ \| \d\.\d\d \| ", done.stdout, re.MULTILINE
+    )
