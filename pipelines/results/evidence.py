@@ -107,13 +107,16 @@ class Evidence:
         require(bool(self.seeds) and all(map(str.isdecimal, self.seeds)), "seeds holds none, or something else")
         sizes = {len(seed.confusion) for seed in self.seeds.values() if seed.confusion}
         require(sizes <= {len(self.classes or ())}, "a confusion matrix has not the size of classes")
+        recipe = self.config.get("recipe")
+        trained_in = recipe.get("precision") if isinstance(recipe, dict) else None
+        require(isinstance(trained_in, str), f"config.recipe.precision is {show(trained_in)}; expected fp32 or bf16")
 
     @property
     def by_precision(self) -> dict[str, list[str]]:
         """The seeds by the arithmetic of their training: a cluster's machines may have begun some in another."""
         found: dict[str, list[str]] = {}
         for name, seed in self.seeds.items():
-            found.setdefault(seed.precision or str(self.config["recipe"]["precision"]), []).append(name)
+            found.setdefault(seed.precision or self.config["recipe"]["precision"], []).append(name)
         return found
 
     @property

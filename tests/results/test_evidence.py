@@ -264,6 +264,15 @@ def test_evidence_and_ledger_name_two_precisions_of_a_rows_seeds(project: Path) 
     assert page.count("bf16 (seed 0, 1), fp32 (seed 2") >= 1
 
 
+@pytest.mark.parametrize("config", [{}, {"recipe": None}, {"recipe": {}}, {"recipe": {"precision": 1}}])
+def test_evidence_that_does_not_name_its_precision_is_one_line(project: Path, config: dict[str, Any]) -> None:
+    commit(own())
+    bodies = read_json(FILE)
+    FILE.write_text(json.dumps({"laptop": {**bodies["laptop"], "config": config}}))
+    with pytest.raises(UserError, match=r"linear-mnist\.json: laptop\.config\.recipe\.precision is .*; expected fp32"):
+        rows()
+
+
 def test_evidence_without_a_top5_error_is_one_line_where_that_is_claimed(project: Path) -> None:
     commit(replace(own(), seeds={seed: replace(one, top5_error=None) for seed, one in own().seeds.items()}))
     edit_params(project / "params.yaml", linear_mnist={"claim.metric": "top-5 error"})
