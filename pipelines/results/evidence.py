@@ -123,7 +123,8 @@ class Evidence:
     def precision(self) -> str:
         """In words, with the seeds where there are two."""
         found = self.by_precision
-        return ", ".join(one if len(found) == 1 else f"{one} (seed {', '.join(of)})" for one, of in found.items())
+        named = (f"{one} ({'seeds' if len(of) > 1 else 'seed'} {', '.join(of)})" for one, of in found.items())
+        return ", ".join(found if len(found) == 1 else named)
 
     def changed(self, benchmark: Benchmark) -> str | None:
         """Where the benchmark is no longer what was trained and tested, in words; None where it still is."""

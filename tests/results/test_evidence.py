@@ -259,9 +259,9 @@ def test_evidence_and_ledger_name_two_precisions_of_a_rows_seeds(project: Path) 
     ledger = make_ledger(params, gather(params), {"linear-mnist": [committed]})
     for row in (row for row in ledger if row["benchmark"] == "linear-mnist"):
         assert row["label"] and row["label"].endswith("two precisions")
-        assert row["precision"] and row["precision"].startswith("bf16 (seed 0, 1), fp32 (seed 2")
+        assert row["precision"] and row["precision"].startswith("bf16 (seeds 0, 1), fp32 (seeds 2")
     page = report.build(params, ledger, gather(params), {"linear-mnist": [committed]})
-    assert page.count("bf16 (seed 0, 1), fp32 (seed 2") >= 1
+    assert page.count("bf16 (seeds 0, 1), fp32 (seeds 2") >= 1
 
 
 @pytest.mark.parametrize("config", [{}, {"recipe": None}, {"recipe": {}}, {"recipe": {"precision": 1}}])
