@@ -56,7 +56,7 @@ def test_calls_of_one_name_all_have_their_results_when_nodes_are_gone(monkeypatc
             under_way._look()
             assert len(under_way.tasks) == 6 * times
             under_way.alive.add(other)  # which is gone by the next look
-        found = []
+        found: list[int] = []
         while under_way.tasks:
-            found += under_way.ended()
-        assert sorted(result for _, result in found) == [math.factorial(number) for number in range(6)]
+            found += [result for _, result in under_way.ended()]
+        assert sorted(found) == [math.factorial(number) for number in range(6)]
