@@ -26,8 +26,7 @@ but not in conv5 (recalled, a footnote), so the full layers keep their size: 59,
 Open questions, and what we chose:
   the paper's 224x224 images do not give its 55x55 maps at stride 4 without padding: 224 is padded by 2, 227 is not
     (``in_shape``);
-  the formula of section 3.3 sums alpha a^2 over n = 5 maps without dividing by n, as other programs do: we follow the
-    formula;
+  the formula of section 3.3 sums alpha a^2 over n = 5 maps; other programs divide the sum by n. We follow the formula;
   whether the normalisation stops at the border between the towers: it runs over all N maps of the layer, as the formula
     reads;
   the paper starts the biases of conv2, conv4, conv5 and the hidden full layers at 1: so does ``bias=1.0``. BVLC found

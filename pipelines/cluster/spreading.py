@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pipelines.cluster import connection, nodes, readiness
@@ -39,8 +40,8 @@ def spread(
     try:
         begun = in_flight  # how many calls to begin next; None for all
         while True:
-            for name, arguments in itertools.islice(left, begun):
-                under_way.begin(name, arguments)
+            for call in itertools.islice(left, begun):
+                under_way.begin(Call(*call))
             if not under_way.tasks:
                 return
             ended = list(under_way.ended())
@@ -48,6 +49,14 @@ def spread(
             begun = len(ended)
     finally:
         under_way.cancel()
+
+
+@dataclass(frozen=True, eq=False)
+class Call(Generic[Name]):
+    """One call; no other equals it, as several may have one name."""
+
+    name: Name
+    arguments: tuple[Any, ...]
 
 
 class _Calls(Generic[Name]):
@@ -58,31 +67,31 @@ class _Calls(Generic[Name]):
 
         self.remote = ray.remote(max_retries=connection.RETRIES)(_call)
         self.function, self.what, self.need, self.on = function, what, need, on
-        self.tasks: dict[Any, tuple[Name, tuple[Any, ...]]] = {}
+        self.tasks: dict[Any, Call[Name]] = {}
         self.alive = {node.id for node in on.nodes} if on and on.address else set()
         self.gone: dict[str, float] = {}  # nodes, and since when
         self.looked = time.monotonic()
 
-    def begin(self, name: Name, arguments: tuple[Any, ...]) -> None:
+    def begin(self, call: Call[Name]) -> None:
         """Have it made wherever there is room."""
         options = {**self.need.options, "name": self.what, **(self.on.placing if self.on else {})}
-        task = self.remote.options(**options).remote(self.on and self.on.question, self.function, *arguments)
-        self.tasks[task] = name, arguments
+        task = self.remote.options(**options).remote(self.on and self.on.question, self.function, *call.arguments)
+        self.tasks[task] = call
 
     def ended(self) -> Iterator[tuple[Name, Any]]:
         """What ends within a second, perhaps nothing."""
         import ray
 
         for task in ray.wait(list(self.tasks), num_returns=1, timeout=1.0)[0]:
-            name, arguments = self.tasks.pop(task)
+            call = self.tasks.pop(task)
             try:
                 found = result(task, self.what, self.on)
             except connection.UnfitError as error:
                 self.on = self.on and self.on.without(error)
-                self.begin(name, arguments)
+                self.begin(call)
             else:
-                self.cancel([copy for copy, (other, _) in self.tasks.items() if self.gone and other == name])
-                yield name, found
+                self.cancel([copy for copy, other in self.tasks.items() if other is call])
+                yield call.name, found
         self._look()
 
     def cancel(self, tasks: Iterable[Any] | None = None) -> None:
@@ -106,8 +115,8 @@ class _Calls(Generic[Name]):
             self.gone |= dict.fromkeys(due, math.inf)
             # With another selector of nodes, as Ray may be waiting for a place on one of them: see packing._promised.
             self.on = self.on.without(connection.UnfitError(f"{self.what}: a node is gone", due))
-            for name, arguments in list(self.tasks.values()):
-                self.begin(name, arguments)
+            for call in dict.fromkeys(self.tasks.values()):
+                self.begin(call)
 
 
 def result(task: Any, what: str, on: connection.Cluster | None = None) -> Any:

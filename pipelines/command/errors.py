@@ -71,12 +71,12 @@ class UserError(Exception):
 
     @property
     def fact(self) -> str:
-        """The line without an advice, for whoever deals with the error in another way than that."""
+        """The line without its advice, for a caller that deals with the error in another way."""
         return str(self)
 
 
 class AdvisedError(UserError):
-    """What happened, and what a user is to do about it."""
+    """What happened, and what a user can do about it."""
 
     def __init__(self, fact: str, advice: str, *more: object) -> None:
         super().__init__(fact, advice, *more)

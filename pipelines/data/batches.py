@@ -29,7 +29,8 @@ from pipelines.data.transforms import Augment, Drawn, Draws, Preprocess, Shape, 
 ROOM = 0.6  # of a GPU's free memory, for images
 AHEAD = 2  # shares on their way to the device
 Sent = tuple[Tensor, torch.cuda.Event | None]  # images, and when they are there
-VALUES_AT_ONCE = {"cpu": 2**19, "cuda": 2**24}  # pixel values of a chunk: at most a tenth of a second of LeNet-5
+VALUES_AT_ONCE = {"cpu": 2**19, "cuda": 2**24}  # pixel values of a chunk: about a tenth of a second of LeNet-5
+STEPS_AT_ONCE = 256  # minibatches of a chunk, where they are small: a quarter of a second of a GPU
 # Images whose random numbers are drawn at once: an epoch's, but for ImageNet's. Its 1.2 million take 35 MB and, in ten
 # thousand batches, a second of the host, for which a GPU would wait.
 DRAWN_AT_ONCE = 2**17
@@ -229,17 +230,21 @@ class Chunks:
     """``Batches`` by the chunk, as Lightning is given them: its hooks cost half a millisecond each time.
 
     That is as much as a step of a small network takes, and on a GPU of most. A chunk has at most ``VALUES_AT_ONCE``
-    pixel values, or is one minibatch.
+    pixel values and ``STEPS_AT_ONCE`` minibatches, or is one minibatch.
     """
 
     def __init__(self, loader: Batches) -> None:
         self.loader = loader
         values = loader.batch * loader.images[0].numel()
         most = VALUES_AT_ONCE["cuda" if loader.device.type == "cuda" else "cpu"]
-        self.size = max(1, most // values)  # minibatches
+        self.size = max(1, min(STEPS_AT_ONCE, most // values))  # minibatches
 
     def __len__(self) -> int:
         return -(-len(self.loader) // self.size)
+
+    def behind(self, done: int) -> int:
+        """How many chunks of an epoch are over where ``done`` minibatches are, and the others are still to be cut."""
+        return len(self) - -(-(len(self.loader) - done) // self.size)
 
     def __iter__(self) -> Iterator[Chunk]:
         epoch, each = self.loader.epoch, iter(self.loader)

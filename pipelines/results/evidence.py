@@ -107,20 +107,24 @@ class Evidence:
         require(bool(self.seeds) and all(map(str.isdecimal, self.seeds)), "seeds holds none, or something else")
         sizes = {len(seed.confusion) for seed in self.seeds.values() if seed.confusion}
         require(sizes <= {len(self.classes or ())}, "a confusion matrix has not the size of classes")
+        recipe = self.config.get("recipe")
+        trained_in = recipe.get("precision") if isinstance(recipe, dict) else None
+        require(isinstance(trained_in, str), f"config.recipe.precision is {show(trained_in)}; expected fp32 or bf16")
 
     @property
     def by_precision(self) -> dict[str, list[str]]:
         """The seeds by the arithmetic of their training: a cluster's machines may have begun some in another."""
         found: dict[str, list[str]] = {}
         for name, seed in self.seeds.items():
-            found.setdefault(seed.precision or str(self.config["recipe"]["precision"]), []).append(name)
+            found.setdefault(seed.precision or self.config["recipe"]["precision"], []).append(name)
         return found
 
     @property
     def precision(self) -> str:
         """In words, with the seeds where there are two."""
         found = self.by_precision
-        return ", ".join(one if len(found) == 1 else f"{one} (seed {', '.join(of)})" for one, of in found.items())
+        named = (f"{one} ({'seeds' if len(of) > 1 else 'seed'} {', '.join(of)})" for one, of in found.items())
+        return ", ".join(found if len(found) == 1 else named)
 
     def changed(self, benchmark: Benchmark) -> str | None:
         """Where the benchmark is no longer what was trained and tested, in words; None where it still is."""

@@ -21,7 +21,7 @@ from pytorch_lightning.plugins import CheckpointIO
 
 from pipelines.command.errors import PREEMPTED, AdvisedError, UserError
 from pipelines.command.files import write_bytes, write_json
-from pipelines.data.batches import Batches
+from pipelines.data.batches import Batches, Chunks
 from pipelines.training import provenance, status, tensors
 from pipelines.training.classifier import Classifier
 from pipelines.training.spec import Spec
@@ -104,6 +104,14 @@ class CheckpointCallback(pl.Callback):
             "resumed": self.resumed,
             "epoch_started_s": self.epoch_started_s,
         }
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count the chunks behind as this device cuts them: Lightning would end the epoch by another's count."""
+        done = checkpoint["callbacks"][self.state_key]["position"]["done"]
+        if done:
+            behind = Chunks(self.loader).behind(done)
+            counts = {"ready": behind, "started": behind, "processed": behind, "completed": behind - 1}
+            chunks_of(checkpoint)["current"] = counts  # as Lightning has them when it calls ``on_train_batch_end``
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Called by Lightning when it loads a checkpoint, wherever from; UserError for another trial's.
@@ -252,6 +260,12 @@ class CheckpointCallback(pl.Callback):
         }
         write_json(self.spec.files.progress, progress, lasting=False)
         self.watch(progress)
+
+
+def chunks_of(held: dict[str, Any]) -> dict[str, Any]:
+    """Lightning's count of the epoch's chunks in a checkpoint."""
+    found: dict[str, Any] = held["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return found
 
 
 class Checkpoints(CheckpointIO):

@@ -87,11 +87,11 @@ class Inputs:
         return _kept(kept, what, lambda: self._restored(kept, identity), make, "fitted again")
 
     def preprocessed(self, spec: Spec, workers: int = 1) -> NDArray[np.float32] | None:
-        """All training images (N, C, H, W) after preprocessing, where a trial on a CPU has more of keeping them.
+        """All training images (N, C, H, W) after preprocessing, where a trial on a CPU is quicker with them; else None.
 
-        That is, where the preprocessing is dear, the trial long, and the bits are those of each minibatch preprocessed
-        by itself: how a matrix product rounds depends on its threads, and on some processors on its rows, if few.
-        The store keeps them for all trials: 614 MB for CIFAR-10, of which those on one machine share the pages.
+        That is, where the preprocessing is dear, the trial is long, and the bits are those of each minibatch that is
+        preprocessed by itself: how a matrix product rounds depends on its threads, and on some processors on its rows,
+        if these are few. The store keeps them: 614 MB for CIFAR-10; trials on one machine share the pages.
         """
         preprocess, _ = self.transforms
         if not (preprocess.dear and spec.device == "cpu" and spec.threads == 1 and spec.repeats):

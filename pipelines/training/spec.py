@@ -30,6 +30,7 @@ class Alike(NamedTuple):
     label: str
     budget: str
     device: str
+    precision: str  # another where a trial goes on that began on another kind of device
 
 
 class Sizes(NamedTuple):
@@ -68,7 +69,7 @@ class Spec:
     @property
     def alike(self) -> Alike:
         """What it is, but for its seed."""
-        return Alike(self.benchmark.name, self.label, self.budget, self.device)
+        return Alike(self.benchmark.name, self.label, self.budget, self.device, self.precision)
 
     @property
     def files(self) -> TrialFiles:

@@ -25,7 +25,7 @@ from pipelines.config import wording
 from pipelines.data import datasets
 from pipelines.data.batches import Batches, Chunks
 from pipelines.training import core, fingerprint, memory, provenance, store, tensors
-from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Watch, Worker
+from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Watch, Worker, chunks_of
 from pipelines.training.classifier import Classifier
 from pipelines.training.inputs import LOADED, Inputs
 from pipelines.training.spec import Spec
@@ -161,7 +161,7 @@ def check_checkpoint(held: dict[str, Any], path: Path, spec: Spec, module: Class
     """
     with tensors.laid_out(path):
         state: dict[str, Any] = held["callbacks"][CheckpointCallback.__qualname__]
-        key = state["key"]
+        key, _ = state["key"], chunks_of(held)["current"]
         shapes = [value.shape for value in held["state_dict"].values()]
         fits = _fits(held["optimizer_states"][0]["state"], module.configure_optimizers())
         names = list(held["state_dict"])

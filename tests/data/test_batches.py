@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipelines.config.recipes import Subset
 from pipelines.data import subsets, transforms
-from pipelines.data.batches import VALUES_AT_ONCE, Batches, Chunks, stream
+from pipelines.data.batches import STEPS_AT_ONCE, VALUES_AT_ONCE, Batches, Chunks, stream
 from pipelines.training import spec, trainer
 from pipelines.training.checkpoint import Worker
 from pipelines.training.inputs import Inputs
@@ -217,7 +217,7 @@ def test_chunks_are_the_same_minibatches_and_know_their_numbers(monkeypatch: pyt
     loader.load_state_dict({"epoch": 0, "done": seen})
     found = []
     chunks = Chunks(loader)
-    assert len(chunks) == 4  # of an epoch of 7
+    assert len(chunks) == 4 and chunks.behind(seen) == seen // 2  # of an epoch of 7
     for chunk in chunks:
         assert (chunk.epoch, chunk.first) == (0, loader.done)  # nothing is made before it is asked for
         found.append(list(chunk.minibatches))
@@ -231,10 +231,26 @@ def test_a_chunk_of_large_minibatches_is_one() -> None:
     assert Chunks(batches(batch=1 + VALUES_AT_ONCE["cpu"] // IMAGES[0].size)).size == 1
 
 
+def test_a_chunk_of_small_minibatches_is_soon_over() -> None:
+    """A signal to save waits for its end, and an epoch of one image at a time has 60,000."""
+    assert Chunks(batches(batch=1)).size == STEPS_AT_ONCE
+
+
+@pytest.mark.parametrize("done", range(1, 7))
+def test_the_chunks_behind_leave_as_many_as_are_to_come(monkeypatch: pytest.MonkeyPatch, done: int) -> None:
+    for size in (1, 2, 3, 6, 7, 8):
+        monkeypatch.setitem(VALUES_AT_ONCE, "cpu", size * 8 * IMAGES[0].size)
+        loader = batches()
+        loader.load_state_dict({"epoch": 0, "done": done})
+        chunks = Chunks(loader)
+        assert 0 <= chunks.behind(done) == len(chunks) - sum(1 for chunk in chunks if list(chunk.minibatches))
+
+
 def test_a_gpu_is_given_longer_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minibatch of CIFAR-10 takes it about as long as Lightning's hooks take the host."""
-    loader = batches(batch=8)
+    loader = batches(batch=VALUES_AT_ONCE["cpu"] // (4 * IMAGES[0].size))
     here = Chunks(loader).size
+    assert here == 4
     monkeypatch.setattr(loader, "device", torch.device("cuda"))
     assert Chunks(loader).size >= 32 * here
 

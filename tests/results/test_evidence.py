@@ -259,9 +259,18 @@ def test_evidence_and_ledger_name_two_precisions_of_a_rows_seeds(project: Path) 
     ledger = make_ledger(params, gather(params), {"linear-mnist": [committed]})
     for row in (row for row in ledger if row["benchmark"] == "linear-mnist"):
         assert row["label"] and row["label"].endswith("two precisions")
-        assert row["precision"] and row["precision"].startswith("bf16 (seed 0, 1), fp32 (seed 2")
+        assert row["precision"] and row["precision"].startswith("bf16 (seeds 0, 1), fp32 (seeds 2")
     page = report.build(params, ledger, gather(params), {"linear-mnist": [committed]})
-    assert page.count("bf16 (seed 0, 1), fp32 (seed 2") >= 1
+    assert page.count("bf16 (seeds 0, 1), fp32 (seeds 2") >= 1
+
+
+@pytest.mark.parametrize("config", [{}, {"recipe": None}, {"recipe": {}}, {"recipe": {"precision": 1}}])
+def test_evidence_that_does_not_name_its_precision_is_one_line(project: Path, config: dict[str, Any]) -> None:
+    commit(own())
+    bodies = read_json(FILE)
+    FILE.write_text(json.dumps({"laptop": {**bodies["laptop"], "config": config}}))
+    with pytest.raises(UserError, match=r"linear-mnist\.json: laptop\.config\.recipe\.precision is .*; expected fp32"):
+        rows()
 
 
 def test_evidence_without_a_top5_error_is_one_line_where_that_is_claimed(project: Path) -> None:

@@ -27,6 +27,7 @@ def test_what_one_kind_of_device_has_begun_or_finished_is_not_trained_anew_for_a
     begun = [row.on(device, threads=1) for device in ("cpu", "cuda")]
     write_bytes(begun[0].files.checkpoint, b"a checkpoint")
     assert [one.settled.key for one in begun] == [begun[0].key] * 2 and begun[1].settled.device == "cuda"
+    assert begun[1].settled.alike != begun[1].alike  # in their speed
     write_bytes(begun[1].files.checkpoint, b"its own")
     assert [one.settled.key for one in begun] == [one.key for one in begun]
     alike = planned().on("cuda", threads=1)

@@ -19,7 +19,7 @@ import torch
 
 from pipelines.command.errors import UserError
 from pipelines.command.files import read_json, read_lines, replacing
-from pipelines.data import datasets
+from pipelines.data import batches, datasets
 from pipelines.training import checkpoint, checks, inputs, provenance, status, trainer
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
@@ -156,6 +156,37 @@ def test_a_killed_trial_ends_at_the_weights_of_an_undisturbed_one(
     keys = ("epoch", "loss", "train_error", "lr")
     resumed, straight = read_lines(one.files.curve), read_lines(undisturbed.curve)
     assert [[p[k] for k in keys] for p in resumed] == [[p[k] for k in keys] for p in straight]
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("begun", "resumed"), [(1, 8), (8, 1), (4, 7), (3, 40)])
+def test_a_trial_that_resumes_where_chunks_are_of_another_size_trains_as_long(
+    project: Path, monkeypatch: pytest.MonkeyPatch, begun: int, resumed: int
+) -> None:
+    """As on another kind of device: Lightning counts the chunks of an epoch, and would leave out the rest of it."""
+    changes = {"recipe.batch": 10}  # 30 minibatches
+    undisturbed = trainer.run(planned(changes, root="undisturbed"))
+    one, save = planned(changes, root="stopped"), checkpoint.CheckpointCallback._save
+
+    def save_and_stop(self: checkpoint.CheckpointCallback, trainer: Any) -> None:
+        save(self, trainer)
+        if self.loader.epoch == 1 and self.loader.done:
+            raise Stopped
+
+    monkeypatch.setitem(batches.VALUES_AT_ONCE, "cpu", begun * 10 * 28 * 28)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, batch: True)
+        patched.setattr(checkpoint.CheckpointCallback, "_save", save_and_stop)
+        with pytest.raises(Stopped):
+            trainer.run(one)
+    monkeypatch.setitem(batches.VALUES_AT_ONCE, "cpu", resumed * 10 * 28 * 28)
+    trainer.run(one)
+    assert same(weights(one.files), weights(undisturbed))
+    epochs = [[point["epoch"] for point in read_lines(files.curve)] for files in (one.files, undisturbed)]
+    assert epochs == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_training_opens_no_test_file(project: Path, mnist_slice: Path) -> None:
