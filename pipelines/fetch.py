@@ -345,7 +345,7 @@ def dvc_cache(root: Path, say: Say) -> Path | None:
         say("DVC is not installed: the raw files are not put into its cache")
         return None
     git = any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents))
-    if not git and "true" not in _dvc(root, "config", "core.no_scm").stdout:  # a copy, shipped to a cluster
+    if not git and "true" not in _dvc(root, "config", "core.no_scm").stdout.lower():  # a copy, shipped to a cluster
         say("neither in Git nor told to do without (core.no_scm): the raw files are not put into DVC's cache")
         return None
     answer = _dvc(root, "cache", "dir")

@@ -35,7 +35,19 @@ ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
     *("benchmark", "dataset", "metric", "claim", "deviations", "budget", "per_seed", "n", "mean", "ci95", "verdict"),
     *("wall_s", "hardware", "git_commit", "epochs", "paper_epochs", "parameters", "margin", "test_set", "difference"),
-    *("versions", "remarks", "label", "at_chance", "config", "views", "origin", "best", "changed", "agrees"),
+    *(
+        "versions",
+        "remarks",
+        "label",
+        "at_chance",
+        "precision",
+        "config",
+        "views",
+        "origin",
+        "best",
+        "changed",
+        "agrees",
+    ),
     *("ablation", "agreement", "train_error", "seconds", "device", "dataset_digest", "images_per_s", "finished"),
 }
 TEST_SET_KEYS = {"per_seed", "mean", "ci95", "images"}

@@ -172,11 +172,13 @@ def seeds_of(outcome: Outcome) -> dict[str, Seed]:
     return {str(trial.seed): _seed(trial, usual) for trial in outcome.trials}
 
 
-def _precision(trial: Trial) -> str:
-    return str(trial.result["config"]["recipe"]["precision"])
+def _precision(trial: Trial) -> str | None:
+    """None of a trial whose result is gone, whose evaluation MLflow still shows."""
+    found: str | None = trial.result.get("config", {}).get("recipe", {}).get("precision")
+    return found
 
 
-def _seed(trial: Trial, usual: str) -> Seed:
+def _seed(trial: Trial, usual: str | None) -> Seed:
     """A trial with its curve thinned out; the matrix of many classes would take more than all else."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
     lines = [{key: reader.short(trial.curve[i].get(key)) for key in KEYS} for i in at]

@@ -177,6 +177,7 @@ class Project:
                 "label": "softmax variant" if name == "lenet5-mnist" else None,
                 "at_chance": [],
                 "margin": 0.2,
+                "precision": "fp32",
                 "hardware": "a CPU, 2 cores",
                 "git_commit": "0123456789abcdef0123456789abcdef01234567",
                 "epochs": 10,
