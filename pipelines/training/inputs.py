@@ -72,7 +72,7 @@ class Inputs:
     def transforms(self) -> Transforms:
         """The recipe's transforms, fitted on its training images, on the CPU.
 
-        The store keeps them for all trials: to fit GCN and ZCA on CIFAR-10 took 18 s on one core.
+        The store keeps them for all trials: to fit GCN and ZCA on CIFAR-10 took 20 s on one core.
         """
         identity = self._identity("preprocess", "augment", "subset")
         kept = self.root / "fitted" / f"{stream(*identity):016x}.pt"

@@ -320,7 +320,8 @@ def test_a_device_preprocesses_its_images_once_where_that_is_dear_and_it_has_roo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Here the method alone, on a CPU; and that another device calls it, on one without values."""
-    whiten, none = transforms.build_preprocess([{"raw": {}}, {"zca": {}}]), transforms.build_augment(AUGMENT)
+    scale = {"scale": {"low": 0.0, "high": 1.0}}  # of 0 to 255, products round by more than the comparison allows
+    whiten, none = transforms.build_preprocess([scale, {"zca": {}}]), transforms.build_augment(AUGMENT)
     transforms.fit(whiten, IMAGES)
 
     def made(device: str = "cpu") -> Batches:
