@@ -8,13 +8,10 @@ this order; any source with the pinned bytes will do. Many photographs are decod
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -22,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command import arguments, ending, locks
-from pipelines.command.errors import FULL, SHORT, UserError, guard, printable
+from pipelines.command.errors import FULL, SHORT, UserError, guard, printable, reason
 from pipelines.command.files import expect_file
 from pipelines.config import wording, yamlfile
 from pipelines.config.origins import Origin
@@ -37,12 +34,10 @@ if TYPE_CHECKING:
     from pipelines.cluster.connection import Cluster
 
 PINS = "data.dvc"
-KEPT_PINS = "data/.data.dvc.kept"  # a copy, while DVC rewrites it
 FEW = 2000  # photographs
 UNKNOWN_SIZE = 10**8  # bytes that a file may have at most whose pin has no size
 LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
-DVC_GRACE_S = ending.GRACE_S / 2
 PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu has been seen at a quarter of it
 Say = Callable[[str], None]
 
@@ -87,7 +82,7 @@ def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], 
     form = RAW_FORMATS[origin.kind]
     with locked(root, name, say):
         prepare(root / "datasets", name)
-        pins = pinned(root, [f"data/{name}/{file}" for file in form.files], say)
+        pins = read_pins(root / PINS, [f"data/{name}/{file}" for file in form.files])
         bring(root, name, pins, sources, patience, say, unpacked=sum(pin.size for pin in pins))
         md5s = {pin.file: pin.md5 for pin in pins}
         form.write(root / "data" / name, root / "datasets", name, origin.classes, md5s)
@@ -100,7 +95,7 @@ def fetch_photographs(
     with locked(root, name, say):
         prepare(root / "datasets", name)
         paths = [f"data/{archive}" for archive in origin.packed_images]
-        pins = pinned(root, paths, say, needed=bool(origin.urls or origin.by_hand))
+        pins = read_pins(root / PINS, paths, needed=bool(origin.urls or origin.by_hand))
         if pins:
             bring(root, name, pins, sources, patience, say, by_hand=origin.by_hand)
         for path in paths:
@@ -137,13 +132,6 @@ def on_ray(ray_cluster: Cluster) -> imagefolder.Decoders:
         return (result for _, result in found)
 
     return imagefolder.Decoders(over=over, in_flight=in_flight)
-
-
-def pinned(root: Path, paths: Sequence[str], say: Say, *, needed: bool = True) -> list[Pin]:
-    """The pins of ``paths`` in data.dvc; ``UserError`` for one that is malformed, or ``needed`` and absent."""
-    with locked(root, PINS, say):
-        heal_pins(root)
-        return read_pins(root / PINS, paths, needed=needed)
 
 
 def bring(
@@ -228,7 +216,7 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
     return Pin(path=path, md5=md5, size=size, cached=out.get("cache", True) is not False)
 
 
-def take_what_is_here(root: Path, pins: Sequence[Pin], parts: Path, cache: Path | None, say: Say) -> list[Pin]:
+def take_what_is_here(root: Path, pins: Sequence[Pin], parts: Path, cache: Any, say: Say) -> list[Pin]:
     """Check the files in ``data/`` and take absent ones from DVC's cache; return the pins that still lack a file."""
     here, cached, missing = 0, 0, []
     for pin in pins:
@@ -243,7 +231,7 @@ def take_what_is_here(root: Path, pins: Sequence[Pin], parts: Path, cache: Path 
         elif path.exists():
             here += 1
             continue
-        if cache is not None and pin.cached and _from_cache(root, pin, parts, cache, say):
+        if cache is not None and pin.cached and _from_cache(root, pin, parts, Path(cache.oid_to_path(pin.md5)), say):
             cached += 1
         else:
             missing.append(pin)
@@ -336,61 +324,37 @@ def check_space(root: Path, name: str, missing: Sequence[Pin], unpacked: int) ->
         raise UserError(f"no space left for {name}: {need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
 
 
-def dvc_cache(root: Path, say: Say) -> Path | None:
-    """The folder of DVC's cached files, or None, with the reason logged, where DVC is out of use."""
+def dvc_cache(root: Path, say: Say) -> Any:
+    """DVC's store of files by md5, or None, with the reason logged, where DVC is out of use."""
     if not (root / ".dvc").is_dir():
         say("not a DVC repository: the raw files are not put into a cache")
         return None
-    if importlib.util.find_spec("dvc") is None:
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+    except ImportError:
         say("DVC is not installed: the raw files are not put into its cache")
         return None
-    git = any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents))
-    if not git and "true" not in _dvc(root, "config", "core.no_scm").stdout.lower():  # a copy, shipped to a cluster
-        say("neither in Git nor told to do without (core.no_scm): the raw files are not put into DVC's cache")
-        return None
-    answer = _dvc(root, "cache", "dir")
-    if answer.returncode:
-        say(f"DVC's cache is out of use: {_last_line(answer.stderr)}")
-        return None
-    return (root / answer.stdout.strip()).resolve() / "files" / "md5"
-
-
-def put_into_cache(root: Path, pins: Sequence[Pin], cache: Path, say: Say) -> None:
-    """``dvc add`` the files that the cache lacks; their digests are right, so data.dvc stays as it is."""
-    absent = [pin.path for pin in pins if not _cached(pin, cache).is_file()]
-    if not absent:
-        return
-    with locked(root, PINS, say), keeping_pins(root):
-        answer = _dvc(root, "add", *absent)
-    if answer.returncode:
-        say(f"not put into DVC's cache ({_last_line(answer.stderr)}); later: dvc add {' '.join(absent)}")
-    else:
-        say(f"{_files(len(absent))} put into DVC's cache")
-
-
-@contextmanager
-def keeping_pins(root: Path) -> Iterator[None]:
-    """Bring data.dvc through a ``dvc add``, which empties it before it writes it anew, and may be killed in between."""
-    shutil.copyfile(root / PINS, root / KEPT_PINS)
     try:
-        yield
-    finally:
-        heal_pins(root)
+        return Repo(str(root)).cache.local
+    except DvcException as error:  # a copy, shipped to a cluster, is in no Git
+        say(f"DVC's cache is out of use: {reason(error)}")
+        return None
 
 
-def heal_pins(root: Path) -> None:
-    """Put data.dvc back where a killed DVC left it empty, from the copy that was made before; remove that copy."""
-    kept, path = root / KEPT_PINS, root / PINS
-    if kept.is_file():
-        whole = path.is_file() and path.stat().st_size >= kept.stat().st_size
-        if whole:
-            kept.unlink()
-        else:
-            kept.replace(path)
+def put_into_cache(root: Path, pins: Sequence[Pin], cache: Any, say: Say) -> None:
+    """Add the files that the cache lacks. ``dvc add`` would rewrite data.dvc, and leave it empty where it is killed."""
+    absent = [pin for pin in pins if not cache.exists(pin.md5)]
+    try:
+        cache.add([str(root / pin.path) for pin in absent], cache.fs, [pin.md5 for pin in absent])
+    except OSError as error:
+        say(f"not put into DVC's cache ({reason(error)}); later: dvc add {' '.join(pin.path for pin in absent)}")
+    else:
+        if absent:
+            say(f"{_files(len(absent))} put into DVC's cache")
 
 
-def _from_cache(root: Path, pin: Pin, parts: Path, cache: Path, say: Say) -> bool:
-    cached = _cached(pin, cache)
+def _from_cache(root: Path, pin: Pin, parts: Path, cached: Path, say: Say) -> bool:
     if not cached.is_file():
         return False
     try:
@@ -405,32 +369,6 @@ def _from_cache(root: Path, pin: Pin, parts: Path, cache: Path, say: Say) -> boo
     shutil.copyfile(cached, parts / pin.file)
     (parts / pin.file).replace(root / pin.path)
     return True
-
-
-def _cached(pin: Pin, cache: Path) -> Path:
-    return cache / pin.md5[:2] / pin.md5[2:]
-
-
-def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run DVC; interrupted, let it end by itself first.
-
-    DVC empties data.dvc and its list of locks before it writes them anew: killed in between, it leaves a repository in
-    which every later DVC fails. So a terminal's Ctrl-C does not reach it, and it has `DVC_GRACE_S` to finish.
-    """
-    command = [sys.executable, "-m", "dvc", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
-    ) as process:
-        try:
-            out, err = (stream.decode(errors="replace") for stream in process.communicate())
-        except BaseException:
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=DVC_GRACE_S)
-            process.kill()  # no effect on one that has ended
-            process.wait()  # a zombie would be taken for the owner of a lock by the next DVC
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @contextmanager
@@ -448,10 +386,6 @@ def locked(root: Path, what: str, say: Say) -> Iterator[None]:
 
 def _files(count: int) -> str:
     return f"{count} file{'s' * (count != 1)}"
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]
 
 
 if __name__ == "__main__":
