@@ -35,7 +35,6 @@ from pipelines.tracking.spool import Spool
 
 HOST = "127.0.0.1"
 HEALTHY_WITHIN_S = 120.0  # importing MLflow's server takes 8 s on an idle machine
-END_S = 5.0  # for each way of asking a process to end
 SERVER = "--server"  # the process that is started, where MLflow runs
 SERVER_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a queue and its workers, for MLflow's GenAI features alone
@@ -120,7 +119,9 @@ def serving(uri: str, spool: Spool, port: int) -> Iterator[tuple[str, subprocess
             _await_health(address, process, log, uri)
             yield address, process
         finally:
-            end(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()  # waits, and closes the pipe
 
 
 def _serve() -> None:
@@ -165,30 +166,6 @@ def require_free(port: int) -> None:
         except OSError:
             mend = "end what listens there or choose another by --port"
             raise UserError(f"port {port} is taken on {HOST}; {mend}") from None
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started, which share its process group; by force when asking does not help."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-        except ProcessLookupError:
-            break
-        until = time.monotonic() + END_S
-        while time.monotonic() < until and _group_lives(process):
-            time.sleep(0.05)
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
-
-
-def _group_lives(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()
-    try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _send_waiting(spool: Spool) -> None:
