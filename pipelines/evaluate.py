@@ -21,7 +21,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
 from pipelines.command.files import DamagedError, remove, replace_folder, require_folder, restore_folder, write_json
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.data.datasets import DATA, Dataset, Split
@@ -43,8 +41,9 @@ from pipelines.results import examples, verdicts
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
-from pipelines.training.predictions import BATCH, Ask, Piece, Predictions, as_claimed, flops, predict
+from pipelines.training.predictions import BATCH, Ask, Examiner, Piece, Predictions, as_claimed, flops, predict
 
+Arrays = dict[str, NDArray[Any]]
 MUCH = 10**13  # floating-point operations, some two minutes of a core: from there on, to start Ray pays
 
 
@@ -102,20 +101,25 @@ def _evaluate(
     planned = [_collected(benchmark, one) for one in planned]
     models = [inputs.load(_files(one).weights) for one in planned]
     seeds: list[dict[str, Any]] = []
-    answers: list[Answers] = []
+    answers: dict[int, Arrays] = {}
     total = np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
     for one, model in zip(planned, models, strict=True):
-        ask = elsewhere and elsewhere(one)
-        found = predict(inputs, model, one.seed, device, precision=one.precision, split="test", ask=ask)
-        metrics = {"key": one.key, **_metrics(found)}
+        ask, examiner = elsewhere and elsewhere(one), Examiner(inputs, model, one.seed, device, one.precision)
+        found = predict(examiner, "test", ask=ask)
+        metrics = {
+            "key": one.key,
+            **_errors(found),
+            "top5_error": found.top_error,
+            "loss": found.loss,
+            "seconds": found.seconds,
+        }
         line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:
-            other = as_claimed(inputs, model, one.seed, device, precision=one.precision, on=on, tested=found, ask=ask)
-            metrics["claimed_on"] = _claimed(on, other)
-            line += f"; {metrics['claimed_on']['error']:.2f} % on {on.words}"
-        _write_seed(folder / "trials" / f"seed-{one.seed}", metrics, found)
+            other = as_claimed(examiner, on, found, ask)
+            metrics["claimed_on"] = dataclasses.asdict(on) | _errors(other)
+            line += f"; {other.error:.2f} % on {on.words}"
+        answers[one.seed] = _write_seed(folder / "trials" / f"seed-{one.seed}", metrics, found)
         seeds.append(metrics)
-        answers.append(Answers.of(one.seed, found))
         total += found.confusion()
         print(line, flush=True)
     _write_examples(folder / "examples.npz", answers, dataset)
@@ -168,67 +172,42 @@ def _files(one: spec.Spec) -> store.TrialFiles:
     return store.TrialFiles(RUNS / one.benchmark.name / f"seed-{one.seed}")
 
 
-def _metrics(found: Predictions) -> dict[str, Any]:
-    return {
-        "error": found.error,
-        "accuracy": 100 - found.error,
-        "top5_error": found.top_error,
-        "loss": found.loss,
-        "single_view_error": found.single_view_error,
-        "seconds": found.seconds,
+def _errors(found: Predictions) -> dict[str, float]:
+    return {"error": found.error, "accuracy": 100 - found.error, "single_view_error": found.single_view_error}
+
+
+def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> Arrays:
+    """Write a seed's metrics, confusion matrix and answers; returns the answers to the N test images.
+
+    ``labels`` and ``predicted`` are (N,) uint16, ``confidence`` (N,) float16 is the probability of the class predicted.
+    """
+    answers: Arrays = {
+        "labels": found.labels.numpy().astype(np.uint16),
+        "predicted": found.predicted.numpy().astype(np.uint16),
+        "confidence": found.probabilities.max(1).values.numpy().astype(np.float16),
     }
-
-
-def _claimed(on: ClaimedOn, found: Predictions) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(on),
-        "error": found.error,
-        "accuracy": 100 - found.error,
-        "single_view_error": found.single_view_error,
-    }
-
-
-def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> None:
     folder.mkdir(parents=True)
     write_json(folder / "metrics.json", metrics)
     np.savetxt(folder / "confusion.csv", found.confusion(), fmt="%d", delimiter=",")
-    np.savez_compressed(
-        folder / "predictions.npz",
-        labels=found.labels.numpy().astype(np.uint16),
-        predicted=found.predicted.numpy().astype(np.uint16),
-        confidence=found.probabilities.max(1).values.numpy().astype(np.float16),
-    )
+    np.savez_compressed(folder / "predictions.npz", **answers)  # type: ignore[arg-type]
+    return answers
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What one seed said of the N test images, without the probabilities of the classes that it did not choose."""
-
-    seed: int
-    predicted: NDArray[np.int64]  # (N,)
-    confidence: NDArray[np.float16]  # (N,)
-
-    @classmethod
-    def of(cls, seed: int, found: Predictions) -> Answers:
-        """Those of a seed's predictions."""
-        confidence = found.probabilities.max(1).values.numpy().astype(np.float16)
-        return cls(seed=seed, predicted=found.predicted.numpy(), confidence=confidence)
-
-
-def _write_examples(path: Path, answers: Sequence[Answers], dataset: Dataset) -> None:
-    """Test images behind the cells of every seed's confusion matrix, and what each seed said of each of them."""
+def _write_examples(path: Path, answers: Mapping[int, Arrays], dataset: Dataset) -> None:
+    """Test images behind the cells of every seed's confusion matrix, with each seed's answer to each of them."""
     images, labels = dataset.split("test")
     actual = np.array(labels, dtype=np.int64)
-    index = examples.bounded(actual, np.stack([one.predicted for one in answers]), len(dataset.classes))
+    predicted = np.stack([one["predicted"] for one in answers.values()]).astype(np.int64)
+    index = examples.bounded(actual, predicted, len(dataset.classes))
     parts = [_small(np.array(images[index[i : i + BATCH]])) for i in range(0, len(index), BATCH)]
     np.savez_compressed(
         path,
         images=np.concatenate(parts),
         actual=actual[index],
         index=index,
-        seeds=np.array([one.seed for one in answers]),
-        predicted=np.stack([one.predicted[index] for one in answers]),
-        confidence=np.stack([one.confidence[index] for one in answers]),
+        seeds=np.array(list(answers)),
+        predicted=predicted[:, index],
+        confidence=np.stack([one["confidence"][index] for one in answers.values()]),
     )
 
 
@@ -249,7 +228,7 @@ def _write_first_layer(path: Path, model: nn.Module, dataset: Dataset) -> None:
     """
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     first, second = (*layers, None, None)[:2]
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: Arrays = {}
     if isinstance(first, nn.Conv2d):
         arrays["filters"] = first.weight.detach().cpu().float().numpy()
         arrays["towers"] = np.array(second.groups if isinstance(second, nn.Conv2d) else 1)

@@ -36,7 +36,7 @@ from pipelines.data import subsets
 from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, status, store
 from pipelines.training.inputs import Inputs
-from pipelines.training.predictions import predict
+from pipelines.training.predictions import Examiner, predict
 
 CHOICES = Path("results/choices")  # one record a benchmark
 
@@ -76,12 +76,9 @@ def in_use(benchmark: Benchmark, choice: Choice) -> dict[str, float]:
 def validation_error(trial: spec.Spec, choice: Choice, device: str) -> float:
     """Error in per cent of the finished trial on the slice; one view an image."""
     inputs = Inputs.of(trial)
-    places = subsets.validation(inputs.dataset.train, choice.hold_out)
-    model, single = inputs.load(trial.files.weights), Evaluation()
-    answers = predict(
-        inputs, model, trial.seed, device, precision=trial.precision, split="train", places=places, evaluation=single
-    )
-    return round(answers.error, 4)
+    model = inputs.load(trial.files.weights)
+    examiner = Examiner(inputs, model, trial.seed, device, trial.precision, Evaluation())
+    return round(predict(examiner, "train", subsets.validation(inputs.dataset.train, choice.hold_out)).error, 4)
 
 
 def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) -> dict[str, Any]:
