@@ -138,7 +138,7 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
                     if line:
                         say(line)
     fitted = store.default() / "fitted"
-    for path in sorted([*fitted.glob("*.pt"), *fitted.glob("*.npy")]):
+    for path in sorted(fitted.glob("*.pt")):
         with contextlib.suppress(locks.HeldError), locks.held(path.with_suffix(".lock"), str(path), patience_s=0):
             try:
                 check_seal(path)

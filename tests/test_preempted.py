@@ -18,7 +18,7 @@ from pipelines.command.errors import UserError
 from pipelines.command.files import read_json
 from pipelines.config.params import Params
 from pipelines.data.batches import Chunks
-from pipelines.training import spec, trainer
+from pipelines.training import core, spec, trainer
 from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, PreemptedError, Worker
 from pipelines.training.inputs import Inputs
 from tests import projects
@@ -156,7 +156,7 @@ def test_no_checkpoint_of_another_trial_is_loaded_whoever_hands_it_over(job: lis
             shutil.copy(one.files.checkpoint, copy)
 
     trainer.run(one, watch=keep)
-    loader, module = trainer.prepare(other, Inputs.of(other), Worker())
+    loader, module = core.assemble(other, Inputs.of(other))
     callback = CheckpointCallback(other, loader, Worker(), lambda told: None, 900)
     lightning = trainer.build_trainer(other, Worker(), callback, Checkpoints())
     with pytest.raises(UserError, match=rf"^a checkpoint of another trial \(key {one.key}\); expected {other.key}$"):

@@ -124,11 +124,6 @@ class Spec:
         searched = 0.0 if boosting is None else CANDIDATE * boosting.candidates * self.epochs / paper
         return self.epochs * kept + searched
 
-    @property
-    def repeats(self) -> bool:
-        """Whether it looks at as many images as there are to train on, so that to prepare each once costs no more."""
-        return self.images() >= datasets.open_dataset(self.data, self.benchmark.dataset).train
-
     def _images_an_epoch(self) -> tuple[int, int]:
         """Images that the recipe trains on, and those of them that the budget leaves."""
         dataset = datasets.open_dataset(self.data, self.benchmark.dataset)

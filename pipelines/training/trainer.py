@@ -23,7 +23,7 @@ from pipelines.command.errors import FULL, UserError
 from pipelines.command.files import DamagedError, MissingError, replacing, set_aside, write_json
 from pipelines.config import wording
 from pipelines.data import datasets
-from pipelines.data.batches import Batches, Chunks
+from pipelines.data.batches import Chunks
 from pipelines.training import core, fingerprint, memory, provenance, store, tensors
 from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Watch, Worker, chunks_of
 from pipelines.training.classifier import Classifier
@@ -78,7 +78,7 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     identity = _identity(spec, inputs.dataset) | provenance.git_state()
     if worker.rank == 0:
         write_json(spec.files.trial, identity)
-    loader, module = prepare(spec, inputs, worker)
+    loader, module = core.assemble(spec, inputs, rank=worker.rank, workers=worker.workers)
     callback = CheckpointCallback(spec, loader, worker, watch, len(inputs.positions))
     checkpoints = Checkpoints()
     trainer = worker.prepare(build_trainer(spec, worker, callback, checkpoints))
@@ -86,19 +86,6 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     trainer.fit(module, train_dataloaders=Chunks(loader), ckpt_path=resumed)
     if worker.rank == 0:
         _finish(spec, module, callback, identity)
-
-
-def prepare(spec: Spec, inputs: Inputs, worker: Worker) -> tuple[Batches, Classifier]:
-    """The trial's minibatches and its freshly initialised module."""
-    return core.assemble(
-        spec,
-        inputs.dataset,
-        inputs.transforms,
-        inputs.build,
-        preprocessed=inputs.preprocessed(spec, worker.workers),
-        rank=worker.rank,
-        workers=worker.workers,
-    )
 
 
 def quieten() -> None:
