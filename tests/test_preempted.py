@@ -157,10 +157,11 @@ def test_no_checkpoint_of_another_trial_is_loaded_whoever_hands_it_over(job: lis
 
     trainer.run(one, watch=keep)
     loader, module = core.assemble(other, Inputs.of(other))
-    callback = CheckpointCallback(other, loader, Worker(), lambda told: None, 900)
+    chunks = Chunks(loader)
+    callback = CheckpointCallback(other, chunks, Worker(), lambda told: None, 900)
     lightning = trainer.build_trainer(other, Worker(), callback, Checkpoints())
     with pytest.raises(UserError, match=rf"^a checkpoint of another trial \(key {one.key}\); expected {other.key}$"):
-        lightning.fit(module, train_dataloaders=Chunks(loader), ckpt_path=copy)
+        lightning.fit(module, train_dataloaders=chunks, ckpt_path=copy)
 
 
 def test_an_error_that_a_preempted_worker_raises_survives_the_way_to_the_driver() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -21,10 +21,12 @@ from pytorch_lightning.plugins import CheckpointIO
 
 from pipelines.command.errors import PREEMPTED, AdvisedError, UserError
 from pipelines.command.files import write_bytes, write_json
-from pipelines.data.batches import Batches, Chunks
 from pipelines.training import provenance, status, tensors
 from pipelines.training.classifier import Classifier
 from pipelines.training.spec import Spec
+
+if TYPE_CHECKING:
+    from pipelines.data.batches import Chunks
 
 CHECKPOINT_EVERY_S = 10.0  # at least; and so rarely that saving takes at most a twentieth of the time
 PROGRESS_EVERY_S = 5.0
@@ -66,8 +68,9 @@ class CheckpointCallback(pl.Callback):
     is one over these, whatever the budget leaves.
     """
 
-    def __init__(self, spec: Spec, loader: Batches, worker: Worker, watch: Watch, whole: int) -> None:
-        self.spec, self.loader, self.worker, self.watch, self.whole = spec, loader, worker, watch, whole
+    def __init__(self, spec: Spec, chunks: Chunks, worker: Worker, watch: Watch, whole: int) -> None:
+        self.spec, self.chunks, self.worker, self.watch, self.whole = spec, chunks, worker, watch, whole
+        self.loader = chunks.loader
         self.curve: list[dict[str, Any]] = []
         self.trained_on = [provenance.hardware(spec.device)]  # in the order of their work
         self.worked_with = [worker.workers]  # workers, in the order of their work
@@ -109,7 +112,7 @@ class CheckpointCallback(pl.Callback):
         """Count the chunks behind as this device cuts them: Lightning would end the epoch by another's count."""
         done = checkpoint["callbacks"][self.state_key]["position"]["done"]
         if done:
-            behind = Chunks(self.loader).behind(done)
+            behind = self.chunks.behind(done)
             counts = {"ready": behind, "started": behind, "processed": behind, "completed": behind - 1}
             chunks_of(checkpoint)["current"] = counts  # as Lightning has them when it calls ``on_train_batch_end``
 

@@ -21,7 +21,7 @@ from pipelines.config import schema, wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.values import plain
 from pipelines.data import datasets, subsets, transforms
-from pipelines.data.batches import stream
+from pipelines.data.streams import stream
 from pipelines.training import fingerprint, tensors
 
 if TYPE_CHECKING:

@@ -79,11 +79,12 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     if worker.rank == 0:
         write_json(spec.files.trial, identity)
     loader, module = core.assemble(spec, inputs, rank=worker.rank, workers=worker.workers)
-    callback = CheckpointCallback(spec, loader, worker, watch, len(inputs.positions))
+    chunks = Chunks(loader)
+    callback = CheckpointCallback(spec, chunks, worker, watch, len(inputs.positions))
     checkpoints = Checkpoints()
     trainer = worker.prepare(build_trainer(spec, worker, callback, checkpoints))
     resumed = checkpoint(spec, worker, module, checkpoints)
-    trainer.fit(module, train_dataloaders=Chunks(loader), ckpt_path=resumed)
+    trainer.fit(module, train_dataloaders=chunks, ckpt_path=resumed)
     if worker.rank == 0:
         _finish(spec, module, callback, identity)
 
@@ -128,8 +129,7 @@ def checkpoint(spec: Spec, worker: Worker, module: Classifier, checkpoints: Chec
     """
     path = spec.files.checkpoint
     try:
-        held = checkpoints.read(path, f"a checkpoint of {spec.name}")
-        check_checkpoint(held, path, spec, module)
+        check_checkpoint(checkpoints.read(path, f"a checkpoint of {spec.name}"), path, spec, module)
     except MissingError:
         return None
     except DamagedError as error:

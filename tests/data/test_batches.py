@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pipelines.config.recipes import Subset
 from pipelines.data import subsets, transforms
-from pipelines.data.batches import STEPS_AT_ONCE, VALUES_AT_ONCE, Batches, Chunks, stream
+from pipelines.data.batches import STEPS_AT_ONCE, VALUES_AT_ONCE, Batches, Chunks
+from pipelines.data.streams import stream
 from pipelines.training import core, spec
 from pipelines.training.inputs import Inputs
 from tests.conftest import edit_params

@@ -49,7 +49,7 @@ def test_preprocessing_is_fitted_on_the_images_that_are_trained_on(project: Path
 
 
 def test_the_estimate_of_the_disk_counts_zcas_matrix_once(project: Path) -> None:
-    changes = {"recipe.preprocess": [{"raw": {}}, {"zca": {}}]}
+    changes: dict[str, Any] = {"recipe.preprocess": [{"raw": {}}, {"zca": {}}]}
     trials = [planned(changes, seed=seed) for seed in (0, 1)]
     assert estimate._fitted_bytes(trials) == 4 * 784 * 784
 
