@@ -1,13 +1,13 @@
-"""Stage evaluate: open the test split, once a trial, and write what the trained networks make of it.
+"""Stage evaluate: open the test split, once a trial, and write the trained networks' predictions and errors.
 
     python -m pipelines.evaluate lenet5-mnist
 
-The only stage that reads test images. It looks at them as the claim's protocol did (once, as several random views, or
-as ten crops, whose probabilities are averaged) and reports the state after the last epoch: nothing is selected on it.
-Where the source measured its figure on other images (``evaluation.claimed_on``), those are looked at in the same way;
-confusion matrix, examples and figures a class are of the test split even so.
+The only stage that reads test images. It classifies them by the claim's protocol (once, or averaged over several random
+views or ten crops) with the weights after the last epoch: nothing is selected on the test split. Where the source
+measured its figure on other images (``evaluation.claimed_on``), these are classified too, in the same way; confusion
+matrix, examples and figures a class are always those of the test split.
 
-Much work on CPUs, ten crops of photographs say, is spread over Ray as training is.
+Much work on CPUs, such as ten crops of photographs, is spread over Ray like training.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import BATCH, Ask, Examiner, Piece, Predictions, as_claimed, flops, predict
 
 Arrays = dict[str, NDArray[Any]]
-MUCH = 10**13  # floating-point operations, some two minutes of a core: from there on, to start Ray pays
+MUCH = 10**13  # floating-point operations, some two minutes of a core, from which it pays to start Ray
 
 
 def evaluate(
@@ -55,8 +55,8 @@ def evaluate(
 ) -> Path:
     """Write ``evaluations/<benchmark>/`` for the benchmark's trials; returns that folder.
 
-    An earlier evaluation stays where it is until the new one is whole. Much work on a CPU is spread over the
-    cluster that ``connect`` returns.
+    An earlier evaluation stays in place until the new one is whole. Much work on a CPU is spread over the cluster that
+    ``connect`` returns.
     """
     dataset = datasets.open_dataset(DATA, benchmark.dataset)
     inputs = Inputs(benchmark, dataset, store.default())
@@ -70,20 +70,20 @@ def evaluate(
         much = device == "cpu" and len(planned) * dataset.test * flops(inputs) >= MUCH
         with readiness.ready(connect(), planned[:1]) if connect and much else nullcontext() as able:
             ask = functools.partial(_elsewhere, able) if able else None
-            _evaluate(fresh, inputs, sorted(planned, key=lambda one: one.seed), device, ask)
+            _evaluate(fresh, inputs, sorted(planned, key=lambda trial: trial.seed), device, ask)
     return target
 
 
-def _elsewhere(ray_cluster: connection.Cluster, one: spec.Spec) -> Ask:
-    """Have images classified by Ray workers, piece by piece, each with what a worker that trains has."""
-    need = ray_cluster.need(one.benchmark)
-    placed = dataclasses.replace(one, device="cuda" if need.gpus else "cpu", threads=need.cpus)
+def _elsewhere(ray_cluster: connection.Cluster, trial: spec.Spec) -> Ask:
+    """Have images classified by Ray workers, piece by piece, each with the resources of a training worker."""
+    need = ray_cluster.need(trial.benchmark)
+    placed = dataclasses.replace(trial, device="cuda" if need.gpus else "cpu", threads=need.cpus)
     # The nodes of a job share the run store; a copy of the code, and so runs/, lies on one of them alone.
-    weights = (one.files if one.files.finished else _files(one)).weights.absolute()
+    weights = (trial.files if trial.files.finished else _files(trial)).weights.absolute()
 
     def ask(split: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
         calls = {start: (placed, weights, split, start, places) for start, places in pieces.items()}
-        what = f"the evaluation of {one.name}"
+        what = f"the evaluation of {trial.name}"
         place = "pipelines.training.predictions.answer"
         return spreading.spread(place, calls, what=what, need=need, on=ray_cluster)
 
@@ -98,27 +98,27 @@ def _evaluate(
     elsewhere: Callable[[spec.Spec], Ask] | None,
 ) -> None:
     benchmark, dataset, on = inputs.benchmark, inputs.dataset, inputs.benchmark.evaluation.claimed_on
-    planned = [_collected(benchmark, one) for one in planned]
-    models = [inputs.load(_files(one).weights) for one in planned]
+    planned = [_collected(benchmark, trial) for trial in planned]
+    models = [inputs.load(_files(trial).weights) for trial in planned]
     seeds: list[dict[str, Any]] = []
     answers: dict[int, Arrays] = {}
     total = np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
-    for one, model in zip(planned, models, strict=True):
-        ask, examiner = elsewhere and elsewhere(one), Examiner(inputs, model, one.seed, device, one.precision)
+    for trial, model in zip(planned, models, strict=True):
+        ask, examiner = elsewhere and elsewhere(trial), Examiner(inputs, model, trial.seed, device, trial.precision)
         found = predict(examiner, "test", ask=ask)
         metrics = {
-            "key": one.key,
+            "key": trial.key,
             **_errors(found),
             "top5_error": found.top_error,
             "loss": found.loss,
             "seconds": found.seconds,
         }
-        line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
+        line = f"{trial.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:
             other = as_claimed(examiner, on, found, ask)
             metrics["claimed_on"] = dataclasses.asdict(on) | _errors(other)
             line += f"; {other.error:.2f} % on {on.words}"
-        answers[one.seed] = _write_seed(folder / "trials" / f"seed-{one.seed}", metrics, found)
+        answers[trial.seed] = _write_seed(folder / "trials" / f"seed-{trial.seed}", metrics, found)
         seeds.append(metrics)
         total += found.confusion()
         print(line, flush=True)
@@ -147,29 +147,29 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 
 def _check_names(dataset: Dataset) -> None:
-    """UserError for a class that no report could name: its folder's name is not UTF-8."""
+    """UserError for a class that a report could not name, because its folder's name is not UTF-8."""
     for name in dataset.classes:
         if name != name.encode(errors="replace").decode():
             shown = ascii(name) if len(name) <= 80 else f"{ascii(name)[:80]}..."
             raise UserError(f"{DATA / dataset.name}: the class {shown} is not UTF-8; expected names that are text")
 
 
-def _collected(benchmark: Benchmark, one: spec.Spec) -> spec.Spec:
-    """This trial in the precision that it was trained in, as the stage train collected it, whole; of no other trial."""
-    files, name = _files(one), benchmark.name
+def _collected(benchmark: Benchmark, trial: spec.Spec) -> spec.Spec:
+    """The trial in the precision that it was trained in; UserError unless the stage train collected it, whole."""
+    files, name = _files(trial), benchmark.name
     again = f"run the stage train, which collects it anew: python -m pipelines.train {name}, or dvc repro"
     try:
         key = files.read_result(None).get("key")
     except DamagedError as error:
         raise UserError(f"{error}; {again}") from None
-    variants = {variant.key: variant for variant in one.variants}
+    variants = {variant.key: variant for variant in trial.variants}
     if key not in variants:
         raise UserError(f"{files.folder} holds another trial than {benchmark.where} describes; {again}")
     return variants[key]
 
 
-def _files(one: spec.Spec) -> store.TrialFiles:
-    return store.TrialFiles(RUNS / one.benchmark.name / f"seed-{one.seed}")
+def _files(trial: spec.Spec) -> store.TrialFiles:
+    return store.TrialFiles(RUNS / trial.benchmark.name / f"seed-{trial.seed}")
 
 
 def _errors(found: Predictions) -> dict[str, float]:
@@ -197,7 +197,7 @@ def _write_examples(path: Path, answers: Mapping[int, Arrays], dataset: Dataset)
     """Test images behind the cells of every seed's confusion matrix, with each seed's answer to each of them."""
     images, labels = dataset.split("test")
     actual = np.array(labels, dtype=np.int64)
-    predicted = np.stack([one["predicted"] for one in answers.values()]).astype(np.int64)
+    predicted = np.stack([answer["predicted"] for answer in answers.values()]).astype(np.int64)
     index = examples.bounded(actual, predicted, len(dataset.classes))
     parts = [_small(np.array(images[index[i : i + BATCH]])) for i in range(0, len(index), BATCH)]
     np.savez_compressed(
@@ -207,7 +207,7 @@ def _write_examples(path: Path, answers: Mapping[int, Arrays], dataset: Dataset)
         index=index,
         seeds=np.array(list(answers)),
         predicted=predicted[:, index],
-        confidence=np.stack([one["confidence"][index] for one in answers.values()]),
+        confidence=np.stack([answer["confidence"][index] for answer in answers.values()]),
     )
 
 

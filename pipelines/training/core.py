@@ -1,6 +1,6 @@
-"""The numeric core of a trial: what decides its weights begins here, and so does the code in its key (``fingerprint``).
+"""The numeric core of a trial, where the walk over the code in its key begins (``fingerprint``).
 
-Reading, checking, reporting and keeping files are none of it.
+It neither reads, checks and writes files nor reports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipelines.training.inputs import Inputs
     from pipelines.training.spec import Spec
 
-# By the key of a recipe that asks for them: how minibatches are made, where not as usual.
+# Other kinds of minibatches, by the key of the recipe that asks for them.
 LOADERS: Registry[Callable[..., Callable[..., Batches]]] = Registry("kind of minibatches", __name__)
 
 

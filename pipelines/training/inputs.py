@@ -1,4 +1,4 @@
-"""The network of a benchmark and what it sees: derived once from the benchmark and its dataset, and handed down."""
+"""A benchmark's network, shapes and fitted transforms, derived once from the benchmark and its dataset."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from pipelines.data.datasets import Dataset
     from pipelines.training.spec import Spec
 
-LOADED = fingerprint.read()  # the code that this process runs, whatever becomes of the files
-PATIENCE_S = 600.0  # for another process that fits the same
+LOADED = fingerprint.read()  # the code that this process runs, even if the files change
+PATIENCE_S = 600.0  # for another process that fits the same transforms
 LONGEST_REASON = 300  # characters of an error of torch's
 Transforms = tuple[transforms.Preprocess, transforms.Augment]
 
 
 class Inputs:
-    """Positions, shape and fitted transforms of one benchmark on one dataset, each derived when first asked for."""
+    """Positions, shape and fitted transforms of one benchmark on one dataset, each derived on first use."""
 
     def __init__(self, benchmark: Benchmark, dataset: Dataset, root: Path) -> None:
         """``root`` is the run store, which keeps fitted transforms."""
@@ -104,11 +104,11 @@ class Inputs:
         return model.eval()
 
     def _identity(self) -> list[str]:
-        """What decides the fitted transforms: data, arguments and code."""
+        """All that decides the fitted transforms: data, arguments and code."""
         recipe = plain(self.benchmark.recipe)
         chosen = {key: recipe[key] for key in ("preprocess", "augment", "subset")}
         code = fingerprint.of_fitting(chosen, LOADED)
-        return [self.dataset.digest, *map(str, chosen.values()), *(f"{name} {one}" for name, one in code.items())]
+        return [self.dataset.digest, *map(str, chosen.values()), *(f"{name} {hash_}" for name, hash_ in code.items())]
 
     def _restored(self, path: Path, identity: list[str]) -> Transforms:
         recipe = self.benchmark.recipe

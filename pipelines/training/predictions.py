@@ -77,7 +77,7 @@ class Predictions:
         return cells.view(classes, classes).numpy()
 
     def part(self, places: NDArray[np.int64]) -> Predictions:
-        """Those of the images at these positions."""
+        """The predictions of the images at these positions."""
         at = torch.from_numpy(places)
         return Predictions(
             probabilities=self.probabilities[at], labels=self.labels[at], single=self.single[at], seconds=0.0
@@ -85,11 +85,11 @@ class Predictions:
 
 
 class Examiner:
-    """A trained network and its way of looking at images, asked for one piece of them after another.
+    """A trained network that classifies images by an evaluation's protocol, piece by piece.
 
-    With ten crops the network runs channels-last, whose poolings take a tenth of the time on a CPU, and the centre crop
-    is the single view too, where training saw crops of that size. A view goes through the network in parts of at most
-    ``VALUES_A_PASS`` pixel values, whose maps a cache can hold.
+    With ten crops the network runs channels-last, because its poolings then take a tenth of the time on a CPU; the
+    centre crop also serves as the single view where training saw crops of that size. A view passes the network in
+    parts of at most ``VALUES_A_PASS`` pixel values, whose maps fit a cache.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Examiner:
     def piece(self, split: Split, start: int, places: NDArray[np.int64]) -> Piece:
         """Averaged probabilities (n, classes) of the images at ``places``, and classes (n,) from a single view.
 
-        ``start``, how many images come before them, is part of the stream that draws random views.
+        ``start``, the number of images before them, is part of the name of the stream that draws random views.
         """
         images, _ = self.inputs.dataset.split(split)
         batch = self.preprocess(torch.from_numpy(np.array(images[places])).to(self.device))
@@ -150,12 +150,12 @@ def predict(
     _, labels = inputs.dataset.split(split)
     places = np.arange(len(labels)) if places is None else places
     pieces = {start: places[start : start + BATCH] for start in range(0, len(places), BATCH)}
-    found: dict[int, Piece] = {}
+    answers: dict[int, Piece] = {}
     with progress.counting(f"{inputs.benchmark.name} seed {examiner.seed}", len(places), "images") as advance:
         for start, piece in (ask or examiner.pieces)(split, pieces):
-            found[start] = piece
+            answers[start] = piece
             advance(len(pieces[start]))
-    averaged, single = zip(*(found[start] for start in pieces), strict=True)
+    averaged, single = zip(*(answers[start] for start in pieces), strict=True)
     return Predictions(
         probabilities=torch.cat(averaged),
         labels=torch.from_numpy(np.array(labels[places])),
@@ -167,7 +167,7 @@ def predict(
 def as_claimed(examiner: Examiner, on: ClaimedOn, tested: Predictions, ask: Ask | None = None) -> Predictions:
     """Predictions of the images that the claim was measured on.
 
-    Those of a part of the test split are taken from ``tested``, the whole split's, so that no view is computed twice.
+    For a part of the test split they are taken from ``tested``, those of the whole split: no view is computed twice.
     """
     dataset = examiner.inputs.dataset
     if on.split == "test":
@@ -176,7 +176,7 @@ def as_claimed(examiner: Examiner, on: ClaimedOn, tested: Predictions, ask: Ask 
 
 
 def answer(trial: Spec, weights: Path, split: Split, start: int, places: NDArray[np.int64]) -> Piece:
-    """A piece of ``predict``, in a process of its own, which keeps the trial's network for the next one."""
+    """A piece of ``predict``, in a process of its own, which keeps the trial's network for the next piece."""
     wanted = (trial.key, weights)
     if wanted not in EXAMINERS:
         EXAMINERS.clear()  # a network and its transforms may take a gigabyte
@@ -188,7 +188,7 @@ def answer(trial: Spec, weights: Path, split: Split, start: int, places: NDArray
 
 
 def flops(inputs: Inputs) -> int:
-    """Floating-point operations that the benchmark's evaluation takes for one image, about."""
+    """Floating-point operations, about, of the benchmark's evaluation for each image."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -18,11 +18,11 @@ from pipelines.command.errors import UserError
 from pipelines.training.fingerprint import ROOT
 
 UNCOUNTED = (":!suite.yaml", ":!results")  # of the tree's changes
-ARCHIVED = ".git_archival.txt"  # `git archive` fills it in, as .gitattributes says
+ARCHIVED = ".git_archival.txt"  # filled in by `git archive` (.gitattributes)
 
 
 def chosen_device(asked: str | None) -> str:
-    """The device asked for, or the GPU where there is one; UserError for one that is not there."""
+    """The device asked for, or by default the GPU, if there is one; UserError for a GPU that is not there."""
     there = torch.cuda.is_available()
     if asked == "cuda" and not there:
         raise UserError("--device is cuda; torch finds no GPU here, expected cpu")
@@ -43,7 +43,7 @@ def hardware(device: str) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Python and the libraries behind a training, None for one that took no part."""
+    """Python's and the libraries' versions; None for a library that took no part."""
     ray = sys.modules.get("ray")
     return {
         "python": platform.python_version(),
@@ -55,12 +55,10 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit of the source tree and whether it was changed since, None where that can't be told.
+    """The commit of the source tree and whether it was changed since; None where that is unknown.
 
-    An archive that ``git archive`` made, which the image of a cluster is built from, names its commit in a file.
-
-    Another active suite is no change, since it concerns no single benchmark; nor is what stands below results/, the
-    records of ``tune`` and the evidence, which would make the next one dirty.
+    An archive made by ``git archive``, as in a cluster's image, names its commit in a file. Another active suite does
+    not count as a change, nor do files below results/: a record of ``tune`` or evidence would make the next one dirty.
     """
 
     def git(*words: str) -> str | None:
@@ -79,7 +77,7 @@ def git_state() -> dict[str, Any]:
 
 def _archived() -> str | None:
     try:
-        found = re.search(r"node: ([0-9a-f]{40})\b", (ROOT / ARCHIVED).read_text(encoding="utf-8", errors="replace"))
+        node = re.search(r"node: ([0-9a-f]{40})\b", (ROOT / ARCHIVED).read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None
-    return found and found[1]
+    return node and node[1]

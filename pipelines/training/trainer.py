@@ -90,17 +90,17 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
 
 
 def quieten() -> None:
-    """Silence libraries about choices that are meant."""
+    """Silence warnings about choices that we make on purpose."""
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", "The `srun` command is available")  # who has a SLURM need not use it
     pl._logger.setLevel("ERROR")
 
 
 def build_trainer(spec: Spec, worker: Worker, callback: CheckpointCallback, checkpoints: Checkpoints) -> pl.Trainer:
-    """Lightning's Trainer with nothing that costs time in every step, and its environment given explicitly.
+    """Lightning's Trainer without anything that costs time in every step, with its environment given explicitly.
 
-    Where Lightning detects a SLURM, it refuses ``--ntasks``, writes a checkpoint of its own on SIGUSR1, and resumes
-    from any such file in its folder, whichever trial's; hence also no root folder.
+    Where Lightning detects SLURM by itself, it refuses ``--ntasks``, writes a checkpoint of its own on SIGUSR1, and
+    resumes from any trial's such file in its root folder. Hence there is no root folder either.
     """
     settings: dict[str, Any] = {
         "accelerator": "gpu" if spec.device == "cuda" else "cpu",
@@ -123,9 +123,9 @@ def build_trainer(spec: Spec, worker: Worker, callback: CheckpointCallback, chec
 
 
 def checkpoint(spec: Spec, worker: Worker, module: Classifier, checkpoints: Checkpoints) -> Path | None:
-    """The checkpoint to resume from, None without one; a damaged one, or another trial's, is reported and set aside.
+    """The checkpoint to resume from, or None; one that is damaged, or another trial's, is reported and set aside.
 
-    All workers come to the same answer, each from the file itself.
+    Every worker reads the file itself and comes to the same answer.
     """
     path = spec.files.checkpoint
     try:
@@ -161,16 +161,16 @@ def check_checkpoint(held: dict[str, Any], path: Path, spec: Spec, module: Class
 
 
 def _fits(saved: Mapping[int, Mapping[str, Any]], optimiser: torch.optim.Optimizer) -> bool:
-    """Whether an optimiser's state of each parameter has the parameter's shape, or is a plain number."""
+    """Whether the saved state of each parameter has the parameter's shape, or is a plain number."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     kept = [(parameters[at], value) for at, state in saved.items() for value in state.values()]
     return all(value.shape in (p.shape, ()) for p, value in kept if isinstance(value, Tensor))
 
 
 def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
-    """What is trained, by which code; UserError where this is not the code that the trial was planned with.
+    """The trial's config, data and code; UserError where code or data were changed after it was planned.
 
-    Hours may lie between the two, and the files be edited in them: weights must not be kept under another's key.
+    Hours may pass between plan and start. Weights must not be kept under the key of other code.
     """
     config = spec.config
     code = fingerprint.of_training(config, _loaded(spec.benchmark.model.family))
@@ -187,7 +187,7 @@ def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
     }
 
 
-@functools.cache  # a family's file, too, is loaded once, and before it is read: an edit in between must show
+@functools.cache  # a family's file is imported before its source is read, so that an edit in between is noticed
 def _loaded(family: str) -> dict[str, str]:
     name = f"models.{family}"
     importlib.import_module(name)
@@ -195,7 +195,7 @@ def _loaded(family: str) -> dict[str, str]:
 
 
 def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identity: Mapping[str, Any]) -> None:
-    """Weights, provenance, and last of all the mark that the trial is finished."""
+    """Write the weights and then the provenance, with which the trial is finished."""
     last, workers = callback.curve[-1], callback.worked_with
     with replacing(spec.files.weights) as temporary:
         torch.save(module.model.state_dict(), temporary)
