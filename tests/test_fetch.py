@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -174,7 +175,7 @@ def test_a_folder_in_a_files_place(root: Path) -> None:
 
 def test_data_that_cannot_be_written(root: Path) -> None:
     (root / "data").write_text("a file")
-    with pytest.raises(UserError, match=r"data/\.mnist\.lock: cannot be written"):
+    with pytest.raises(UserError, match=r"/data is no folder; expected one"):
         run(root, [])
 
 
@@ -204,7 +205,7 @@ def test_a_read_only_disk_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    with pytest.raises(UserError, match=r"data/\.mnist\.lock: cannot be written \(Read-only file system\)"):
+    with pytest.raises(UserError, match=r"/data can't be made \(Read-only file system\); expected a folder"):
         run(root, [])
 
 
@@ -250,6 +251,8 @@ def test_what_is_no_file_is_not_waited_for(root: Path, tmp_path: Path, kind: str
         assert line == "replaced"
     elif place.startswith("datasets"):
         assert line.endswith("holds meta.json, which is no part of a dataset and would be lost; move it away")
+    elif place.endswith(".lock"):
+        assert re.match(rf"{root / place}(: | is no regular file; )", line) and "expected" in line
     else:
         assert line == f"{root / place}: {kind} stands where a file belongs; move it away"
 

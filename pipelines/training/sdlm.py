@@ -9,11 +9,11 @@ a_i = sum_j u_ij x_j and x_i = f(a_i),
 
 and a weight shared by several connections gets their sum. Nothing in it can become negative.
 
-That is the ordinary backward pass with the factors squared that it multiplies by: weights, inputs and slopes. So the
-unmodified model is run forward with its multiplying operations replaced (``_SquaredBackward``) by ones of the same
-value whose backward pass squares, and autograd does the rest.
+That is the ordinary backward pass with its factors squared: weights, inputs and slopes. So the unmodified model runs
+forward with its multiplying operations replaced (``_SquaredBackward``) by operations of the same value whose backward
+pass squares, and autograd does the rest.
 
-How it is read here:
+Our reading of the paper:
   the paper steps after each example; a minibatch makes the sum of its examples' steps, taken at the same weights, so
     that the published rates keep their meaning;
   a subsampling unit adds its four inputs, then multiplies the sum by its coefficient: one connection, from the sum,
@@ -108,7 +108,7 @@ def curvature(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> d
 
 
 def _ends(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the recursion begins, and each image's second derivatives there: the outputs, or what the head takes."""
+    """The tensor where the recursion begins, the outputs or the head's inputs, and each image's second derivatives."""
     heads: list[tuple[Head, Tensor, Tensor]] = []  # with their inputs and outputs
     with contextlib.ExitStack() as hooks, _SquaredBackward():
         for module in model.modules():
@@ -129,7 +129,7 @@ def _ends(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> tuple
 
 
 class _SquaredBackward(TorchFunctionMode):
-    """Within it, operations have their value, and a backward pass that multiplies by squares."""
+    """Within it, operations keep their value, and their backward pass multiplies by squares."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
