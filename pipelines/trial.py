@@ -28,9 +28,10 @@ from pipelines.command.errors import UserError, guard
 from pipelines.command.files import read_json, require_folder
 from pipelines.config.params import load_params
 from pipelines.data.datasets import DATA
-from pipelines.training import checks, fingerprint, provenance, side_by_side, speed, status, store, trainer
+from pipelines.training import checks, fingerprint, provenance, speed, status, store, trainer
 from pipelines.training.checkpoint import PreemptedError, Worker
 from pipelines.training.inputs import Inputs
+from pipelines.training.side_by_side import Seats
 from pipelines.training.spec import Spec, plan
 
 FAILED = 1  # exit status where trials failed
@@ -78,7 +79,7 @@ def _train_several(planned: Sequence[Spec], at_once: int | None) -> None:
     at_once = at_once or _capacity(waiting or planned)
     done = len(planned) - len(waiting)
     print(f"{len(planned)} trials, {done} of them finished before; {at_once} at once", flush=True)
-    failures = side_by_side.run(waiting, at_once) if waiting else []
+    failures = Seats(waiting, at_once).run() if waiting else []
     for spec in planned:
         if spec.files.finished:
             print(_outcome(spec))

@@ -74,7 +74,7 @@ class Seat:
 
 
 class Seats:
-    """The processes, their trials, and the trials that wait for a process."""
+    """Trains ``planned``, ``at_once`` at a time: processes, their trials, and the trials that wait for a process."""
 
     def __init__(self, planned: Sequence[Spec], at_once: int) -> None:
         self.planned, self.waiting = planned, deque(planned)
@@ -84,7 +84,10 @@ class Seats:
         self.deadline: float | None = None  # after a signal to end
 
     def run(self) -> list[str]:
-        """Train all; returns a line for each that failed. After a signal, KeyboardInterrupt once all have saved."""
+        """Train all; returns a line for each that failed, which does not stop the others.
+
+        SIGINT, SIGTERM and SIGUSR1 let each save a checkpoint, and end as KeyboardInterrupt.
+        """
         before = {number: signal.signal(number, self._ask) for number in ENDED_BY}
         try:
             while self.seats:
@@ -133,14 +136,6 @@ class Seats:
             seat.leave()
             if self.waiting and self.deadline is None:
                 self.seats.append(Seat())
-
-
-def run(planned: Sequence[Spec], at_once: int) -> list[str]:
-    """Train ``planned``, ``at_once`` at a time; returns a line for each that failed, which does not stop the others.
-
-    SIGINT, SIGTERM and SIGUSR1 let each save a checkpoint, and end as KeyboardInterrupt.
-    """
-    return Seats(planned, at_once).run()
 
 
 class _Lines:

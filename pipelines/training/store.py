@@ -82,23 +82,23 @@ class TrialFiles:
 
         Only under the trial's lock.
         """
-        if os.path.lexists(self.result):
-            try:
+        try:
+            if os.path.lexists(self.result):
                 self.read_result(self.folder.name)
-            except DamagedError as error:
-                for path in self.kept:
-                    set_aside(path)
-                return f"{error}; set aside, and {name} is trained again"
+        except DamagedError as error:
+            for path in self.kept:
+                set_aside(path)
+            return f"{error}; set aside, and {name} is trained again"
         return None
 
     def inspect_checkpoint(self, name: str) -> str | None:
         """The same for a damaged checkpoint; a resuming trial checks its own when it reads it."""
-        if os.path.lexists(self.checkpoint):
-            try:
+        try:
+            if os.path.lexists(self.checkpoint):
                 check_seal(self.checkpoint)
-            except DamagedError as error:
-                set_aside(self.checkpoint)
-                return f"{error}; set aside, and {name} is trained from the start"
+        except DamagedError as error:
+            set_aside(self.checkpoint)
+            return f"{error}; set aside, and {name} is trained from the start"
         return None
 
     def sweep(self) -> None:
