@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,10 @@ def hardware(device: str) -> str:
     """The model of the GPU or CPU that trained."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    try:
+    with suppress(OSError):
         for text in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if text.startswith("model name"):
                 return f"{text.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    except OSError:
-        pass
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
@@ -62,13 +61,10 @@ def git_state() -> dict[str, Any]:
     """
 
     def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *words], cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.rstrip() if done.returncode == 0 else None
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, timeout=20)
+            return done.stdout.decode(errors="replace").rstrip()
+        return None
 
     commit = git("rev-parse", "HEAD") or _archived()
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *UNCOUNTED)
@@ -76,8 +72,7 @@ def git_state() -> dict[str, Any]:
 
 
 def _archived() -> str | None:
-    try:
+    with suppress(OSError):
         node = re.search(r"node: ([0-9a-f]{40})\b", (ROOT / ARCHIVED).read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return None
-    return node and node[1]
+        return node and node[1]
+    return None
