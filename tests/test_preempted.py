@@ -158,7 +158,7 @@ def test_no_checkpoint_of_another_trial_is_loaded_whoever_hands_it_over(job: lis
     trainer.run(one, watch=keep)
     loader, module = core.assemble(other, Inputs.of(other))
     chunks = Chunks(loader)
-    callback = CheckpointCallback(other, chunks, Worker(), lambda told: None, 900)
+    callback = CheckpointCallback(other, chunks, Worker(), lambda told: None)
     lightning = trainer.build_trainer(other, Worker(), callback, Checkpoints())
     with pytest.raises(UserError, match=rf"^a checkpoint of another trial \(key {one.key}\); expected {other.key}$"):
         lightning.fit(module, train_dataloaders=chunks, ckpt_path=copy)

@@ -62,14 +62,10 @@ class PreemptedError(AdvisedError):
 
 
 class CheckpointCallback(pl.Callback):
-    """Keeps a trial's checkpoint, curve and progress on disk; only rank 0 writes.
+    """Keeps a trial's checkpoint, curve and progress on disk; only rank 0 writes."""
 
-    ``whole`` is the number of images that the recipe trains on, before a budget cuts them; reported epochs are over
-    these.
-    """
-
-    def __init__(self, spec: Spec, chunks: Chunks, worker: Worker, watch: Watch, whole: int) -> None:
-        self.spec, self.chunks, self.worker, self.watch, self.whole = spec, chunks, worker, watch, whole
+    def __init__(self, spec: Spec, chunks: Chunks, worker: Worker, watch: Watch) -> None:
+        self.spec, self.chunks, self.worker, self.watch = spec, chunks, worker, watch
         self.loader = chunks.loader
         self.curve: list[dict[str, Any]] = []
         self.trained_on = [provenance.hardware(spec.device)]  # in the order of their work
@@ -83,8 +79,8 @@ class CheckpointCallback(pl.Callback):
         self.asked: int | None = None  # the signal upon which to save and end
 
     def recipe_epochs(self, epochs: float) -> float:
-        """``epochs`` over the images that the budget leaves, as epochs over all that the recipe trains on."""
-        return round(epochs * len(self.loader.positions) / self.whole, 6)
+        """Epochs as they are reported (``Spec.recipe_epochs``)."""
+        return round(self.spec.recipe_epochs(epochs), 6)
 
     def elapsed(self) -> float:
         """Seconds of training, over all restarts."""

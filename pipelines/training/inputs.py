@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from pipelines.command import locks
@@ -36,7 +34,7 @@ Transforms = tuple[transforms.Preprocess, transforms.Augment]
 
 
 class Inputs:
-    """Positions, shape and fitted transforms of one benchmark on one dataset, each derived on first use."""
+    """Network, input shape and fitted transforms of one benchmark on one dataset, each derived on first use."""
 
     def __init__(self, benchmark: Benchmark, dataset: Dataset, root: Path) -> None:
         """``root`` is the run store, which keeps fitted transforms."""
@@ -46,11 +44,6 @@ class Inputs:
     def of(cls, spec: Spec) -> Self:
         """The inputs of a trial; opens its dataset."""
         return cls(spec.benchmark, datasets.open_dataset(spec.data, spec.benchmark.dataset), spec.store)
-
-    @functools.cached_property
-    def positions(self) -> NDArray[np.int64]:
-        """Positions (n,) in the training file of the images that the recipe trains on."""
-        return subsets.positions(self.dataset.train, self.benchmark.recipe.subset)
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int]:

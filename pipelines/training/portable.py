@@ -8,7 +8,6 @@ trusted. Tensors are loaded as plain data, never unpickled.
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec, plan
 from pipelines.training.store import TrialFiles
 
-KEY = re.compile("[0-9a-f]{16}")
 JSON_FILES = ("trial.json", "progress.json", "curve.jsonl", "result.json")
 TENSOR_FILES = ("weights.pt", "last.ckpt")
 MOST_JSON = 2**28  # bytes: the curve of a million epochs
@@ -39,7 +37,7 @@ class Found:
     """A trial in a store: the content of its trial.json, and its plan where a row of this checkout has its key."""
 
     files: TrialFiles
-    identity: Mapping[str, Any]
+    identity: dict[str, Any]
     spec: Spec | None
 
     @property
@@ -80,33 +78,27 @@ class Plans:
 
     def found(self, names: Collection[str] = (), seeds: Collection[int] = ()) -> Iterator[Found]:
         """The store's trials, of these benchmarks and seeds where any are named, in the order of a ledger."""
-        there = self.root.iterdir() if self.root.is_dir() else ()
-        folders = (folder for folder in there if KEY.fullmatch(folder.name) and folder.is_dir())
+        folders = self.root.glob("[0-9a-f]" * 16)
         read = [trial for trial in map(self._read, folders) if trial is not None]
         known = {name: number for number, name in enumerate(self.params.benchmarks)}
         for trial in sorted(read, key=lambda trial: _place(known, trial)):
             name, seed = trial.identity.get("benchmark"), trial.identity.get("seed")
-            named = not names or name in names or any(self._also(trial, other) for other in names)
+            # rows that differ only in their evaluation share weights
+            named = not names or name in names or any(self._here(trial.identity | {"benchmark": n}) for n in names)
             if named and (not seeds or seed in seeds):
                 yield trial
 
-    def _also(self, trial: Found, name: str) -> bool:
-        """Whether a trial belongs to this benchmark, too: rows that differ only in their evaluation share weights."""
+    def _here(self, identity: Mapping[str, Any]) -> Spec | None:
         with contextlib.suppress(UserError):
-            self.spec({**trial.identity, "benchmark": name})
-            return True
-        return False
+            return self.spec(identity)
+        return None
 
     def _read(self, folder: Path) -> Found | None:
         files = TrialFiles(folder)
-        try:
-            identity = read_json(files.trial)
-        except UserError:
-            return None
-        spec = None
         with contextlib.suppress(UserError):
-            spec = self.spec(identity)
-        return Found(files, identity, spec)
+            identity = read_json(files.trial)
+            return Found(files, identity, self._here(identity))
+        return None
 
 
 def _place(known: Mapping[str, int], trial: Found) -> tuple[int, str, int, str]:

@@ -112,18 +112,19 @@ class Spec:
         """Epochs over the training images that the budget leaves; ``recipe_epochs`` counts the recipe's."""
         return self.benchmark.budgets[self.budget].epochs
 
-    def recipe_epochs(self) -> float:
-        """Epochs over the images that the recipe trains on: fewer where the budget cuts those."""
-        whole, kept = self._images_an_epoch()
-        return self.epochs * kept / whole
+    def recipe_epochs(self, epochs: float | None = None) -> float:
+        """``epochs``, by default all, counted over the images that the recipe trains on before the budget cuts them."""
+        whole, kept = self._images_an_epoch
+        return (self.epochs if epochs is None else epochs) * kept / whole
 
     def images(self) -> float:
         """Training images from start to end, and the search for an ensemble's examples, counted in such images."""
-        _, kept = self._images_an_epoch()
+        _, kept = self._images_an_epoch
         boosting, paper = self.benchmark.recipe.boosting, self.benchmark.budgets["paper"].epochs
         searched = 0.0 if boosting is None else CANDIDATE * boosting.candidates * self.epochs / paper
         return self.epochs * kept + searched
 
+    @functools.cached_property
     def _images_an_epoch(self) -> tuple[int, int]:
         """Images that the recipe trains on, and those of them that the budget leaves."""
         dataset = datasets.open_dataset(self.data, self.benchmark.dataset)

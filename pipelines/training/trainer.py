@@ -80,7 +80,7 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
         write_json(spec.files.trial, identity)
     loader, module = core.assemble(spec, inputs, rank=worker.rank, workers=worker.workers)
     chunks = Chunks(loader)
-    callback = CheckpointCallback(spec, chunks, worker, watch, len(inputs.positions))
+    callback = CheckpointCallback(spec, chunks, worker, watch)
     checkpoints = Checkpoints()
     trainer = worker.prepare(build_trainer(spec, worker, callback, checkpoints))
     resumed = checkpoint(spec, worker, module, checkpoints)
