@@ -105,7 +105,7 @@ class CheckpointCallback(pl.Callback):
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Count the finished chunks as this device cuts them; by another's, Lightning would end too early."""
+        """Count the finished chunks as this device cuts them: Lightning ends the epoch by that count."""
         done = checkpoint["callbacks"][self.state_key]["position"]["done"]
         if done:
             behind = self.chunks.behind(done)
