@@ -26,8 +26,7 @@ from benchmarks.gpu import Row, make_images, pipeline
 from pipelines.command import arguments
 from pipelines.command.errors import guard
 from pipelines.data.batches import Batches
-from pipelines.training import provenance, trainer
-from pipelines.training.checkpoint import Worker
+from pipelines.training import core, provenance
 from pipelines.training.classifier import Classifier
 from pipelines.training.inputs import Inputs
 from pipelines.training.optimisers import build_optimiser
@@ -51,7 +50,7 @@ def prepare(row: Row, epochs: int) -> tuple[Spec, Batches, Classifier]:
     """A trial of so many epochs, its minibatches and its module."""
     with tempfile.TemporaryDirectory() as folder:
         spec = row.planned(Path(folder), epochs)
-        return spec, *trainer.prepare(spec, Inputs.of(spec), Worker())
+        return spec, *core.assemble(spec, Inputs.of(spec))
 
 
 def minibatches(row: Row, epochs: int) -> float:

@@ -43,7 +43,7 @@ from pipelines.training import provenance, spec, store, trainer
 from pipelines.training.inputs import Inputs
 from pipelines.training.losses import CrossEntropy
 from pipelines.training.optimisers import build_optimiser
-from pipelines.training.predictions import predict
+from pipelines.training.predictions import Examiner, predict
 
 BENCHMARK = "lenet5-mnist"
 IMAGES = 20_000  # an epoch of every contender
@@ -214,7 +214,7 @@ def photographs(root: Path) -> Inputs:
 def ten_crops(inputs: Inputs) -> float:
     """Photographs a second through ``predict``, as ``evaluate`` calls it."""
     model = inputs.build().eval()
-    return PHOTOGRAPHS / predict(inputs, model, 0, "cpu", precision="fp32", split="test").seconds
+    return PHOTOGRAPHS / predict(Examiner(inputs, model, 0, "cpu", "fp32"), "test").seconds
 
 
 @torch.inference_mode()

@@ -79,8 +79,6 @@ def alexnet(
         ValueError: the image is too small for the three poolings, or an option is out of its range.
     """
     _check(bias=bias, fc_std=fc_std, dropout=dropout)
-    if towers not in MAPS:
-        raise ValueError(f"towers {towers!r} must be one of 1, 2")
     window = 3 if overlap else 2
     padding = 2 if in_shape[1:] == (224, 224) else 0
     positions = _positions(in_shape, padding, window)

@@ -61,8 +61,8 @@ Open questions, and what we chose:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -75,24 +75,11 @@ SMALLEST_PHOTOGRAPH = 67  # pixels a side that leave 1x1 of 6x6
 SMALLEST = 12  # pixels a side: two poolings leave 3x3 for the unpadded convolution
 
 
-def _normal005(weight: Tensor) -> None:
-    nn.init.normal_(weight, std=0.05)
-
-
-def _caffe(weight: Tensor) -> None:
-    bound = math.sqrt(3 / weight[0].numel())
-    nn.init.uniform_(weight, -bound, bound)
-
-
-def _he(weight: Tensor) -> None:
-    nn.init.kaiming_normal_(weight, nonlinearity="relu")
-
-
 INITS: dict[str, Callable[[Tensor], object]] = {
-    "he": _he,  # N(0, 2/F), F the fan-in
+    "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),  # N(0, 2/F), F the fan-in
     "xavier": nn.init.xavier_uniform_,  # Glorot's: U of variance 2/(F + fan-out)
-    "caffe": _caffe,  # what Caffe calls xavier: U of variance 1/F
-    "normal005": _normal005,  # N(0, 0.05^2), neon's rebuild
+    "caffe": partial(nn.init.kaiming_uniform_, nonlinearity="linear"),  # what Caffe calls xavier: U of variance 1/F
+    "normal005": partial(nn.init.normal_, std=0.05),  # N(0, 0.05^2), neon's rebuild
 }
 
 
@@ -120,16 +107,10 @@ def allcnn(
         in_shape: (channels, height, width).
 
     Raises:
-        ValueError: an option is not one of these, or the image is too small.
+        ValueError: ``conv7_padding`` is neither 0 nor 1, or the image is too small.
     """
-    for name, value, allowed in (
-        ("base", base, tuple(STAGES)),
-        ("variant", variant, ("base", "strided", "convpool", "allcnn")),
-        ("conv7_padding", conv7_padding, (0, 1)),
-        ("init", init, tuple(INITS)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} {value!r} must be one of {', '.join(map(str, allowed))}")
+    if conv7_padding not in (0, 1):
+        raise ValueError(f"conv7_padding {conv7_padding} must be 0 or 1")
     if min(in_shape[1:]) < SMALLEST:
         raise ValueError(f"input {in_shape} is too small: a side of {min(in_shape[1:])} is below {SMALLEST}")
     channels = in_shape[0]
@@ -143,13 +124,7 @@ def allcnn(
     layers += _conv(192, classes, 1)  # (N, classes, 6, 6)
     if not logits_relu:
         layers.pop()
-    net = nn.Sequential(*layers, GlobalAverage())
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d):
-            INITS[init](layer.weight)
-            assert layer.bias is not None  # for the type checker
-            nn.init.zeros_(layer.bias)
-    return net
+    return _started(layers, init)
 
 
 def imagenet(*, dropout: float = 0.5, classes: int = 1000, in_shape: tuple[int, int, int] = (3, 227, 227)) -> nn.Module:
@@ -190,13 +165,7 @@ def imagenet(*, dropout: float = 0.5, classes: int = 1000, in_shape: tuple[int, 
         layers += [*_conv(width, width, 1), *_conv(width, width, 3, stride=2, padding=0)]
         channels = width
     layers += [nn.Dropout(dropout), *_conv(384, 1024, 3), *_conv(1024, 1024, 1), *_conv(1024, classes, 1)[:1]]
-    net = nn.Sequential(*layers, GlobalAverage())
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d):
-            _he(layer.weight)
-            assert layer.bias is not None  # for the type checker
-            nn.init.zeros_(layer.bias)
-    return net
+    return _started(layers, "he")
 
 
 class GlobalAverage(nn.Module):
@@ -205,6 +174,16 @@ class GlobalAverage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C)."""
         return x.mean((2, 3))
+
+
+def _started(layers: list[nn.Module], init: str) -> nn.Module:
+    """The net of these layers and the average over each map, with its initial weights."""
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            INITS[init](layer.weight)
+            assert layer.bias is not None  # for the type checker
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers, GlobalAverage())
 
 
 def _stage(channels: int, width: int, kernels: tuple[int, ...], variant: str) -> list[nn.Module]:

@@ -73,6 +73,7 @@ BITMAPS = """
 .......  .......  .......  .......  .......  .......  .......  .......  .......  .......
 """
 Init = Literal["fan_in", "sqrt_fan_in"]
+INIT_POWERS = {"fan_in": 1, "sqrt_fan_in": 0.5}
 CODE = 84  # units of F6: 7 x 12 pixels
 
 
@@ -100,8 +101,7 @@ def lenet5(
       may squash or not before the RBF: it does, the text sets f's range by the RBF's +-1 targets.
 
     Raises:
-        ValueError: an unknown ``head`` or ``init``, an image that does not fit, or ``classes`` other than 10 with the
-            RBF head.
+        ValueError: an image that does not fit, or ``classes`` other than 10 with the RBF head.
     """
     return LeNet(
         in_shape=in_shape, maps=(6, 6, 16), table=C3_MAPS, full=(120, CODE), classes=classes, head=head, init=init
@@ -126,7 +126,7 @@ def lenet1(*, init: Init = "fan_in", classes: int = 10, in_shape: tuple[int, int
       LeNet-5; outputs are left linear for a softmax.
 
     Raises:
-        ValueError: an unknown ``init``, or an image that does not fit.
+        ValueError: an image that does not fit.
     """
     return LeNet(in_shape=in_shape, maps=(4, 4, 12), table=LENET1_MAPS, full=(), classes=classes, init=init)
 
@@ -152,7 +152,7 @@ def lenet4(*, init: Init = "fan_in", classes: int = 10, in_shape: tuple[int, int
       initial weights as for LeNet-5; outputs are left linear for a softmax.
 
     Raises:
-        ValueError: an unknown ``init``, or an image that does not fit.
+        ValueError: an image that does not fit.
     """
     return LeNet(in_shape=in_shape, maps=(4, 8, 16), table=LENET4_MAPS, full=(120,), classes=classes, init=init)
 
@@ -172,7 +172,7 @@ def boosted_lenet4(
       paper runs the second and third net only where the first is in doubt; we run all.
 
     Raises:
-        ValueError: an unknown ``init``, or an image that does not fit.
+        ValueError: an image that does not fit.
     """
     return Ensemble([lenet4(init=init, classes=classes, in_shape=in_shape) for _ in range(3)])
 
@@ -188,14 +188,10 @@ class LeNet(nn.Module):
         table: Sequence[Sequence[int]],
         full: Sequence[int],
         classes: int,
-        head: str = "softmax",
-        init: str,
+        head: Literal["softmax", "rbf"] = "softmax",
+        init: Init,
     ) -> None:
         super().__init__()
-        if head not in ("softmax", "rbf"):
-            raise ValueError(f"head {head!r} must be 'softmax' or 'rbf'")
-        if init not in ("fan_in", "sqrt_fan_in"):
-            raise ValueError(f"init {init!r} must be 'fan_in' or 'sqrt_fan_in'")
         if head == "rbf" and classes != 10:
             raise ValueError(f"the RBF head has 10 digits, not {classes} classes")
         channels, first, second, third = in_shape[0], *maps
@@ -208,8 +204,7 @@ class LeNet(nn.Module):
         self.full = nn.ModuleList(Full(*pair) for pair in pairwise(widths))
         self.head: nn.Module = RBF() if head == "rbf" else Logits(widths[-1], classes)
         for layer in self.modules():
-            if isinstance(layer, (Convolution, Subsampling, SparseConvolution, Full, Logits)):
-                layer.start(init)
+            _start(layer, init)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, height, width) -> (N, classes); the shapes are LeNet-5's."""
@@ -258,12 +253,6 @@ class Convolution(nn.Conv2d):
         assert self.bias is not None
         return torch.tanh(F.conv2d(x, SLOPE * self.weight, SLOPE * self.bias))
 
-    def start(self, init: str) -> None:
-        """Draw the initial weights."""
-        assert self.bias is not None
-        _draw(self.weight, self.weight[0].numel(), init)
-        nn.init.zeros_(self.bias)
-
 
 class SparseConvolution(nn.Module):
     """Squashing convolution whose map j sees only the input maps ``table[j]``; takes and returns tanh(2a/3).
@@ -293,12 +282,6 @@ class SparseConvolution(nn.Module):
         empty = self.weight.new_zeros(len(self.table) * self.in_maps, *kernel)
         return empty.index_copy(0, self.rows, self.weight).view(len(self.table), self.in_maps, *kernel)
 
-    def start(self, init: str) -> None:
-        """Draw the initial weights, each map by its own fan-in."""
-        for kernel in torch.split(self.weight.detach(), [len(inputs) for inputs in self.table]):
-            _draw(kernel, kernel.numel(), init)
-        nn.init.zeros_(self.bias)
-
 
 class Subsampling(nn.Module):
     """Sum of 2x2 units times a coefficient plus a bias, squashed; takes and returns tanh(2a/3).
@@ -320,11 +303,6 @@ class Subsampling(nn.Module):
             x = x.repeat_interleave(self.copies, dim=1)
         return torch.tanh(x * (AMPLITUDE * SLOPE * self.weight) + SLOPE * self.bias)
 
-    def start(self, init: str) -> None:
-        """Draw the initial coefficients: one weight on four inputs."""
-        _draw(self.weight, 4, init)
-        nn.init.zeros_(self.bias)
-
 
 class Full(nn.Linear):
     """Squashing full layer; takes and returns tanh(2a/3)."""
@@ -333,11 +311,6 @@ class Full(nn.Linear):
         """(N, in) -> (N, out)."""
         return torch.tanh(F.linear(x, AMPLITUDE * SLOPE * self.weight, SLOPE * self.bias))
 
-    def start(self, init: str) -> None:
-        """Draw the initial weights."""
-        _draw(self.weight, self.in_features, init)
-        nn.init.zeros_(self.bias)
-
 
 class Logits(nn.Linear):
     """The linear layer before a softmax; takes tanh(2a/3)."""
@@ -345,11 +318,6 @@ class Logits(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, classes)."""
         return F.linear(x, AMPLITUDE * self.weight, self.bias)
-
-    def start(self, init: str) -> None:
-        """Draw the initial weights."""
-        _draw(self.weight, self.in_features, init)
-        nn.init.zeros_(self.bias)
 
 
 class RBF(nn.Module):
@@ -391,7 +359,19 @@ def digit_bitmaps() -> Tensor:
     return torch.tensor([[[1.0 if dot == "#" else -1.0 for dot in row[digit]] for row in rows] for digit in range(10)])
 
 
-def _draw(weight: Tensor, fan_in: int, init: str) -> None:
-    bound = INIT_RANGE / (fan_in if init == "fan_in" else fan_in**0.5)
-    with torch.no_grad():
-        weight.uniform_(-bound, bound)
+def _start(layer: nn.Module, init: Init) -> None:
+    """Draw a layer's initial weights by their fan-in; biases start at zero."""
+    if isinstance(layer, SparseConvolution):  # each map has its own fan-in
+        for kernel in layer.weight.detach().split([len(inputs) for inputs in layer.table]):
+            _draw(kernel, kernel.numel(), init)
+    elif isinstance(layer, Subsampling):  # one weight on four inputs
+        _draw(layer.weight, 4, init)
+    elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+        _draw(layer.weight, layer.weight[0].numel(), init)
+    if isinstance(layer, (SparseConvolution, Subsampling, nn.Conv2d, nn.Linear)) and layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def _draw(weight: Tensor, fan_in: int, init: Init) -> None:
+    bound = INIT_RANGE / fan_in ** INIT_POWERS[init]
+    nn.init.uniform_(weight, -bound, bound)

@@ -46,14 +46,7 @@ def lenet1989(
 
     ``output`` is "tanh" (the paper: squared error against targets +-1) or "linear" (logits). ``init`` is "sqrt_fan_in",
     U(-2.4/sqrt(F), 2.4/sqrt(F)), or "fan_in", U(-2.4/F, 2.4/F).
-
-    Raises:
-        ValueError: ``output`` or ``init`` is not one of these.
     """
-    if output not in ("tanh", "linear"):
-        raise ValueError(f"output {output!r} must be 'tanh' or 'linear'")
-    if init not in ("sqrt_fan_in", "fan_in"):
-        raise ValueError(f"init {init!r} must be 'sqrt_fan_in' or 'fan_in'")
     return LeNet1989(output=output, init=init, classes=classes, in_shape=in_shape)
 
 

@@ -1,7 +1,7 @@
 """Stage compare: every benchmark's claim and our figure, as a ledger for programs and as a page for a browser.
 
-``python -m pipelines.compare`` reads params.yaml, suite.yaml, models/*.yaml, the evidence below results/ and what
-``train`` and ``evaluate`` left of the active suite, and writes report/ledger.json and report/index.html.
+``python -m pipelines.compare`` reads params.yaml, suite.yaml, models/*.yaml, the evidence below results/ and the
+outputs of ``train`` and ``evaluate`` for the active suite, and writes report/ledger.json and report/index.html.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[
 
 
 def _cells(row: LedgerRow) -> list[tuple[str, str]]:
-    """A line of the table, each cell with its style; a plain str would be read for rich's markup."""
+    """A line of the table, each cell with its style, since rich reads markup in a plain str."""
     beside = f"{MARK}\n{plus_minus(row['test_set'])}" if row["test_set"] else ""
     beside += f"\n{compared(row['ablation'])} more" if row["ablation"] else ""
     value, ablation = row["claim"]["value"], row["ablation"]
@@ -88,7 +88,7 @@ def _cells(row: LedgerRow) -> list[tuple[str, str]]:
 
 
 def _name(row: LedgerRow) -> str:
-    """The benchmark with what qualifies its verdict; of the row below its best, what is different about this one."""
+    """The benchmark and the words that qualify its verdict; below its best row, only how this row differs."""
     yours = "yours" if row["origin"] == HERE else None
     stuck_at_chance = f"{stuck(row)} stuck at chance" if row["at_chance"] else None
     disagrees = row["agreement"] if row["agrees"] is False else None

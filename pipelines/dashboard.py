@@ -1,10 +1,10 @@
-"""Open MLflow where there is something to see.
+"""Show the results in MLflow.
 
     python -m pipelines.dashboard [--port 5000] [--open]
 
-Starts an MLflow server on 127.0.0.1 over the project's store, sends it what is waiting in the spool, and prints
-addresses. Where ``MLFLOW_TRACKING_URI`` names an HTTP server none is started: the addresses lead there. Ctrl-C ends the
-server and everything it started, and so does the end of this process, however it comes.
+Starts an MLflow server on 127.0.0.1 over the project's store, sends it the spool's waiting results, and prints the
+addresses of its views. Where ``MLFLOW_TRACKING_URI`` names an HTTP server, none is started, and the addresses lead
+there. Ctrl-C, or any other end of this process, ends the server and all its processes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from pipelines.tracking.spool import Spool
 
 HOST = "127.0.0.1"
 HEALTHY_WITHIN_S = 120.0  # importing MLflow's server takes 8 s on an idle machine
-END_S = 5.0  # for each way of asking a process to end
 SERVER = "--server"  # the process that is started, where MLflow runs
 SERVER_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a queue and its workers, for MLflow's GenAI features alone
@@ -49,7 +48,7 @@ CONFUSION, CURVES, LEDGER_TABLE = "confusion matrices side by side, and errors",
 
 
 def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]]]:
-    """For each experiment of ours, by name: titles and addresses; none for one that holds no benchmark."""
+    """The titles and addresses of the views of each of our experiments that holds a benchmark, by its name."""
     out = []
     experiments = [e for e in client.search_experiments() if delivery.OURS in e.tags]
     for experiment in sorted(experiments, key=lambda e: int(e.experiment_id)):
@@ -73,7 +72,7 @@ def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]
 
 
 def _curves(server: str, experiment: str, runs: list[str]) -> str:
-    """MLflow's page that compares a metric of several runs, which come first in its address."""
+    """The address of MLflow's page that compares a metric of several runs, which must come first in it."""
     metric = json.dumps("train/error")
     chosen = {"runs": json.dumps(runs), "metric": metric, "experiments": json.dumps([experiment])}
     return _address(f"{server}/#/metric", **chosen, plot_metric_keys=f"[{metric}]", x_axis="step")
@@ -84,7 +83,7 @@ def _address(page: str, **query: str) -> str:
 
 
 def show(server: str, client: Any) -> str:
-    """Print the addresses; returns the first. UserError when there is nothing to see, or it may not be seen."""
+    """Print the addresses; returns the first. UserError when there is nothing to see, or the server refuses."""
     try:
         with answers(server):
             found = addresses(server, client)
@@ -120,13 +119,15 @@ def serving(uri: str, spool: Spool, port: int) -> Iterator[tuple[str, subprocess
             _await_health(address, process, log, uri)
             yield address, process
         finally:
-            end(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()  # waits, and closes the pipe
 
 
 def _serve() -> None:
-    """MLflow's server, in the process that ``serving`` starts; it ends with the other end of the pipe at its input.
+    """MLflow's server, in the process that ``serving`` starts.
 
-    That holds however the dashboard ends. All that MLflow starts shares the process group.
+    When its standard input closes, however the dashboard ended, it kills its process group: all that MLflow started.
     """
 
     def follow() -> None:
@@ -167,32 +168,8 @@ def require_free(port: int) -> None:
             raise UserError(f"port {port} is taken on {HOST}; {mend}") from None
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started, which share its process group; by force when asking does not help."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-        except ProcessLookupError:
-            break
-        until = time.monotonic() + END_S
-        while time.monotonic() < until and _group_lives(process):
-            time.sleep(0.05)
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
-
-
-def _group_lives(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()
-    try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def _send_waiting(spool: Spool) -> None:
-    """Send it; UserError where that shows that there will be nothing to see."""
+    """Send the spool's waiting results; UserError where the server or database can't take them."""
     sent = helper.sync(spool, deadline_s=120)
     if sent.away and sent.line:
         raise UserError(sent.line)
@@ -201,7 +178,7 @@ def _send_waiting(spool: Spool) -> None:
 
 
 def main() -> None:
-    """Serve until Ctrl-C; or, where a server runs already, say where to look."""
+    """Serve until Ctrl-C; or, where a server runs already, print its addresses."""
     parser = arguments.Parser(prog="python -m pipelines.dashboard", description="Serve the results in MLflow.")
     parser.add_argument("--port", type=int, default=5000, help="of the server on this machine; by default 5000")
     parser.add_argument("--open", action="store_true", help="open the first address in a browser")

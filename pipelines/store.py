@@ -5,9 +5,9 @@
     python -m pipelines.store export --datasets cifar10 --piece-size 60M -o parts/cifar10.tar
     python -m pipelines.store import trials.tar parts/cifar10.tar
 
-Finished trials go with their weights and provenance, unfinished ones with their checkpoints, from which
-``pipelines.trial`` and ``pipelines.train`` go on. What is imported was checked against this checkout's rows, code and
-data. Needs torch, Lightning, NumPy and PyYAML alone.
+Finished trials are packed with their weights and provenance, unfinished trials with their checkpoints, from which
+``pipelines.trial`` and ``pipelines.train`` continue. An import is checked against this checkout's rows, code and data.
+Needs only torch, Lightning, NumPy and PyYAML.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.command import arguments, locks
-from pipelines.command.errors import UserError, guard
+from pipelines.command.errors import UserError, brief, guard
 from pipelines.command.files import DamagedError, remove
 from pipelines.command.progress import Advance, Board, say
 from pipelines.config import wording
@@ -46,7 +46,7 @@ LOCKS = Path("data")  # where `fetch` keeps those of the data sets
 
 
 def show(params: Params, args: argparse.Namespace) -> None:
-    """Print what is in the store."""
+    """Print a table of the trials in the store."""
     plans = Plans(params, DATA, _root(args))
     rows = [
         (
@@ -66,7 +66,7 @@ def show(params: Params, args: argparse.Namespace) -> None:
 
 
 def export(params: Params, args: argparse.Namespace) -> None:
-    """Write a parcel of what the arguments name; of every trial where they name nothing."""
+    """Write a parcel of the trials and data sets that the arguments name, by default of every trial."""
     most = None if args.piece_size is None else parcels.piece_bytes(args.piece_size)
     names, root = _known(params, args.benchmarks), _root(args)
     for name in args.datasets:
@@ -106,7 +106,7 @@ def _export_trials(plans: Plans, names: Collection[str], seeds: Collection[int],
 
 
 def bring_in(params: Params, args: argparse.Namespace) -> None:
-    """Take in what parcels hold; UserError once all is read where some of it was refused."""
+    """Take in the contents of parcels; UserError in the end where some of them were refused."""
     refused = 0
     for label, pieces in parcels.gather(args.parcels).items():
         refused += _import(params, _root(args), label, pieces)
@@ -115,7 +115,7 @@ def bring_in(params: Params, args: argparse.Namespace) -> None:
 
 
 def _import(params: Params, root: Path, label: Path, pieces: list[Path]) -> int:
-    """Take in one parcel; how much of it was refused."""
+    """Take in one parcel; returns how many of its trials and data sets were refused."""
     plans, refused = Plans(params, DATA, root), 0
     with portable.receiving(root) as incoming, contextlib.closing(parcels.members(label, pieces, NAMES)) as members:
         _check_about(label, next(members, None))
@@ -134,19 +134,21 @@ def _import(params: Params, root: Path, label: Path, pieces: list[Path]) -> int:
 
 
 def _check_about(label: Path, member: Carried | None) -> None:
-    """ParcelError unless this first file of a parcel is that of one that can be read here."""
+    """ParcelError unless a parcel's first file shows that it can be read here."""
     if member is None or member.name != FIRST:
         raise parcels.ParcelError(f"{label} does not begin with {FIRST}; expected what `export` wrote")
     try:
         about = json.loads(member.whole(MOST_FIRST))
     except (ValueError, RecursionError):
         raise parcels.ParcelError(f"{label}: {FIRST} is damaged; expected what `export` wrote") from None
-    found = about.get("format") if isinstance(about, dict) else None
-    if found != PARCEL_FORMAT:
-        of = f"{label} is of format {wording.show(found)}; expected {PARCEL_FORMAT}"
+    format_, versions = (about.get(key) if isinstance(about, dict) else None for key in ("format", "versions"))
+    if format_ != PARCEL_FORMAT:
+        of = f"{label} is of format {wording.show(format_)}; expected {PARCEL_FORMAT}"
         raise parcels.ParcelError(f"{of}: use the same version of this project")
-    if notice := portable.versions_line(about.get("versions")):
-        say(f"{label}: {notice}")
+    there, here = versions.get("torch") if isinstance(versions, dict) else None, provenance.versions()["torch"]
+    if there != here:  # an unfinished trial then ends at other bits
+        line = f"trained with torch {brief(str(there))}, here is {here}"
+        say(f"{label}: {line}; what is unfinished ends at other bits than alone")
 
 
 def _take_trial(plans: Plans, folder: Path, files: Iterator[Carried]) -> str:

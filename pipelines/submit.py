@@ -4,8 +4,8 @@
     python -m pipelines.submit ray --address http://127.0.0.1:8265 --suite paper
     python -m pipelines.submit kuberay --image registry/convnets --gpus 1 --suite paper | kubectl apply -f -
 
-The job trains the suite on all nodes and writes the report; ``--print`` shows it. Run it again, or let the cluster do
-so: trials go on at their checkpoints, and what is finished is not trained again.
+The job trains the suite on all nodes and writes the report; ``--print`` shows it. When it is submitted again, by you or
+by the cluster, trials resume at their checkpoints, and finished trials are not trained again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipelines.training import store
 
 BIN = Path(sys.executable).parent  # of the environment, which all nodes share with the checkout
 SCRIPTS = Path(__file__).resolve().parents[1] / "cluster"
-TIME = re.compile(r"(\d+-)?\d{1,3}(:\d\d){0,2}")  # days-hours:minutes:seconds, and what SLURM takes for short
+TIME = re.compile(r"(\d+-)?\d{1,3}(:\d\d){0,2}")  # days-hours:minutes:seconds, and SLURM's shorter forms
 
 
 def slurm(args: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def _sbatch(script: str) -> str:
 
 
 def ray(args: argparse.Namespace) -> None:
-    """Run the suite as a job of a Ray cluster, from a checkout that its nodes share or from a copy that Ray ships."""
+    """Run the suite as a job of a Ray cluster, from a checkout shared by its nodes or a copy shipped by Ray."""
     variables = {"RUN_STORE": str(args.store.absolute())} | _tracking()
     if args.data:
         variables["DATASETS"] = str(args.data.absolute())
@@ -90,7 +90,7 @@ def ray(args: argparse.Namespace) -> None:
 
 
 def kuberay(args: argparse.Namespace) -> None:
-    """Print the manifest of a suite's RayJob, whose image holds the code and whose volume all else."""
+    """Print the manifest of a suite's RayJob; its image holds the code, its volume all else."""
     _expect_at_least(args, workers=1, cpus=1, gpus=0, memory=1)
     variables = {"RUN_STORE": f"{args.shared}/store", "DATASETS": f"{args.shared}/datasets"} | _tracking()
     names = ("image", "secret", "claim", "shared", "workers", "cpus", "gpus", "memory")
@@ -105,7 +105,7 @@ def kuberay(args: argparse.Namespace) -> None:
 
 
 def _tracking() -> dict[str, str]:
-    """MLflow's address for the job, where there is one; UserError for a login in it, which the cluster would show."""
+    """MLflow's address for the job, if any; UserError if it contains a login, which the cluster would show."""
     uri = os.environ.get(URI_VARIABLE, "")
     if uri != safe(uri):
         raise UserError(f"{URI_VARIABLE} holds a login; expected that in ~/.mlflow/credentials, where the job runs")
@@ -125,7 +125,7 @@ def _expect_at_least(args: argparse.Namespace, **least: int) -> None:
 
 
 def filled(name: str, **values: Any) -> str:
-    """A template of ``cluster/`` with its gaps filled in; paths are quoted for a shell where it says so."""
+    """A template of ``cluster/`` with its values filled in; its filter ``quote`` quotes for a shell."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(SCRIPTS), undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -134,7 +134,7 @@ def filled(name: str, **values: Any) -> str:
 
 
 def _datasets(suite: str) -> tuple[str, ...]:
-    """Those of a suite; UserError when there is no such suite."""
+    """The datasets of a suite; UserError for an unknown suite."""
     params = load_catalogue()
     return plan_suite(suite, params.suites, params.benchmarks).datasets
 

@@ -3,8 +3,8 @@
     python -m pipelines.suite          list the suites
     python -m pipelines.suite laptop   switch to one
 
-DVC cannot look one parameter up by another, so the file repeats what a stage needs of each benchmark. The loader checks
-that it agrees with the benchmarks.
+DVC cannot look up one parameter by another, so the file repeats each benchmark's values that a stage needs. The loader
+checks that they agree.
 """
 
 from __future__ import annotations
@@ -12,34 +12,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
-
 from pipelines.command import arguments
 from pipelines.command.errors import guard
 from pipelines.command.files import write_bytes
-from pipelines.config import yamlfile
 from pipelines.config.params import PARAMS, SUITE, Suite, load_catalogue, load_params, plan_suite
 
 HEAD = "# What `dvc repro` runs, as written by `python -m pipelines.suite NAME`: edit params.yaml and models/*.yaml.\n"
 
 
 def text(suite: Suite) -> str:
-    """The content of suite.yaml."""
-    lines = ["suite:", f"  name: {scalar(suite.name)}"]
-    lines += [f"  datasets: [{', '.join(map(scalar, suite.datasets))}]", "  benchmarks:"]
-    for name, entry in suite.benchmarks.items():
-        fields = ", ".join(f"{key}: {scalar(value)}" for key, value in vars(entry).items())
-        lines.append(f"    {scalar(name)}: {{{fields}}}")
+    """The content of suite.yaml, names in quotes: YAML 1.1, 1.2 or DVC's mixture of both reads some as numbers."""
+    lines = ["suite:", f"  name: {json.dumps(suite.name)}"]
+    lines += [f"  datasets: {json.dumps(suite.datasets)}", "  benchmarks:"]
+    lines += [f"    {json.dumps(name)}: {json.dumps(vars(entry))}" for name, entry in suite.benchmarks.items()]
     return HEAD + "\n".join(lines) + "\n"
-
-
-def scalar(name: str) -> str:
-    """A name as it stands in YAML: in quotes where 1.1 or 1.2 reads a number, a date or the like in it.
-
-    DVC's reader takes 1_0 and 1e5_0 for numbers too, so that whatever begins with a digit is quoted.
-    """
-    plain = name[:1].isalpha() and yaml.safe_load(name) == name == yamlfile.scalar(name)
-    return name if plain else json.dumps(name)
 
 
 def switch(name: str, params: Path = PARAMS) -> None:

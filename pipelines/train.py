@@ -3,8 +3,8 @@
     python -m pipelines.train lenet5-mnist     one benchmark, as the stage train@lenet5-mnist does
     python -m pipelines.train                  the active suite at once: seeds and benchmarks packed side by side
 
-Trials train into the run store; a finished one is only collected, into ``runs/<benchmark>/seed-<n>/``. Trials of one
-worker are plain Ray tasks (3 ms on a warm worker), trials of several are Ray Train with Lightning's DDP.
+Trials train in the run store; finished ones are collected into ``runs/<benchmark>/seed-<n>/``. A trial of one worker
+is a plain Ray task (3 ms on a warm worker), a trial of several runs under Ray Train with Lightning's DDP.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ CHECK, HARDWARE = "pipelines.train._check", "pipelines.training.provenance.hardw
 
 
 def train(params: Params, planned: Sequence[spec.Spec]) -> None:
-    """Train every planned trial to its end; UserError for what can't be trained, before any of them starts.
+    """Train every planned trial to its end; UserError, before any starts, for one that can't be trained.
 
-    A trial that fails ends no other: once all have ended, UserError names those that failed.
+    A trial that fails does not stop the others; once all have ended, UserError names those that failed.
     """
     kinds = {trial.alike: trial for trial in planned}
     with connection.connect() as found, readiness.ready(found, list(kinds.values())) as ray_cluster:
@@ -52,13 +52,13 @@ def train(params: Params, planned: Sequence[spec.Spec]) -> None:
 
 
 def _on_worker(ray_cluster: connection.Cluster, function: str, *words: Any) -> Any:
-    """Call in a Ray worker, which loads torch and Lightning anyway, so that this process need not."""
+    """Call a function in a Ray worker, which needs torch and Lightning anyway; this process never loads them."""
     called = spreading.spread(function, {0: words}, what="before training", need=Need(cpus=0), on=ray_cluster)
     return dict(called)[0]
 
 
 def _check(planned: Sequence[spec.Spec]) -> list[spec.Sizes]:
-    """UserError for what can't be trained; the sizes of each trial. Runs in a Ray worker process."""
+    """UserError for a trial that can't be trained; returns the sizes of each. Runs in a Ray worker process."""
     from pipelines.training import checks
     from pipelines.training.inputs import Inputs
 
@@ -71,7 +71,7 @@ def _place(trial: spec.Spec, ray_cluster: connection.Cluster) -> spec.Spec:
 
 
 def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Cluster) -> None:
-    """UserError where the store has less room than the trials need: before they start rather than hours later."""
+    """UserError, before training starts, where the store has less room than the trials need."""
     root = store.default()
     root.mkdir(parents=True, exist_ok=True)
     free, need = shutil.disk_usage(root).free, estimate.disk_bytes(sized, ray_cluster)
@@ -81,7 +81,7 @@ def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Clus
 
 
 def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
-    """Report device, resources and expected time, of the whole suite too as far as its data is there."""
+    """Report device, resources and expected time; also of the whole suite, as far as its data is there."""
     devices = " and ".join(sorted({f"{trial.device} in {trial.precision}" for trial in placed}))
     names = ray_cluster.accelerators if any(trial.device == "cuda" for trial in placed) else []
     if any(trial.device == "cpu" for trial in placed):
@@ -112,7 +112,7 @@ def _by_kind(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:
 def _unfinished_elsewhere(
     params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster
 ) -> list[spec.Spec]:
-    """The suite's other trials that can be trained; faults of the rest are left to their own stages."""
+    """The suite's other trials that can be trained; the rest report their faults in their own stages."""
     others: list[spec.Spec] = []
     for name in sorted(set(params.suite.benchmarks) - {trial.benchmark.name for trial in placed}):
         with contextlib.suppress(UserError):
@@ -124,11 +124,11 @@ def _unfinished_elsewhere(
 
 
 def inspect(planned: Sequence[spec.Spec]) -> None:
-    """Set aside what is damaged in the run store, with a line for each: output of Ray's workers is not shown.
+    """Set aside damaged files of the run store, with a line for each, as the output of Ray's workers is not shown.
 
-    Files that another process works on are left to it.
+    Files that another process has locked are left to it.
     """
-    for trial in (variant for one in planned for variant in one.variants):
+    for trial in itertools.chain.from_iterable(trial.variants for trial in planned):
         if os.path.lexists(trial.files.folder):
             with (
                 contextlib.suppress(locks.HeldError),
@@ -138,7 +138,7 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
                     if line:
                         say(line)
     fitted = store.default() / "fitted"
-    for path in sorted([*fitted.glob("*.pt"), *fitted.glob("*.npy")]):
+    for path in sorted(fitted.glob("*.pt")):
         with contextlib.suppress(locks.HeldError), locks.held(path.with_suffix(".lock"), str(path), patience_s=0):
             try:
                 check_seal(path)
@@ -148,7 +148,7 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
 
 
 def require_places(names: Sequence[str], runs: Path = RUNS) -> None:
-    """UserError where the run store or ``runs/`` can't be written: before training rather than hours later."""
+    """UserError, before training starts, where the run store or ``runs/`` can't be written."""
     for folder in (store.default(), store.default() / "fitted", runs):
         require_folder(folder)
     for path in (runs / name for name in names):
@@ -158,7 +158,7 @@ def require_places(names: Sequence[str], runs: Path = RUNS) -> None:
 
 def collect(planned: Sequence[spec.Spec], runs: Path = RUNS) -> None:
     """Copy finished trials from the store to ``runs/<benchmark>/``, for the later stages and DVC."""
-    with ThreadPoolExecutor(COLLECTED_AT_ONCE) as pool:  # reading, hashing and copying release the interpreter
+    with ThreadPoolExecutor(COLLECTED_AT_ONCE) as pool:  # reading, hashing and copying release Python's lock
         planned = list(pool.map(_whole, planned))
         for name in {trial.benchmark.name for trial in planned}:
             fresh = runs / f".{name}.new"  # the old folder stays until the new one is whole
@@ -222,7 +222,7 @@ def main() -> None:
 
 
 def _keep(params: Params, by_name: Mapping[str, Sequence[spec.Spec]]) -> None:
-    """Collect trials for the later stages, which read each benchmark at its usual budget alone."""
+    """Collect trials for the later stages, which read each benchmark only at its usual budget."""
     for name, trials in by_name.items():
         budget, usual = trials[0].budget, params.budget(name)
         if budget == usual:

@@ -1,16 +1,16 @@
-"""Train trials here: a benchmark from one seed each, start to checkpoint to weights.
+"""Train trials on this machine, each a benchmark from one seed.
 
     python -m pipelines.trial lenet5-mnist
     python -m pipelines.trial strided-a-cifar10 allcnn-c-cifar10 --seeds 0 1 --side-by-side 4
 
-Needs torch, Lightning, NumPy and PyYAML alone, not Ray, MLflow or DVC, so it runs under any of them or under none. A
-trial lives in the run store under its key: a finished one returns at once, a killed one resumes at its last checkpoint,
-and on a CPU it then ends at the very weights of an undisturbed run. Several trials share the device; one that fails
-ends no other, and the command then ends with status 1.
+Needs only torch, Lightning, NumPy and PyYAML, not Ray, MLflow or DVC, so it runs under any of them or under none. A
+trial lives in the run store under its key: a finished trial returns at once, a killed trial resumes at its last
+checkpoint, and on a CPU ends with the weights of an undisturbed run, bit for bit. Several trials share the device; if
+one fails, the others go on, and the command ends with status 1.
 
-SIGUSR1 and SIGTERM, by which a scheduler such as SLURM takes a machine away, save a checkpoint after the current
-minibatches and end the command: with status 75 (EX_TEMPFAIL, "run it again") for SIGUSR1, 130 for SIGTERM. The same
-command resumes from there, so a batch script may put itself back in the queue:
+On SIGUSR1 or SIGTERM, by which a scheduler such as SLURM takes a machine away, the command saves a checkpoint after the
+current minibatches and ends, with status 75 (EX_TEMPFAIL, "run it again") or 130. The same command resumes from there,
+so a batch script may put itself back in the queue:
 
     srun python -m pipelines.trial allcnn-c-cifar10 || [ $? -ne 75 ] || scontrol requeue $SLURM_JOB_ID
 """
@@ -28,9 +28,10 @@ from pipelines.command.errors import UserError, guard
 from pipelines.command.files import read_json, require_folder
 from pipelines.config.params import load_params
 from pipelines.data.datasets import DATA
-from pipelines.training import checks, fingerprint, provenance, side_by_side, speed, status, store, trainer
+from pipelines.training import checks, fingerprint, provenance, speed, status, store, trainer
 from pipelines.training.checkpoint import PreemptedError, Worker
 from pipelines.training.inputs import Inputs
+from pipelines.training.side_by_side import Seats
 from pipelines.training.spec import Spec, plan
 
 FAILED = 1  # exit status where trials failed
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def _train_alone(spec: Spec) -> None:
-    """In this process, which a scheduler's signals reach."""
+    """Train in this process, which receives a scheduler's signals."""
     if not spec.files.finished:
         seconds = spec.images() / speed.measure(spec)
         print(f"{spec.name}: about {progress.duration(seconds)} from its start to its end", flush=True)
@@ -73,12 +74,12 @@ def _train_alone(spec: Spec) -> None:
 
 
 def _train_several(planned: Sequence[Spec], at_once: int | None) -> None:
-    """As many side by side as the device holds; exits with ``FAILED`` where any failed."""
+    """Train as many side by side as the device holds; exit with ``FAILED`` where any failed."""
     waiting = [spec for spec in planned if not spec.files.finished]
     at_once = at_once or _capacity(waiting or planned)
     done = len(planned) - len(waiting)
     print(f"{len(planned)} trials, {done} of them finished before; {at_once} at once", flush=True)
-    failures = side_by_side.run(waiting, at_once) if waiting else []
+    failures = Seats(waiting, at_once).run() if waiting else []
     for spec in planned:
         if spec.files.finished:
             print(_outcome(spec))
@@ -87,7 +88,7 @@ def _train_several(planned: Sequence[Spec], at_once: int | None) -> None:
 
 
 def _capacity(planned: Sequence[Spec]) -> int:
-    """Trials that fit on the device at once, by what their rows ask for of a GPU, or by their threads on a CPU."""
+    """Trials that fit on the device at once, by their rows' shares of a GPU, or by their threads on a CPU."""
     if planned[0].device == "cpu":
         return max(1, len(os.sched_getaffinity(0)) // max(spec.threads or 1 for spec in planned))
     asked = (spec.benchmark.resources for spec in planned)
@@ -136,7 +137,7 @@ def _planned(args: argparse.Namespace) -> list[Spec]:
             for seed in args.seeds
         ]
         checks.check(Inputs.of(specs[0]), budget)
-        planned |= {spec.key: spec for spec in (one.settled for one in specs)}
+        planned |= {spec.key: spec for spec in (spec.settled for spec in specs)}
     return list(planned.values())
 
 

@@ -6,10 +6,10 @@ where the block `choice` lists values for them.
     python -m pipelines.tune strided-c-cifar10                       the grid of the benchmark's block `choice`
     python -m pipelines.tune mlp300-mnist --rates 0.01 0.03 --epochs 5
 
-Each candidate trains without the slice (the same for all benchmarks of a dataset), and its error on the slice after the
-last epoch counts. Among batches the cheapest wins where the slice cannot tell: of the candidates within one standard
-error of the best, those of the largest batch remain, and of these the best is chosen. The record goes into
-results/choices/<benchmark>.json; a person then writes the chosen values into the recipe, and a test compares the two.
+Each candidate trains without the slice (the same for all benchmarks of a dataset) and is judged by its error on the
+slice after the last epoch. Of the candidates within one standard error of the best, those with the largest batch
+remain, since they are the cheapest, and the best of these is chosen. The record is written to
+results/choices/<benchmark>.json; a person then copies the chosen values into the recipe, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipelines.data import subsets
 from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, status, store
 from pipelines.training.inputs import Inputs
-from pipelines.training.predictions import predict
+from pipelines.training.predictions import Examiner, predict
 
 CHOICES = Path("results/choices")  # one record a benchmark
 
@@ -49,9 +49,9 @@ def grid(choice: Choice) -> list[dict[str, float]]:
 
 
 def candidate(benchmark: Benchmark, values: Mapping[str, float], choice: Choice, epochs: int) -> Benchmark:
-    """The benchmark with a candidate's ``values``, without the validation slice, for ``epochs``.
+    """The benchmark with a candidate's ``values``, without the validation slice.
 
-    The paper's schedule is run through in these.
+    It runs through the whole of the paper's schedule in ``epochs``.
     """
     optimiser: dict[str, Any] = {name: value for name, value in values.items() if name in ("lr", "mu")}
     recipe = dataclasses.replace(
@@ -66,7 +66,7 @@ def candidate(benchmark: Benchmark, values: Mapping[str, float], choice: Choice,
 
 
 def in_use(benchmark: Benchmark, choice: Choice) -> dict[str, float]:
-    """The values that params.yaml has, of those that the grid varies."""
+    """The recipe's present values of all that the grid varies."""
     recipe = benchmark.recipe
     have = {"lr": recipe.optimiser.lr, "mu": recipe.optimiser.mu}
     have |= {"map_constant": recipe.map_constant, "batch": recipe.batch}
@@ -74,18 +74,15 @@ def in_use(benchmark: Benchmark, choice: Choice) -> dict[str, float]:
 
 
 def validation_error(trial: spec.Spec, choice: Choice, device: str) -> float:
-    """Error in per cent of the finished trial on the slice; one view an image."""
+    """Error in per cent of the finished trial on the slice, with a single view of each image."""
     inputs = Inputs.of(trial)
-    places = subsets.validation(inputs.dataset.train, choice.hold_out)
-    model, single = inputs.load(trial.files.weights), Evaluation()
-    answers = predict(
-        inputs, model, trial.seed, device, precision=trial.precision, split="train", places=places, evaluation=single
-    )
-    return round(answers.error, 4)
+    model = inputs.load(trial.files.weights)
+    examiner = Examiner(inputs, model, trial.seed, device, trial.precision, Evaluation())
+    return round(predict(examiner, "train", subsets.validation(inputs.dataset.train, choice.hold_out)).error, 4)
 
 
 def search(params: Params, benchmark: Benchmark, choice: Choice, epochs: int) -> dict[str, Any]:
-    """Train every candidate and measure its validation error; returns the record to keep."""
+    """Train every candidate and measure its validation error; returns the record."""
     candidates = grid(choice)
     planned = [_trials(benchmark, values, choice, epochs) for values in candidates]
     _train(params, planned)
@@ -125,7 +122,7 @@ def _trials(benchmark: Benchmark, values: Mapping[str, float], choice: Choice, e
 
 
 def _train(params: Params, planned: Sequence[Sequence[spec.Spec]]) -> None:
-    """Train what is not finished; a candidate whose loss diverges is a result as well, any other failure an error."""
+    """Train unfinished trials; a candidate that diverges is a result, any other failure an error."""
     require_folder(store.default())
     train.inspect([trial for trials in planned for trial in trials])
     waiting = [trial for trials in planned for trial in trials if not trial.finished]
@@ -140,7 +137,7 @@ def _train(params: Params, planned: Sequence[Sequence[spec.Spec]]) -> None:
 
 
 def pick(results: Sequence[Mapping[str, Any]], candidates: Sequence[dict[str, float]], images: int) -> dict[str, float]:
-    """The best candidate by its mean error in % on as many ``images``; a mean of None stands for one that diverged."""
+    """The best candidate by its mean error in % on ``images`` images; the mean is None where it diverged."""
     judged = [(result["mean"], values) for result, values in zip(results, candidates, strict=True)]
     trained = [(mean, values) for mean, values in judged if mean is not None]
     best = min(mean for mean, _ in trained)
@@ -152,7 +149,7 @@ def pick(results: Sequence[Mapping[str, Any]], candidates: Sequence[dict[str, fl
 
 
 def _diverged(trial: spec.Spec) -> bool:
-    """Whether it failed on the device that trained it, of which its key here may be another's."""
+    """Whether it failed, under the key of whichever device trained it."""
     states = (status.read(variant.files.progress, since=0) for variant in trial.variants)
     return any(state is not None and state["state"] == "failed" for state in states)
 

@@ -33,7 +33,7 @@ from pipelines.results.reader import per_class
 from pipelines.train import collect
 from pipelines.training import checks, spec, store, trainer
 from pipelines.training.inputs import Inputs
-from pipelines.training.predictions import Predictions, as_claimed, predict
+from pipelines.training.predictions import Examiner, Predictions, as_claimed, predict
 from tests import projects
 from tests.conftest import ROOT, TEST, THREADS, edit_params
 from tests.processes import environment
@@ -229,7 +229,7 @@ def test_random_views_are_on_record_beside_the_single_view(evaluated: Path) -> N
     assert np.abs(confidence - single.max(1)).mean() > 0.005  # shifted by up to 3 pixels, it is another's answer
     seen: list[Tensor] = []
     model.register_forward_hook(lambda _, __, out: seen.append(out.double().softmax(1)))
-    predict(inputs, model, 0, "cpu", precision="fp32", split="test")
+    predict(Examiner(inputs, model, 0, "cpu", "fp32"), "test")
     first = seen[: 1 + 4]  # of the first piece: the image as it is, then four views
     assert len(seen) == len(first) * -(-TEST // len(first[0]))
     averaged = torch.stack(first[1:]).mean(0).max(1).values.numpy()
@@ -319,8 +319,9 @@ def test_exactly_the_named_images_are_counted(
     benchmark = load_params(ROOT / "params.yaml").benchmark("linear-mnist")  # pixels to 0 to 1, single view
     on = ClaimedOn(split=split, first=first, count=count)
     inputs = Inputs(benchmark, data, tmp_path / "store")
-    tested = predict(inputs, Reader(), 0, "cpu", precision="fp32", split="test")
-    found = as_claimed(inputs, Reader(), 0, "cpu", precision="fp32", on=on, tested=tested)
+    examiner = Examiner(inputs, Reader(), 0, "cpu", "fp32")
+    tested = predict(examiner, "test")
+    found = as_claimed(examiner, on, tested)
     assert len(found.labels) == len(found.single) == count
     assert found.error == found.single_view_error == pytest.approx(100 * wrong / count)
     assert tested.error == pytest.approx(100 * 60 / 70)
@@ -339,8 +340,8 @@ def test_random_views_of_training_images_are_drawn_again(evaluated: Path) -> Non
     benchmark, data = load_params().benchmark("lenet5-mnist"), datasets.open_dataset(Path("datasets"), "mnist")
     inputs = Inputs(benchmark, data, store.default())
     model = inputs.load(Path("runs/lenet5-mnist/seed-0/weights.pt"))
-    which: Any = {"precision": "fp32", "split": "train", "places": np.arange(260)}
-    first, again, other = (predict(inputs, model, seed, "cpu", **which) for seed in (0, 0, 1))
+    examiners = (Examiner(inputs, model, seed, "cpu", "fp32") for seed in (0, 0, 1))
+    first, again, other = (predict(examiner, "train", np.arange(260)) for examiner in examiners)
     assert torch.equal(first.probabilities, again.probabilities)
     assert not torch.equal(first.probabilities, other.probabilities)
     assert torch.equal(first.single, other.single)
@@ -450,7 +451,8 @@ def test_large_photographs_are_kept_small(tmp_path: Path) -> None:
     found = Predictions(
         probabilities=likely, labels=torch.from_numpy(labels), single=torch.from_numpy(labels), seconds=0.0
     )
-    evaluate._write_examples(tmp_path / "examples.npz", [evaluate.Answers.of(4, found)], data)
+    answers = evaluate._write_seed(tmp_path / "seed-4", {}, found)
+    evaluate._write_examples(tmp_path / "examples.npz", {4: answers}, data)
     kept = arrays(tmp_path / "examples.npz")
     assert kept["images"].shape == (4, 3, 64, 64) and kept["images"].dtype == np.uint8
     corners = kept["images"][:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
@@ -563,11 +565,12 @@ def test_an_evaluation_that_fails_half_way_leaves_the_one_before(copied: Path, m
     before = tree(Path("evaluations"))
     write, written = evaluate._write_seed, list[Path]()
 
-    def fail(folder: Path, *found: Any) -> None:
-        write(folder, *found)
+    def fail(folder: Path, *found: Any) -> Any:
+        answers = write(folder, *found)
         written.append(folder)
         if len(written) == 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        return answers
 
     monkeypatch.setattr(evaluate, "_write_seed", fail)
     with pytest.raises(OSError, match="No space left"):

@@ -20,7 +20,7 @@ from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.training import spec, store, trainer
 from pipelines.training.inputs import Inputs
-from pipelines.training.predictions import predict
+from pipelines.training.predictions import Examiner, predict
 from tests import projects
 from tests.conftest import ROOT, THREADS
 
@@ -92,5 +92,5 @@ def test_it_trains_and_is_evaluated_as_its_block_says(
     inputs = Inputs.of(one)
     model = inputs.load(files.weights)
     assert all(weight.isfinite().all() for weight in model.parameters())
-    found = predict(inputs, model, 0, "cpu", precision=one.precision, split="test")
+    found = predict(Examiner(inputs, model, 0, "cpu", one.precision), "test")
     assert round(found.error * TEST / 100, 6) in range(TEST + 1)  # whole images

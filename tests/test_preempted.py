@@ -18,7 +18,7 @@ from pipelines.command.errors import UserError
 from pipelines.command.files import read_json
 from pipelines.config.params import Params
 from pipelines.data.batches import Chunks
-from pipelines.training import spec, trainer
+from pipelines.training import core, spec, trainer
 from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, PreemptedError, Worker
 from pipelines.training.inputs import Inputs
 from tests import projects
@@ -156,11 +156,12 @@ def test_no_checkpoint_of_another_trial_is_loaded_whoever_hands_it_over(job: lis
             shutil.copy(one.files.checkpoint, copy)
 
     trainer.run(one, watch=keep)
-    loader, module = trainer.prepare(other, Inputs.of(other), Worker())
-    callback = CheckpointCallback(other, loader, Worker(), lambda told: None, 900)
+    loader, module = core.assemble(other, Inputs.of(other))
+    chunks = Chunks(loader)
+    callback = CheckpointCallback(other, chunks, Worker(), lambda told: None)
     lightning = trainer.build_trainer(other, Worker(), callback, Checkpoints())
     with pytest.raises(UserError, match=rf"^a checkpoint of another trial \(key {one.key}\); expected {other.key}$"):
-        lightning.fit(module, train_dataloaders=Chunks(loader), ckpt_path=copy)
+        lightning.fit(module, train_dataloaders=chunks, ckpt_path=copy)
 
 
 def test_an_error_that_a_preempted_worker_raises_survives_the_way_to_the_driver() -> None:

@@ -21,7 +21,6 @@ from pipelines.config import schema
 from pipelines.config.params import load_params
 from pipelines.config.recipes import Recipe
 from pipelines.data import datasets, subsets
-from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT, edit_params
 from tests.processes import environment
 
@@ -81,7 +80,7 @@ def test_the_slice_is_not_trained_on(project: Path) -> None:
     one = tune.candidate(benchmark, {"lr": 0.5}, benchmark.choice, 1)
     assert one.recipe.optimiser.lr == 0.5 and one.budgets["choice"].epochs == 1
     data = datasets.open_dataset(Path("datasets"), "mnist")
-    trained = set(Inputs(one, data, Path()).positions.tolist())
+    trained = set(subsets.positions(data.train, one.recipe.subset).tolist())
     assert len(trained) == 1600 and not trained & set(subsets.validation(2000, 400).tolist())
 
 

@@ -4,9 +4,9 @@ The first member trains as any network does. The second trains on augmented imag
 correctly, the third on augmented images on which those two disagree. Drucker, Schapire and Simard, "Boosting
 performance in neural networks", 1993 (summarised in NIPS 5); LeCun et al. 1998, section III.C.
 
-A member's examples are selected once, when its turn comes. They are a pure function of the seed and of the weights of
-the earlier members, which no longer change, and are not saved: a trial that resumes in the middle selects the same
-examples again, and goes on bit for bit.
+A member's examples are selected once, when its turn comes. They are a pure function of the seed and of the earlier
+members' weights, which no longer change. So they are not saved: a resumed trial selects the same examples again, and
+continues bit for bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.command.errors import UserError
-from pipelines.data.batches import Batches, Sent, stream
+from pipelines.data.batches import Batches, Sent
+from pipelines.data.streams import stream
 from pipelines.data.transforms import sent
 from pipelines.training import schedules
 
@@ -52,7 +53,7 @@ class Examples:
 
 
 class Pool:
-    """Examples collected in the order in which they come, up to ``limit`` of them."""
+    """Examples in the order of their arrival, up to ``limit`` of them."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.size = limit, 0
@@ -72,12 +73,12 @@ class Pool:
 
 
 class BoostedBatches(Batches):
-    """``Batches`` for an ensemble: an epoch has equally many for every member, each of the member's own examples.
+    """``Batches`` for an ensemble: every member's epochs have the same number of batches, of the member's own examples.
 
     ``data`` and ``settings`` are those of ``Batches``. ``members`` are the networks in training; ``stretch`` is how
     much faster than published the trial runs through ``boosting``, as through the schedule; ``where`` names
-    ``boosting`` in an error. A member has at most as many examples as there are training images, and only the present
-    member's are in memory.
+    ``boosting`` in an error. A member has at most as many examples as there are training images; only the examples of
+    the member in training are in memory.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class BoostedBatches(Batches):
         return self._examples[1]
 
     def _load(self, chosen: Tensor, epoch: int, number: int, share: Future[Sent] | None) -> tuple[Tensor, Tensor]:
-        """For the later members, ``chosen`` only sets the size."""
+        """A batch of the member's own examples; for the later members, ``chosen`` only sets its size."""
         member = self.member(epoch, number)
         if member == 0:
             return super()._load(chosen, epoch, number, share)
@@ -110,7 +111,7 @@ class BoostedBatches(Batches):
         return drawn.images.contiguous(memory_format=layout), drawn.labels
 
     def _visited(self, member: int, epoch: int) -> Tensor:
-        """Places among the examples as ``epoch`` visits them: all of them again and again, reshuffled each time."""
+        """Places among the examples in the order of ``epoch``: all of them again and again, reshuffled each time."""
         if self._places is None or self._places[0] != (member, epoch):
             generator = torch.Generator().manual_seed(stream(self.seed, "order", member, epoch))
             count, needed = len(self.examples(member)), len(self.positions)
@@ -123,7 +124,7 @@ class BoostedBatches(Batches):
         """Select from the candidates, until none is left or there are as many examples as training images."""
         earlier, halves = self.members[:member], member == 1
         for net in earlier:
-            net.eval()  # for good: they are not trained again
+            net.eval()  # to stay so: they are not trained again
         limit = len(self.positions) // (2 if halves else 1)
         hard, easy = Pool(limit), Pool(limit)
         for seen in self.candidates(member):

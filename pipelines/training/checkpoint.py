@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -21,14 +21,16 @@ from pytorch_lightning.plugins import CheckpointIO
 
 from pipelines.command.errors import PREEMPTED, AdvisedError, UserError
 from pipelines.command.files import write_bytes, write_json
-from pipelines.data.batches import Batches, Chunks
 from pipelines.training import provenance, status, tensors
 from pipelines.training.classifier import Classifier
 from pipelines.training.spec import Spec
 
-CHECKPOINT_EVERY_S = 10.0  # at least; and so rarely that saving takes at most a twentieth of the time
+if TYPE_CHECKING:
+    from pipelines.data.batches import Chunks
+
+CHECKPOINT_EVERY_S = 10.0  # at least; longer where saving would take more than a twentieth of the time
 PROGRESS_EVERY_S = 5.0
-FIRST_S = 10.0  # of a trial, in which its progress shows up to five times as often
+FIRST_S = 10.0  # at the start of a trial, when progress is reported up to five times as often
 GO_ON = "the same command goes on from there"
 AGREE_EVERY = 5  # chunks: how often several workers agree on whether to save
 Watch = Callable[[Mapping[str, Any]], None]
@@ -48,26 +50,23 @@ class Worker:
 
 
 class PreemptedError(AdvisedError):
-    """The trial was asked to make room: its checkpoint is saved, and it ends before it is trained."""
+    """A signal has ended the trial early; its checkpoint is saved."""
 
     status = PREEMPTED
 
     @property
     def number(self) -> int:
-        """Of the signal."""
-        found: int = self.args[2]
-        return found
+        """The signal's number."""
+        number: int = self.args[2]
+        return number
 
 
 class CheckpointCallback(pl.Callback):
-    """Keeps a trial's checkpoint, curve and progress on disk: on rank 0, but for collective calls.
+    """Keeps a trial's checkpoint, curve and progress on disk; only rank 0 writes."""
 
-    ``whole`` is the number of images that the recipe trains on where no budget cuts them: every epoch that is reported
-    is one over these, whatever the budget leaves.
-    """
-
-    def __init__(self, spec: Spec, loader: Batches, worker: Worker, watch: Watch, whole: int) -> None:
-        self.spec, self.loader, self.worker, self.watch, self.whole = spec, loader, worker, watch, whole
+    def __init__(self, spec: Spec, chunks: Chunks, worker: Worker, watch: Watch) -> None:
+        self.spec, self.chunks, self.worker, self.watch = spec, chunks, worker, watch
+        self.loader = chunks.loader
         self.curve: list[dict[str, Any]] = []
         self.trained_on = [provenance.hardware(spec.device)]  # in the order of their work
         self.worked_with = [worker.workers]  # workers, in the order of their work
@@ -80,19 +79,19 @@ class CheckpointCallback(pl.Callback):
         self.asked: int | None = None  # the signal upon which to save and end
 
     def recipe_epochs(self, epochs: float) -> float:
-        """Epochs over the images that the recipe trains on, in ``epochs`` over those that the budget leaves."""
-        return round(epochs * len(self.loader.positions) / self.whole, 6)
+        """Epochs as they are reported (``Spec.recipe_epochs``)."""
+        return round(self.spec.recipe_epochs(epochs), 6)
 
     def elapsed(self) -> float:
         """Seconds of training, over all restarts."""
         return self.trained_s + time.monotonic() - self.started
 
     def device_seconds(self, elapsed: float) -> float:
-        """The same of all workers together, of which there may have been fewer before the last restart."""
+        """Seconds of training, summed over all workers; their number may change with a restart."""
         return self.device_s + (elapsed - self.trained_s) * self.worker.workers
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that a resumed trial continues from."""
+        """The state from which a resumed trial continues."""
         return {
             "key": self.spec.key,
             "position": self.loader.state_dict(),
@@ -106,18 +105,18 @@ class CheckpointCallback(pl.Callback):
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Count the chunks behind as this device cuts them: Lightning would end the epoch by another's count."""
+        """Count the finished chunks as this device cuts them: Lightning ends the epoch by that count."""
         done = checkpoint["callbacks"][self.state_key]["position"]["done"]
         if done:
-            behind = Chunks(self.loader).behind(done)
+            behind = self.chunks.behind(done)
             counts = {"ready": behind, "started": behind, "processed": behind, "completed": behind - 1}
             chunks_of(checkpoint)["current"] = counts  # as Lightning has them when it calls ``on_train_batch_end``
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Called by Lightning when it loads a checkpoint, wherever from; UserError for another trial's.
+        """Called by Lightning when it loads any checkpoint; UserError for another trial's.
 
-        Lightning itself restores a loader's position in the middle of an epoch only; at the end of one, the next would
-        begin with the order of the first.
+        Lightning restores a loader's position only in the middle of an epoch; after the end of an epoch, it would
+        begin again with the order of the first.
         """
         if state["key"] != self.spec.key:
             raise UserError(f"a checkpoint of another trial (key {state['key']}); expected {self.spec.key}")
@@ -130,9 +129,9 @@ class CheckpointCallback(pl.Callback):
         self.epoch_started_s = state["epoch_started_s"]
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Rewrite the curve on disk, which may be ahead of the checkpoint or behind it; the checkpoint is right.
+        """Rewrite the curve on disk, which may be ahead of the checkpoint or behind it, from the checkpoint.
 
-        Lightning has set its own signal handlers before, and afterwards restores those that it found.
+        Lightning has set its own signal handlers by now, and restores the earlier ones afterwards.
         """
         if threading.current_thread() is threading.main_thread():
             for number in self.worker.preempted_by:
@@ -143,7 +142,7 @@ class CheckpointCallback(pl.Callback):
             self.report("running", None)
 
     def preempt(self, number: int, frame: FrameType | None) -> None:
-        """Answer a signal: save at the end of the chunk, and end; a second signal ends at once."""
+        """Handle a signal: save at the end of the chunk, and end; a second signal ends at once."""
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = number
@@ -151,7 +150,7 @@ class CheckpointCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, report, and save when it is time; after the last chunk the end of the epoch does."""
+        """Report, and save when it is time; after the last chunk ``on_train_epoch_end`` does so."""
         assert isinstance(module, Classifier)
         self.images = module.seen
         now = time.monotonic()
@@ -163,7 +162,7 @@ class CheckpointCallback(pl.Callback):
             self._make_room()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """One line of the curve; then save if it is time, or if this was the last epoch."""
+        """Add a line to the curve; then save if it is time, or if this was the last epoch."""
         assert isinstance(module, Classifier)
         ended, last = trainer.current_epoch + 1, trainer.current_epoch + 1 == self.spec.epochs
         self._add_point(ended, module, trainer.optimizers[0].param_groups[0]["lr"])
@@ -173,7 +172,7 @@ class CheckpointCallback(pl.Callback):
                 self._make_room()
 
     def _add_point(self, ended: int, module: Classifier, lr: float) -> None:
-        """A line of the curve for ``ended`` epochs; UserError where the loss is no number."""
+        """Add the curve's line for ``ended`` epochs; UserError where the loss is no number."""
         loss, error, images = module.drain()
         seconds = self.elapsed()
         self.curve.append(
@@ -197,7 +196,7 @@ class CheckpointCallback(pl.Callback):
             self._report_plateau(ended)
 
     def _report_plateau(self, ended: int) -> None:
-        """A line in the log, once, about a net that is stuck at chance."""
+        """Log, once, that a net is stuck at chance."""
         classes = int(self.loader.labels.max()) + 1 if ended == 2 else 0
         losses = [point["loss"] for point in self.curve]
         if classes > 1 and status.at_plateau(self.spec.benchmark.recipe.loss, losses, classes):
@@ -264,14 +263,14 @@ class CheckpointCallback(pl.Callback):
 
 def chunks_of(held: dict[str, Any]) -> dict[str, Any]:
     """Lightning's count of the epoch's chunks in a checkpoint."""
-    found: dict[str, Any] = held["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    return found
+    counts: dict[str, Any] = held["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return counts
 
 
 class Checkpoints(CheckpointIO):
     """Saves and loads a trial's checkpoint for Lightning, which decides when.
 
-    Lightning's own way copies the whole in memory, and leaves a file that only its owner may read.
+    Lightning's own class copies the whole checkpoint in memory, and writes a file that only its owner may read.
     """
 
     def __init__(self) -> None:
@@ -289,9 +288,9 @@ class Checkpoints(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Whole files alone; tensors come to the CPU, and only plain types are loaded."""
+        """Load a whole file, onto the CPU, with plain types only."""
         return self.loaded.pop(Path(path), None) or tensors.load_sealed(Path(path), "a checkpoint")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Lightning removes none of ours."""
+        """Part of the interface; Lightning does not call it for ours."""
         Path(path).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a benchmark and shows without training."""
+"""Checks of a benchmark against its data and its network, before training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.training.spec import Sizes
 
 
 def check(inputs: Inputs, budget: str) -> Sizes:
-    """UserError for the first thing that is wrong; the sizes of what a trial keeps."""
+    """UserError for the first fault; returns the sizes of a trial's files."""
     benchmark, dataset = inputs.benchmark, inputs.dataset
     dataset.verify("train")
     check_counts(benchmark, budget, dataset)
@@ -78,7 +78,7 @@ def check_claimed_on(benchmark: Benchmark, dataset: Dataset) -> None:
 
 
 def check_ensemble(benchmark: Benchmark, model: nn.Module) -> None:
-    """UserError where an ensemble is not boosted, or boosting has no ensemble."""
+    """UserError for an ensemble without boosting, or boosting without an ensemble."""
     where, name = f"{benchmark.where}.recipe.boosting", benchmark.model.name
     wanted, have = boosting.MEMBERS if benchmark.recipe.boosting else 0, len(boosting.members(model))
     if have and not wanted:
@@ -111,7 +111,7 @@ def check_optimiser(benchmark: Benchmark, model: nn.Module, shape: tuple[int, ..
 
 
 def _state_bytes(benchmark: Benchmark, model: nn.Module) -> int:
-    """Bytes of the optimiser's state after a step, taken on tensors without memory; ends ``model``."""
+    """Bytes of the optimiser's state after a step, counted on meta tensors; makes ``model`` unusable."""
     model = model.to("meta")
     optimiser = build_optimiser(benchmark.recipe.optimiser, model)
     for parameter in model.parameters():

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.data.batches import stream
+from pipelines.data.streams import stream
 from pipelines.training import schedules
 from pipelines.training.losses import build_loss
 from pipelines.training.optimisers import build_optimiser
@@ -29,10 +29,7 @@ class SecondOrder(Protocol):
     examples: int  # of the minibatch at hand, over all workers
 
     def estimate(self, model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> None:
-        """Second derivatives anew, from images (N, C, H, W) and labels (N,)."""
-
-    def divisors(self) -> list[Tensor]:
-        """The estimate's tensors."""
+        """Second derivatives anew, from images (N, C, H, W) and labels (N,); a collective call."""
 
 
 class Classifier(pl.LightningModule):
@@ -89,14 +86,10 @@ class Classifier(pl.LightningModule):
     def prepare_epoch(self, optimiser: torch.optim.Optimizer, loader: Batches, epoch: int) -> None:
         """Second derivatives for an optimiser that needs them; a trial resumed within an epoch has them already.
 
-        Every worker sees the same samples; all take rank 0's estimate, as a GPU's sums vary from run to run.
-        Lightning's own hook of the epoch's start does not serve: it is skipped where a trial resumes between epochs.
+        Lightning skips its own hook for an epoch's start where a trial resumes between epochs.
         """
         if isinstance(optimiser, SecondOrder):
             optimiser.estimate(self.model, self.loss, *loader.samples(optimiser.samples, epoch))
-            if _world() > 1:
-                for divisor in optimiser.divisors():
-                    dist.broadcast(divisor, src=0)
 
     def prepare_step(self, optimiser: torch.optim.Optimizer, epoch: int, number: int) -> None:
         """Set rate and dropout's generator from (seed, epoch, number) alone, so that a resumed run repeats them.

@@ -1,6 +1,6 @@
-"""The numeric core of a trial: what decides its weights begins here, and so does the code in its key (``fingerprint``).
+"""The numeric core of a trial, where the walk over the code in its key begins (``fingerprint``).
 
-Reading, checking, reporting and keeping files are none of it.
+It neither reads, checks and writes files nor reports.
 """
 
 from __future__ import annotations
@@ -9,25 +9,22 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from pipelines.config.registry import Registry
 from pipelines.data import subsets
-from pipelines.data.batches import Batches, stream
-from pipelines.data.transforms import Preprocess
+from pipelines.data.batches import Batches
+from pipelines.data.streams import stream
 from pipelines.training import boosting
 from pipelines.training.classifier import Classifier
 
 if TYPE_CHECKING:
     from pipelines.config.benchmarks import Benchmark
-    from pipelines.data.datasets import Dataset
-    from pipelines.training.inputs import Transforms
+    from pipelines.training.inputs import Inputs
     from pipelines.training.spec import Spec
 
-# By the key of a recipe that asks for them: how minibatches are made, where not as usual.
+# Other kinds of minibatches, by the key of the recipe that asks for them.
 LOADERS: Registry[Callable[..., Callable[..., Batches]]] = Registry("kind of minibatches", __name__)
 
 
@@ -44,36 +41,19 @@ def boosted(benchmark: Benchmark, model: nn.Module, stretch: float) -> Callable[
     )
 
 
-def assemble(
-    spec: Spec,
-    dataset: Dataset,
-    transforms: Transforms,
-    build: Callable[[], nn.Module],
-    *,
-    preprocessed: NDArray[np.float32] | None = None,
-    rank: int = 0,
-    workers: int = 1,
-) -> tuple[Batches, Classifier]:
-    """The trial's minibatches, on its device, and its module around the freshly initialised network of ``build``.
-
-    ``preprocessed`` (N, C, H, W) are the training images as they are after preprocessing, where that is done already.
-    """
+def assemble(spec: Spec, inputs: Inputs, *, rank: int = 0, workers: int = 1) -> tuple[Batches, Classifier]:
+    """The trial's minibatches, on its device, and its module around a freshly initialised network."""
     benchmark, recipe, device = spec.benchmark, spec.benchmark.recipe, torch.device(spec.device)
-    preprocess, augment = transforms
+    preprocess, augment = inputs.transforms
     torch.manual_seed(stream(spec.seed, "weights"))
-    model = build()
+    model = inputs.build()
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stretch = benchmark.budgets["paper"].epochs / spec.epochs  # a shorter budget runs through the paper's schedule
     kind = Batches if recipe.boosting is None else LOADERS["boosting"](benchmark, model, stretch)
-    kept = subsets.positions(dataset.train, recipe.subset)
-    images: NDArray[Any]
-    images, labels = dataset.split("train")
-    if preprocessed is not None:
-        images, preprocess = preprocessed, Preprocess()
+    kept = subsets.positions(inputs.dataset.train, recipe.subset)
     loader = kind(
-        images,
-        labels,
+        *inputs.dataset.split("train"),
         torch.from_numpy(subsets.cut(kept, benchmark.budgets[spec.budget].train_images)),
         batch=recipe.batch,
         seed=spec.seed,

@@ -1,4 +1,4 @@
-"""Digests of what code does: the part of a trial's key that stands for the code behind its weights.
+"""Digests of code: the part of a trial's key that stands for the code that computes its weights.
 
 A walk begins at the trial's numeric core (``training.core`` and ``inputs.fit``) and at its network's builder, and
 follows names: a top-level definition counts when a definition that counts refers to it, within its module or through an
@@ -7,11 +7,11 @@ import, and with it the statements of its module that define nothing. There is n
 - Entries of a registry (``config.registry``) count only where the trial's config contains their name, so that another
   transform, loss or optimiser trains nothing again.
 - Parsing drops comments, formatting and line numbers; docstrings are dropped, too.
-- The class and words of a raised exception are dropped: they end a trial and change none.
+- The class and words of a raised exception are dropped: an exception ends a trial, and changes no weights.
 - Type annotations are compared as text and not followed, nor are imports for type checking alone.
 
-The methods of an object that the core is handed (a ``Dataset``, a ``Recipe``) do not count. So whatever decides weights
-must be a function or class that the core refers to by name; the config's dataclasses hold values and checks alone.
+Methods of the core's arguments (a ``Dataset``, a ``Recipe``) do not count. Whatever decides weights must therefore be a
+function or class that the core refers to by name; the config's dataclasses hold only values and checks.
 Imports no torch.
 """
 
@@ -63,11 +63,11 @@ def digests(roots: Collection[str], config: Any, sources: Mapping[str, str]) -> 
         if place not in reached:
             reached.add(place)
             waiting += modules.references(place, named)
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for name in sorted({module for module, _ in reached}):
-        counted = [modules[name].text[one] for module, one in sorted(reached) if module == name]
-        found[name] = hashlib.sha256("\n".join(counted).encode()).hexdigest()
-    return found
+        counted = [modules[name].text[definition] for module, definition in sorted(reached) if module == name]
+        hashes[name] = hashlib.sha256("\n".join(counted).encode()).hexdigest()
+    return hashes
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -94,7 +94,7 @@ class Modules:
         return parse(self.sources[name])
 
     def resolve(self, dotted: str) -> list[Place]:
-        """What a dotted name stands for: a module, but for its registries' entries, or a name in one of ours."""
+        """The places that a dotted name stands for: a module without its registries' entries, or a name in a module."""
         if dotted in self.sources:
             entries = {entry for held in self[dotted].entries.values() for entry, _ in held}
             return [(dotted, name) for name in self[dotted].text if name not in entries]
@@ -107,21 +107,21 @@ class Modules:
         return [(module, name if name in parsed.text else LOOSE)]
 
     def references(self, place: Place, named: Collection[str]) -> list[Place]:
-        """What counts with ``place``: what it refers to, the entries of a registry, and its module's loose ends."""
+        """The places that count with ``place``: its references, a registry's entries, its module's loose statements."""
         module, name = place
         parsed = self[module]
-        found = [(module, LOOSE)]
-        found += [(module, entry) for entry, as_name in parsed.entries.get(name, ()) if as_name in named]
+        places = [(module, LOOSE)]
+        places += [(module, entry) for entry, as_name in parsed.entries.get(name, ()) if as_name in named]
         for dotted in parsed.used[name]:
             head, _, rest = dotted.partition(".")
             if head in parsed.imports:
-                found += self._through(parsed.imports[head], rest)
+                places += self._through(parsed.imports[head], rest)
             elif head in parsed.text:
-                found.append((module, head))
-        return found
+                places.append((module, head))
+        return places
 
     def _through(self, target: str, rest: str) -> list[Place]:
-        """What ``rest``, attributes of an imported ``target``, refers to; without any, all of a module."""
+        """The places that ``rest``, attributes of an imported ``target``, refers to; without any, the whole module."""
         while rest and target in self.sources:
             attribute, _, rest = rest.partition(".")
             target = f"{target}.{attribute}"
@@ -154,7 +154,7 @@ def parse(source: str) -> Parsed:
             parts.setdefault(name, []).append(statement)
             for registry, as_name in registered(statement):
                 entries.setdefault(registry, []).append((name, as_name))
-    used = {name: sorted({one for part in held for one in _used(part)}) for name, held in parts.items()}
+    used = {name: sorted({used for part in held for used in _used(part)}) for name, held in parts.items()}
     return Parsed(
         text={name: "\n".join([*map(plain, held), *_external(used[name], imports)]) for name, held in parts.items()},
         used=used,
@@ -164,13 +164,13 @@ def parse(source: str) -> Parsed:
 
 
 def _external(used: Collection[str], imports: Mapping[str, str]) -> list[str]:
-    """What the names stand for that are imported from elsewhere; those of ours count by their own code."""
+    """The meaning of names from other packages; names from ours count by their own code."""
     heads = sorted({name.partition(".")[0] for name in used} & set(imports))
     return [f"{head} is {imports[head]}" for head in heads if imports[head].partition(".")[0] not in PACKAGES]
 
 
 class _Meaning(ast.NodeTransformer):
-    """Drops what changes no number: docstrings, imports for type checking, what an exception is raised with."""
+    """Drops all that changes no number: docstrings, imports for type checking, the arguments of exceptions."""
 
     def visit(self, node: ast.AST) -> Any:
         """Drop the docstring of a module, class or function; leave the rest to the methods below."""
@@ -185,21 +185,19 @@ class _Meaning(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> Any:
-        """That it raises is kept."""
+        """Keep only the fact that it raises."""
         return ast.Raise()
 
 
 def _imported(node: ast.AST) -> dict[str, str]:
-    """The names that an import binds, and what they stand for."""
+    """The names that an import binds, each with its full dotted name."""
     if isinstance(node, ast.Import):
-        heads = [one.name if one.asname else one.name.partition(".")[0] for one in node.names]
-        return {one.asname or head: head for one, head in zip(node.names, heads, strict=True)}
+        heads = [alias.name if alias.asname else alias.name.partition(".")[0] for alias in node.names]
+        return {alias.asname or head: head for alias, head in zip(node.names, heads, strict=True)}
     if isinstance(node, ast.ImportFrom):
         if node.level or node.names[0].name == "*":
-            raise ValueError(
-                "a relative import or one of *, which the walk does not follow; expected names by their path"
-            )
-        return {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
+            raise ValueError("an import is relative or of *, which the walk can't follow; expected names by their path")
+        return {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     return {}
 
 

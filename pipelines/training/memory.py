@@ -1,4 +1,4 @@
-"""What the C library does with memory that training gives back."""
+"""The C library's treatment of freed memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 def keep() -> None:
     """Have this process keep the memory of freed tensors for the next ones.
 
-    glibc gives large blocks back to the system at once and asks for them again in the next step: the system then clears
+    glibc returns large blocks to the system at once and requests them again in the next step. The system then clears
     every page anew, which took a third of AlexNet's time on a CPU. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":

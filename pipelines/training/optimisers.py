@@ -32,7 +32,7 @@ def sgd(groups: Groups, *, lr: float, momentum: float, nesterov: bool, weight_de
 
 @OPTIMISERS.entry("adadelta")
 def adadelta(groups: Groups, *, lr: float, rho: float, eps: float, weight_decay: float) -> Optimizer:
-    """Zeiler's Adadelta; his, and ConvNetJS's, has no rate: ``lr`` 1."""
+    """Zeiler's Adadelta; his and ConvNetJS's have no rate, which is ``lr`` 1."""
     return torch.optim.Adadelta(groups, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
 
 
@@ -57,7 +57,7 @@ def parameter_groups(chosen: Optimiser, model: nn.Module) -> Groups:
     layers = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
     unknown = set(chosen.layer_decay) - set(layers)
     if unknown:
-        raise ValueError(  # a key leaves out what only an error says
+        raise ValueError(  # only here, a call of ``wording`` does not enter a trial's key
             f"layer_decay names {wording.listed(sorted(unknown))}; "
             f"expected layers of the model: {wording.listed(layers)}"
         )

@@ -1,14 +1,13 @@
-"""Trials in a parcel: out of a run store, and into another one once all in them is checked.
+"""Trials in a parcel: out of a run store, and, once they are checked, into another.
 
-A finished trial goes with its weights, curve and provenance, an unfinished one with its checkpoint. What decides
-whether one is taken in is planned anew here, from this checkout's rows, code and data: the parcel's word counts for
-nothing. Tensors are loaded as plain data, never unpickled.
+A finished trial is packed with its weights, curve and provenance, an unfinished trial with its checkpoint. A trial is
+taken in only if it agrees with a plan made here, from this checkout's rows, code and data; nothing in the parcel is
+trusted. Tensors are loaded as plain data, never unpickled.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,12 @@ from pipelines.config import wording
 from pipelines.config.params import Params
 from pipelines.data import datasets
 from pipelines.data.parcels import Carried, Writer
-from pipelines.training import fingerprint, provenance, status, tensors, trainer
+from pipelines.training import fingerprint, status, tensors, trainer
 from pipelines.training.classifier import Classifier
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec, plan
 from pipelines.training.store import TrialFiles
 
-KEY = re.compile("[0-9a-f]{16}")
 JSON_FILES = ("trial.json", "progress.json", "curve.jsonl", "result.json")
 TENSOR_FILES = ("weights.pt", "last.ckpt")
 MOST_JSON = 2**28  # bytes: the curve of a million epochs
@@ -36,10 +34,10 @@ MOST_JSON = 2**28  # bytes: the curve of a million epochs
 
 @dataclass(frozen=True)
 class Found:
-    """A trial in a store: what its trial.json says, and its plan here where a row of this checkout has its key."""
+    """A trial in a store: the content of its trial.json, and its plan where a row of this checkout has its key."""
 
     files: TrialFiles
-    identity: Mapping[str, Any]
+    identity: dict[str, Any]
     spec: Spec | None
 
     @property
@@ -47,19 +45,19 @@ class Found:
         """How far it is, in words."""
         if self.files.result.exists():
             return "finished"
-        told = status.read(self.files.progress, since=0)
-        if told is None or not self.files.checkpoint.exists():
+        progress = status.read(self.files.progress, since=0)
+        if progress is None or not self.files.checkpoint.exists():
             return "begun"
-        return f"epoch {told['epoch']:.1f} of {told['epochs']:g}"
+        return f"epoch {progress['epoch']:.1f} of {progress['epochs']:g}"
 
     @property
     def bytes(self) -> int:
-        """What it takes on disk."""
+        """Its size on disk."""
         return sum(path.stat().st_size for path in self.files.folder.iterdir() if path.is_file())
 
 
 class Plans:
-    """The trials that this checkout's rows stand for."""
+    """The trials that this checkout's rows describe."""
 
     def __init__(self, params: Params, data: Path, root: Path) -> None:
         self.params, self.data, self.root, self.sources = params, data, root, fingerprint.read()
@@ -73,49 +71,43 @@ class Plans:
         if budget not in benchmark.budgets:
             raise UserError(wording.unknown("budget", budget, benchmark.budgets))
         planned = plan(benchmark, budget, seed, data=self.data, root=self.root, sources=self.sources)
-        spec = next((one for one in planned.variants if one.key == identity.get("key")), None)
+        spec = next((variant for variant in planned.variants if variant.key == identity.get("key")), None)
         if spec is None:
             raise UserError(f"no row of this checkout has its key: {_difference(identity, planned)}")
         return spec
 
     def found(self, names: Collection[str] = (), seeds: Collection[int] = ()) -> Iterator[Found]:
         """The store's trials, of these benchmarks and seeds where any are named, in the order of a ledger."""
-        there = self.root.iterdir() if self.root.is_dir() else ()
-        folders = (folder for folder in there if KEY.fullmatch(folder.name) and folder.is_dir())
+        folders = self.root.glob("[0-9a-f]" * 16)
         read = [trial for trial in map(self._read, folders) if trial is not None]
         known = {name: number for number, name in enumerate(self.params.benchmarks)}
-        for trial in sorted(read, key=lambda one: _place(known, one)):
+        for trial in sorted(read, key=lambda trial: _place(known, trial)):
             name, seed = trial.identity.get("benchmark"), trial.identity.get("seed")
-            named = not names or name in names or any(self._also(trial, other) for other in names)
+            # rows that differ only in their evaluation share weights
+            named = not names or name in names or any(self._here(trial.identity | {"benchmark": n}) for n in names)
             if named and (not seeds or seed in seeds):
                 yield trial
 
-    def _also(self, trial: Found, name: str) -> bool:
-        """Whether a trial is one of this benchmark, too: rows that differ in their evaluation share their weights."""
+    def _here(self, identity: Mapping[str, Any]) -> Spec | None:
         with contextlib.suppress(UserError):
-            self.spec({**trial.identity, "benchmark": name})
-            return True
-        return False
+            return self.spec(identity)
+        return None
 
     def _read(self, folder: Path) -> Found | None:
         files = TrialFiles(folder)
-        try:
-            identity = read_json(files.trial)
-        except UserError:
-            return None
-        spec = None
         with contextlib.suppress(UserError):
-            spec = self.spec(identity)
-        return Found(files, identity, spec)
+            identity = read_json(files.trial)
+            return Found(files, identity, self._here(identity))
+        return None
 
 
-def _place(known: Mapping[str, int], one: Found) -> tuple[int, str, int, str]:
-    name, seed = str(one.identity.get("benchmark")), one.identity.get("seed")
-    return known.get(name, len(known)), name, seed if isinstance(seed, int) else -1, one.files.folder.name
+def _place(known: Mapping[str, int], trial: Found) -> tuple[int, str, int, str]:
+    name, seed = str(trial.identity.get("benchmark")), trial.identity.get("seed")
+    return known.get(name, len(known)), name, seed if isinstance(seed, int) else -1, trial.files.folder.name
 
 
 def _difference(identity: Mapping[str, Any], spec: Spec) -> str:
-    """What it was trained with that is different here."""
+    """The first difference between a trial's settings, data and code and those here."""
     data, code = identity.get("dataset"), identity.get("sources")
     dataset = datasets.open_dataset(spec.data, spec.benchmark.dataset)
     if identity.get("config") not in [variant.config for variant in spec.variants]:
@@ -130,7 +122,7 @@ def _difference(identity: Mapping[str, Any], spec: Spec) -> str:
 
 
 def pack(trial: Found, spec: Spec, writer: Writer) -> bool:
-    """Add a trial to a parcel; False where there is nothing to take along. Only under the trial's lock."""
+    """Add a trial to a parcel; False where it has neither weights nor a checkpoint. Only under the trial's lock."""
     files = trial.files
     if files.finished:
         added = [files.trial, *files.kept]
@@ -155,10 +147,10 @@ def unpack(member: Carried, folder: Path) -> None:
 
 
 def take(folder: Path, plans: Plans) -> str:
-    """Move the trial in ``folder``, whose name is its key, into the store; what became of it, in words.
+    """Move the trial in ``folder``, whose name is its key, into the store; returns the outcome in words.
 
-    One that is finished here stays, and so does one that is as far or further. Raises UserError for one that is
-    refused: of no row here, damaged, not what its plan says, or being trained at this moment.
+    A trial that is finished here stays, and so does one that is as far or further. Raises UserError for a trial of no
+    row here, one that is damaged or differs from its plan, and one that is being trained at this moment.
     """
     new = TrialFiles(folder)
     identity = read_json(new.trial)
@@ -179,7 +171,7 @@ def take(folder: Path, plans: Plans) -> str:
 
 
 def _check_finished(new: TrialFiles, spec: Spec) -> None:
-    """DamagedError unless files and digests agree, and all that was planned is what was trained."""
+    """DamagedError unless files agree with their digests, and the result with the plan."""
     result, inputs = new.read_result(spec.key), Inputs.of(spec)
     planned = {
         "benchmark": spec.benchmark.name,
@@ -197,7 +189,7 @@ def _check_finished(new: TrialFiles, spec: Spec) -> None:
 
 
 def _position(path: Path, spec: Spec) -> tuple[int, int]:
-    """Epochs and minibatches that a checkpoint has behind it; DamagedError unless the trial can go on from it."""
+    """A checkpoint's position in epochs and minibatches; DamagedError unless the trial can continue from it."""
     held = tensors.load_sealed(path, f"a checkpoint of {spec.name}")
     module = Classifier(Inputs.of(spec).build(), spec.benchmark.recipe, steps=1)
     position = trainer.check_checkpoint(held, path, spec, module)["position"]
@@ -205,7 +197,7 @@ def _position(path: Path, spec: Spec) -> tuple[int, int]:
 
 
 def _move(new: TrialFiles, spec: Spec, paths: Sequence[Path]) -> str:
-    """Put files in the trial's folder, the one that counts last."""
+    """Move files into the trial's folder; the last of them makes the trial finished, or resumable."""
     home = spec.files.folder
     for path in (new.trial, *paths):
         if path.exists():
@@ -216,17 +208,9 @@ def _move(new: TrialFiles, spec: Spec, paths: Sequence[Path]) -> str:
     return f"taken into {home}"
 
 
-def versions_line(theirs: Any) -> str | None:
-    """A line where a parcel comes from another torch than this one: what is unfinished then ends at other bits."""
-    torch = theirs.get("torch") if isinstance(theirs, dict) else None
-    here = provenance.versions()["torch"]
-    line = f"trained with torch {brief(str(torch))}, here is {here}; what is unfinished ends at other bits than alone"
-    return None if torch == here else line
-
-
 @contextlib.contextmanager
 def receiving(root: Path) -> Iterator[Path]:
-    """Give a folder in the store for what is not checked yet; it is gone in the end."""
+    """Give a folder in the store for files that are not checked yet; it is removed in the end."""
     incoming = root / ".importing"
     with locks.held(root / ".importing.lock", "an import", patience_s=0):
         remove(incoming)

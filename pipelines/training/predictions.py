@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pipelines.command import progress
 from pipelines.config.claims import ClaimedOn, Evaluation
 from pipelines.data import subsets
-from pipelines.data.batches import stream
 from pipelines.data.datasets import Split
+from pipelines.data.streams import stream
 from pipelines.data.views import CENTRE, SINGLE, views
 from pipelines.training import memory
 from pipelines.training.inputs import Inputs
@@ -25,7 +25,7 @@ from pipelines.training.spec import Spec
 BATCH = 250  # images of a piece; fixed, since random views are drawn by the piece
 VALUES_A_PASS = 2**22  # pixel values that go through a network at a time: 27 images of 3 x 224 x 224
 TOP = 5
-EXAMINERS: dict[tuple[str, Path, Split], Examiner] = {}  # the network that ``answer`` keeps
+EXAMINERS: dict[tuple[str, Path], Examiner] = {}  # the network that ``answer`` keeps
 Piece = tuple[Tensor, Tensor]  # averaged probabilities (n, classes), and classes (n,) by a single view
 # Answers pieces of a split, each named by its start, in any order.
 Ask = Callable[[Split, Mapping[int, NDArray[np.int64]]], Iterable[tuple[int, Piece]]]
@@ -77,7 +77,7 @@ class Predictions:
         return cells.view(classes, classes).numpy()
 
     def part(self, places: NDArray[np.int64]) -> Predictions:
-        """Those of the images at these positions."""
+        """The predictions of the images at these positions."""
         at = torch.from_numpy(places)
         return Predictions(
             probabilities=self.probabilities[at], labels=self.labels[at], single=self.single[at], seconds=0.0
@@ -85,40 +85,41 @@ class Predictions:
 
 
 class Examiner:
-    """A trained network and its way of looking at images, asked for one piece of them after another.
+    """A trained network that classifies images by an evaluation's protocol, piece by piece.
 
-    With ten crops the network runs channels-last, whose poolings take a tenth of the time on a CPU, and the centre crop
-    is the single view too, where training saw crops of that size. A view goes through the network in parts of at most
-    ``VALUES_A_PASS`` pixel values, whose maps a cache can hold.
+    With ten crops the network runs channels-last, because its poolings then take a tenth of the time on a CPU; the
+    centre crop also serves as the single view where training saw crops of that size. A view passes the network in
+    parts of at most ``VALUES_A_PASS`` pixel values, whose maps fit a cache.
     """
 
     def __init__(
-        self, inputs: Inputs, model: nn.Module, seed: int, device: str, precision: str, split: Split, how: Evaluation
+        self, inputs: Inputs, model: nn.Module, seed: int, device: str, precision: str, how: Evaluation | None = None
     ) -> None:
+        """``seed`` draws random views; ``precision`` is the training's; ``how`` is by default the benchmark's."""
         memory.keep()
-        recipe = inputs.benchmark.recipe
-        self.seed, self.device, self.split, self.how = seed, device, split, how
-        self.images, _ = inputs.dataset.split(split)
+        self.inputs, self.seed, self.device = inputs, seed, device
+        self.how = how = how or inputs.benchmark.evaluation
         preprocess, augment = inputs.transforms
         self.preprocess, self.augment = preprocess.to(device), augment.to(device)
-        last = recipe.channels_last or how.views == "ten_crop"
+        last = inputs.benchmark.recipe.channels_last or how.views == "ten_crop"
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.model = model.to(device).to(memory_format=self.layout)  # type: ignore[call-overload]
         self.half = precision == "bf16"
         self.centre_is_single = how.views == "ten_crop" and how.crop == self.augment.crop_size
 
-    def pieces(self, _: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
+    def pieces(self, split: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
         """One after the other."""
-        return ((start, self.piece(start, places)) for start, places in pieces.items())
+        return ((start, self.piece(split, start, places)) for start, places in pieces.items())
 
     @torch.inference_mode()
-    def piece(self, start: int, places: NDArray[np.int64]) -> Piece:
+    def piece(self, split: Split, start: int, places: NDArray[np.int64]) -> Piece:
         """Averaged probabilities (n, classes) of the images at ``places``, and classes (n,) from a single view.
 
-        ``start``, how many images come before them, is part of the stream that draws random views.
+        ``start``, the number of images before them, is part of the name of the stream that draws random views.
         """
-        batch = self.preprocess(torch.from_numpy(np.array(self.images[places])).to(self.device))
-        named = ("views",) if self.split == "test" else ("views", self.split)  # of a random stream
+        images, _ = self.inputs.dataset.split(split)
+        batch = self.preprocess(torch.from_numpy(np.array(images[places])).to(self.device))
+        named = ("views",) if split == "test" else ("views", split)  # of a random stream
         generator = torch.Generator().manual_seed(stream(self.seed, *named, start))
         alone = None
         if not self.centre_is_single:
@@ -139,33 +140,22 @@ class Examiner:
 
 
 def predict(
-    inputs: Inputs,
-    model: nn.Module,
-    seed: int,
-    device: str,
-    *,
-    precision: str,
-    split: Split,
-    places: NDArray[np.int64] | None = None,
-    evaluation: Evaluation | None = None,
-    ask: Ask | None = None,
+    examiner: Examiner, split: Split, places: NDArray[np.int64] | None = None, ask: Ask | None = None
 ) -> Predictions:
-    """Predict the images of ``split`` at ``places``, by default all, as ``evaluation``, by default the benchmark's.
+    """Predict the images of ``split`` at ``places``, by default all.
 
-    ``seed`` draws random views; ``precision`` is that of the training, fp32 or bf16. ``ask`` has the pieces answered
-    elsewhere, several at a time; by default they are answered here, one after the other.
+    ``ask`` has the pieces answered elsewhere, several at a time; by default the examiner answers them one by one.
     """
-    began, how = time.monotonic(), evaluation or inputs.benchmark.evaluation
+    began, inputs = time.monotonic(), examiner.inputs
     _, labels = inputs.dataset.split(split)
     places = np.arange(len(labels)) if places is None else places
     pieces = {start: places[start : start + BATCH] for start in range(0, len(places), BATCH)}
-    ask = ask or Examiner(inputs, model, seed, device, precision, split, how).pieces
-    found: dict[int, Piece] = {}
-    with progress.counting(f"{inputs.benchmark.name} seed {seed}", len(places), "images") as advance:
-        for start, piece in ask(split, pieces):
-            found[start] = piece
+    answers: dict[int, Piece] = {}
+    with progress.counting(f"{inputs.benchmark.name} seed {examiner.seed}", len(places), "images") as advance:
+        for start, piece in (ask or examiner.pieces)(split, pieces):
+            answers[start] = piece
             advance(len(pieces[start]))
-    averaged, single = zip(*(found[start] for start in pieces), strict=True)
+    averaged, single = zip(*(answers[start] for start in pieces), strict=True)
     return Predictions(
         probabilities=torch.cat(averaged),
         labels=torch.from_numpy(np.array(labels[places])),
@@ -174,45 +164,34 @@ def predict(
     )
 
 
+def as_claimed(examiner: Examiner, on: ClaimedOn, tested: Predictions, ask: Ask | None = None) -> Predictions:
+    """Predictions of the images that the claim was measured on.
+
+    For a part of the test split they are taken from ``tested``, those of the whole split: no view is computed twice.
+    """
+    dataset = examiner.inputs.dataset
+    if on.split == "test":
+        return tested.part(subsets.claimed_on(dataset.test, on))
+    return predict(examiner, on.split, subsets.claimed_on(dataset.train, on), ask)
+
+
 def answer(trial: Spec, weights: Path, split: Split, start: int, places: NDArray[np.int64]) -> Piece:
-    """A piece of ``predict``, in a process of its own, which keeps the trial's network for the next one."""
-    wanted = (trial.key, weights, split)
+    """A piece of ``predict``, in a process of its own, which keeps the trial's network for the next piece."""
+    wanted = (trial.key, weights)
     if wanted not in EXAMINERS:
         EXAMINERS.clear()  # a network and its transforms may take a gigabyte
         if trial.threads is not None:
             torch.set_num_threads(trial.threads)
-        inputs, how = Inputs.of(trial), trial.benchmark.evaluation
-        model, seed = inputs.load(weights), trial.seed
-        EXAMINERS[wanted] = Examiner(inputs, model, seed, trial.device, trial.precision, split, how)
-    return EXAMINERS[wanted].piece(start, places)
+        inputs = Inputs.of(trial)
+        EXAMINERS[wanted] = Examiner(inputs, inputs.load(weights), trial.seed, trial.device, trial.precision)
+    return EXAMINERS[wanted].piece(split, start, places)
 
 
 def flops(inputs: Inputs) -> int:
-    """Floating-point operations that the benchmark's evaluation takes for one image, about."""
+    """Floating-point operations, about, of the benchmark's evaluation for each image."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         inputs.build().eval()(torch.empty(1, *inputs.shape))
     times = {"single": 1, "random": 1 + inputs.benchmark.evaluation.count, "ten_crop": 10}
     return int(counter.get_total_flops()) * times[inputs.benchmark.evaluation.views]
-
-
-def as_claimed(
-    inputs: Inputs,
-    model: nn.Module,
-    seed: int,
-    device: str,
-    *,
-    precision: str,
-    on: ClaimedOn,
-    tested: Predictions,
-    ask: Ask | None = None,
-) -> Predictions:
-    """Predictions of the images that the claim was measured on.
-
-    Those of a part of the test split are taken from ``tested``, the whole split's, so that no view is computed twice.
-    """
-    if on.split == "test":
-        return tested.part(subsets.claimed_on(inputs.dataset.test, on))
-    places = subsets.claimed_on(inputs.dataset.train, on)
-    return predict(inputs, model, seed, device, precision=precision, split=on.split, places=places, ask=ask)

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from pipelines.command.errors import UserError
 from pipelines.training.fingerprint import ROOT
 
 UNCOUNTED = (":!suite.yaml", ":!results")  # of the tree's changes
-ARCHIVED = ".git_archival.txt"  # `git archive` fills it in, as .gitattributes says
+ARCHIVED = ".git_archival.txt"  # filled in by `git archive` (.gitattributes)
 
 
 def chosen_device(asked: str | None) -> str:
-    """The device asked for, or the GPU where there is one; UserError for one that is not there."""
+    """The device asked for, or by default the GPU, if there is one; UserError for a GPU that is not there."""
     there = torch.cuda.is_available()
     if asked == "cuda" and not there:
         raise UserError("--device is cuda; torch finds no GPU here, expected cpu")
@@ -33,17 +34,15 @@ def hardware(device: str) -> str:
     """The model of the GPU or CPU that trained."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    try:
+    with suppress(OSError):
         for text in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if text.startswith("model name"):
                 return f"{text.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    except OSError:
-        pass
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def versions() -> dict[str, str | None]:
-    """Python and the libraries behind a training, None for one that took no part."""
+    """Python's and the libraries' versions; None for a library that took no part."""
     ray = sys.modules.get("ray")
     return {
         "python": platform.python_version(),
@@ -55,22 +54,17 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit of the source tree and whether it was changed since, None where that can't be told.
+    """The commit of the source tree and whether it was changed since; None where that is unknown.
 
-    An archive that ``git archive`` made, which the image of a cluster is built from, names its commit in a file.
-
-    Another active suite is no change, since it concerns no single benchmark; nor is what stands below results/, the
-    records of ``tune`` and the evidence, which would make the next one dirty.
+    An archive made by ``git archive``, as in a cluster's image, names its commit in a file. Another active suite does
+    not count as a change, nor do files below results/: a record of ``tune`` or evidence would make the next one dirty.
     """
 
     def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *words], cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.rstrip() if done.returncode == 0 else None
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, timeout=20)
+            return done.stdout.decode(errors="replace").rstrip()
+        return None
 
     commit = git("rev-parse", "HEAD") or _archived()
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *UNCOUNTED)
@@ -78,8 +72,7 @@ def git_state() -> dict[str, Any]:
 
 
 def _archived() -> str | None:
-    try:
-        found = re.search(r"node: ([0-9a-f]{40})\b", (ROOT / ARCHIVED).read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return None
-    return found and found[1]
+    with suppress(OSError):
+        node = re.search(r"node: ([0-9a-f]{40})\b", (ROOT / ARCHIVED).read_text(encoding="utf-8", errors="replace"))
+        return node and node[1]
+    return None

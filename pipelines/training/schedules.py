@@ -1,4 +1,4 @@
-"""What changes over a trial's epochs: the factor on the learning rate, and the member of an ensemble that trains."""
+"""Schedules over a trial's epochs: the factor on the learning rate, and the ensemble's member in training."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ a_i = sum_j u_ij x_j and x_i = f(a_i),
 
 and a weight shared by several connections gets their sum. Nothing in it can become negative.
 
-That is the ordinary backward pass with the factors squared that it multiplies by: weights, inputs and slopes. So the
-unmodified model is run forward with its multiplying operations replaced (``_SquaredBackward``) by ones of the same
-value whose backward pass squares, and autograd does the rest.
+That is the ordinary backward pass with its factors squared: weights, inputs and slopes. So the unmodified model runs
+forward with its multiplying operations replaced (``_SquaredBackward``) by operations of the same value whose backward
+pass squares, and autograd does the rest.
 
-How it is read here:
+Our reading of the paper:
   the paper steps after each example; a minibatch makes the sum of its examples' steps, taken at the same weights, so
     that the published rates keep their meaning;
   a subsampling unit adds its four inputs, then multiplies the sum by its coefficient: one connection, from the sum,
@@ -24,16 +24,15 @@ How it is read here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-from pipelines.command.errors import UserError
 
 if TYPE_CHECKING:
     from pipelines.training.losses import Loss
@@ -59,26 +58,25 @@ class SDLM(torch.optim.Optimizer):
                 self.state[p]["divisor"] = torch.full_like(p, mu, requires_grad=False)  # h = 0
 
     def estimate(self, model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> None:
-        """Second derivatives anew, by ``curvature``; ``model`` holds this optimiser's parameters."""
+        """Second derivatives anew, by ``curvature``; ``model`` holds this optimiser's parameters.
+
+        Every worker sees the same samples; all take rank 0's estimate, as a GPU's sums vary from run to run.
+        """
         found, named = curvature(model, loss, images, labels), dict(model.named_parameters())
         h = {id(named[name]): value for name, value in found.items()}
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p]["divisor"] = group["mu"] + h[id(p)]
-
-    def divisors(self) -> list[Tensor]:
-        """mu + h of each parameter, the very tensors that steps use."""
-        return [self.state[p]["divisor"] for group in self.param_groups for p in group["params"]]
+                if dist.is_initialized():
+                    dist.broadcast(self.state[p]["divisor"], src=0)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One minibatch: the sum of its examples' steps."""
-        value = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     p.addcdiv_(p.grad, self.state[p]["divisor"], value=-group["lr"] * self.examples)
-        return value
 
 
 @runtime_checkable
@@ -95,7 +93,7 @@ class Head(Protocol):
 def curvature(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The diagonal second derivative of ``loss`` for each trainable parameter of ``model``, mean over the images.
 
-    ``images`` (N, C, H, W), ``labels`` (N,). None is negative. Raises UserError where the model computes with an
+    ``images`` (N, C, H, W), ``labels`` (N,). None is negative. Raises ValueError where the model computes with an
     operation that has no rule here.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -110,8 +108,13 @@ def curvature(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> d
 
 
 def _ends(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the recursion begins, and each image's second derivatives there: the outputs, or what the head takes."""
-    with _head_watched(model) as heads, _SquaredBackward():
+    """The tensor where the recursion begins, the outputs or the head's inputs, and each image's second derivatives."""
+    heads: list[tuple[Head, Tensor, Tensor]] = []  # with their inputs and outputs
+    with contextlib.ExitStack() as hooks, _SquaredBackward():
+        for module in model.modules():
+            if isinstance(module, Head):
+                note = module.register_forward_hook(lambda head, args, out: heads.append((head, args[0], out)))
+                hooks.enter_context(note)
         outputs: Tensor = model(images)
     at = outputs.detach().requires_grad_()
     (first,) = torch.autograd.grad(loss(at, labels) * len(labels), at)
@@ -122,28 +125,11 @@ def _ends(model: nn.Module, loss: Loss, images: Tensor, labels: Tensor) -> tuple
     return outputs, second
 
 
-@contextmanager
-def _head_watched(model: nn.Module) -> Iterator[list[tuple[Head, Tensor, Tensor]]]:
-    """Heads, with their inputs and outputs, as the model is run."""
-    seen: list[tuple[Head, Tensor, Tensor]] = []
-
-    def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        assert isinstance(module, Head)
-        seen.append((module, args[0], output))
-
-    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Head)]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 # --- the backward pass that squares ------------------------------------------------------------------------------
 
 
 class _SquaredBackward(TorchFunctionMode):
-    """Within it, operations have their value, and a backward pass that multiplies by squares."""
+    """Within it, operations keep their value, and their backward pass multiplies by squares."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -155,7 +141,7 @@ class _SquaredBackward(TorchFunctionMode):
         plain = name in PLAIN and "alpha" not in kwargs  # torch.add multiplies by it
         if not plain and isinstance(found, Tensor) and found.requires_grad:
             why = f"it has no second derivatives for {name}, with which the model computes"
-            raise UserError(f"recipe.optimiser.name is sdlm; expected another: {why}")
+            raise ValueError(f"name is sdlm; expected another: {why}")
         return found
 
 

@@ -1,7 +1,7 @@
 """Several trials at once on one device, in as many processes; torch and Lightning suffice.
 
-A process trains one trial after another, so that torch is loaded once and not for each. It is replaced where an error
-may have left it unfit: a GPU's errors stay with the process that met them.
+A process trains one trial after another, so that torch is loaded once. It is replaced after an error that may have left
+it unfit, since a GPU's errors persist in a process.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pipelines.training import status, trainer
 from pipelines.training.checkpoint import PreemptedError, Worker
 from pipelines.training.spec import Spec
 
-TURN_S = 0.5  # at most, between looks at the board
-ENDING_S = 60.0  # for the minibatches at hand and a checkpoint, where all are asked to end
+TURN_S = 0.5  # at most, between updates of the board
+ENDING_S = 60.0  # for the current minibatches and a checkpoint, after a signal to end
 ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CROWDED = "not enough memory on the GPU; expected fewer trials side by side"
 Kind = Literal["line", "done", "failed", "unfit"]  # unfit: failed, and so that the process ends
@@ -57,34 +57,37 @@ class Seat:
         self.pipe.send(trial)
 
     def report(self) -> tuple[Kind, str]:
-        """What its process reports, or how it ended."""
+        """The process's next message; where there is none, how the process ended."""
         try:
-            found: tuple[Kind, str] = self.pipe.recv()
+            message: tuple[Kind, str] = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
             return "unfit", f"its process was ended {how}"
-        return found
+        return message
 
     def leave(self) -> None:
-        """Let the process end; it does, once it has no trial."""
+        """Let the process end, which it does once it has no trial."""
         self.pipe.close()
         self.process.join()
 
 
 class Seats:
-    """Trials that wait for a process, and those that have one."""
+    """Trains ``planned``, ``at_once`` at a time: processes, their trials, and the trials that wait for a process."""
 
     def __init__(self, planned: Sequence[Spec], at_once: int) -> None:
         self.planned, self.waiting = planned, deque(planned)
         self.seats = [Seat() for _ in range(min(at_once, len(planned)))]
         self.board, self.overview = Board(), status.Overview(planned, since=time.time())
         self.failures: list[str] = []
-        self.deadline: float | None = None  # where all are asked to end
+        self.deadline: float | None = None  # after a signal to end
 
     def run(self) -> list[str]:
-        """Train all; the lines of those that failed. Once all have saved, KeyboardInterrupt where a signal asks."""
+        """Train all; returns a line for each that failed, which does not stop the others.
+
+        SIGINT, SIGTERM and SIGUSR1 let each save a checkpoint, and end as KeyboardInterrupt.
+        """
         before = {number: signal.signal(number, self._ask) for number in ENDED_BY}
         try:
             while self.seats:
@@ -100,7 +103,7 @@ class Seats:
         return self.failures
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        """Answer a signal: let each save its checkpoint; a second one ends all at once."""
+        """Handle a signal: let each save its checkpoint; a second signal ends all at once."""
         errors.asked_to_end(number)
         if self.deadline is not None:
             raise KeyboardInterrupt
@@ -133,14 +136,6 @@ class Seats:
             seat.leave()
             if self.waiting and self.deadline is None:
                 self.seats.append(Seat())
-
-
-def run(planned: Sequence[Spec], at_once: int) -> list[str]:
-    """Train ``planned``, ``at_once`` at a time; the lines of those that failed, which ends no other.
-
-    SIGINT, SIGTERM and SIGUSR1 let each save a checkpoint, and end as KeyboardInterrupt.
-    """
-    return Seats(planned, at_once).run()
 
 
 class _Lines:

@@ -20,17 +20,17 @@ from pipelines.training.store import TrialFiles  # by its own name: a field call
 if TYPE_CHECKING:
     from pipelines.config.params import Params  # a trial is planned from one row of them
 
-CANDIDATE = 1.2  # training images that a candidate of boosting takes the time of, measured: one or two members' answers
+CANDIDATE = 1.2  # the time of a candidate of boosting in training images, measured: one or two members classify it
 
 
 class Alike(NamedTuple):
-    """The same for trials that differ in their seeds alone; ``tune`` labels its candidates."""
+    """The identity of trials that differ only in their seeds; ``tune`` labels its candidates."""
 
     benchmark: str
     label: str
     budget: str
     device: str
-    precision: str  # another where a trial goes on that began on another kind of device
+    precision: str  # that of another kind of device where the trial began there
 
 
 class Sizes(NamedTuple):
@@ -68,7 +68,7 @@ class Spec:
 
     @property
     def alike(self) -> Alike:
-        """What it is, but for its seed."""
+        """Its identity without the seed."""
         return Alike(self.benchmark.name, self.label, self.budget, self.device, self.precision)
 
     @property
@@ -88,18 +88,18 @@ class Spec:
 
     @property
     def variants(self) -> list[Spec]:
-        """This trial and, where another kind of device has another precision, the same in that one."""
+        """This trial, then the same in the precisions of other kinds of devices, where they differ."""
         others = sorted(self.benchmark.recipe.precision.choices - {self.precision})
         return [self, *(dataclasses.replace(self, precision=other) for other in others)]
 
     @property
     def settled(self) -> Spec:
-        """The variant that is finished in the store, else one that is begun, else the trial itself.
+        """The variant that is finished in the store, or else begun, or else the trial itself.
 
-        What is trained is not trained anew, nor what a machine of another kind has begun.
+        So a trial that a machine of another kind has trained or begun is not trained anew.
         """
-        finished = (one for one in self.variants if one.files.finished)
-        begun = (one for one in self.variants if one.files.checkpoint.exists())
+        finished = (variant for variant in self.variants if variant.files.finished)
+        begun = (variant for variant in self.variants if variant.files.checkpoint.exists())
         return next(itertools.chain(finished, begun), self)
 
     @property
@@ -112,23 +112,19 @@ class Spec:
         """Epochs over the training images that the budget leaves; ``recipe_epochs`` counts the recipe's."""
         return self.benchmark.budgets[self.budget].epochs
 
-    def recipe_epochs(self) -> float:
-        """Epochs over the images that the recipe trains on: fewer where the budget cuts those."""
-        whole, kept = self._images_an_epoch()
-        return self.epochs * kept / whole
+    def recipe_epochs(self, epochs: float | None = None) -> float:
+        """``epochs``, by default all, counted over the images that the recipe trains on before the budget cuts them."""
+        whole, kept = self._images_an_epoch
+        return (self.epochs if epochs is None else epochs) * kept / whole
 
     def images(self) -> float:
-        """Training images from start to end, and as many more as the search for an ensemble's examples takes."""
-        _, kept = self._images_an_epoch()
+        """Training images from start to end, and the search for an ensemble's examples, counted in such images."""
+        _, kept = self._images_an_epoch
         boosting, paper = self.benchmark.recipe.boosting, self.benchmark.budgets["paper"].epochs
         searched = 0.0 if boosting is None else CANDIDATE * boosting.candidates * self.epochs / paper
         return self.epochs * kept + searched
 
-    @property
-    def repeats(self) -> bool:
-        """Whether it looks at as many images as there are to train on, so that to prepare each once costs no more."""
-        return self.images() >= datasets.open_dataset(self.data, self.benchmark.dataset).train
-
+    @functools.cached_property
     def _images_an_epoch(self) -> tuple[int, int]:
         """Images that the recipe trains on, and those of them that the budget leaves."""
         dataset = datasets.open_dataset(self.data, self.benchmark.dataset)

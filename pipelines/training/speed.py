@@ -1,4 +1,4 @@
-"""How fast a trial trains here, from a few plain steps."""
+"""A trial's rate on this machine, measured over a few plain steps."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ MEASURE_S = 1.0  # of the steps after those
 
 
 def measure(spec: Spec, seconds: float = MEASURE_S) -> float:
-    """Images a second, over about ``seconds``; leaves nothing behind but the fitted preprocessing.
+    """Images a second, measured for about ``seconds``; only the fitted preprocessing stays in the store.
 
-    Of an ensemble the first member is measured, whose examples need no search.
+    Of an ensemble the first member is measured, which needs no search for examples.
     """
     memory.keep()
     core.settle(spec.threads)
     recipe = dataclasses.replace(spec.benchmark.recipe, boosting=None)
     spec = dataclasses.replace(spec, benchmark=dataclasses.replace(spec.benchmark, recipe=recipe))
-    inputs = Inputs.of(spec)
-    loader, module = core.assemble(spec, inputs.dataset, inputs.transforms, inputs.build)
+    loader, module = core.assemble(spec, Inputs.of(spec))
     module.to(spec.device)
     optimiser = build_optimiser(recipe.optimiser, module.model)
     module.prepare_epoch(optimiser, loader, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ from pipelines.command.progress import duration, is_number
 if TYPE_CHECKING:
     from pipelines.training.spec import Spec
 
-PLATEAU = 0.005  # of ln C, how near to it a loss of C classes counts as never having left it
+PLATEAU = 0.005  # a loss of C classes this near to ln C, relatively, has never left it
 
 
 def read(path: Path, *, since: float) -> dict[str, Any] | None:
-    """A trial's progress.json; None for none, a damaged one, and one older than ``since`` (a killed run's)."""
+    """A trial's progress.json; None where it is missing, damaged, or older than ``since`` (a killed run's)."""
     try:
         state = read_json(path)
     except UserError:
@@ -63,12 +64,12 @@ def at_plateau(loss: str, losses: Sequence[float | None], classes: int) -> bool:
 
 
 class Overview:
-    """The progress of trials: a file is read only where it has changed, and none of a trial that is done."""
+    """The progress of trials; a file is read only when it has changed, and never again once its trial is done."""
 
     def __init__(self, trials: Sequence[Spec], *, since: float) -> None:
         self.trials, self.since = trials, since
         self.states: dict[str, dict[str, Any] | None] = {trial.name: None for trial in trials}
-        self._read: dict[str, int] = {}  # when the file had been written that was read last, in ns
+        self._read: dict[str, int] = {}  # modification time of the file as read last, in ns
 
     def look(self) -> list[str]:
         """Read what has changed; the names of those trials."""
@@ -84,7 +85,7 @@ class Overview:
         return changed
 
     def board(self, most: int) -> list[str]:
-        """A line for each running trial now, ``most`` of them, and the number of others."""
+        """A line for each of at most ``most`` running trials, and a line with the number of the others."""
         self.look()
         running = [line(name, state) for name, state in self.states.items() if state and state["state"] == "running"]
         ended = sum(1 for state in self.states.values() if state and state["state"] != "running")
@@ -94,7 +95,6 @@ class Overview:
 
 
 def _written(path: Path) -> int | None:
-    try:
+    with suppress(OSError):
         return path.stat().st_mtime_ns
-    except OSError:
-        return None
+    return None

@@ -57,9 +57,9 @@ class TrialFiles:
     def read_result(self, key: str | None, *, weights: bool = True) -> dict[str, Any]:
         """The provenance of the trial ``key`` (None: of any), with its digest and those of its files checked.
 
-        Without ``weights`` these are not read, for those who have no use for them.
+        Without ``weights`` the weights are not read, for callers that do not need them.
 
-        Raises DamagedError for one that is missing, differs from its digest, or belongs to another trial.
+        Raises DamagedError for a result that is missing, differs from its digest, or belongs to another trial.
         """
         result = read_json(self.result)
         digests = result.get("files")
@@ -73,32 +73,32 @@ class TrialFiles:
         return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write the provenance with the digests of weights and curve; from now on the trial is finished."""
+        """Write the provenance with the digests of weights and curve, which makes the trial finished."""
         whole = json.loads(json.dumps({**result, "files": {p.name: digest(p) for p in (self.weights, self.curve)}}))
         write_json(self.result, whole | {"digest": _own_digest(whole)})
 
     def inspect(self, name: str) -> str | None:
-        """Set aside a damaged result, so that the trial called ``name`` trains again; a line where there was one.
+        """Set aside a damaged result, so that the trial called ``name`` trains again; returns a line about it, or None.
 
         Only under the trial's lock.
         """
-        if os.path.lexists(self.result):
-            try:
+        try:
+            if os.path.lexists(self.result):
                 self.read_result(self.folder.name)
-            except DamagedError as error:
-                for path in self.kept:
-                    set_aside(path)
-                return f"{error}; set aside, and {name} is trained again"
+        except DamagedError as error:
+            for path in self.kept:
+                set_aside(path)
+            return f"{error}; set aside, and {name} is trained again"
         return None
 
     def inspect_checkpoint(self, name: str) -> str | None:
-        """The same for a damaged checkpoint; a trial that resumes checks its own as it reads it."""
-        if os.path.lexists(self.checkpoint):
-            try:
+        """The same for a damaged checkpoint; a resuming trial checks its own when it reads it."""
+        try:
+            if os.path.lexists(self.checkpoint):
                 check_seal(self.checkpoint)
-            except DamagedError as error:
-                set_aside(self.checkpoint)
-                return f"{error}; set aside, and {name} is trained from the start"
+        except DamagedError as error:
+            set_aside(self.checkpoint)
+            return f"{error}; set aside, and {name} is trained from the start"
         return None
 
     def sweep(self) -> None:
@@ -109,7 +109,7 @@ class TrialFiles:
 
 
 def _own_digest(result: Mapping[str, Any]) -> str | None:
-    """The right value of ``digest``; None where the rest is nested too deep to be ours."""
+    """The correct value of ``digest``; None where the rest is nested too deep to be ours."""
     rest = {key: value for key, value in result.items() if key != "digest"}
     try:
         return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Files of plain tensors, as torch saves them: any fault is one line; sealed where no other file holds their digest."""
+"""Files of plain tensors in torch's format, sealed where no other file holds their digest; any fault is one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load(path: Path, what: str) -> dict[str, Any]:
 
 
 def load_sealed(path: Path, what: str) -> dict[str, Any]:
-    """What ``save_sealed`` saved; DamagedError for anything else."""
+    """The names and tensors that ``save_sealed`` saved; DamagedError for any other file."""
     with reading_sealed(path) as file:
         return _load(file, path, what)
 
@@ -34,7 +34,7 @@ def save_sealed(path: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def laid_out(path: Path) -> Iterator[None]:
-    """DamagedError where the block finds the contents of ``path`` laid out otherwise than ours."""
+    """DamagedError where the block fails because ``path`` has another layout than our files."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

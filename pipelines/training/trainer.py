@@ -23,7 +23,7 @@ from pipelines.command.errors import FULL, UserError
 from pipelines.command.files import DamagedError, MissingError, replacing, set_aside, write_json
 from pipelines.config import wording
 from pipelines.data import datasets
-from pipelines.data.batches import Batches, Chunks
+from pipelines.data.batches import Chunks
 from pipelines.training import core, fingerprint, memory, provenance, store, tensors
 from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Watch, Worker, chunks_of
 from pipelines.training.classifier import Classifier
@@ -78,41 +78,29 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     identity = _identity(spec, inputs.dataset) | provenance.git_state()
     if worker.rank == 0:
         write_json(spec.files.trial, identity)
-    loader, module = prepare(spec, inputs, worker)
-    callback = CheckpointCallback(spec, loader, worker, watch, len(inputs.positions))
+    loader, module = core.assemble(spec, inputs, rank=worker.rank, workers=worker.workers)
+    chunks = Chunks(loader)
+    callback = CheckpointCallback(spec, chunks, worker, watch)
     checkpoints = Checkpoints()
     trainer = worker.prepare(build_trainer(spec, worker, callback, checkpoints))
     resumed = checkpoint(spec, worker, module, checkpoints)
-    trainer.fit(module, train_dataloaders=Chunks(loader), ckpt_path=resumed)
+    trainer.fit(module, train_dataloaders=chunks, ckpt_path=resumed)
     if worker.rank == 0:
         _finish(spec, module, callback, identity)
 
 
-def prepare(spec: Spec, inputs: Inputs, worker: Worker) -> tuple[Batches, Classifier]:
-    """The trial's minibatches and its freshly initialised module."""
-    return core.assemble(
-        spec,
-        inputs.dataset,
-        inputs.transforms,
-        inputs.build,
-        preprocessed=inputs.preprocessed(spec, worker.workers),
-        rank=worker.rank,
-        workers=worker.workers,
-    )
-
-
 def quieten() -> None:
-    """Silence libraries about choices that are meant."""
+    """Silence warnings about choices that we make on purpose."""
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", "The `srun` command is available")  # who has a SLURM need not use it
     pl._logger.setLevel("ERROR")
 
 
 def build_trainer(spec: Spec, worker: Worker, callback: CheckpointCallback, checkpoints: Checkpoints) -> pl.Trainer:
-    """Lightning's Trainer with nothing that costs time in every step, and its environment given explicitly.
+    """Lightning's Trainer without anything that costs time in every step, with its environment given explicitly.
 
-    Where Lightning detects a SLURM, it refuses ``--ntasks``, writes a checkpoint of its own on SIGUSR1, and resumes
-    from any such file in its folder, whichever trial's; hence also no root folder.
+    Where Lightning detects SLURM by itself, it refuses ``--ntasks``, writes a checkpoint of its own on SIGUSR1, and
+    resumes from any trial's such file in its root folder. Hence there is no root folder either.
     """
     settings: dict[str, Any] = {
         "accelerator": "gpu" if spec.device == "cuda" else "cpu",
@@ -135,14 +123,13 @@ def build_trainer(spec: Spec, worker: Worker, callback: CheckpointCallback, chec
 
 
 def checkpoint(spec: Spec, worker: Worker, module: Classifier, checkpoints: Checkpoints) -> Path | None:
-    """The checkpoint to resume from, None without one; a damaged one, or another trial's, is reported and set aside.
+    """The checkpoint to resume from, or None; one that is damaged, or another trial's, is reported and set aside.
 
-    All workers come to the same answer, each from the file itself.
+    Every worker reads the file itself and comes to the same answer.
     """
     path = spec.files.checkpoint
     try:
-        held = checkpoints.read(path, f"a checkpoint of {spec.name}")
-        check_checkpoint(held, path, spec, module)
+        check_checkpoint(checkpoints.read(path, f"a checkpoint of {spec.name}"), path, spec, module)
     except MissingError:
         return None
     except DamagedError as error:
@@ -174,16 +161,16 @@ def check_checkpoint(held: dict[str, Any], path: Path, spec: Spec, module: Class
 
 
 def _fits(saved: Mapping[int, Mapping[str, Any]], optimiser: torch.optim.Optimizer) -> bool:
-    """Whether an optimiser's state of each parameter has the parameter's shape, or is a plain number."""
+    """Whether the saved state of each parameter has the parameter's shape, or is a plain number."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     kept = [(parameters[at], value) for at, state in saved.items() for value in state.values()]
     return all(value.shape in (p.shape, ()) for p, value in kept if isinstance(value, Tensor))
 
 
 def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
-    """What is trained, by which code; UserError where this is not the code that the trial was planned with.
+    """The trial's config, data and code; UserError where code or data were changed after it was planned.
 
-    Hours may lie between the two, and the files be edited in them: weights must not be kept under another's key.
+    Hours may pass between plan and start. Weights must not be kept under the key of other code.
     """
     config = spec.config
     code = fingerprint.of_training(config, _loaded(spec.benchmark.model.family))
@@ -200,7 +187,7 @@ def _identity(spec: Spec, dataset: datasets.Dataset) -> dict[str, Any]:
     }
 
 
-@functools.cache  # a family's file, too, is loaded once, and before it is read: an edit in between must show
+@functools.cache  # a family's file is imported before its source is read, so that an edit in between is noticed
 def _loaded(family: str) -> dict[str, str]:
     name = f"models.{family}"
     importlib.import_module(name)
@@ -208,7 +195,7 @@ def _loaded(family: str) -> dict[str, str]:
 
 
 def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identity: Mapping[str, Any]) -> None:
-    """Weights, provenance, and last of all the mark that the trial is finished."""
+    """Write the weights and then the provenance, with which the trial is finished."""
     last, workers = callback.curve[-1], callback.worked_with
     with replacing(spec.files.weights) as temporary:
         torch.save(module.model.state_dict(), temporary)

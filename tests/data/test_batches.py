@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pipelines.config.recipes import Subset
 from pipelines.data import subsets, transforms
-from pipelines.data.batches import STEPS_AT_ONCE, VALUES_AT_ONCE, Batches, Chunks, stream
-from pipelines.training import spec, trainer
-from pipelines.training.checkpoint import Worker
+from pipelines.data.batches import STEPS_AT_ONCE, VALUES_AT_ONCE, Batches, Chunks
+from pipelines.data.streams import stream
+from pipelines.training import core, spec
 from pipelines.training.inputs import Inputs
 from tests.conftest import edit_params
 
@@ -418,7 +418,7 @@ def test_the_estimate_counts_the_images_that_are_trained_on(
     changes: dict[str, object] = {"recipe.subset": chosen, "recipe.batch": 50, "budgets.laptop": budget}
     params = edit_params(project / "params.yaml", linear_mnist=changes)
     one = spec.plan(params.benchmark("linear-mnist"), "laptop", 0, data=Path("datasets"), root=Path("store"))
-    loader, _ = trainer.prepare(one, Inputs.of(one), Worker())
+    loader, _ = core.assemble(one, Inputs.of(one))
     visited = torch.cat([labels for _, labels in loader])
     expected = {"": 2000, "skip_every": 1714, "first": 333, "first skip_every": 285}[" ".join(chosen)]
     assert one.images() == len(visited) == min(expected, cut or expected)

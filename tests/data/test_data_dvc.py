@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
@@ -126,37 +125,6 @@ def test_a_killed_repro_is_followed_by_one_that_succeeds(root: Path, mirror: str
     assert dvc(root, "status").strip() == CLEAN
 
 
-@pytest.mark.usefixtures("ends_all")
-def test_an_interrupted_fetch_lets_dvc_finish(root: Path, mirror: str) -> None:
-    """Killed while it writes, DVC would leave an empty data.dvc, or an empty list of locks: every later DVC fails."""
-    fetching = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.fetch", "mnist"],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "DATA_MIRROR": mirror},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not any("add" in words_of(child) for child in psutil.Process(fetching.pid).children()):
-        assert time.monotonic() < deadline and fetching.poll() is None
-        time.sleep(0.01)
-    fetching.send_signal(signal.SIGTERM)
-    assert "interrupted" in fetching.communicate(timeout=60)[1]
-    for content in FILES.values():
-        digest = hashlib.md5(content).hexdigest()
-        assert (root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]).is_file()
-    dvc(root, "repro", DATA_MIRROR=mirror)
-    assert dvc(root, "status").strip() == CLEAN
-
-
-def words_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:  # it has ended
-        return []
-
-
 def test_a_failing_stage_is_one_line_and_stops_repro(root: Path) -> None:
     no_registry = {"npm_config_registry": "http://127.0.0.1:9", "npm_config_cache": str(root.parent / "npm")}
     said = dvc(root, "repro", ok=False, DATA_MIRROR=str(root / "nowhere"), **no_registry)
@@ -181,26 +149,6 @@ def test_the_projects_pins_are_written_as_dvc_writes_them(root: Path) -> None:
     write_files(root / "data", {"more": content})
     dvc(root, "add", "-q", "data/more")
     assert (root / "data.dvc").read_text() == text
-
-
-def test_pins_that_a_killed_dvc_left_empty_come_back(root: Path, mirror: str) -> None:
-    """DVC empties data.dvc before it writes it anew."""
-    pins = (root / "data.dvc").read_bytes()
-    with pytest.raises(KeyboardInterrupt), fetch.keeping_pins(made(root)):
-        (root / "data.dvc").write_bytes(b"")
-        raise KeyboardInterrupt
-    assert (root / "data.dvc").read_bytes() == pins and not (root / fetch.KEPT_PINS).exists()
-
-    shutil.copy(root / "data.dvc", root / fetch.KEPT_PINS)  # as kill -9 of fetch and DVC leaves them
-    (root / "data.dvc").write_bytes(pins[:20])
-    run(root, sys.executable, "-m", "pipelines.fetch", "mnist", DATA_MIRROR=mirror)
-    assert (root / "data.dvc").read_bytes() == pins and not (root / fetch.KEPT_PINS).exists()
-
-
-def made(root: Path) -> Path:
-    """The checkout with the folder of raw files, which fetch makes first."""
-    (root / "data").mkdir(exist_ok=True)
-    return root
 
 
 def test_the_projects_pins_are_complete() -> None:

@@ -27,7 +27,7 @@ from pipelines.config.benchmarks import Benchmark, Budget
 from pipelines.config.params import load_params
 from pipelines.config.recipes import Optimiser, Recipe
 from pipelines.data import datasets
-from pipelines.training import checkpoint, spec, status, trainer
+from pipelines.training import checkpoint, core, spec, status, trainer
 from pipelines.training.checkpoint import Checkpoints, Worker
 from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT
@@ -136,7 +136,7 @@ def go_on(planned: list[spec.Spec], folder: Path, intact: dict[Path, bool]) -> N
             assert 0 <= estimate.trial_seconds(one) < float("inf")
         train.inspect(planned)
     assert finished.files.result.exists() == all(intact[path] for path in finished.files.kept)
-    loader, module = trainer.prepare(unfinished, inputs, Worker())  # fits again what is damaged
+    loader, module = core.assemble(unfinished, inputs)  # fits again what is damaged
     mean = torch.from_numpy(inputs.dataset.split("train")[0].mean(0, dtype=np.float64)[None]).float()
     assert torch.equal(loader.preprocess.state_dict()["0.mean"], mean)
     found = trainer.checkpoint(unfinished, Worker(), module, Checkpoints())

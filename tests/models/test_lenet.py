@@ -94,7 +94,7 @@ def test_lenet4_layers() -> None:
 
 def test_lenet4_pairs_share_a_first_level_map() -> None:
     layer = lenet.Subsampling(8, copies=2)
-    layer.start("fan_in")
+    lenet._start(layer, "fan_in")
     x = torch.zeros(1, 4, 4, 4)
     x[0, 1] = 1.0
     changed = (layer(x) != layer(torch.zeros_like(x))).flatten(2).any(2)[0]

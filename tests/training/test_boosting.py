@@ -23,9 +23,8 @@ from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.recipes import Boosting, Schedule
 from pipelines.data import batches
-from pipelines.training import boosting, checkpoint, checks, schedules, spec, speed, trainer
+from pipelines.training import boosting, checkpoint, checks, core, schedules, spec, speed, trainer
 from pipelines.training.boosting import BoostedBatches, Examples
-from pipelines.training.checkpoint import Worker
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
 from tests.conftest import THREADS, hide_test_images
@@ -81,7 +80,7 @@ def planned(changes: Mapping[str, Any] | None = None, *, root: str = "store") ->
 
 def prepared(one: Spec) -> BoostedBatches:
     """The trial's batches, as for its start."""
-    loader, _ = trainer.prepare(one, Inputs.of(one), Worker())
+    loader, _ = core.assemble(one, Inputs.of(one))
     assert isinstance(loader, BoostedBatches)
     return loader
 

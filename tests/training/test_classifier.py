@@ -22,7 +22,8 @@ from models import allcnn, lenet
 from pipelines.config.params import load_params
 from pipelines.config.recipes import MAP_CONSTANT, Optimiser, Recipe, Schedule
 from pipelines.data import transforms
-from pipelines.data.batches import Batches, stream
+from pipelines.data.batches import Batches
+from pipelines.data.streams import stream
 from pipelines.training import spec, trainer
 from pipelines.training.classifier import Classifier
 from pipelines.training.losses import LOSSES, MaximumAPosteriori, MeanSquaredError, build_loss

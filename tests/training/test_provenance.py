@@ -35,7 +35,7 @@ def test_a_fresh_tree_is_clean_and_names_its_commit(tree: Path) -> None:
 
 def test_another_active_suite_is_no_change(tree: Path) -> None:
     suite.switch("mnist", tree / "params.yaml")
-    assert "  name: mnist\n" in (tree / "suite.yaml").read_text()
+    assert '  name: "mnist"\n' in (tree / "suite.yaml").read_text()
     assert provenance.git_state()["git_dirty"] is False
 
 

@@ -66,7 +66,7 @@ def on_meta(name: str, home: Path) -> tuple[batches.Batches, Classifier]:
     planned = spec.plan(benchmark, "short", 0, data=home / "datasets", root=home / "store", threads=1)
     planned = dataclasses.replace(planned, device="meta")
     inputs = Inputs.of(planned)
-    loader, module = core.assemble(planned, inputs.dataset, inputs.transforms, inputs.build)
+    loader, module = core.assemble(planned, inputs)
     module.to("meta")
     module.loss_sum, module.wrong = module.loss_sum.to("meta"), module.wrong.to("meta")
     return loader, module
