@@ -49,7 +49,8 @@ class Batches:
 
     Yields images (n, C, H, W) float32, preprocessed and augmented, and labels (n,) int64, both on ``device``. ``batch``
     counts images over all workers; each gets an equal share, and the last batch of an epoch is the remainder, cut to a
-    multiple of ``even``: by default of the workers, and of the most that an elastic trial may have.
+    multiple of ``even``: by default of the workers, and of the most that an elastic trial may have. Where preprocessing
+    is dear, a GPU does it ``once`` for each image, and so does a CPU that is told to.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Batches:
         rank: int = 0,
         workers: int = 1,
         even: int | None = None,
+        once: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.streamed = exceeds(images.nbytes, self.device)
@@ -82,11 +84,14 @@ class Batches:
         self.epoch = 0  # of the batch that comes next
         self.done = 0  # batches of that epoch already handed out
         self._ahead = Ahead(0, range(0), [])
-        if moved and preprocess.dear:
+        if preprocess.dear and (moved or once):
             self._preprocess_once()
 
     def _preprocess_once(self) -> None:
-        """Keep the images as preprocessed where the device has the room; a GPU's bits may change with the batch."""
+        """Keep the images as preprocessed, where the device has the room.
+
+        Bits may differ from those of minibatches: some processors multiply few rows in another order.
+        """
         shape = (len(self.images), *output_shape(self.preprocess, self.shape))
         if exceeds(4 * math.prod(shape), self.device):
             return

@@ -41,8 +41,13 @@ def boosted(benchmark: Benchmark, model: nn.Module, stretch: float) -> Callable[
     )
 
 
-def assemble(spec: Spec, inputs: Inputs, *, rank: int = 0, workers: int = 1) -> tuple[Batches, Classifier]:
-    """The trial's minibatches, on its device, and its module around a freshly initialised network."""
+def assemble(
+    spec: Spec, inputs: Inputs, *, rank: int = 0, workers: int = 1, once: bool = True
+) -> tuple[Batches, Classifier]:
+    """The trial's minibatches, on its device, and its module around a freshly initialised network.
+
+    A trial that looks at as many images as there are preprocesses each ``once`` beforehand where that is dear.
+    """
     benchmark, recipe, device = spec.benchmark, spec.benchmark.recipe, torch.device(spec.device)
     preprocess, augment = inputs.transforms
     torch.manual_seed(stream(spec.seed, "weights"))
@@ -65,6 +70,7 @@ def assemble(spec: Spec, inputs: Inputs, *, rank: int = 0, workers: int = 1) -> 
         rank=rank,
         workers=workers,
         even=benchmark.resources.most,
+        once=once and spec.images() >= inputs.dataset.train,
     )
     module = Classifier(model, recipe, steps=len(loader), stretch=stretch, seed=spec.seed, rank=rank)
     return loader, module

@@ -26,7 +26,7 @@ def measure(spec: Spec, seconds: float = MEASURE_S) -> float:
     core.settle(spec.threads)
     recipe = dataclasses.replace(spec.benchmark.recipe, boosting=None)
     spec = dataclasses.replace(spec, benchmark=dataclasses.replace(spec.benchmark, recipe=recipe))
-    loader, module = core.assemble(spec, Inputs.of(spec))
+    loader, module = core.assemble(spec, Inputs.of(spec), once=False)
     module.to(spec.device)
     optimiser = build_optimiser(recipe.optimiser, module.model)
     module.prepare_epoch(optimiser, loader, 0)

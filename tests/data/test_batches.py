@@ -319,19 +319,17 @@ def test_positions_of_streamed_images_stay_where_the_images_are(monkeypatch: pyt
 def test_a_device_preprocesses_its_images_once_where_that_is_dear_and_it_has_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Here the method alone, on a CPU; and that another device calls it, on one without values."""
+    """On a CPU, where it is told to; on another device always, here on one without values."""
     scale = {"scale": {"low": 0.0, "high": 1.0}}  # of 0 to 255, products round by more than the comparison allows
     whiten, none = transforms.build_preprocess([scale, {"zca": {}}]), transforms.build_augment(AUGMENT)
     transforms.fit(whiten, IMAGES)
 
-    def made(device: str = "cpu") -> Batches:
-        places = torch.arange(COUNT)
-        return Batches(
-            IMAGES, LABELS, places, batch=8, seed=0, preprocess=whiten.to(device), augment=none, device=device
-        )
+    def made(device: str = "cpu", **rest: bool) -> Batches:
+        known = {"seed": 0, "preprocess": whiten.to(device), "augment": none, "device": device}
+        return Batches(IMAGES, LABELS, torch.arange(COUNT), batch=8, **known, **rest)
 
-    once, each = made(), made()
-    once._preprocess_once()
+    once, each = made(once=True), made()
+    assert each.images.dtype == torch.uint8
     assert once.images.dtype == torch.float32 and len(once.preprocess) == 0
     for (images, labels), (expected, same_labels) in zip(once, each, strict=True):
         torch.testing.assert_close(images, expected)
