@@ -15,16 +15,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from pipelines.cluster import local
 from pipelines.cluster.placement import Need, Node, counted
-from pipelines.command import ending, locks
-from pipelines.command.errors import PREEMPTED, USER_ERROR, UserError
+from pipelines.command import ending
+from pipelines.command.children import end_children
+from pipelines.command.errors import PREEMPTED, USER_ERROR, HeldError, UserError
 from pipelines.command.progress import say
-from pipelines.config.benchmarks import Benchmark
+
+if TYPE_CHECKING:
+    from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"
@@ -193,7 +196,7 @@ def connect() -> Iterator[Cluster]:
                 yield found
     except KeyboardInterrupt:
         if address is None:  # it may have come while Ray started or was shut down
-            ending.end_children(but=others)
+            end_children(but=others)
         raise
 
 
@@ -380,7 +383,7 @@ class _Watch(threading.Thread):
                 os.kill(os.getpid(), signal.SIGTERM)
                 break
         if self.lost.is_set() and not self.ended.wait(LEAVE_S):
-            ending.end_children()
+            end_children()
             print(f"error: {self.line}", file=sys.stderr, flush=True)
             os._exit(USER_ERROR)
 
@@ -483,7 +486,7 @@ class Losses:
 
     def forgives(self, trial: str, error: UserError) -> bool:
         """Whether ``error`` is such a loss, and not one too many: the trial is to go on elsewhere."""
-        gone = isinstance(error, (LostError, locks.HeldError)) or error.status == PREEMPTED
+        gone = isinstance(error, (LostError, HeldError)) or error.status == PREEMPTED
         if not gone and not isinstance(error, LostWorkerError):
             return False
         self._lost[trial, gone] += 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from pipelines.command import ending
+from pipelines.command.children import end_children
 from pipelines.command.errors import UserError
 
 STARTS = 3  # attempts at starting Ray
@@ -56,7 +56,7 @@ def start(folder: Path, common: dict[str, Any]) -> None:
         except Exception as error:  # Ray's is one of no class of its own
             if "timed out during startup" not in str(error):
                 raise
-            ending.end_children(but=others)
+            end_children(but=others)
         else:
             return
         if left:

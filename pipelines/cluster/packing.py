@@ -15,8 +15,8 @@ from typing import Any
 
 from pipelines.cluster import connection, distributed, estimate, nodes, readiness
 from pipelines.cluster.placement import Job, Need, Node, Place, Placing, Start
-from pipelines.command import errors, locks
-from pipelines.command.errors import FULL, PREEMPTED, UserError
+from pipelines.command import errors
+from pipelines.command.errors import FULL, PREEMPTED, HeldError, UserError
 from pipelines.command.progress import say
 from pipelines.training import status
 from pipelines.training.spec import Spec
@@ -100,7 +100,7 @@ class _Packing:
                     if isinstance(error, connection.UnfitError):
                         self._without(error)
                         self.placing.again(job)
-                    elif isinstance(error, locks.HeldError) and self._waits_for(trial, error):
+                    elif isinstance(error, HeldError) and self._waits_for(trial, error):
                         self.placing.again(job, last=True)
                     elif isinstance(error, UserError) and self.losses.forgives(trial.key, error):
                         say(f"{error.fact}; it goes on elsewhere")
@@ -111,7 +111,7 @@ class _Packing:
         finally:
             self._ask_for([])
 
-    def _waits_for(self, trial: Spec, error: locks.HeldError) -> bool:
+    def _waits_for(self, trial: Spec, error: HeldError) -> bool:
         """Whether the process that has its lock, perhaps on a node that is cut off, gets on with it or may yet."""
         gets_on = status.read(trial.files.progress, since=time.time() - STUCK_S) is not None
         waits = gets_on or self.losses.forgives(trial.key, error)

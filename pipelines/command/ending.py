@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from pipelines.command import errors
+from pipelines.command.children import end_children
 
 CHECK_EVERY_S = 0.5
 GRACE_S = 30.0  # for putting things in order; shutting Ray down takes two seconds, or ten on a busy machine
@@ -104,13 +105,6 @@ def follow() -> None:
         raise KeyboardInterrupt
     if leader is not None:
         threading.Thread(target=_watch, args=(leader,), daemon=True, name="follow").start()
-
-
-def end_children(*, but: Sequence[psutil.Process] = ()) -> None:
-    """Kill the descendants of this process."""
-    for process in set(psutil.Process().children(recursive=True)) - set(but):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 def _runs(process: psutil.Process, names: Sequence[str]) -> bool:

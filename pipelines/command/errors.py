@@ -90,6 +90,10 @@ class AdvisedError(UserError):
         return str(self.args[0])
 
 
+class HeldError(AdvisedError):
+    """A lock that another live process holds."""
+
+
 def guard(main: Callable[[], None]) -> None:
     """Run a command's ``main``; what a user can mend becomes one line, and so does Ctrl-C.
 

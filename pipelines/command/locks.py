@@ -12,14 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pipelines.command.errors import FULL, AdvisedError, UserError
+from pipelines.command.errors import FULL, HeldError, UserError
 from pipelines.command.files import require_folder
 
 POLL_S = 0.2
-
-
-class HeldError(AdvisedError):
-    """A lock that another live process holds."""
 
 
 @contextmanager

@@ -14,11 +14,12 @@ import numpy as np
 
 from pipelines.config.values import plain
 from pipelines.results import evidence
+from pipelines.results.arrays import Array
 from pipelines.results.evidence import KEYS, WIDEST, Seed
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
-from pipelines.results.reader import Array, ClassifiedExamples, Outcome, per_class
+from pipelines.results.reader import ClassifiedExamples, Outcome, per_class
 
 MOST_CONFUSIONS = 40  # listed where the classes are too many for a matrix
 ARTIFACT_BYTES = 400_000  # of the images in an artifact of MLflow, encoded

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command import locks
+from pipelines.command.errors import HeldError
 from pipelines.command.files import DamagedError
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.addresses import is_remote, sqlite_file
@@ -63,7 +64,7 @@ class Sender:
         try:
             with locks.held(lock, "tracking", patience_s=0):
                 self._round(verify, announce)
-        except locks.HeldError:
+        except HeldError:
             return False
         return True
 

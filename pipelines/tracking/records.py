@@ -191,7 +191,7 @@ def _outcome(benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]) -> Out
     about, kept, layer = finished[0].about, None, {}
     if benchmark.folder:
         with suppress(MissingError):
-            kept = reader.read_examples(benchmark.folder / "examples.npz", about, finished)
+            kept = reader.read_examples(benchmark.folder / "examples.npz", finished)
         if trials[0].key == benchmark.evaluated[0].key:  # of the lowest seed alone
             layer = arrays.first_layer(benchmark.folder / "first_layer.npz")
     return Outcome(**vars(about), trials=finished, examples=kept, **layer)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.config.claims import Claim
+from pipelines.results import arrays
 from pipelines.results.figures import FIGURES
 from pipelines.results.reader import Outcome
 from pipelines.results.rows import LedgerRow
@@ -81,7 +82,7 @@ def test_the_explorer_has_the_seeds_of_its_run_and_their_test_images(tmp_path: P
     project.benchmark("lenet5-mnist", "mnist", 1.0, 3)
     folder = tmp_path / "evaluations/lenet5-mnist"
     matrices = [np.loadtxt(folder / f"trials/seed-{n}/confusion.csv", delimiter=",", dtype=int) for n in range(3)]
-    np.savez(
+    arrays.write(
         folder / "examples.npz",
         images=np.zeros((10, 1, 28, 28), dtype=np.uint8),
         actual=np.arange(10),

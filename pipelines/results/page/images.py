@@ -18,7 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipelines.results import examples
-from pipelines.results.reader import Array, ClassifiedExamples
+from pipelines.results.arrays import Array
+from pipelines.results.reader import ClassifiedExamples
 
 COLUMNS = 40  # tiles a row of a sheet
 JPEG_QUALITY = 88
