@@ -266,10 +266,10 @@ def _write_aggregate(
     confusion: NDArray[np.int64],
 ) -> None:
     # No key is called just "error": DVC would take the file for one that it could not read.
-    metrics = _mean("test_", [seed["error"] for seed in seeds])
+    metrics = verdicts.summary("test_", [seed["error"] for seed in seeds])
     metrics |= {"top5_error": float(np.mean([seed["top5_error"] for seed in seeds])), "seeds": len(seeds)}
     if benchmark.evaluation.claimed_on is not None:
-        metrics |= _mean("claimed_on_", [seed["claimed_on"]["error"] for seed in seeds])
+        metrics |= verdicts.summary("claimed_on_", [seed["claimed_on"]["error"] for seed in seeds])
     write_json(folder / "metrics.json", metrics)
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -285,16 +285,6 @@ def _write_aggregate(
         "test": dataset.test,
     }
     (folder / "classes.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-def _mean(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
-    mean, interval = float(np.mean(errors)), verdicts.shown(errors)
-    return {
-        f"{prefix}error": mean,
-        f"{prefix}error_ci95_low": interval[0] if interval else None,
-        f"{prefix}error_ci95_high": interval[1] if interval else None,
-        f"{prefix}accuracy": 100 - mean,
-    }
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from pipelines.cluster import local
-from pipelines.cluster.placement import Need, Node, counted
+from pipelines.cluster.placement import Need, Node
 from pipelines.command import ending
 from pipelines.command.children import end_children
-from pipelines.command.errors import PREEMPTED, USER_ERROR, HeldError, UserError
+from pipelines.command.errors import PREEMPTED, USER_ERROR, HeldError, UserError, brief, reason
 from pipelines.command.progress import say
 
 if TYPE_CHECKING:
@@ -123,20 +123,15 @@ class Cluster:
         need, least, fits = self.need(benchmark), benchmark.resources.counts[-1], self._fits(benchmark)
         if fits >= least:
             return
-        each = f"{benchmark.where}.resources: "
-        each += f"{least} workers of " if least > 1 else ""
-        if need.cpus * least > self.cpus:
-            raise UserError(f"{each}{counted(need.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
-        if need.gpus * least > self.gpus:
-            raise UserError(f"{each}{counted(need.gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
+        each = f"{benchmark.where}.resources: {f'{least} workers of ' if least > 1 else ''}"
         for name, amount in need.others:
             there = max((node.others.get(name, 0.0) for node in self.nodes), default=0.0)
             if amount > there:
                 raise UserError(f"{each}{_lacking(name, amount, there)}")
-        wanted = str(need)
-        if not fits:
-            raise UserError(f"{each}{wanted}; expected no more than one node has: {self._nodes()}")
-        raise UserError(f"{each}{wanted}; expected at most {fits} of them, as fit on the nodes: {self._nodes()}")
+        kinds = Counter(map(str, sorted(self.nodes, key=lambda node: (-node.gpus, -node.cpus))))
+        have = ", ".join(f"{times} of {kind}" for kind, times in kinds.items())
+        expected = f"at most {fits} of them, as fit on the nodes" if fits else "no more than one node has"
+        raise UserError(f"{each}{need}; expected {expected}: {have}")
 
     def side_by_side(self, benchmark: Benchmark) -> int:
         """How many trials of the benchmark the cluster holds at once."""
@@ -145,10 +140,6 @@ class Cluster:
     def _fits(self, benchmark: Benchmark) -> int:
         need = self.need(benchmark)
         return sum(node.holds(need) for node in self.nodes)
-
-    def _nodes(self) -> str:
-        kinds = Counter(map(str, sorted(self.nodes, key=lambda node: (-node.gpus, -node.cpus))))
-        return ", ".join(f"{times} of {kind}" for kind, times in kinds.items())
 
 
 def _lacking(name: str, amount: float, there: float) -> str:
@@ -310,7 +301,7 @@ def _join(address: str, common: dict[str, Any]) -> None:
     except ray.exceptions.AuthenticationError as error:
         raise local.no_token(error) from None
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise _unreachable(address, _short(str(error) or type(error).__name__)) from None
+        raise _unreachable(address, reason(error, 200)) from None
 
 
 def _ask(address: str) -> None:
@@ -443,19 +434,13 @@ def _host_port(address: str) -> Endpoint:
     except ValueError:
         port = 0
     if not 0 < port < 2**16:
-        raise UserError(f"RAY_ADDRESS is {_short(address)}; expected host:port, ray://host:port, auto, or nothing")
+        raise UserError(f"RAY_ADDRESS is {brief(address, 200)}; expected host:port, ray://host:port, auto, or nothing")
     return host, port
 
 
-def _short(text: str) -> str:
-    """At most 200 characters of it, on a line."""
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"{line[:199]}…"
-
-
-def _unreachable(address: str, reason: str) -> UserError:
+def _unreachable(address: str, why: str) -> UserError:
     expected = "expected a running Ray cluster, or unset it"
-    return UserError(f"RAY_ADDRESS is {_short(address)}, which can't be reached ({reason}); {expected}")
+    return UserError(f"RAY_ADDRESS is {brief(address, 200)}, which can't be reached ({why}); {expected}")
 
 
 class LostError(UserError):
@@ -506,10 +491,10 @@ def lost_worker(what: str, *errors: BaseException) -> UserError:
         if isinstance(error, gone) or NODE_DIED in str(error):
             return LostError(f"{what}: its node is gone")
     if isinstance(errors[0], ray.exceptions.OutOfMemoryError):  # its own text is a page
-        reason = "out of memory: fewer trials run at once where each asks for more resources.cpus"
+        why = "out of memory: fewer trials run at once where each asks for more resources.cpus"
     else:
-        reason = _short(str(errors[0])) or type(errors[0]).__name__
-    return LostWorkerError(f"{what}: its worker was lost ({reason})")
+        why = brief(" ".join(str(errors[0]).split()), 200) or type(errors[0]).__name__
+    return LostWorkerError(f"{what}: its worker was lost ({why})")
 
 
 def given_up(error: Exception) -> Exception:

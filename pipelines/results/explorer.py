@@ -72,9 +72,7 @@ def _shown(net: Net) -> dict[str, Any]:
     compared = {seed: one.claimed_error for seed, one in net.seeds.items() if one.claimed_error is not None}
     curves = {seed: plain(one.curve) if one.curve else dict.fromkeys(KEYS, ()) for seed, one in net.seeds.items()}
     matrices = {seed: one.confusion for seed, one in net.seeds.items() if one.confusion}
-    trials = net.outcome.trials if net.outcome else ()
-    figures = {str(trial.seed): trial.per_class for trial in trials}
-    figures = figures or {seed: per_class(np.array(matrix)) for seed, matrix in matrices.items()}
+    counts = {str(trial.seed): trial.confusion for trial in net.outcome.trials} if net.outcome else matrices
     return {
         "dataset": net.dataset,
         "protocol": net.protocol,
@@ -84,7 +82,7 @@ def _shown(net: Net) -> dict[str, Any]:
         "errors": {seed: one.error for seed, one in net.seeds.items()},
         "compared_errors": compared or None,  # on the images of the claim
         "curves": curves,
-        "per_class": figures,
+        "per_class": {seed: per_class(np.array(matrix)) for seed, matrix in counts.items()},
         **({"matrices": matrices} if matrices or not net.outcome else {"confusions": _commonest(net.outcome)}),
     }
 

@@ -34,7 +34,7 @@ def filters(outcome: Outcome, *, title: str, subtitle: str) -> bytes | None:
         return None
     from PIL import Image
 
-    sheet = images.filter_pixels(outcome.filters, outcome.towers)
+    sheet = images.filter_sheet(outcome.filters, outcome.towers)
     picture, buffer = Image.fromarray(sheet), BytesIO()
     times = max(1, round(FILTERS_WIDTH / picture.width))
     picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST).save(buffer, "png")

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,16 +121,25 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialEvaluation:
-    """One trial on the test split: ``evaluations/<benchmark>/trials/seed-<n>``."""
+class Trial:
+    """One seed on the test split, ``evaluations/<benchmark>/trials/seed-<n>``, and its training where that is read."""
 
     folder: Path
     about: About
-    seed: int
-    error: float  # %
     confusion: Array  # (C, C) int64, rows actual, columns predicted
-    per_class: tuple[ClassFigures, ...]
-    metrics: Json  # the whole file, the key of the trial among it
+    metrics: Json  # the whole file, with the trial's key
+    curve: list[Json] = field(default_factory=list)
+    result: Json = field(default_factory=dict)  # provenance and cost
+
+    @property
+    def seed(self) -> int:
+        """The seed, from the folder's name."""
+        return int(self.folder.name.removeprefix("seed-"))
+
+    @property
+    def error(self) -> float:
+        """The error in % on the whole test split."""
+        return float(self.metrics["error"])
 
     @property
     def claimed_on(self) -> float | None:
@@ -139,25 +148,16 @@ class TrialEvaluation:
 
     @property
     def at_chance(self) -> bool:
-        """Whether it is no better, by more than luck, than naming the commonest class for every test image."""
+        """Whether it only guesses: its training loss never left the plateau, or its test error is no better than that.
+
+        A guess names the commonest class for every test image; the margin is that of a claim of its error.
+        """
+        loss = self.result.get("config", {}).get("recipe", {}).get("loss", "")
         images = int(self.confusion.sum())
         guessing = 100 * (1 - int(self.confusion.sum(axis=1).max()) / images)
-        return self.error >= guessing - claim_margin(guessing, images)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial(TrialEvaluation):
-    """One seed, trained and evaluated."""
-
-    curve: list[Json]
-    result: Json  # provenance and cost
-
-    @property
-    def at_chance(self) -> bool:
-        """Whether its test error is that of guessing, or its training loss never left the plateau."""
-        loss = self.result.get("config", {}).get("recipe", {}).get("loss", "")
-        losses = [line.get("loss") for line in self.curve]
-        return super().at_chance or status.at_plateau(loss, losses, len(self.about.classes))
+        return self.error >= guessing - claim_margin(guessing, images) or status.at_plateau(
+            loss, [line.get("loss") for line in self.curve], len(self.about.classes)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,7 @@ def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, b
     if result.get("seed") != evaluation.seed:  # or one seed would count twice
         line = f"the seed is {wording.show(result.get('seed'))}; expected {evaluation.seed}: {AGAIN}"
         raise DamagedError(f"{trained / 'result.json'}: {line}")
-    return Trial(**vars(evaluation), curve=curve, result=result)
+    return replace(evaluation, curve=curve, result=result)
 
 
 def config_as(trained: Any, benchmark: Benchmark, budget: str) -> Json:
@@ -280,7 +280,7 @@ def read_about(path: Path) -> About:
     return About(**{key: found[key] for key in ABOUT if key != "shape"}, shape=tuple(found["shape"]))
 
 
-def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
+def read_evaluation(folder: Path, about: About) -> Trial:
     """One trial's metrics and confusion matrix, which must agree."""
     path, table = folder / "metrics.json", folder / "confusion.csv"
     metrics = read_object(path, METRICS)
@@ -291,15 +291,7 @@ def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
     if abs(counted - metrics["error"]) > 0.01:
         line = f"error is {metrics['error']:.2f} %, but {table} counts {counted:.2f} %"
         raise DamagedError(f"{path}: {line}; expected files of one evaluation")
-    return TrialEvaluation(
-        folder=folder,
-        about=about,
-        seed=int(folder.name.removeprefix("seed-")),
-        error=float(metrics["error"]),
-        confusion=confusion,
-        per_class=per_class(confusion),
-        metrics=metrics,
-    )
+    return Trial(folder=folder, about=about, confusion=confusion, metrics=metrics)
 
 
 def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
@@ -351,7 +343,7 @@ def read_result(folder: Path, *, weights: bool = True) -> Json:
     return result
 
 
-def read_examples(path: Path, trials: Sequence[TrialEvaluation]) -> ClassifiedExamples:
+def read_examples(path: Path, trials: Sequence[Trial]) -> ClassifiedExamples:
     """The test images kept with an evaluation, and the answers of these trials to them."""
     found = arrays.read(path)
     seeds = found["seeds"].tolist()

@@ -93,6 +93,17 @@ def shown(values: Sequence[float]) -> Interval | None:
     return found and Interval(max(0.0, found.low), min(100.0, found.high))
 
 
+def summary(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
+    """Mean error and accuracy of some seeds in %, and the error's interval, each under its name after ``prefix``."""
+    mean, found = statistics.fmean(errors), shown(errors)
+    return {
+        f"{prefix}error": mean,
+        f"{prefix}error_ci95_low": found and found.low,
+        f"{prefix}error_ci95_high": found and found.high,
+        f"{prefix}accuracy": 100 - mean,
+    }
+
+
 def claim_margin(value: float, test_images: int) -> float:
     """Half the width, in percentage points, of the binomial 95 % interval of ``value`` % of ``test_images`` images."""
     if not 0 <= value <= 100 or test_images < 1:

@@ -8,13 +8,14 @@ and figures a run has.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from pipelines.command import locks
 from pipelines.command.errors import HeldError
@@ -180,7 +181,9 @@ class Sender:
         if any(part.name == "head" for part in parts):
             self._log_dataset(run_id, record)
         if parts:
-            self._log(run_id, parts, self._lacks(run_id, held, parts, sent.get("curve")), held)
+            done = float(sent.get("curve", 0))
+            points = [point for part in parts for point in self._lacks(run_id, held, part, done)]
+            self._log(run_id, parts, points, held)
             self._log_files(run_id, files, held)
         if sent.get("status") != record.status or record.status == "FINISHED":
             self._end(run_id, record)
@@ -190,31 +193,24 @@ class Sender:
         if damaged is not None:
             raise DamagedError(damaged)
 
-    def _lacks(self, run_id: str, held: RunData, parts: list[Part], done: str | None) -> list[Point]:
-        """The points of the parts that the run lacks.
+    def _lacks(self, run_id: str, held: RunData, part: Part, done: float) -> list[Point]:
+        """The points of a part that the run lacks; ``done`` epochs of its curve were sent, by the cursor.
 
         A file that is written again has another time, and a resumed trial repeats some epochs: MLflow would show both.
-        **done** is the epoch up to which the curve was sent by the cursor, which may be lost or behind.
         """
-        points = []
-        last, curves = records.step(float(done or 0)), {}
-        for part in parts:
-            for point in part.points:
-                if part.name != "curve":
-                    if not same(held.metrics.get(point.key), point.value):
-                        points.append(point)
-                elif point.step > last:
-                    if point.key not in curves:
-                        known = run_id not in self.served and point.key in held.metrics
-                        history = self.client.get_metric_history(run_id, point.key) if known else []
-                        curves[point.key] = {one.step for one in history}, {one.timestamp for one in history}
-                    steps, times = curves[point.key]
-                    if point.step not in steps and milliseconds(point.time) not in times:
-                        points.append(point)
-        return points
+        if part.name != "curve":
+            return [point for point in part.points if held.metrics.get(point.key) != point.value]
+        later = [point for point in part.points if point.step > records.step(done)]
+        steps, times = set(), set()
+        if run_id not in self.served:  # the cursor may be lost or behind
+            for key in {point.key for point in later} & held.metrics.keys():
+                history = self.client.get_metric_history(run_id, key)
+                steps |= {(key, one.step) for one in history}
+                times |= {(key, one.timestamp) for one in history}
+        return [p for p in later if (p.key, p.step) not in steps and (p.key, milliseconds(p.time)) not in times]
 
     def _create(self, cursor: Cursor, record: Record) -> str:
-        given = {**record.tags, "mlflow.user": user()}
+        given = {**record.tags, "mlflow.user": psutil.Process().username()}
         tags = {key: limits.value(value, limits.TAG) for key, value in given.items()}
         tags[IDENTITY_TAG] = record.identity
         if record.parent is not None and record.parent in cursor.runs:
@@ -292,11 +288,6 @@ def _with_files(lacking: Sequence[Part]) -> tuple[list[Part], dict[str, bytes], 
     return parts, files, damaged
 
 
-def same(one: float | None, other: float) -> bool:
-    """Whether two values of a metric are the same; NaN is the same as NaN."""
-    return one == other or (one is not None and math.isnan(one) and math.isnan(other))
-
-
 def milliseconds(seconds: float) -> int:
     """A time in MLflow's unit."""
     return int(1000 * seconds)
@@ -334,13 +325,3 @@ def _create_sqlite(file: Path) -> None:
     temporary.touch()  # where that can't be, MLflow would try for minutes
     MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
     os.replace(temporary, file)
-
-
-def user() -> str:
-    """Who runs this, for MLflow's column of that name."""
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"

@@ -143,17 +143,12 @@ def _ask(uri: str) -> tuple[int, bytes]:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         trusted = False
     identity = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH") or None
-    asked, seconds = uri.rstrip("/") + ASKED, patience()
+    asked = uri.rstrip("/") + ASKED
     try:
-        with requests.get(asked, timeout=seconds, verify=trusted, cert=identity, stream=True) as answer:
-            body = b""
-            for piece in answer.iter_content(65536):
-                body += piece
-                if len(body) > LONGEST_ANSWER:
-                    break
-            return answer.status_code, body
+        with requests.get(asked, timeout=patience(), verify=trusted, cert=identity, stream=True) as answer:
+            return answer.status_code, answer.raw.read(LONGEST_ANSWER, decode_content=True)
     except requests.Timeout:
-        raise AwayError(_late(seconds)) from None
+        raise AwayError(_late(patience())) from None
     except requests.exceptions.SSLError as error:
         why = re.search(r"\] ([^()]+) \(_ssl", str(error))
         raise AwayError(f"is away (TLS fails{': ' + clean(why[1], uri) if why else ''})") from None

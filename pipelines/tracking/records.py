@@ -11,10 +11,10 @@ from io import StringIO
 from typing import Any
 
 from pipelines.command.files import MissingError
-from pipelines.results import arrays, explorer, reader, words
+from pipelines.results import arrays, explorer, reader, verdicts, words
 from pipelines.results.figures import FIGURES
 from pipelines.results.page.html import render
-from pipelines.results.reader import Json, Outcome
+from pipelines.results.reader import Json, Outcome, Trial, per_class
 from pipelines.results.rows import claimed_error
 from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, spelt, stuck
 from pipelines.tracking import limits, spool
@@ -28,10 +28,9 @@ CURVE_METRICS = ("epoch", "loss", "train_error", "lr", "images_per_s")
 # MLflow's steps are whole numbers, and a budget may end within an epoch: no data set has a million images.
 STEPS_AN_EPOCH = 1_000_000
 STEP = "millionths of an epoch, which is one pass over the images that the recipe trains on"
-TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss", "error_ci95_low", "error_ci95_high")
+TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss")
 COST = ("wall_s", "device_s", "images_per_s", "images_seen", "parameters")
 PROVENANCE = ("hardware", "device", "workers", "resumed", "git_commit", "git_dirty")
-CLAIMED_ON = "claimed_on"  # the figures on the images of the claim, where those are not the whole test set
 
 
 def gather(where: Spool) -> tuple[list[Record], list[str]]:
@@ -110,7 +109,7 @@ def _trial_result(trial: SpooledTrial, result: Json) -> Part:
     return Part(name="result", mark=digest(FORMAT, result, tags), tags=tags, points=points)
 
 
-def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluation: reader.Trial) -> Part:
+def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluation: Trial) -> Part:
     facts = {"test error": f"{evaluation.error:.2f} %"}
     if evaluation.claimed_on is not None:
         facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
@@ -120,7 +119,7 @@ def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluati
         name="evaluation",
         mark=digest(FORMAT, _shown(trial), _claimed(benchmark)),
         tags={"stuck_at_chance": "true"} if evaluation.at_chance else {},
-        points=_test_points(evaluation.metrics, modified(evaluation.folder / "metrics.json")),
+        points=_points(_trial_figures(evaluation.metrics), modified(evaluation.folder / "metrics.json")),
         files=partial(_files, title, facts, benchmark, (trial,)),
     )
 
@@ -159,8 +158,8 @@ def _benchmark_evaluation(benchmark: SpooledBenchmark) -> Part:
     facts = _row_facts(benchmark.row) if benchmark.row else {}
     return Part(
         name="evaluation",
-        mark=digest(FORMAT, shown, benchmark.summary, facts, _claimed(benchmark)),
-        points=_test_points(benchmark.summary, benchmark.summary_time),
+        mark=digest(FORMAT, shown, facts, _claimed(benchmark)),
+        points=_points(_mean_figures(benchmark.evaluated), benchmark.summary_time),
         files=partial(_files, benchmark.name, facts, benchmark, benchmark.evaluated),
     )
 
@@ -202,8 +201,9 @@ def _classes(outcome: Outcome) -> bytes:
     file = StringIO()
     writer = csv.writer(file)
     writer.writerow(("class", "seed", "precision %", "recall %", "F1 %", "images"))
+    by_seed = {trial.seed: per_class(trial.confusion) for trial in outcome.trials}
     for place, name in enumerate(outcome.classes):
-        writer.writerows((name, trial.seed, *trial.per_class[place]) for trial in outcome.trials)
+        writer.writerows((name, seed, *figures[place]) for seed, figures in by_seed.items())
     return file.getvalue().encode(errors="backslashreplace")
 
 
@@ -218,7 +218,6 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
     claim = row["claim"]
     values = {**_interval("", row), "seeds": row["n"], "claim": claim["value"], "claim_margin": row["margin"]}
     values |= _interval("test_set_", row["test_set"]) if row["test_set"] else {}
-    points = [Point(f"ledger/{key}", tidy(value), 0, time) for key, value in values.items() if value is not None]
     tags = {
         "verdict": row["verdict"],
         "metric": row["metric"],
@@ -235,7 +234,7 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
         name="ledger",
         mark=digest(FORMAT, row),
         tags=tags,
-        points=points,
+        points=_points({f"ledger/{key}": value for key, value in values.items()}, time),
         files=lambda: {LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()},
     )
 
@@ -277,12 +276,26 @@ def _row_facts(row: Json) -> dict[str, str]:
     return facts
 
 
-def _test_points(metrics: Json, time: float) -> list[Point]:
-    """The figures of a trial or a benchmark, and those on the images of the claim, which the latter's file prefixes."""
-    claimed = metrics.get(CLAIMED_ON) or {key: metrics.get(f"{CLAIMED_ON}_{key}") for key in TEST_METRICS}
-    named = {f"test/{key}": metrics.get(key, metrics.get(f"test_{key}")) for key in TEST_METRICS}
-    named |= {f"{CLAIMED_ON}/{key}": claimed.get(key) for key in TEST_METRICS}
-    return [Point(name, tidy(value), 0, time) for name, value in named.items() if value is not None]
+def _trial_figures(metrics: Json) -> dict[str, float | None]:
+    """The figures of a trial on the test set, and those on the images of the claim where these are others."""
+    on = metrics.get("claimed_on") or {}
+    return {
+        **{f"test/{key}": metrics.get(key) for key in TEST_METRICS},
+        **{f"claimed_on/{key}": on.get(key) for key in TEST_METRICS},
+    }
+
+
+def _mean_figures(trials: Sequence[SpooledTrial]) -> dict[str, float | None]:
+    """The same over the seeds of a benchmark, each with its interval."""
+    found = [trial.evaluation for trial in trials if trial.evaluation]
+    figures = verdicts.summary("test/", [trial.error for trial in found])
+    on = [trial.claimed_on for trial in found if trial.claimed_on is not None]
+    return figures | (verdicts.summary("claimed_on/", on) if on else {})
+
+
+def _points(figures: Mapping[str, float | None], time: float) -> list[Point]:
+    """Each figure that there is as a point, to four decimals: MLflow's tables cut more, and test sets give no more."""
+    return [Point(key, round(float(value), 4), 0, time) for key, value in figures.items() if value is not None]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -301,8 +314,3 @@ def text(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def tidy(value: float) -> float:
-    """A figure to four decimals, which no table of MLflow's has to cut off; test sets give no more."""
-    return round(float(value), 4)

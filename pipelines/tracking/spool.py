@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ from pipelines.results.reader import (
     WHOLE,
     Json,
     Kind,
-    TrialEvaluation,
+    Trial,
     check,
     items,
 )
@@ -42,15 +42,10 @@ from pipelines.training import store
 
 SILENT_S = 900.0  # a trial writes its progress every few seconds; one that is silent for so long counts as ended
 Found = TypeVar("Found")
-Evaluations = dict[tuple[str, str], TrialEvaluation]  # by benchmark and key of the trial
+Evaluations = dict[tuple[str, str], Trial]  # by benchmark and key of the trial
 
 IDENTITY = {**dict.fromkeys(("key", "benchmark", "budget"), TEXT), "seed": WHOLE, "config": OBJECT}
 DATASET = dict.fromkeys(("name", "digest"), TEXT)
-SUMMARY = {
-    f"{prefix}{key}": NUMBER.optional
-    for prefix in ("test_", "claimed_on_")
-    for key in ("error", "accuracy", "error_ci95_low", "error_ci95_high")
-}
 OVER_SEEDS = {
     "mean": NUMBER.optional,
     "ci95": Kind(items(is_number, 2, 2), "two numbers").optional,
@@ -93,7 +88,7 @@ class SpooledTrial:
     curve: list[Json]
     progress: Json | None
     result: Json | None
-    evaluation: reader.Trial | None
+    evaluation: Trial | None
 
     @property
     def status(self) -> str:
@@ -135,7 +130,6 @@ class SpooledBenchmark:
     dataset: str
     trials: tuple[SpooledTrial, ...]
     folder: Path | None  # evaluations/<benchmark>; None where none of its trials is evaluated
-    summary: Json = field(default_factory=dict)
     ledger: Path
     row: Json | None = None
 
@@ -146,7 +140,7 @@ class SpooledBenchmark:
 
     @property
     def summary_time(self) -> float:
-        """When its evaluations were summed up, unix seconds; 0 where they are not."""
+        """When the last of its evaluations was written, unix seconds; 0 where it has none."""
         return modified(self.folder / "metrics.json") if self.folder else 0.0
 
     @property
@@ -197,7 +191,6 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
                 dataset=dataset,
                 trials=mine,
                 folder=folder,
-                summary=(_try(problems, reader.read_object, folder / "metrics.json", SUMMARY) or {}) if folder else {},
                 ledger=path,
                 row=rows.get((name, budget)),
             )
@@ -242,7 +235,7 @@ def _trial(path: Path, name: str, identity: Json, evaluations: Evaluations, prob
         curve=curve,
         progress=_try(problems, reader.read_object, folder / "progress.json", {}),
         result=result,
-        evaluation=reader.Trial(**vars(found), curve=curve, result=result or {}) if found else None,
+        evaluation=found and replace(found, curve=curve, result=result or {}),
     )
 
 
@@ -255,7 +248,7 @@ def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
     return found
 
 
-def _evaluation(folder: Path) -> TrialEvaluation:
+def _evaluation(folder: Path) -> Trial:
     return reader.read_evaluation(folder, reader.read_about(folder.parents[1] / "classes.json"))
 
 

@@ -175,15 +175,24 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     assert "stuck_at_chance" not in records._benchmark_ledger(MARKED, NOW).tags
 
 
-def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures() -> None:
-    def points(metrics: dict[str, Any]) -> dict[str, float]:
-        return {point.key: point.value for point in records._test_points(metrics, NOW)}
-
-    trial = {"error": 62.0, "claimed_on": {"split": "train", "first": 0, "error": 61.5, "single_view_error": 61.6}}
-    assert points(trial) == {"test/error": 62.0, "claimed_on/error": 61.5, "claimed_on/single_view_error": 61.6}
-    summary = {"error": 62.0, "claimed_on_error": 61.5, "claimed_on_error_ci95_low": 61.0, "seeds": 5}
-    assert points(summary) == {"test/error": 62.0, "claimed_on/error": 61.5, "claimed_on/error_ci95_low": 61.0}
-    assert points({"error": 1.0, "claimed_on_error_ci95_low": None}) == {"test/error": 1.0}
+def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 60.0, 3)
+    benchmark, *_ = spools.read(project.spool)[0]
+    plain = records._mean_figures(benchmark.evaluated)
+    assert plain.keys() == {f"test/{key}" for key in ("error", "accuracy", "error_ci95_low", "error_ci95_high")}
+    for seed, error in enumerate((61.0, 61.5, 62.0)):
+        on = {"split": "train", "first": 0, "error": error, "accuracy": 100 - error, "single_view_error": 61.6}
+        change(tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/metrics.json", claimed_on=on)
+    benchmark, *_ = spools.read(project.spool)[0]
+    both = records._mean_figures(benchmark.evaluated)
+    assert {key: value for key, value in both.items() if key.startswith("test/")} == plain
+    assert (both["claimed_on/error"], both["claimed_on/accuracy"]) == (61.5, 38.5)
+    trial = benchmark.evaluated[0].evaluation
+    assert trial is not None
+    figures = records._trial_figures(trial.metrics)
+    assert (figures["test/error"], figures["claimed_on/error"]) == (trial.error, 61.0)
+    assert figures["claimed_on/single_view_error"] == 61.6 and figures["test/single_view_error"] is None
 
 
 def test_params_are_flat() -> None:

@@ -191,11 +191,6 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (f"{SEED_0}/confusion.csv", replaced_by_a_folder, "is no regular file"),
     (f"{SEED_0}/confusion.csv", replaced_by_a_pipe, "is no regular file"),
     ("evaluations/a-mnist/classes.json", lambda path: change(path, classes=None), "classes is null; expected a list"),
-    (
-        "evaluations/a-mnist/metrics.json",
-        lambda path: change(path, test_error=[1]),
-        "test_error is [1]; expected a num",
-    ),
     ("report/ledger.json", lambda path: change(path, claim=None), " row 1: claim is null; expected an object"),
     ("report/ledger.json", lambda path: change(path, dataset=[1]), " row 1: dataset is [1]; expected text"),
     ("report/ledger.json", lambda path: change(path, mean="1"), " row 1: mean is '1'; expected a number"),

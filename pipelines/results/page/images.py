@@ -32,18 +32,12 @@ NEGATIVE, ZERO, POSITIVE = np.array([[33, 102, 172], [247, 247, 247], [178, 24, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageImage:
-    """An image and its size in its own pixels."""
+class Sheet:
+    """One image that holds many tiles, row by row."""
 
     source: str  # data: address
-    width: int
+    width: int  # of a tile, in pixels
     height: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet(PageImage):
-    """One image that holds many tiles, row by row; its size is that of one tile."""
-
     places: Mapping[int, int]  # position in the test file -> tile, in the same order
     actual: Sequence[int]  # the class that each tile shows
 
@@ -107,19 +101,13 @@ def address(pixels: Array, *, exact: bool = False) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def filter_sheet(filters: Array, towers: int = 1) -> PageImage:
-    """First-layer filters (O, I, kH, kW) on a transparent grid with a pixel between them.
+def filter_sheet(filters: Array, towers: int = 1) -> Array:
+    """First-layer filters (O, I, kH, kW) as pixels (H, W, 4): a transparent grid with a pixel between them.
 
     Each of the ``towers``, equal parts of the filters, starts a line of its own, with a gap above. Three input channels
     are shown in colour, each filter on its own scale; otherwise the mean over the inputs is shown, blue below zero and
     red above, on one scale for the layer.
     """
-    sheet = filter_pixels(filters, towers)
-    return PageImage(source=address(sheet), width=sheet.shape[1], height=sheet.shape[0])
-
-
-def filter_pixels(filters: Array, towers: int = 1) -> Array:
-    """The pixels (H, W, 4) of ``filter_sheet``."""
     filters = filters[:MOST_FILTERS]
     tiles = _in_colour(filters, percentile=100) if filters.shape[1] == 3 else _diverging(filters.mean(axis=1))
     count, height, width, _ = tiles.shape
@@ -133,10 +121,10 @@ def filter_pixels(filters: Array, towers: int = 1) -> Array:
     return np.ascontiguousarray(np.concatenate(lines[:-1])[:, :-1])
 
 
-def template_pictures(templates: Array) -> list[PageImage]:
-    """Each class's weights (C, channels, H, W) as an image: in colour, or blue to red on one scale for all."""
+def template_pictures(templates: Array) -> list[str]:
+    """Each class's weights (C, channels, H, W) as a data: address: in colour, or blue to red on one scale for all."""
     tiles = _in_colour(templates, percentile=99.5) if templates.shape[1] == 3 else _diverging(templates.mean(axis=1))
-    return [PageImage(source=address(tile, exact=True), width=tile.shape[1], height=tile.shape[0]) for tile in tiles]
+    return [address(tile, exact=True) for tile in tiles]
 
 
 def _in_colour(weights: Array, *, percentile: float) -> Array:

@@ -103,8 +103,8 @@ def _layers(outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
             colour = "colour" if channels == 3 else "grey"
             apart = f"; {outcome.towers} towers of {count // outcome.towers}, one below the other"
             caption = f"{head}: {count} filters of {height} × {width}, {colour}{apart if outcome.towers > 1 else ''}"
-            across = sheet.width * max(3, round(FILTER_PIXELS / width))
-            yield {"caption": caption, "labels": None, "picture": sheet, "width": across}
+            across = sheet.shape[1] * max(3, round(FILTER_PIXELS / width))
+            yield {"caption": caption, "labels": None, "picture": images.address(sheet), "width": across}
 
 
 def _is_linear(outcome: Outcome) -> bool:
