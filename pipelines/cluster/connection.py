@@ -453,9 +453,6 @@ class UnfitError(LostError):
     def __init__(self, line: str, nodes: tuple[str, ...]) -> None:
         super().__init__(line, nodes)
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
     @property
     def nodes(self) -> tuple[str, ...]:
         """Its id; several where no more is known than the machine."""

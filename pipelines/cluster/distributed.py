@@ -19,6 +19,7 @@ import psutil
 from pipelines.cluster import connection, readiness
 from pipelines.cluster.placement import Need
 from pipelines.command.errors import AdvisedError, UserError
+from pipelines.command.progress import becomes
 from pipelines.training.spec import Spec
 
 NOTICED_S = 30.0  # until Ray takes a node that does not answer for dead
@@ -43,17 +44,15 @@ def train(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int)
             raise unfit from None  # no worker process can begin where the project is missing
         if failure is None:
             raise
-        if lost and ray_cluster.address and _node_gone(before):
+        # The workers that a node leaves behind fail long before Ray takes the node for dead.
+        if lost and ray_cluster.address and becomes(lambda: _gone(before), within_s=NOTICED_S, every_s=1.0):
             raise connection.LostError(f"{spec.name}: a node is gone") from None
         raise failure from failure.__cause__
 
 
-def _node_gone(before: set[str]) -> bool:
-    """Whether one of these nodes is gone: the workers that it leaves behind notice that long before Ray does."""
-    deadline = time.monotonic() + NOTICED_S
-    while not (gone := bool(before - {node.id for node in connection.living()})) and time.monotonic() < deadline:
-        time.sleep(1.0)
-    return gone
+def _gone(before: set[str]) -> bool:
+    """Whether one of these nodes is gone."""
+    return not before <= {node.id for node in connection.living()}
 
 
 def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:

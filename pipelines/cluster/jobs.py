@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.cluster import local
 from pipelines.command.errors import UserError, reason
-from pipelines.command.progress import say
+from pipelines.command.progress import becomes, say
 
 AGAIN_S = 1.0  # between looks at a job
 QUIET_S = 30.0  # a log that shows nothing for so long may have lost its connection
@@ -127,7 +127,5 @@ async def _show(client: Any, job: str, shown: int) -> int:
 
 def _stop(client: Any, job: str) -> None:
     client.stop_job(job)
-    deadline = time.monotonic() + STOPPED_S
-    while time.monotonic() < deadline and not client.get_job_status(job).is_terminal():
-        time.sleep(AGAIN_S)
+    becomes(lambda: bool(client.get_job_status(job).is_terminal()), within_s=STOPPED_S, every_s=AGAIN_S)
     say(f"job {job} is stopped")

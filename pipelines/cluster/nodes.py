@@ -24,11 +24,8 @@ def own() -> str:
 def lacks_module(error: Exception) -> str | None:
     """What a node is without, in words, where that is the reason of an error."""
     missing = str(error).partition("No module named ")[2].split()
-    return (
-        f"it has no module {missing[0]}; expected the project at {fingerprint.ROOT}, and its libraries"
-        if missing
-        else None
-    )
+    expected = f"expected the project at {fingerprint.ROOT}, and its libraries"
+    return f"it has no module {missing[0]}; {expected}" if missing else None
 
 
 def unfit(error: Exception, found: connection.Cluster) -> connection.UnfitError | None:

@@ -16,8 +16,8 @@ from typing import Any
 from pipelines.cluster import connection, distributed, estimate, nodes, readiness
 from pipelines.cluster.placement import Job, Need, Node, Place, Placing, Start
 from pipelines.command import errors
-from pipelines.command.errors import FULL, PREEMPTED, HeldError, UserError
-from pipelines.command.progress import say
+from pipelines.command.errors import FULL, LONGEST_LINE, PREEMPTED, HeldError, UserError, reason
+from pipelines.command.progress import becomes, say
 from pipelines.training import status
 from pipelines.training.spec import Spec
 
@@ -47,7 +47,7 @@ def _run_all(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
     for trial, error in _Packing(placed, ray_cluster).failures():
         failed.append((trial, error))
         if len(placed) > 1:
-            say(f"{trial.name} failed: {_first_line(error).removeprefix(f'{trial.name}: ')}")
+            say(f"{trial.name} failed: {reason(error, LONGEST_LINE).removeprefix(f'{trial.name}: ')}")
     if failed:
         raise _summary(failed)
 
@@ -63,10 +63,6 @@ def _summary(failed: Sequence[Failure]) -> Exception:
     if all(getattr(error, "status", None) == PREEMPTED for _, error in failed):
         summary.status = PREEMPTED
     return summary
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 class _Packing:
@@ -288,12 +284,9 @@ def _saving_when_preempted(placed: Sequence[Spec]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if errors.preempted():
-            asked = time.time()
-            saving = _asked_everywhere(placed, began)
-            while time.time() - asked < SAVING_S and not all(
-                _saved(trial, asked) for trial in placed if trial.key in saving
-            ):
-                time.sleep(0.1)
+            asked, keys = time.time(), _asked_everywhere(placed, began)
+            saving = [trial for trial in placed if trial.key in keys]
+            becomes(lambda: all(_saved(trial, asked) for trial in saving), within_s=SAVING_S, every_s=0.1)
         raise
 
 

@@ -238,15 +238,12 @@ class Floor:
         """The emptiest GPU; of several, one of the node with the most CPUs left."""
         frees = self.free.values()
         opened = [(free.gpus[gpu], free.cpus, free.node.id, gpu) for free in frees for gpu in free.shared(need)]
-        whole = [(1.0, free.cpus, free.node.id, free.gpus.index(1.0)) for free in frees if self._opens(free, need)]
+        unused = (free for free in frees if free.whole and free.cpus >= need.cpus)
+        whole = [(1.0, free.cpus, free.node.id, free.gpus.index(1.0)) for free in unused]
         if opened and sum(free.whole for free in frees) <= sparing:
             whole = []
         best = max(opened + whole, default=None)
         return None if best is None else Place(best[2], best[3])
-
-    @staticmethod
-    def _opens(free: Free, need: Need) -> bool:
-        return free.whole > 0 and free.cpus >= need.cpus
 
     def waits_for_several(self, job: Job) -> bool:
         """Whether more than one running job may have to end before this one can begin."""

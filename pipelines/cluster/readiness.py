@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pipelines.cluster import connection, nodes
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Node
 from pipelines.command.errors import UserError, brief, reason
-from pipelines.command.progress import duration, say
+from pipelines.command.progress import becomes, duration, say
 from pipelines.config.benchmarks import Benchmark
 from pipelines.data import datasets
 from pipelines.training import fingerprint
@@ -220,7 +221,7 @@ def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]
         answers += nodes.ask(_fetch, question, among=absent, patience_s=FETCH_S)
     faults = [(node, _in_words(answer)) for node, answer in answers if answer is not None]
     able = [(node, question.answer(node.id)) for node, answer in answers if answer is None]
-    unseen = (node for node, path in able if path is not None and not _shows(path))
+    unseen = (node for node, path in able if path and not becomes(partial(_lists, path), within_s=SEEN_S))
     return faults + [(node, f"what it writes into {question.store} does not show here; {SHARED}") for node in unseen]
 
 
@@ -235,12 +236,9 @@ def _in_words(answer: str | Exception) -> str:
     return nodes.lacks_module(answer) or f"it can't be asked: {type(answer).__name__}: {reason(answer)}"
 
 
-def _shows(path: Path) -> bool:
-    """Whether a file that another node wrote is there, perhaps a little later."""
-    deadline = time.monotonic() + SEEN_S
-    while not (found := path.name in os.listdir(path.parent)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
+def _lists(path: Path) -> bool:
+    """Whether the folder lists a file: a look at the file alone may be answered from memory."""
+    return path.name in os.listdir(path.parent)
 
 
 def _inspect(question: Question) -> str | None:

@@ -69,10 +69,13 @@ class UserError(Exception):
     def __init__(self, line: str, *more: object) -> None:
         super().__init__(brief(line, LONGEST_LINE), *more)
 
+    def __str__(self) -> str:
+        return self.fact
+
     @property
     def fact(self) -> str:
         """The line without its advice, for a caller that deals with the error in another way."""
-        return str(self)
+        return str(self.args[0])
 
 
 class AdvisedError(UserError):
@@ -82,12 +85,7 @@ class AdvisedError(UserError):
         super().__init__(fact, advice, *more)
 
     def __str__(self) -> str:
-        return f"{self.args[0]}; {self.args[1]}"
-
-    @property
-    def fact(self) -> str:
-        """What happened."""
-        return str(self.args[0])
+        return f"{self.fact}; {self.args[1]}"
 
 
 class HeldError(AdvisedError):

@@ -31,6 +31,14 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def becomes(condition: Callable[[], bool], *, within_s: float, every_s: float = 0.2) -> bool:
+    """Whether ``condition`` holds, now or at a look within so many seconds."""
+    deadline = time.monotonic() + within_s
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(every_s)
+    return holds
+
+
 def say(line: str) -> None:
     """Print a line of the log at once; workers' messages may hold any characters."""
     print(printable(line), flush=True)

@@ -26,18 +26,6 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part of a run that is sent together; **mark** changes when it has to be sent again."""
-
-    name: str
-    mark: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    points: Sequence[Point] = ()
-    files: Callable[[], Mapping[str, bytes]] = dict  # contents by name
-
-
-@dataclass(frozen=True, kw_only=True)
 class Record:
     """One run of MLflow."""
 
@@ -49,13 +37,18 @@ class Record:
     status: str
     ended: float | None
     dataset_digest: str | None
+    params: Mapping[str, str]
     tags: Mapping[str, str]
-    parts: tuple[Part, ...]
+    points: Sequence[Point]
+    curve: Sequence[Point] = ()
+    epochs: float = 0.0  # of the curve
+    files: Callable[[], Mapping[str, bytes]]  # makes their contents, by name
+    mark: str  # changes with all that is sent but the curve and the status
 
     @property
     def marks(self) -> dict[str, str]:
         """The marks of a server that has everything."""
-        return {**{part.name: part.mark for part in self.parts}, "status": self.status}
+        return {"mark": self.mark, "curve": str(self.epochs), "status": self.status}
 
 
 @dataclass(kw_only=True)
@@ -64,7 +57,7 @@ class Cursor:
 
     path: Path
     uri: str
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # identity: {"run_id", "sent": {part: mark}}
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # identity: {"run_id", "sent": marks}
 
     @classmethod
     def of(cls, root: Path, uri: str) -> Cursor:
@@ -99,7 +92,7 @@ def _sound(entry: object) -> bool:
 
 
 def arrived(name: str, mark: str, sent: str | None) -> bool:
-    """Whether a part is there in this state; a server may have more of a curve than a resumed trial."""
+    """Whether the server has what a mark stands for; it may have more of a curve than a resumed trial."""
     if name == "curve":
         return float(sent or 0) >= float(mark)
     return sent == mark

@@ -22,7 +22,7 @@ from pipelines.command.errors import HeldError
 from pipelines.command.files import DamagedError
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.addresses import is_remote, sqlite_file
-from pipelines.tracking.cursors import Cursor, Part, Point, Record, arrived
+from pipelines.tracking.cursors import Cursor, Point, Record, arrived
 from pipelines.tracking.probe import ENVIRONMENT, AwayError, Bounded, RefusedError, answers, probe, reach_local
 from pipelines.tracking.records import IDENTITY_TAG
 from pipelines.tracking.spool import Spool
@@ -175,39 +175,44 @@ class Sender:
             held = RunData()
         else:
             held = self.client.get_run(entry["run_id"]).data
-        run_id, sent = entry["run_id"], entry["sent"]
-        lacking = [part for part in record.parts if not arrived(part.name, part.mark, sent.get(part.name))]
-        parts, files, damaged = _with_files(lacking)
-        if any(part.name == "head" for part in parts):
+        run_id, sent, fresh = entry["run_id"], entry["sent"], entry["sent"].get("mark") != record.mark
+        files: Mapping[str, bytes] = {}
+        marks, failure = record.marks, None
+        if fresh:
+            try:
+                files = record.files()
+            except Exception as error:
+                marks, failure = {**marks, "mark": ""}, DamagedError(str(error))
             self._log_dataset(run_id, record)
-        if parts:
-            done = float(sent.get("curve", 0))
-            points = [point for part in parts for point in self._lacks(run_id, held, part, done)]
-            self._log(run_id, parts, points, held)
+        points = self._lacks(run_id, held, record, float(sent.get("curve", 0)))
+        if fresh or points:
+            self._log(run_id, record, points, held)
             self._log_files(run_id, files, held)
         if sent.get("status") != record.status or record.status == "FINISHED":
             self._end(run_id, record)
-        entry["sent"] = {**sent, **{part.name: part.mark for part in parts}, "status": record.status}
+        lacking = {name: mark for name, mark in marks.items() if not arrived(name, mark, sent.get(name))}
+        entry["sent"] = {**sent, **lacking}
         self.served.add(run_id)
         cursor.save()
-        if damaged is not None:
-            raise DamagedError(damaged)
+        if failure is not None:
+            raise failure
 
-    def _lacks(self, run_id: str, held: RunData, part: Part, done: float) -> list[Point]:
-        """The points of a part that the run lacks; ``done`` epochs of its curve were sent, by the cursor.
+    def _lacks(self, run_id: str, held: RunData, record: Record, done: float) -> list[Point]:
+        """The points that the run lacks; ``done`` epochs of its curve were sent, by the cursor.
 
         A file that is written again has another time, and a resumed trial repeats some epochs: MLflow would show both.
         """
-        if part.name != "curve":
-            return [point for point in part.points if held.metrics.get(point.key) != point.value]
-        later = [point for point in part.points if point.step > records.step(done)]
+        later = [point for point in record.curve if point.step > records.step(done)]
         steps, times = set(), set()
         if run_id not in self.served:  # the cursor may be lost or behind
             for key in {point.key for point in later} & held.metrics.keys():
                 history = self.client.get_metric_history(run_id, key)
                 steps |= {(key, one.step) for one in history}
                 times |= {(key, one.timestamp) for one in history}
-        return [p for p in later if (p.key, p.step) not in steps and (p.key, milliseconds(p.time)) not in times]
+        return [
+            *(point for point in record.points if held.metrics.get(point.key) != point.value),
+            *(p for p in later if (p.key, p.step) not in steps and (p.key, milliseconds(p.time)) not in times),
+        ]
 
     def _create(self, cursor: Cursor, record: Record) -> str:
         given = {**record.tags, "mlflow.user": psutil.Process().username()}
@@ -229,21 +234,15 @@ class Sender:
             context = InputTag("mlflow.data.context", "train")
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
-    def _log(self, run_id: str, parts: list[Part], points: list[Point], held: RunData) -> None:
-        """Send several parts in one call, which MLflow divides; a param can't change, so the first value stays."""
+    def _log(self, run_id: str, record: Record, points: Sequence[Point], held: RunData) -> None:
+        """Send all in one call, which MLflow divides; a param can't change, so the first value stays."""
         from mlflow.entities import Metric, Param, RunTag
 
-        params: dict[str, str] = {}
-        tags: dict[str, str] = {}
-        for part in parts:
-            params |= {limits.key(key): value for key, value in part.params.items()}
-            tags |= {limits.key(key): value for key, value in part.tags.items()}
+        params = {limits.key(key): limits.value(value, limits.PARAM) for key, value in record.params.items()}
+        tags = {limits.key(key): limits.value(value, limits.TAG) for key, value in record.tags.items()}
         metrics = [Metric(limits.key(p.key), p.value, milliseconds(p.time), p.step) for p in points]
-        settings = [
-            Param(key, limits.value(value, limits.PARAM)) for key, value in params.items() if key not in held.params
-        ]
-        labels = [RunTag(key, limits.value(value, limits.TAG)) for key, value in tags.items()]
-        self.client.log_batch(run_id, metrics, settings, labels)
+        settings = [Param(key, value) for key, value in params.items() if key not in held.params]
+        self.client.log_batch(run_id, metrics, settings, [RunTag(key, value) for key, value in tags.items()])
 
     def _log_files(self, run_id: str, files: Mapping[str, bytes], held: RunData) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -272,20 +271,6 @@ class Sender:
             self.client.update_run(run_id, record.status)
         else:
             self.client.set_terminated(run_id, record.status, milliseconds(record.ended))
-
-
-def _with_files(lacking: Sequence[Part]) -> tuple[list[Part], dict[str, bytes], str | None]:
-    """The parts whose files can be made, their files, and the error of the first of the others."""
-    parts: list[Part] = []
-    files: dict[str, bytes] = {}
-    damaged = None
-    for part in lacking:
-        try:
-            files |= part.files()
-            parts.append(part)
-        except Exception as error:
-            damaged = damaged or str(error)
-    return parts, files, damaged
 
 
 def milliseconds(seconds: float) -> int:

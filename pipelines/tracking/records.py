@@ -14,14 +14,14 @@ from pipelines.command.files import MissingError
 from pipelines.results import arrays, explorer, reader, verdicts, words
 from pipelines.results.figures import FIGURES
 from pipelines.results.page.html import render
-from pipelines.results.reader import Json, Outcome, Trial, per_class
+from pipelines.results.reader import Json, Outcome, per_class
 from pipelines.results.rows import claimed_error
 from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, spelt, stuck
 from pipelines.tracking import limits, spool
-from pipelines.tracking.cursors import Part, Point, Record, digest
+from pipelines.tracking.cursors import Point, Record, digest
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
-FORMAT = 4  # raise it when a drawing or a text changes: every part is then sent again, over the old one
+FORMAT = 4  # raise it when a drawing or a text changes: every run is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = ("epoch", "loss", "train_error", "lr", "images_per_s")
@@ -48,11 +48,26 @@ def step(epochs: float) -> int:
 
 def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
     """The child run of one trial, restarts included."""
-    parts = [_trial_head(trial), *([_trial_curve(trial)] if trial.curve else [])]
+    params = {"benchmark": trial.benchmark, "budget": trial.budget, "seed": str(trial.seed), **flatten(trial.config)}
+    tags = {
+        "kind": "trial",
+        "mlflow.source.name": f"python -m pipelines.trial {trial.benchmark} --seeds {trial.seed}",
+        "mlflow.source.type": "LOCAL",
+        "trial_key": trial.key,
+        "dataset_digest": trial.dataset_digest,
+        "step": STEP,
+    }
+    if trial.progress is not None:
+        tags["host"] = str(trial.progress.get("host"))
+    points: list[Point] = []
     if trial.result is not None:
-        parts.append(_trial_result(trial, trial.result))
+        tags |= _provenance(trial, trial.result)
+        costs = {f"cost/{key}": trial.result.get(key) for key in COST}
+        points += _points(costs, float(trial.result["finished"]))
     if trial.evaluation is not None:
-        parts.append(_trial_evaluation(trial, benchmark, trial.evaluation))
+        tags |= {"stuck_at_chance": "true"} if trial.evaluation.at_chance else {}
+        figures = _trial_figures(trial.evaluation.metrics)
+        points += _points(figures, modified(trial.evaluation.folder / "metrics.json"))
     own = trial.benchmark == trial.trained_as  # or another row has the same weights
     return Record(
         identity=_identity("trial", trial.key if own else f"{trial.key}/{trial.benchmark}"),
@@ -63,12 +78,13 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         status=trial.status,
         ended=trial.ended,
         dataset_digest=trial.dataset_digest,
-        tags={
-            "kind": "trial",
-            "mlflow.source.name": f"python -m pipelines.trial {trial.benchmark} --seeds {trial.seed}",
-            "mlflow.source.type": "LOCAL",
-        },
-        parts=tuple(parts),
+        params=params,
+        tags=tags,
+        points=points,
+        curve=_curve(trial),
+        epochs=max((line["epoch"] for line in trial.curve), default=0.0),
+        files=partial(_trial_files, trial, benchmark),
+        mark=digest(FORMAT, params, tags, trial.result, _shown(trial), _claimed(benchmark)),
     )
 
 
@@ -76,68 +92,49 @@ def _identity(kind: str, what: str) -> str:
     return limits.name(f"{kind}:{what}", limits.TAG)
 
 
-def _trial_head(trial: SpooledTrial) -> Part:
-    params = {"benchmark": trial.benchmark, "budget": trial.budget, "seed": str(trial.seed), **flatten(trial.config)}
-    tags = {"trial_key": trial.key, "dataset_digest": trial.dataset_digest, "step": STEP}
-    if trial.progress is not None:
-        tags["host"] = str(trial.progress.get("host"))
-    return Part(name="head", mark=digest(FORMAT, params, tags), params=params, tags=tags)
-
-
-def _trial_curve(trial: SpooledTrial) -> Part:
-    points = [
+def _curve(trial: SpooledTrial) -> list[Point]:
+    return [
         Point(f"train/{key.removeprefix('train_')}", float(line[key]), step(line["epoch"]), float(line["time"]))
         for line in trial.curve
         for key in CURVE_METRICS
         if line.get(key) is not None
     ]
-    return Part(name="curve", mark=str(max(line["epoch"] for line in trial.curve)), points=points)
 
 
-def _trial_result(trial: SpooledTrial, result: Json) -> Part:
-    """Provenance as tags, cost as metrics."""
+def _provenance(trial: SpooledTrial, result: Json) -> dict[str, str]:
     tags = {key: text(result[key]) for key in PROVENANCE if result.get(key) is not None}
     tags["checkpoint"] = str(trial.folder / "weights.pt")
     tags |= {f"version.{name}": str(version) for name, version in result["versions"].items() if version}
-    if result.get("git_commit"):
-        tags["mlflow.source.git.commit"] = commit(result)
-    points = [
-        Point(f"cost/{key}", float(result[key]), 0, float(result["finished"]))
-        for key in COST
-        if result.get(key) is not None
-    ]
-    return Part(name="result", mark=digest(FORMAT, result, tags), tags=tags, points=points)
+    return tags | ({"mlflow.source.git.commit": commit(result)} if result.get("git_commit") else {})
 
 
-def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluation: Trial) -> Part:
-    facts = {"test error": f"{evaluation.error:.2f} %"}
-    if evaluation.claimed_on is not None:
-        facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
-    facts |= {"protocol": evaluation.about.protocol, "budget": trial.budget, "trial": trial.key}
-    title = f"{trial.benchmark}, seed {trial.seed}"
-    return Part(
-        name="evaluation",
-        mark=digest(FORMAT, _shown(trial), _claimed(benchmark)),
-        tags={"stuck_at_chance": "true"} if evaluation.at_chance else {},
-        points=_points(_trial_figures(evaluation.metrics), modified(evaluation.folder / "metrics.json")),
-        files=partial(_files, title, facts, benchmark, (trial,)),
-    )
+def _trial_files(trial: SpooledTrial, benchmark: SpooledBenchmark) -> dict[str, bytes]:
+    found = trial.evaluation
+    if found is None:
+        return {}
+    facts = {"test error": f"{found.error:.2f} %"}
+    if found.claimed_on is not None:
+        facts["error on the images of the claim"] = f"{found.claimed_on:.2f} %"
+    facts |= {"protocol": found.about.protocol, "budget": trial.budget, "trial": trial.key}
+    return _files(f"{trial.benchmark}, seed {trial.seed}", facts, benchmark, (trial,))
 
 
 def _shown(trial: SpooledTrial) -> str:
     """A digest of all that is shown of an evaluated trial."""
     found = trial.evaluation
-    return digest(trial.seed, trial.curve, found and [found.metrics, found.confusion.tolist(), vars(found.about)])
+    return digest(found and [trial.seed, trial.curve, found.metrics, found.confusion.tolist(), vars(found.about)])
 
 
 def benchmark_record(benchmark: SpooledBenchmark) -> Record:
-    """The parent run of a benchmark at one budget."""
+    """The parent run of a benchmark at one budget, with all its seeds together and its row of the ledger."""
     params = {"benchmark": benchmark.name, "budget": benchmark.budget, "dataset": benchmark.dataset}
-    parts = [Part(name="head", mark=digest(FORMAT, params), params=params)]
+    tags = {"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"}
+    points: list[Point] = []
     if benchmark.evaluated:
-        parts.append(_benchmark_evaluation(benchmark))
+        points += _points(_mean_figures(benchmark.evaluated), benchmark.summary_time)
     if benchmark.row is not None:
-        parts.append(_benchmark_ledger(benchmark.row, benchmark.row_time))
+        tags |= _row_tags(benchmark.row)
+        points += _points(_row_figures(benchmark.row), benchmark.row_time)
     return Record(
         identity=_identity("benchmark", f"{benchmark.name}/{benchmark.budget}"),
         experiment=limits.name(benchmark.dataset, limits.EXPERIMENT),
@@ -147,21 +144,22 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
         status=benchmark.status,
         ended=benchmark.ended,
         dataset_digest=None,
-        tags={"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"},
-        parts=tuple(parts),
+        params=params,
+        tags=tags,
+        points=points,
+        files=partial(_benchmark_files, benchmark),
+        mark=digest(FORMAT, params, tags, benchmark.row, [_shown(trial) for trial in benchmark.evaluated]),
     )
 
 
-def _benchmark_evaluation(benchmark: SpooledBenchmark) -> Part:
-    """All seeds together: figures, tables, and an explorer in which each seed can be chosen."""
-    shown = [_shown(trial) for trial in benchmark.evaluated]
-    facts = _row_facts(benchmark.row) if benchmark.row else {}
-    return Part(
-        name="evaluation",
-        mark=digest(FORMAT, shown, facts, _claimed(benchmark)),
-        points=_points(_mean_figures(benchmark.evaluated), benchmark.summary_time),
-        files=partial(_files, benchmark.name, facts, benchmark, benchmark.evaluated),
-    )
+def _benchmark_files(benchmark: SpooledBenchmark) -> dict[str, bytes]:
+    """The row of the ledger, and an explorer in which each seed can be chosen."""
+    row, files = benchmark.row, dict[str, bytes]()
+    if row is not None:
+        files[LEDGER] = (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()
+    if benchmark.evaluated:
+        files |= _files(benchmark.name, _row_facts(row) if row else {}, benchmark, benchmark.evaluated)
+    return files
 
 
 def _files(
@@ -213,16 +211,20 @@ def _claimed(benchmark: SpooledBenchmark) -> float | None:
     return claimed_error(row["metric"], row["claim"]["value"]) if row else None
 
 
-def _benchmark_ledger(row: Json, time: float) -> Part:
-    """The row of the ledger: metrics in the claim's own unit, verdict as a tag, the whole as JSON and in words."""
-    claim = row["claim"]
-    values = {**_interval("", row), "seeds": row["n"], "claim": claim["value"], "claim_margin": row["margin"]}
+def _row_figures(row: Json) -> dict[str, float | None]:
+    """The figures of a row of the ledger, in the claim's own unit."""
+    values = {**_interval("", row), "seeds": row["n"], "claim": row["claim"]["value"], "claim_margin": row["margin"]}
     values |= _interval("test_set_", row["test_set"]) if row["test_set"] else {}
+    return {f"ledger/{key}": value for key, value in values.items()}
+
+
+def _row_tags(row: Json) -> dict[str, str]:
+    """A row of the ledger in words: the verdict, what it rests on, and the whole as the run's description."""
     tags = {
         "verdict": row["verdict"],
         "metric": row["metric"],
         "claim": _claim(row),
-        "claim_source": text(claim["source"]),
+        "claim_source": text(row["claim"]["source"]),
         "mlflow.note.content": note(row),
     }
     tags |= {key: text(row[key]) for key in ("label", "hardware", "git_commit") if row.get(key)}
@@ -230,13 +232,7 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
         tags["stuck_at_chance"] = f"{stuck(row)}: {', '.join(map(str, row['at_chance']))}"
     if row["git_commit"]:
         tags["mlflow.source.git.commit"] = text(row["git_commit"])
-    return Part(
-        name="ledger",
-        mark=digest(FORMAT, row),
-        tags=tags,
-        points=_points({f"ledger/{key}": value for key, value in values.items()}, time),
-        files=lambda: {LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()},
-    )
+    return tags
 
 
 def _claim(row: Json) -> str:
