@@ -1,4 +1,4 @@
-"""Locks between processes, by ``flock``: the kernel releases one when its process dies, however it dies."""
+"""Locks between processes, by ``flock``: the kernel releases a lock when its process dies."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ POLL_S = 0.2
 def held(
     path: Path, what: str, *, patience_s: float = 30.0, waiting: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
-    """Hold the file ``path`` alone while the block does ``what``; its folder is made if need be.
+    """Hold the file ``path`` alone while the block does ``what``; makes its folder if need be.
 
-    Raises HeldError when another live process holds it longer than ``patience_s``: a killed run's children need a
-    moment to follow it, anything longer is a second run of the same thing. ``waiting`` is called before a wait begins.
-    Raises UserError where ``path`` can't be a lock.
+    Raises HeldError when another process holds it longer than ``patience_s``: a killed run's children need a moment to
+    end, anything longer is a second run. ``waiting`` is called before a wait. Raises UserError where ``path`` can be no
+    lock.
     """
     require_folder(path.parent)
     with _open(path) as file:
@@ -56,7 +56,7 @@ def _taken(file: IO[str]) -> bool:
 
 
 def _open(path: Path) -> IO[str]:
-    """Open or make it, for all who may write in its folder; UserError for what is no file."""
+    """Open or make the file, writable for all who may write in its folder; UserError for anything else."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:

@@ -27,7 +27,7 @@ ARTIFACT_BYTES = 400_000  # of the images in an artifact of MLflow, encoded
 
 @dataclass(frozen=True, kw_only=True)
 class Net:
-    """One body of evidence as the explorer shows it."""
+    """One body of evidence in the explorer."""
 
     dataset: str
     protocol: str
@@ -38,19 +38,19 @@ class Net:
 
     @classmethod
     def of(cls, outcome: Outcome, claimed_error: float | None) -> Net:
-        """What this checkout has evaluated."""
+        """A benchmark that this checkout has evaluated."""
         about = {"dataset": outcome.dataset, "protocol": outcome.protocol, "classes": outcome.classes}
         return cls(**about, seeds=evidence.seeds_of(outcome), claimed_error=claimed_error, outcome=outcome)  # type: ignore[arg-type]
 
 
 def artifact(*, title: str, facts: Mapping[str, str], outcome: Outcome, claimed_error: float | None) -> str:
-    """One benchmark's explorer as a page of its own, with ``facts`` in their order under the title."""
+    """One benchmark's explorer as a page of its own, with ``facts`` under the title."""
     found = data({title: Net.of(outcome, claimed_error)}, budget=ARTIFACT_BYTES)
     return render("explorer.html", title=title, facts=facts, data=found, a_cell=found["a_cell"])
 
 
 def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[str, Any]:
-    """All that the script needs, in plain types; the images take at most ``budget`` bytes, or one of each cell."""
+    """The data of the script, in plain types; images take at most ``budget`` bytes, or one of each cell."""
     wanted = {name: _wanted(net.outcome) if net.outcome else None for name, net in nets.items()}
     by_dataset: dict[str, list[ClassifiedExamples]] = {net.dataset: [] for net in nets.values()}
     for name, kept in wanted.items():
@@ -88,7 +88,7 @@ def _shown(net: Net) -> dict[str, Any]:
 
 
 def _commonest(outcome: Outcome) -> list[list[int]]:
-    """The cells off the diagonal with the highest counts over all seeds: [actual, predicted, count]."""
+    """The most frequent confusions over all seeds: [actual, predicted, count]."""
     total: Array = np.sum([trial.confusion for trial in outcome.trials], axis=0)
     np.fill_diagonal(total, 0)
     order = np.argsort(-total, axis=None, kind="stable")[:MOST_CONFUSIONS]
@@ -97,7 +97,7 @@ def _commonest(outcome: Outcome) -> list[list[int]]:
 
 
 def _wanted(outcome: Outcome) -> ClassifiedExamples | None:
-    """The examples that a reader can reach: all of them, or those of the listed confusions."""
+    """The examples that the page can show: all of them, or those of the listed confusions."""
     kept, count = outcome.examples, len(outcome.classes)
     if kept is None or count <= WIDEST:
         return kept
@@ -106,13 +106,13 @@ def _wanted(outcome: Outcome) -> ClassifiedExamples | None:
 
 
 def _tiles(sheet: Sheet) -> dict[str, Any]:
-    """A sheet, and for each of its tiles the position in the test file and the class that it shows."""
+    """A sheet, with each tile's position in the test file and its class."""
     size = {"source": sheet.source, "width": sheet.width, "height": sheet.height}
     return {**size, "index": list(sheet.places), "actual": list(sheet.actual)}
 
 
 def _behind(found: ClassifiedExamples | None, a_cell: int, sheet: Sheet, seeds: Iterable[str]) -> dict[str, Any] | None:
-    """The tiles of a benchmark's examples, with each seed's answer and its confidence in %."""
+    """The tiles of a benchmark's examples, with each seed's answer and confidence in %."""
     if found is None:
         return None
     kept = images.shown(found, a_cell)

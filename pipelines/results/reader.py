@@ -1,7 +1,7 @@
-"""The one reader of finished trials and evaluations: the ledger, the page and MLflow are made of what it returns.
+"""The only reader of finished trials and evaluations, for the ledger, the page and MLflow.
 
-A file that is missing, damaged, or contradicts its neighbours is one DamagedError line that names it. The digests of a
-trial's files are checked here (``training.store``).
+A file that is missing, damaged or contradicts others is one DamagedError line that names it. The digests of a trial's
+files are checked here (``training.store``).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from pipelines.training import status, store
 EVALUATIONS = Path("evaluations")
 RUNS = Path("runs")
 SEED = re.compile(r"seed-(\d+)")  # a trial's folder below runs/ and evaluations/
-LATEST = 1e11  # unix seconds, the year 5138; the largest number accepted from a trial
+LATEST = 1e11  # the largest number accepted from a trial; as unix seconds the year 5138
 AGAIN = "run dvc repro"
 
 Json = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """A condition on a value from JSON, and the words for it."""
+    """A condition on a JSON value, and the words for it."""
 
     fits: Callable[[Any], bool]
     words: str
@@ -53,7 +53,7 @@ def _whole(value: object, low: int = 0, high: float = LATEST) -> bool:
 
 
 def items(fits: Callable[[Any], bool], least: int = 0, most: float = math.inf) -> Callable[[Any], bool]:
-    """Whether a value is a list of ``least`` to ``most`` such items."""
+    """A condition: a list of ``least`` to ``most`` such items."""
     return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(fits, value))
 
 
@@ -101,7 +101,7 @@ def check(where: object, found: Any, kinds: Mapping[str, Kind], within: str = ""
 
 
 class ClassFigures(NamedTuple):
-    """Precision, recall and F1 of a class in %, None where undefined, and its number of test images."""
+    """A class's precision, recall and F1 in %, None where undefined, and its number of test images."""
 
     precision: float | None
     recall: float | None
@@ -111,7 +111,7 @@ class ClassFigures(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """The content of ``classes.json``, which all evaluations of a benchmark share."""
+    """The content of ``classes.json``, common to all evaluations of a benchmark."""
 
     classes: list[str]
     dataset: str
@@ -122,7 +122,7 @@ class About:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One seed on the test split, ``evaluations/<benchmark>/trials/seed-<n>``, and its training where that is read."""
+    """One seed on the test split, ``evaluations/<benchmark>/trials/seed-<n>``, and its training where that was read."""
 
     folder: Path
     about: About
@@ -162,7 +162,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifiedExamples:
-    """M test images behind the cells of the confusion matrices, and the answer of each of S seeds to each of them."""
+    """M test images behind the cells of the confusion matrices, with the answers of S seeds to each."""
 
     images: Array  # (M, C, H, W) uint8
     actual: Array  # (M,) int64
@@ -171,7 +171,7 @@ class ClassifiedExamples:
     confidence: Array  # (S, M) float64, probability of the predicted class
 
     def part(self, kept: Array) -> ClassifiedExamples:
-        """Those of the images at these positions."""
+        """The images at these positions."""
         one = {key: getattr(self, key)[kept] for key in ("images", "actual", "index")}
         return ClassifiedExamples(**one, predicted=self.predicted[:, kept], confidence=self.confidence[:, kept])
 
@@ -183,14 +183,14 @@ class Outcome(About):
     trials: tuple[Trial, ...]  # by rising seed
     examples: ClassifiedExamples | None  # answers in the order of the trials; None where none were kept
     filters: Array | None = None  # (O, I, kH, kW) float32
-    towers: int = 1  # equal parts of them, one after the other, that the next layer takes apart
+    towers: int = 1  # equal groups of filters, one after the other, that the next layer takes apart
     templates: Array | None = None  # (C, channels, H, W) float32
 
 
 def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> Outcome | None:
-    """Read the outcome of a benchmark at a budget; None when it was never run, so that neither folder exists.
+    """Read the outcome of a benchmark at a budget; None when it was never run: neither folder exists.
 
-    Raises DamagedError for a file that is missing or damaged, or that another recipe, budget or data set left behind.
+    Raises DamagedError for a file that is missing, damaged, or of another recipe, budget or data set.
     """
     name, folder = benchmark.name, evaluations / benchmark.name
     if not folder.exists() and not (runs / name).exists():
@@ -210,7 +210,7 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
 
 
 def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, budget: str) -> Trial:
-    """The evaluation and the run of one seed, which must be of the same trial, and of the row as it is now."""
+    """The evaluation and the run of one seed: both of the same trial, and of the current row."""
     evaluation = read_evaluation(evaluated, about)
     _check_claimed_on(evaluated / "metrics.json", evaluation.metrics, benchmark.evaluation.claimed_on)
     curve = read_curve(trained / "curve.jsonl")
@@ -230,7 +230,7 @@ def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, b
 
 
 def config_as(trained: Any, benchmark: Benchmark, budget: str) -> Json:
-    """The row's config in the precision of a trained one, where some kind of device has that; else a CPU's."""
+    """The row's config in a trained config's precision, where some device has that; otherwise in a CPU's."""
     recipe = trained.get("recipe") if isinstance(trained, dict) else None
     precision = recipe.get("precision") if isinstance(recipe, dict) else None
     known = next((one for one in benchmark.recipe.precision.choices if one == precision), None)
@@ -238,7 +238,7 @@ def config_as(trained: Any, benchmark: Benchmark, budget: str) -> Json:
 
 
 def _check_claimed_on(path: Path, metrics: Json, on: ClaimedOn | None) -> None:
-    """DamagedError unless the evaluation has its figure on the images of ``on``, or on none beside the test split."""
+    """DamagedError unless the evaluation has a figure on the images of ``on``, or none where ``on`` is None."""
     found = metrics.get("claimed_on")
     images = {key: found.get(key) for key in ClaimedOn.__annotations__} if found else None
     if images != plain(on):
@@ -247,7 +247,7 @@ def _check_claimed_on(path: Path, metrics: Json, on: ClaimedOn | None) -> None:
 
 
 def _check_config(path: Path, result: Json, config: Json, where: str) -> None:
-    """DamagedError for another recipe's trial: a claim's deviations are those of the recipe as it is now."""
+    """DamagedError for a trial of another recipe: deviations are of the current recipe."""
     differs = difference(result.get("config"), config)
     if differs is not None:
         key, was, now = differs
@@ -257,9 +257,9 @@ def _check_config(path: Path, result: Json, config: Json, where: str) -> None:
 
 
 def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two nests of dicts and plain values differ: its dotted key and both values.
+    """The first difference between two nests of dicts and plain values: its dotted key and both values.
 
-    A missing key counts as null: a field that is unset by default may be added.
+    A missing key counts as null, so that optional fields can be added.
     """
     if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
         return None if was == now else (key, was, now)
@@ -295,10 +295,10 @@ def read_evaluation(folder: Path, about: About) -> Trial:
 
 
 def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
-    """Figures of each class from a matrix (C, C) of counts, None where there is nothing to divide by.
+    """Figures of each class from a matrix (C, C) of counts, None for a division by 0.
 
-    Precision is undefined where the class was never predicted, recall where it has no image, and F1, which is
-    2 TP / (2 TP + FP + FN), where both are so: a class with images that is never predicted has an F1 of 0.
+    Precision is undefined for a class that was never predicted, recall for a class without images, and F1, which is
+    2 TP / (2 TP + FP + FN), where both are: a class with images that was never predicted has an F1 of 0.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -311,7 +311,7 @@ def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
 
 
 def short(value: float | None) -> float | None:
-    """Four digits are all that a curve can show; JSON has no NaN, so the loss of a diverged trial is null."""
+    """Four digits, enough for a curve; None for a loss that is no number, since JSON has no NaN."""
     return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
@@ -329,7 +329,7 @@ def _confusion(path: Path, *, size: int, images: int) -> Array:
 
 
 def read_curve(path: Path) -> list[Json]:
-    """A trial's learning curve, one object an epoch; empty where there is none yet."""
+    """A trial's learning curve, one object an epoch; empty without a file."""
     curve: list[Json] = read_lines(path)
     for number, line in enumerate(curve, 1):
         check(f"{path} line {number}", line, CURVE)
@@ -337,7 +337,7 @@ def read_curve(path: Path) -> list[Json]:
 
 
 def read_result(folder: Path, *, weights: bool = True) -> Json:
-    """The provenance of the finished trial in ``folder``, found whole; ``weights`` False leaves out their digest."""
+    """The provenance of the finished trial in ``folder``, checked; ``weights`` False skips their digest."""
     result: Json = store.TrialFiles(folder).read_result(None, weights=weights)
     check(folder / "result.json", result, RESULT)
     return result

@@ -1,8 +1,7 @@
-"""The MLflow side of tracking: sends what a server lacks, and remembers what it has.
+"""The MLflow side of tracking: sends missing runs to a server, and keeps the cursor.
 
-Runs in a process of its own (see ``helper``), so it may hang or be killed at any moment. Sending twice doubles nothing:
-a run is found again by its tag, an artifact replaces the one at its path, and the server is asked which metrics, params
-and figures a run has.
+Runs in its own process (see ``helper``), which may hang or be killed at any moment. Sending twice doubles nothing: a
+tag identifies a run, an artifact replaces the one at its path, and the server lists a run's metrics and params.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ DESCRIPTION = (
 
 
 class Sender:
-    """Sends records to one server; keeps the connection and what it learned about the server between rounds."""
+    """Sends records to one server; keeps the connection and the server's state between rounds."""
 
     def __init__(self, spool: Spool, uri: str) -> None:
         self.spool, self.uri = spool, uri
@@ -47,18 +46,18 @@ class Sender:
         self.experiments: dict[str, str] = {}  # name: id
         self.refused: dict[str, str] = {}  # identity: why, in this round
         self.sent: list[str] = []  # identities, in this round
-        self.served: set[str] = set()  # ids of the runs for which the cursor is known to be right
+        self.served: set[str] = set()  # ids of runs whose cursor entry agrees with the server
         self.came_from: Path | None = None  # where a copied database kept its artifacts until now
 
     def round(
         self, *, verify: bool = False, announce: Callable[[str, str], None] = lambda identity, name: None
     ) -> bool:
         """
-        Send what is lacking; False when another process is sending. Raises AwayError, and RefusedError where the server
-        takes nothing.
+        Send all missing runs; False when another process is sending. Raises AwayError, and RefusedError where the
+        server takes nothing.
 
-        **verify** asks the server even when it has everything by the cursor. **announce** is called with the identity
-        and the name of each run that is sent.
+        **verify** asks the server even if the cursor lacks nothing. **announce** gets the identity and the name of each
+        run that is sent.
         """
         self.sent, self.refused = [], {}
         lock = Cursor.of(self.spool.store, self.uri).path.with_suffix(".lock")
@@ -77,10 +76,10 @@ class Sender:
                 for record in self._lacking(cursor, everything):
                     self._send(cursor, record, announce)
             except AwayError:
-                self._forget()  # it may come back as another server
+                self._forget()  # another server may come back
                 raise
             if self.refused:
-                self._forget()  # somebody may have changed the server: look again next time
+                self._forget()  # ask again next time: somebody may have mended it
 
     def _forget(self) -> None:
         self.experiments.clear()
@@ -92,13 +91,13 @@ class Sender:
         if self.client is None:
             client, file = connect(self.uri), sqlite_file(self.uri)
             with answers(self.uri):
-                client.search_experiments(max_results=1)  # raises what would stop every run, a login first
+                client.search_experiments(max_results=1)  # raises faults of all runs, such as a login
                 if file is not None:
                     self.came_from = database.bring_home(file, OURS)
             self.client = client
 
     def _lacking(self, cursor: Cursor, everything: list[Record]) -> list[Record]:
-        """The records to send, once their experiments are there and the cursor agrees with the server."""
+        """The records to send; makes their experiments and brings the cursor in line with the server."""
         for name in dict.fromkeys(record.experiment for record in everything):
             if name not in self.experiments:
                 mine = [record for record in everything if record.experiment == name]
@@ -113,7 +112,7 @@ class Sender:
         return [record for record in everything if record.identity not in self.refused and cursor.lacks(record)]
 
     def _experiment(self, name: str) -> str:
-        """The id of the experiment, which is made when it is not there, and restored when it was deleted."""
+        """The id of the experiment; a missing one is made, a deleted one restored."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
             file = sqlite_file(self.uri)
@@ -129,8 +128,8 @@ class Sender:
     def _recall(self, cursor: Cursor, experiment: str, mine: list[Record]) -> None:
         """Correct the cursor by the runs on the server.
 
-        A run made just before a crash is taken up again. A run that the server lost (a new database at the old address)
-        is sent anew. A run that somebody deleted in MLflow stays deleted.
+        A run made just before a crash is continued. A run that the server lost (a new database at the old address) is
+        sent again. A run that somebody deleted in MLflow stays deleted.
         """
         from mlflow.entities import ViewType
 
@@ -235,7 +234,7 @@ class Sender:
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
     def _log(self, run_id: str, record: Record, points: Sequence[Point], held: RunData) -> None:
-        """Send all in one call, which MLflow divides; a param can't change, so the first value stays."""
+        """Send all in one call, which MLflow divides. A param can't change: the first value stays."""
         from mlflow.entities import Metric, Param, RunTag
 
         params = {limits.key(key): limits.value(value, limits.PARAM) for key, value in record.params.items()}
@@ -254,9 +253,9 @@ class Sender:
                     self._log_picture(run_id, path, held)
 
     def _log_picture(self, run_id: str, path: Path, held: RunData) -> None:
-        """Add a figure to the image grid, which shows the last one of each key.
+        """Add a figure to the image grid, which shows the latest figure of each key.
 
-        ``log_image`` gives each upload a new name: a tag of ours names the figure that the run has.
+        ``log_image`` gives each upload a new name, so a tag of ours names the run's figure.
         """
         from PIL import Image
 
@@ -299,14 +298,14 @@ def connect(uri: str) -> Any:
 
 
 def _create_sqlite(file: Path) -> None:
-    """Under a temporary name: this takes seconds, and half a schema under the final name would never mend."""
+    """Make it under a temporary name: this takes seconds, and nothing would repair half a schema."""
     from mlflow.tracking import MlflowClient
 
     file = file.absolute()
-    for left in file.parent.glob(f"{file.name}.new.*"):  # of a process that was killed
+    for left in file.parent.glob(f"{file.name}.new.*"):  # by a killed process
         left.unlink(missing_ok=True)
     temporary = file.with_name(f"{file.name}.new.{os.getpid()}")
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.touch()  # where that can't be, MLflow would try for minutes
+    temporary.touch()  # fails at once, where MLflow would try for minutes
     MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
     os.replace(temporary, file)

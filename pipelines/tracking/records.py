@@ -21,11 +21,11 @@ from pipelines.tracking import limits, spool
 from pipelines.tracking.cursors import Point, Record, digest
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
-FORMAT = 4  # raise it when a drawing or a text changes: every run is then sent again, over the old one
+FORMAT = 4  # raise it with a change of figures or texts: each run is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = ("epoch", "loss", "train_error", "lr", "images_per_s")
-# MLflow's steps are whole numbers, and a budget may end within an epoch: no data set has a million images.
+# MLflow's steps are whole numbers and a budget may end within an epoch; few data sets have more than a million images.
 STEPS_AN_EPOCH = 1_000_000
 STEP = "millionths of an epoch, which is one pass over the images that the recipe trains on"
 TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss")
@@ -34,15 +34,15 @@ PROVENANCE = ("hardware", "device", "workers", "resumed", "git_commit", "git_dir
 
 
 def gather(where: Spool) -> tuple[list[Record], list[str]]:
-    """All runs, each benchmark's right before its trials'; and one line for each file that can't be tracked."""
+    """All runs, each benchmark before its trials; and a line for each file that can't be tracked."""
     found, (benchmarks, problems) = [], spool.read(where)
     for benchmark in benchmarks:
         found += [benchmark_record(benchmark), *(trial_record(trial, benchmark) for trial in benchmark.trials)]
-    return found, list(dict.fromkeys(problems))  # one file may be behind several runs
+    return found, list(dict.fromkeys(problems))  # several runs may share a file
 
 
 def step(epochs: float) -> int:
-    """MLflow's step of a point of a curve after so many epochs."""
+    """MLflow's step after so many epochs."""
     return round(STEPS_AN_EPOCH * epochs)
 
 
@@ -68,7 +68,7 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         tags |= {"stuck_at_chance": "true"} if trial.evaluation.at_chance else {}
         figures = _trial_figures(trial.evaluation.metrics)
         points += _points(figures, modified(trial.evaluation.folder / "metrics.json"))
-    own = trial.benchmark == trial.trained_as  # or another row has the same weights
+    own = trial.benchmark == trial.trained_as  # otherwise another row has the same weights
     return Record(
         identity=_identity("trial", trial.key if own else f"{trial.key}/{trial.benchmark}"),
         experiment=limits.name(trial.dataset, limits.EXPERIMENT),
@@ -120,13 +120,13 @@ def _trial_files(trial: SpooledTrial, benchmark: SpooledBenchmark) -> dict[str, 
 
 
 def _shown(trial: SpooledTrial) -> str:
-    """A digest of all that is shown of an evaluated trial."""
+    """A digest of everything that the files of a run show of an evaluated trial."""
     found = trial.evaluation
     return digest(found and [trial.seed, trial.curve, found.metrics, found.confusion.tolist(), vars(found.about)])
 
 
 def benchmark_record(benchmark: SpooledBenchmark) -> Record:
-    """The parent run of a benchmark at one budget, with all its seeds together and its row of the ledger."""
+    """The parent run of a benchmark at one budget: all seeds together, and the row of the ledger."""
     params = {"benchmark": benchmark.name, "budget": benchmark.budget, "dataset": benchmark.dataset}
     tags = {"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"}
     points: list[Point] = []
@@ -153,7 +153,7 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
 
 
 def _benchmark_files(benchmark: SpooledBenchmark) -> dict[str, bytes]:
-    """The row of the ledger, and an explorer in which each seed can be chosen."""
+    """The row of the ledger, and the explorer of all seeds."""
     row, files = benchmark.row, dict[str, bytes]()
     if row is not None:
         files[LEDGER] = (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()
@@ -183,13 +183,13 @@ def _files(
 
 
 def _outcome(benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]) -> Outcome:
-    """The evaluated **trials** of a benchmark, with the test images behind them where these were kept."""
+    """The evaluated **trials** of a benchmark, with their test images where these were kept."""
     finished = tuple(trial.evaluation for trial in trials if trial.evaluation)
     about, kept, layer = finished[0].about, None, {}
     if benchmark.folder:
         with suppress(MissingError):
             kept = reader.read_examples(benchmark.folder / "examples.npz", finished)
-        if trials[0].key == benchmark.evaluated[0].key:  # of the lowest seed alone
+        if trials[0].key == benchmark.evaluated[0].key:  # only the lowest seed has one
             layer = arrays.first_layer(benchmark.folder / "first_layer.npz")
     return Outcome(**vars(about), trials=finished, examples=kept, **layer)
 
@@ -206,7 +206,7 @@ def _classes(outcome: Outcome) -> bytes:
 
 
 def _claimed(benchmark: SpooledBenchmark) -> float | None:
-    """The error in % that the source reports, where the ledger has it."""
+    """The source's error in %, where the ledger has one."""
     row = benchmark.row
     return claimed_error(row["metric"], row["claim"]["value"]) if row else None
 
@@ -219,7 +219,7 @@ def _row_figures(row: Json) -> dict[str, float | None]:
 
 
 def _row_tags(row: Json) -> dict[str, str]:
-    """A row of the ledger in words: the verdict, what it rests on, and the whole as the run's description."""
+    """A row of the ledger as tags: verdict, claim and provenance, and the run's description."""
     tags = {
         "verdict": row["verdict"],
         "metric": row["metric"],
@@ -248,7 +248,7 @@ def _interval(prefix: str, figures: Json) -> dict[str, float | None]:
 
 
 def note(row: Json) -> str:
-    """The run's description, in Markdown: the verdict and what it rests on."""
+    """The run's description in Markdown: the verdict and its grounds."""
     ours = "not measured" if row["mean"] is None else f"{spelt(row)}, {seeds(row['n'])}"
     tested = spelt(row["test_set"]) if row["test_set"] else None
     return render("note.md", row=row, verdict=_verdict(row), ours=ours, tested=tested).rstrip()
@@ -260,7 +260,7 @@ def _verdict(row: Json) -> str:
 
 
 def _row_facts(row: Json) -> dict[str, str]:
-    """The ledger's row for the head of an explorer."""
+    """The row of the ledger as facts at the head of an explorer."""
     metric = row["metric"]
     facts = {"verdict": _verdict(row), "claimed": _claim(row)}
     if row["mean"] is not None:
@@ -273,7 +273,7 @@ def _row_facts(row: Json) -> dict[str, str]:
 
 
 def _trial_figures(metrics: Json) -> dict[str, float | None]:
-    """The figures of a trial on the test set, and those on the images of the claim where these are others."""
+    """A trial's figures on the test set and, where the claim was measured on other images, on those."""
     on = metrics.get("claimed_on") or {}
     return {
         **{f"test/{key}": metrics.get(key) for key in TEST_METRICS},
@@ -282,7 +282,7 @@ def _trial_figures(metrics: Json) -> dict[str, float | None]:
 
 
 def _mean_figures(trials: Sequence[SpooledTrial]) -> dict[str, float | None]:
-    """The same over the seeds of a benchmark, each with its interval."""
+    """The mean figures of a benchmark's seeds, each with its interval."""
     found = [trial.evaluation for trial in trials if trial.evaluation]
     figures = verdicts.summary("test/", [trial.error for trial in found])
     on = [trial.claimed_on for trial in found if trial.claimed_on is not None]
@@ -290,7 +290,7 @@ def _mean_figures(trials: Sequence[SpooledTrial]) -> dict[str, float | None]:
 
 
 def _points(figures: Mapping[str, float | None], time: float) -> list[Point]:
-    """Each figure that there is as a point, to four decimals: MLflow's tables cut more, and test sets give no more."""
+    """The known figures as points, to four decimals: MLflow's tables cut more, and test sets give no more."""
     return [Point(key, round(float(value), 4), 0, time) for key, value in figures.items() if value is not None]
 
 

@@ -1,8 +1,7 @@
-"""Arrays as small images in data: addresses: sprite sheets of test images, filter sheets, class templates.
+"""Arrays as images in data: addresses: sheets of test images, filters, class templates.
 
-A sheet of test images is stored once a data set, however many benchmarks point into it. Grey sheets are PNG, exact
-to the bit; colour sheets are JPEG without chroma subsampling, a quarter of PNG's size, and since 32 pixels are four of
-JPEG's 8 x 8 blocks no image bleeds into its neighbour.
+All benchmarks of a data set share one sheet of test images. Grey sheets are exact PNGs; colour sheets are JPEGs without
+chroma subsampling, a quarter of PNG's size. 32 pixels are four blocks of JPEG, so no image bleeds into its neighbour.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Sheet:
 
 
 def sheets(kept: Mapping[str, Iterable[ClassifiedExamples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
-    """One sheet a data set, and how many images a cell they hold: A_CELL, or as many as ``budget`` bytes allow."""
+    """One sheet a data set, and their images a cell: A_CELL, or as many as ``budget`` bytes allow."""
     listed = {dataset: list(found) for dataset, found in kept.items()}
     a_cell = examples.A_CELL
     while True:
@@ -55,7 +54,7 @@ def sheets(kept: Mapping[str, Iterable[ClassifiedExamples]], budget: int = SHEET
 
 
 def shown(kept: ClassifiedExamples, a_cell: int) -> ClassifiedExamples:
-    """The examples on the page: ``a_cell`` images of each cell of each seed's matrix, or all that were kept."""
+    """The examples on the page: ``a_cell`` images of each cell of each seed's matrix, or all kept ones."""
     classes = 1 + int(max(kept.actual.max(initial=0), kept.predicted.max(initial=0)))
     return kept.part(examples.behind(kept.actual * classes + kept.predicted, a_cell))
 
