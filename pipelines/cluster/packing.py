@@ -301,19 +301,15 @@ def _asked_everywhere(placed: Sequence[Spec], began: float) -> set[str]:
 
 
 def _ask_to_save(placed: Sequence[Spec], began: float) -> list[str]:
-    """Runs on each node."""
-    return [trial.key for trial in placed if _asked_to_save(trial, began)]
-
-
-def _asked_to_save(trial: Spec, began: float) -> bool:
-    """Ask the process that trains it on this machine to save and end; False without such a process."""
-    state = status.read(trial.files.progress, since=began)
-    if state is None or state["state"] != "running" or state.get("host") != socket.gethostname():
-        return False
-    with contextlib.suppress(ProcessLookupError, TypeError):  # it has ended; the file is damaged
-        os.kill(state["pid"], signal.SIGUSR1)
-        return True
-    return False
+    """Runs on each node: ask the processes that train there to save and end; the keys of their trials."""
+    asked = []
+    for trial in placed:
+        state = status.read(trial.files.progress, since=began)
+        if state is not None and state["state"] == "running" and state.get("host") == socket.gethostname():
+            with contextlib.suppress(ProcessLookupError, TypeError):  # it has ended; the file is damaged
+                os.kill(state["pid"], signal.SIGUSR1)
+                asked.append(trial.key)
+    return asked
 
 
 def _saved(trial: Spec, since: float) -> bool:

@@ -6,7 +6,6 @@ import fcntl
 import os
 import socket
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import IO
 
 from pipelines.command.errors import FULL, HeldError, UserError
 from pipelines.command.files import require_folder
-
-POLL_S = 0.2
+from pipelines.command.progress import becomes
 
 
 @contextmanager
@@ -32,19 +30,14 @@ def held(
     with _open(path) as file:
         if not _taken(file):
             waiting()
-            _wait(file, time.monotonic() + patience_s, f"{what} is already being run by process")
+            if not becomes(lambda: _taken(file), within_s=patience_s):
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise HeldError(f"{what} is already being run by process {holder}", "wait for it or end it")
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
-
-
-def _wait(file: IO[str], deadline: float, line: str) -> None:
-    while not _taken(file):
-        if time.monotonic() > deadline:
-            file.seek(0)
-            raise HeldError(f"{line} {file.read().strip() or 'unknown'}", "wait for it or end it")
-        time.sleep(POLL_S)
 
 
 def _taken(file: IO[str]) -> bool:

@@ -60,7 +60,7 @@ def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[s
         "columns": images.COLUMNS,
         "most": images.MOST_SHOWN,
         "a_cell": a_cell,
-        "sheets": {name: _tiles(sheet) for name, sheet in sheets.items()},
+        "sheets": {name: vars(sheet) for name, sheet in sheets.items()},
         "benchmarks": [
             {"name": name, **_shown(net), "examples": _behind(wanted[name], a_cell, sheets[net.dataset], net.seeds)}
             for name, net in nets.items()
@@ -105,19 +105,13 @@ def _wanted(outcome: Outcome) -> ClassifiedExamples | None:
     return kept.part(np.flatnonzero(np.isin(kept.actual * count + kept.predicted, cells).any(axis=0)))
 
 
-def _tiles(sheet: Sheet) -> dict[str, Any]:
-    """A sheet, with each tile's position in the test file and its class."""
-    size = {"source": sheet.source, "width": sheet.width, "height": sheet.height}
-    return {**size, "index": list(sheet.places), "actual": list(sheet.actual)}
-
-
 def _behind(found: ClassifiedExamples | None, a_cell: int, sheet: Sheet, seeds: Iterable[str]) -> dict[str, Any] | None:
     """The tiles of a benchmark's examples, with each seed's answer and confidence in %."""
     if found is None:
         return None
     kept = images.shown(found, a_cell)
     return {
-        "tiles": [sheet.places[index] for index in kept.index.tolist()],
+        "tiles": np.searchsorted(sheet.index, kept.index).tolist(),
         "predicted": dict(zip(seeds, kept.predicted.tolist(), strict=True)),
         "confidence": dict(zip(seeds, (100 * kept.confidence).round().astype(int).tolist(), strict=True)),
     }

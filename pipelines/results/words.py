@@ -73,11 +73,6 @@ def ends(found: Figures, between: str) -> str:
     return between.join(f"{end:.2f}" for end in found["ci95"])
 
 
-def interval(found: Figures) -> str:
-    """The interval as a prefix, ``4.29 to 5.14, ``; empty without one."""
-    return f"{ends(found, ' to ')}, " if found["ci95"] else ""
-
-
 def seeds(n: int) -> str:
     """A number of seeds."""
     return "1 seed" if n == 1 else f"{n} seeds"

@@ -32,19 +32,17 @@ def address(project: Path) -> str:
 
 def tracking_uri(project: Path) -> str:
     """The ``address``; UserError where neither a server nor a database can have it."""
-    uri = address(project)
+    uri, named = address(project), bool(_named())
     file = sqlite_file(uri)
-    directory = file is not None and os.path.isdir(file)
-    if directory and not _named():
-        raise UserError(f"{file} is a directory; expected MLflow's database, which is a file")
-    if not _named() and "?" in uri:  # SQLAlchemy takes the rest for options
+    if not named and "?" in uri:  # SQLAlchemy takes the rest for options
         raise UserError(
             f"MLflow can't keep a database in {project.absolute()}, for the question mark; set {URI_VARIABLE}"
         )
     if not _well_formed(uri):
         raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}; {EXPECTED}")
-    if directory:  # MLflow would try for minutes to open it
-        raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}, which is a directory; {EXPECTED}")
+    if file is not None and os.path.isdir(file):  # MLflow would try for minutes to open it
+        own = f"{file} is a directory; expected MLflow's database, which is a file"
+        raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}, which is a directory; {EXPECTED}" if named else own)
     if file is not None and (kind := database.shared_by(file)):
         raise UserError(f"{file} is on shared storage ({kind}), where sqlite's locks may fail; {ELSEWHERE}")
     return uri

@@ -131,7 +131,7 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
     tags = {"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"}
     points: list[Point] = []
     if benchmark.evaluated:
-        points += _points(_mean_figures(benchmark.evaluated), benchmark.summary_time)
+        points += _points(_mean_figures(benchmark.evaluated), benchmark.evaluated_time)
     if benchmark.row is not None:
         tags |= _row_tags(benchmark.row)
         points += _points(_row_figures(benchmark.row), benchmark.row_time)
@@ -185,13 +185,12 @@ def _files(
 def _outcome(benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]) -> Outcome:
     """The evaluated **trials** of a benchmark, with their test images where these were kept."""
     finished = tuple(trial.evaluation for trial in trials if trial.evaluation)
-    about, kept, layer = finished[0].about, None, {}
-    if benchmark.folder:
-        with suppress(MissingError):
-            kept = reader.read_examples(benchmark.folder / "examples.npz", finished)
-        if trials[0].key == benchmark.evaluated[0].key:  # only the lowest seed has one
-            layer = arrays.first_layer(benchmark.folder / "first_layer.npz")
-    return Outcome(**vars(about), trials=finished, examples=kept, **layer)
+    folder, kept = finished[0].folder.parents[1], None
+    with suppress(MissingError):
+        kept = reader.read_examples(folder / "examples.npz", finished)
+    lowest = trials[0].key == benchmark.evaluated[0].key  # the seed whose first layer is kept
+    layer = arrays.first_layer(folder / "first_layer.npz") if lowest else {}
+    return Outcome(**vars(finished[0].about), trials=finished, examples=kept, **layer)
 
 
 def _classes(outcome: Outcome) -> bytes:

@@ -129,9 +129,8 @@ class SpooledBenchmark:
     budget: str
     dataset: str
     trials: tuple[SpooledTrial, ...]
-    folder: Path | None  # evaluations/<benchmark>; None without an evaluated trial
-    ledger: Path
-    row: Json | None = None
+    row: Json | None
+    row_time: float  # when the row was written, unix seconds; 0 without one
 
     @property
     def evaluated(self) -> tuple[SpooledTrial, ...]:
@@ -139,14 +138,10 @@ class SpooledBenchmark:
         return tuple(trial for trial in self.trials if trial.evaluation is not None)
 
     @property
-    def summary_time(self) -> float:
-        """When the last of its evaluations was written, unix seconds; 0 where it has none."""
-        return modified(self.folder / "metrics.json") if self.folder else 0.0
-
-    @property
-    def row_time(self) -> float:
-        """When its row of the ledger was written, unix seconds; 0 where there is none."""
-        return 0.0 if self.row is None else modified(self.ledger)
+    def evaluated_time(self) -> float:
+        """When the last of its evaluations was written, unix seconds; 0 without one."""
+        found = [trial.evaluation for trial in self.trials if trial.evaluation]
+        return max((modified(one.folder / "metrics.json") for one in found), default=0.0)
 
     @property
     def status(self) -> str:
@@ -168,7 +163,7 @@ class SpooledBenchmark:
         """When the last of its files was written, unix seconds; None while a trial runs."""
         if self.status == "RUNNING":
             return None
-        return max([*(trial.ended or 0.0 for trial in self.trials), self.summary_time, self.row_time])
+        return max([*(trial.ended or 0.0 for trial in self.trials), self.evaluated_time, self.row_time])
 
 
 def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
@@ -183,17 +178,10 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     benchmarks = []
     for (name, budget), dataset in datasets.items():
         mine = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
-        folder = next((trial.evaluation.folder.parents[1] for trial in mine if trial.evaluation), None)
+        row = rows.get((name, budget))
+        written = modified(path) if row else 0.0
         benchmarks.append(
-            SpooledBenchmark(
-                name=name,
-                budget=budget,
-                dataset=dataset,
-                trials=mine,
-                folder=folder,
-                ledger=path,
-                row=rows.get((name, budget)),
-            )
+            SpooledBenchmark(name=name, budget=budget, dataset=dataset, trials=mine, row=row, row_time=written)
         )
     return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
 

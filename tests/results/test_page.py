@@ -218,24 +218,24 @@ def noise(count: int, side: int = 32, channels: int = 3, cells: int = 1, seeds: 
 
 def test_sheets_keep_to_their_budget_with_fewer_images_a_cell() -> None:
     whole, per_cell = images.sheets({"d": [noise(120, cells=10)]})
-    assert (per_cell, len(whole["d"].places)) == (examples.A_CELL, 10 * examples.A_CELL)
+    assert (per_cell, len(whole["d"].index)) == (examples.A_CELL, 10 * examples.A_CELL)
     budget = len(whole["d"].source) // 3
     small, per_cell = images.sheets({"d": [noise(120, cells=10)]}, budget)
     assert len(small["d"].source) <= budget
     assert 1 <= per_cell <= 4
-    assert len(small["d"].places) == 10 * per_cell
+    assert len(small["d"].index) == 10 * per_cell
 
 
 def test_no_image_is_no_error() -> None:
     sheets, _ = images.sheets({"some": [noise(3, side=64)], "none": [noise(0)]})
     assert (sheets["some"].width, sheets["some"].height) == (64, 64)
     assert decode(sheets["some"].source).shape == (64, 192, 3)
-    assert sheets["none"].places == {}
+    assert sheets["none"].index == ()
 
 
 def test_an_image_shared_by_benchmarks_is_stored_once() -> None:
     sheets, _ = images.sheets({"d": [noise(30, cells=10), noise(30, cells=10)]})
-    assert len(sheets["d"].places) == 30
+    assert len(sheets["d"].index) == 30
 
 
 def test_towers_stand_one_below_the_other() -> None:

@@ -37,8 +37,8 @@ class Sheet:
     source: str  # data: address
     width: int  # of a tile, in pixels
     height: int
-    places: Mapping[int, int]  # position in the test file -> tile, in the same order
-    actual: Sequence[int]  # the class that each tile shows
+    index: Sequence[int]  # each tile's position in the test file, rising
+    actual: Sequence[int]  # each tile's class
 
 
 def sheets(kept: Mapping[str, Iterable[ClassifiedExamples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
@@ -60,21 +60,14 @@ def shown(kept: ClassifiedExamples, a_cell: int) -> ClassifiedExamples:
 
 
 def _sheet(found: Sequence[ClassifiedExamples]) -> Sheet:
-    tiles: dict[int, tuple[Array, int]] = {}
-    for one in found:
-        for index, image, actual in zip(one.index.tolist(), one.images, one.actual.tolist(), strict=True):
-            tiles.setdefault(index, (image, actual))
-    if not tiles:
-        return Sheet(source="", width=0, height=0, places={}, actual=())
-    order = sorted(tiles)
-    pixels = np.stack([tiles[index][0] for index in order]).transpose(0, 2, 3, 1)  # (N, H, W, C)
-    return Sheet(
-        source=address(_grid(pixels)),
-        width=pixels.shape[2],
-        height=pixels.shape[1],
-        places={index: tile for tile, index in enumerate(order)},
-        actual=[tiles[index][1] for index in order],
-    )
+    if not any(len(one.index) for one in found):
+        return Sheet(source="", width=0, height=0, index=(), actual=())
+    index, first = np.unique(np.concatenate([one.index for one in found]), return_index=True)
+    pixels = np.concatenate([one.images for one in found])[first].transpose(0, 2, 3, 1)  # (N, H, W, C)
+    actual = np.concatenate([one.actual for one in found])[first]
+    _, height, width, _ = pixels.shape
+    sheet = address(_grid(pixels))
+    return Sheet(source=sheet, width=width, height=height, index=index.tolist(), actual=actual.tolist())
 
 
 def _grid(tiles: Array, columns: int = COLUMNS) -> Array:
