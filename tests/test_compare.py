@@ -170,11 +170,11 @@ def test_figures_of_another_recipe_are_refused(project: Path) -> None:
     text = rows.read_text()
     rows.write_text(text.replace("lr: 0.02", "lr: 0.03", 1))
     row = "models/lenet.yaml: mlp300-mnist"
-    line = f"result.json: config.recipe.optimiser.lr is 0.02, and 0.03 by {row}; expected a trial of what stands"
+    line = f"result.json: config.recipe.optimiser.lr is 0.02, and 0.03 in {row}; expected the same: run dvc repro"
     with pytest.raises(UserError, match=re.escape(line)):
         report()
     rows.write_text(text.replace("views: single", "views: ten_crop\n    crop: 24", 1))
-    line = f"classes.json: protocol is 'single view', and 10-crop averaged in {row}; expected the same: run dvc repro"
+    line = f"classes.json: protocol is 'single view', and '10-crop averaged' in {row}; expected the same: run dvc repro"
     with pytest.raises(UserError, match=re.escape(line)):
         report()
 
@@ -383,7 +383,7 @@ def test_no_seed_counts_twice(project: Path) -> None:
     first, second = sorted((project / RUN).parent.iterdir())[:2]
     for folder in ("runs/lenet5-mnist", "evaluations/lenet5-mnist/trials"):
         shutil.copytree(project / folder / second.name, project / folder / first.name, dirs_exist_ok=True)
-    refused(project, f"runs/lenet5-mnist/{first.name}/result.json: the seed is {second.name[5:]}; expected")
+    refused(project, f"runs/lenet5-mnist/{first.name}/result.json: seed is {second.name[5:]}, and {first.name[5:]} in ")
 
 
 @pytest.mark.parametrize(
@@ -393,11 +393,15 @@ def test_no_seed_counts_twice(project: Path) -> None:
         (f"{SEED}/metrics.json", {"accuracy": 101}, "accuracy is 101; expected per cent, 0 to 100"),
         (f"{SEED}/metrics.json", {"error": float("nan")}, "error is nan; expected per cent, 0 to 100"),
         (f"{SEED}/metrics.json", {"error": 50.0}, "expected files of one evaluation"),
-        (f"{SEED}/metrics.json", {"key": "f" * 16}, "expected the same trial"),
+        (f"{SEED}/metrics.json", {"key": "f" * 16}, f"key is '{'f' * 16}', and '"),
         ("evaluations/lenet5-mnist/classes.json", {"classes": ["one"]}, "expected a list of at least two names"),
-        (f"{SEED}/metrics.json", {"claimed_on": OTHER}, "expected none, the whole test split: run dvc repro"),
-        (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "claimed_on is null; expected the images 40,001 to"),
-        (f"{MARKED_SEED}/metrics.json", {"claimed_on": OTHER}, "of the training file: run dvc repro"),
+        (
+            f"{SEED}/metrics.json",
+            {"claimed_on": OTHER},
+            ", and null in models/lenet.yaml: lenet5-mnist; expected the same",
+        ),
+        (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "claimed_on is null, and {'split': 'train', 'first': 40000"),
+        (f"{MARKED_SEED}/metrics.json", {"claimed_on": OTHER}, "claimed_on.first is 0, and 40000 in models/"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": ON}, "claimed_on.error is null; expected per cent, 0 to 100"),
         ("evaluations/lenet5-mnist/classes.json", {"classes": ["one", 2]}, "expected a list of at least two names"),
         ("evaluations/lenet5-mnist/classes.json", {"test": 10**400}, "expected the number of test images"),
@@ -406,7 +410,7 @@ def test_no_seed_counts_twice(project: Path) -> None:
         (
             "evaluations/lenet5-mnist/classes.json",
             {"dataset": "cifar10"},
-            "dataset is 'cifar10', and mnist in models/lenet.yaml",
+            "dataset is 'cifar10', and 'mnist' in models/lenet.yaml",
         ),
         (f"{RUN}/result.json", {"epochs": None}, "epochs is null; expected a number"),
         (f"{RUN}/result.json", {"finished": 1e300}, "finished is 1e+300; expected a number from 0 to 1e+11"),

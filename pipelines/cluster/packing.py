@@ -344,20 +344,16 @@ def _show(placed: Sequence[Spec], stop: threading.Event) -> None:
     from rich.text import Text
 
     overview, console = status.Overview(placed, since=time.time()), Console(highlight=False)
-
-    def board() -> Text:
-        room = max(1, console.height - 2)
-        return Text("\n".join(overview.board(room)), no_wrap=True, overflow="ellipsis")
-
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            while not stop.wait(LIVE_EVERY_S):
-                live.update(board(), refresh=True)
-            live.update(board(), refresh=True)
-        return
-    while not stop.wait(LINES_EVERY_S):
-        _log(overview)
-    _log(overview)
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    with live or contextlib.nullcontext():
+        ended = False
+        while not ended:
+            ended = stop.wait(LIVE_EVERY_S if live else LINES_EVERY_S)
+            if live is None:
+                _log(overview)
+            else:
+                lines = overview.board(max(1, console.height - 2))
+                live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def _log(overview: status.Overview) -> None:

@@ -31,7 +31,7 @@ EVALUATIONS = Path("evaluations")
 RUNS = Path("runs")
 SEED = re.compile(r"seed-(\d+)")  # a trial's folder below runs/ and evaluations/
 LATEST = 1e11  # the largest number accepted from a trial; as unix seconds the year 5138
-AGAIN = "run dvc repro"
+AGAIN = "run dvc repro, with -f where it finds nothing to do"
 
 Json = dict[str, Any]
 
@@ -196,10 +196,8 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
     if not folder.exists() and not (runs / name).exists():
         return None
     about = read_about(folder / "classes.json")
-    for key, now in (("protocol", benchmark.evaluation.protocol), ("dataset", benchmark.dataset)):
-        if getattr(about, key) != now:
-            line = f"{key} is {wording.show(getattr(about, key))}, and {now} in {benchmark.where}"
-            raise DamagedError(f"{folder / 'classes.json'}: {line}; expected the same: {AGAIN}")
+    _agree(folder / "classes.json", "protocol", about.protocol, benchmark.evaluation.protocol, benchmark.where)
+    _agree(folder / "classes.json", "dataset", about.dataset, benchmark.dataset, benchmark.where)
     trials = tuple(
         _trial(benchmark, folder / f"trials/seed-{seed}", runs / name / f"seed-{seed}", about, budget)
         for seed in sorted(benchmark.budgets[budget].seeds)
@@ -212,20 +210,18 @@ def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, 
 def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, budget: str) -> Trial:
     """The evaluation and the run of one seed: both of the same trial, and of the current row."""
     evaluation = read_evaluation(evaluated, about)
-    _check_claimed_on(evaluated / "metrics.json", evaluation.metrics, benchmark.evaluation.claimed_on)
+    on = evaluation.metrics.get("claimed_on")
+    images = {key: on.get(key) for key in ClaimedOn.__annotations__} if on else None
+    metrics = evaluated / "metrics.json"
+    _agree(metrics, "claimed_on", images, plain(benchmark.evaluation.claimed_on), benchmark.where)
     curve = read_curve(trained / "curve.jsonl")
     if not curve:
         raise DamagedError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
-    result = read_result(trained)
-    config = config_as(result.get("config"), benchmark, budget)
-    _check_config(trained / "result.json", result, json.loads(json.dumps(config)), benchmark.where)
-    if evaluation.metrics["key"] != result.get("key"):
-        keys = wording.show(evaluation.metrics["key"]), wording.show(result.get("key"))
-        line = "the key is {}, that of the run {}".format(*keys)
-        raise DamagedError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: {AGAIN}")
-    if result.get("seed") != evaluation.seed:  # or one seed would count twice
-        line = f"the seed is {wording.show(result.get('seed'))}; expected {evaluation.seed}: {AGAIN}"
-        raise DamagedError(f"{trained / 'result.json'}: {line}")
+    result, path = read_result(trained), trained / "result.json"
+    config = json.loads(json.dumps(config_as(result.get("config"), benchmark, budget)))
+    _agree(path, "config", result.get("config"), config, benchmark.where)
+    _agree(metrics, "key", evaluation.metrics["key"], result.get("key"), path)
+    _agree(path, "seed", result.get("seed"), evaluation.seed, evaluated)  # or one seed would count twice
     return replace(evaluation, curve=curve, result=result)
 
 
@@ -237,23 +233,13 @@ def config_as(trained: Any, benchmark: Benchmark, budget: str) -> Json:
     return benchmark.resolved(budget, known)
 
 
-def _check_claimed_on(path: Path, metrics: Json, on: ClaimedOn | None) -> None:
-    """DamagedError unless the evaluation has a figure on the images of ``on``, or none where ``on`` is None."""
-    found = metrics.get("claimed_on")
-    images = {key: found.get(key) for key in ClaimedOn.__annotations__} if found else None
-    if images != plain(on):
-        expected = f"the {on.words}" if on else "none, the whole test split"
-        raise DamagedError(f"{path}: claimed_on is {wording.show(images)}; expected {expected}: {AGAIN}")
-
-
-def _check_config(path: Path, result: Json, config: Json, where: str) -> None:
-    """DamagedError for a trial of another recipe: deviations are of the current recipe."""
-    differs = difference(result.get("config"), config)
+def _agree(path: Path, key: str, was: Any, now: Any, where: object) -> None:
+    """DamagedError unless the value of ``key`` in a file is the one that stands ``where``."""
+    differs = difference(was, now, key)
     if differs is not None:
-        key, was, now = differs
-        line = f"config{key} is {wording.show(was)}, and {wording.show(now)} by {where}"
-        again = f"{AGAIN}, or dvc repro -f train@{path.parent.parent.name} where it finds nothing to do"
-        raise DamagedError(f"{path}: {line}; expected a trial of what stands there: {again}")
+        name, one, other = differs
+        line = f"{name} is {wording.show(one)}, and {wording.show(other)} in {where}; expected the same"
+        raise DamagedError(f"{path}: {line}: {AGAIN}")
 
 
 def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:

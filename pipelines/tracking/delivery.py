@@ -214,9 +214,7 @@ class Sender:
         ]
 
     def _create(self, cursor: Cursor, record: Record) -> str:
-        given = {**record.tags, "mlflow.user": psutil.Process().username()}
-        tags = {key: limits.value(value, limits.TAG) for key, value in given.items()}
-        tags[IDENTITY_TAG] = record.identity
+        tags = {IDENTITY_TAG: record.identity, "mlflow.user": psutil.Process().username()}
         if record.parent is not None and record.parent in cursor.runs:
             tags["mlflow.parentRunId"] = cursor.runs[record.parent]["run_id"]
         experiment = self.experiments[record.experiment]
