@@ -400,7 +400,7 @@ def test_no_seed_counts_twice(project: Path) -> None:
             {"claimed_on": OTHER},
             ", and null in models/lenet.yaml: lenet5-mnist; expected the same",
         ),
-        (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "claimed_on is null, and {'split': 'train', 'first': 40000"),
+        (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "is null, and {'split': 'train', 'first': 40000"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": OTHER}, "claimed_on.first is 0, and 40000 in models/"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": ON}, "claimed_on.error is null; expected per cent, 0 to 100"),
         ("evaluations/lenet5-mnist/classes.json", {"classes": ["one", 2]}, "expected a list of at least two names"),
