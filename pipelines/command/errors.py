@@ -38,12 +38,12 @@ ENDINGS = {  # exit status and line by signal; SIGINT's for all others
 _ended_by: list[int] = []  # signals that asked this process to end
 
 
-def printable(text: str) -> str:
+def printable(text: str, fits: Callable[[str], bool] = str.isprintable) -> str:
     """``text`` on one line without control characters: unprintable ones become backslash escapes.
 
     For text from elsewhere: names of files, classes and hosts, answers of servers.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if fits(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def brief(text: str, most: int = 100) -> str:

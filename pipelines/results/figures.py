@@ -11,6 +11,7 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.command.errors import printable
 from pipelines.results.page import images
 from pipelines.results.reader import Outcome
 
@@ -83,10 +84,7 @@ def drawable(name: str, limit: int) -> str:
     from matplotlib.font_manager import findfont, get_font
 
     letters = get_font(findfont(FONT)).get_charmap()
-    shown = "".join(
-        letter if letter.isprintable() and ord(letter) in letters else letter.encode("unicode_escape").decode("ascii")
-        for letter in name
-    )
+    shown = printable(name, lambda letter: letter.isprintable() and ord(letter) in letters)
     half = (limit - 1) // 2
     return shown if len(shown) <= limit else f"{shown[:half]}…{shown[-half:]}"
 
