@@ -77,7 +77,7 @@ def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[
 
 
 def _cells(row: LedgerRow) -> list[tuple[str, str]]:
-    """A line of the table, each cell with its style; rich would read a plain str as markup."""
+    """A line of the table, each cell with its style; a plain str would be read for rich's markup."""
     beside = f"{MARK}\n{plus_minus(row['test_set'])}" if row["test_set"] else ""
     beside += f"\n{compared(row['ablation'])} more" if row["ablation"] else ""
     value, ablation = row["claim"]["value"], row["ablation"]
@@ -88,7 +88,7 @@ def _cells(row: LedgerRow) -> list[tuple[str, str]]:
 
 
 def _name(row: LedgerRow) -> str:
-    """The benchmark and what qualifies its verdict; in a row below the best, only the difference."""
+    """The benchmark with what qualifies its verdict; of the row below its best, what is different about this one."""
     yours = "yours" if row["origin"] == HERE else None
     stuck_at_chance = f"{stuck(row)} stuck at chance" if row["at_chance"] else None
     disagrees = row["agreement"] if row["agrees"] is False else None

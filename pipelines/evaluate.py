@@ -39,7 +39,8 @@ from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.data.datasets import DATA, Dataset, Split
-from pipelines.results import arrays, examples, verdicts
+from pipelines.results import examples, verdicts
+from pipelines.results.arrays import write as write_arrays
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
@@ -221,7 +222,7 @@ def _write_examples(path: Path, answers: Sequence[Answers], dataset: Dataset) ->
     actual = np.array(labels, dtype=np.int64)
     index = examples.bounded(actual, np.stack([one.predicted for one in answers]), len(dataset.classes))
     parts = [_small(np.array(images[index[i : i + BATCH]])) for i in range(0, len(index), BATCH)]
-    arrays.write(
+    write_arrays(
         path,
         images=np.concatenate(parts),
         actual=actual[index],
@@ -249,13 +250,13 @@ def _write_first_layer(path: Path, model: nn.Module, dataset: Dataset) -> None:
     """
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     first, second = (*layers, None, None)[:2]
-    weights: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     if isinstance(first, nn.Conv2d):
-        weights["filters"] = first.weight.detach().cpu().float().numpy()
-        weights["towers"] = np.array(second.groups if isinstance(second, nn.Conv2d) else 1)
+        arrays["filters"] = first.weight.detach().cpu().float().numpy()
+        arrays["towers"] = np.array(second.groups if isinstance(second, nn.Conv2d) else 1)
     elif first is not None and first.weight.shape == (len(dataset.classes), int(np.prod(dataset.shape))):
-        weights["templates"] = first.weight.detach().cpu().float().numpy().reshape(-1, *dataset.shape)
-    arrays.write(path, **weights)
+        arrays["templates"] = first.weight.detach().cpu().float().numpy().reshape(-1, *dataset.shape)
+    write_arrays(path, **arrays)
 
 
 def _write_aggregate(

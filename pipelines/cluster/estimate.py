@@ -80,7 +80,7 @@ def disk_bytes(sized: Sequence[Sized], ray_cluster: connection.Cluster) -> int:
 
 
 def _fitted_bytes(specs: Iterable[Spec]) -> int:
-    """Bytes of ZCA's matrices and whitened images, which all seeds share; other fitted preprocessing is small."""
+    """ZCA's matrix and whitened images, kept in the store for all seeds; other fitted preprocessing is small."""
     found = dict[tuple[Path, str, str], int]()
     for trial in specs:
         recipe, name = trial.benchmark.recipe, trial.benchmark.dataset
