@@ -1,4 +1,4 @@
-"""Stage compare: every benchmark's claim and our figure, as a ledger for programs and as a page for a browser.
+"""Stage compare: every claim and our figure, as a ledger for programs and as a page for a browser.
 
 ``python -m pipelines.compare`` reads params.yaml, suite.yaml, models/*.yaml, the evidence below results/ and the
 outputs of ``train`` and ``evaluate`` for the active suite, and writes report/ledger.json and report/index.html.
@@ -42,7 +42,7 @@ COLOURS = {
 
 
 def terminal_table(ledger: Sequence[LedgerRow], *, plain: bool = False) -> Table:
-    """The ledger for the end of ``dvc repro``, narrow enough for eighty columns; ``plain`` for a terminal of ASCII."""
+    """The ledger after ``dvc repro``, eighty columns wide; ``plain`` for a terminal of ASCII."""
     signs = str.maketrans({"±": "+-", MARK: "*", NONE: "-"} if plain else {})
     ran = {row["benchmark"] for row in ledger if row["origin"] == HERE}
     shown = sorted(quoted(ledger), key=lambda row: row["benchmark"] not in ran)
@@ -102,7 +102,7 @@ def write(
     folder: Path = REPORT,
     committed: Mapping[str, Sequence[Evidence]] | None = None,
 ) -> list[LedgerRow]:
-    """Write the two files of the report, each in one step and none before both are made; return the ledger."""
+    """Write both files of the report, each in one step, after making both; return the ledger."""
     ledger = make_ledger(params, outcomes, committed)
     files = {
         "ledger.json": json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -127,7 +127,7 @@ def main() -> None:
     params = load_params()
     ledger = write(params, gather(params), committed=evidence.read(params.benchmarks))
     console = Console()
-    if not console.is_terminal:  # a log has no width of its own to cut the table to
+    if not console.is_terminal:  # a log has no width to fit the table to
         console = Console(width=110)
     console.print(terminal_table(ledger, plain=console.options.ascii_only))
     console.print(f"The report: {(REPORT / 'index.html').as_posix()}", soft_wrap=True, highlight=False)

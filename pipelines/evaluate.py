@@ -38,6 +38,7 @@ from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.data.datasets import DATA, Dataset, Split
 from pipelines.results import examples, verdicts
+from pipelines.results.arrays import write as write_arrays
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
@@ -200,7 +201,7 @@ def _write_examples(path: Path, answers: Mapping[int, Arrays], dataset: Dataset)
     predicted = np.stack([answer["predicted"] for answer in answers.values()]).astype(np.int64)
     index = examples.bounded(actual, predicted, len(dataset.classes))
     parts = [_small(np.array(images[index[i : i + BATCH]])) for i in range(0, len(index), BATCH)]
-    np.savez_compressed(
+    write_arrays(
         path,
         images=np.concatenate(parts),
         actual=actual[index],
@@ -234,7 +235,7 @@ def _write_first_layer(path: Path, model: nn.Module, dataset: Dataset) -> None:
         arrays["towers"] = np.array(second.groups if isinstance(second, nn.Conv2d) else 1)
     elif first is not None and first.weight.shape == (len(dataset.classes), int(np.prod(dataset.shape))):
         arrays["templates"] = first.weight.detach().cpu().float().numpy().reshape(-1, *dataset.shape)
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    write_arrays(path, **arrays)
 
 
 def _write_aggregate(
@@ -245,10 +246,10 @@ def _write_aggregate(
     confusion: NDArray[np.int64],
 ) -> None:
     # No key is called just "error": DVC would take the file for one that it could not read.
-    metrics = _mean("test_", [seed["error"] for seed in seeds])
+    metrics = verdicts.summary("test_", [seed["error"] for seed in seeds])
     metrics |= {"top5_error": float(np.mean([seed["top5_error"] for seed in seeds])), "seeds": len(seeds)}
     if benchmark.evaluation.claimed_on is not None:
-        metrics |= _mean("claimed_on_", [seed["claimed_on"]["error"] for seed in seeds])
+        metrics |= verdicts.summary("claimed_on_", [seed["claimed_on"]["error"] for seed in seeds])
     write_json(folder / "metrics.json", metrics)
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -264,16 +265,6 @@ def _write_aggregate(
         "test": dataset.test,
     }
     (folder / "classes.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-def _mean(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
-    mean, interval = float(np.mean(errors)), verdicts.shown(errors)
-    return {
-        f"{prefix}error": mean,
-        f"{prefix}error_ci95_low": interval[0] if interval else None,
-        f"{prefix}error_ci95_high": interval[1] if interval else None,
-        f"{prefix}accuracy": 100 - mean,
-    }
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.command import arguments, locks
-from pipelines.command.errors import UserError, brief, guard
+from pipelines.command.errors import HeldError, UserError, brief, guard
 from pipelines.command.files import DamagedError, remove
 from pipelines.command.progress import Advance, Board, say
 from pipelines.config import wording
@@ -97,7 +97,7 @@ def _export_trials(plans: Plans, names: Collection[str], seeds: Collection[int],
                 if portable.pack(found, found.spec, writer):
                     taken += 1
                     say(f"{found.spec.name}: {found.spec.budget} budget, {found.state}")
-        except (locks.HeldError, DamagedError) as error:
+        except (HeldError, DamagedError) as error:
             say(f"{error.fact}; left out")
     if foreign:
         say(f"{foreign} more of no row of this checkout, or without its data; left out")

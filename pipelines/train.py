@@ -21,7 +21,7 @@ from typing import Any
 from pipelines.cluster import connection, estimate, packing, readiness, spreading
 from pipelines.cluster.placement import Need
 from pipelines.command import arguments, ending, locks, progress
-from pipelines.command.errors import UserError, guard
+from pipelines.command.errors import HeldError, UserError, guard
 from pipelines.command.files import DamagedError, MissingError, check_seal, remove, require_folder, set_aside
 from pipelines.command.progress import say
 from pipelines.config.params import Params, load_params
@@ -131,7 +131,7 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
     for trial in itertools.chain.from_iterable(trial.variants for trial in planned):
         if os.path.lexists(trial.files.folder):
             with (
-                contextlib.suppress(locks.HeldError),
+                contextlib.suppress(HeldError),
                 locks.held(trial.files.folder / "lock", trial.name, patience_s=0),
             ):
                 for line in (trial.files.inspect(trial.name), trial.files.inspect_checkpoint(trial.name)):
@@ -139,7 +139,7 @@ def inspect(planned: Sequence[spec.Spec]) -> None:
                         say(line)
     fitted = store.default() / "fitted"
     for path in sorted(fitted.glob("*.pt")):
-        with contextlib.suppress(locks.HeldError), locks.held(path.with_suffix(".lock"), str(path), patience_s=0):
+        with contextlib.suppress(HeldError), locks.held(path.with_suffix(".lock"), str(path), patience_s=0):
             try:
                 check_seal(path)
             except DamagedError as error:

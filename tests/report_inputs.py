@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.params import load_params
-from pipelines.results import examples
+from pipelines.results import arrays, examples
 from pipelines.training import store
 from tests import projects
 
@@ -233,23 +233,22 @@ def _write_examples(
 ) -> None:
     predicted, confidence = (np.stack(found) for found in zip(*said, strict=True))
     kept = examples.behind(labels * 10 + predicted, per_cell)
-    np.savez_compressed(place / "examples.npz", images=images[kept], actual=labels[kept], index=kept,
-                        seeds=np.array(seeds), predicted=predicted[:, kept].astype(np.uint16),
-                        confidence=confidence[:, kept])  # fmt: skip
+    arrays.write(place / "examples.npz", images=images[kept], actual=labels[kept], index=kept, seeds=np.array(seeds),
+                 predicted=predicted[:, kept], confidence=confidence[:, kept])  # fmt: skip
 
 
 def _write_first_layer(place: Path, made: Made, images: Array, labels: Array, random: np.random.Generator) -> None:
-    arrays: dict[str, Array] = {}
+    weights: dict[str, Array] = {}
     channels = SHAPES[made.dataset][0]
     if made.layer == "filters":
         wave = np.linspace(-2, 2, 5)
         turns = random.uniform(0, np.pi, (16, channels))
         grids = np.cos(turns)[..., None, None] * wave + np.sin(turns)[..., None, None] * wave[:, None]
-        arrays["filters"] = np.sin(grids).astype(np.float32)
+        weights["filters"] = np.sin(grids).astype(np.float32)
     elif made.layer == "templates":
         means = np.stack([images[labels == c].mean(axis=0) for c in range(10)])
-        arrays["templates"] = ((means - means.mean(axis=0)) / 255).astype(np.float32)
-    np.savez(place / "first_layer.npz", **arrays)  # type: ignore[arg-type]
+        weights["templates"] = ((means - means.mean(axis=0)) / 255).astype(np.float32)
+    arrays.write(place / "first_layer.npz", **weights)
 
 
 def _write_run(place: Path, benchmark: Benchmark, made: Made, seed: int, random: np.random.Generator) -> None:

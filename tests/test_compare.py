@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,10 @@ import pytest
 
 from pipelines import compare
 from pipelines.command.errors import UserError
+from pipelines.command.files import SEAL, SHA256_DIGITS
 from pipelines.config.claims import Claim
 from pipelines.config.params import load_params
+from pipelines.results import arrays
 from pipelines.results.ledger import gather
 from pipelines.results.rows import LedgerRow, claimed_error
 from pipelines.tracking import records
@@ -170,11 +170,11 @@ def test_figures_of_another_recipe_are_refused(project: Path) -> None:
     text = rows.read_text()
     rows.write_text(text.replace("lr: 0.02", "lr: 0.03", 1))
     row = "models/lenet.yaml: mlp300-mnist"
-    line = f"result.json: config.recipe.optimiser.lr is 0.02, and 0.03 by {row}; expected a trial of what stands"
+    line = f"result.json: config.recipe.optimiser.lr is 0.02, and 0.03 in {row}; expected the same: run dvc repro"
     with pytest.raises(UserError, match=re.escape(line)):
         report()
     rows.write_text(text.replace("views: single", "views: ten_crop\n    crop: 24", 1))
-    line = f"classes.json: protocol is 'single view', and 10-crop averaged in {row}; expected the same: run dvc repro"
+    line = f"classes.json: protocol is 'single view', and '10-crop averaged' in {row}; expected the same: run dvc repro"
     with pytest.raises(UserError, match=re.escape(line)):
         report()
 
@@ -311,19 +311,19 @@ def test_terminal_table_fits_eighty_columns(project: Path, capsys: pytest.Captur
 
 def edit_arrays(path: Path, change: Callable[[dict[str, Array]], object]) -> None:
     with np.load(path) as found:
-        arrays = dict(found)
-    change(arrays)
-    np.savez(path, **arrays)
+        held = dict(found)
+    change(held)
+    arrays.write(path, **held)
 
 
 def keep_no_examples(folder: Path) -> None:
     """For a test that gives a seed another confusion matrix."""
 
-    def empty(arrays: dict[str, Array]) -> None:
+    def empty(held: dict[str, Array]) -> None:
         for key in ("images", "actual", "index"):
-            arrays[key] = arrays[key][:0]
+            held[key] = held[key][:0]
         for key in ("predicted", "confidence"):
-            arrays[key] = arrays[key][:, :0]
+            held[key] = held[key][:, :0]
 
     edit_arrays(folder / "examples.npz", empty)
 
@@ -383,7 +383,7 @@ def test_no_seed_counts_twice(project: Path) -> None:
     first, second = sorted((project / RUN).parent.iterdir())[:2]
     for folder in ("runs/lenet5-mnist", "evaluations/lenet5-mnist/trials"):
         shutil.copytree(project / folder / second.name, project / folder / first.name, dirs_exist_ok=True)
-    refused(project, f"runs/lenet5-mnist/{first.name}/result.json: the seed is {second.name[5:]}; expected")
+    refused(project, f"runs/lenet5-mnist/{first.name}/result.json: seed is {second.name[5:]}, and {first.name[5:]} in ")
 
 
 @pytest.mark.parametrize(
@@ -393,11 +393,15 @@ def test_no_seed_counts_twice(project: Path) -> None:
         (f"{SEED}/metrics.json", {"accuracy": 101}, "accuracy is 101; expected per cent, 0 to 100"),
         (f"{SEED}/metrics.json", {"error": float("nan")}, "error is nan; expected per cent, 0 to 100"),
         (f"{SEED}/metrics.json", {"error": 50.0}, "expected files of one evaluation"),
-        (f"{SEED}/metrics.json", {"key": "f" * 16}, "expected the same trial"),
+        (f"{SEED}/metrics.json", {"key": "f" * 16}, f"key is '{'f' * 16}', and '"),
         ("evaluations/lenet5-mnist/classes.json", {"classes": ["one"]}, "expected a list of at least two names"),
-        (f"{SEED}/metrics.json", {"claimed_on": OTHER}, "expected none, the whole test split: run dvc repro"),
-        (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "claimed_on is null; expected the images 40,001 to"),
-        (f"{MARKED_SEED}/metrics.json", {"claimed_on": OTHER}, "of the training file: run dvc repro"),
+        (
+            f"{SEED}/metrics.json",
+            {"claimed_on": OTHER},
+            ", and null in models/lenet.yaml: lenet5-mnist; expected the same",
+        ),
+        (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "is null, and {'split': 'train', 'first': 40000"),
+        (f"{MARKED_SEED}/metrics.json", {"claimed_on": OTHER}, "claimed_on.first is 0, and 40000 in models/"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": ON}, "claimed_on.error is null; expected per cent, 0 to 100"),
         ("evaluations/lenet5-mnist/classes.json", {"classes": ["one", 2]}, "expected a list of at least two names"),
         ("evaluations/lenet5-mnist/classes.json", {"test": 10**400}, "expected the number of test images"),
@@ -406,7 +410,7 @@ def test_no_seed_counts_twice(project: Path) -> None:
         (
             "evaluations/lenet5-mnist/classes.json",
             {"dataset": "cifar10"},
-            "dataset is 'cifar10', and mnist in models/lenet.yaml",
+            "dataset is 'cifar10', and 'mnist' in models/lenet.yaml",
         ),
         (f"{RUN}/result.json", {"epochs": None}, "epochs is null; expected a number"),
         (f"{RUN}/result.json", {"finished": 1e300}, "finished is 1e+300; expected a number from 0 to 1e+11"),
@@ -430,53 +434,29 @@ def test_an_inconsistent_file_is_named(project: Path) -> None:
 
 
 EXAMPLES = "evaluations/lenet5-mnist/examples.npz"
-WRONG: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
-    "a key is gone": (lambda found: found.pop("index"), "lacks index; expected the arrays images, actual, index"),
-    "foreign class": (lambda found: found.update(predicted=found["predicted"] + 5), "whole numbers from 0 to 9"),
-    "negative": (lambda found: found.update(actual=found["actual"] - 1), "actual holds something else; expected whole"),
-    "beyond the file": (lambda found: found.update(index=found["index"] + 399), "whole numbers from 0 to 399"),
-    "falling": (lambda found: found.update(index=found["index"][::-1]), "index does not rise"),
-    "no probability": (lambda found: found.update(confidence=found["confidence"] + 1), "probabilities, 0 to 1"),
-    "not a number": (lambda found: found.update(confidence=found["confidence"] * np.nan), "expected probabilities"),
-    "a seed is gone": (lambda found: found["seeds"].__setitem__(3, 9), "has nothing of seed 3; expected all that were"),
-    "of another seed": (lambda found: found.update(predicted=found["predicted"][::-1]), "more images of a cell"),
-    "fewer rows": (lambda found: found.update(predicted=found["predicted"][1:]), "predicted has shape (4, "),
-    "one axis": (lambda found: found.update(images=found["images"].ravel()), "images is uint8 of shape ("),
-    "other images": (lambda found: found.update(images=found["images"][:, :, 1:]), "uint8 of shape (N, 1, 28, 28)"),
-    "floats": (lambda found: found.update(images=found["images"] / 2), "images is float64 of shape ("),
-    "objects": (lambda found: found.update(actual=np.array([{}], dtype=object)), "is damaged (Object arrays cannot be"),
-}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_examples_that_do_not_fit_are_one_line(project: Path, name: str) -> None:
-    change, words = WRONG[name]
-    edit_arrays(project / EXAMPLES, change)
-    assert words in refused(project, EXAMPLES)
+@pytest.mark.parametrize("file", [EXAMPLES, "evaluations/lenet5-mnist/first_layer.npz"])
+def test_arrays_that_evaluate_did_not_write_are_one_line(project: Path, file: str) -> None:
+    """An archive that NumPy reads, without a digest and with that of other contents."""
+    sealed = (project / file).read_bytes()
+    np.savez(project / file, filters=np.ones((3, 1, 5, 5)))
+    assert "is damaged, or older than digests" in refused(project, file)
+    (project / file).write_bytes((project / file).read_bytes() + sealed[-len(SEAL) - SHA256_DIGITS :])
+    assert "is damaged" in refused(project, file)
 
 
-@pytest.mark.parametrize(
-    ("filters", "words"),
-    [
-        (np.ones((3, 1, 5)), "filters is float64 of shape (3, 1, 5); expected finite floats on four axes"),
-        (np.ones((3, 1, 5, 0)), "of shape (3, 1, 5, 0); expected"),
-        (np.full((3, 1, 5, 5), np.inf), "expected finite floats"),
-        (np.full((3, 1, 5, 5), 1e300), "expected finite floats"),  # infinite as float32
-        (np.ones((3, 1, 5, 5), dtype=complex), "is damaged (an array of complex128"),
-    ],
-)
-def test_a_first_layer_that_is_none_is_one_line(project: Path, filters: Array, words: str) -> None:
-    file = "evaluations/lenet5-mnist/first_layer.npz"
-    np.savez(project / file, filters=filters)
-    assert words in refused(project, file)
+def test_examples_without_a_seed_are_one_line(project: Path) -> None:
+    edit_arrays(project / EXAMPLES, lambda held: held["seeds"].__setitem__(3, 9))
+    assert "has nothing of seed 3; expected all that were" in refused(project, EXAMPLES)
 
 
-def pack(path: Path, shape: tuple[int, ...], data: bytes) -> None:
-    """An .npz whose ``images`` claim a shape."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("images.npy", header.getvalue() + data)
+def test_the_filters_of_a_diverged_net_are_shown_as_zeros(project: Path) -> None:
+    path = project / "evaluations/lenet5-mnist/first_layer.npz"
+    edit_arrays(path, lambda held: held["filters"].__setitem__(0, np.nan))
+    edit_arrays(path, lambda held: held["filters"].__setitem__(1, np.inf))
+    report()
+    assert not arrays.first_layer(path)["filters"][:2].any()
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -486,8 +466,6 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "null": lambda path: path.write_bytes(b"null\n"),
     "no UTF-8": lambda path: path.write_bytes(b"\xff\xfe\n"),
     "digits": lambda path: path.write_bytes(b"9" * 5_000 + b"\n"),
-    "claims more": lambda path: pack(path, (10**12,), bytes(800)),
-    "inflates": lambda path: pack(path, (8,), bytes(20_000_000)),
 }
 KINDS: dict[str, Callable[[Path], object]] = {
     "a folder": Path.mkdir,

@@ -1,4 +1,4 @@
-"""Start or join Ray, and match the resources that a benchmark asks for with those of the cluster."""
+"""Start or join Ray, and match a benchmark's resources with the cluster's."""
 
 from __future__ import annotations
 
@@ -15,34 +15,37 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from pipelines.cluster import local
-from pipelines.cluster.placement import Need, Node, counted
-from pipelines.command import ending, locks
-from pipelines.command.errors import PREEMPTED, USER_ERROR, UserError
+from pipelines.cluster.placement import Need, Node
+from pipelines.command import ending
+from pipelines.command.children import end_children
+from pipelines.command.errors import PREEMPTED, USER_ERROR, HeldError, UserError, brief, reason
 from pipelines.command.progress import say
-from pipelines.config.benchmarks import Benchmark
+
+if TYPE_CHECKING:
+    from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
 CLIENT = "ray://"
-KIND_OF_GPU = "accelerator_type:"  # before the kind of a node's GPUs, in the name of a resource
-OF_ACCELERATOR = 0.001  # that Ray takes of a node's one such resource, for whoever asks for its kind
+KIND_OF_GPU = "accelerator_type:"  # start of the resource's name, before the kind of GPU
+OF_ACCELERATOR = 0.001  # of a node's one such resource, for each worker that asks for the kind
 ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 CONNECT_S = 5.0
 HEAD_ANSWER_S = 20.0  # the head may be busy
 NO_RAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED")
 LOST_S = 1.0  # without an answer, on this machine
-LOST_ELSEWHERE_S = 30.0  # the head of a cluster may be restarted; Ray itself gives up after 60 s
+LOST_ELSEWHERE_S = 30.0  # a cluster's head may be restarting; Ray gives up after 60 s
 LEAVE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 FOLLOW_EVERY_S = 0.5
-NODES_EVERY_S = 2.0  # at the nodes
-CUT_OFF_S = 20.0  # without a sign from a node that Ray takes for dead
+NODES_EVERY_S = 2.0  # between looks at the nodes
+CUT_OFF_S = 20.0  # without progress on a node that Ray takes for dead
 RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
-NODE_DIED = "node has died"  # in what Ray says of an actor
-NODES_LOST = 20  # under one trial, until that is suspected
+NODE_DIED = "node has died"  # in Ray's message about an actor
+NODES_LOST = 20  # until the trial itself is suspected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +59,11 @@ class Cluster:
 
     @property
     def placing(self) -> dict[str, dict[str, str]]:
-        """The options of a Ray task, or of Ray Train's workers, that keep it from the refused nodes."""
+        """The options of a Ray task, or of Ray Train's workers, that exclude the refused nodes."""
         return {"label_selector": {"ray.io/node-id": f"!in({','.join(self.refused)})"}} if self.refused else {}
 
     def near(self, node: str) -> dict[str, Any]:
-        """The options of a Ray task that is to run on a node, or elsewhere if the node is gone or others have it."""
+        """The options of a Ray task for one node, or for another if that is gone or full."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return {
@@ -69,7 +72,7 @@ class Cluster:
         }
 
     def without(self, error: UnfitError) -> Cluster:
-        """The cluster without nodes that joined later and lack something, with a line for one that is news."""
+        """The cluster without the error's nodes, which joined later; prints a line for each new one."""
         news = {node.id: node.name for node in living() if node.id in error.nodes} if self.address else {}
         for node in news.keys() - set(self.refused):
             say(f"node {news[node]} takes no part: {error}")
@@ -88,7 +91,7 @@ class Cluster:
 
     @property
     def accelerators(self) -> list[str]:
-        """The kinds of GPUs, as Ray names them; without those that it can't tell."""
+        """The kinds of GPUs by Ray's names, without unknown ones."""
         found = {name.partition(KIND_OF_GPU)[2] for node in self.nodes if node.gpus for name in node.others}
         return sorted(found - {""})
 
@@ -98,12 +101,12 @@ class Cluster:
         return f"{where}: {nodes}{self.cpus} CPUs, {self.gpus} GPUs"
 
     def gpus_for(self, benchmark: Benchmark) -> float:
-        """GPUs for one worker of the benchmark here: those it requires, or those it takes where there are any."""
+        """GPUs for one worker of the benchmark here: required ones, or optional ones where there are any."""
         asked = benchmark.resources
         return asked.gpus or (asked.gpus_if_any if self.gpus else 0.0)
 
     def need(self, benchmark: Benchmark) -> Need:
-        """What one worker of the benchmark takes here."""
+        """The needs of one worker of the benchmark here."""
         asked, gpus = benchmark.resources, self.gpus_for(benchmark)
         others = dict(asked.custom)
         if asked.memory is not None:
@@ -113,27 +116,22 @@ class Cluster:
         return Need(cpus=asked.cpus, gpus=gpus, others=tuple(sorted(others.items())))
 
     def require(self, benchmark: Benchmark) -> None:
-        """Raise UserError when the benchmark could never be placed here, where Ray would wait for ever.
+        """Raise UserError where the benchmark could never be placed here: Ray would wait for ever.
 
-        A worker runs on one node: what the cluster has in all may be enough, and yet no node hold it.
+        A worker runs on one node: the cluster may have enough in total, and yet no node that holds it.
         """
         need, least, fits = self.need(benchmark), benchmark.resources.counts[-1], self._fits(benchmark)
         if fits >= least:
             return
-        each = f"{benchmark.where}.resources: "
-        each += f"{least} workers of " if least > 1 else ""
-        if need.cpus * least > self.cpus:
-            raise UserError(f"{each}{counted(need.cpus, 'CPU')}; expected at most the {self.cpus} of the cluster")
-        if need.gpus * least > self.gpus:
-            raise UserError(f"{each}{counted(need.gpus, 'GPU')}; expected at most the {self.gpus} of the cluster")
+        each = f"{benchmark.where}.resources: {f'{least} workers of ' if least > 1 else ''}"
         for name, amount in need.others:
             there = max((node.others.get(name, 0.0) for node in self.nodes), default=0.0)
             if amount > there:
                 raise UserError(f"{each}{_lacking(name, amount, there)}")
-        wanted = str(need)
-        if not fits:
-            raise UserError(f"{each}{wanted}; expected no more than one node has: {self._nodes()}")
-        raise UserError(f"{each}{wanted}; expected at most {fits} of them, as fit on the nodes: {self._nodes()}")
+        kinds = Counter(map(str, sorted(self.nodes, key=lambda node: (-node.gpus, -node.cpus))))
+        have = ", ".join(f"{times} of {kind}" for kind, times in kinds.items())
+        expected = f"at most {fits} of them, as fit on the nodes" if fits else "no more than one node has"
+        raise UserError(f"{each}{need}; expected {expected}: {have}")
 
     def side_by_side(self, benchmark: Benchmark) -> int:
         """How many trials of the benchmark the cluster holds at once."""
@@ -143,13 +141,9 @@ class Cluster:
         need = self.need(benchmark)
         return sum(node.holds(need) for node in self.nodes)
 
-    def _nodes(self) -> str:
-        kinds = Counter(map(str, sorted(self.nodes, key=lambda node: (-node.gpus, -node.cpus))))
-        return ", ".join(f"{times} of {kind}" for kind, times in kinds.items())
-
 
 def _lacking(name: str, amount: float, there: float) -> str:
-    """What is asked for, and what one node has, in words."""
+    """The amount that is asked for and the most that one node has, in words."""
     kind, _, which = name.partition(":")
     if kind == "accelerator_type":
         return f"a GPU of type {which}; expected one that a node has"
@@ -158,7 +152,7 @@ def _lacking(name: str, amount: float, there: float) -> str:
 
 
 def living() -> tuple[Node, ...]:
-    """The nodes of the connected cluster as they are now."""
+    """The current nodes of the connected cluster."""
     import ray
 
     found = [node for node in ray.nodes() if node["Alive"]]
@@ -192,16 +186,16 @@ def connect() -> Iterator[Cluster]:
             with _watched(address) as found:
                 yield found
     except KeyboardInterrupt:
-        if address is None:  # it may have come while Ray started or was shut down
-            ending.end_children(but=others)
+        if address is None:  # also while Ray starts or shuts down
+            end_children(but=others)
         raise
 
 
 def named_address() -> str | None:
-    """What ``RAY_ADDRESS`` names; None where Ray is to be started here.
+    """The address in ``RAY_ADDRESS``; None where Ray is to be started here.
 
-    Raises UserError for what is no address, and for none in a job of SLURM's on several nodes: a Ray that is started
-    here would leave the others idle.
+    Raises UserError for a malformed address, and for none in a SLURM job on several nodes: a Ray that is started here
+    would leave the others idle.
     """
     named = os.environ.get("RAY_ADDRESS", "").strip()
     nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
@@ -242,11 +236,10 @@ def _watched(address: str | None) -> Iterator[Cluster]:
 def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # Ray Train polls its workers every 2 s otherwise
-    # A cluster may be busy for longer than the minute that Ray Train waits for its workers; what can't ever be placed
-    # is refused before.
+    # Ray Train waits a minute for its workers: a cluster may be busy for longer, and impossible needs were refused.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(24 * 3600))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A worker that Ray ends for want of memory would be started again for ever.
+    # Ray would restart a worker for ever that it ends for want of memory.
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
@@ -259,13 +252,13 @@ def _start(address: str | None) -> None:
             local.start(folder, common)
         else:
             _join(address, common)
-    except SystemExit:  # Ray's answer to SIGTERM
+    except SystemExit:  # Ray raises it on SIGTERM
         raise KeyboardInterrupt from None
     ending.heed(signal.SIGTERM)
 
 
 def _silence() -> None:
-    """Keep from the terminal what Ray prints by itself, 130 lines of a dead raylet's log among it: its logs have it."""
+    """Keep Ray's own output from the terminal, such as 130 lines about a dead raylet: Ray's logs have it."""
     import ray
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)
@@ -274,9 +267,9 @@ def _silence() -> None:
 
 @contextmanager
 def _native_output_dropped() -> Iterator[None]:
-    """Let ``sys.stderr`` alone write to the error output: Ray's C++ code complains there, too, of what it loses."""
+    """Let only ``sys.stderr`` write to the error output, to which Ray's C++ code also complains."""
     stream = sys.stderr
-    if stream is None:  # closed, and so there is nothing to keep clean
+    if stream is None:  # closed: nothing to keep clean
         yield
         return
     shown = os.dup(2)
@@ -297,7 +290,7 @@ def _join(address: str, common: dict[str, Any]) -> None:
     import ray
 
     try:
-        if address == "auto":  # what Ray finds on this machine, or was started there once
+        if address == "auto":  # a Ray on this machine, now or earlier
             _probe(address, _host_port(ray._private.services.get_ray_address_from_environment(address, None)))
         else:
             _ask(address)
@@ -307,13 +300,13 @@ def _join(address: str, common: dict[str, Any]) -> None:
     except ray.exceptions.AuthenticationError as error:
         raise local.no_token(error) from None
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise _unreachable(address, _short(str(error) or type(error).__name__)) from None
+        raise _unreachable(address, reason(error, 200)) from None
 
 
 def _ask(address: str) -> None:
-    """UserError unless a Ray of this version answers there, and to the token in use here.
+    """UserError unless a Ray of this version answers there and accepts the token in use here.
 
-    Ray itself tells the one from the other by waiting for minutes, and fills the terminal meanwhile.
+    Ray itself would try for minutes and fill the terminal meanwhile.
     """
     import grpc
     import ray
@@ -338,7 +331,7 @@ def _ask(address: str) -> None:
 
 
 def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
-    """The addresses that this process depends on: the cluster's head, and the raylet of its own node."""
+    """The addresses that this process depends on: the cluster's head and the raylet of its own node."""
     import ray
 
     if address is not None and address.startswith(CLIENT):
@@ -352,8 +345,7 @@ def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
 class _Watch(threading.Thread):
     """Ends this process's work when the cluster is lost.
 
-    Ray alone goes on for ever without a raylet, its tasks waiting for one, and aborts the process a minute after the
-    head has gone.
+    Ray itself waits for ever for a lost raylet, and aborts the process a minute after its head is lost.
     """
 
     def __init__(self, address: str | None, endpoints: tuple[Endpoint, ...]) -> None:
@@ -369,7 +361,7 @@ class _Watch(threading.Thread):
         return f"the Ray cluster {which} was lost; run the same command again, trials go on at their last checkpoints"
 
     def run(self) -> None:
-        """Interrupt the main thread when nothing has answered for some time; end the process if that does not."""
+        """Interrupt the main thread when nothing has answered for some time; end the process if that does not help."""
         patience = LOST_S if self.address is None else LOST_ELSEWHERE_S
         answered = time.monotonic()
         while not self.over.wait(patience / 4):
@@ -380,19 +372,19 @@ class _Watch(threading.Thread):
                 os.kill(os.getpid(), signal.SIGTERM)
                 break
         if self.lost.is_set() and not self.ended.wait(LEAVE_S):
-            ending.end_children()
+            end_children()
             print(f"error: {self.line}", file=sys.stderr, flush=True)
             os._exit(USER_ERROR)
 
     def finds_lost(self) -> bool:
-        """Whether the cluster is gone: Ray's own exceptions may come before the patience is over."""
+        """Whether the cluster is gone: Ray's exceptions may come before the patience is over."""
         if not self.lost.is_set() and not all(map(_answers, self.endpoints)):
             self.lost.set()
         return self.lost.is_set()
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Stop watching; leaving a lost cluster must not take for ever."""
+        """Stop watching; the end of the block must come in time where the cluster is lost."""
         self.over.set()
         try:
             yield
@@ -408,11 +400,11 @@ def _answers(endpoint: Endpoint) -> bool:
     return True
 
 
-@functools.cache  # a worker may be used for one task after the other
+@functools.cache  # a worker runs several tasks
 def end_with_raylet() -> None:
-    """In a Ray worker: end this process as soon as the raylet that started it is gone.
+    """End this process, a Ray worker, as soon as the raylet that started it is gone.
 
-    Ray lets a busy worker go on, and starts its task again elsewhere: two processes would train the same trial. Call it
+    Ray lets a busy worker go on and starts its task again elsewhere: two processes would train the same trial. Call it
     before any import: once the raylet is gone, the parent is another process.
     """
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-raylet").start()
@@ -425,7 +417,7 @@ def _follow(parent: int) -> None:
 
 
 def _probe(address: str, endpoint: Endpoint) -> None:
-    """A TCP connection first: Ray itself tries an address that nobody answers for a minute."""
+    """Try a TCP connection first: Ray tries a dead address for a minute."""
     try:
         socket.create_connection(endpoint, timeout=CONNECT_S).close()
     except OSError as error:
@@ -440,50 +432,41 @@ def _host_port(address: str) -> Endpoint:
     except ValueError:
         port = 0
     if not 0 < port < 2**16:
-        raise UserError(f"RAY_ADDRESS is {_short(address)}; expected host:port, ray://host:port, auto, or nothing")
+        raise UserError(f"RAY_ADDRESS is {brief(address, 200)}; expected host:port, ray://host:port, auto, or nothing")
     return host, port
 
 
-def _short(text: str) -> str:
-    """At most 200 characters of it, on a line."""
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"{line[:199]}…"
-
-
-def _unreachable(address: str, reason: str) -> UserError:
+def _unreachable(address: str, why: str) -> UserError:
     expected = "expected a running Ray cluster, or unset it"
-    return UserError(f"RAY_ADDRESS is {_short(address)}, which can't be reached ({reason}); {expected}")
+    return UserError(f"RAY_ADDRESS is {brief(address, 200)}, which can't be reached ({why}); {expected}")
 
 
 class LostError(UserError):
-    """A node went away, with what it did: no fault of that."""
+    """Work ended with its node, and is not to blame."""
 
 
 class UnfitError(LostError):
-    """A node that joined later lacks something, or went before its work began: that is for others from now on."""
+    """A node that joined later lacks something, or was lost before its work began: others get the work."""
 
     def __init__(self, line: str, nodes: tuple[str, ...]) -> None:
         super().__init__(line, nodes)
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Its id; several where no more is known than the machine."""
+        """The node's id; several ids where only the machine is known."""
         found: tuple[str, ...] = self.args[1]
         return found
 
 
 class Losses:
-    """How often each trial lost its worker, and how often its node: a trial that ends both is given up."""
+    """How often each trial lost its worker, and how often its node: a trial that keeps ending either is given up."""
 
     def __init__(self) -> None:
         self._lost: Counter[tuple[str, bool]] = Counter()
 
     def forgives(self, trial: str, error: UserError) -> bool:
-        """Whether ``error`` is such a loss, and not one too many: the trial is to go on elsewhere."""
-        gone = isinstance(error, (LostError, locks.HeldError)) or error.status == PREEMPTED
+        """Whether ``error`` is a loss, and not one too many: the trial goes on elsewhere."""
+        gone = isinstance(error, (LostError, HeldError)) or error.status == PREEMPTED
         if not gone and not isinstance(error, LostWorkerError):
             return False
         self._lost[trial, gone] += 1
@@ -491,11 +474,11 @@ class Losses:
 
 
 class LostWorkerError(UserError):
-    """A worker process ended in the middle of its work, which may be why."""
+    """A worker process ended in the middle of its work, which may be the reason."""
 
 
 def lost_worker(what: str, *errors: BaseException) -> UserError:
-    """The error for a trial, or a step before it, whose worker process or node is gone."""
+    """The error of a trial, or of a step before it, that lost its worker process or node."""
     import ray
 
     gone = (ray.exceptions.NodeDiedError, ray.exceptions.ActorUnschedulableError, ray.exceptions.TaskUnschedulableError)
@@ -503,14 +486,14 @@ def lost_worker(what: str, *errors: BaseException) -> UserError:
         if isinstance(error, gone) or NODE_DIED in str(error):
             return LostError(f"{what}: its node is gone")
     if isinstance(errors[0], ray.exceptions.OutOfMemoryError):  # its own text is a page
-        reason = "out of memory: fewer trials run at once where each asks for more resources.cpus"
+        why = "out of memory: fewer trials run at once where each asks for more resources.cpus"
     else:
-        reason = _short(str(errors[0])) or type(errors[0]).__name__
-    return LostWorkerError(f"{what}: its worker was lost ({reason})")
+        why = brief(" ".join(str(errors[0]).split()), 200) or type(errors[0]).__name__
+    return LostWorkerError(f"{what}: its worker was lost ({why})")
 
 
 def given_up(error: Exception) -> Exception:
-    """The error to end with where a loss is not forgiven: that behind it, where there is one, may be a bug."""
+    """The error to end with after a loss that is not forgiven: its cause, where it has one, may be a bug."""
     if isinstance(error.__cause__, Exception):
         return error.__cause__
     if isinstance(error, (LostError, LostWorkerError)):

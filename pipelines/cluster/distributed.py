@@ -1,7 +1,7 @@
 """One trial on several workers: Ray Train places them, Lightning's DDP averages their gradients.
 
-gloo on CPUs, NCCL on GPUs. The trial's own checkpoint in the store (shared storage, where there are several nodes) is
-what a restarted attempt goes on from; Ray Train keeps none.
+gloo on CPUs, NCCL on GPUs. A restarted attempt goes on from the trial's own checkpoint in the store, which all nodes
+share; Ray Train keeps none.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import psutil
 from pipelines.cluster import connection, readiness
 from pipelines.cluster.placement import Need
 from pipelines.command.errors import AdvisedError, UserError
+from pipelines.command.progress import becomes
 from pipelines.training.spec import Spec
 
-NOTICED_S = 30.0  # until Ray takes a node that does not answer for dead
-NETWORK = ("GLOO_", "NCCL_")  # variables of the driver that its workers get
+NOTICED_S = 30.0  # until Ray takes a silent node for dead
+NETWORK = ("GLOO_", "NCCL_")  # variables that workers get from the driver
 
 
 def train(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int) -> None:
-    """One attempt to train ``spec`` to its end on so many workers, of which each takes ``need``.
+    """Make one attempt to train ``spec`` to its end on so many workers, each with ``need``.
 
-    Raises a worker's UserError, and ``connection``'s errors for one whose workers or nodes are lost or taken away.
+    Raises a worker's UserError, and ``connection``'s errors where workers or nodes are lost or taken away.
     """
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
@@ -43,21 +44,19 @@ def train(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int)
             raise unfit from None  # no worker process can begin where the project is missing
         if failure is None:
             raise
-        if lost and ray_cluster.address and _node_gone(before):
+        # The workers that a node leaves behind fail long before Ray takes the node for dead.
+        if lost and ray_cluster.address and becomes(lambda: _gone(before), within_s=NOTICED_S, every_s=1.0):
             raise connection.LostError(f"{spec.name}: a node is gone") from None
         raise failure from failure.__cause__
 
 
-def _node_gone(before: set[str]) -> bool:
-    """Whether one of these nodes is gone: the workers that it leaves behind notice that long before Ray does."""
-    deadline = time.monotonic() + NOTICED_S
-    while not (gone := bool(before - {node.id for node in connection.living()})) and time.monotonic() < deadline:
-        time.sleep(1.0)
-    return gone
+def _gone(before: set[str]) -> bool:
+    """Whether one of these nodes is gone."""
+    return not before <= {node.id for node in connection.living()}
 
 
 def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
-    """The error that ended an attempt, in a line; None for a bug, which would show again."""
+    """The error of an ended attempt, in a line; None for a bug, which would show again."""
     from ray.exceptions import RayError, RayTaskError
 
     for cause in causes:
@@ -69,7 +68,7 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
     lost = [cause for cause in causes if isinstance(cause, RayError) and not isinstance(cause, RayTaskError)]
     if lost:
         return connection.lost_worker(spec.name, *lost)
-    # When one is lost the others fail in a collective operation, and may be the first to say so: torch's RuntimeError.
+    # Where a worker is lost, the others fail in a collective operation, perhaps before Ray notices: a RuntimeError.
     raised = (cause for cause in causes if not isinstance(cause, RayTaskError))
     broken = next((cause for cause in raised if isinstance(cause, (RuntimeError, OSError))), None)
     if broken is None:
@@ -80,7 +79,7 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
 
 
 def _fit(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int) -> None:
-    """One attempt. Ray Train itself repeats nothing: it would a damaged checkpoint too, and each time take minutes."""
+    """Make one attempt. Ray Train must repeat nothing: it would also repeat a damaged checkpoint, for minutes."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -91,7 +90,7 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int) 
             num_workers=workers, use_gpu=bool(need.gpus), resources_per_worker=need.bundle, **ray_cluster.placing
         ),
         run_config=RunConfig(
-            # A finished run of the same name would return at once, and the store knows better.
+            # A run of a new name: Ray Train would take a finished one of the same name for the result.
             name=f"{spec.key}-{time.time_ns()}",
             storage_path=str(spec.store / "ray"),
             worker_runtime_env={"env_vars": _variables()},
@@ -107,9 +106,9 @@ def _fit(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int) 
 
 
 def _variables() -> dict[str, str]:
-    """The environment of each worker process: the driver's network, and what the process runs first.
+    """The environment of each worker process: the driver's network settings and a hook that runs first.
 
-    Ray takes ``worker_process_setup_hook`` from ``ray.init`` alone, and passes over a ``RunConfig``'s without a word.
+    Ray takes ``worker_process_setup_hook`` only from ``ray.init`` and silently ignores a ``RunConfig``'s.
     """
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
@@ -118,10 +117,10 @@ def _variables() -> dict[str, str]:
 
 
 def _leave_out_cleaner(trainer: Any) -> None:
-    """It frees what a dead controller had reserved, and asks the dashboard whether that lives.
+    """Remove the cleaner of a dead controller's reservations, which asks the dashboard for the controller.
 
-    A cluster of our own has none: the cleaner would wait for it ten seconds at the end of each trial, for nothing, as
-    the cluster ends with this process.
+    A cluster that was started here has no dashboard: the cleaner would wait ten seconds for it after each trial, and
+    has nothing to clean, as the cluster ends with this process.
     """
     usual = trainer._create_default_callbacks
 
@@ -131,11 +130,11 @@ def _leave_out_cleaner(trainer: Any) -> None:
     trainer._create_default_callbacks = others
 
 
-_preempted_by: int | None = None  # in a worker process: the signal that has asked it to make room
+_preempted_by: int | None = None  # in a worker process: the signal by which it is preempted
 
 
 def prepare_worker() -> None:
-    """Runs in the main thread of each worker process; the trial trains in another, where no signal can be handled."""
+    """Runs in the main thread of each worker process; the trial trains in another, which can't handle signals."""
     signal.signal(signal.SIGUSR1, _preempt)
     interface = _interface()
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -144,9 +143,9 @@ def prepare_worker() -> None:
 
 
 def _interface() -> str | None:
-    """The network interface that has the address by which Ray knows this node; None where none has it.
+    """The network interface with this node's address in Ray; None where none has it.
 
-    Gloo itself offers what the host's name leads to, which may be 127.0.1.1, and then tries again in silence.
+    Gloo itself offers the address of the host's name, which may be 127.0.1.1, and silently tries again.
     """
     import ray
 
@@ -183,7 +182,7 @@ def _train_rank(config: dict[str, Any]) -> None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception of Ray's, what each worker raised below it, and what caused that."""
+    """An exception of Ray's, then the exceptions of its workers and its causes."""
     while error is not None:
         yield error
         for failure in (getattr(error, "worker_failures", None) or {}).values():

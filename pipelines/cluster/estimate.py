@@ -1,4 +1,4 @@
-"""How long trials take and how much disk they need: a table of measured rates, and a division."""
+"""How long trials take and how much disk they need, from a table of measured rates."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def in_order(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> list[Job
 
 
 def trial_seconds(trial: Spec) -> float:
-    """Seconds left of one trial, by the measured rate; 0 when it was never measured."""
+    """Remaining seconds of one trial by the measured rate; 0 without one."""
     return trials_seconds([trial])[trial.key]
 
 
 def trials_seconds(specs: Sequence[Spec]) -> dict[str, float]:
-    """The same of each trial, by its key; what all seeds have in common is reckoned once."""
+    """The same for each trial, by its key; seeds that are alike are reckoned once."""
     table, whole = rates(), dict[Alike, float]()
     for trial in specs:
         if trial.alike not in whole:
@@ -62,16 +62,16 @@ def trials_seconds(specs: Sequence[Spec]) -> dict[str, float]:
 
 
 def _left(trial: Spec) -> float:
-    """The share of a trial that is still to be trained."""
+    """The share of a trial that is still to train."""
     state = status.read(trial.files.progress, since=0.0)
     return 1 - min(1.0, state["epoch"] / state["epochs"]) if state else 1.0
 
 
 def disk_bytes(sized: Sequence[Sized], ray_cluster: connection.Cluster) -> int:
-    """Bytes that trials need in the store at most, beside those that they have there.
+    """The most bytes that trials need in the store, beside those that they already have there.
 
-    The weights of all are kept. Each that trains has a checkpoint of weights and the optimiser's state, and for a
-    moment that checkpoint's successor beside it.
+    The weights of all are kept. A running trial also has a checkpoint of weights and optimiser, and at times the next
+    checkpoint beside it.
     """
     spare = [2 * sum(size) + SMALL_FILES - _bytes(trial.files.checkpoint) for trial, size in sized]
     together = max((ray_cluster.side_by_side(trial.benchmark) for trial, _ in sized), default=0)
@@ -98,10 +98,10 @@ def _bytes(path: Path) -> int:
 
 
 def measure(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
-    """Measure the rates that are unknown, for ``MEASURING_S`` at most: on all nodes, one trial at a time on each.
+    """Measure unknown rates, for ``MEASURING_S`` at most: on all nodes, one trial at a time on each.
 
-    Side by side on one node they would slow each other down. A rate that can't be measured, or not in time, stays
-    unknown: an estimate must never stop a run, and the trial itself reports its fault.
+    Side by side they would slow each other down. A rate that can't be measured in time stays unknown: an estimate must
+    never stop a run, and the trial itself reports its fault.
     """
     import ray
 
@@ -145,9 +145,9 @@ def _measure(trial: Spec) -> float:
 
 
 def _rate_key(trial: Spec) -> str:
-    """Model, recipe, code and device decide a trial's speed; so does the machine, but a store serves machines alike.
+    """Model, recipe, code and device decide a trial's speed; so does the machine, but those of a store are alike.
 
-    The learning rate and mu do not: the candidates of ``tune`` would each be measured.
+    The learning rate and mu don't: each candidate of ``tune`` would be measured.
     """
     config = trial.config
     optimiser = {key: value for key, value in config["recipe"]["optimiser"].items() if key not in ("lr", "mu")}
@@ -162,7 +162,7 @@ def path() -> Path:
 
 
 def rates() -> dict[str, float]:
-    """The table. An estimate must never stop a run: damaged entries count as unknown."""
+    """The table. Damaged entries count as unknown: an estimate must never stop a run."""
     try:
         table = read_json(path())
     except UserError:

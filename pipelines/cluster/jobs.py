@@ -1,4 +1,4 @@
-"""A job of a Ray cluster's own: submit it, follow its log, and come to its end with it."""
+"""A Ray job: submit it, follow its log, and end with it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from typing import Any
 
 from pipelines.cluster import local
 from pipelines.command.errors import UserError, reason
-from pipelines.command.progress import say
+from pipelines.command.progress import becomes, say
 
 AGAIN_S = 1.0  # between looks at a job
-QUIET_S = 30.0  # a log that shows nothing for so long may have lost its connection
+QUIET_S = 30.0  # a log that is silent for so long may have lost its connection
 STOPPED_S = 30.0  # for a job to end when it is asked to
-LOST = 60  # looks in vain, one after the other, until the cluster counts as lost
+LOST = 60  # failed looks in a row until the cluster counts as lost
 
 
 def run(address: str, entrypoint: str, what: Mapping[str, str], environment: Mapping[str, Any], *, stop: bool) -> None:
-    """Run ``entrypoint`` as a job, or follow the one that runs already of the same ``what``, to its end.
+    """Run ``entrypoint`` as a job to its end, or follow a running job of the same ``what``.
 
-    Ctrl-C ends the job, too, where ``stop`` says so. Raises UserError for a cluster that can't be asked, and for a job
-    that failed.
+    With ``stop``, Ctrl-C also ends the job. Raises UserError for an unreachable cluster and for a failed job.
     """
     with _understood(address):
         client = _client(address)
@@ -56,7 +55,7 @@ def _client(address: str) -> Any:
 
 
 def _submit(client: Any, **job: Any) -> str:
-    """The new job's id; a cluster that has just been started has no agent for it yet."""
+    """The new job's id; a cluster that has just started has no agent for it yet."""
     for _ in range(LOST):
         try:
             return str(client.submit_job(**job))
@@ -69,7 +68,7 @@ def _submit(client: Any, **job: Any) -> str:
 
 @contextmanager
 def _understood(address: str) -> Iterator[None]:
-    """UserError for what Ray and its HTTP clients raise where a cluster can't be asked."""
+    """UserError for errors of Ray and its HTTP clients where a cluster can't be asked."""
     from ray.exceptions import AuthenticationError
 
     try:
@@ -86,7 +85,7 @@ def _same(job: Any, what: Mapping[str, str]) -> bool:
 
 
 def _follow(client: Any, address: str, job: str) -> None:
-    """Print the job's log until it ends; UserError where it failed, or the cluster is lost meanwhile."""
+    """Print the job's log to its end; UserError where it failed or the cluster was lost meanwhile."""
     shown, lost = 0, 0
     while True:
         shown = asyncio.run(_show(client, job, shown))
@@ -107,7 +106,7 @@ def _follow(client: Any, address: str, job: str) -> None:
 
 
 def _why(found: Any) -> str:
-    """A job's message without the end of its log, which was shown."""
+    """A job's message, without the end of its log."""
     return " ".join(re.split("last available logs", str(found.message), flags=re.IGNORECASE)[0].split()).rstrip(",. ")
 
 
@@ -122,12 +121,10 @@ async def _show(client: Any, job: str, shown: int) -> int:
             print(part[max(0, shown - seen) :], end="", flush=True)
             seen += len(part)
     except (ClientError, OSError, RuntimeError, StopAsyncIteration):  # a TimeoutError is an OSError
-        return max(shown, seen)  # and it is asked for again
+        return max(shown, seen)  # the caller asks again
 
 
 def _stop(client: Any, job: str) -> None:
     client.stop_job(job)
-    deadline = time.monotonic() + STOPPED_S
-    while time.monotonic() < deadline and not client.get_job_status(job).is_terminal():
-        time.sleep(AGAIN_S)
+    becomes(lambda: bool(client.get_job_status(job).is_terminal()), within_s=STOPPED_S, every_s=AGAIN_S)
     say(f"job {job} is stopped")

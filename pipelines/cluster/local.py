@@ -1,4 +1,4 @@
-"""Ray on this machine, for this process alone: in a folder that is its user's, and reachable from this machine only."""
+"""Ray on this machine for this process alone: in a private folder, and reachable only from this machine."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 
 import psutil
 
-from pipelines.command import ending
+from pipelines.command.children import end_children
 from pipelines.command.errors import UserError
 
 STARTS = 3  # attempts at starting Ray
-OBJECT_STORE_BYTES = 80 * 2**20  # trials pass files, not objects: the least that Ray takes, with room to spare
+OBJECT_STORE_BYTES = 80 * 2**20  # a bit more than Ray's minimum: trials pass files, not objects
 SOCKET_BYTES = 107  # of a Unix socket's path
-# The longest that Ray makes below its folder.
+# The longest path of a socket below Ray's folder.
 SOCKET = "/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store"
 TOKEN = "expected RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def prepare() -> Path:
-    """Set what Ray reads while it is imported, and choose its folder; UserError where there can be none."""
+    """Set what Ray reads during its import, and choose its folder; UserError where there can be none."""
     folder = _folder()
     _guard()
-    # Nobody takes this machine away with a notice, and to watch for that costs a process.
+    # This machine is not preempted with a notice, and the watcher is a process more.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     return folder
 
@@ -36,7 +36,7 @@ def prepare() -> Path:
 def start(folder: Path, common: dict[str, Any]) -> None:
     """Start Ray in ``folder``, with ``common`` for ``ray.init``; UserError where it does not come up.
 
-    Ray gives its own processes a fixed 15 s to come up, which is short for a busy machine.
+    Ray gives its processes 15 s to come up, too little on a busy machine.
     """
     import ray
 
@@ -53,10 +53,10 @@ def start(folder: Path, common: dict[str, Any]) -> None:
             )
         except ray.exceptions.AuthenticationError as error:
             raise no_token(error) from None
-        except Exception as error:  # Ray's is one of no class of its own
+        except Exception as error:  # Ray has no class for it
             if "timed out during startup" not in str(error):
                 raise
-            ending.end_children(but=others)
+            end_children(but=others)
         else:
             return
         if left:
@@ -66,9 +66,9 @@ def start(folder: Path, common: dict[str, Any]) -> None:
 
 
 def _guard() -> None:
-    """Shut others out: other machines can't connect, and other users of this one lack the token.
+    """Shut others out: other machines can't connect, and other users of this machine lack the token.
 
-    The token is for this process and its children; Ray itself would write one into a file that everybody can read.
+    This process and its children share the token; Ray would write one into a file that everybody can read.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # for Ray, on any system: listen on loopback alone
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -77,7 +77,7 @@ def _guard() -> None:
 
 
 def _folder() -> Path:
-    """Where Ray keeps sockets and logs: below $RAY_TMPDIR, or in a folder that nobody else can enter.
+    """Ray's folder for sockets and logs: below $RAY_TMPDIR, or a private one.
 
     Ray lets everybody write into its folder, sockets included. Raises UserError where there can be none.
     """
@@ -97,11 +97,11 @@ def _folder() -> Path:
 
 
 def _own() -> Path:
-    """A folder of this user's; among the system's temporary files, where their place suits Ray."""
+    """A private folder among the system's temporary files, or in /tmp where Ray can't use their path."""
     expected = "expected a folder of this user's, or RAY_TMPDIR to name another place"
     try:
         own = Path(tempfile.gettempdir(), f"ray-{os.getuid()}")
-        if not _fits(own / "ray"):  # a batch system may have one for each job
+        if not _fits(own / "ray"):  # a batch system may have a folder for each job
             own = Path("/tmp", own.name)
         own.mkdir(mode=0o700, exist_ok=True)
         found = own.lstat()
@@ -124,13 +124,13 @@ def _check_writable(folder: Path) -> None:
 
 
 def no_token(error: Exception) -> UserError:
-    """The error where the environment names a token that can't be read."""
+    """The error for a token that is named and can't be read."""
     return UserError(f"{str(error).partition('. ')[0]}; {TOKEN}")
 
 
 def tighten() -> None:
-    """Take a token that Ray has left readable for everybody in this user's home from all but the user."""
-    with contextlib.suppress(OSError, RuntimeError):  # there is none, or no home, or it is not ours to change
+    """Withdraw the right of others to read the token in this user's home, which Ray leaves readable."""
+    with contextlib.suppress(OSError, RuntimeError):  # no token, no home, or another's
         token = os.open(Path.home() / ".ray/auth_token", os.O_RDONLY | os.O_NOFOLLOW)
         try:
             os.fchmod(token, 0o600)

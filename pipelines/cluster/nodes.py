@@ -11,7 +11,7 @@ from pipelines.cluster import connection
 from pipelines.cluster.placement import Node
 from pipelines.training import fingerprint
 
-WHERE = re.compile(r"\bip=([^),\s]+)")  # in what Ray says of a task's error
+WHERE = re.compile(r"\bip=([^),\s]+)")  # in Ray's message about a task's error
 
 
 def own() -> str:
@@ -22,17 +22,14 @@ def own() -> str:
 
 
 def lacks_module(error: Exception) -> str | None:
-    """What a node is without, in words, where that is the reason of an error."""
+    """The missing module of a node, in words, where that is the reason of an error."""
     missing = str(error).partition("No module named ")[2].split()
-    return (
-        f"it has no module {missing[0]}; expected the project at {fingerprint.ROOT}, and its libraries"
-        if missing
-        else None
-    )
+    expected = f"expected the project at {fingerprint.ROOT}, and its libraries"
+    return f"it has no module {missing[0]}; {expected}" if missing else None
 
 
 def unfit(error: Exception, found: connection.Cluster) -> connection.UnfitError | None:
-    """Where a task failed because its node has no project, and joined after the others had been asked."""
+    """The error where a task failed on a node that joined after the question and lacks the project; otherwise None."""
     import ray
 
     lacking, address = lacks_module(error), WHERE.search(str(error))
@@ -44,9 +41,9 @@ def unfit(error: Exception, found: connection.Cluster) -> connection.UnfitError 
 
 
 def ask(function: Callable[..., Any], *words: Any, among: Iterable[Node], patience_s: float) -> list[tuple[Node, Any]]:
-    """Each node with what ``function`` returns there, or with the error where there is none in time.
+    """Each node with the result of ``function`` there, or with the error where there is none in time.
 
-    It takes no resources there, and so waits for no trial to end.
+    The call takes no resources, so it waits for no trial.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

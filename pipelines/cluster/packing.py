@@ -15,21 +15,21 @@ from typing import Any
 
 from pipelines.cluster import connection, distributed, estimate, nodes, readiness
 from pipelines.cluster.placement import Job, Need, Node, Place, Placing, Start
-from pipelines.command import errors, locks
-from pipelines.command.errors import FULL, PREEMPTED, UserError
-from pipelines.command.progress import say
+from pipelines.command import errors
+from pipelines.command.errors import FULL, LONGEST_LINE, PREEMPTED, HeldError, UserError, reason
+from pipelines.command.progress import becomes, say
 from pipelines.training import status
 from pipelines.training.spec import Spec
 
-STUCK_S = 600.0  # without progress of a trial that another process trains
+STUCK_S = 600.0  # without progress of a trial in another process
 LIVE_EVERY_S = 1.0
-AGAIN_IDLE_S = 0.2  # where nothing runs
+AGAIN_IDLE_S = 0.2  # while nothing runs
 LINES_EVERY_S = 15.0  # where the output is no terminal
 LINES_AT_ONCE = 20  # of running trials
-ASKING_S = 8.0  # for other nodes to pass on that the machine is taken away
-SAVING_S = 15.0  # for checkpoints then
+ASKING_S = 8.0  # to ask other nodes to save, where this machine is taken away
+SAVING_S = 15.0  # to wait for their checkpoints
 Failure = tuple[Spec, Exception]
-Tasks = Mapping[Any, tuple[Spec, float]]  # of Ray: what it trains, and since when
+Tasks = Mapping[Any, tuple[Spec, float]]  # by task of Ray: its trial, and when it began
 
 
 def run(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
@@ -47,13 +47,13 @@ def _run_all(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
     for trial, error in _Packing(placed, ray_cluster).failures():
         failed.append((trial, error))
         if len(placed) > 1:
-            say(f"{trial.name} failed: {_first_line(error).removeprefix(f'{trial.name}: ')}")
+            say(f"{trial.name} failed: {reason(error, LONGEST_LINE).removeprefix(f'{trial.name}: ')}")
     if failed:
         raise _summary(failed)
 
 
 def _summary(failed: Sequence[Failure]) -> Exception:
-    """The error to raise when all trials have ended: a bug of ours as it is, else one line for the user."""
+    """The error to raise once all trials have ended: a bug of ours as it is, otherwise one line for the user."""
     (_, first), *others = failed
     for _, error in failed:
         if not isinstance(error, UserError):
@@ -65,12 +65,8 @@ def _summary(failed: Sequence[Failure]) -> Exception:
     return summary
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 class _Packing:
-    """Trials on their way: begun where the placing seats them, and again elsewhere where one has lost its place.
+    """Running and waiting trials: each begins where the placing seats it, and again elsewhere after losing its place.
 
     A trial of one worker is a task of Ray's, one of several an attempt of Ray Train's in a thread of this process.
     """
@@ -80,16 +76,16 @@ class _Packing:
         self.trials = {trial.key: trial for trial in placed}
         self.placing = Placing(estimate.in_order(placed, ray_cluster), ray_cluster.nodes)
         self.shared = SharedGPUs(ray_cluster)
-        self.tasks: dict[Any, tuple[Spec, float]] = {}  # with the time of their beginning
-        self.attempts: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()  # that have ended
+        self.tasks: dict[Any, tuple[Spec, float]] = {}  # and when they began
+        self.attempts: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()  # ended attempts
         self.losses = connection.Losses()
-        self.held: dict[str, str] = {}  # by the keys of trials: who trains them already
+        self.held: dict[str, str] = {}  # by trial's key: the line about the process that trains it
         self.alive = {node.id: node.host for node in ray_cluster.nodes}
-        self.looked = self.checked = time.monotonic()  # at the nodes; for trials that are cut off
-        self.asked: list[dict[str, float]] = []  # of an autoscaler
+        self.looked = self.checked = time.monotonic()  # when: at the nodes; for cut-off trials
+        self.asked: list[dict[str, float]] = []  # requested from an autoscaler
 
     def failures(self) -> Iterator[Failure]:
-        """Train all to their ends; yields those that fail, as they do."""
+        """Train all to their ends; yields each failure as it happens."""
         try:
             while self.placing.waiting or self.placing.running:
                 for start in self.placing.starts(time.monotonic()):
@@ -100,7 +96,7 @@ class _Packing:
                     if isinstance(error, connection.UnfitError):
                         self._without(error)
                         self.placing.again(job)
-                    elif isinstance(error, locks.HeldError) and self._waits_for(trial, error):
+                    elif isinstance(error, HeldError) and self._waits_for(trial, error):
                         self.placing.again(job, last=True)
                     elif isinstance(error, UserError) and self.losses.forgives(trial.key, error):
                         say(f"{error.fact}; it goes on elsewhere")
@@ -111,8 +107,8 @@ class _Packing:
         finally:
             self._ask_for([])
 
-    def _waits_for(self, trial: Spec, error: locks.HeldError) -> bool:
-        """Whether the process that has its lock, perhaps on a node that is cut off, gets on with it or may yet."""
+    def _waits_for(self, trial: Spec, error: HeldError) -> bool:
+        """Whether to wait for the process with the trial's lock: it makes progress, or may after being cut off."""
         gets_on = status.read(trial.files.progress, since=time.time() - STUCK_S) is not None
         waits = gets_on or self.losses.forgives(trial.key, error)
         if waits and self.held.get(trial.key) != error.fact:
@@ -121,7 +117,7 @@ class _Packing:
         return waits
 
     def _without(self, error: connection.UnfitError) -> None:
-        """Keep what is left from nodes that lack something, or are gone."""
+        """Keep the remaining trials from nodes that lack something or are gone."""
         self.cluster = self.shared.cluster = self.cluster.without(error)
         self._see(connection.living())
 
@@ -144,7 +140,7 @@ class _Packing:
         self.tasks[task] = trial, time.time()
 
     def _attempt(self, trial: Spec, need: Need, workers: int) -> None:
-        """Not in the main thread: there Ray Train answers Ctrl-C itself, and takes ten seconds and status 0 for it."""
+        """Runs outside the main thread, where Ray Train would handle Ctrl-C itself, slowly and with status 0."""
         try:
             distributed.train(trial, self.cluster, need, workers)
             self.attempts.put((trial.key, None))
@@ -152,7 +148,7 @@ class _Packing:
             self.attempts.put((trial.key, error))
 
     def _ended(self) -> Iterator[tuple[Spec, Exception | None]]:
-        """What ends within a second, perhaps nothing."""
+        """The trials that end within a second, perhaps none."""
         import ray
 
         several = len(self.placing.running) > len(self.tasks)
@@ -175,7 +171,7 @@ class _Packing:
                 yield self.trials[key], raised
 
     def _look(self) -> None:
-        """Nodes may have come or gone; an autoscaler is told what the trials that are left take."""
+        """Notice new and lost nodes; request from an autoscaler what the remaining trials take."""
         if self.cluster.address is None or time.monotonic() - self.looked < connection.NODES_EVERY_S:
             return
         self.looked = time.monotonic()
@@ -193,17 +189,17 @@ class _Packing:
 
 
 class SharedGPUs:
-    """Reservations of the GPUs that several trials share, one each.
+    """Reservations of GPUs that several trials share, one reservation a GPU.
 
     Ray fills one GPU with fractions before it takes the next: within the reservation of a GPU, it has no choice.
     """
 
     def __init__(self, ray_cluster: connection.Cluster) -> None:
         self.cluster = ray_cluster
-        self.held: dict[Place, tuple[Any, set[str]]] = {}  # with the keys of the trials that are in it
+        self.held: dict[Place, tuple[Any, set[str]]] = {}  # and the keys of the trials in it
 
     def option(self, start: Start, cpus: int) -> dict[str, Any]:
-        """The option of a Ray task that puts it onto its GPU, which comes with ``cpus`` for all that share it."""
+        """The option that puts a Ray task onto its GPU; with the GPU come ``cpus`` for all trials that share it."""
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -218,7 +214,7 @@ class SharedGPUs:
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0)}
 
     def left(self, start: Start) -> None:
-        """A trial has ended; the last one of a GPU gives it back."""
+        """A trial has ended; the last trial on a GPU releases it."""
         from ray.util.placement_group import remove_placement_group
 
         for seat in start.seats:
@@ -230,7 +226,7 @@ class SharedGPUs:
 
 
 def _cut_off(tasks: Tasks, hosts: Collection[str]) -> Iterator[tuple[Any, Exception | None]]:
-    """Tasks that Ray awaits, though their nodes are gone: finished in the store all the same, or lost.
+    """Tasks that Ray still awaits though their nodes are gone: finished in the store all the same, or lost.
 
     Without a connection to a node, Ray takes its tasks for running long after it took the node for dead.
     """
@@ -242,7 +238,7 @@ def _cut_off(tasks: Tasks, hosts: Collection[str]) -> Iterator[tuple[Any, Except
 
 
 def _promised(tasks: Tasks, dead: Collection[str]) -> Iterator[tuple[Any, Exception]]:
-    """Tasks that have not begun, where nodes are gone, each to be started again without these.
+    """Tasks that had not begun when nodes were lost; each is to start again without these nodes.
 
     Ray may have asked one of them for a place, and without a connection waits for its answer for ever; with another
     selector of nodes, a task comes into another of Ray's queues.
@@ -251,12 +247,12 @@ def _promised(tasks: Tasks, dead: Collection[str]) -> Iterator[tuple[Any, Except
 
     for task, (trial, began) in tasks.items() if dead else ():
         if status.read(trial.files.progress, since=began) is None:
-            ray.cancel(task, force=True)  # its process, too: interrupted in an import, it would fail what comes next
+            ray.cancel(task, force=True)  # with its process: an import that is interrupted would fail the next task
             yield task, connection.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
 
 
 def _error_of(task: Any, trial: Spec, ray_cluster: connection.Cluster) -> Exception | None:
-    """The error that a task ended with, a UserError unless it is a bug of ours; None where it succeeded."""
+    """The error of an ended task, a UserError unless it is a bug of ours; None where it succeeded."""
     import ray
 
     try:
@@ -282,25 +278,22 @@ def _train_one(trial: Spec, question: readiness.Question | None) -> None:
 
 @contextmanager
 def _saving_when_preempted(placed: Sequence[Spec]) -> Iterator[None]:
-    """Where this machine is taken away, let the trials save their checkpoints first: the others end with the driver."""
+    """Where this machine is taken away, let all trials save their checkpoints before the driver ends."""
     began = time.time()
     try:
         yield
     except KeyboardInterrupt:
         if errors.preempted():
-            asked = time.time()
-            saving = _asked_everywhere(placed, began)
-            while time.time() - asked < SAVING_S and not all(
-                _saved(trial, asked) for trial in placed if trial.key in saving
-            ):
-                time.sleep(0.1)
+            asked, keys = time.time(), _asked_everywhere(placed, began)
+            saving = [trial for trial in placed if trial.key in keys]
+            becomes(lambda: all(_saved(trial, asked) for trial in saving), within_s=SAVING_S, every_s=0.1)
         raise
 
 
 def _asked_everywhere(placed: Sequence[Spec], began: float) -> set[str]:
-    """Ask on each node, this one first, for the trials there to save and end; the keys of those that were."""
+    """Ask all nodes, this one first, to let their trials save and end; returns the keys of these trials."""
     asked = set(_ask_to_save(placed, began))
-    with contextlib.suppress(Exception):  # the cluster may be on its way out, too
+    with contextlib.suppress(Exception):  # the cluster may be ending, too
         others = [node for node in connection.living() if node.id != nodes.own()]
         for _, keys in nodes.ask(_ask_to_save, placed, began, among=others, patience_s=ASKING_S):
             asked.update(keys if isinstance(keys, list) else ())
@@ -308,19 +301,15 @@ def _asked_everywhere(placed: Sequence[Spec], began: float) -> set[str]:
 
 
 def _ask_to_save(placed: Sequence[Spec], began: float) -> list[str]:
-    """Runs on each node."""
-    return [trial.key for trial in placed if _asked_to_save(trial, began)]
-
-
-def _asked_to_save(trial: Spec, began: float) -> bool:
-    """Ask the process that trains it on this machine to save and end; False where there is none."""
-    state = status.read(trial.files.progress, since=began)
-    if state is None or state["state"] != "running" or state.get("host") != socket.gethostname():
-        return False
-    with contextlib.suppress(ProcessLookupError, TypeError):  # it has ended; the file is damaged
-        os.kill(state["pid"], signal.SIGUSR1)
-        return True
-    return False
+    """Runs on each node: ask the processes that train there to save and end; the keys of their trials."""
+    asked = []
+    for trial in placed:
+        state = status.read(trial.files.progress, since=began)
+        if state is not None and state["state"] == "running" and state.get("host") == socket.gethostname():
+            with contextlib.suppress(ProcessLookupError, TypeError):  # it has ended; the file is damaged
+                os.kill(state["pid"], signal.SIGUSR1)
+                asked.append(trial.key)
+    return asked
 
 
 def _saved(trial: Spec, since: float) -> bool:
@@ -355,24 +344,20 @@ def _show(placed: Sequence[Spec], stop: threading.Event) -> None:
     from rich.text import Text
 
     overview, console = status.Overview(placed, since=time.time()), Console(highlight=False)
-
-    def board() -> Text:
-        room = max(1, console.height - 2)
-        return Text("\n".join(overview.board(room)), no_wrap=True, overflow="ellipsis")
-
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            while not stop.wait(LIVE_EVERY_S):
-                live.update(board(), refresh=True)
-            live.update(board(), refresh=True)
-        return
-    while not stop.wait(LINES_EVERY_S):
-        _log(overview)
-    _log(overview)
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    with live or contextlib.nullcontext():
+        ended = False
+        while not ended:
+            ended = stop.wait(LIVE_EVERY_S if live else LINES_EVERY_S)
+            if live is None:
+                _log(overview)
+            else:
+                lines = overview.board(max(1, console.height - 2))
+                live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def _log(overview: status.Overview) -> None:
-    """A line for each trial that has ended since the last look, and for a few of those that run."""
+    """Log each trial that has ended since the last look, and a few of those running."""
     changed, running = [(name, overview.states[name]) for name in overview.look()], 0
     for name, state in changed:
         running += state is not None and state["state"] == "running"

@@ -1,9 +1,8 @@
-"""Where and when trials run: a function of those that wait, the devices that are free, and the clock. Ray is not here.
+"""Where and when trials run: a function of the waiting trials, the free devices and the clock, without Ray.
 
-The longest trial starts first, so that none is left to run alone at the end; where one is all the same, simulations
-look for a better order. A trial that does not fit yet lets shorter ones pass, unless they would still hold what it
-waits for when that comes free. Fractions of GPUs spread over all of them before two share one, but for GPUs that others
-wait to have whole.
+The longest trial starts first, so that none runs alone at the end; where one still does, simulations look for a better
+order. A trial that does not fit yet lets shorter ones pass, unless they would delay it. Fractions of GPUs spread over
+all GPUs before two share one, but spare the GPUs that other trials need whole.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-ROUNDING = 1e-6  # of a fraction of a GPU: ten of 0.1 fit on one
+ROUNDING = 1e-6  # of fractions of a GPU: ten times 0.1 fit on one
 MOST_WORKERS = 2**31  # more than any node holds
-TRIES, SIMULATED = 50, 10_000  # simulations for a better order, and trials in them, at most
+TRIES, SIMULATED = 50, 10_000  # the most simulations for a better order, and trials in all of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What one worker takes of one node."""
+    """What one worker takes of its node."""
 
     cpus: int = 1
     gpus: float = 0.0  # a share of one, or 1
-    others: tuple[tuple[str, float], ...] = ()  # Ray's names of memory and the like, and how much; not beside a share
+    others: tuple[tuple[str, float], ...] = ()  # amounts by Ray's names, such as memory; none beside a share of a GPU
 
     @property
     def bundle(self) -> dict[str, float]:
-        """As Ray's placement groups, Ray Train and its autoscaler take it."""
+        """The need for Ray's placement groups, Ray Train and the autoscaler."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **dict(self.others)}
 
     @property
     def options(self) -> dict[str, Any]:
-        """As Ray's tasks take it."""
+        """The need as options of a Ray task."""
         others = dict(self.others)
         memory = others.pop("memory", 0)
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": memory, "resources": others}
@@ -48,17 +47,17 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What one machine of a cluster has in all, taken or free."""
+    """The resources of one machine of a cluster, taken or free."""
 
     cpus: int
     gpus: int = 0
     others: Mapping[str, float] = field(default_factory=dict, compare=False)  # by Ray's names
     id: str = field(default="", compare=False)
     host: str = field(default="", compare=False)
-    name: str = field(default="", compare=False)  # the host, with the id's beginning where another node has the same
+    name: str = field(default="", compare=False)  # the host, and the start of the id where hosts are alike
 
     def holds(self, need: Need) -> int:
-        """How many workers fit on it side by side; a fraction is a fraction of one GPU."""
+        """How many such workers fit side by side; a fraction is of one GPU."""
         on_gpus = [self.gpus * int(1 / need.gpus + ROUNDING)] if need.gpus else []
         return min(self.cpus // need.cpus, *on_gpus, *_times(need, self.others))
 
@@ -67,32 +66,32 @@ class Node:
 
 
 def _times(need: Need, others: Mapping[str, float]) -> list[int]:
-    """How often the rest of what a worker takes is there, for each thing."""
+    """How many workers fit by each resource beside CPUs and GPUs."""
     return [int(others.get(name, 0.0) / amount + ROUNDING) for name, amount in need.others] or [MOST_WORKERS]
 
 
 def devices(cpus: int, gpus: float) -> str:
-    """CPUs and, where there are any, GPUs in words."""
+    """CPUs and GPUs, if any, in words."""
     return counted(cpus, "CPU") + (f" and {counted(gpus, 'GPU')}" if gpus else "")
 
 
 def counted(number: float, what: str) -> str:
-    """A number of things, in words."""
+    """A number of things in words."""
     return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A trial, as far as its place and time matter."""
+    """A trial, reduced to what its place and time depend on."""
 
     key: str
     need: Need
-    seconds: float = math.inf  # on its most workers; inf where unknown
-    counts: tuple[int, ...] = (1,)  # the numbers of workers that it may have, the largest first
+    seconds: float = math.inf  # with the most workers; inf if unknown
+    counts: tuple[int, ...] = (1,)  # allowed numbers of workers, the largest first
 
     @property
     def least(self) -> int:
-        """Workers without which it can't begin."""
+        """The fewest workers that it can begin with."""
         return self.counts[-1]
 
 
@@ -114,16 +113,16 @@ class Start:
 
     @property
     def end(self) -> float:
-        """When it is expected to end."""
+        """Its expected end."""
         return self.begin + self.job.seconds * self.job.counts[0] / len(self.seats)
 
 
 @dataclass
 class Free:
-    """What is free on one node.
+    """The free resources of one node.
 
-    Trials that share a GPU share its part of the node's CPUs, too, which is set aside with the GPU: for Ray both are
-    one reservation, the only way to have it give a trial one GPU rather than another.
+    Trials that share a GPU also share its part of the node's CPUs, which is set aside with the GPU: both are one
+    reservation in Ray, the only way to choose a trial's GPU.
     """
 
     node: Node
@@ -131,13 +130,13 @@ class Free:
     gpus: list[float] = field(init=False)  # the free share of each
     others: dict[str, float] = field(init=False)
     aside: dict[int, int] = field(init=False, default_factory=dict)  # CPUs free beside each GPU that is shared
-    parts: dict[int, int] = field(init=False, default_factory=dict)  # all CPUs that were set aside with it
+    parts: dict[int, int] = field(init=False, default_factory=dict)  # all CPUs set aside with it
 
     def __post_init__(self) -> None:
         self.cpus, self.gpus, self.others = self.node.cpus, [1.0] * self.node.gpus, dict(self.node.others)
 
     def copy(self) -> Free:
-        """The same, apart."""
+        """An independent copy."""
         other = copy.copy(self)
         other.gpus, other.others = list(self.gpus), dict(self.others)
         other.aside, other.parts = dict(self.aside), dict(self.parts)
@@ -145,25 +144,25 @@ class Free:
 
     @property
     def whole(self) -> int:
-        """GPUs that nobody has."""
+        """The number of unused GPUs."""
         return self.gpus.count(1.0)
 
     def part(self, need: Need) -> int:
-        """CPUs that go with a GPU which trials of ``need`` are to share."""
+        """CPUs that come with a GPU shared by trials of ``need``."""
         return min(self.cpus, max(need.cpus, self.node.cpus // max(1, self.node.gpus)))
 
     def room(self, need: Need) -> int:
-        """How many workers fit now that have no GPU, or one each for themselves."""
+        """How many workers fit now, each without a GPU or with one of its own."""
         return min(self.cpus // need.cpus, *([self.whole] if need.gpus else []), *_times(need, self.others))
 
     def shared(self, need: Need) -> Iterator[int]:
-        """GPUs that are shared already, and have room for one more."""
+        """Shared GPUs with room for one more worker."""
         for gpu, left in self.aside.items():
             if left >= need.cpus and self.gpus[gpu] >= need.gpus - ROUNDING:
                 yield gpu
 
     def take(self, need: Need, gpu: int | None) -> None:
-        """Seat a worker of ``need``."""
+        """Seat a worker."""
         for name, amount in need.others:
             self.others[name] = self.others.get(name, 0.0) - amount
         if gpu is None or need.gpus == 1:
@@ -177,7 +176,7 @@ class Free:
             self.gpus[gpu] -= need.gpus
 
     def give(self, need: Need, gpu: int | None) -> None:
-        """Take back what a worker had."""
+        """Free a worker's seat."""
         for name, amount in need.others:
             self.others[name] += amount
         if gpu is not None and self.gpus[gpu] + need.gpus > 1 - ROUNDING:
@@ -192,19 +191,19 @@ class Free:
 
 
 class Floor:
-    """What is free on all nodes."""
+    """The free resources of all nodes."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self.free = {node.id: Free(node) for node in nodes}
 
     def copy(self) -> Floor:
-        """Another that can be tried things on."""
+        """An independent copy, to try placings on."""
         other = Floor(())
         other.free = {node: free.copy() for node, free in self.free.items()}
         return other
 
     def seats(self, job: Job, sparing: int = 0) -> tuple[Place, ...] | None:
-        """Where the job's workers fit now, which they take; None where they don't.
+        """Seat the job's workers where they fit now; None where they don't fit.
 
         ``sparing`` GPUs are left whole, as far as a shared one has room.
         """
@@ -222,7 +221,7 @@ class Floor:
         return tuple(seats)
 
     def _seats(self, need: Need, workers: int) -> Iterator[Place]:
-        """Several on as few nodes as can be, one where the fewest GPUs or the most CPUs are left."""
+        """Several workers on as few nodes as possible; one where the fewest GPUs, then the most CPUs are left."""
         rooms = [(free, room) for free in self.free.values() if (room := free.room(need))]
         if workers > 1:
             rooms.sort(key=lambda found: -found[1])
@@ -235,18 +234,15 @@ class Floor:
                 workers -= 1
 
     def _share(self, need: Need, sparing: int) -> Place | None:
-        """The emptiest GPU; of several, one of the node with the most CPUs left."""
+        """The emptiest GPU; among equals one on the node with the most free CPUs."""
         frees = self.free.values()
         opened = [(free.gpus[gpu], free.cpus, free.node.id, gpu) for free in frees for gpu in free.shared(need)]
-        whole = [(1.0, free.cpus, free.node.id, free.gpus.index(1.0)) for free in frees if self._opens(free, need)]
+        unused = (free for free in frees if free.whole and free.cpus >= need.cpus)
+        whole = [(1.0, free.cpus, free.node.id, free.gpus.index(1.0)) for free in unused]
         if opened and sum(free.whole for free in frees) <= sparing:
             whole = []
         best = max(opened + whole, default=None)
         return None if best is None else Place(best[2], best[3])
-
-    @staticmethod
-    def _opens(free: Free, need: Need) -> bool:
-        return free.whole > 0 and free.cpus >= need.cpus
 
     def waits_for_several(self, job: Job) -> bool:
         """Whether more than one running job may have to end before this one can begin."""
@@ -254,33 +250,33 @@ class Floor:
         return job.least > 1 or (need.cpus > 1 and need.gpus in (0, 1)) or (need.gpus == 1 and sharing)
 
     def part(self, seat: Place) -> int:
-        """CPUs that are set aside with a GPU that is shared; 0 where it is not."""
+        """CPUs that are set aside with a shared GPU; 0 for an unshared one."""
         return self.free[seat.node].parts.get(seat.gpu, 0) if seat.gpu is not None else 0
 
     def take(self, job: Job, seats: Iterable[Place]) -> None:
-        """Place the job's workers."""
+        """Seat the job's workers."""
         for seat in seats:
             if seat.node in self.free:
                 self.free[seat.node].take(job.need, seat.gpu)
 
     def give(self, job: Job, seats: Iterable[Place]) -> None:
-        """Take back what a job had; its nodes may be gone."""
+        """Free the job's seats; their nodes may be gone."""
         for seat in seats:
             if seat.node in self.free:
                 self.free[seat.node].give(job.need, seat.gpu)
 
 
 class Placing:
-    """Jobs that wait and jobs that run on some nodes."""
+    """Waiting and running jobs on a set of nodes."""
 
     def __init__(self, jobs: Iterable[Job], nodes: Iterable[Node]) -> None:
-        """The jobs in the order in which they should begin (``in_order``)."""
+        """``jobs`` in the order in which they should begin (``in_order``)."""
         self.waiting = list(jobs)
         self.running: dict[str, Start] = {}
         self.floor = Floor(nodes)
 
     def starts(self, clock: float) -> list[Start]:
-        """The jobs that begin now."""
+        """Begin all jobs that can begin now, and return them."""
         begun: list[Start] = []
         held: _Held | None = None
         refused: set[tuple[Need, int]] = set()
@@ -303,27 +299,27 @@ class Placing:
         return begun
 
     def ended(self, key: str) -> Job:
-        """A job is no longer running, whether it is done or not."""
+        """Remove a job from the running ones, done or not."""
         start = self.running.pop(key)
         self.floor.give(start.job, start.seats)
         return start.job
 
     def again(self, job: Job, *, last: bool = False) -> None:
-        """A job that has lost its place waits for another, before the others or after them."""
+        """Queue a job that has lost its place, first or last."""
         self.waiting.insert(len(self.waiting) if last else 0, job)
 
     def now_on(self, nodes: Sequence[Node]) -> None:
-        """The nodes as they are now: some have come, some have gone."""
+        """Replace the nodes: some have come, some have gone."""
         there = self.floor.free
         self.floor.free = {node.id: there.get(node.id) or Free(node) for node in nodes}
 
 
 @dataclass
 class _Held:
-    """What is kept for a job that needs more than comes free at once, from the time when it can begin."""
+    """Room that is kept for a job that needs more than comes free at once, from the time when it can begin."""
 
     begin: float
-    later: Floor  # as it will be then, the job on it
+    later: Floor  # at that time, with the job seated
 
     @classmethod
     def of(cls, job: Job, floor: Floor, running: Iterable[Start]) -> _Held | None:
@@ -336,7 +332,7 @@ class _Held:
         return None
 
     def lets_pass(self, job: Job, seats: Sequence[Place], clock: float) -> bool:
-        """Whether ``job`` is over by then, or leaves the room that is kept."""
+        """Whether ``job`` is over by then, or leaves the kept room free."""
         if clock + job.seconds <= self.begin:
             return True
         before = self.later.copy()
@@ -348,14 +344,14 @@ class _Held:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What became of jobs, by the clock alone."""
+    """The course of a simulation."""
 
     seconds: float  # until the last has ended
     starts: tuple[Start, ...]
 
 
 def simulate(jobs: Iterable[Job], nodes: Iterable[Node]) -> Simulated:
-    """Place jobs in their order as a training does, and let the clock jump from one's end to the next's."""
+    """Place jobs in their order as a training does, with a clock that jumps from end to end."""
     placing = Placing(jobs, nodes)
     starts: list[Start] = []
     ends: list[tuple[float, str]] = []
@@ -373,16 +369,16 @@ def simulate(jobs: Iterable[Job], nodes: Iterable[Node]) -> Simulated:
 
 
 def in_order(jobs: Iterable[Job], nodes: Sequence[Node]) -> list[Job]:
-    """The order in which jobs should begin: the longest first, but where simulations find another that is over earlier.
+    """The order in which jobs should begin: the longest first, unless simulations find an order that ends earlier.
 
-    Each has the job that ended last begin earlier, at a place drawn at random; always the same for the same jobs.
+    Each try moves the job that ended last to an earlier, random place; the same jobs always give the same order.
     """
     order = sorted(jobs, key=lambda job: -job.seconds)
     found, draw = simulate(order, nodes), random.Random(0)
     for _ in range(min(TRIES, SIMULATED // max(1, len(order)))):
         last = max(found.starts, key=lambda start: start.end)
         before = [start.job for start in found.starts if start.begin < last.begin]
-        if not before:  # nothing can be over before the longest is
+        if not before:  # no order ends before the longest job
             break
         other = [job for job in order if job.key != last.job.key]
         other.insert(other.index(draw.choice(before)), last.job)

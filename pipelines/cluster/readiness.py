@@ -1,4 +1,4 @@
-"""Before training on a cluster: wait for nodes that are still to come, and ask each one whether it can train."""
+"""Before training on a cluster: wait for missing nodes, and check that each node can train."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pipelines.cluster import connection, nodes
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Node
 from pipelines.command.errors import UserError, brief, reason
-from pipelines.command.progress import duration, say
+from pipelines.command.progress import becomes, duration, say
 from pipelines.config.benchmarks import Benchmark
 from pipelines.data import datasets
 from pipelines.training import fingerprint
 from pipelines.training.spec import Spec
 
 WAIT = "RAY_WAIT_S"
-WAIT_S = 600.0  # for nodes that an autoscaler brings: a cloud's machine and its image take minutes
+WAIT_S = 600.0  # for nodes of an autoscaler: a cloud takes minutes for a machine and its image
 LOOK_EVERY_S = 2.0
 ANSWER_WITHIN_S = 120.0  # a node imports torch meanwhile, perhaps from a slow disk
 FETCH_S = 3600.0
-SEEN_S = 10.0  # until a file that one node wrote shows on another: NFS remembers what it saw for some seconds
+SEEN_S = 10.0  # until one node's file shows on another: NFS caches for some seconds
 LEAST_FREE = 200 * 10**6  # bytes among a node's temporary files, for Ray's logs and sockets
-COMPARED = ("torch", "pytorch-lightning", "numpy")  # of them, the release
+COMPARED = ("torch", "pytorch-lightning", "numpy")  # their releases must agree
 DECODING = ("pillow", "numpy")  # the same
-ABSENT = "no data yet"  # a node's answer that has the project, and no datasets/ in it
+ABSENT = "no data yet"  # the answer of a node that has the project without its datasets/
 SHARED = "expected a run store that every node shares ($RUN_STORE)"
 
 
@@ -45,7 +46,7 @@ SHARED = "expected a run store that every node shares ($RUN_STORE)"
 def ready(found: Cluster, planned: Sequence[Spec]) -> Iterator[Cluster]:
     """The nodes that can train, once they hold all these trials; UserError where they don't.
 
-    While the block runs, a node that joins is asked by the first work that it gets (``join``).
+    A node that joins during the block is checked when it gets its first work (``join``).
     """
     benchmarks = [trial.benchmark for trial in planned]
     with admitted(awaited(found, benchmarks), lambda: training(planned)) as able:
@@ -55,9 +56,9 @@ def ready(found: Cluster, planned: Sequence[Spec]) -> Iterator[Cluster]:
 
 
 def awaited(found: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
-    """The cluster once it holds each benchmark; UserError for one that it does not hold when the time is over.
+    """The cluster once it holds each benchmark; UserError for a benchmark that it does not hold in time.
 
-    An autoscaler is told what is missing. A cluster that was started here does not grow.
+    An autoscaler gets a request for what is missing. A cluster that was started here does not grow.
     """
     deadline = time.monotonic() + (0.0 if found.address is None else _patience())
     asked = False
@@ -91,7 +92,7 @@ def _patience() -> float:
 
 
 def _lacking(found: Cluster, benchmarks: Collection[Benchmark]) -> tuple[str, Benchmark] | None:
-    """The first benchmark that the cluster does not hold, and why."""
+    """The first benchmark that the cluster does not hold, and the reason."""
     for benchmark in benchmarks:
         try:
             found.require(benchmark)
@@ -101,7 +102,7 @@ def _lacking(found: Cluster, benchmarks: Collection[Benchmark]) -> tuple[str, Be
 
 
 def _request(found: Cluster, benchmark: Benchmark | None) -> None:
-    """Ask the autoscaler, if there is one, for nodes that hold all workers of a trial; None takes it back."""
+    """Request nodes that hold all workers of a trial from the autoscaler, if any; None withdraws the request."""
     from ray.autoscaler.sdk import request_resources
 
     bundles = [] if benchmark is None else [found.need(benchmark).bundle] * benchmark.resources.most
@@ -110,20 +111,20 @@ def _request(found: Cluster, benchmark: Benchmark | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a node must have: the code and the libraries of the driver; to train, its data and its run store, too."""
+    """Requirements of a node: the driver's code and libraries; to train, also its data and its run store."""
 
     code: dict[str, str]  # sha256 by module
     libraries: dict[str, str]  # releases by name
     data: Path = Path()
     digests: dict[str, str] = field(default_factory=dict)  # by dataset
     store: Path | None = None
-    cuda: bool = False  # whether a trial takes GPUs where there are any
-    token: str = field(default_factory=lambda: secrets.token_hex(8))  # names a file in the store, and the answers to it
+    cuda: bool = False  # whether a trial takes GPUs, if there are any
+    token: str = field(default_factory=lambda: secrets.token_hex(8))  # names a file in the store and its answers
     asked: frozenset[str] = frozenset()  # ids of nodes
 
     @property
     def seen(self) -> Path | None:
-        """The file that the driver wrote."""
+        """The file that the driver writes."""
         return None if self.store is None else self.store / "seen" / self.token
 
     def answer(self, node: str) -> Path | None:
@@ -132,7 +133,7 @@ class Question:
 
 
 def training(planned: Sequence[Spec]) -> Question:
-    """What a node is asked that is to train, or to use what was trained."""
+    """The requirements for training and evaluating."""
     data, names = planned[0].data, {trial.benchmark.dataset for trial in planned}
     return Question(
         code=_code(),
@@ -145,15 +146,15 @@ def training(planned: Sequence[Spec]) -> Question:
 
 
 def decoding() -> Question:
-    """What a node is asked that is to decode photographs."""
+    """The requirements for decoding photographs."""
     return Question(code=_code(), libraries=_libraries(DECODING))
 
 
 @contextmanager
 def admitted(found: Cluster, question: Callable[[], Question]) -> Iterator[Cluster]:
-    """The cluster without the nodes that can't do the work, each with a line; UserError where none can.
+    """The cluster without nodes that can't do the work, each with a line; UserError where none can.
 
-    Each node that has a CPU is asked once. A node that has the code and not the data fetches it.
+    Each node with a CPU is asked once. A node that has the code but not the data fetches it.
     """
     if found.address is None:
         yield found
@@ -174,7 +175,7 @@ def admitted(found: Cluster, question: Callable[[], Question]) -> Iterator[Clust
 
 @contextmanager
 def _shown(question: Question) -> Iterator[Question]:
-    """With its file in the store while it may be asked."""
+    """The question, whose file lies in the store during the block."""
     if question.seen is None:
         yield question
         return
@@ -191,7 +192,7 @@ _joined: set[str] = set()  # in a worker process: tokens of the questions that i
 
 
 def join(question: Question | None) -> None:
-    """Runs in a Ray worker process before its work: UnfitError where its node joined later and lacks something."""
+    """Check the own node, in a Ray worker before its work; UnfitError where it joined later and lacks something."""
     if question is None or question.token in _joined or (own := nodes.own()) in question.asked:
         return
     fault = _inspect(question)
@@ -202,7 +203,7 @@ def join(question: Question | None) -> None:
 
 
 def unfit(found: Cluster) -> connection.UnfitError | None:
-    """Ask the nodes that joined later: the first that lacks something, where there is one."""
+    """The first of the nodes that joined later that lacks something; None without one."""
     if found.question is None:
         return None
     known = {*found.question.asked, *found.refused}
@@ -211,7 +212,7 @@ def unfit(found: Cluster) -> connection.UnfitError | None:
 
 
 def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]:
-    """The nodes that can't train, each with the first thing that it lacks."""
+    """The nodes that can't train, each with its first fault."""
     answers = nodes.ask(_inspect, question, among=asked, patience_s=ANSWER_WITHIN_S)
     absent = [node for node, answer in answers if answer == ABSENT]
     if absent:
@@ -220,12 +221,12 @@ def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]
         answers += nodes.ask(_fetch, question, among=absent, patience_s=FETCH_S)
     faults = [(node, _in_words(answer)) for node, answer in answers if answer is not None]
     able = [(node, question.answer(node.id)) for node, answer in answers if answer is None]
-    unseen = (node for node, path in able if path is not None and not _shows(path))
+    unseen = (node for node, path in able if path and not becomes(partial(_lists, path), within_s=SEEN_S))
     return faults + [(node, f"what it writes into {question.store} does not show here; {SHARED}") for node in unseen]
 
 
 def _in_words(answer: str | Exception) -> str:
-    """What a node answered, or why it did not."""
+    """A node's answer, or the reason for none."""
     from ray.exceptions import GetTimeoutError
 
     if isinstance(answer, str):
@@ -235,16 +236,13 @@ def _in_words(answer: str | Exception) -> str:
     return nodes.lacks_module(answer) or f"it can't be asked: {type(answer).__name__}: {reason(answer)}"
 
 
-def _shows(path: Path) -> bool:
-    """Whether a file that another node wrote is there, perhaps a little later."""
-    deadline = time.monotonic() + SEEN_S
-    while not (found := path.name in os.listdir(path.parent)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
+def _lists(path: Path) -> bool:
+    """Whether the folder lists a file; NFS may answer for the file alone from its cache."""
+    return path.name in os.listdir(path.parent)
 
 
 def _inspect(question: Question) -> str | None:
-    """Runs on each node: the first thing that it lacks, ABSENT where that is data to fetch, None where it can train."""
+    """Runs on each node: its first fault, ABSENT where only data is missing, None where it can train."""
     for fault in (_code_fault(question), _store_fault(question), _library_fault(question), _space_fault()):
         if fault:
             return fault
@@ -289,7 +287,7 @@ def _library_fault(question: Question) -> str | None:
 
 
 def _gpu_fault(gpus: int) -> str | None:
-    """Whether torch finds GPUs that Ray was promised: asked outside this process, from which Ray may hide them."""
+    """Whether torch finds the GPUs that Ray counts: asked in another process, since Ray may hide them from this one."""
     import torch
 
     promised = f"Ray has {gpus} GPU{'s' * (gpus > 1)} on it, and"
@@ -308,7 +306,7 @@ def _space_fault() -> str | None:
 
 
 def _fetch(question: Question) -> str | None:
-    """Runs on a node without data: fetch it, and look again."""
+    """Runs on a node without data: fetch it and look again."""
     command = [sys.executable, "-m", "pipelines.fetch", *question.digests]
     done = subprocess.run(command, cwd=question.data.parent, capture_output=True, encoding="utf-8")
     if done.returncode:
@@ -321,7 +319,7 @@ def _code() -> dict[str, str]:
 
 
 def _libraries(names: Iterable[str]) -> dict[str, str]:
-    """Releases without what was built in: a GPU's node has another build of torch."""
+    """Releases, without the local part: a node with GPUs has another build of torch."""
     return {name: _release(name) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""One function called with many arguments in Ray workers, where each call stands alone and can be made again."""
+"""One function called with many arguments in Ray workers; each call stands alone and can be repeated."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def spread(
 ) -> Iterator[tuple[Name, Any]]:
     """Call ``function``, a dotted name, with each tuple of arguments; yields names and results as calls end.
 
-    A call whose worker dies is made again, ``connection.RETRIES`` times, and so is each that is under way when a node
-    has gone: Ray awaits those of a node that is cut off for ever. Each takes ``need`` of a node. At most
-    ``in_flight`` are under way at once, and further ones are taken as those end: their arguments and results need not
-    all fit into memory. ``on`` has the nodes that can do it. Raises what a call raises, as a UserError where it is
-    one, and ends the other calls. ``what`` names the work in an error.
+    A call whose worker dies is repeated, ``connection.RETRIES`` times, and so are running calls when a node is lost,
+    since Ray waits for ever for a node that is cut off. Each takes ``need`` of a node. At most ``in_flight`` calls run
+    at once and further ones are taken as these end: arguments and results need not all fit into memory. ``on`` has the
+    nodes that can do it. Raises the error of a call, a UserError as such, and cancels the others. ``what`` names the
+    work.
     """
     left = iter(calls.items() if isinstance(calls, Mapping) else calls)
     under_way = _Calls[Name](function, what, need, on)
@@ -53,14 +53,14 @@ def spread(
 
 @dataclass(frozen=True, eq=False)
 class Call(Generic[Name]):
-    """One call; no other equals it, as several may have one name."""
+    """One call; equal only to itself, since calls may share a name."""
 
     name: Name
     arguments: tuple[Any, ...]
 
 
 class _Calls(Generic[Name]):
-    """Calls under way, each a task of Ray's, or several where a node has gone."""
+    """Running calls, each with a Ray task, or several after a node was lost."""
 
     def __init__(self, function: str, what: str, need: Need, on: connection.Cluster | None) -> None:
         import ray
@@ -73,13 +73,13 @@ class _Calls(Generic[Name]):
         self.looked = time.monotonic()
 
     def begin(self, call: Call[Name]) -> None:
-        """Have it made wherever there is room."""
+        """Begin a call wherever there is room."""
         options = {**self.need.options, "name": self.what, **(self.on.placing if self.on else {})}
         task = self.remote.options(**options).remote(self.on and self.on.question, self.function, *call.arguments)
         self.tasks[task] = call
 
     def ended(self) -> Iterator[tuple[Name, Any]]:
-        """What ends within a second, perhaps nothing."""
+        """The calls that end within a second, perhaps none."""
         import ray
 
         for task in ray.wait(list(self.tasks), num_returns=1, timeout=1.0)[0]:
@@ -95,7 +95,7 @@ class _Calls(Generic[Name]):
         self._look()
 
     def cancel(self, tasks: Iterable[Any] | None = None) -> None:
-        """End some, or all."""
+        """Cancel some tasks, or all."""
         import ray
 
         for task in list(self.tasks if tasks is None else tasks):
@@ -103,7 +103,7 @@ class _Calls(Generic[Name]):
             del self.tasks[task]
 
     def _look(self) -> None:
-        """Make again what is under way, some time after a node has gone: it may have been there."""
+        """Repeat the running calls some time after a node was lost: they may have run there."""
         now = time.monotonic()
         if self.on is None or not self.alive or now - self.looked < connection.NODES_EVERY_S:
             return
@@ -113,14 +113,14 @@ class _Calls(Generic[Name]):
         due = tuple(node for node, since in self.gone.items() if now - since >= connection.CUT_OFF_S)
         if due:
             self.gone |= dict.fromkeys(due, math.inf)
-            # With another selector of nodes, as Ray may be waiting for a place on one of them: see packing._promised.
+            # Ray may be waiting for a place on a lost node; another selector makes another queue (packing._promised).
             self.on = self.on.without(connection.UnfitError(f"{self.what}: a node is gone", due))
             for call in dict.fromkeys(self.tasks.values()):
                 self.begin(call)
 
 
 def result(task: Any, what: str, on: connection.Cluster | None = None) -> Any:
-    """What a task returns; UserError where it raises one, or its worker is lost."""
+    """The result of a task; UserError where it raises one, or its worker is lost."""
     import ray
 
     try:

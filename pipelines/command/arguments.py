@@ -1,4 +1,4 @@
-"""The command line: argparse, whose errors move no cursor."""
+"""The command line: argparse with printable errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.command.errors import brief
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` that quotes a bad argument in printable characters, and a long one in part."""
+    """An ``ArgumentParser`` that quotes bad arguments in printable characters, and long ones in part."""
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and ``message``, and exit with status 2."""

@@ -17,36 +17,37 @@ from pathlib import Path
 import psutil
 
 from pipelines.command import errors
+from pipelines.command.children import end_children
 
 CHECK_EVERY_S = 0.5
-GRACE_S = 30.0  # for putting things in order; shutting Ray down takes two seconds, or ten on a busy machine
+GRACE_S = 30.0  # to clean up; shutting Ray down takes two seconds, or ten on a busy machine
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-DEALT = 0  # the number of no signal
+DEALT = 0  # no signal has this number
 
 
 class _Interrupt:
-    """Ctrl-C and the like: a KeyboardInterrupt in the main thread, and an end of the process in any case.
+    """Ctrl-C and the like: raises a KeyboardInterrupt in the main thread, and ends the process in any case.
 
-    An exception raised in the middle of a library's work may be swallowed there (an import, a destructor), may leave a
-    lock behind that another thread waits for, or never be raised, where C code does not return. So a thread enforces
-    the end. A second signal, as make and the terminal may both send one, does not disturb the handling of the first.
+    The exception may be swallowed within a library (an import, a destructor), leave behind a lock that another thread
+    waits for, or never be raised while C code runs. So a thread enforces the end. A second signal, since make and the
+    terminal may both send one, does not disturb the handling of the first.
     """
 
     def __init__(self) -> None:
         self.raised = False
-        # A pipe. Python's own C code writes the number of each signal to it, whoever handles the signal (while Ray
-        # starts, Ray does) and whenever.
+        # A pipe. Python's C code writes the number of each signal to it at once, whoever handles the signal: while Ray
+        # starts, Ray does.
         self.pipe: int | None = None
 
     def answer(self, number: int, frame: object) -> None:
-        """Handle a signal. It may interrupt a thread that holds any lock, so it takes none."""
+        """Handle a signal. It takes no lock: it may interrupt a thread that holds one."""
         errors.asked_to_end(number)
         if not self.raised:
             self.raised = self.pipe is not None
             raise KeyboardInterrupt
 
     def bound(self) -> None:
-        """From now on, no end of this process takes longer than ``GRACE_S`` from the signal that asks for it."""
+        """From now on, this process ends within ``GRACE_S`` of the signal that asks for it."""
         if self.pipe is None:
             asked, self.pipe = os.pipe()
             os.set_blocking(self.pipe, False)
@@ -54,7 +55,7 @@ class _Interrupt:
             threading.Thread(target=self._enforce, args=(asked,), daemon=True, name="end").start()
 
     def deal(self) -> None:
-        """The command goes on: a later signal is the first."""
+        """The command goes on: a later signal counts as the first."""
         if self.pipe is not None:
             self.raised = False
             os.write(self.pipe, bytes([DEALT]))
@@ -80,19 +81,19 @@ dealt_with = _interrupt.deal
 
 
 def heed(*signals: signal.Signals) -> None:
-    """Make each of ``signals`` end this process as Ctrl-C does; nothing outside the main thread."""
+    """Make each of ``signals`` end this process as Ctrl-C does; does nothing outside the main thread."""
     if threading.current_thread() is threading.main_thread():
         for one in signals:
             signal.signal(one, _interrupt.answer)
 
 
 def follow() -> None:
-    """End this process (as Ctrl-C would) once the DVC or the make that started it is gone.
+    """End this process as Ctrl-C would, once the DVC or make that started it is gone.
 
-    For a command's ``main``: from here on Ctrl-C, SIGTERM and SIGUSR1 end it within ``GRACE_S``, whatever it is doing.
+    For a command's ``main``: from here on, Ctrl-C, SIGTERM and SIGUSR1 end it within ``GRACE_S``.
     """
     _interrupt.bound()
-    heed(signal.SIGTERM, signal.SIGUSR1)  # a stopped job gets the first, and is killed three seconds later
+    heed(signal.SIGTERM, signal.SIGUSR1)  # a stopped Ray job gets SIGTERM, and SIGKILL three seconds later
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         heed(signal.SIGINT)
     names = [name for name, sign in (("dvc", "DVC_STAGE"), ("make", "MAKELEVEL")) if sign in os.environ]
@@ -104,13 +105,6 @@ def follow() -> None:
         raise KeyboardInterrupt
     if leader is not None:
         threading.Thread(target=_watch, args=(leader,), daemon=True, name="follow").start()
-
-
-def end_children(*, but: Sequence[psutil.Process] = ()) -> None:
-    """Kill the descendants of this process."""
-    for process in set(psutil.Process().children(recursive=True)) - set(but):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 def _runs(process: psutil.Process, names: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ from typing import NoReturn
 USER_ERROR = 2  # exit status of every error that a user can mend
 LONGEST_LINE = 500  # characters of an error
 PREEMPTED = 75  # exit status: run the same command again, perhaps elsewhere (EX_TEMPFAIL)
-UNREAD = 128 + signal.SIGPIPE  # as a shell reports a command whose output nobody reads any more
+UNREAD = 128 + signal.SIGPIPE  # a shell's status for a command whose output has no reader
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (
     errno.EISDIR,
@@ -29,75 +29,77 @@ REFUSED = (
     errno.EIO,
     errno.ENAMETOOLONG,
 )
-TORCH_MEMORY = "can't allocate memory"  # within a RuntimeError of its own
+TORCH_MEMORY = "can't allocate memory"  # text of torch's RuntimeError
 SHORT = "not enough memory; expected more of it free, or allowed (ulimit -v)"
-ENDINGS = {  # exit status and line of a command that a signal has ended; those of SIGINT for all others
+ENDINGS = {  # exit status and line by signal; SIGINT's for all others
     signal.SIGINT: (130, "interrupted; the same command continues where this one stopped"),
     signal.SIGUSR1: (PREEMPTED, "ended by SIGUSR1; the same command goes on at its last checkpoint"),
 }
-_ended_by: list[int] = []  # the signals that have asked this process to end
+_ended_by: list[int] = []  # signals that asked this process to end
 
 
-def printable(text: str) -> str:
-    """``text`` on one line that moves no cursor: unprintable characters become backslash escapes.
+def printable(text: str, fits: Callable[[str], bool] = str.isprintable) -> str:
+    """``text`` on one line without control characters: unprintable ones become backslash escapes.
 
-    For names that others chose: files, classes, hosts, the answers of servers.
+    For text from elsewhere: names of files, classes and hosts, answers of servers.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if fits(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def brief(text: str, most: int = 100) -> str:
-    """``text`` for a message: ``printable``, its middle left out where it is longer than ``most`` characters."""
+    """``text`` for a message: ``printable``, and at most ``most`` characters; the middle is left out."""
     shown, half = printable(text), most // 2 - 1
     return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
 
 
 def reason(error: BaseException, most: int = 120) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """The first line of an error's text, or its type where it has no text."""
     lines = str(error).splitlines()
     return brief(lines[0], most) if lines else type(error).__name__
 
 
 class UserError(Exception):
-    """A problem with the input or the surroundings; its text is the whole line a user reads.
+    """A problem with the input or the surroundings; its text is the whole line for the user.
 
-    Names in it may be of any length and hold anything: it is made ``brief``.
+    It is made ``brief``: names in it may have any length and any characters.
     """
 
-    status: int = USER_ERROR  # of a command that it ends
+    status: int = USER_ERROR  # exit status of a command that it ends
 
     def __init__(self, line: str, *more: object) -> None:
         super().__init__(brief(line, LONGEST_LINE), *more)
 
+    def __str__(self) -> str:
+        return self.fact
+
     @property
     def fact(self) -> str:
-        """The line without its advice, for a caller that deals with the error in another way."""
-        return str(self)
+        """The line without advice, for a caller that handles the error in another way."""
+        return str(self.args[0])
 
 
 class AdvisedError(UserError):
-    """What happened, and what a user can do about it."""
+    """A fact, and advice to the user."""
 
     def __init__(self, fact: str, advice: str, *more: object) -> None:
         super().__init__(fact, advice, *more)
 
     def __str__(self) -> str:
-        return f"{self.args[0]}; {self.args[1]}"
+        return f"{self.fact}; {self.args[1]}"
 
-    @property
-    def fact(self) -> str:
-        """What happened."""
-        return str(self.args[0])
+
+class HeldError(AdvisedError):
+    """A lock that another live process holds."""
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Run a command's ``main``; what a user can mend becomes one line, and so does Ctrl-C.
+    """Run a command's ``main``; a mendable error ends it with one line, and so does Ctrl-C.
 
-    That is a ``UserError``, a disk that is full or refuses, a want of memory. Where the reader of the output has gone
-    (``| head``), the command ends without a word.
+    Mendable are a ``UserError``, a full or refusing disk, and too little memory. Where the output's reader is gone
+    (``| head``), the command ends silently.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is escaped, too
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         if signal.getsignal(signal.SIGINT) is end_early:
@@ -106,7 +108,7 @@ def guard(main: Callable[[], None]) -> None:
         main()
         print(end="", flush=True)
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # a pipe that nobody reads any more
+        with contextlib.suppress(OSError):  # a pipe without a reader
             print(end="", flush=True)
         end_interrupted()
     except Exception as error:
@@ -121,7 +123,7 @@ def guard(main: Callable[[], None]) -> None:
 
 
 def mendable(error: Exception) -> str | None:
-    """The line for the user about what can be mended; None for a bug of ours."""
+    """The line for the user about a mendable error; None for a bug of ours."""
     if isinstance(error, UserError):
         return str(error)
     if not isinstance(error, OSError):
@@ -137,7 +139,7 @@ def mendable(error: Exception) -> str | None:
 
 def fail(line: str, status: int) -> NoReturn:
     """Print ``error: line`` and exit with ``status``."""
-    with contextlib.suppress(OSError):  # each stream may be a pipe that nobody reads any more
+    with contextlib.suppress(OSError):  # each stream may be a pipe without a reader
         print(end="", flush=True)
     with contextlib.suppress(OSError):
         print(f"error: {printable(line)}", file=sys.stderr, flush=True)
@@ -145,7 +147,7 @@ def fail(line: str, status: int) -> NoReturn:
 
 
 def _unread() -> bool:
-    """Whether output goes to a pipe whose reader has gone; other pipes and connections break, too."""
+    """Whether output goes to a pipe without a reader: other pipes and connections may break, too."""
     poll = select.poll()
     for stream in filter(None, (sys.stdout, sys.stderr)):
         poll.register(stream, 0)
@@ -153,7 +155,7 @@ def _unread() -> bool:
 
 
 def _drop_unwritable() -> None:
-    """Leave nothing in a stream that can't be written, or Python complains of it at its very end."""
+    """Empty streams that can't be written, or Python would complain about them at exit."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -162,33 +164,33 @@ def _drop_unwritable() -> None:
 
 
 def await_preemption() -> None:
-    """From now on SIGUSR1, by which schedulers take a machine away, ends the process with ``PREEMPTED`` and a line."""
+    """From now on SIGUSR1, by which schedulers preempt, ends the process with ``PREEMPTED`` and a line."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
         signal.signal(signal.SIGUSR1, end_early)
 
 
 def asked_to_end(number: int) -> None:
-    """Remember that a signal has asked this process to end: the first decides its exit status."""
+    """Record a signal that asks this process to end: the first decides its exit status."""
     _ended_by.append(number)
 
 
 def preempted() -> bool:
-    """Whether the process is to end because its machine is taken away."""
+    """Whether the process is ending because its machine is taken away."""
     return _ended_by[:1] == [signal.SIGUSR1]
 
 
 def end_early(number: int, frame: FrameType | None) -> None:
-    """Answer a signal that comes when there is nothing to put in order: end the process at once."""
+    """Handle a signal that comes when nothing needs cleaning up: end the process at once."""
     asked_to_end(number)
     end_interrupted()
 
 
 def end_interrupted() -> NoReturn:
-    """Print a line and end the process at once: at a usual exit Python and libraries wait for threads."""
+    """Print a line and end the process at once: a usual exit waits for threads of libraries."""
     status, line = ENDINGS[signal.SIGUSR1 if preempted() else signal.SIGINT]
     try:
         shown = sys.stderr.fileno()
-        if select.select([], [shown], [], 0)[1]:  # or it would wait for the reader of a full pipe
+        if select.select([], [shown], [], 0)[1]:  # a full pipe would block
             os.write(shown, f"error: {line}\n".encode())
     finally:
         os._exit(status)

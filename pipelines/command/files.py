@@ -1,6 +1,6 @@
 """Files and folders: written in one step, and read so that every fault is one line.
 
-Only a regular file is opened: who opens a FIFO may wait for ever.
+Only regular files are opened: opening a FIFO may block for ever.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import IO, Any, BinaryIO, cast
 from pipelines.command.errors import FULL, UserError
 
 FILE_KINDS = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-TEMPORARY = "writing"  # in the name of a file that is not whole yet
-SEAL = b"\nsha256 "  # comes before the digest at the end of a sealed file
+TEMPORARY = "writing"  # in the names of unfinished files
+SEAL = b"\nsha256 "  # stands before the digest at the end of a sealed file
 SHA256_DIGITS = 64
-PIECE_BYTES = 2**20  # of a file that is hashed
+PIECE_BYTES = 2**20  # hashed at a time
 
 
 class DamagedError(UserError):
-    """A file that is not what was written: it must not go on as a result."""
+    """A file with other contents than were written, which must not count as a result."""
 
 
 class MissingError(DamagedError):
-    """A file that is not there."""
+    """A missing file."""
 
 
 def intruder(path: Path) -> str | None:
-    """What stands at ``path`` in the place of a file; None for a file, and for nothing or a link to nothing."""
+    """What stands at ``path`` in place of a file; None for a file, for nothing, and for a link to nothing."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -46,7 +46,7 @@ def intruder(path: Path) -> str | None:
 
 
 def expect_file(path: Path) -> None:
-    """Raise ``UserError`` where something else than a file stands at ``path``; nothing may."""
+    """Raise ``UserError`` where something other than a file stands at ``path``; it may be free."""
     other = intruder(path)
     if other is not None:
         raise UserError(f"{path}: {other} stands where a file belongs; move it away")
@@ -61,7 +61,7 @@ def remove(path: Path) -> None:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Rename the folder ``new`` to ``final``; the old one goes only once the new one is in its place."""
+    """Rename the folder ``new`` to ``final``; the old folder goes once the new one is in place."""
     old = _old(final)
     remove(old)
     if final.is_dir() and not final.is_symlink():
@@ -73,7 +73,7 @@ def replace_folder(new: Path, final: Path) -> None:
 
 
 def restore_folder(final: Path) -> None:
-    """Put the old folder back where a replacement was killed between its two renames; remove it elsewhere."""
+    """Put back the old folder where a replacement was killed between its renames; otherwise remove it."""
     old = _old(final)
     if old.is_dir() and not os.path.lexists(final):
         old.rename(final)
@@ -85,7 +85,7 @@ def _old(final: Path) -> Path:
 
 
 def require_folder(path: Path) -> None:
-    """Make ``path`` if it is not there; UserError unless it then is a folder that can be written to."""
+    """Make ``path`` if it is missing; UserError unless it then is a writable folder."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -102,9 +102,9 @@ def require_folder(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
-    """Replace ``path`` in one step, so that a reader sees the old or the new whole.
+    """Replace ``path`` in one step: a reader sees the old or the new contents as a whole.
 
-    Also after a crash of the machine, unless it is not ``lasting``: to wait for the disk takes long on shared storage.
+    With ``lasting`` also after a crash of the machine, which means waiting for the disk: long on shared storage.
     """
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), lasting=lasting)
 
@@ -117,7 +117,7 @@ def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
 
 @contextmanager
 def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on a clean exit it takes that name, otherwise it goes."""
+    """Yield a temporary path beside ``path``; after the block it takes that name, or goes where the block failed."""
     require_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{TEMPORARY}.{socket.gethostname()}.{os.getpid()}")
     try:
@@ -134,9 +134,9 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def sealing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write to; on a clean exit it replaces ``path``, followed by the digest of what was written.
+    """Yield a file to write to; after the block it replaces ``path``, ending in the digest of its contents.
 
-    torch.load and unzip read the result as they would without.
+    torch.load and unzip ignore the digest.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         hashing = _Hashing(file)
@@ -146,7 +146,7 @@ def sealing(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Hashing:
-    """The part of a file's interface that torch.save needs, hashing what it writes."""
+    """The part of a file's interface that torch.save needs; hashes what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sum = file, hashlib.sha256()
@@ -160,14 +160,14 @@ class _Hashing:
 
 
 def check_seal(path: Path) -> None:
-    """DamagedError unless ``path`` ends in the digest of what comes before."""
+    """DamagedError unless ``path`` ends in the digest of its contents."""
     with reading_sealed(path):
         pass
 
 
 @contextmanager
 def reading_sealed(path: Path) -> Iterator[BufferedReader]:
-    """A file that ends in the digest of what comes before, open at its beginning; DamagedError for any other."""
+    """A sealed file, open at its beginning; DamagedError for a missing file or any other."""
     with reading(path) as file:
         left = os.fstat(file.fileno()).st_size - len(SEAL) - SHA256_DIGITS
         seen = hashlib.sha256()
@@ -181,7 +181,7 @@ def reading_sealed(path: Path) -> Iterator[BufferedReader]:
 
 
 def set_aside(path: Path) -> None:
-    """Rename ``path``, whatever it is, to ``<name>.damaged``, for a person to look at; replaces an earlier one."""
+    """Rename ``path``, whatever it is, to ``<name>.damaged``, for a person to look at; replaces an older one."""
     if os.path.lexists(path):
         kept = path.with_name(f"{path.name}.damaged")
         remove(kept)
@@ -190,7 +190,7 @@ def set_aside(path: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BufferedReader]:
-    """A regular file, open; DamagedError for what is missing, something else or unreadable; no pipe is waited for."""
+    """A regular file, open; DamagedError for anything missing, different or unreadable; waits for no pipe."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -209,7 +209,7 @@ def reading(path: Path) -> Iterator[BufferedReader]:
 
 
 def hashed(path: Path, algorithm: str, advance: Callable[[int], object] = lambda amount: None) -> str:
-    """The digest of a file in hexadecimal; ``advance`` is called with the bytes of each piece."""
+    """The hexadecimal digest of a file; ``advance`` gets the size of each piece."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
@@ -219,7 +219,7 @@ def hashed(path: Path, algorithm: str, advance: Callable[[int], object] = lambda
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file; DamagedError where there is none. Hashed once, as long as it is not written to."""
+    """The sha256 of a file; DamagedError without one. An unchanged file is hashed once."""
     with reading(path) as file:
         about = os.fstat(file.fileno())
         version = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
@@ -257,7 +257,7 @@ def _parsed(path: Path, kind: type, expected: str) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, [] when there is none; a last line without an end is one still being written."""
+    """The objects of a .jsonl file, none where it is missing; a last line without an end is still being written."""
     try:
         with reading(path) as file:
             text = file.read()

@@ -1,4 +1,4 @@
-"""Locks between processes, by ``flock``: the kernel releases one when its process dies, however it dies."""
+"""Locks between processes, by ``flock``: the kernel releases a lock when its process dies."""
 
 from __future__ import annotations
 
@@ -6,49 +6,38 @@ import fcntl
 import os
 import socket
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pipelines.command.errors import FULL, AdvisedError, UserError
+from pipelines.command.errors import FULL, HeldError, UserError
 from pipelines.command.files import require_folder
-
-POLL_S = 0.2
-
-
-class HeldError(AdvisedError):
-    """A lock that another live process holds."""
+from pipelines.command.progress import becomes
 
 
 @contextmanager
 def held(
     path: Path, what: str, *, patience_s: float = 30.0, waiting: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
-    """Hold the file ``path`` alone while the block does ``what``; its folder is made if need be.
+    """Hold the file ``path`` alone while the block does ``what``; makes its folder if need be.
 
-    Raises HeldError when another live process holds it longer than ``patience_s``: a killed run's children need a
-    moment to follow it, anything longer is a second run of the same thing. ``waiting`` is called before a wait begins.
-    Raises UserError where ``path`` can't be a lock.
+    Raises HeldError when another process holds it longer than ``patience_s``: a killed run's children need a moment to
+    end, anything longer is a second run. ``waiting`` is called before a wait. Raises UserError where ``path`` can be no
+    lock.
     """
     require_folder(path.parent)
     with _open(path) as file:
         if not _taken(file):
             waiting()
-            _wait(file, time.monotonic() + patience_s, f"{what} is already being run by process")
+            if not becomes(lambda: _taken(file), within_s=patience_s):
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise HeldError(f"{what} is already being run by process {holder}", "wait for it or end it")
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
-
-
-def _wait(file: IO[str], deadline: float, line: str) -> None:
-    while not _taken(file):
-        if time.monotonic() > deadline:
-            file.seek(0)
-            raise HeldError(f"{line} {file.read().strip() or 'unknown'}", "wait for it or end it")
-        time.sleep(POLL_S)
 
 
 def _taken(file: IO[str]) -> bool:
@@ -60,7 +49,7 @@ def _taken(file: IO[str]) -> bool:
 
 
 def _open(path: Path) -> IO[str]:
-    """Open or make it, for all who may write in its folder; UserError for what is no file."""
+    """Open or make the file, writable for all who may write in its folder; UserError for anything else."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:

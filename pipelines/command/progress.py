@@ -1,4 +1,4 @@
-"""Progress of anything that takes time."""
+"""The progress of work, as bars or as lines of a log."""
 
 from __future__ import annotations
 
@@ -31,13 +31,21 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def becomes(condition: Callable[[], bool], *, within_s: float, every_s: float = 0.2) -> bool:
+    """Whether ``condition`` holds within so many seconds."""
+    deadline = time.monotonic() + within_s
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(every_s)
+    return holds
+
+
 def say(line: str) -> None:
-    """Print a line of the log at once; workers' messages may hold any characters."""
+    """Print a line of the log at once; the line may hold any characters."""
     print(printable(line), flush=True)
 
 
 class Board:
-    """A line for each thing in progress: rewritten in place on a terminal, elsewhere printed at times."""
+    """A line for each running thing: rewritten in place on a terminal, printed at times elsewhere."""
 
     def __init__(self) -> None:
         self.live = sys.stdout.isatty()
@@ -60,7 +68,7 @@ class Board:
             self.last = lines
 
     def say(self, line: str) -> None:
-        """Print a line that stays, above those that are rewritten."""
+        """Print a line that stays, above the rewritten ones."""
         self._erase()
         say(line)
 
@@ -72,9 +80,9 @@ class Board:
 
 @contextmanager
 def counting(label: str, total: int | None, unit: str = "MB") -> Iterator[Advance]:
-    """Yield a function to call with each amount done: it moves a bar on a terminal, elsewhere prints a line at times.
+    """Yield a function that adds an amount of work: it moves a bar on a terminal, and prints a line at times elsewhere.
 
-    Amounts are bytes where ``unit`` is MB, otherwise counts; ``total`` is None where the end is not known.
+    Amounts are bytes where ``unit`` is MB, otherwise counts; ``total`` may be unknown.
     """
     if sys.stderr.isatty():
         with _bar(label, total, unit) as advance:

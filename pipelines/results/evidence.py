@@ -1,8 +1,8 @@
-"""Evidence: the figures of a benchmark's trials at one budget, of this checkout or committed from wherever they ran.
+"""Evidence: the figures of a benchmark's trials at one budget, from this checkout or committed.
 
-``results/evidence/<benchmark>.json`` has one object a budget: the configuration that was trained, the protocol, the
-provenance, and for each seed its errors, learning curve and confusion matrix. Claims, deviations and remarks stand in
-models/*.yaml alone. ``pipelines.publish`` writes these files.
+``results/evidence/<benchmark>.json`` has one object a budget: the trained configuration, the protocol, the provenance,
+and for each seed its errors, learning curve and confusion matrix. Claims, deviations and remarks are only in
+models/*.yaml. ``pipelines.publish`` writes these files.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pipelines.results.words import commit, each, versions
 EVIDENCE = Path("results/evidence")
 HERE, COMMITTED = "this checkout", "committed"  # origins
 MOST_POINTS = 100  # of a learning curve
-WIDEST = 30  # classes of a confusion matrix that fits a page and a file
+WIDEST = 30  # the most classes of a matrix on the page and in a file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A learning curve, one value an epoch, or fewer; null where a loss is no number."""
+    """A learning curve, at most one value an epoch; null for a loss that is no number."""
 
     epoch: tuple[float, ...]
     loss: tuple[float | None, ...]
@@ -50,13 +50,13 @@ class Seed:
     """One evaluated trial."""
 
     error: float  # % of the whole test split
-    claimed_error: float | None  # % of the images of the claim, where those are others
+    claimed_error: float | None  # % of the images of the claim, where these are not the test split
     at_chance: bool
     wall_s: float | None
     curve: Curve | None
     confusion: tuple[tuple[int, ...], ...] | None  # rows actual, columns predicted
     top5_error: float | None = None  # % of the whole test split
-    precision: str | None = None  # where it is another than that of the evidence's config
+    precision: str | None = None  # where the evidence's config has another
 
     def __post_init__(self) -> None:
         for error in (self.error, self.claimed_error or 0.0, self.top5_error or 0.0):
@@ -69,7 +69,7 @@ class Seed:
             require(agrees, f"confusion has {right} of {images} right; expected an error of {self.error:.2f} %")
 
     def figure(self, metric: str, *, tested: bool = False) -> float:
-        """The figure that is compared with the claim, or with ``tested`` that of the whole test split."""
+        """The figure to compare with the claim; with ``tested`` that of the whole test split."""
         if metric == TOP5:
             assert self.top5_error is not None
             return self.top5_error
@@ -79,7 +79,7 @@ class Seed:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the trials of one benchmark showed at one budget."""
+    """The outcome of one benchmark's trials at one budget."""
 
     origin: str
     budget: str
@@ -113,7 +113,7 @@ class Evidence:
 
     @property
     def by_precision(self) -> dict[str, list[str]]:
-        """The seeds by the arithmetic of their training: a cluster's machines may have begun some in another."""
+        """The seeds by the precision of their training: machines of a cluster may have begun some in another."""
         found: dict[str, list[str]] = {}
         for name, seed in self.seeds.items():
             found.setdefault(seed.precision or self.config["recipe"]["precision"], []).append(name)
@@ -121,13 +121,13 @@ class Evidence:
 
     @property
     def precision(self) -> str:
-        """In words, with the seeds where there are two."""
+        """The precision in words, with the seeds where there are two."""
         found = self.by_precision
         named = (f"{one} ({'seeds' if len(of) > 1 else 'seed'} {', '.join(of)})" for one, of in found.items())
         return ", ".join(found if len(found) == 1 else named)
 
     def changed(self, benchmark: Benchmark) -> str | None:
-        """Where the benchmark is no longer what was trained and tested, in words; None where it still is."""
+        """How the benchmark differs from the trained and tested one, in words; None where it does not."""
         if self.budget not in benchmark.budgets:
             return f"its budget {self.budget} is gone"
         keys, on = ("config", "protocol", "claimed_on"), benchmark.evaluation
@@ -141,7 +141,7 @@ KEYS = tuple(Curve.__annotations__)
 
 
 def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
-    """The evidence of trials that this checkout has evaluated; ``on`` are the images of the claim."""
+    """The evidence of this checkout's evaluated trials; ``on`` are the images of the claim."""
     results = [trial.result for trial in outcome.trials]
     speeds = [float(result["images_per_s"]) for result in results if result.get("images_per_s") is not None]
     return Evidence(
@@ -167,19 +167,19 @@ def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
 
 
 def seeds_of(outcome: Outcome) -> dict[str, Seed]:
-    """The trials of an outcome, by seed."""
+    """The trials of an outcome by seed."""
     usual = _precision(outcome.trials[0])
     return {str(trial.seed): _seed(trial, usual) for trial in outcome.trials}
 
 
 def _precision(trial: Trial) -> str | None:
-    """None of a trial whose result is gone, whose evaluation MLflow still shows."""
+    """The precision of a trial; None where its result is gone."""
     found: str | None = trial.result.get("config", {}).get("recipe", {}).get("precision")
     return found
 
 
 def _seed(trial: Trial, usual: str | None) -> Seed:
-    """A trial with its curve thinned out; the matrix of many classes would take more than all else."""
+    """A trial with a thinned curve, and without its matrix where that has many classes."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
     lines = [{key: reader.short(trial.curve[i].get(key)) for key in KEYS} for i in at]
     top5 = trial.metrics.get("top5_error")
@@ -196,7 +196,7 @@ def _seed(trial: Trial, usual: str | None) -> Seed:
 
 
 def read(names: Iterable[str], folder: Path = EVIDENCE) -> dict[str, list[Evidence]]:
-    """The committed evidence of these benchmarks, one a budget, where there is any; UserError names a bad file."""
+    """The committed evidence of these benchmarks, one a budget; UserError names a bad file."""
     paths = {name: folder / f"{name}.json" for name in names}
     return {
         name: [
@@ -209,7 +209,7 @@ def read(names: Iterable[str], folder: Path = EVIDENCE) -> dict[str, list[Eviden
 
 
 def text(bodies: Mapping[str, Evidence]) -> str:
-    """The file of one benchmark, for the evidence of each budget: an object a key a line, a list on one line."""
+    """The evidence file of one benchmark: one key a line, each list on one line."""
     found = {budget: plain(body) for budget, body in sorted(bodies.items())}
     for body in found.values():
         del body["origin"], body["budget"]

@@ -1,4 +1,4 @@
-"""Which test images are kept behind the cells of several seeds' confusion matrices, and at which size."""
+"""The test images that are kept behind the cells of several seeds' confusion matrices, and their size."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Positions = NDArray[np.int64]
 
 
 def behind(cells: NDArray[np.int64], a_cell: int = A_CELL) -> Positions:
-    """Positions, rising, of ``a_cell`` images of each cell of each seed, or of all that the cell has.
+    """Rising positions of ``a_cell`` images of each cell of each seed, or of all images of the cell.
 
     ``cells`` (S, N) holds the number of a cell for each of S seeds and N images. Images that many seeds put into the
-    cell come first, then the first of the file: so few images serve all seeds.
+    cell come first, then those early in the file, so that few images serve all seeds.
     """
     kept = np.zeros(cells.shape[1], dtype=bool)
     for mine in cells:
@@ -31,9 +31,9 @@ def behind(cells: NDArray[np.int64], a_cell: int = A_CELL) -> Positions:
 
 
 def bounded(actual: NDArray[np.int64], predicted: NDArray[np.int64], classes: int, most: int = MOST_KEPT) -> Positions:
-    """The same for ``actual`` (N,) and ``predicted`` (S, N), at most ``most`` images, with fewer of a cell if need be.
+    """The same for ``actual`` (N,) and ``predicted`` (S, N), but at most ``most`` images: fewer of a cell if need be.
 
-    Where even one image of each cell is too many, those of the commonest errors.
+    Where even one image of each cell is too many, the commonest errors keep theirs.
     """
     cells = actual * classes + predicted
     for a_cell in range(A_CELL, 0, -1):
@@ -47,6 +47,6 @@ def bounded(actual: NDArray[np.int64], predicted: NDArray[np.int64], classes: in
 
 
 def shape(image: Sequence[int]) -> tuple[int, int, int]:
-    """The shape (C, h, w) in which an image (C, H, W) is kept."""
+    """The shape (C, h, w) of a kept image (C, H, W)."""
     channels, height, width = image
     return (channels, height, width) if max(height, width) <= KEPT_SIDE else (channels, KEPT_SIDE, KEPT_SIDE)

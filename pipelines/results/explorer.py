@@ -14,11 +14,12 @@ import numpy as np
 
 from pipelines.config.values import plain
 from pipelines.results import evidence
+from pipelines.results.arrays import Array
 from pipelines.results.evidence import KEYS, WIDEST, Seed
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
-from pipelines.results.reader import Array, ClassifiedExamples, Outcome, per_class
+from pipelines.results.reader import ClassifiedExamples, Outcome, per_class
 
 MOST_CONFUSIONS = 40  # listed where the classes are too many for a matrix
 ARTIFACT_BYTES = 400_000  # of the images in an artifact of MLflow, encoded
@@ -26,7 +27,7 @@ ARTIFACT_BYTES = 400_000  # of the images in an artifact of MLflow, encoded
 
 @dataclass(frozen=True, kw_only=True)
 class Net:
-    """One body of evidence as the explorer shows it."""
+    """One body of evidence in the explorer."""
 
     dataset: str
     protocol: str
@@ -37,19 +38,19 @@ class Net:
 
     @classmethod
     def of(cls, outcome: Outcome, claimed_error: float | None) -> Net:
-        """What this checkout has evaluated."""
+        """A benchmark that this checkout has evaluated."""
         about = {"dataset": outcome.dataset, "protocol": outcome.protocol, "classes": outcome.classes}
         return cls(**about, seeds=evidence.seeds_of(outcome), claimed_error=claimed_error, outcome=outcome)  # type: ignore[arg-type]
 
 
 def artifact(*, title: str, facts: Mapping[str, str], outcome: Outcome, claimed_error: float | None) -> str:
-    """One benchmark's explorer as a page of its own, with ``facts`` in their order under the title."""
+    """One benchmark's explorer as a page of its own, with ``facts`` under the title."""
     found = data({title: Net.of(outcome, claimed_error)}, budget=ARTIFACT_BYTES)
     return render("explorer.html", title=title, facts=facts, data=found, a_cell=found["a_cell"])
 
 
 def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[str, Any]:
-    """All that the script needs, in plain types; the images take at most ``budget`` bytes, or one of each cell."""
+    """The data of the script, in plain types; images take at most ``budget`` bytes, or one of each cell."""
     wanted = {name: _wanted(net.outcome) if net.outcome else None for name, net in nets.items()}
     by_dataset: dict[str, list[ClassifiedExamples]] = {net.dataset: [] for net in nets.values()}
     for name, kept in wanted.items():
@@ -59,7 +60,7 @@ def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[s
         "columns": images.COLUMNS,
         "most": images.MOST_SHOWN,
         "a_cell": a_cell,
-        "sheets": {name: _tiles(sheet) for name, sheet in sheets.items()},
+        "sheets": {name: vars(sheet) for name, sheet in sheets.items()},
         "benchmarks": [
             {"name": name, **_shown(net), "examples": _behind(wanted[name], a_cell, sheets[net.dataset], net.seeds)}
             for name, net in nets.items()
@@ -71,9 +72,7 @@ def _shown(net: Net) -> dict[str, Any]:
     compared = {seed: one.claimed_error for seed, one in net.seeds.items() if one.claimed_error is not None}
     curves = {seed: plain(one.curve) if one.curve else dict.fromkeys(KEYS, ()) for seed, one in net.seeds.items()}
     matrices = {seed: one.confusion for seed, one in net.seeds.items() if one.confusion}
-    trials = net.outcome.trials if net.outcome else ()
-    figures = {str(trial.seed): trial.per_class for trial in trials}
-    figures = figures or {seed: per_class(np.array(matrix)) for seed, matrix in matrices.items()}
+    counts = {str(trial.seed): trial.confusion for trial in net.outcome.trials} if net.outcome else matrices
     return {
         "dataset": net.dataset,
         "protocol": net.protocol,
@@ -83,13 +82,13 @@ def _shown(net: Net) -> dict[str, Any]:
         "errors": {seed: one.error for seed, one in net.seeds.items()},
         "compared_errors": compared or None,  # on the images of the claim
         "curves": curves,
-        "per_class": figures,
+        "per_class": {seed: per_class(np.array(matrix)) for seed, matrix in counts.items()},
         **({"matrices": matrices} if matrices or not net.outcome else {"confusions": _commonest(net.outcome)}),
     }
 
 
 def _commonest(outcome: Outcome) -> list[list[int]]:
-    """The cells off the diagonal with the highest counts over all seeds: [actual, predicted, count]."""
+    """The most frequent confusions over all seeds: [actual, predicted, count]."""
     total: Array = np.sum([trial.confusion for trial in outcome.trials], axis=0)
     np.fill_diagonal(total, 0)
     order = np.argsort(-total, axis=None, kind="stable")[:MOST_CONFUSIONS]
@@ -98,7 +97,7 @@ def _commonest(outcome: Outcome) -> list[list[int]]:
 
 
 def _wanted(outcome: Outcome) -> ClassifiedExamples | None:
-    """The examples that a reader can reach: all of them, or those of the listed confusions."""
+    """The examples that the page can show: all of them, or those of the listed confusions."""
     kept, count = outcome.examples, len(outcome.classes)
     if kept is None or count <= WIDEST:
         return kept
@@ -106,19 +105,13 @@ def _wanted(outcome: Outcome) -> ClassifiedExamples | None:
     return kept.part(np.flatnonzero(np.isin(kept.actual * count + kept.predicted, cells).any(axis=0)))
 
 
-def _tiles(sheet: Sheet) -> dict[str, Any]:
-    """A sheet, and for each of its tiles the position in the test file and the class that it shows."""
-    size = {"source": sheet.source, "width": sheet.width, "height": sheet.height}
-    return {**size, "index": list(sheet.places), "actual": list(sheet.actual)}
-
-
 def _behind(found: ClassifiedExamples | None, a_cell: int, sheet: Sheet, seeds: Iterable[str]) -> dict[str, Any] | None:
-    """The tiles of a benchmark's examples, with each seed's answer and its confidence in %."""
+    """The tiles of a benchmark's examples, with each seed's answer and confidence in %."""
     if found is None:
         return None
     kept = images.shown(found, a_cell)
     return {
-        "tiles": [sheet.places[index] for index in kept.index.tolist()],
+        "tiles": np.searchsorted(sheet.index, kept.index).tolist(),
         "predicted": dict(zip(seeds, kept.predicted.tolist(), strict=True)),
         "confidence": dict(zip(seeds, (100 * kept.confidence).round().astype(int).tolist(), strict=True)),
     }

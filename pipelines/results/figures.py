@@ -1,6 +1,6 @@
-"""Figures as pictures, for MLflow's artifacts and its image grid. A figure is one function and one line in ``FIGURES``.
+"""Figures as pictures for MLflow. A figure is one function and one line in ``FIGURES``.
 
-Those that a browser draws, on the page and in MLflow's explorer, are listed in ``page/page.js``.
+``page/page.js`` lists the figures that a browser draws, on the page and in MLflow's explorer.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.command.errors import printable
 from pipelines.results.page import images
 from pipelines.results.reader import Outcome
 
 FILTERS_WIDTH = 960  # pixels, about
-LABELLED = 20  # classes up to which every cell carries its figure and every row its name
-LONGEST, LONGEST_TITLE = 20, 52  # characters of a class name, and of the title
+LABELLED = 20  # the most classes with a figure in each cell and names at the axes
+LONGEST, LONGEST_TITLE = 20, 52  # the most characters of a class name and of the title
 FONT = "DejaVu Sans"  # part of matplotlib
-# A dollar sign starts no formula, and a user's matplotlibrc changes no letter.
+# A dollar sign starts no formula, and a user's matplotlibrc is without effect.
 PLAIN_TEXT = {"text.parse_math": False, "text.usetex": False, "font.family": FONT, "axes.titlelocation": "left"}
 
 
 def confusion(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
-    """The confusion matrix of all seeds together, as the bytes of a PNG."""
+    """The confusion matrix of all seeds together as a PNG."""
     counts: NDArray[np.int64] = np.sum([trial.confusion for trial in outcome.trials], axis=0)
     return confusion_figure(counts, outcome.classes, title=title, subtitle=subtitle)
 
 
 def filters(outcome: Outcome, *, title: str, subtitle: str) -> bytes | None:
-    """The first layer's filters of the lowest seed, its towers apart, as the bytes of a PNG; None where it has none."""
+    """The first layer's filters of the lowest seed as a PNG, towers apart; None without filters."""
     if outcome.filters is None:
         return None
     from PIL import Image
 
-    sheet = images.filter_pixels(outcome.filters, outcome.towers)
+    sheet = images.filter_sheet(outcome.filters, outcome.towers)
     picture, buffer = Image.fromarray(sheet), BytesIO()
     times = max(1, round(FILTERS_WIDTH / picture.width))
     picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST).save(buffer, "png")
@@ -45,7 +46,7 @@ FIGURES: dict[str, Callable[..., bytes | None]] = {"confusion": confusion, "filt
 
 
 def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title: str, subtitle: str) -> bytes:
-    """Draw a confusion matrix of 800 x 800 pixels and return it as the bytes of a PNG.
+    """Draw a confusion matrix of 800 x 800 pixels as a PNG.
 
     ``counts`` (C, C): rows actual, columns predicted; ``classes``: C names in that order, of any characters. Each cell
     shows its share of its row in per cent, so the diagonal reads as recall and rows of different support compare. The
@@ -79,20 +80,17 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title
 
 
 def drawable(name: str, limit: int) -> str:
-    """A text of at most ``limit`` characters; those that the font lacks are written by their number."""
+    """At most ``limit`` characters of a text; characters that the font lacks are written as their codes."""
     from matplotlib.font_manager import findfont, get_font
 
     letters = get_font(findfont(FONT)).get_charmap()
-    shown = "".join(
-        letter if letter.isprintable() and ord(letter) in letters else letter.encode("unicode_escape").decode("ascii")
-        for letter in name
-    )
+    shown = printable(name, lambda letter: letter.isprintable() and ord(letter) in letters)
     half = (limit - 1) // 2
     return shown if len(shown) <= limit else f"{shown[:half]}…{shown[-half:]}"
 
 
 def percentage(value: float) -> str:
-    """Per cent in at most four characters, rounding neither an error to none nor a near miss to all; no zeros."""
+    """Per cent in at most four characters; neither a small error nor a near miss is rounded away, and 0 is blank."""
     if value == 0 or value == 100:
         return f"{value:.0f}" if value else ""
     return "99.9" if value >= 99.95 else f"{value:.1f}" if value >= 0.05 else "<0.1"

@@ -1,7 +1,7 @@
-"""The ledger: the source's figure, ours and the verdict, a row for each body of evidence of each benchmark.
+"""The ledger: claim, figure and verdict, one row for each body of evidence of each benchmark.
 
-The best evidence of a benchmark is that of the full recipe, as long as the source's; then that of more seeds, then the
-longer one, then this checkout's. Committed evidence of another recipe than the row's is listed, and is never the best.
+The best evidence of a benchmark has the full length of the source; then more seeds, then more epochs, then comes from
+this checkout. Committed evidence of another recipe than the row's is listed, but is never the best.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pipelines.results.rows import LedgerRow, Provenance, Summary
 from pipelines.results.verdicts import ablation_margin, claim_margin, difference, judge, judge_ablation, shown
 from pipelines.results.words import figure
 
-DIGITS = 4  # of a figure in %; the verdict is reached on unrounded ones
+DIGITS = 4  # decimals of a figure in %; verdicts are of unrounded figures
 
 
 def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> dict[str, Outcome]:
-    """The outcomes of the active suite's benchmarks, in the order of params.yaml, without those never run.
+    """The outcomes of the active suite's benchmarks that were run, in the order of params.yaml.
 
     Raises DamagedError for what ``reader.load`` refuses, and for images of two shapes from one data set.
     """
     outcomes: dict[str, Outcome] = {}
     for name, benchmark in params.benchmarks.items():
         entry = params.suite.benchmarks.get(name)
-        if entry is not None:  # what another suite left is not read
+        if entry is not None:  # other suites' leftovers are not read
             outcome = reader.load(benchmark, budget=entry.budget, evaluations=evaluations, runs=runs)
             outcomes |= {name: outcome} if outcome else {}
     for first, (name, outcome) in itertools.product(outcomes.values(), outcomes.items()):
@@ -49,7 +49,7 @@ def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS
 def make_ledger(
     params: Params, outcomes: Mapping[str, Outcome], committed: Mapping[str, Sequence[Evidence]] | None = None
 ) -> list[LedgerRow]:
-    """The rows of each benchmark, its best first, in the order of params.yaml; those without evidence come last."""
+    """The rows of each benchmark, its best first, in the order of params.yaml; those without evidence last."""
     rows: list[LedgerRow] = []
     for name, benchmark in params.benchmarks.items():
         entry = params.suite.benchmarks.get(name)
@@ -78,7 +78,7 @@ def _of_benchmark(benchmark: Benchmark, budget: str | None, bodies: Sequence[Evi
 
 
 def _judge_ablation(params: Params, row: LedgerRow, rows: Sequence[LedgerRow]) -> None:
-    """Set the row's difference to the whole net at the same budget, and the verdict on it, where it is an ablation."""
+    """Give an ablation's row its difference to the whole net at the same budget, and the verdict on that."""
     claimed = params.benchmarks[row["benchmark"]].claim.ablation
     if claimed is None:
         return
@@ -102,13 +102,13 @@ def _judge_ablation(params: Params, row: LedgerRow, rows: Sequence[LedgerRow]) -
 
 
 def _rank(row: LedgerRow) -> tuple[bool, bool, int, float, bool]:
-    """How good the evidence of a row is."""
+    """The quality of a row's evidence."""
     epochs = row["epochs"] or 0.0
     return not row["changed"], epochs >= row["paper_epochs"], row["n"], epochs, row["origin"] == evidence.HERE
 
 
 def _agreement(row: LedgerRow, rows: Sequence[LedgerRow]) -> tuple[str | None, bool | None]:
-    """Whether our mean lies within the committed interval, widened by half of ours; the same in words."""
+    """Whether our mean lies within the committed interval, widened by half of ours: in words, and as a value."""
     same = [r for r in rows if r["origin"] == evidence.COMMITTED and r["budget"] == row["budget"]]
     other, mean = next((r for r in same if not r["changed"]), None), row["mean"]
     if row["origin"] != evidence.HERE or other is None:
@@ -123,7 +123,7 @@ def _agreement(row: LedgerRow, rows: Sequence[LedgerRow]) -> tuple[str | None, b
 
 
 def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
-    """The ledger's row of one body of evidence; without any the benchmark is untested."""
+    """The ledger's row of one body of evidence; without one the benchmark is untested."""
     claim = benchmark.claim
     seeds = body.seeds if body else {}
     if claim.metric == TOP5 and any(one.top5_error is None for one in seeds.values()):
@@ -180,5 +180,5 @@ def _summary(figures: Mapping[str, float]) -> Summary:
 
 
 def quoted(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
-    """The rows that a table shows: of each benchmark with evidence its best, and this checkout's below it."""
+    """The rows of a table: of each benchmark with evidence the best, and below it this checkout's."""
     return [row for row in rows if row["n"] and (row["best"] or row["origin"] == evidence.HERE)]

@@ -1,7 +1,7 @@
-"""The one reader of finished trials and evaluations: the ledger, the page and MLflow are made of what it returns.
+"""The only reader of finished trials and evaluations, for the ledger, the page and MLflow.
 
-A file that is missing, damaged, or contradicts its neighbours is one DamagedError line that names it. The digests of a
-trial's files are checked here (``training.store``).
+A file that is missing, damaged or contradicts others is one DamagedError line that names it. The digests of a trial's
+files are checked here (``training.store``).
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.command.files import DamagedError, read_json, read_lines, reading
 from pipelines.command.progress import is_number
@@ -23,22 +22,22 @@ from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.values import plain
-from pipelines.results import arrays, examples
+from pipelines.results import arrays
+from pipelines.results.arrays import Array
 from pipelines.results.verdicts import claim_margin
 from pipelines.training import status, store
 
 EVALUATIONS = Path("evaluations")
 RUNS = Path("runs")
 SEED = re.compile(r"seed-(\d+)")  # a trial's folder below runs/ and evaluations/
-LATEST = 1e11  # unix seconds, the year 5138; the largest number accepted from a trial
-AGAIN = "run dvc repro"
+LATEST = 1e11  # the largest number accepted from a trial; as unix seconds the year 5138
+AGAIN = "run dvc repro, with -f where it finds nothing to do"
 
-Array = npt.NDArray[Any]
 Json = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """A condition on a value from JSON, and the words for it."""
+    """A condition on a JSON value, and the words for it."""
 
     fits: Callable[[Any], bool]
     words: str
@@ -54,7 +53,7 @@ def _whole(value: object, low: int = 0, high: float = LATEST) -> bool:
 
 
 def items(fits: Callable[[Any], bool], least: int = 0, most: float = math.inf) -> Callable[[Any], bool]:
-    """Whether a value is a list of ``least`` to ``most`` such items."""
+    """A condition: a list of ``least`` to ``most`` such items."""
     return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(fits, value))
 
 
@@ -79,9 +78,9 @@ RESULT = {
 }
 ABOUT = {
     "classes": Kind(items(lambda name: isinstance(name, str), 2), "a list of at least two names"),
-    "shape": Kind(items(lambda side: _whole(side, 1, arrays.LONGEST_SIDE), 3, 3), "channels, height and width"),
+    "shape": Kind(items(lambda side: _whole(side, 1), 3, 3), "channels, height and width"),
     **dict.fromkeys(("dataset", "protocol"), TEXT),
-    "test": Kind(lambda value: _whole(value, 1, arrays.MOST_ENTRIES), "the number of test images"),
+    "test": Kind(lambda value: _whole(value, 1), "the number of test images"),
 }
 TEST_FIGURES = {
     **dict.fromkeys(("error", "accuracy"), PERCENT),
@@ -102,7 +101,7 @@ def check(where: object, found: Any, kinds: Mapping[str, Kind], within: str = ""
 
 
 class ClassFigures(NamedTuple):
-    """Precision, recall and F1 of a class in %, None where undefined, and its number of test images."""
+    """A class's precision, recall and F1 in %, None where undefined, and its number of test images."""
 
     precision: float | None
     recall: float | None
@@ -112,7 +111,7 @@ class ClassFigures(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """The content of ``classes.json``, which all evaluations of a benchmark share."""
+    """The content of ``classes.json``, common to all evaluations of a benchmark."""
 
     classes: list[str]
     dataset: str
@@ -122,16 +121,25 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialEvaluation:
-    """One trial on the test split: ``evaluations/<benchmark>/trials/seed-<n>``."""
+class Trial:
+    """One seed on the test split, ``evaluations/<benchmark>/trials/seed-<n>``, and its training where that was read."""
 
     folder: Path
     about: About
-    seed: int
-    error: float  # %
     confusion: Array  # (C, C) int64, rows actual, columns predicted
-    per_class: tuple[ClassFigures, ...]
-    metrics: Json  # the whole file, the key of the trial among it
+    metrics: Json  # the whole file, with the trial's key
+    curve: list[Json] = field(default_factory=list)
+    result: Json = field(default_factory=dict)  # provenance and cost
+
+    @property
+    def seed(self) -> int:
+        """The seed, from the folder's name."""
+        return int(self.folder.name.removeprefix("seed-"))
+
+    @property
+    def error(self) -> float:
+        """The error in % on the whole test split."""
+        return float(self.metrics["error"])
 
     @property
     def claimed_on(self) -> float | None:
@@ -140,30 +148,21 @@ class TrialEvaluation:
 
     @property
     def at_chance(self) -> bool:
-        """Whether it is no better, by more than luck, than naming the commonest class for every test image."""
+        """Whether it only guesses: its training loss never left the plateau, or its test error is no better than that.
+
+        A guess names the commonest class for every test image; the margin is that of a claim of its error.
+        """
+        loss = self.result.get("config", {}).get("recipe", {}).get("loss", "")
         images = int(self.confusion.sum())
         guessing = 100 * (1 - int(self.confusion.sum(axis=1).max()) / images)
-        return self.error >= guessing - claim_margin(guessing, images)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial(TrialEvaluation):
-    """One seed, trained and evaluated."""
-
-    curve: list[Json]
-    result: Json  # provenance and cost
-
-    @property
-    def at_chance(self) -> bool:
-        """Whether its test error is that of guessing, or its training loss never left the plateau."""
-        loss = self.result.get("config", {}).get("recipe", {}).get("loss", "")
-        losses = [line.get("loss") for line in self.curve]
-        return super().at_chance or status.at_plateau(loss, losses, len(self.about.classes))
+        return self.error >= guessing - claim_margin(guessing, images) or status.at_plateau(
+            loss, [line.get("loss") for line in self.curve], len(self.about.classes)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifiedExamples:
-    """M test images behind the cells of the confusion matrices, and the answer of each of S seeds to each of them."""
+    """M test images behind the cells of the confusion matrices, with the answers of S seeds to each."""
 
     images: Array  # (M, C, H, W) uint8
     actual: Array  # (M,) int64
@@ -172,7 +171,7 @@ class ClassifiedExamples:
     confidence: Array  # (S, M) float64, probability of the predicted class
 
     def part(self, kept: Array) -> ClassifiedExamples:
-        """Those of the images at these positions."""
+        """The images at these positions."""
         one = {key: getattr(self, key)[kept] for key in ("images", "actual", "index")}
         return ClassifiedExamples(**one, predicted=self.predicted[:, kept], confidence=self.confidence[:, kept])
 
@@ -184,83 +183,69 @@ class Outcome(About):
     trials: tuple[Trial, ...]  # by rising seed
     examples: ClassifiedExamples | None  # answers in the order of the trials; None where none were kept
     filters: Array | None = None  # (O, I, kH, kW) float32
-    towers: int = 1  # equal parts of them, one after the other, that the next layer takes apart
+    towers: int = 1  # equal groups of filters, one after the other, that the next layer takes apart
     templates: Array | None = None  # (C, channels, H, W) float32
 
 
 def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> Outcome | None:
-    """Read the outcome of a benchmark at a budget; None when it was never run, so that neither folder exists.
+    """Read the outcome of a benchmark at a budget; None when it was never run: neither folder exists.
 
-    Raises DamagedError for a file that is missing or damaged, or that another recipe, budget or data set left behind.
+    Raises DamagedError for a file that is missing, damaged, or of another recipe, budget or data set.
     """
     name, folder = benchmark.name, evaluations / benchmark.name
     if not folder.exists() and not (runs / name).exists():
         return None
     about = read_about(folder / "classes.json")
-    for key, now in (("protocol", benchmark.evaluation.protocol), ("dataset", benchmark.dataset)):
-        if getattr(about, key) != now:
-            line = f"{key} is {wording.show(getattr(about, key))}, and {now} in {benchmark.where}"
-            raise DamagedError(f"{folder / 'classes.json'}: {line}; expected the same: {AGAIN}")
+    _agree(folder / "classes.json", "protocol", about.protocol, benchmark.evaluation.protocol, benchmark.where)
+    _agree(folder / "classes.json", "dataset", about.dataset, benchmark.dataset, benchmark.where)
     trials = tuple(
         _trial(benchmark, folder / f"trials/seed-{seed}", runs / name / f"seed-{seed}", about, budget)
         for seed in sorted(benchmark.budgets[budget].seeds)
     )
     layer = arrays.first_layer(folder / "first_layer.npz")
-    kept = read_examples(folder / "examples.npz", about, trials)
+    kept = read_examples(folder / "examples.npz", trials)
     return Outcome(**vars(about), trials=trials, examples=kept, **layer)
 
 
 def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, budget: str) -> Trial:
-    """The evaluation and the run of one seed, which must be of the same trial, and of the row as it is now."""
+    """The evaluation and the run of one seed: both of the same trial, and of the current row."""
     evaluation = read_evaluation(evaluated, about)
-    _check_claimed_on(evaluated / "metrics.json", evaluation.metrics, benchmark.evaluation.claimed_on)
+    on = evaluation.metrics.get("claimed_on")
+    images = {key: on.get(key) for key in ClaimedOn.__annotations__} if on else None
+    metrics = evaluated / "metrics.json"
+    _agree(metrics, "claimed_on", images, plain(benchmark.evaluation.claimed_on), benchmark.where)
     curve = read_curve(trained / "curve.jsonl")
     if not curve:
         raise DamagedError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
-    result = read_result(trained)
-    config = config_as(result.get("config"), benchmark, budget)
-    _check_config(trained / "result.json", result, json.loads(json.dumps(config)), benchmark.where)
-    if evaluation.metrics["key"] != result.get("key"):
-        keys = wording.show(evaluation.metrics["key"]), wording.show(result.get("key"))
-        line = "the key is {}, that of the run {}".format(*keys)
-        raise DamagedError(f"{evaluated / 'metrics.json'}: {line}; expected the same trial: {AGAIN}")
-    if result.get("seed") != evaluation.seed:  # or one seed would count twice
-        line = f"the seed is {wording.show(result.get('seed'))}; expected {evaluation.seed}: {AGAIN}"
-        raise DamagedError(f"{trained / 'result.json'}: {line}")
-    return Trial(**vars(evaluation), curve=curve, result=result)
+    result, path = read_result(trained), trained / "result.json"
+    config = json.loads(json.dumps(config_as(result.get("config"), benchmark, budget)))
+    _agree(path, "config", result.get("config"), config, benchmark.where)
+    _agree(metrics, "key", evaluation.metrics["key"], result.get("key"), path)
+    _agree(path, "seed", result.get("seed"), evaluation.seed, evaluated)  # or one seed would count twice
+    return replace(evaluation, curve=curve, result=result)
 
 
 def config_as(trained: Any, benchmark: Benchmark, budget: str) -> Json:
-    """The row's config in the precision of a trained one, where some kind of device has that; else a CPU's."""
+    """The row's config in a trained config's precision, where some device has that; otherwise in a CPU's."""
     recipe = trained.get("recipe") if isinstance(trained, dict) else None
     precision = recipe.get("precision") if isinstance(recipe, dict) else None
     known = next((one for one in benchmark.recipe.precision.choices if one == precision), None)
     return benchmark.resolved(budget, known)
 
 
-def _check_claimed_on(path: Path, metrics: Json, on: ClaimedOn | None) -> None:
-    """DamagedError unless the evaluation has its figure on the images of ``on``, or on none beside the test split."""
-    found = metrics.get("claimed_on")
-    images = {key: found.get(key) for key in ClaimedOn.__annotations__} if found else None
-    if images != plain(on):
-        expected = f"the {on.words}" if on else "none, the whole test split"
-        raise DamagedError(f"{path}: claimed_on is {wording.show(images)}; expected {expected}: {AGAIN}")
-
-
-def _check_config(path: Path, result: Json, config: Json, where: str) -> None:
-    """DamagedError for another recipe's trial: a claim's deviations are those of the recipe as it is now."""
-    differs = difference(result.get("config"), config)
+def _agree(path: Path, key: str, was: Any, now: Any, where: object) -> None:
+    """DamagedError unless the value of ``key`` in a file is the one that stands ``where``."""
+    differs = difference(was, now, key)
     if differs is not None:
-        key, was, now = differs
-        line = f"config{key} is {wording.show(was)}, and {wording.show(now)} by {where}"
-        again = f"{AGAIN}, or dvc repro -f train@{path.parent.parent.name} where it finds nothing to do"
-        raise DamagedError(f"{path}: {line}; expected a trial of what stands there: {again}")
+        name, one, other = differs
+        line = f"{name} is {wording.show(one)}, and {wording.show(other)} in {where}; expected the same"
+        raise DamagedError(f"{path}: {line}: {AGAIN}")
 
 
 def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two nests of dicts and plain values differ: its dotted key and both values.
+    """The first difference between two nests of dicts and plain values: its dotted key and both values.
 
-    A missing key counts as null: a field that is unset by default may be added.
+    A missing key counts as null, so that optional fields can be added.
     """
     if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
         return None if was == now else (key, was, now)
@@ -281,7 +266,7 @@ def read_about(path: Path) -> About:
     return About(**{key: found[key] for key in ABOUT if key != "shape"}, shape=tuple(found["shape"]))
 
 
-def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
+def read_evaluation(folder: Path, about: About) -> Trial:
     """One trial's metrics and confusion matrix, which must agree."""
     path, table = folder / "metrics.json", folder / "confusion.csv"
     metrics = read_object(path, METRICS)
@@ -292,22 +277,14 @@ def read_evaluation(folder: Path, about: About) -> TrialEvaluation:
     if abs(counted - metrics["error"]) > 0.01:
         line = f"error is {metrics['error']:.2f} %, but {table} counts {counted:.2f} %"
         raise DamagedError(f"{path}: {line}; expected files of one evaluation")
-    return TrialEvaluation(
-        folder=folder,
-        about=about,
-        seed=int(folder.name.removeprefix("seed-")),
-        error=float(metrics["error"]),
-        confusion=confusion,
-        per_class=per_class(confusion),
-        metrics=metrics,
-    )
+    return Trial(folder=folder, about=about, confusion=confusion, metrics=metrics)
 
 
 def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
-    """Figures of each class from a matrix (C, C) of counts, None where there is nothing to divide by.
+    """Figures of each class from a matrix (C, C) of counts, None for a division by 0.
 
-    Precision is undefined where the class was never predicted, recall where it has no image, and F1, which is
-    2 TP / (2 TP + FP + FN), where both are so: a class with images that is never predicted has an F1 of 0.
+    Precision is undefined for a class that was never predicted, recall for a class without images, and F1, which is
+    2 TP / (2 TP + FP + FN), where both are: a class with images that was never predicted has an F1 of 0.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -320,7 +297,7 @@ def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
 
 
 def short(value: float | None) -> float | None:
-    """Four digits are all that a curve can show; JSON has no NaN, so the loss of a diverged trial is null."""
+    """Four digits, enough for a curve; None for a loss that is no number, since JSON has no NaN."""
     return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
@@ -338,7 +315,7 @@ def _confusion(path: Path, *, size: int, images: int) -> Array:
 
 
 def read_curve(path: Path) -> list[Json]:
-    """A trial's learning curve, one object an epoch; empty where there is none yet."""
+    """A trial's learning curve, one object an epoch; empty without a file."""
     curve: list[Json] = read_lines(path)
     for number, line in enumerate(curve, 1):
         check(f"{path} line {number}", line, CURVE)
@@ -346,51 +323,24 @@ def read_curve(path: Path) -> list[Json]:
 
 
 def read_result(folder: Path, *, weights: bool = True) -> Json:
-    """The provenance of the finished trial in ``folder``, found whole; ``weights`` False leaves out their digest."""
+    """The provenance of the finished trial in ``folder``, checked; ``weights`` False skips their digest."""
     result: Json = store.TrialFiles(folder).read_result(None, weights=weights)
     check(folder / "result.json", result, RESULT)
     return result
 
 
-def read_examples(path: Path, about: About, trials: Sequence[TrialEvaluation]) -> ClassifiedExamples:
+def read_examples(path: Path, trials: Sequence[Trial]) -> ClassifiedExamples:
     """The test images kept with an evaluation, and the answers of these trials to them."""
-    found = arrays.read(path, ("images", "actual", "index", "seeds", "predicted", "confidence"))
-    _check_shapes(path, found, about)
+    found = arrays.read(path)
     seeds = found["seeds"].tolist()
     lost = [trial.seed for trial in trials if trial.seed not in seeds]
     if lost:
         raise DamagedError(f"{path} has nothing of seed {lost[0]}; expected all that were evaluated: {AGAIN}")
     rows = [seeds.index(trial.seed) for trial in trials]
-    actual, predicted = found["actual"].astype(np.int64), found["predicted"][rows].astype(np.int64)
-    for trial, answers in zip(trials, predicted, strict=True):
-        counted = np.zeros_like(trial.confusion)
-        np.add.at(counted, (actual, answers), 1)
-        if (counted > trial.confusion).any():
-            raise DamagedError(f"{path} has more images of a cell than seed {trial.seed} put there; expected no more")
     return ClassifiedExamples(
         images=found["images"],
-        actual=actual,
-        index=found["index"].astype(np.int64),
-        predicted=predicted,
+        actual=found["actual"],
+        index=found["index"],
+        predicted=found["predicted"][rows],
         confidence=found["confidence"][rows].astype(np.float64),
     )
-
-
-def _check_shapes(path: Path, found: Mapping[str, Array], about: About) -> None:
-    """DamagedError for arrays that do not belong together, or do not fit the test file and its classes."""
-    images, tile = found["images"], examples.shape(about.shape)
-    if images.dtype != np.uint8 or images.shape[1:] != tile or tile[0] not in (1, 3):
-        line = f"images is {images.dtype} of shape {images.shape}"
-        raise DamagedError(f"{path}: {line}; expected uint8 of shape (N, {', '.join(map(str, tile))})")
-    seeds, one = (found["seeds"].size,), images.shape[:1]
-    shapes = {"seeds": seeds, "actual": one, "index": one, "predicted": seeds + one, "confidence": seeds + one}
-    for key, shape in shapes.items():
-        if found[key].shape != shape:
-            raise DamagedError(f"{path}: {key} has shape {found[key].shape}; expected {shape}")
-    for key, end in (("actual", len(about.classes)), ("predicted", len(about.classes)), ("index", about.test)):
-        if found[key].dtype.kind not in "iu" or not ((found[key] >= 0) & (found[key] < end)).all():
-            raise DamagedError(f"{path}: {key} holds something else; expected whole numbers from 0 to {end - 1}")
-    if not (np.diff(found["index"].astype(np.int64)) > 0).all():
-        raise DamagedError(f"{path}: index does not rise; expected each image once, in the order of the test file")
-    if not ((found["confidence"] >= 0) & (found["confidence"] <= 1)).all():
-        raise DamagedError(f"{path}: confidence holds something else; expected probabilities, 0 to 1")

@@ -1,4 +1,4 @@
-"""The rows of report/ledger.json, as ``ledger`` makes them and the page, the terminal and MLflow show them."""
+"""The rows of report/ledger.json: ``ledger`` makes them, the page, the terminal and MLflow show them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipelines.config.claims import TOP5
 
 
 class Summary(TypedDict):
-    """The seeds one by one, their mean, and its interval [low, high]: null with fewer than three seeds."""
+    """Each seed's figure, their mean and its interval [low, high]; null with fewer than three seeds."""
 
     per_seed: dict[str, float]
     mean: float | None
@@ -16,30 +16,30 @@ class Summary(TypedDict):
 
 
 class TestSet(Summary):
-    """Our figures on the whole test split, of a row whose claim was measured on other images."""
+    """Figures on the whole test split, where the claim was measured on other images."""
 
     images: int
 
 
 class Provenance(TypedDict):
-    """Of one body of evidence, as ``evidence.Evidence`` has it; null where nothing was run, or it is not known."""
+    """The provenance of ``evidence.Evidence``; null where nothing was run or it is unknown."""
 
     epochs: float | None  # of the shortest trial, over the images that the recipe trains on
     config: dict[str, Any] | None  # model, recipe and length as they were trained
     parameters: int | None
     wall_s: float | None  # of training, summed over the seeds
     device: str | None
-    precision: str | None  # fp32 or bf16; with their seeds where these were trained in both
+    precision: str | None  # fp32 or bf16; with the seeds where there are both
     hardware: str | None
     versions: str | None  # of Python and the libraries that trained
     git_commit: str | None  # with -dirty where the tree had uncommitted changes
     dataset_digest: str | None
     images_per_s: float | None  # of one trial
-    finished: float | None  # when the last trial was, unix seconds
+    finished: float | None  # end of the last trial, unix seconds
 
 
 class Ablated(TypedDict):
-    """How much more error than the whole net a net without a part has, in points."""
+    """How many points more error a net has without a part than the whole net."""
 
     of: str  # the benchmark of the whole net
     claimed: float
@@ -63,29 +63,29 @@ class LedgerRow(Summary, Provenance):
     deviations: list[str]
     paper_epochs: int
     margin: float | None  # the claim's own sampling error, in points
-    difference: str | None  # what it means that the claim's images are not the whole test split, in one sentence
-    remarks: str | None  # what was tried to reach the claim, and what is left to try
+    difference: str | None  # the meaning of a claim on other images than the test split, in a sentence
+    remarks: str | None  # attempts to reach the claim, and ideas left
     origin: str | None  # "this checkout" or "committed"; null: untested
     best: bool  # of the benchmark's rows, the one to quote
-    changed: str | None  # of committed evidence: how the recipe or the protocol differs from the row's now
-    agrees: bool | None  # of this checkout's, with the committed at the same budget; null: nothing to compare
+    changed: str | None  # how committed evidence differs from the current recipe and protocol
+    agrees: bool | None  # this checkout's with committed evidence at the same budget; null: nothing to compare
     agreement: str | None  # the same in words, with the committed figure
     budget: str | None  # null: neither in the suite that ran nor committed
     n: int  # seeds
     test_set: TestSet | None  # null: the claim was measured on the whole test split, or nothing was run
     ablation: Ablated | None  # null: the claim is of this net alone; else the verdict is on this difference
     verdict: str
-    at_chance: list[int]  # the seeds that are stuck at chance: no better than guessing
+    at_chance: list[int]  # seeds no better than guessing
     views: str | None  # the protocol of our evaluation
     train_error: dict[str, float | None]  # a seed, in % of the last epoch
     seconds: dict[str, float | None]  # a seed, of training
 
 
 def as_error(metric: str, value: float) -> float:
-    """A figure in % read as an error."""
+    """A figure in % as an error."""
     return 100 - value if metric == "accuracy" else value
 
 
 def claimed_error(metric: str, value: float | None) -> float | None:
-    """A claim in % as an error that a training error compares with; None where there is none, and for a top-5 error."""
+    """A claim in % as an error to compare training errors with; None without one, and for a top-5 error."""
     return None if value is None or metric == TOP5 else as_error(metric, value)

@@ -88,26 +88,35 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def shown(values: Sequence[float]) -> Interval | None:
-    """The interval of figures in % as it is reported: where few seeds make it reach past 0 or 100, it is cut."""
+    """The interval of figures in % for a report, cut at 0 and 100."""
     found = interval(values)
     return found and Interval(max(0.0, found.low), min(100.0, found.high))
 
 
+def summary(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
+    """Mean error and accuracy of some seeds in %, and the error's interval, named with a ``prefix``."""
+    mean, found = statistics.fmean(errors), shown(errors)
+    return {
+        f"{prefix}error": mean,
+        f"{prefix}error_ci95_low": found and found.low,
+        f"{prefix}error_ci95_high": found and found.high,
+        f"{prefix}accuracy": 100 - mean,
+    }
+
+
 def claim_margin(value: float, test_images: int) -> float:
-    """Half the width, in percentage points, of the binomial 95 % interval of ``value`` % of ``test_images`` images."""
-    if not 0 <= value <= 100 or test_images < 1:
-        raise ValueError(f"a claim of {value} % on {test_images} images has no sampling error")
+    """Half the width in points of the binomial 95 % interval of ``value`` % of ``test_images`` images."""
     share = value / 100
     return 100 * NORMAL_QUANTILE * math.sqrt(share * (1 - share) / test_images)
 
 
 def ablation_margin(value: float, test_images: int) -> float:
-    """The margin, in percentage points, of a difference to an error of ``value`` %, both on so many images."""
+    """The margin in points of a difference to an error of ``value`` %, both on so many images."""
     return math.sqrt(2) * claim_margin(value, test_images)
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> Interval | None:
-    """Welch's t interval on the mean of ``values`` less that of ``others``; None when either has fewer than three."""
+    """Welch's t interval on the mean of ``values`` minus that of ``others``; None where one has fewer than three."""
     if min(len(values), len(others)) < MIN_SPREAD:
         return None
     middle = statistics.fmean(values) - statistics.fmean(others)
@@ -142,8 +151,6 @@ def judge(*, metric: str, claim: float | None, test_images: int, values: Sequenc
 
     ``values`` are ours in the same metric, one a seed; ``short`` where any of our trials was shorter than the source's.
     """
-    if metric not in ("error", "top-5 error", "accuracy"):
-        raise ValueError(f"metric {metric!r} is neither error, top-5 error nor accuracy")
     if claim is None:
         return Verdict.NO_CLAIM
     if not values:

@@ -1,6 +1,6 @@
 """Figures and provenance in words, the same in the ledger, on the page and in MLflow.
 
-Fewer than three seeds have no interval, and a mean alone would hide how far they are apart: their figures are listed.
+Fewer than three seeds have no interval, and a mean alone would hide their spread: each figure is listed.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 from pipelines.results.verdicts import MIN_SPREAD
 
 NONE = "–"
-MARK = "†"  # of a figure that was measured, like its claim, on other images than the whole test set
+MARK = "†"  # marks a figure that was measured on the images of its claim, not on the test set
 Figures = Mapping[str, Any]  # a row of the ledger, or its test set: per_seed, mean, ci95
 
 
 def figure(found: Figures) -> str:
-    """Mean and interval, ``4.71 [4.29, 5.14]``; the figures of few seeds, ``88.10, 66.90 (2 seeds)``."""
+    """Mean and interval, ``4.71 [4.29, 5.14]``; each figure of few seeds, ``88.10, 66.90 (2 seeds)``."""
     if found["ci95"]:
         return f"{centre(found)} [{ends(found, ', ')}]"
     return centre(found) if found["mean"] is None else f"{centre(found)} ({seeds(len(found['per_seed']))})"
 
 
 def claim(row: Figures) -> str:
-    """The claim and its own sampling error, ``4.7 ± 0.41``; ``–`` where there is none."""
+    """The claim and its sampling error, ``4.7 ± 0.41``; ``–`` without one."""
     value, ablation = row["claim"]["value"], row["ablation"]
     if ablation:
         return f"{ablation['claimed']:g} ± {ablation['margin']:.2f} more than {ablation['of']}"
@@ -39,12 +39,12 @@ def compared(ablation: Figures) -> str:
 
 
 def spelt(found: Figures) -> str:
-    """Mean and interval with their units, ``4.71 %, 95 % interval 4.29 to 5.14 %``; the figures of few seeds."""
+    """Mean and interval with units, ``4.71 %, 95 % interval 4.29 to 5.14 %``; each figure of few seeds."""
     return f"{centre(found)} %" + (f", 95 % interval {ends(found, ' to ')} %" if found["ci95"] else "")
 
 
 def plus_minus(found: Figures) -> str:
-    """Mean and half the interval, ``4.71 ± 0.43``; both ends where one is cut at 0 or 100, so not symmetric."""
+    """Mean and half the interval, ``4.71 ± 0.43``; both ends of an interval that is cut at 0 or 100."""
     if not found["ci95"]:
         return centre(found)
     low, high = found["ci95"]
@@ -52,19 +52,19 @@ def plus_minus(found: Figures) -> str:
 
 
 def centre(found: Figures) -> str:
-    """The mean, or the figures of few seeds one by one."""
+    """The mean, or each figure of few seeds."""
     if found["mean"] is None:
         return NONE
     return listed([found["mean"]] if found["ci95"] else list(found["per_seed"].values()))
 
 
 def listed(values: Sequence[float]) -> str:
-    """Figures with two decimals, one by one."""
+    """Each figure with two decimals."""
     return ", ".join(f"{value:.2f}" for value in values)
 
 
 def mean_or_each(values: Sequence[float]) -> str:
-    """The mean of figures in %, or each of fewer than three."""
+    """The mean of figures in %; each of fewer than three."""
     return f"{listed(values if len(values) < MIN_SPREAD else [sum(values) / len(values)])} %"
 
 
@@ -73,23 +73,18 @@ def ends(found: Figures, between: str) -> str:
     return between.join(f"{end:.2f}" for end in found["ci95"])
 
 
-def interval(found: Figures) -> str:
-    """The interval before something else, ``4.29 to 5.14, ``; empty where there is none."""
-    return f"{ends(found, ' to ')}, " if found["ci95"] else ""
-
-
 def seeds(n: int) -> str:
     """A number of seeds."""
     return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def stuck(row: Figures) -> str:
-    """How many of a row's seeds did no better on the test set than guessing."""
+    """How many of a row's seeds did no better than guessing."""
     return f"{len(row['at_chance'])} of {seeds(row['n'])}"
 
 
 def each(values: Iterable[object]) -> str:
-    """The distinct values in their order, as text."""
+    """The distinct values in order, as text."""
     return ", ".join(dict.fromkeys(str(v) for v in values))
 
 
@@ -99,7 +94,7 @@ def versions(results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def commit(result: Mapping[str, Any]) -> str:
-    """The commit of a trial, marked -dirty as git describe does when the tree had uncommitted changes."""
+    """A trial's commit, with -dirty where the tree had uncommitted changes."""
     known = result.get("git_commit")
     return f"{known}{'-dirty' if result.get('git_dirty') else ''}" if known else "unknown"
 

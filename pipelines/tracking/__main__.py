@@ -1,6 +1,6 @@
-"""Send what is waiting, as a command and as the process that ``helper`` starts.
+"""Send waiting runs to MLflow, as a command and as the process that ``helper`` starts.
 
-python -m pipelines.tracking            # send now what is waiting, and print what was sent
+python -m pipelines.tracking            # send all waiting runs, and print their names
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pipelines.tracking.spool import Spool
 
 
 def helper_main() -> None:
-    """The helper: reads its order, sends round by round until it is to finish, and prints the outcome."""
+    """The helper process: read the order, send round by round until told to finish, and print the outcome."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     order = json.loads(sys.stdin.readline())
     if order["interval_s"] is not None:
-        os.nice(10)  # the trials that run come first
+        os.nice(10)  # running trials come first
     finish = threading.Event()
 
     def listen() -> None:
@@ -43,7 +43,7 @@ def helper_main() -> None:
     interval, outcome = order["interval_s"], {}
     while interval is not None and not finish.wait(interval):
         outcome = _round(sender)
-        if finish.is_set() and "away" in outcome:  # it has just had its time
+        if finish.is_set() and "away" in outcome:  # the server has just had its time
             break
     else:
         outcome = _round(sender, verify=order["verify"])
@@ -52,7 +52,7 @@ def helper_main() -> None:
 
 
 def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
-    """One round, which prints each run that is sent; returns its outcome."""
+    """Send once, printing each run that is sent, and return the outcome."""
     try:
         mine = sender.round(
             verify=verify, announce=lambda run, name: print(json.dumps({"sent": run, "name": name}), flush=True)
@@ -66,7 +66,7 @@ def _round(sender: Sender, *, verify: bool = False) -> dict[str, Any]:
 
 
 def replay(spool: Spool) -> None:
-    """Send everything now, naming each run; UserError when something stays behind."""
+    """Send everything now and print each run; UserError when something could not be sent."""
     uri, began = tracking_uri(spool.project), time.monotonic()
     be_patient()
     with Helper(spool, verify=True, announce=lambda name: print(f"sent {name}", flush=True)) as helper:
@@ -87,7 +87,7 @@ def replay(spool: Spool) -> None:
 
 
 def main() -> None:
-    """Send what is waiting."""
+    """Send all waiting runs."""
     parser = arguments.Parser(
         prog="python -m pipelines.tracking",
         description="Send to MLflow what waits in the run store, and print what was sent. $MLFLOW_TRACKING_URI names "

@@ -1,4 +1,4 @@
-"""The address of a tracking server or its database: which one, whether it is one, and how it is shown and logged."""
+"""The address of a tracking server or database: where it comes from, its checks, and how messages show it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipelines.tracking import database, limits
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPECTED = "expected http://HOST:PORT, https://HOST:PORT, or sqlite:/// and the path of a file"
 ELSEWHERE = f"set {URI_VARIABLE} to a server, or to sqlite:/// and a file on this machine's own disk"
-# Other schemes of MLflow, apart from its plugins'; "" is a plain path.
+# Schemes of MLflow beside http and those of its plugins; "" is a plain path.
 SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 LONGEST_MESSAGE = 240  # characters of a message from a library or a server
-FILES = ("sqlite:", "file:")  # schemes of addresses that hold no login
+FILES = ("sqlite:", "file:")  # addresses without a login
 LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/+)?(?P<login>.*)@", re.DOTALL)
 
 
@@ -31,20 +31,18 @@ def address(project: Path) -> str:
 
 
 def tracking_uri(project: Path) -> str:
-    """The ``address``; UserError for one at which there can be neither a server nor a database."""
-    uri = address(project)
+    """The ``address``; UserError where neither a server nor a database can have it."""
+    uri, named = address(project), bool(_named())
     file = sqlite_file(uri)
-    directory = file is not None and os.path.isdir(file)
-    if directory and not _named():
-        raise UserError(f"{file} is a directory; expected MLflow's database, which is a file")
-    if not _named() and "?" in uri:  # what follows would be taken for options
+    if not named and "?" in uri:  # SQLAlchemy takes the rest for options
         raise UserError(
             f"MLflow can't keep a database in {project.absolute()}, for the question mark; set {URI_VARIABLE}"
         )
     if not _well_formed(uri):
         raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}; {EXPECTED}")
-    if directory:  # MLflow would try for minutes to open it
-        raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}, which is a directory; {EXPECTED}")
+    if file is not None and os.path.isdir(file):  # MLflow would try for minutes to open it
+        own = f"{file} is a directory; expected MLflow's database, which is a file"
+        raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}, which is a directory; {EXPECTED}" if named else own)
     if file is not None and (kind := database.shared_by(file)):
         raise UserError(f"{file} is on shared storage ({kind}), where sqlite's locks may fail; {ELSEWHERE}")
     return uri
@@ -67,7 +65,7 @@ def _well_formed(uri: str) -> bool:
 
 
 def safe(uri: str) -> str:
-    """The URI without user, password and query, to be printed; all before an @ counts as a login."""
+    """The URI for a message: without user, password and query. Everything before an @ counts as a login."""
     return uri if uri.startswith(FILES) else LOGIN.sub(r"\g<scheme>", uri, count=1).partition("?")[0]
 
 
@@ -82,13 +80,13 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def place(uri: str) -> str:
-    """The server or database at the URI, which is ``safe``, in words."""
+    """The server or database at a ``safe`` URI, in words."""
     file = sqlite_file(uri)
     return f"MLflow at {uri}" if file is None else f"MLflow's database {file}"
 
 
 def clean(message: str, uri: str) -> str:
-    """The first line of a message, without the secrets in the URI and without control characters."""
+    """The first line of a message, without the URI's secrets and without control characters."""
     lines = message.strip().splitlines() or ["no reason given"]
     line = lines[0].replace(uri, safe(uri))
     found = None if uri.startswith(FILES) else LOGIN.match(uri)

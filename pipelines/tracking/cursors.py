@@ -1,4 +1,4 @@
-"""What to send to a tracking server, and what it has by its cursor."""
+"""Runs to send to a tracking server, and the cursor: a record of what was sent."""
 
 from __future__ import annotations
 
@@ -26,18 +26,6 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part of a run that is sent together; **mark** changes when it has to be sent again."""
-
-    name: str
-    mark: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    points: Sequence[Point] = ()
-    files: Callable[[], Mapping[str, bytes]] = dict  # contents by name
-
-
-@dataclass(frozen=True, kw_only=True)
 class Record:
     """One run of MLflow."""
 
@@ -49,22 +37,27 @@ class Record:
     status: str
     ended: float | None
     dataset_digest: str | None
+    params: Mapping[str, str]
     tags: Mapping[str, str]
-    parts: tuple[Part, ...]
+    points: Sequence[Point]
+    curve: Sequence[Point] = ()
+    epochs: float = 0.0  # of the curve
+    files: Callable[[], Mapping[str, bytes]]  # makes their contents, by name
+    mark: str  # a digest of everything but the curve and the status
 
     @property
     def marks(self) -> dict[str, str]:
-        """The marks of a server that has everything."""
-        return {**{part.name: part.mark for part in self.parts}, "status": self.status}
+        """The marks in the cursor once everything is sent."""
+        return {"mark": self.mark, "curve": str(self.epochs), "status": self.status}
 
 
 @dataclass(kw_only=True)
 class Cursor:
-    """A record of what the server at one URI has: ``store/tracking/<hash of the URI>.json``."""
+    """What was sent to the server at one URI: ``store/tracking/<hash of the URI>.json``."""
 
     path: Path
     uri: str
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # identity: {"run_id", "sent": {part: mark}}
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # identity: {"run_id", "sent": marks}
 
     @classmethod
     def of(cls, root: Path, uri: str) -> Cursor:
@@ -73,24 +66,24 @@ class Cursor:
         cursor, file = cls(path=path, uri=safe(uri)), sqlite_file(uri)
         try:
             runs = read_json(path).get("runs")
-        except UserError:  # none, or a damaged one: the server is asked what it has
+        except UserError:  # missing or damaged: the server is asked instead
             runs = None
         if isinstance(runs, dict) and (file is None or os.path.exists(file)):
             cursor.runs = {identity: entry for identity, entry in runs.items() if _sound(entry)}
         return cursor
 
     def save(self) -> None:
-        """Write it, in one step."""
+        """Write the file in one step."""
         write_json(self.path, {"uri": self.uri, "runs": self.runs})
 
     def lacks(self, record: Record) -> bool:
-        """Whether there is something to send."""
+        """Whether some of the record was not sent."""
         sent = self.runs.get(record.identity, {}).get("sent", {})
         return any(not arrived(name, mark, sent.get(name)) for name, mark in record.marks.items())
 
 
 def _sound(entry: object) -> bool:
-    """Whether an entry can be used; without one, the server is asked."""
+    """Whether an entry is usable; otherwise the server is asked."""
     match entry:
         case {"run_id": str(), "sent": dict(sent)} if all(isinstance(mark, str) for mark in sent.values()):
             with suppress(ValueError):
@@ -99,7 +92,7 @@ def _sound(entry: object) -> bool:
 
 
 def arrived(name: str, mark: str, sent: str | None) -> bool:
-    """Whether a part is there in this state; a server may have more of a curve than a resumed trial."""
+    """Whether a mark was sent; a server may have more epochs of a curve than a resumed trial."""
     if name == "curve":
         return float(sent or 0) >= float(mark)
     return sent == mark

@@ -1,4 +1,4 @@
-"""MLflow's own sqlite database, used where no server is named: its faults in words, and the place of its artifacts."""
+"""MLflow's sqlite database, used where no server is named: its faults in words, and where its artifacts are."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ARTIFACTS = "mlartifacts"  # the directory beside the database
-# File systems of a network: whether one process's lock holds on another machine is up to their server.
+# Network file systems: their server decides whether a lock holds on other machines.
 DISTRIBUTED = ("afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "panfs", "smb3", "wekafs")
 FUSED = ("beegfs", "ceph-fuse", "glusterfs", "juicefs", "lustre", "s3fs", "sshfs")
 SEVERAL_WRITE = {*DISTRIBUTED, *(f"fuse.{name}" for name in FUSED)}
-BUSY_S = 3.0  # to wait for another process that writes; MLflow itself would wait 20 s in each call
+BUSY_S = 3.0  # wait for another writer; MLflow waits 20 s in each call
 OTHER_VERSION = (
     "it is of another version of MLflow; `mlflow db upgrade` with its address brings an older one up to date"
 )
@@ -26,7 +26,7 @@ SCHEMA = re.compile(
 
 
 def reason(error: BaseException) -> str | None:
-    """The fault of the database in sqlite's words; None where the error has another cause."""
+    """The database's fault in sqlite's words; None where the error has another cause."""
     behind = list(chain(error))
     if any(SCHEMA.search(str(one)) for one in behind):
         return OTHER_VERSION
@@ -43,7 +43,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def shared_by(file: Path) -> str | None:
-    """The kind of the file system that a file is on, or would be, where machines share that; None on a local disk."""
+    """The kind of file system that holds a file, or would hold it, where machines share it; None for a local disk."""
     import psutil
 
     above = file.resolve().parents
@@ -64,13 +64,13 @@ def _open(file: Path) -> sqlite3.Connection:
 
 
 def artifacts(file: Path) -> Path:
-    """The directory of the artifacts of the runs in the database, beside the file that a link leads to."""
+    """The directory of the runs' artifacts, beside the database; a link to that is followed."""
     return Path(os.path.realpath(file)).parent / ARTIFACTS
 
 
 def bring_home(file: Path, tag: str) -> Path | None:
     """
-    Have a copied or moved database keep its artifacts beside it; returns their place until now, if that was elsewhere.
+    Make a copied or moved database keep its artifacts beside it; returns their old place where that was elsewhere.
 
     MLflow stores absolute paths and has no call to change them, so the copy of a project would overwrite the artifacts
     of the original. One transaction changes them, for experiments with **tag** whose artifacts lie in a directory

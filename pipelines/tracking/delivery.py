@@ -1,14 +1,12 @@
-"""The MLflow side of tracking: sends what a server lacks, and remembers what it has.
+"""The MLflow side of tracking: sends missing runs to a server, and keeps the cursor.
 
-Runs in a process of its own (see ``helper``), so it may hang or be killed at any moment. Sending twice doubles nothing:
-a run is found again by its tag, an artifact replaces the one at its path, and the server is asked which metrics, params
-and figures a run has.
+Runs in its own process (see ``helper``), which may hang or be killed at any moment. Sending twice doubles nothing: a
+tag identifies a run, an artifact replaces the one at its path, and the server lists a run's metrics and params.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import sqlite3
 import tempfile
@@ -16,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from pipelines.command import locks
+from pipelines.command.errors import HeldError
 from pipelines.command.files import DamagedError
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.addresses import is_remote, sqlite_file
-from pipelines.tracking.cursors import Cursor, Part, Point, Record, arrived
+from pipelines.tracking.cursors import Cursor, Point, Record, arrived
 from pipelines.tracking.probe import ENVIRONMENT, AwayError, Bounded, RefusedError, answers, probe, reach_local
 from pipelines.tracking.records import IDENTITY_TAG
 from pipelines.tracking.spool import Spool
@@ -37,7 +38,7 @@ DESCRIPTION = (
 
 
 class Sender:
-    """Sends records to one server; keeps the connection and what it learned about the server between rounds."""
+    """Sends records to one server; keeps the connection and the server's state between rounds."""
 
     def __init__(self, spool: Spool, uri: str) -> None:
         self.spool, self.uri = spool, uri
@@ -45,25 +46,25 @@ class Sender:
         self.experiments: dict[str, str] = {}  # name: id
         self.refused: dict[str, str] = {}  # identity: why, in this round
         self.sent: list[str] = []  # identities, in this round
-        self.served: set[str] = set()  # ids of the runs for which the cursor is known to be right
+        self.served: set[str] = set()  # ids of runs whose cursor entry agrees with the server
         self.came_from: Path | None = None  # where a copied database kept its artifacts until now
 
     def round(
         self, *, verify: bool = False, announce: Callable[[str, str], None] = lambda identity, name: None
     ) -> bool:
         """
-        Send what is lacking; False when another process is sending. Raises AwayError, and RefusedError where the server
-        takes nothing.
+        Send all missing runs; False when another process is sending. Raises AwayError, and RefusedError where the
+        server takes nothing.
 
-        **verify** asks the server even when it has everything by the cursor. **announce** is called with the identity
-        and the name of each run that is sent.
+        **verify** asks the server even if the cursor lacks nothing. **announce** gets the identity and the name of each
+        run that is sent.
         """
         self.sent, self.refused = [], {}
         lock = Cursor.of(self.spool.store, self.uri).path.with_suffix(".lock")
         try:
             with locks.held(lock, "tracking", patience_s=0):
                 self._round(verify, announce)
-        except locks.HeldError:
+        except HeldError:
             return False
         return True
 
@@ -75,10 +76,10 @@ class Sender:
                 for record in self._lacking(cursor, everything):
                     self._send(cursor, record, announce)
             except AwayError:
-                self._forget()  # it may come back as another server
+                self._forget()  # another server may come back
                 raise
             if self.refused:
-                self._forget()  # somebody may have changed the server: look again next time
+                self._forget()  # ask again next time: somebody may have mended it
 
     def _forget(self) -> None:
         self.experiments.clear()
@@ -90,13 +91,13 @@ class Sender:
         if self.client is None:
             client, file = connect(self.uri), sqlite_file(self.uri)
             with answers(self.uri):
-                client.search_experiments(max_results=1)  # raises what would stop every run, a login first
+                client.search_experiments(max_results=1)  # raises faults of all runs, such as a login
                 if file is not None:
                     self.came_from = database.bring_home(file, OURS)
             self.client = client
 
     def _lacking(self, cursor: Cursor, everything: list[Record]) -> list[Record]:
-        """The records to send, once their experiments are there and the cursor agrees with the server."""
+        """The records to send; makes their experiments and brings the cursor in line with the server."""
         for name in dict.fromkeys(record.experiment for record in everything):
             if name not in self.experiments:
                 mine = [record for record in everything if record.experiment == name]
@@ -111,7 +112,7 @@ class Sender:
         return [record for record in everything if record.identity not in self.refused and cursor.lacks(record)]
 
     def _experiment(self, name: str) -> str:
-        """The id of the experiment, which is made when it is not there, and restored when it was deleted."""
+        """The id of the experiment; a missing one is made, a deleted one restored."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
             file = sqlite_file(self.uri)
@@ -127,8 +128,8 @@ class Sender:
     def _recall(self, cursor: Cursor, experiment: str, mine: list[Record]) -> None:
         """Correct the cursor by the runs on the server.
 
-        A run made just before a crash is taken up again. A run that the server lost (a new database at the old address)
-        is sent anew. A run that somebody deleted in MLflow stays deleted.
+        A run made just before a crash is continued. A run that the server lost (a new database at the old address) is
+        sent again. A run that somebody deleted in MLflow stays deleted.
         """
         from mlflow.entities import ViewType
 
@@ -173,49 +174,47 @@ class Sender:
             held = RunData()
         else:
             held = self.client.get_run(entry["run_id"]).data
-        run_id, sent = entry["run_id"], entry["sent"]
-        lacking = [part for part in record.parts if not arrived(part.name, part.mark, sent.get(part.name))]
-        parts, files, damaged = _with_files(lacking)
-        if any(part.name == "head" for part in parts):
+        run_id, sent, fresh = entry["run_id"], entry["sent"], entry["sent"].get("mark") != record.mark
+        files: Mapping[str, bytes] = {}
+        marks, failure = record.marks, None
+        if fresh:
+            try:
+                files = record.files()
+            except Exception as error:
+                marks, failure = {**marks, "mark": ""}, DamagedError(str(error))
             self._log_dataset(run_id, record)
-        if parts:
-            self._log(run_id, parts, self._lacks(run_id, held, parts, sent.get("curve")), held)
+        points = self._lacks(run_id, held, record, float(sent.get("curve", 0)))
+        if fresh or points:
+            self._log(run_id, record, points, held)
             self._log_files(run_id, files, held)
         if sent.get("status") != record.status or record.status == "FINISHED":
             self._end(run_id, record)
-        entry["sent"] = {**sent, **{part.name: part.mark for part in parts}, "status": record.status}
+        lacking = {name: mark for name, mark in marks.items() if not arrived(name, mark, sent.get(name))}
+        entry["sent"] = {**sent, **lacking}
         self.served.add(run_id)
         cursor.save()
-        if damaged is not None:
-            raise DamagedError(damaged)
+        if failure is not None:
+            raise failure
 
-    def _lacks(self, run_id: str, held: RunData, parts: list[Part], done: str | None) -> list[Point]:
-        """The points of the parts that the run lacks.
+    def _lacks(self, run_id: str, held: RunData, record: Record, done: float) -> list[Point]:
+        """The points that the run lacks; ``done`` epochs of its curve were sent, by the cursor.
 
         A file that is written again has another time, and a resumed trial repeats some epochs: MLflow would show both.
-        **done** is the epoch up to which the curve was sent by the cursor, which may be lost or behind.
         """
-        points = []
-        last, curves = records.step(float(done or 0)), {}
-        for part in parts:
-            for point in part.points:
-                if part.name != "curve":
-                    if not same(held.metrics.get(point.key), point.value):
-                        points.append(point)
-                elif point.step > last:
-                    if point.key not in curves:
-                        known = run_id not in self.served and point.key in held.metrics
-                        history = self.client.get_metric_history(run_id, point.key) if known else []
-                        curves[point.key] = {one.step for one in history}, {one.timestamp for one in history}
-                    steps, times = curves[point.key]
-                    if point.step not in steps and milliseconds(point.time) not in times:
-                        points.append(point)
-        return points
+        later = [point for point in record.curve if point.step > records.step(done)]
+        steps, times = set(), set()
+        if run_id not in self.served:  # the cursor may be lost or behind
+            for key in {point.key for point in later} & held.metrics.keys():
+                history = self.client.get_metric_history(run_id, key)
+                steps |= {(key, one.step) for one in history}
+                times |= {(key, one.timestamp) for one in history}
+        return [
+            *(point for point in record.points if held.metrics.get(point.key) != point.value),
+            *(p for p in later if (p.key, p.step) not in steps and (p.key, milliseconds(p.time)) not in times),
+        ]
 
     def _create(self, cursor: Cursor, record: Record) -> str:
-        given = {**record.tags, "mlflow.user": user()}
-        tags = {key: limits.value(value, limits.TAG) for key, value in given.items()}
-        tags[IDENTITY_TAG] = record.identity
+        tags = {IDENTITY_TAG: record.identity, "mlflow.user": psutil.Process().username()}
         if record.parent is not None and record.parent in cursor.runs:
             tags["mlflow.parentRunId"] = cursor.runs[record.parent]["run_id"]
         experiment = self.experiments[record.experiment]
@@ -232,21 +231,15 @@ class Sender:
             context = InputTag("mlflow.data.context", "train")
             self.client.log_inputs(run_id, datasets=[DatasetInput(used, tags=[context])])
 
-    def _log(self, run_id: str, parts: list[Part], points: list[Point], held: RunData) -> None:
-        """Send several parts in one call, which MLflow divides; a param can't change, so the first value stays."""
+    def _log(self, run_id: str, record: Record, points: Sequence[Point], held: RunData) -> None:
+        """Send all in one call, which MLflow divides. A param can't change: the first value stays."""
         from mlflow.entities import Metric, Param, RunTag
 
-        params: dict[str, str] = {}
-        tags: dict[str, str] = {}
-        for part in parts:
-            params |= {limits.key(key): value for key, value in part.params.items()}
-            tags |= {limits.key(key): value for key, value in part.tags.items()}
+        params = {limits.key(key): limits.value(value, limits.PARAM) for key, value in record.params.items()}
+        tags = {limits.key(key): limits.value(value, limits.TAG) for key, value in record.tags.items()}
         metrics = [Metric(limits.key(p.key), p.value, milliseconds(p.time), p.step) for p in points]
-        settings = [
-            Param(key, limits.value(value, limits.PARAM)) for key, value in params.items() if key not in held.params
-        ]
-        labels = [RunTag(key, limits.value(value, limits.TAG)) for key, value in tags.items()]
-        self.client.log_batch(run_id, metrics, settings, labels)
+        settings = [Param(key, value) for key, value in params.items() if key not in held.params]
+        self.client.log_batch(run_id, metrics, settings, [RunTag(key, value) for key, value in tags.items()])
 
     def _log_files(self, run_id: str, files: Mapping[str, bytes], held: RunData) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -258,9 +251,9 @@ class Sender:
                     self._log_picture(run_id, path, held)
 
     def _log_picture(self, run_id: str, path: Path, held: RunData) -> None:
-        """Add a figure to the image grid, which shows the last one of each key.
+        """Add a figure to the image grid, which shows the latest figure of each key.
 
-        ``log_image`` gives each upload a new name: a tag of ours names the figure that the run has.
+        ``log_image`` gives each upload a new name, so a tag of ours names the run's figure.
         """
         from PIL import Image
 
@@ -275,25 +268,6 @@ class Sender:
             self.client.update_run(run_id, record.status)
         else:
             self.client.set_terminated(run_id, record.status, milliseconds(record.ended))
-
-
-def _with_files(lacking: Sequence[Part]) -> tuple[list[Part], dict[str, bytes], str | None]:
-    """The parts whose files can be made, their files, and the error of the first of the others."""
-    parts: list[Part] = []
-    files: dict[str, bytes] = {}
-    damaged = None
-    for part in lacking:
-        try:
-            files |= part.files()
-            parts.append(part)
-        except Exception as error:
-            damaged = damaged or str(error)
-    return parts, files, damaged
-
-
-def same(one: float | None, other: float) -> bool:
-    """Whether two values of a metric are the same; NaN is the same as NaN."""
-    return one == other or (one is not None and math.isnan(one) and math.isnan(other))
 
 
 def milliseconds(seconds: float) -> int:
@@ -322,24 +296,14 @@ def connect(uri: str) -> Any:
 
 
 def _create_sqlite(file: Path) -> None:
-    """Under a temporary name: this takes seconds, and half a schema under the final name would never mend."""
+    """Make it under a temporary name: this takes seconds, and nothing would repair half a schema."""
     from mlflow.tracking import MlflowClient
 
     file = file.absolute()
-    for left in file.parent.glob(f"{file.name}.new.*"):  # of a process that was killed
+    for left in file.parent.glob(f"{file.name}.new.*"):  # by a killed process
         left.unlink(missing_ok=True)
     temporary = file.with_name(f"{file.name}.new.{os.getpid()}")
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.touch()  # where that can't be, MLflow would try for minutes
+    temporary.touch()  # fails at once, where MLflow would try for minutes
     MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
     os.replace(temporary, file)
-
-
-def user() -> str:
-    """Who runs this, for MLflow's column of that name."""
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"

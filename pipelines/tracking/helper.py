@@ -1,10 +1,10 @@
-"""Tracking with MLflow, best effort: a server gets what lies on the disk whenever it is there to take it.
+"""Best-effort tracking with MLflow: whenever a server is reachable, it gets what lies on the disk.
 
-A stage calls ``sync`` at its end; ``follow`` keeps a server up to date while trials train. Both leave the work to a
-process of its own, which can hang, fail and be killed without harm to a trial, and which keeps MLflow (a second of
-imports, 240 MB) out of the stage. Results never depend on it: tracking is written, never read.
+A stage calls ``sync`` at its end; ``follow`` keeps a server up to date while trials train. Both start a helper process,
+which can hang, fail and be killed without harm to a trial, and which keeps MLflow (a second of imports, 240 MB) out of
+the stage. Results never depend on MLflow: tracking is written, never read.
 
-The run store and the stages' outputs are the spool, so nothing is lost while a server is away: the next call sends it.
+The run store and the stages' outputs are the spool: nothing is lost while a server is away, the next call sends it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipelines.tracking.probe import ENVIRONMENT
 from pipelines.tracking.spool import Spool
 from pipelines.training.fingerprint import ROOT
 
-DEADLINE_S = 30.0  # for a server that answers, but slowly; one that does not answer is given up in less than 5
+DEADLINE_S = 30.0  # for a slow server; one that never answers is given up within 5 s
 INTERVAL_S = 30.0
 LONGEST_PROBLEM = 400  # characters, of a problem with a file
 FINISH = "finish\n"
@@ -38,20 +38,20 @@ class SyncResult:
     """The outcome of an attempt to send."""
 
     uri: str  # without credentials
-    sent: int = 0  # runs that got something new
+    sent: int = 0  # runs
     trials_waiting: int = 0
     benchmarks_waiting: int = 0
-    away: str | None = None  # predicate of a server that can't be reached, gives no answer, or wants a login
-    slow: bool = False  # it was given up while it still answered
-    refused: str | None = None  # the first run that could not be sent whole, and why
-    failed: str | None = None  # why nothing could be sent at all, for another reason
+    away: str | None = None  # predicate: can't be reached, gives no answer, wants a login
+    slow: bool = False  # given up though it still answered
+    refused: str | None = None  # the first run that was refused, and why
+    failed: str | None = None  # why nothing could be sent, where the server is not the reason
     problems: tuple[str, ...] = ()  # files that can't be tracked
     busy: bool = False  # another process is sending to the same server
     came_from: str | None = None  # where a copied database kept its artifacts until now
 
     @property
     def line(self) -> str | None:
-        """What a person should know, in one line; None when all is well."""
+        """The line for the user; None when all is well."""
         where, waits = place(self.uri), self.trials_waiting + self.benchmarks_waiting
         if self.failed is not None:
             return f"not tracked: {self.failed}" + (f"; {self.waiting} in the spool" if waits else "")
@@ -69,22 +69,22 @@ class SyncResult:
 
     @property
     def waiting(self) -> str:
-        """How much is still to be sent, in words."""
+        """The number of waiting runs, in words."""
         counts = {"trial": self.trials_waiting, "benchmark": self.benchmarks_waiting}
         words = [f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n]
         return f"{' and '.join(words) or 'nothing'} wait{'s' if sum(counts.values()) == 1 else ''}"
 
 
 def pending(spool: Spool, uri: str) -> list[Record]:
-    """The runs that the server at **uri** lacks by the cursor; the server is not asked."""
+    """The runs that the server at **uri** lacks according to the cursor; the server is not asked."""
     cursor = Cursor.of(spool.store, uri)
     return [record for record in records.gather(spool)[0] if cursor.lacks(record)]
 
 
 def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncResult:
-    """Send what the tracking server lacks; return within **deadline_s**, whatever the server does. Never raises.
+    """Send all missing runs; return within **deadline_s**, whatever the server does. Never raises.
 
-    Costs some 20 ms when there is nothing to send. What is not sent waits in the spool.
+    Costs some 20 ms when there is nothing to send. Unsent runs wait in the spool.
     """
     spool = spool or Spool.here()
     try:
@@ -92,7 +92,7 @@ def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncR
             return _result(spool)
         with Helper(spool) as helper:
             return helper.finish(deadline_s)
-    except Exception as error:  # best effort: a stage never ends by it
+    except Exception as error:  # best effort: never ends a stage
         return _failed(spool, error)
 
 
@@ -102,8 +102,7 @@ def follow(
 ) -> Iterator[list[SyncResult]]:
     """Keep the server up to date while the block runs, and send the rest at its end.
 
-    Yields a list that holds the result once the block is left. The helper ends with the block's process, however that
-    ends.
+    Yields a list that holds the result after the block. The helper ends with the block's process, however that ends.
     """
     spool = spool or Spool.here()
     results: list[SyncResult] = []
@@ -113,7 +112,7 @@ def follow(
     try:
         yield results
     except BaseException:
-        deadline_s = min(deadline_s, 5.0)  # an interrupted stage does not keep a person waiting
+        deadline_s = min(deadline_s, 5.0)  # nobody waits long for an interrupted stage
         raise
     finally:
         try:
@@ -124,7 +123,7 @@ def follow(
 
 
 class Helper:
-    """The process that talks to MLflow. It lives as long as the pipe to it, so it can't outlive its stage."""
+    """The process that talks to MLflow. It ends with the pipe to it, so it can't outlive its stage."""
 
     def __init__(
         self,
@@ -134,7 +133,7 @@ class Helper:
         verify: bool = False,
         announce: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """**announce** is called with the name of each run that is sent, in another thread."""
+        """**announce** gets the name of each run that is sent, in another thread."""
         self.spool, self.announce = spool, announce
         self.sent: set[str] = set()  # identities
         self.outcome: dict[str, Any] | None = None
@@ -149,7 +148,7 @@ class Helper:
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
             env=environment,
-            start_new_session=True,  # Ctrl-C is the stage's to answer
+            start_new_session=True,  # the stage handles Ctrl-C
         )
         self._write(json.dumps(order) + "\n")
 
@@ -164,12 +163,12 @@ class Helper:
                 pipe.close()  # type: ignore[union-attr]
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a helper that is gone leaves no outcome
+        with contextlib.suppress(OSError):  # the helper is gone: there will be no outcome
             self.process.stdin.write(text)  # type: ignore[union-attr]
             self.process.stdin.flush()  # type: ignore[union-attr]
 
     def finish(self, deadline_s: float | None) -> SyncResult:
-        """Let it send the rest, and return its outcome; after **deadline_s**, how far it came."""
+        """Send the rest and return the outcome; after **deadline_s** the outcome so far."""
         self._write(FINISH)
         reader = threading.Thread(target=self._listen, daemon=True)
         reader.start()
@@ -183,7 +182,7 @@ class Helper:
         return _result(self.spool, self.sent, **({"slow": True} if self.outcome is None else self.outcome))
 
     def _listen(self) -> None:
-        with contextlib.suppress(ValueError, OSError):  # a line that is cut off
+        with contextlib.suppress(ValueError, OSError):  # a cut-off line
             for line in self.process.stdout:  # type: ignore[union-attr]
                 message = json.loads(line)
                 if "sent" in message:
@@ -194,7 +193,7 @@ class Helper:
 
 
 def _result(spool: Spool, sent: Collection[str] = (), **outcome: Any) -> SyncResult:
-    """The outcome, with the runs that the cursor still lacks after those **sent** (identities)."""
+    """The outcome, with the runs that still wait after those **sent** (identities)."""
     uri = address(spool.project)
     gathered, problems = records.gather(spool)
     cursor = Cursor.of(spool.store, uri)
@@ -211,7 +210,7 @@ def _result(spool: Spool, sent: Collection[str] = (), **outcome: Any) -> SyncRes
 
 
 def _failed(spool: Spool, error: Exception) -> SyncResult:
-    """The result of an attempt that ended with **error**; reading the spool again may end with it too. Never raises."""
+    """The result of an attempt that raised **error**, even if reading the spool raises it again. Never raises."""
     uri = address(spool.project)
     reason = str(error) if isinstance(error, UserError) else clean(f"{type(error).__name__}: {error}", uri)
     try:

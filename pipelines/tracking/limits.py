@@ -1,4 +1,4 @@
-"""The limits of MLflow on names and values: text beyond them is escaped or shortened."""
+"""MLflow's limits on names and values: text is escaped or shortened to fit."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import posixpath
 import re
 from urllib.parse import quote
 
-RUN_NAME, KEY, PARAM, TAG, EXPERIMENT = 250, 250, 6000, 8000, 500  # characters; of a run's name by its column
+RUN_NAME, KEY, PARAM, TAG, EXPERIMENT = 250, 250, 6000, 8000, 500  # characters; a run's name by the width of its column
 FILE_NAME = 200  # bytes; file systems take 255
 UNSENDABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # databases refuse some of these, pages all
 UNSENDABLE_KEY = re.compile(r"[^\w.\- :/]|[\ud800-\udfff]")
 
 
 def value(text: str, limit: int) -> str:
-    """A text of at most **limit** characters, with the length of a longer one; control characters are escaped."""
+    """At most **limit** characters; a shortened text ends in its length. Control characters are escaped."""
     text = UNSENDABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
     if len(text) <= limit:
         return text
@@ -28,7 +28,7 @@ def name(text: str, limit: int = RUN_NAME) -> str:
 
 
 def key(text: str) -> str:
-    """A name of a metric, param or tag: what MLflow takes as it is, for each other character its code."""
+    """The name of a metric, param or tag; a character that MLflow refuses is written as its code."""
     escaped = UNSENDABLE_KEY.sub(lambda found: f"_x{ord(found[0]):02x}_", text) or "_"
     if posixpath.normpath(escaped) != escaped or escaped.startswith(("/", "..")) or escaped == ".":
         escaped = re.sub(r"^\.|/", lambda found: f"_x{ord(found[0]):02x}_", escaped)
@@ -36,13 +36,13 @@ def key(text: str) -> str:
 
 
 def folder(text: str) -> str:
-    """A name for a directory, the same for the same text: what no file system takes is escaped as in an address."""
+    """The name of a directory, always the same for a text; characters of no file system are escaped as in a URL."""
     escaped = quote(text.encode(errors="backslashreplace"), safe=" +,=@~()!")
     return _distinct(re.sub(r"^\.", "%2E", escaped), FILE_NAME)
 
 
 def _distinct(text: str, limit: int) -> str:
-    """A text of at most **limit** characters; one that is longer ends in a digest of the whole."""
+    """At most **limit** characters; a shortened text ends in a digest of the whole."""
     if len(text) <= limit:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""A tracking server that may be dead, hang, drip bytes, want a login, or be something else: it has ANSWER_S."""
+"""Talk to a tracking server that may be dead, hang, drip bytes, want a login or be something else: it has ANSWER_S."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from pipelines.command.files import DamagedError
 from pipelines.tracking import database
 from pipelines.tracking.addresses import clean, is_remote
 
-# For one answer, however it comes. A dead server costs a stage 5 s at most: this, and what starting a process and
-# importing MLflow take.
+# For one answer. A dead server costs a stage 5 s at most: this, and the time to start a process and import MLflow.
 ANSWER_S = 2.5
-PATIENT_S = 30.0  # for the commands that do nothing but talk to a server
-TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # a user's own wish, which MLflow follows too
+PATIENT_S = 30.0  # in commands that only talk to a server
+TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # set by a user, and followed by MLflow too
 METRICS_A_REQUEST = 1000  # of a batch, by MLflow's client
-BYTES_A_SECOND = 100_000  # more time for an upload through a slow line
-ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # only MLflow answers it; /health proves less
-LONGEST_ANSWER = 10_000_000  # bytes of that; one experiment and its tags
+BYTES_A_SECOND = 100_000  # adds time for an upload over a slow line
+ASKED = "/api/2.0/mlflow/experiments/search?max_results=1"  # only MLflow answers it, unlike /health
+LONGEST_ANSWER = 10_000_000  # bytes of the answer: one experiment and its tags
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SET_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-ENVIRONMENT = {  # a user's own settings stand
+ENVIRONMENT = {  # a user's own settings win
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -38,24 +37,24 @@ ENVIRONMENT = {  # a user's own settings stand
     "GIT_PYTHON_REFRESH": "quiet",
 }
 OTHER_LOGIN = "expected the login of a user who may edit there"
-LATER = (408, 429)  # statuses below 500 that mean: try again
+LATER = (408, 429)  # statuses below 500 that mean try again
 Answer = TypeVar("Answer")
 
 
 class AwayError(Exception):
-    """The server does not answer, or not in time; the rest stays in the spool. Its text is a predicate."""
+    """The server does not answer in time; the rest stays in the spool. The text is a predicate."""
 
 
 class RefusedError(Exception):
-    """The server answered, and refused; its text is the reason."""
+    """The server refused; the text is the reason."""
 
 
 class LoginError(RefusedError):
-    """The server requires a login, or another one; the text is a predicate again."""
+    """The server wants a login, or another login; the text is a predicate."""
 
 
 def patience() -> float:
-    """Seconds for one answer; more where a user gives MLflow more."""
+    """Seconds for one answer; a user may give MLflow more."""
     try:
         return float(os.environ.get(TIMEOUT_VARIABLE, ANSWER_S))
     except ValueError:
@@ -63,15 +62,15 @@ def patience() -> float:
 
 
 def be_patient() -> None:
-    """Have this process and its children wait longer for each answer: a person waits for it, and no stage."""
+    """Let this process and its children wait longer for each answer: a person waits, and no stage."""
     os.environ.setdefault(TIMEOUT_VARIABLE, f"{PATIENT_S:g}")
 
 
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:
     """Return or raise the outcome of **call**, or AwayError after **seconds**.
 
-    A timeout of requests counts from byte to byte and leaves out the look-up of the name. A hanging thread is left
-    behind; it ends with the process.
+    The timeout of requests counts from byte to byte and excludes the look-up of the name. A hanging thread stays
+    behind and ends with the process.
     """
     future: Future[Answer] = Future()
 
@@ -95,7 +94,7 @@ def _late(seconds: float) -> str:
 
 
 class Bounded:
-    """MLflow's client, each call of which returns in time or raises AwayError."""
+    """MLflow's client; each call returns in time or raises AwayError."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -112,7 +111,7 @@ class Bounded:
 
 
 def reach_local() -> None:
-    """Have this process and its children use no proxy for servers on this machine."""
+    """Let this process and its children use no proxy for servers on this machine."""
     named = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").strip()
     hosts = [host.strip() for host in named.split(",") if host.strip()]
     if named != "*":
@@ -120,7 +119,7 @@ def reach_local() -> None:
 
 
 def probe(uri: str) -> None:
-    """Raise AwayError unless MLflow answers at **uri** in time; the demand of a login is an answer."""
+    """Raise AwayError unless MLflow answers at **uri** in time; asking for a login is an answer."""
     reach_local()
     status, body = within(patience(), lambda: _ask(uri))
     if status >= 500 or status in LATER:
@@ -134,7 +133,7 @@ def probe(uri: str) -> None:
 
 
 def _ask(uri: str) -> tuple[int, bytes]:
-    """Status and beginning of the answer. Raises AwayError."""
+    """The status and the beginning of the answer. Raises AwayError."""
     import requests
     import urllib3
 
@@ -143,29 +142,24 @@ def _ask(uri: str) -> tuple[int, bytes]:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         trusted = False
     identity = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH") or None
-    asked, seconds = uri.rstrip("/") + ASKED, patience()
+    asked = uri.rstrip("/") + ASKED
     try:
-        with requests.get(asked, timeout=seconds, verify=trusted, cert=identity, stream=True) as answer:
-            body = b""
-            for piece in answer.iter_content(65536):
-                body += piece
-                if len(body) > LONGEST_ANSWER:
-                    break
-            return answer.status_code, body
+        with requests.get(asked, timeout=patience(), verify=trusted, cert=identity, stream=True) as answer:
+            return answer.status_code, answer.raw.read(LONGEST_ANSWER, decode_content=True)
     except requests.Timeout:
-        raise AwayError(_late(seconds)) from None
+        raise AwayError(_late(patience())) from None
     except requests.exceptions.SSLError as error:
         why = re.search(r"\] ([^()]+) \(_ssl", str(error))
         raise AwayError(f"is away (TLS fails{': ' + clean(why[1], uri) if why else ''})") from None
     except requests.ConnectionError:
         raise AwayError("is away (no connection)") from None
-    except Exception as error:  # of a name that can't be looked up, a redirect to nowhere, a certificate that is none
+    except Exception as error:  # an unknown host, a redirect to nowhere, a bad certificate
         raise AwayError(f"is away ({clean(str(error), uri)})") from None
 
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """Turn what MLflow, requests and databases raise into AwayError (try later) or RefusedError (do not)."""
+    """Turn errors of MLflow, requests and databases into AwayError (try later) or RefusedError (do not)."""
     try:
         yield
     except (AwayError, RefusedError, DamagedError):

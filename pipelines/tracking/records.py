@@ -11,50 +11,64 @@ from io import StringIO
 from typing import Any
 
 from pipelines.command.files import MissingError
-from pipelines.results import arrays, explorer, reader, words
+from pipelines.results import arrays, explorer, reader, verdicts, words
 from pipelines.results.figures import FIGURES
 from pipelines.results.page.html import render
-from pipelines.results.reader import Json, Outcome
+from pipelines.results.reader import Json, Outcome, per_class
 from pipelines.results.rows import claimed_error
 from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, spelt, stuck
 from pipelines.tracking import limits, spool
-from pipelines.tracking.cursors import Part, Point, Record, digest
+from pipelines.tracking.cursors import Point, Record, digest
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
-FORMAT = 4  # raise it when a drawing or a text changes: every part is then sent again, over the old one
+FORMAT = 4  # raise it with a change of figures or texts: each run is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = ("epoch", "loss", "train_error", "lr", "images_per_s")
-# MLflow's steps are whole numbers, and a budget may end within an epoch: no data set has a million images.
+# MLflow's steps are whole numbers and a budget may end within an epoch; few data sets have more than a million images.
 STEPS_AN_EPOCH = 1_000_000
 STEP = "millionths of an epoch, which is one pass over the images that the recipe trains on"
-TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss", "error_ci95_low", "error_ci95_high")
+TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss")
 COST = ("wall_s", "device_s", "images_per_s", "images_seen", "parameters")
 PROVENANCE = ("hardware", "device", "workers", "resumed", "git_commit", "git_dirty")
-CLAIMED_ON = "claimed_on"  # the figures on the images of the claim, where those are not the whole test set
 
 
 def gather(where: Spool) -> tuple[list[Record], list[str]]:
-    """All runs, each benchmark's right before its trials'; and one line for each file that can't be tracked."""
+    """All runs, each benchmark before its trials; and a line for each file that can't be tracked."""
     found, (benchmarks, problems) = [], spool.read(where)
     for benchmark in benchmarks:
         found += [benchmark_record(benchmark), *(trial_record(trial, benchmark) for trial in benchmark.trials)]
-    return found, list(dict.fromkeys(problems))  # one file may be behind several runs
+    return found, list(dict.fromkeys(problems))  # several runs may share a file
 
 
 def step(epochs: float) -> int:
-    """MLflow's step of a point of a curve after so many epochs."""
+    """MLflow's step after so many epochs."""
     return round(STEPS_AN_EPOCH * epochs)
 
 
 def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
     """The child run of one trial, restarts included."""
-    parts = [_trial_head(trial), *([_trial_curve(trial)] if trial.curve else [])]
+    params = {"benchmark": trial.benchmark, "budget": trial.budget, "seed": str(trial.seed), **flatten(trial.config)}
+    tags = {
+        "kind": "trial",
+        "mlflow.source.name": f"python -m pipelines.trial {trial.benchmark} --seeds {trial.seed}",
+        "mlflow.source.type": "LOCAL",
+        "trial_key": trial.key,
+        "dataset_digest": trial.dataset_digest,
+        "step": STEP,
+    }
+    if trial.progress is not None:
+        tags["host"] = str(trial.progress.get("host"))
+    points: list[Point] = []
     if trial.result is not None:
-        parts.append(_trial_result(trial, trial.result))
+        tags |= _provenance(trial, trial.result)
+        costs = {f"cost/{key}": trial.result.get(key) for key in COST}
+        points += _points(costs, float(trial.result["finished"]))
     if trial.evaluation is not None:
-        parts.append(_trial_evaluation(trial, benchmark, trial.evaluation))
-    own = trial.benchmark == trial.trained_as  # or another row has the same weights
+        tags |= {"stuck_at_chance": "true"} if trial.evaluation.at_chance else {}
+        figures = _trial_figures(trial.evaluation.metrics)
+        points += _points(figures, modified(trial.evaluation.folder / "metrics.json"))
+    own = trial.benchmark == trial.trained_as  # otherwise another row has the same weights
     return Record(
         identity=_identity("trial", trial.key if own else f"{trial.key}/{trial.benchmark}"),
         experiment=limits.name(trial.dataset, limits.EXPERIMENT),
@@ -64,12 +78,13 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         status=trial.status,
         ended=trial.ended,
         dataset_digest=trial.dataset_digest,
-        tags={
-            "kind": "trial",
-            "mlflow.source.name": f"python -m pipelines.trial {trial.benchmark} --seeds {trial.seed}",
-            "mlflow.source.type": "LOCAL",
-        },
-        parts=tuple(parts),
+        params=params,
+        tags=tags,
+        points=points,
+        curve=_curve(trial),
+        epochs=max((line["epoch"] for line in trial.curve), default=0.0),
+        files=partial(_trial_files, trial, benchmark),
+        mark=digest(FORMAT, params, tags, trial.result, _shown(trial), _claimed(benchmark)),
     )
 
 
@@ -77,68 +92,49 @@ def _identity(kind: str, what: str) -> str:
     return limits.name(f"{kind}:{what}", limits.TAG)
 
 
-def _trial_head(trial: SpooledTrial) -> Part:
-    params = {"benchmark": trial.benchmark, "budget": trial.budget, "seed": str(trial.seed), **flatten(trial.config)}
-    tags = {"trial_key": trial.key, "dataset_digest": trial.dataset_digest, "step": STEP}
-    if trial.progress is not None:
-        tags["host"] = str(trial.progress.get("host"))
-    return Part(name="head", mark=digest(FORMAT, params, tags), params=params, tags=tags)
-
-
-def _trial_curve(trial: SpooledTrial) -> Part:
-    points = [
+def _curve(trial: SpooledTrial) -> list[Point]:
+    return [
         Point(f"train/{key.removeprefix('train_')}", float(line[key]), step(line["epoch"]), float(line["time"]))
         for line in trial.curve
         for key in CURVE_METRICS
         if line.get(key) is not None
     ]
-    return Part(name="curve", mark=str(max(line["epoch"] for line in trial.curve)), points=points)
 
 
-def _trial_result(trial: SpooledTrial, result: Json) -> Part:
-    """Provenance as tags, cost as metrics."""
+def _provenance(trial: SpooledTrial, result: Json) -> dict[str, str]:
     tags = {key: text(result[key]) for key in PROVENANCE if result.get(key) is not None}
     tags["checkpoint"] = str(trial.folder / "weights.pt")
     tags |= {f"version.{name}": str(version) for name, version in result["versions"].items() if version}
-    if result.get("git_commit"):
-        tags["mlflow.source.git.commit"] = commit(result)
-    points = [
-        Point(f"cost/{key}", float(result[key]), 0, float(result["finished"]))
-        for key in COST
-        if result.get(key) is not None
-    ]
-    return Part(name="result", mark=digest(FORMAT, result, tags), tags=tags, points=points)
+    return tags | ({"mlflow.source.git.commit": commit(result)} if result.get("git_commit") else {})
 
 
-def _trial_evaluation(trial: SpooledTrial, benchmark: SpooledBenchmark, evaluation: reader.Trial) -> Part:
-    facts = {"test error": f"{evaluation.error:.2f} %"}
-    if evaluation.claimed_on is not None:
-        facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
-    facts |= {"protocol": evaluation.about.protocol, "budget": trial.budget, "trial": trial.key}
-    title = f"{trial.benchmark}, seed {trial.seed}"
-    return Part(
-        name="evaluation",
-        mark=digest(FORMAT, _shown(trial), _claimed(benchmark)),
-        tags={"stuck_at_chance": "true"} if evaluation.at_chance else {},
-        points=_test_points(evaluation.metrics, modified(evaluation.folder / "metrics.json")),
-        files=partial(_files, title, facts, benchmark, (trial,)),
-    )
+def _trial_files(trial: SpooledTrial, benchmark: SpooledBenchmark) -> dict[str, bytes]:
+    found = trial.evaluation
+    if found is None:
+        return {}
+    facts = {"test error": f"{found.error:.2f} %"}
+    if found.claimed_on is not None:
+        facts["error on the images of the claim"] = f"{found.claimed_on:.2f} %"
+    facts |= {"protocol": found.about.protocol, "budget": trial.budget, "trial": trial.key}
+    return _files(f"{trial.benchmark}, seed {trial.seed}", facts, benchmark, (trial,))
 
 
 def _shown(trial: SpooledTrial) -> str:
-    """A digest of all that is shown of an evaluated trial."""
+    """A digest of everything that the files of a run show of an evaluated trial."""
     found = trial.evaluation
-    return digest(trial.seed, trial.curve, found and [found.metrics, found.confusion.tolist(), vars(found.about)])
+    return digest(found and [trial.seed, trial.curve, found.metrics, found.confusion.tolist(), vars(found.about)])
 
 
 def benchmark_record(benchmark: SpooledBenchmark) -> Record:
-    """The parent run of a benchmark at one budget."""
+    """The parent run of a benchmark at one budget: all seeds together, and the row of the ledger."""
     params = {"benchmark": benchmark.name, "budget": benchmark.budget, "dataset": benchmark.dataset}
-    parts = [Part(name="head", mark=digest(FORMAT, params), params=params)]
+    tags = {"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"}
+    points: list[Point] = []
     if benchmark.evaluated:
-        parts.append(_benchmark_evaluation(benchmark))
+        points += _points(_mean_figures(benchmark.evaluated), benchmark.evaluated_time)
     if benchmark.row is not None:
-        parts.append(_benchmark_ledger(benchmark.row, benchmark.row_time))
+        tags |= _row_tags(benchmark.row)
+        points += _points(_row_figures(benchmark.row), benchmark.row_time)
     return Record(
         identity=_identity("benchmark", f"{benchmark.name}/{benchmark.budget}"),
         experiment=limits.name(benchmark.dataset, limits.EXPERIMENT),
@@ -148,21 +144,22 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
         status=benchmark.status,
         ended=benchmark.ended,
         dataset_digest=None,
-        tags={"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"},
-        parts=tuple(parts),
+        params=params,
+        tags=tags,
+        points=points,
+        files=partial(_benchmark_files, benchmark),
+        mark=digest(FORMAT, params, tags, benchmark.row, [_shown(trial) for trial in benchmark.evaluated]),
     )
 
 
-def _benchmark_evaluation(benchmark: SpooledBenchmark) -> Part:
-    """All seeds together: figures, tables, and an explorer in which each seed can be chosen."""
-    shown = [_shown(trial) for trial in benchmark.evaluated]
-    facts = _row_facts(benchmark.row) if benchmark.row else {}
-    return Part(
-        name="evaluation",
-        mark=digest(FORMAT, shown, benchmark.summary, facts, _claimed(benchmark)),
-        points=_test_points(benchmark.summary, benchmark.summary_time),
-        files=partial(_files, benchmark.name, facts, benchmark, benchmark.evaluated),
-    )
+def _benchmark_files(benchmark: SpooledBenchmark) -> dict[str, bytes]:
+    """The row of the ledger, and the explorer of all seeds."""
+    row, files = benchmark.row, dict[str, bytes]()
+    if row is not None:
+        files[LEDGER] = (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()
+    if benchmark.evaluated:
+        files |= _files(benchmark.name, _row_facts(row) if row else {}, benchmark, benchmark.evaluated)
+    return files
 
 
 def _files(
@@ -186,15 +183,14 @@ def _files(
 
 
 def _outcome(benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]) -> Outcome:
-    """The evaluated **trials** of a benchmark, with the test images behind them where these were kept."""
+    """The evaluated **trials** of a benchmark, with their test images where these were kept."""
     finished = tuple(trial.evaluation for trial in trials if trial.evaluation)
-    about, kept, layer = finished[0].about, None, {}
-    if benchmark.folder:
-        with suppress(MissingError):
-            kept = reader.read_examples(benchmark.folder / "examples.npz", about, finished)
-        if trials[0].key == benchmark.evaluated[0].key:  # of the lowest seed alone
-            layer = arrays.first_layer(benchmark.folder / "first_layer.npz")
-    return Outcome(**vars(about), trials=finished, examples=kept, **layer)
+    folder, kept = finished[0].folder.parents[1], None
+    with suppress(MissingError):
+        kept = reader.read_examples(folder / "examples.npz", finished)
+    lowest = trials[0].key == benchmark.evaluated[0].key  # the seed whose first layer is kept
+    layer = arrays.first_layer(folder / "first_layer.npz") if lowest else {}
+    return Outcome(**vars(finished[0].about), trials=finished, examples=kept, **layer)
 
 
 def _classes(outcome: Outcome) -> bytes:
@@ -202,28 +198,32 @@ def _classes(outcome: Outcome) -> bytes:
     file = StringIO()
     writer = csv.writer(file)
     writer.writerow(("class", "seed", "precision %", "recall %", "F1 %", "images"))
+    by_seed = {trial.seed: per_class(trial.confusion) for trial in outcome.trials}
     for place, name in enumerate(outcome.classes):
-        writer.writerows((name, trial.seed, *trial.per_class[place]) for trial in outcome.trials)
+        writer.writerows((name, seed, *figures[place]) for seed, figures in by_seed.items())
     return file.getvalue().encode(errors="backslashreplace")
 
 
 def _claimed(benchmark: SpooledBenchmark) -> float | None:
-    """The error in % that the source reports, where the ledger has it."""
+    """The source's error in %, where the ledger has one."""
     row = benchmark.row
     return claimed_error(row["metric"], row["claim"]["value"]) if row else None
 
 
-def _benchmark_ledger(row: Json, time: float) -> Part:
-    """The row of the ledger: metrics in the claim's own unit, verdict as a tag, the whole as JSON and in words."""
-    claim = row["claim"]
-    values = {**_interval("", row), "seeds": row["n"], "claim": claim["value"], "claim_margin": row["margin"]}
+def _row_figures(row: Json) -> dict[str, float | None]:
+    """The figures of a row of the ledger, in the claim's own unit."""
+    values = {**_interval("", row), "seeds": row["n"], "claim": row["claim"]["value"], "claim_margin": row["margin"]}
     values |= _interval("test_set_", row["test_set"]) if row["test_set"] else {}
-    points = [Point(f"ledger/{key}", tidy(value), 0, time) for key, value in values.items() if value is not None]
+    return {f"ledger/{key}": value for key, value in values.items()}
+
+
+def _row_tags(row: Json) -> dict[str, str]:
+    """A row of the ledger as tags: verdict, claim and provenance, and the run's description."""
     tags = {
         "verdict": row["verdict"],
         "metric": row["metric"],
         "claim": _claim(row),
-        "claim_source": text(claim["source"]),
+        "claim_source": text(row["claim"]["source"]),
         "mlflow.note.content": note(row),
     }
     tags |= {key: text(row[key]) for key in ("label", "hardware", "git_commit") if row.get(key)}
@@ -231,13 +231,7 @@ def _benchmark_ledger(row: Json, time: float) -> Part:
         tags["stuck_at_chance"] = f"{stuck(row)}: {', '.join(map(str, row['at_chance']))}"
     if row["git_commit"]:
         tags["mlflow.source.git.commit"] = text(row["git_commit"])
-    return Part(
-        name="ledger",
-        mark=digest(FORMAT, row),
-        tags=tags,
-        points=points,
-        files=lambda: {LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()},
-    )
+    return tags
 
 
 def _claim(row: Json) -> str:
@@ -253,7 +247,7 @@ def _interval(prefix: str, figures: Json) -> dict[str, float | None]:
 
 
 def note(row: Json) -> str:
-    """The run's description, in Markdown: the verdict and what it rests on."""
+    """The run's description in Markdown: the verdict and its grounds."""
     ours = "not measured" if row["mean"] is None else f"{spelt(row)}, {seeds(row['n'])}"
     tested = spelt(row["test_set"]) if row["test_set"] else None
     return render("note.md", row=row, verdict=_verdict(row), ours=ours, tested=tested).rstrip()
@@ -265,7 +259,7 @@ def _verdict(row: Json) -> str:
 
 
 def _row_facts(row: Json) -> dict[str, str]:
-    """The ledger's row for the head of an explorer."""
+    """The row of the ledger as facts at the head of an explorer."""
     metric = row["metric"]
     facts = {"verdict": _verdict(row), "claimed": _claim(row)}
     if row["mean"] is not None:
@@ -277,12 +271,26 @@ def _row_facts(row: Json) -> dict[str, str]:
     return facts
 
 
-def _test_points(metrics: Json, time: float) -> list[Point]:
-    """The figures of a trial or a benchmark, and those on the images of the claim, which the latter's file prefixes."""
-    claimed = metrics.get(CLAIMED_ON) or {key: metrics.get(f"{CLAIMED_ON}_{key}") for key in TEST_METRICS}
-    named = {f"test/{key}": metrics.get(key, metrics.get(f"test_{key}")) for key in TEST_METRICS}
-    named |= {f"{CLAIMED_ON}/{key}": claimed.get(key) for key in TEST_METRICS}
-    return [Point(name, tidy(value), 0, time) for name, value in named.items() if value is not None]
+def _trial_figures(metrics: Json) -> dict[str, float | None]:
+    """A trial's figures on the test set and, where the claim was measured on other images, on those."""
+    on = metrics.get("claimed_on") or {}
+    return {
+        **{f"test/{key}": metrics.get(key) for key in TEST_METRICS},
+        **{f"claimed_on/{key}": on.get(key) for key in TEST_METRICS},
+    }
+
+
+def _mean_figures(trials: Sequence[SpooledTrial]) -> dict[str, float | None]:
+    """The mean figures of a benchmark's seeds, each with its interval."""
+    found = [trial.evaluation for trial in trials if trial.evaluation]
+    figures = verdicts.summary("test/", [trial.error for trial in found])
+    on = [trial.claimed_on for trial in found if trial.claimed_on is not None]
+    return figures | (verdicts.summary("claimed_on/", on) if on else {})
+
+
+def _points(figures: Mapping[str, float | None], time: float) -> list[Point]:
+    """The known figures as points, to four decimals: MLflow's tables cut more, and test sets give no more."""
+    return [Point(key, round(float(value), 4), 0, time) for key, value in figures.items() if value is not None]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -301,8 +309,3 @@ def text(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def tidy(value: float) -> float:
-    """A figure to four decimals, which no table of MLflow's has to cut off; test sets give no more."""
-    return round(float(value), 4)

@@ -1,7 +1,7 @@
-"""The trials, evaluations and ledger rows to track, read from the run store and the stages' outputs.
+"""Trials, evaluations and ledger rows to track, read from the run store and the stages' outputs.
 
-These files are the spool: nothing is written for MLflow but a cursor, which remembers what one tracking server has. A
-file that is missing or damaged reads as absent; a damaged one is one line in ``problems`` and holds back nothing else.
+These files are the spool: nothing else is written for MLflow but the cursor of each server. A missing or damaged file
+counts as absent; a damaged file is a line in ``problems`` and holds back nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,24 +33,19 @@ from pipelines.results.reader import (
     WHOLE,
     Json,
     Kind,
-    TrialEvaluation,
+    Trial,
     check,
     items,
 )
 from pipelines.results.rows import LedgerRow, TestSet
 from pipelines.training import store
 
-SILENT_S = 900.0  # a trial writes its progress every few seconds; one that is silent for so long counts as ended
+SILENT_S = 900.0  # without progress: such a trial counts as ended
 Found = TypeVar("Found")
-Evaluations = dict[tuple[str, str], TrialEvaluation]  # by benchmark and key of the trial
+Evaluations = dict[tuple[str, str], Trial]  # by benchmark and key of the trial
 
 IDENTITY = {**dict.fromkeys(("key", "benchmark", "budget"), TEXT), "seed": WHOLE, "config": OBJECT}
 DATASET = dict.fromkeys(("name", "digest"), TEXT)
-SUMMARY = {
-    f"{prefix}{key}": NUMBER.optional
-    for prefix in ("test_", "claimed_on_")
-    for key in ("error", "accuracy", "error_ci95_low", "error_ci95_high")
-}
 OVER_SEEDS = {
     "mean": NUMBER.optional,
     "ci95": Kind(items(is_number, 2, 2), "two numbers").optional,
@@ -73,7 +68,7 @@ class Spool:
 
     @classmethod
     def here(cls) -> Spool:
-        """The spool of the working directory, with the run store where ``$RUN_STORE`` says."""
+        """The spool of the working directory, with the run store that ``$RUN_STORE`` names."""
         return cls(project=Path.cwd(), store=store.default())
 
 
@@ -84,7 +79,7 @@ class SpooledTrial:
     folder: Path
     key: str
     benchmark: str
-    trained_as: str  # the benchmark that trained it, where several have the same weights
+    trained_as: str  # the benchmark that trained it; others may share its weights
     budget: str
     seed: int
     dataset: str
@@ -93,11 +88,11 @@ class SpooledTrial:
     curve: list[Json]
     progress: Json | None
     result: Json | None
-    evaluation: reader.Trial | None
+    evaluation: Trial | None
 
     @property
     def status(self) -> str:
-        """In MLflow's words: FINISHED, FAILED, RUNNING, or KILLED when its process is gone."""
+        """MLflow's status: FINISHED, FAILED, RUNNING, or KILLED when the process is gone."""
         if self.result is not None:
             return "FINISHED"
         if self.progress is None:
@@ -108,7 +103,7 @@ class SpooledTrial:
 
     @property
     def started(self) -> float:
-        """Unix seconds, as near as the files tell."""
+        """Unix seconds, as precisely as the files allow."""
         if self.result is not None:
             return max(float(self.result["finished"] - self.result["wall_s"]), 0.0)
         if self.curve:
@@ -134,29 +129,23 @@ class SpooledBenchmark:
     budget: str
     dataset: str
     trials: tuple[SpooledTrial, ...]
-    folder: Path | None  # evaluations/<benchmark>; None where none of its trials is evaluated
-    summary: Json = field(default_factory=dict)
-    ledger: Path
-    row: Json | None = None
+    row: Json | None
+    row_time: float  # when the row was written, unix seconds; 0 without one
 
     @property
     def evaluated(self) -> tuple[SpooledTrial, ...]:
-        """Its trials that have an evaluation, by seed: those of the configuration as it is now."""
+        """Its evaluated trials by seed; they are of the current configuration."""
         return tuple(trial for trial in self.trials if trial.evaluation is not None)
 
     @property
-    def summary_time(self) -> float:
-        """When its evaluations were summed up, unix seconds; 0 where they are not."""
-        return modified(self.folder / "metrics.json") if self.folder else 0.0
-
-    @property
-    def row_time(self) -> float:
-        """When its row of the ledger was written, unix seconds; 0 where there is none."""
-        return 0.0 if self.row is None else modified(self.ledger)
+    def evaluated_time(self) -> float:
+        """When the last of its evaluations was written, unix seconds; 0 without one."""
+        found = [trial.evaluation for trial in self.trials if trial.evaluation]
+        return max((modified(one.folder / "metrics.json") for one in found), default=0.0)
 
     @property
     def status(self) -> str:
-        """RUNNING while a trial runs; FINISHED with something to show; else FAILED or KILLED as its trials."""
+        """RUNNING while a trial runs; FINISHED with any result; otherwise FAILED or KILLED like its trials."""
         states = {trial.status for trial in self.trials}
         if "RUNNING" in states:
             return "RUNNING"
@@ -174,39 +163,31 @@ class SpooledBenchmark:
         """When the last of its files was written, unix seconds; None while a trial runs."""
         if self.status == "RUNNING":
             return None
-        return max([*(trial.ended or 0.0 for trial in self.trials), self.summary_time, self.row_time])
+        return max([*(trial.ended or 0.0 for trial in self.trials), self.evaluated_time, self.row_time])
 
 
 def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
-    """Everything to track, benchmarks in the order of their first trial; and a line for each file that can't be."""
+    """Everything to track, benchmarks in the order of their first trial; and a line for each unreadable file."""
     problems: list[str] = []
     trials = _trials(spool, _evaluations(spool, problems), problems)
     path = spool.project / "report/ledger.json"
     rows = _try(problems, _ledger, path, problems) or {}
     datasets = {(t.benchmark, t.budget): t.dataset for t in trials}
-    # The ledger lists every benchmark there is: there is nothing to show of those that never ran.
+    # The ledger lists every benchmark; those that never ran have nothing to show.
     datasets |= {key: row["dataset"] for key, row in rows.items() if key in datasets or row["n"]}
     benchmarks = []
     for (name, budget), dataset in datasets.items():
         mine = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
-        folder = next((trial.evaluation.folder.parents[1] for trial in mine if trial.evaluation), None)
+        row = rows.get((name, budget))
+        written = modified(path) if row else 0.0
         benchmarks.append(
-            SpooledBenchmark(
-                name=name,
-                budget=budget,
-                dataset=dataset,
-                trials=mine,
-                folder=folder,
-                summary=(_try(problems, reader.read_object, folder / "metrics.json", SUMMARY) or {}) if folder else {},
-                ledger=path,
-                row=rows.get((name, budget)),
-            )
+            SpooledBenchmark(name=name, budget=budget, dataset=dataset, trials=mine, row=row, row_time=written)
         )
     return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
 
 
 def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list[SpooledTrial]:
-    """Each trial once a benchmark: as the store has it, else as a stage collected it, or ``dvc pull`` brought it."""
+    """Each trial once a benchmark: from the store, else from runs/, where a stage or ``dvc pull`` put it."""
     trials: dict[tuple[str, str], SpooledTrial] = {}
     collected = [
         path for path in (spool.project / RUNS).glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)
@@ -242,7 +223,7 @@ def _trial(path: Path, name: str, identity: Json, evaluations: Evaluations, prob
         curve=curve,
         progress=_try(problems, reader.read_object, folder / "progress.json", {}),
         result=result,
-        evaluation=reader.Trial(**vars(found), curve=curve, result=result or {}) if found else None,
+        evaluation=found and replace(found, curve=curve, result=result or {}),
     )
 
 
@@ -255,12 +236,12 @@ def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
     return found
 
 
-def _evaluation(folder: Path) -> TrialEvaluation:
+def _evaluation(folder: Path) -> Trial:
     return reader.read_evaluation(folder, reader.read_about(folder.parents[1] / "classes.json"))
 
 
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], Json]:
-    """The rows of this checkout's trials by benchmark and budget; committed evidence was tracked where it was run."""
+    """The rows of this checkout by benchmark and budget; committed evidence was tracked where it ran."""
     found: dict[tuple[str, str], Json] = {}
     for place, listed in enumerate(read_list(path), 1):
         row = _try(problems, _row, f"{path} row {place}", listed)
@@ -282,12 +263,12 @@ def _row(where: str, row: Json) -> Json | None:
 
 
 def _whole(kind: type, found: Json) -> Json:
-    """With null for each key that an older ledger lacks."""
+    """The row, with null for keys that an older ledger lacks."""
     return {**dict.fromkeys(kind.__annotations__), **found}
 
 
 def _try(problems: list[str], read: Callable[..., Found], *arguments: Any) -> Found | None:
-    """What **read** returns; None where a file is missing, or damaged, which is a line in **problems**."""
+    """The result of **read**; None where a file is missing or damaged, the latter with a line in **problems**."""
     try:
         return read(*arguments)
     except MissingError:
@@ -306,10 +287,10 @@ def modified(path: Path) -> float:
 
 
 def alive(progress: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote ``progress`` still trains, as far as can be seen from here."""
+    """Whether the process that wrote ``progress`` still trains, as far as this machine can tell."""
     last, pid = progress.get("time"), progress.get("pid")
     if not is_number(last) or time.time() - float(last) > SILENT_S:
         return False
     if progress.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
-        return True  # on another machine: it ends by its silence
-    return pid < 2**31 and psutil.pid_exists(pid)  # no system has larger ones
+        return True  # on another machine: silence will end it
+    return pid < 2**31 and psutil.pid_exists(pid)  # larger ids do not exist

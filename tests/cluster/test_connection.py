@@ -63,10 +63,19 @@ def test_how_many_workers_a_node_holds(node: tuple[int, int], cpus: int, gpus: f
 @pytest.mark.parametrize(
     ("found", "resources", "line"),
     [
-        (of((2, 0)), {"cpus": 99}, "99 CPUs; expected at most the 2 of the cluster"),
-        (of((2, 0)), {"cpus": 99, "workers": 4}, "4 workers of 99 CPUs; expected at most the 2 of the cluster"),
-        (of((2, 0), (2, 0)), {"gpus": 1}, "1 GPU; expected at most the 0 of the cluster"),
-        (of((2, 1), (2, 0)), {"gpus": 1, "workers": 3}, "3 workers of 1 GPU; expected at most the 1 of the cluster"),
+        (of((2, 0)), {"cpus": 99}, "99 CPUs; expected no more than one node has: 1 of 2 CPUs"),
+        (
+            of((2, 0)),
+            {"cpus": 99, "workers": 4},
+            "4 workers of 99 CPUs; expected no more than one node has: 1 of 2 CPUs",
+        ),
+        (of((2, 0), (2, 0)), {"gpus": 1}, "1 CPU and 1 GPU; expected no more than one node has: 2 of 2 CPUs"),
+        (
+            of((2, 1), (2, 0)),
+            {"gpus": 1, "workers": 3},
+            "3 workers of 1 CPU and 1 GPU; expected at most 1 of them, as fit on the nodes: 1 of 2 CPUs and 1 GPU, "
+            "1 of 2 CPUs",
+        ),
         (of((2, 0), (2, 0)), {"cpus": 4}, "4 CPUs; expected no more than one node has: 2 of 2 CPUs"),
         (of((8, 0)), {"memory": 64}, "64 GB of memory; expected at most the 0 GB of memory that one node has"),
         (

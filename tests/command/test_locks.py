@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.command import locks
+from pipelines.command.errors import HeldError
 from tests.processes import child, hears
 
 HOLD = """
@@ -26,7 +27,7 @@ def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
         hears(holder, "held")
         words = f"^linear-mnist seed 0 is already being run by process {holder.pid} on "
         taken = locks.held(tmp_path / "lock", "linear-mnist seed 0", patience_s=0)
-        with pytest.raises(locks.HeldError, match=words) as caught, taken:
+        with pytest.raises(HeldError, match=words) as caught, taken:
             raise AssertionError("two hold it")
         assert str(caught.value) == f"{caught.value.fact}; wait for it or end it"
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -14,9 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from pipelines import compare
 from pipelines.command.errors import UserError
 from pipelines.command.files import read_json
@@ -25,7 +22,6 @@ from pipelines.results import evidence, ledger
 from pipelines.training import store
 from tests import report_inputs
 
-Array = npt.NDArray[Any]
 NAMES = ("linear-mnist", "ml4a-convnet-cifar10")  # templates; filters, and other images than the test set's
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 0.5, 1e308, -1e-320, 10**30, 10**400, float("nan"), float("inf"), "", "1.0", "null"),
@@ -138,7 +134,7 @@ KINDS: tuple[Callable[[Path], object], ...] = (
 
 
 def change(rng: random.Random, path: Path) -> None:
-    """A value of a JSON, a number of a table, an array; garbled where it is none of these any more."""
+    """A value of a JSON or a number of a table; garbled bytes where the file is neither, or no longer."""
     try:
         _CONTENTS.get(path.suffix, garble)(rng, path)
     except Exception:  # whatever an earlier change has made of it
@@ -189,44 +185,5 @@ def _table(rng: random.Random, path: Path) -> None:
     path.write_text("\n".join(map(",".join, rows)) + "\n", encoding="utf-8")
 
 
-def _arrays(rng: random.Random, path: Path) -> None:
-    with np.load(path) as archive:
-        found = dict(archive)
-    key = rng.choice(sorted(found))
-    array = rng.choice(ARRAYS)(rng, found[key])
-    if rng.random() < 0.1:
-        del found[key]
-    else:
-        found[rng.choice((key, key, key, rng.choice(sorted(found))))] = array
-    np.savez(path, **found)
-
-
-def _value(rng: random.Random, array: Array) -> Array:
-    changed = array.copy()
-    if changed.size:
-        least, most = (
-            (0, 1) if changed.dtype.kind == "f" else (np.iinfo(changed.dtype).min, np.iinfo(changed.dtype).max)
-        )
-        places = rng.sample(range(changed.size), min(changed.size, rng.choice((1, 5, 100))))
-        changed.flat[places] = rng.choice((least, most, 0, 3, 60))
-    return changed
-
-
-TYPES = ("u1", "i1", "<u2", ">i4", "i8", "u8", "f2", "f4", "f8", "c8", "?", "U4")
-SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (3, 0, 5), (2, 3, 4, 5), (1,) * 9)
-ARRAYS: tuple[Callable[[random.Random, Array], Array], ...] = (
-    _value,
-    _value,
-    lambda rng, array: array[: rng.randrange(len(array) + 1)],
-    lambda rng, array: array[..., : rng.randrange(array.shape[-1] + 1)],
-    lambda rng, array: array[::-1],
-    lambda rng, array: array.reshape(-1),
-    lambda rng, array: array[None],
-    lambda rng, array: np.asfortranarray(array),
-    lambda rng, array: np.repeat(array, 2, axis=rng.randrange(array.ndim)),
-    lambda rng, array: array.astype(rng.choice(TYPES)),
-    lambda rng, array: np.full(array.shape, rng.choice((float("nan"), float("inf"), 1e39, -1.0, 0.0))),
-    lambda rng, array: np.zeros(rng.choice(SHAPES), rng.choice(TYPES)),
-)
-_CONTENTS = {".json": _json, ".jsonl": _lines, ".csv": _table, ".npz": _arrays}
+_CONTENTS = {".json": _json, ".jsonl": _lines, ".csv": _table}
 CHANGES = (garble, cut, replace, become, *[change] * 10)

@@ -91,13 +91,12 @@ def case(random: Random, folder: Path) -> None:
 def _check(record: cursors.Record) -> None:
     assert record.name.isprintable() and len(record.name) <= 250 and len(record.experiment) <= 500
     assert 0 <= record.started <= 1e11 and (record.ended is None or 0 <= record.ended <= 1e11)
-    for part in record.parts:
-        for key, value in {**part.params, **part.tags}.items():
-            sent = limits.key(key)
-            assert re.fullmatch(r"[/\w.\- :]{1,250}", sent) and posixpath.normpath(sent) == sent
-            limits.value(value, limits.TAG).encode()
-        for point in part.points:
-            assert abs(point.step) < 2**63 and 0 <= point.time <= 1e11 and isinstance(point.value, float)
+    for key, value in {**record.params, **record.tags}.items():
+        sent = limits.key(key)
+        assert re.fullmatch(r"[/\w.\- :]{1,250}", sent) and posixpath.normpath(sent) == sent
+        limits.value(value, limits.TAG).encode()
+    for point in (*record.points, *record.curve):
+        assert abs(point.step) < 2**63 and 0 <= point.time <= 1e11 and isinstance(point.value, float)
 
 
 def _changed(random: Random, value: Any) -> Any:

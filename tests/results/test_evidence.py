@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a dirty trial": (dirty_trial, "trained at 0123456789abcdef0123456789abcdef01234567-dirty; expected a clean tree"),
     "a dirty tree": (lambda project: (project / "README.md").write_text("x"), "this tree has uncommitted changes"),
     "no Git": (lambda project: shutil.rmtree(project / ".git"), "this tree is not in Git; expected a clean one"),
-    "another recipe": (another_recipe, "config.train_images is null, and 100 by models/"),
+    "another recipe": (another_recipe, "config.train_images is null, and 100 in models/"),
     "fewer seeds": (fewer_seeds, "linear-mnist has 4 evaluated seeds at the budget laptop; expected at least the 5 of"),
     "no trials": (lambda project: shutil.rmtree(project / "evaluations"), "expected an evaluated trial: run dvc repro"),
 }

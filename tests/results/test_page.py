@@ -25,7 +25,7 @@ from pipelines.results import examples, explorer, words
 from pipelines.results.ledger import gather, make_ledger
 from pipelines.results.page import images, plots, report, table3
 from pipelines.results.page.html import TEMPLATES
-from pipelines.results.reader import ClassFigures, ClassifiedExamples, Outcome
+from pipelines.results.reader import ClassFigures, ClassifiedExamples, Outcome, per_class
 from pipelines.results.rows import LedgerRow, as_error
 from pipelines.results.verdicts import Verdict
 from tests import projects
@@ -218,30 +218,30 @@ def noise(count: int, side: int = 32, channels: int = 3, cells: int = 1, seeds: 
 
 def test_sheets_keep_to_their_budget_with_fewer_images_a_cell() -> None:
     whole, per_cell = images.sheets({"d": [noise(120, cells=10)]})
-    assert (per_cell, len(whole["d"].places)) == (examples.A_CELL, 10 * examples.A_CELL)
+    assert (per_cell, len(whole["d"].index)) == (examples.A_CELL, 10 * examples.A_CELL)
     budget = len(whole["d"].source) // 3
     small, per_cell = images.sheets({"d": [noise(120, cells=10)]}, budget)
     assert len(small["d"].source) <= budget
     assert 1 <= per_cell <= 4
-    assert len(small["d"].places) == 10 * per_cell
+    assert len(small["d"].index) == 10 * per_cell
 
 
 def test_no_image_is_no_error() -> None:
     sheets, _ = images.sheets({"some": [noise(3, side=64)], "none": [noise(0)]})
     assert (sheets["some"].width, sheets["some"].height) == (64, 64)
     assert decode(sheets["some"].source).shape == (64, 192, 3)
-    assert sheets["none"].places == {}
+    assert sheets["none"].index == ()
 
 
 def test_an_image_shared_by_benchmarks_is_stored_once() -> None:
     sheets, _ = images.sheets({"d": [noise(30, cells=10), noise(30, cells=10)]})
-    assert len(sheets["d"].places) == 30
+    assert len(sheets["d"].index) == 30
 
 
 def test_towers_stand_one_below_the_other() -> None:
     """AlexNet's 96 filters, 48 of each tower in three lines of sixteen, and half a filter between the towers."""
     filters = np.concatenate([np.full((48, 3, 11, 11), 1.0), np.full((48, 3, 11, 11), -1.0)]).astype(np.float32)
-    sheet = decode(images.filter_sheet(filters, 2).source)
+    sheet = images.filter_sheet(filters, 2)
     assert sheet.shape == (2 * (3 * 12 - 1) + 5, 16 * 12 - 1, 4)
     assert (sheet[:11, :11, :3] == 255).all() and (sheet[-11:, -11:, :3] == 0).all()
     assert (sheet[35:40, :, 3] == 0).all() and sheet[34, 0, 3] == sheet[40, 0, 3] == 255
@@ -250,7 +250,7 @@ def test_towers_stand_one_below_the_other() -> None:
 def test_filters_are_blue_below_zero_and_red_above() -> None:
     filters = np.zeros((2, 1, 3, 3), dtype=np.float32)
     filters[0], filters[1] = -1, 1
-    sheet = decode(images.filter_sheet(filters).source)
+    sheet = images.filter_sheet(filters)
     assert sheet.shape == (3, 7, 4)
     assert sheet[0, 0, :3].tolist() == images.NEGATIVE.tolist()
     assert sheet[0, 4, :3].tolist() == images.POSITIVE.tolist()
@@ -430,7 +430,9 @@ def many_classes(outcome: Outcome, count: int = 40) -> Outcome:
     confusion = np.eye(count, dtype=np.int64) * 8
     confusion[3, 7], confusion[7, 3] = 5, 2
     error = 100 * (1 - 320 / confusion.sum())
-    trials = tuple(replace(trial, confusion=confusion, error=error) for trial in outcome.trials)
+    trials = tuple(
+        replace(trial, confusion=confusion, metrics={**trial.metrics, "error": error}) for trial in outcome.trials
+    )
     said = np.array([[7, 7, 3, 9], [7, 3, 3, 9], [3, 3, 3, 9], [3, 3, 7, 9], [3, 3, 7, 9]])
     kept = replace(noise(4, seeds=5), actual=np.array([3, 3, 7, 9]), predicted=said)
     return replace(outcome, classes=[f"class {i}" for i in range(count)], dataset="many", trials=trials, examples=kept)
@@ -447,7 +449,7 @@ def awkward(inputs: Inputs) -> str:
     changed["linear-mnist"] = replace(changed["linear-mnist"], trials=(diverged,), examples=alone)
     right = np.diag(first.confusion.sum(axis=1))
     ended = [{"epoch": 1, "loss": 0.0, "train_error": 0.0}]
-    perfect = replace(first, error=0.0, confusion=right, curve=ended)
+    perfect = replace(first, metrics={**first.metrics, "error": 0.0}, confusion=right, curve=ended)
     changed["mlp300-mnist"] = replace(changed["mlp300-mnist"], trials=(perfect,), examples=noise(0, 28, 1))
     changed["allcnn-c-cifar10"] = many_classes(changed["allcnn-c-cifar10"])
     return report.build(whole, make_ledger(whole, changed), changed)
@@ -607,12 +609,13 @@ def test_a_data_set_with_one_net_fills_one_pane_alone(inputs: Inputs, tmp_path: 
 @browser
 @pytest.mark.parametrize("count", [2, 3])
 def test_an_explorer_of_one_net_has_one_pane_and_lists_the_figures_of_few_seeds(
-    inputs: Inputs, tmp_path: Path, count: int
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     outcome = inputs[2]["linear-mnist"]
     undefined = ClassFigures(precision=None, recall=12.3, f1=45.6, images=7)
-    trials = [replace(trial, per_class=(undefined, *trial.per_class[1:])) for trial in outcome.trials[:count]]
-    fewer = replace(outcome, trials=tuple(trials), examples=None)
+    monkeypatch.setattr(explorer, "per_class", lambda matrix: (undefined, *per_class(matrix)[1:]))
+    trials = outcome.trials[:count]
+    fewer = replace(outcome, trials=trials, examples=None)
     built = explorer.artifact(title="one net", facts={}, outcome=fewer, claimed_error=12.0)
     reader = drawn(built, tmp_path)
     words = " ".join(reader.words)

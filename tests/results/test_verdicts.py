@@ -87,12 +87,6 @@ def test_margin_is_binomial(value: float, images: int, margin: float) -> None:
     assert claim_margin(100 - value, images) == pytest.approx(margin, abs=1e-4)  # an accuracy errs like its error
 
 
-@pytest.mark.parametrize(("value", "images"), [(-0.1, 100), (100.1, 100), (5.0, 0)])
-def test_margin_of_nonsense_is_refused(value: float, images: int) -> None:
-    with pytest.raises(ValueError, match="no sampling error"):
-        claim_margin(value, images)
-
-
 # (values, trained shorter than published, verdict)
 CASES: list[tuple[list[float], bool, Verdict]] = [
     ([], False, Verdict.UNTESTED),
@@ -147,11 +141,6 @@ def test_a_smaller_test_set_forgives_more() -> None:
     values = five(82.0)  # an error of 82 beside 80: 81.80 to 82.20
     assert judge(metric="error", claim=80, test_images=1_000, values=values, short=False) is Verdict.REPRODUCED
     assert judge(metric="error", claim=80, test_images=10_000, values=values, short=False) is Verdict.NOT_REPRODUCED
-
-
-def test_other_metrics_are_refused() -> None:
-    with pytest.raises(ValueError, match="neither error, top-5 error nor accuracy"):
-        judge(metric="loss", claim=1.0, test_images=10, values=[1.0], short=False)
 
 
 def test_a_difference_has_welchs_interval() -> None:

@@ -269,7 +269,7 @@ def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
     assert len(sender.client.get_metric_history(run.info.run_id, "train/loss")) == 10
 
 
-def test_damaged_images_hold_back_the_evaluation_alone(local: Path) -> None:
+def test_damaged_images_hold_back_the_explorer_alone(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
     (local / "evaluations/lenet5-mnist/examples.npz").write_text("no archive")
@@ -280,7 +280,8 @@ def test_damaged_images_hold_back_the_evaluation_alone(local: Path) -> None:
     ]
     assert all("examples.npz is damaged" in why for why in sender.refused.values())
     run = runs_of(sender.client, "trial")["lenet5-mnist seed 0"]
-    assert run.info.status == "FINISHED" and "cost/wall_s" in run.data.metrics and "test/error" not in run.data.metrics
+    assert run.info.status == "FINISHED" and {"cost/wall_s", "test/error"} <= run.data.metrics.keys()
+    assert files(sender.client, run) == []
 
 
 def test_a_diverged_trial_and_a_long_one(local: Path) -> None:

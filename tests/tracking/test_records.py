@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.config.claims import Claim
+from pipelines.results import arrays
 from pipelines.results.figures import FIGURES
 from pipelines.results.reader import Outcome
 from pipelines.results.rows import LedgerRow
@@ -22,9 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what 
 
 
 def evaluation_files(record: cursors.Record) -> dict[str, bytes]:
-    """The files of a run's evaluation."""
-    (part,) = (part for part in record.parts if part.name == "evaluation")
-    return dict(part.files())
+    """The files of a run."""
+    return dict(record.files())
 
 
 def test_figures_of_the_classes_are_those_of_the_matrix(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_trial_that_is_stuck_at_chance_has_a_tag(tmp_path: Path) -> None:
     np.savetxt(path, counts, fmt="%d", delimiter=",")
     change(path.with_name("metrics.json"), error=90.0, accuracy=10.0)
     _, *trials = records.gather(project.spool)[0]
-    tags = [{k: v for part in trial.parts for k, v in part.tags.items() if "stuck" in k} for trial in trials]
+    tags = [{k: v for k, v in trial.tags.items() if "stuck" in k} for trial in trials]
     assert tags == [{}, {"stuck_at_chance": "true"}]
 
 
@@ -81,7 +81,7 @@ def test_the_explorer_has_the_seeds_of_its_run_and_their_test_images(tmp_path: P
     project.benchmark("lenet5-mnist", "mnist", 1.0, 3)
     folder = tmp_path / "evaluations/lenet5-mnist"
     matrices = [np.loadtxt(folder / f"trials/seed-{n}/confusion.csv", delimiter=",", dtype=int) for n in range(3)]
-    np.savez(
+    arrays.write(
         folder / "examples.npz",
         images=np.zeros((10, 1, 28, 28), dtype=np.uint8),
         actual=np.arange(10),
@@ -129,8 +129,8 @@ def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Pa
     key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=4)
     lines = [{"epoch": n / 60_000, "loss": 1.0, "time": NOW + n, "seconds": n} for n in range(1, 61)]
     project.write(f"store/{key}/curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    (part,) = (p for r in records.gather(project.spool)[0] for p in r.parts if p.name == "curve")
-    steps = [point.step for point in part.points if point.key == "train/loss"]
+    _, trial = records.gather(project.spool)[0]
+    steps = [point.step for point in trial.curve if point.key == "train/loss"]
     assert len(set(steps)) == 60 and steps == sorted(steps) and steps[0] > 0
 
 
@@ -151,12 +151,11 @@ MARKED = {
 
 
 def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None:
-    part = records._benchmark_ledger(MARKED, NOW)
-    values = {point.key: point.value for point in part.points}
+    values = records._row_figures(MARKED)
     assert (values["ledger/mean"], values["ledger/ci95_low"], values["ledger/claim"]) == (38.0, 37.8, 37.0)
     ends = ("ledger/test_set_mean", "ledger/test_set_ci95_low", "ledger/test_set_ci95_high")
     assert tuple(values[key] for key in ends) == (33.4, 33.1, 33.7)
-    note = part.tags["mlflow.note.content"]
+    note = records._row_tags(MARKED)["mlflow.note.content"]
     assert "| our accuracy, on the images of the claim | 38.00 %, 95 % interval 37.80 to 38.20 %, 5 seeds |" in note
     assert "| our accuracy on the whole test set | 33.40 %, 95 % interval 33.10 to 33.70 % |" in note
     assert note.endswith("The images of the claim are not the whole test set. They are images of the training file.")
@@ -164,25 +163,34 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     assert facts["measured"] == "38.00 % accuracy (37.80 to 38.20), on the images of the claim"
     assert facts["on the test set"] == "33.40 % accuracy"
     plain = {**MARKED, "test_set": None, "difference": None, "label": "a variant", "at_chance": [0, 3]}
-    assert not [point for point in records._benchmark_ledger(plain, NOW).points if "test_set" in point.key]
+    assert not [key for key in records._row_figures(plain) if "test_set" in key]
     note = records.note(plain)
     assert "claim |" not in note and "on the whole test set" not in note
     assert note.startswith("**reproduced (a variant)**\n")
     assert note.endswith("2 of 5 seeds are stuck at chance: no better than guessing.")
     assert records._row_facts(plain)["verdict"] == "reproduced (a variant)"
-    assert records._benchmark_ledger(plain, NOW).tags["stuck_at_chance"] == "2 of 5 seeds: 0, 3"
-    assert "stuck_at_chance" not in records._benchmark_ledger(MARKED, NOW).tags
+    assert records._row_tags(plain)["stuck_at_chance"] == "2 of 5 seeds: 0, 3"
+    assert "stuck_at_chance" not in records._row_tags(MARKED)
 
 
-def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures() -> None:
-    def points(metrics: dict[str, Any]) -> dict[str, float]:
-        return {point.key: point.value for point in records._test_points(metrics, NOW)}
-
-    trial = {"error": 62.0, "claimed_on": {"split": "train", "first": 0, "error": 61.5, "single_view_error": 61.6}}
-    assert points(trial) == {"test/error": 62.0, "claimed_on/error": 61.5, "claimed_on/single_view_error": 61.6}
-    summary = {"error": 62.0, "claimed_on_error": 61.5, "claimed_on_error_ci95_low": 61.0, "seeds": 5}
-    assert points(summary) == {"test/error": 62.0, "claimed_on/error": 61.5, "claimed_on/error_ci95_low": 61.0}
-    assert points({"error": 1.0, "claimed_on_error_ci95_low": None}) == {"test/error": 1.0}
+def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 60.0, 3)
+    benchmark, *_ = spools.read(project.spool)[0]
+    plain = records._mean_figures(benchmark.evaluated)
+    assert plain.keys() == {f"test/{key}" for key in ("error", "accuracy", "error_ci95_low", "error_ci95_high")}
+    for seed, error in enumerate((61.0, 61.5, 62.0)):
+        on = {"split": "train", "first": 0, "error": error, "accuracy": 100 - error, "single_view_error": 61.6}
+        change(tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/metrics.json", claimed_on=on)
+    benchmark, *_ = spools.read(project.spool)[0]
+    both = records._mean_figures(benchmark.evaluated)
+    assert {key: value for key, value in both.items() if key.startswith("test/")} == plain
+    assert (both["claimed_on/error"], both["claimed_on/accuracy"]) == (61.5, 38.5)
+    trial = benchmark.evaluated[0].evaluation
+    assert trial is not None
+    figures = records._trial_figures(trial.metrics)
+    assert (figures["test/error"], figures["claimed_on/error"]) == (trial.error, 61.0)
+    assert figures["claimed_on/single_view_error"] == 61.6 and figures["test/single_view_error"] is None
 
 
 def test_params_are_flat() -> None:

@@ -80,7 +80,7 @@ PROSE: dict[str, dict[str, str]] = {
     "a check": edited("pipelines.config.recipes", "expected a number above 0", "expected more than 0"),
     "a type check's import": edited("pipelines.data.subsets", "import Subset", "import Subset, Recipe"),
     "a report": edited("pipelines.training.checkpoint", '"images_per_s": rate', '"images_per_s": 2 * rate'),
-    "a lock": edited("pipelines.command.locks", "POLL_S = 0.2", "POLL_S = 0.3"),
+    "a lock": edited("pipelines.command.locks", "within_s=patience_s", "within_s=2 * patience_s"),
     "an unused function": added("pipelines.data.subsets", "\n\ndef odd(count):\n    return range(1, count, 2)\n"),
     "another family": edited("models.mlp", "2.4 / ", "2.5 / "),
     "an optimiser": added("pipelines.training.optimisers", TOY_OPTIMISER),

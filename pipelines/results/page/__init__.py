@@ -1,1 +1,1 @@
-"""The report as one HTML file: what the stages left behind, checked, drawn and inlined."""
+"""The report as one HTML file, made of the stages' checked outputs."""

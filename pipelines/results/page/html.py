@@ -1,4 +1,4 @@
-"""The templates beside this file: nothing that came from a file becomes markup in them, or moves a cursor."""
+"""The templates beside this file; text from files becomes no markup and moves no cursor."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pipelines.results import verdicts, words
 
 
 def visible(value: object) -> str:
-    """``value`` as text in which control characters, but for line feeds, are written as their escapes."""
+    """``value`` as text, with escapes for control characters other than line feeds."""
     text = str(value)
     return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))  # images are long addresses
 
 
 def prose(value: object) -> str:
-    """A sentence of a claim or a trial on one line of Markdown, which its author may have used; no HTML."""
+    """A sentence of a claim or a trial as a line of Markdown, which its author may have used, without HTML."""
     return printable(" ".join(str(value).split())).replace("<", "&lt;")
 
 
 def cell(value: object) -> str:
-    """The same within a table of Markdown."""
+    """The same for a cell of a Markdown table."""
     return prose(value).replace("|", "\\|")
 
 
 @pass_eval_context
 def _finalize(context: EvalContext, value: object) -> object:
-    """Whatever a template prints: escaped afterwards in HTML, one line of prose in Markdown."""
+    """Each printed value: HTML is escaped afterwards, Markdown gets a line of prose."""
     return value if isinstance(value, Markup) else visible(value) if context.autoescape else prose(value)
 
 

@@ -1,8 +1,7 @@
-"""Arrays as small images in data: addresses: sprite sheets of test images, filter sheets, class templates.
+"""Arrays as images in data: addresses: sheets of test images, filters, class templates.
 
-A sheet of test images is stored once a data set, however many benchmarks point into it. Grey sheets are PNG, exact
-to the bit; colour sheets are JPEG without chroma subsampling, a quarter of PNG's size, and since 32 pixels are four of
-JPEG's 8 x 8 blocks no image bleeds into its neighbour.
+All benchmarks of a data set share one sheet of test images. Grey sheets are exact PNGs; colour sheets are JPEGs without
+chroma subsampling, a quarter of PNG's size. 32 pixels are four blocks of JPEG, so no image bleeds into its neighbour.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipelines.results import examples
-from pipelines.results.reader import Array, ClassifiedExamples
+from pipelines.results.arrays import Array
+from pipelines.results.reader import ClassifiedExamples
 
 COLUMNS = 40  # tiles a row of a sheet
 JPEG_QUALITY = 88
@@ -31,24 +31,18 @@ NEGATIVE, ZERO, POSITIVE = np.array([[33, 102, 172], [247, 247, 247], [178, 24, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageImage:
-    """An image and its size in its own pixels."""
+class Sheet:
+    """One image that holds many tiles, row by row."""
 
     source: str  # data: address
-    width: int
+    width: int  # of a tile, in pixels
     height: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet(PageImage):
-    """One image that holds many tiles, row by row; its size is that of one tile."""
-
-    places: Mapping[int, int]  # position in the test file -> tile, in the same order
-    actual: Sequence[int]  # the class that each tile shows
+    index: Sequence[int]  # each tile's position in the test file, rising
+    actual: Sequence[int]  # each tile's class
 
 
 def sheets(kept: Mapping[str, Iterable[ClassifiedExamples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
-    """One sheet a data set, and how many images a cell they hold: A_CELL, or as many as ``budget`` bytes allow."""
+    """One sheet a data set, and their images a cell: A_CELL, or as many as ``budget`` bytes allow."""
     listed = {dataset: list(found) for dataset, found in kept.items()}
     a_cell = examples.A_CELL
     while True:
@@ -60,27 +54,20 @@ def sheets(kept: Mapping[str, Iterable[ClassifiedExamples]], budget: int = SHEET
 
 
 def shown(kept: ClassifiedExamples, a_cell: int) -> ClassifiedExamples:
-    """The examples on the page: ``a_cell`` images of each cell of each seed's matrix, or all that were kept."""
+    """The examples on the page: ``a_cell`` images of each cell of each seed's matrix, or all kept ones."""
     classes = 1 + int(max(kept.actual.max(initial=0), kept.predicted.max(initial=0)))
     return kept.part(examples.behind(kept.actual * classes + kept.predicted, a_cell))
 
 
 def _sheet(found: Sequence[ClassifiedExamples]) -> Sheet:
-    tiles: dict[int, tuple[Array, int]] = {}
-    for one in found:
-        for index, image, actual in zip(one.index.tolist(), one.images, one.actual.tolist(), strict=True):
-            tiles.setdefault(index, (image, actual))
-    if not tiles:
-        return Sheet(source="", width=0, height=0, places={}, actual=())
-    order = sorted(tiles)
-    pixels = np.stack([tiles[index][0] for index in order]).transpose(0, 2, 3, 1)  # (N, H, W, C)
-    return Sheet(
-        source=address(_grid(pixels)),
-        width=pixels.shape[2],
-        height=pixels.shape[1],
-        places={index: tile for tile, index in enumerate(order)},
-        actual=[tiles[index][1] for index in order],
-    )
+    if not any(len(one.index) for one in found):
+        return Sheet(source="", width=0, height=0, index=(), actual=())
+    index, first = np.unique(np.concatenate([one.index for one in found]), return_index=True)
+    pixels = np.concatenate([one.images for one in found])[first].transpose(0, 2, 3, 1)  # (N, H, W, C)
+    actual = np.concatenate([one.actual for one in found])[first]
+    _, height, width, _ = pixels.shape
+    sheet = address(_grid(pixels))
+    return Sheet(source=sheet, width=width, height=height, index=index.tolist(), actual=actual.tolist())
 
 
 def _grid(tiles: Array, columns: int = COLUMNS) -> Array:
@@ -106,19 +93,13 @@ def address(pixels: Array, *, exact: bool = False) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def filter_sheet(filters: Array, towers: int = 1) -> PageImage:
-    """First-layer filters (O, I, kH, kW) on a transparent grid with a pixel between them.
+def filter_sheet(filters: Array, towers: int = 1) -> Array:
+    """First-layer filters (O, I, kH, kW) as pixels (H, W, 4): a transparent grid with a pixel between them.
 
     Each of the ``towers``, equal parts of the filters, starts a line of its own, with a gap above. Three input channels
     are shown in colour, each filter on its own scale; otherwise the mean over the inputs is shown, blue below zero and
     red above, on one scale for the layer.
     """
-    sheet = filter_pixels(filters, towers)
-    return PageImage(source=address(sheet), width=sheet.shape[1], height=sheet.shape[0])
-
-
-def filter_pixels(filters: Array, towers: int = 1) -> Array:
-    """The pixels (H, W, 4) of ``filter_sheet``."""
     filters = filters[:MOST_FILTERS]
     tiles = _in_colour(filters, percentile=100) if filters.shape[1] == 3 else _diverging(filters.mean(axis=1))
     count, height, width, _ = tiles.shape
@@ -132,10 +113,10 @@ def filter_pixels(filters: Array, towers: int = 1) -> Array:
     return np.ascontiguousarray(np.concatenate(lines[:-1])[:, :-1])
 
 
-def template_pictures(templates: Array) -> list[PageImage]:
-    """Each class's weights (C, channels, H, W) as an image: in colour, or blue to red on one scale for all."""
+def template_pictures(templates: Array) -> list[str]:
+    """Each class's weights (C, channels, H, W) as a data: address: in colour, or blue to red on one scale for all."""
     tiles = _in_colour(templates, percentile=99.5) if templates.shape[1] == 3 else _diverging(templates.mean(axis=1))
-    return [PageImage(source=address(tile, exact=True), width=tile.shape[1], height=tile.shape[0]) for tile in tiles]
+    return [address(tile, exact=True) for tile in tiles]
 
 
 def _in_colour(weights: Array, *, percentile: float) -> Array:

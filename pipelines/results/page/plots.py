@@ -1,4 +1,4 @@
-"""Interval plots: the claim and its margin, our mean and its interval, on one axis. ``macros.html`` draws them."""
+"""Interval plots: the claim and its margin, our mean and its interval, on one axis; ``macros.html`` draws them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Axis:
     logarithmic: bool
 
     def place(self, value: float) -> float:
-        """The x of a figure; the nearer end for one beyond the axis."""
+        """The x of a figure, within the axis."""
         share = self._on(min(max(value, self.low), self.high)) / self._on(self.high)
         return EDGE + share * (self.width - 2 * EDGE)
 
@@ -34,7 +34,7 @@ class Axis:
 
 
 def log_axis(errors: Iterable[float]) -> Axis:
-    """A logarithmic axis from the 1-2-5 step at or below the smallest error to the one at or above the largest."""
+    """A logarithmic axis between the 1-2-5 steps around all errors."""
     positive = [e for e in errors if e > 0] or [1.0]
     steps = [*(m * 10.0**k for k in range(-3, 2) for m in (1, 2, 5)), 100.0]
     low = max((s for s in steps if s <= min(positive) * 0.97), default=steps[0])
@@ -55,12 +55,12 @@ def linear_axis(values: Sequence[float]) -> Axis:
 
 
 def ledger_axis(rows: Sequence[LedgerRow]) -> Axis:
-    """One axis for the whole ledger, in error, so that left is better for each metric."""
+    """One axis for the whole ledger, in error: left is better for each metric."""
     return log_axis(as_error(row["metric"], value) for row in rows for value in figures(row))
 
 
 def figures(row: LedgerRow) -> list[float]:
-    """All that the plot of a row shows."""
+    """All figures in a row's plot."""
     value, margin = row["claim"]["value"], row["margin"]
     claims = [] if margin is None else [value - margin, value + margin]
     tested = row["test_set"]["per_seed"].values() if row["test_set"] else ()

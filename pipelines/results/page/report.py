@@ -1,6 +1,6 @@
-"""report/index.html: one file that opens from the disk, with its style, script, data and images inside it.
+"""report/index.html: one file, with its style, script, data and images, that opens from the disk.
 
-``report.html`` and ``macros.html`` are its templates. The explorer within it is drawn in the browser.
+``report.html`` and ``macros.html`` are its templates. A browser draws the explorer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def build(
     outcomes: Mapping[str, Outcome],
     committed: Mapping[str, Sequence[Evidence]] | None = None,
 ) -> str:
-    """The page of a ledger, with the outcomes of this checkout and, where it has any, the committed evidence."""
+    """The page of a ledger, of this checkout's outcomes and, where there is any, of committed evidence."""
     by_name = {name: list(rows) for name, rows in groupby(ledger, key=itemgetter("benchmark"))}
     untested = [rows[0] for rows in by_name.values() if not rows[0]["n"]]
     own = [row for row in ledger if row["origin"] == evidence.HERE]
@@ -63,7 +63,7 @@ def build(
 def _explored(
     params: Params, outcomes: Mapping[str, Outcome], committed: Mapping[str, Sequence[Evidence]]
 ) -> dict[str, Any]:
-    """The explorer's data: this checkout's nets under their names, and the committed ones that have matrices."""
+    """The explorer's data: this checkout's nets, and the committed ones with matrices."""
     nets: dict[str, Net] = {}
     for name, benchmark in params.benchmarks.items():
         claimed = claimed_error(benchmark.claim.metric, benchmark.claim.value)
@@ -78,7 +78,7 @@ def _explored(
 
 
 def _tally(best: Sequence[LedgerRow]) -> list[tuple[int, str, int]]:
-    """For each verdict that occurs: its benchmarks, and how many of these have a label that qualifies it."""
+    """For each verdict that occurs: the number of benchmarks, and of those with a qualifying label."""
     by_verdict = {verdict: [row for row in best if row["verdict"] == verdict] for verdict in Verdict}
     return [
         (len(rows), verdict.value, sum(row["label"] is not None and row["n"] > 0 for row in rows))
@@ -88,7 +88,7 @@ def _tally(best: Sequence[LedgerRow]) -> list[tuple[int, str, int]]:
 
 
 def _layers(outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
-    """Class templates of the linear nets and filters of the convolutional ones, from the lowest seed of each."""
+    """Class templates of linear nets and filters of convolutional ones, from the lowest seed of each."""
     for name, outcome in outcomes.items():
         head = f"{name}, seed {outcome.trials[0].seed}"
         if outcome.templates is not None:
@@ -103,12 +103,12 @@ def _layers(outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
             colour = "colour" if channels == 3 else "grey"
             apart = f"; {outcome.towers} towers of {count // outcome.towers}, one below the other"
             caption = f"{head}: {count} filters of {height} × {width}, {colour}{apart if outcome.towers > 1 else ''}"
-            across = sheet.width * max(3, round(FILTER_PIXELS / width))
-            yield {"caption": caption, "labels": None, "picture": sheet, "width": across}
+            across = sheet.shape[1] * max(3, round(FILTER_PIXELS / width))
+            yield {"caption": caption, "labels": None, "picture": images.address(sheet), "width": across}
 
 
 def _is_linear(outcome: Outcome) -> bool:
-    """Whether the templates are all there is: a net with ten hidden units leaves ten that belong to no class."""
+    """Whether the templates are the whole net: ten hidden units also leave ten, which belong to no class."""
     assert outcome.templates is not None
     weights, biases = outcome.templates.size, len(outcome.classes)
     return len(outcome.templates) == biases and outcome.trials[0].result["parameters"] <= weights + biases
