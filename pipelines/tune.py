@@ -32,6 +32,7 @@ from pipelines.config import schema
 from pipelines.config.benchmarks import Benchmark, Budget, Choice
 from pipelines.config.claims import Evaluation
 from pipelines.config.params import Params, load_params
+from pipelines.config.values import Positive
 from pipelines.data import subsets
 from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, status, store
@@ -61,7 +62,7 @@ def candidate(benchmark: Benchmark, values: Mapping[str, float], choice: Choice,
         map_constant=values.get("map_constant", benchmark.recipe.map_constant),
         subset=dataclasses.replace(benchmark.recipe.subset, hold_out=choice.hold_out),
     )
-    budget = Budget(epochs=epochs, seeds=choice.seeds)
+    budget = schema.parse(Budget, {"epochs": epochs, "seeds": choice.seeds}, benchmark.name)
     return dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"choice": budget})
 
 
@@ -181,7 +182,7 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
         if benchmark.choice is None:
             raise UserError(f"{benchmark.where}.choice is missing; expected it there, or --rates")
         return benchmark.choice
-    numbers = schema.convert(tuple[float, ...], rates, "--rates")
+    numbers = schema.convert(tuple[Positive, ...], rates, "--rates")
     return dataclasses.replace(benchmark.choice, rates=numbers) if benchmark.choice else Choice(rates=numbers)
 
 

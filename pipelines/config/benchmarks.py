@@ -5,22 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from pipelines.config import wording
 from pipelines.config.claims import TOP5, Claim, Evaluation
 from pipelines.config.recipes import Arithmetic, Recipe
-from pipelines.config.values import plain
-from pipelines.config.wording import require, require_distinct, require_name, require_within, require_words
+from pipelines.config.values import Count, Name, Positive, Rule, Seed, plain, within, words
+from pipelines.config.wording import require, require_distinct
 
 MOST_EPOCHS = 1_000_000
 LARGEST_GRID = 1000  # of a grid: each is trained
 LEAST_GPU = 0.01  # the smallest share of one
 MOST_MEMORY = 100_000.0  # GB
-ACCELERATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
-RESERVED = ("CPU", "GPU", "memory", "object_store_memory")  # names of Ray's own resources
+RESERVED = re.compile("CPU|GPU|memory|object_store_memory|accelerator_type.*", re.DOTALL)  # Ray's own resources
+
+Accelerator = Annotated[str, Rule("H100 or so", lambda kind: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", kind))]
+CustomName = Annotated[str, Rule("it as a key of resources", lambda name: not RESERVED.fullmatch(name))]
+Memory = Annotated[float, Rule(f"above 0, at most {MOST_MEMORY:,} GB", lambda size: 0 < size <= MOST_MEMORY)]
+Share = Annotated[
+    float, Rule(f"0, or {LEAST_GPU} to 1: a worker trains on one", lambda share: share == 0 or LEAST_GPU <= share <= 1)
+]  # of a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,45 +41,35 @@ class Model:
 class Budget:
     """How long a trial trains, in epochs of its training images, and from which seeds."""
 
-    epochs: int
-    seeds: tuple[int, ...]
-    train_images: int | None = None  # only n of the images that the recipe trains on, the same for every seed
+    epochs: Annotated[int, within(1, MOST_EPOCHS)]
+    seeds: tuple[Seed, ...]
+    train_images: Count | None = None  # only n of the images that the recipe trains on, the same for every seed
 
     def __post_init__(self) -> None:
-        require_within("epochs", self.epochs, 1, MOST_EPOCHS)
-        require_within("train_images", self.train_images, 1)
-        _check_seeds(self.seeds)
-
-
-def _check_seeds(seeds: Sequence[int]) -> None:
-    require(len(seeds) > 0, "seeds is []; expected at least one seed")
-    require_distinct("seeds", seeds)
-    require(all(seed >= 0 for seed in seeds), f"seeds is {wording.show(seeds)}; expected whole numbers from 0")
+        require(len(self.seeds) > 0, "seeds is []; expected at least one seed")
+        require_distinct("seeds", self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """The grid that ``pipelines.tune`` searches, by the error on a slice of train."""
 
-    rates: tuple[float, ...]
-    mus: tuple[float, ...] = ()  # each with each rate; for sdlm
-    map_constants: tuple[float, ...] = ()  # each with each of those; for the loss map
-    batches: tuple[int, ...] = ()  # each with each of those; without any, the recipe's
-    hold_out: int = 10_000  # images of the validation slice
-    seeds: tuple[int, ...] = (0,)
+    rates: tuple[Positive, ...]
+    mus: tuple[Positive, ...] = ()  # each with each rate; for sdlm
+    map_constants: tuple[Positive, ...] = ()  # each with each of those; for the loss map
+    batches: tuple[Count, ...] = ()  # each with each of those; without any, the recipe's
+    hold_out: Count = 10_000  # images of the validation slice
+    seeds: tuple[Seed, ...] = (0,)
 
     def __post_init__(self) -> None:
-        require(len(self.rates) > 0, "rates is []; expected at least one rate")
-        for name in ("rates", "mus", "map_constants", "batches"):
-            values = getattr(self, name)
-            require_distinct(name, values)
-            require(all(value > 0 for value in values), f"{name} is {wording.show(values)}; expected numbers above 0")
+        for name in ("rates", "seeds"):
+            require(len(getattr(self, name)) > 0, f"{name} is []; expected at least one")
+        for name in ("rates", "mus", "map_constants", "batches", "seeds"):
+            require_distinct(name, getattr(self, name))
         lengths = [max(1, len(axis)) for axis in (self.rates, self.mus, self.map_constants, self.batches)]
         count = math.prod(lengths)
         size = f"rates, mus, map_constants and batches make {count:,} candidates"
         require(count <= LARGEST_GRID, f"{size}; expected at most {LARGEST_GRID:,}")
-        require_within("hold_out", self.hold_out, 1)
-        _check_seeds(self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +79,10 @@ class Elastic:
     The minibatches are the same with any of them; sums are rounded otherwise, and dropout draws other masks.
     """
 
-    min: int
+    min: Count
     max: int
 
     def __post_init__(self) -> None:
-        require(self.min >= 1, f"min is {self.min}; expected at least 1")
         require(self.max > self.min, f"max is {self.max}; expected more than {self.min}, the min")
 
 
@@ -99,37 +93,21 @@ class Resources:
     How many is part of what is trained, the rest is not.
     """
 
-    cpus: int = 1
-    gpus: float = 0.0  # required; a fraction packs several trials on one GPU
-    gpus_if_any: float = 0.0  # taken where the cluster has GPUs; without any, the trial runs on CPUs
-    accelerator_type: str | None = None  # of the GPU, as Ray names it: H100, A100, V100, …
-    memory: float | None = None  # GB (10^9 bytes)
-    custom: dict[str, float] = field(default_factory=dict)  # what nodes were started with: `ray start --resources`
-    workers: int | Elastic = 1
+    cpus: Count = 1
+    gpus: Share = 0.0  # required; a fraction packs several trials on one GPU
+    gpus_if_any: Share = 0.0  # taken where the cluster has GPUs; without any, the trial runs on CPUs
+    accelerator_type: Accelerator | None = None  # of the GPU, as Ray names it: H100, A100, V100, …
+    memory: Memory | None = None  # GB (10^9 bytes)
+    custom: dict[CustomName, Positive] = field(default_factory=dict)  # of nodes: `ray start --resources`
+    workers: Count | Elastic = 1
 
     def __post_init__(self) -> None:
-        require_within("cpus", self.cpus, 1)
-        require(self.most >= 1, f"workers is {self.workers}; expected at least 1")
         for name, gpus in (("gpus", self.gpus), ("gpus_if_any", self.gpus_if_any)):
-            require_within(name, gpus, 0)
-            whole = gpus == int(gpus)
-            require(gpus == 0 or gpus >= LEAST_GPU, f"{name} is {gpus}; expected 0, or at least {LEAST_GPU}")
-            require(gpus <= 1, f"{name} is {gpus}; expected at most 1: a worker trains on one, several on more")
-            require(self.most == 1 or whole, f"{name} is {gpus}; expected 0 or 1 with several workers")
+            require(self.most == 1 or gpus in (0, 1), f"{name} is {gpus}; expected 0 or 1 with several workers")
         both = f"gpus is {self.gpus} and gpus_if_any {self.gpus_if_any}; expected at most one of the two"
         require(not (self.gpus and self.gpus_if_any), both)
-        self._check_others()
-
-    def _check_others(self) -> None:
-        kind, memory, share = self.accelerator_type, self.memory, self.gpus or self.gpus_if_any
-        if kind is not None:
-            require(bool(ACCELERATOR.fullmatch(kind)), f"accelerator_type is {wording.show(kind)}; expected H100 or so")
-            require(share > 0, f"accelerator_type is {kind}; expected it beside gpus or gpus_if_any")
-        require(memory is None or 0 < memory <= MOST_MEMORY, f"memory is {memory}; expected GB, up to {MOST_MEMORY:,}")
-        for name, amount in self.custom.items():
-            taken = f"custom has {wording.show(name)}; expected it as a key of resources"
-            require(name not in RESERVED and not name.startswith("accelerator_type"), taken)
-            require(amount > 0, f"custom.{name} is {amount}; expected more than 0")
+        kind, share = self.accelerator_type, self.gpus or self.gpus_if_any
+        require(kind is None or share > 0, f"accelerator_type is {kind}; expected it beside gpus or gpus_if_any")
         others = [name for name in ("accelerator_type", "memory", "custom") if getattr(self, name)]
         shared = f"gpus is {share} beside {wording.listed(others)}; expected a whole one, or none"
         require(not others or share in (0, 1), shared)
@@ -155,20 +133,22 @@ class Benchmark:
     dataset: str
     model: Model
     recipe: Recipe
-    budgets: dict[str, Budget]
+    budgets: dict[Name, Budget]
     claim: Claim
     evaluation: Evaluation  # this and the next may be {}, but not absent: dvc.yaml names both for every benchmark
     resources: Resources
-    parameters: int | None = None  # that are trained, as published or derived; a test counts them in the network
-    deviations: tuple[str, ...] = ()
-    label: str | None = None  # words in brackets that qualify the verdict: a variant, a stand-in
-    remarks: str | None = None  # on a claim that is missed: what was tried, what is left to try
+    parameters: Count | None = None  # that are trained, as published or derived; a test counts them in the network
+    deviations: tuple[Annotated[str, words("a sentence")], ...] = ()
+    # words in brackets that qualify the verdict: a variant, a stand-in
+    label: Annotated[str, words("a few words, or nothing")] | None = None
+    # on a claim that is missed: what was tried, what is left to try
+    remarks: Annotated[str, words("a paragraph, or nothing")] | None = None
     choice: Choice | None = None
 
     def __post_init__(self) -> None:
-        self._check_words()
+        require("\n" not in (self.label or "").strip(), f"label is {wording.show(self.label)}; expected one line")
+        require_distinct("deviations", self.deviations)
         self._check_budgets()
-        require_within("parameters", self.parameters, 1)
         workers = self.resources.most
         message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"
         require(self.recipe.batch % workers == 0, message)
@@ -179,17 +159,7 @@ class Benchmark:
         self._check_claimed_on()
         self._check_choice()
 
-    def _check_words(self) -> None:
-        require_words("label", self.label, "a few words, or nothing")
-        require_words("remarks", self.remarks, "a paragraph, or nothing")
-        require("\n" not in (self.label or "").strip(), f"label is {wording.show(self.label)}; expected one line")
-        for i, sentence in enumerate(self.deviations):
-            require_words(f"deviations[{i}]", sentence, "a sentence")
-        require_distinct("deviations", self.deviations)
-
     def _check_budgets(self) -> None:
-        for name in self.budgets:
-            require_name(name, wording.place("budgets", name), "paper")
         require("paper" in self.budgets, "budgets.paper is missing; expected the length and seeds as published")
         cut = self.budgets["paper"].train_images
         require(cut is None, f"budgets.paper.train_images is {cut}; expected nothing: the paper's budget is never cut")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipelines.config import wording
-from pipelines.config.wording import require, require_within, require_words
+from pipelines.config.values import Count, Rule, within, words
+from pipelines.config.wording import require
 
 TOP5 = "top-5 error"  # a metric
 MOST_VIEWS = 1000  # of one test image
@@ -22,13 +23,9 @@ class ClaimedOn:
     """
 
     split: Literal["train", "test"]
-    first: int = 0  # position in the file, from 0
-    count: int
+    first: Annotated[int, within(0)] = 0  # position in the file
+    count: Count
     drawn: bool = False
-
-    def __post_init__(self) -> None:
-        require_within("first", self.first, 0)
-        require_within("count", self.count, 1)
 
     @property
     def end(self) -> int:
@@ -53,13 +50,11 @@ class Evaluation:
     """
 
     views: Literal["single", "random", "ten_crop"] = "single"
-    count: int = 6  # as ConvNetJS's CIFAR-10 demo has it (demo/js/images-demo.js)
-    crop: int | None = None
+    count: Annotated[int, within(1, MOST_VIEWS)] = 6  # as ConvNetJS's CIFAR-10 demo has it (demo/js/images-demo.js)
+    crop: Count | None = None
     claimed_on: ClaimedOn | None = None
 
     def __post_init__(self) -> None:
-        require_within("count", self.count, 1, MOST_VIEWS)
-        require_within("crop", self.crop, 1, unit=" pixel")
         cropped = self.views == "ten_crop"
         require(not cropped or self.crop is not None, "crop is missing; expected the pixels of the ten crops")
         require(cropped or self.crop is None, f"crop is {self.crop}; expected it beside views: ten_crop alone")
@@ -78,10 +73,7 @@ class Ablation:
     """What a source lost with a part of its net: ``points`` of error more than the whole net, the benchmark ``of``."""
 
     of: str
-    points: float
-
-    def __post_init__(self) -> None:
-        require(0 < self.points <= 100, f"points is {self.points}; expected a number above 0, at most 100")
+    points: Annotated[float, Rule("a number above 0, at most 100", lambda value: 0 < value <= 100)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,22 +88,17 @@ class Claim:
     """
 
     metric: Literal["error", "accuracy", "top-5 error"]
-    value: float | None = None
-    source: str
-    protocol: str
+    value: Annotated[float, Rule("per cent, 0 to 100", lambda value: 0 <= value <= 100)] | None = None
+    source: Annotated[str, words("where the figure stands")]
+    protocol: Annotated[str, words("how it was measured")]
     certainty: Literal["read", "recalled", "computed"]
-    test_images: int
-    difference: str | None = None
+    test_images: Annotated[int, within(1, MOST_IMAGES)]
+    difference: Annotated[str, words("one sentence, or nothing")] | None = None
     ablation: Ablation | None = None
 
     def __post_init__(self) -> None:
-        require(self.value is None or 0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
         both = f"ablation stands beside value: {self.value}; expected one of them"
         require(self.value is None or self.ablation is None, both)
-        require_within("test_images", self.test_images, 1, MOST_IMAGES)
-        require_words("source", self.source, "where the figure stands")
         word = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)
         elsewhere = f"source has {wording.show(word and word[0])}; expected that in certainty, or in protocol, alone"
         require(word is None, elsewhere)
-        require_words("protocol", self.protocol, "how it was measured")
-        require_words("difference", self.difference, "one sentence, or nothing")

@@ -13,26 +13,31 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pipelines.command.errors import UserError
 from pipelines.config import schema, wording
-from pipelines.config.values import default
-from pipelines.config.wording import LONGEST_NAME, require, require_distinct, require_within
+from pipelines.config.values import Count, Rule, default, named, within
+from pipelines.config.wording import require, require_distinct
 
 LARGEST_SIZE = 1024  # pixels: an image is stored as size x size x 3 bytes, then 3 MB
+WITH_VERSION = re.compile(r"(@[\w.-]+/)?[\w.-]+@[\w.+-]+")  # of npm
 PINNED = ("classes", "gzips", "tarballs", "packed", "npm")  # of idx and cifar, beside kind; imagefolder has the rest
+
+DatasetName = Annotated[
+    str, named("[a-z0-9]+([-_][a-z0-9]+)*", "small letters, digits, hyphens and underscores, like my-photos")
+]
+Package = Annotated[str, Rule("a package with its version, like name@1.0.0", WITH_VERSION.fullmatch)]
+Place = Annotated[str, Rule("a name", lambda value: value.strip() and "\n" not in value)]  # of a file or a folder
+Url = Annotated[str, Rule("an address like https://host/folder", re.compile("https?://", re.IGNORECASE).match)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
     """A compressed file as its publisher has it: size and md5."""
 
-    bytes: int
-    md5: str
-
-    def __post_init__(self) -> None:
-        _check_file(self.bytes, self.md5)
+    bytes: Count
+    md5: Annotated[str, Rule("32 hexadecimal digits", re.compile("[0-9a-f]{32}").fullmatch)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +47,13 @@ class ImageSubset:
     Classes are sorted by the names of their folders (WordNet ids in ImageNet), the images of a class by their paths.
     """
 
-    classes: int | None = None  # the first so many
+    classes: Annotated[int, within(2)] | None = None  # the first so many
     ids: tuple[str, ...] = ()  # or these
-    per_class: int | None = None  # the first so many training images of each; the validation images all stay
+    per_class: Count | None = None  # the first so many training images of each; the validation images all stay
 
     def __post_init__(self) -> None:
         require(self.classes is None or not self.ids, f"classes is {self.classes} beside ids; expected one of the two")
-        require_within("classes", self.classes, 2)
-        require_within("per_class", self.per_class, 1)
-        one = len(self.ids) == 1
-        require(not one, f"ids is {wording.show(self.ids)}; expected two classes or more")
+        require(len(self.ids) != 1, f"ids is {wording.show(self.ids)}; expected two classes or more")
         require_distinct("ids", self.ids)
 
     @property
@@ -69,21 +71,22 @@ class Origin:
 
     kind: Literal["idx", "cifar", "imagefolder"]
     classes: tuple[str, ...] = ()  # idx, cifar: names, in the order of the labels
-    gzips: tuple[str, ...] = ()  # URLs of folders with a <file>.gz for each raw file
-    tarballs: tuple[str, ...] = ()  # URLs of archives with all raw files
+    gzips: tuple[Url, ...] = ()  # of folders with a <file>.gz for each raw file
+    tarballs: tuple[Url, ...] = ()  # of archives with all raw files
     packed: dict[str, Packed] = field(default_factory=dict)  # of these .gz files and archives, by file name
-    npm: str | None = None  # name@version of a package that carries the raw files, or what they are rebuilt from
-    archive: str | None = None  # imagefolder: file name of a tar, tgz or zip below data/
+    npm: Package | None = None  # a package that carries the raw files, or what they are rebuilt from
+    archive: Place | None = None  # imagefolder: file name of a tar, tgz or zip below data/
     archives: dict[str, str] = field(default_factory=dict)  # or one for each split, by train and val
-    folder: str | None = None  # or an unpacked directory
-    urls: tuple[str, ...] = ()  # of the archive, which data.dvc pins
+    folder: Place | None = None  # or an unpacked directory
+    urls: tuple[Url, ...] = ()  # of the archive, which data.dvc pins
     by_hand: str | None = None  # where a person gets archives that no program may download
-    labels: str | None = None  # the file, beside the images, that names the class of each image of a flat val
-    devkit: str | None = None  # or ILSVRC's archive that does, below data/
+    labels: Place | None = None  # the file, beside the images, that names the class of each image of a flat val
+    devkit: Place | None = None  # or ILSVRC's archive that does, below data/
     names: dict[str, str] = field(default_factory=dict)  # of the classes, by folder, where they have others
-    size: int = 256  # pixels: images are stored as size x size, short side scaled, centre cropped
-    train: str = "train"
-    val: str = "val"
+    # images are stored as size x size, short side scaled, centre cropped
+    size: Annotated[int, within(8, LARGEST_SIZE, " pixels")] = 256
+    train: Place = "train"
+    val: Place = "val"
     subset: ImageSubset = field(default_factory=ImageSubset)
 
     def __post_init__(self) -> None:
@@ -109,13 +112,6 @@ class Origin:
         require(len(given) == 1, f"{state}; expected exactly one of archive, archives and folder")
         splits = wording.show(sorted(self.archives))
         require(sorted(self.archives) in ([], ["train", "val"]), f"archives has {splits}; expected train and val")
-        require_within("size", self.size, 8, LARGEST_SIZE, " pixels")
-        for name in ("archive", "folder", "train", "val", "labels", "devkit"):
-            value = getattr(self, name)
-            named = value is None or (value.strip() and "\n" not in value)
-            require(bool(named), f"{name} is {wording.show(value)}; expected a name")
-        for i, url in enumerate(self.urls):
-            _check_url(f"urls[{i}]", url)
         require(not self.urls or self.archive is not None, f"urls is {wording.show(self.urls)}; expected an archive")
         both = self.labels is None or self.devkit is None
         require(both, f"labels is {wording.show(self.labels)} beside devkit; expected one of the two")
@@ -124,31 +120,11 @@ class Origin:
     def _check_pinned(self) -> None:
         require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")
         require_distinct("classes", self.classes)
-        for name in ("gzips", "tarballs"):
-            for i, url in enumerate(getattr(self, name)):
-                _check_url(f"{name}[{i}]", url)
-        whole = self.npm is None or re.fullmatch(r"(@[\w.-]+/)?[\w.-]+@[\w.+-]+", self.npm)
-        require(bool(whole), f"npm is {wording.show(self.npm)}; expected a package with its version, like name@1.0.0")
-
-
-def _check_url(name: str, url: str | None) -> None:
-    known = url is None or url.lower().startswith(("http://", "https://"))
-    require(known, f"{name} is {wording.show(url)}; expected an address like https://host/folder")
-
-
-def _check_file(size: int | None, md5: str | None) -> None:
-    hexadecimal = md5 is None or re.fullmatch("[0-9a-f]{32}", md5)
-    require(bool(hexadecimal), f"md5 is {wording.show(md5)}; expected 32 hexadecimal digits")
-    require_within("bytes", size, 1)
 
 
 def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:
     """The datasets that the mapping ``value`` describes, for the project in ``root``; UserError otherwise."""
-    origins: dict[str, Origin] = schema.convert(dict[str, Origin], value, where)
-    for name in origins:
-        if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name) or len(name) > LONGEST_NAME:
-            expected = f"small letters, digits, hyphens and underscores, at most {LONGEST_NAME}, like my-photos"
-            raise UserError(f"{wording.place(where, name)}: expected a name of {expected}")
+    origins: dict[str, Origin] = schema.convert(dict[DatasetName, Origin], value, where)
     _check_apart(origins, where, root)
     return origins
 

@@ -15,6 +15,7 @@ from pipelines.command.errors import UserError
 from pipelines.config import schema, wording, yamlfile
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.origins import Origin, read_origins
+from pipelines.config.values import Name
 from pipelines.config.wording import require, require_distinct
 
 PARAMS = Path("params.yaml")
@@ -179,7 +180,7 @@ def _read_rows(family: str, rows: Mapping[Any, Any], origins: Mapping[str, Origi
     where = f"{MODELS / family}.yaml"
     if not (Path(__file__).parents[2] / MODELS / f"{family}.py").is_file():
         raise UserError(f"{where}: no networks stand beside it; expected {MODELS / family}.py")
-    schema.check_keys(rows, where)
+    schema.check_keys(Name, rows, where)
     schema.convert(tuple[str, ...], rows.get(SENTENCES, ()), f"{where}: {SENTENCES}")
     for name, row in rows.items():
         if name != SENTENCES:
@@ -187,7 +188,6 @@ def _read_rows(family: str, rows: Mapping[Any, Any], origins: Mapping[str, Origi
 
 
 def _read_row(family: str, name: str, row: Any, where: str, origins: Mapping[str, Origin]) -> Benchmark:
-    schema.check_name(name, where, "lenet5-mnist")
     model = row.get("model") if isinstance(row, Mapping) else None
     if isinstance(model, Mapping):
         if "family" in model:
@@ -212,9 +212,8 @@ def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[st
 
 def _read_plans(value: Any, where: str, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuitePlan]:
     """The suites that the mapping ``value`` describes; UserError for one that names an unknown benchmark or budget."""
-    plans: dict[str, SuitePlan] = schema.convert(dict[str, SuitePlan], value, where)
+    plans: dict[str, SuitePlan] = schema.convert(dict[Name, SuitePlan], value, where)
     for name, plan in plans.items():
-        schema.check_name(name, wording.place(where, name), "laptop")
         for benchmark in plan.benchmarks:
             if benchmark not in benchmarks:
                 raise UserError(wording.unknown(f"{where}.{name}.benchmarks: benchmark", benchmark, benchmarks))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipelines.config import registry, wording
-from pipelines.config.values import default, plain
-from pipelines.config.wording import require, require_within
+from pipelines.config.values import Count, NotNegative, Positive, Rule, default, plain, within
+from pipelines.config.wording import require
 
 MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 Arithmetic = Literal["fp32", "bf16"]
@@ -35,29 +35,19 @@ class Optimiser:
     """
 
     name: OptimiserName
-    lr: float
-    momentum: float = 0.0
+    lr: Positive
+    momentum: Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <= value < 1)] = 0.0
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     decay_biases: bool = True  # ConvNetJS and cuda-convnet decay weights alone
-    layer_decay: dict[str, float] = field(default_factory=dict)  # weight_decay of single layers, by their module's name
-    bias_lr: float = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
-    rho: float = 0.95  # adadelta only
-    eps: float = 1e-8  # adadelta only
-    mu: float = 0.02  # sdlm only: added to each second derivative
-    samples: int = 500  # sdlm only: training images from which second derivatives are estimated, before each epoch
+    layer_decay: dict[str, NotNegative] = field(default_factory=dict)  # weight_decay by a layer's module name
+    bias_lr: Positive = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
+    rho: Annotated[float, Rule("a number between 0 and 1", lambda value: 0 < value < 1)] = 0.95  # adadelta only
+    eps: Positive = 1e-8  # adadelta only
+    mu: Positive = 0.02  # sdlm only: added to each second derivative
+    samples: Count = 500  # sdlm only: training images from which second derivatives are estimated, before each epoch
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"lr is {self.lr}; expected a number above 0")
-        require(0 <= self.momentum < 1, f"momentum is {self.momentum}; expected at least 0 and below 1")
-        require_within("weight_decay", self.weight_decay, 0)
-        require(self.bias_lr > 0, f"bias_lr is {self.bias_lr}; expected a number above 0")
-        for layer, decay in self.layer_decay.items():
-            require_within(wording.place("layer_decay", layer), decay, 0)
-        require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
-        require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
-        require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
-        require_within("samples", self.samples, 1)
         for key in dataclasses.fields(self):
             value = getattr(self, key.name)
             fits = key.name in self.used or value == default(key)
@@ -79,7 +69,7 @@ class Schedule:
     ``between: hold`` keeps a factor until the next point (steps), ``linear`` interpolates.
     """
 
-    points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    points: tuple[tuple[float, NotNegative], ...] = ((0.0, 1.0),)
     between: Between = "hold"
 
     def __post_init__(self) -> None:
@@ -88,7 +78,6 @@ class Schedule:
         begins = f"{shown}; expected points that begin at epoch 0, as in [[0, 1.0], [20, 0.1]]"
         require(len(epochs) > 0 and epochs[0] == 0, begins)
         require(epochs == sorted(set(epochs)), f"{shown}; expected rising epochs")
-        require(all(factor >= 0 for _, factor in self.points), f"{shown}; expected factors of at least 0")
         require(any(factor > 0 for _, factor in self.points), f"{shown}; expected a factor above 0")
 
 
@@ -100,12 +89,9 @@ class Boosting:
     proportion (``training.boosting``).
     """
 
-    epochs: tuple[int, int, int]  # that train each member, one after the other
-    candidates: int  # augmented images to select the second member's examples from, and as many for the third's
-
-    def __post_init__(self) -> None:
-        require(min(self.epochs) >= 1, f"epochs is {list(self.epochs)}; expected at least 1 for each member")
-        require_within("candidates", self.candidates, 1, MOST_CANDIDATES)
+    epochs: tuple[Count, Count, Count]  # that train each member, one after the other
+    # augmented images to select the second member's examples from, and as many for the third's
+    candidates: Annotated[int, within(1, MOST_CANDIDATES)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +121,13 @@ class Precision:
 class Subset:
     """The images of the training file to train on, by their position in it."""
 
-    skip_every: int | None = None  # leave out positions 0, k, 2k, ... (ConvNetJS validates on n % 10 == 0)
-    first: int | None = None  # only the first n
-    sample: int | None = None  # n of them at random, the same for every seed
-    hold_out: int | None = None  # without the validation slice of n images (pipelines.tune)
+    # k: leave out positions 0, k, 2k, ... (ConvNetJS validates on n % 10 == 0)
+    skip_every: Annotated[int, within(2)] | None = None
+    first: Count | None = None  # only the first n
+    sample: Count | None = None  # n of them at random, the same for every seed
+    hold_out: Count | None = None  # without the validation slice of n images (pipelines.tune)
 
     def __post_init__(self) -> None:
-        require_within("skip_every", self.skip_every, 2)
-        for name, value in (("first", self.first), ("sample", self.sample), ("hold_out", self.hold_out)):
-            require_within(name, value, 1)
         if self.first is not None and self.sample is not None:
             most = f"sample is {self.sample}; expected at most {self.first}, the images that first leaves"
             require(self.sample <= self.first, most)
@@ -153,10 +137,10 @@ class Subset:
 class Recipe:
     """How a model is trained, but for how long."""
 
-    batch: int  # images a step, over all workers
+    batch: Count  # images a step, over all workers
     optimiser: Optimiser
     loss: LossName = "cross_entropy"
-    map_constant: float = MAP_CONSTANT  # map only: j, the penalty of the class "rubbish"
+    map_constant: Positive = MAP_CONSTANT  # map only: j, the penalty of the class "rubbish"
     schedule: Schedule = field(default_factory=Schedule)
     preprocess: tuple[Op, ...] = ()
     augment: tuple[Op, ...] = ()
@@ -167,10 +151,8 @@ class Recipe:
     boosting: Boosting | None = None
 
     def __post_init__(self) -> None:
-        require_within("batch", self.batch, 1)
-        j = f"map_constant is {self.map_constant}"
-        require(self.map_constant > 0, f"{j}; expected a number above 0")
-        require(self.loss == "map" or self.map_constant == MAP_CONSTANT, f"{j}; expected none with loss: {self.loss}")
+        j = f"map_constant is {self.map_constant}; expected none with loss: {self.loss}"
+        require(self.loss == "map" or self.map_constant == MAP_CONSTANT, j)
         for name, ops in (("preprocess", self.preprocess), ("augment", self.augment)):
             for i, op in enumerate(ops):
                 given = f"{name}[{i}] is {wording.show(op)}"

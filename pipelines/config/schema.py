@@ -13,11 +13,11 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pipelines.command.errors import UserError
 from pipelines.config.values import default
-from pipelines.config.wording import LARGEST_INT64, place, require_name, show, suggest
+from pipelines.config.wording import LARGEST_INT64, place, show, suggest
 
 Dataclass = TypeVar("Dataclass")
 LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
@@ -57,7 +57,7 @@ def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Datacla
 
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
@@ -68,6 +68,15 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return parse(typing.cast(type, hint), value, where)
     return _READERS.get(typing.get_origin(hint), _scalar)(hint, value, where)
+
+
+def _limited(hint: Any, value: Any, where: str) -> Any:
+    """``hint`` is Annotated[X, Rule]."""
+    kind, rule = typing.get_args(hint)
+    converted = convert(kind, value, where)
+    if not rule.accepts(converted):
+        raise UserError(f"{where} is {show(converted)}; expected {rule.expected}")
+    return converted
 
 
 def _union(hint: Any, value: Any, where: str) -> Any:
@@ -99,23 +108,27 @@ def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 
 def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
-    """``hint`` is dict[str, X]."""
+    """``hint`` is dict[str, X] or dict[Annotated[str, Rule], X]."""
     if not isinstance(value, Mapping):
         raise UserError(f"{where} is {show(value)}; expected a mapping")
-    check_keys(value, where)
-    inner = typing.get_args(hint)[1]
+    keys, inner = typing.get_args(hint)
+    check_keys(keys, value, where)
     return {key: convert(inner, item, place(where, key)) for key, item in value.items()}
 
 
-def check_keys(value: Mapping[Any, Any], where: str) -> None:
-    """UserError for a key of ``value`` that is not text; DVC would not find it."""
+def check_keys(hint: Any, value: Mapping[Any, Any], where: str) -> None:
+    """UserError for a key of ``value`` that is not text, as DVC would not find it, or breaks a rule of ``hint``."""
     for key in value:
         if not isinstance(key, str):
             quoted = "expected text, in quotes where YAML reads something else"
             raise UserError(f"{where} has the key {show(key)}; {quoted}")
+        for rule in getattr(hint, "__metadata__", ()):
+            if not rule.accepts(key):
+                raise UserError(f"{where} has the key {show(key)}; expected {rule.expected}")
 
 
 _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
+    Annotated: _limited,
     typing.Union: _union,
     types.UnionType: _union,
     typing.Literal: _literal,
@@ -194,17 +207,11 @@ def _is_number(hint: Any, value: Any) -> bool:
         return False
 
 
-def check_name(name: str, where: str, example: str) -> None:
-    """As ``require_name``, for a name whose place is known: UserError."""
-    try:
-        require_name(name, where, example)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 def _kind(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return _kind(hint.__origin__)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if origin is tuple:

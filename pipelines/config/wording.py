@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,8 +16,6 @@ from typing import Any
 SHOWN = 60  # characters of a value in an error
 LISTED = 150  # characters of a list of names in an error
 LARGEST_INT64 = 2**63 - 1
-NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
-LONGEST_NAME = 60  # characters
 
 
 def show(value: Any) -> str:
@@ -96,27 +93,7 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def require_name(name: str, where: str, example: str) -> None:
-    """``name`` is one that a path, a command and a line of DVC's can hold."""
-    expected = f"small letters, digits and hyphens, like {example}"
-    require(bool(NAME.fullmatch(name)), f"{where}: expected a name of {expected}")
-    require(len(name) <= LONGEST_NAME, f"{where}: expected a name of at most {LONGEST_NAME} characters")
-
-
-def require_within(name: str, value: float | None, least: int, most: int | None = None, unit: str = "") -> None:
-    """``value``, where there is one, is at least ``least`` and, where there is one, at most ``most``."""
-    if value is not None:
-        require(value >= least, f"{name} is {value}; expected at least {least}{unit}")
-    if value is not None and most is not None:
-        require(value <= most, f"{name} is {value}; expected at most {most:,}{unit}")
-
-
 def require_distinct(name: str, values: Sequence[Any]) -> None:
     """None of ``values`` occurs twice."""
     double = sorted(value for value, times in Counter(values).items() if times > 1)
     require(not double, f"{name} names {listed(double)} more than once; expected each once")
-
-
-def require_words(name: str, text: str | None, expected: str) -> None:
-    """``text`` is not blank; None is allowed."""
-    require(text is None or bool(text.strip()), f"{name} is {show(text)}; expected {expected}")

@@ -11,7 +11,6 @@ Images that exceed the device stay in the file's memory map. A thread reads the 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import warnings
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.data.streams import stream
 from pipelines.data.transforms import Augment, Drawn, Draws, Preprocess, Shape, output_shape, sent
 
 ROOM = 0.6  # of a GPU's free memory, for images
@@ -34,12 +34,6 @@ STEPS_AT_ONCE = 256  # minibatches of a chunk, where they are small: a quarter o
 # Images whose random numbers are drawn at once: an epoch's, but for ImageNet's. Its 1.2 million take 35 MB and, in ten
 # thousand batches, a second of the host, for which a GPU would wait.
 DRAWN_AT_ONCE = 2**17
-
-
-def stream(*parts: int | str) -> int:
-    """A 63-bit seed for the random stream that ``parts`` name, such as (seed, "order", epoch)."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 class Ahead(NamedTuple):

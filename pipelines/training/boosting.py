@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.command.errors import UserError
-from pipelines.data.batches import Batches, Sent, stream
+from pipelines.data.batches import Batches, Sent
+from pipelines.data.streams import stream
 from pipelines.data.transforms import sent
 from pipelines.training import schedules
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.data.batches import stream
+from pipelines.data.streams import stream
 from pipelines.training import schedules
 from pipelines.training.losses import build_loss
 from pipelines.training.optimisers import build_optimiser

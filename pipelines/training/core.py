@@ -16,7 +16,8 @@ from torch import nn
 
 from pipelines.config.registry import Registry
 from pipelines.data import subsets
-from pipelines.data.batches import Batches, stream
+from pipelines.data.batches import Batches
+from pipelines.data.streams import stream
 from pipelines.data.transforms import Preprocess
 from pipelines.training import boosting
 from pipelines.training.classifier import Classifier

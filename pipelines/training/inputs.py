@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -22,7 +22,7 @@ from pipelines.config import schema, wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.values import plain
 from pipelines.data import datasets, subsets, transforms
-from pipelines.data.batches import stream
+from pipelines.data.streams import stream
 from pipelines.training import fingerprint, tensors
 
 if TYPE_CHECKING:
@@ -58,13 +58,14 @@ class Inputs:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the network's input; UserError for a transform that is unknown or does not fit the images."""
         recipe, shape = self.benchmark.recipe, self.dataset.shape
-        for key, build, ops in (
-            ("preprocess", transforms.build_preprocess, recipe.preprocess),
-            ("augment", transforms.build_augment, recipe.augment),
+        for key, known, build, ops in (
+            ("preprocess", transforms.PREPROCESS, transforms.build_preprocess, recipe.preprocess),
+            ("augment", transforms.AUGMENT, transforms.build_augment, recipe.augment),
         ):
             try:
+                check_operations(ops, known)
                 shape = transforms.output_shape(build(ops), shape)
-            except ValueError as error:
+            except (UserError, ValueError) as error:
                 raise UserError(f"{self.benchmark.where}.recipe.{key}: {error}") from None
         return shape
 
@@ -180,11 +181,18 @@ def _alike(preprocess: transforms.Preprocess, images: NDArray[np.uint8], kept: N
     return torch.equal(preprocess(torch.from_numpy(images[places])), torch.from_numpy(kept[places]))
 
 
+def check_operations(spec: transforms.Spec, known: Mapping[str, type[transforms.Op]]) -> None:
+    """UserError for an argument that an operation of a recipe can't take, ValueError for an unknown operation."""
+    for item in spec:
+        for name, arguments in item.items():
+            schema.parse(known[name], arguments, name)
+
+
 def fit(recipe: Recipe, dataset: Dataset) -> Transforms:
     """The transforms of ``recipe``, fitted on the images that it trains on and on no other."""
     preprocess, augment = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
     images, _ = dataset.split("train")
-    transforms.fit(preprocess, images, subsets.positions(dataset.train, recipe.subset), augment=augment)
+    transforms.fit(preprocess, images, subsets.positions(dataset.train, recipe.subset), augment)
     return preprocess, augment
 
 

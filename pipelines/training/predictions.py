@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pipelines.command import progress
 from pipelines.config.claims import ClaimedOn, Evaluation
 from pipelines.data import subsets
-from pipelines.data.batches import stream
 from pipelines.data.datasets import Split
+from pipelines.data.streams import stream
 from pipelines.data.views import CENTRE, SINGLE, views
 from pipelines.training import memory
 from pipelines.training.inputs import Inputs

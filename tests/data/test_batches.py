@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pipelines.config.recipes import Subset
 from pipelines.data import subsets, transforms
-from pipelines.data.batches import STEPS_AT_ONCE, VALUES_AT_ONCE, Batches, Chunks, stream
+from pipelines.data.batches import STEPS_AT_ONCE, VALUES_AT_ONCE, Batches, Chunks
+from pipelines.data.streams import stream
 from pipelines.training import spec, trainer
 from pipelines.training.checkpoint import Worker
 from pipelines.training.inputs import Inputs
@@ -30,7 +31,7 @@ AUGMENT: list[dict[str, dict[str, Any]]] = [{"shift": {"pixels": 2}}, {"flip": {
 
 def batches(augment: list[dict[str, dict[str, Any]]] | None = None, **changes: Any) -> Batches:
     preprocess, fitted = transforms.build_preprocess(SCALE), transforms.build_augment(augment or [])
-    transforms.fit(preprocess, IMAGES, augment=fitted)
+    transforms.fit(preprocess, IMAGES, np.arange(len(IMAGES)), fitted)
     settings: dict[str, Any] = {"batch": 8, "seed": 0} | changes
     positions = settings.pop("positions", torch.arange(COUNT))
     return Batches(IMAGES, LABELS, positions, preprocess=preprocess, augment=fitted, **settings)
@@ -322,7 +323,7 @@ def test_a_device_preprocesses_its_images_once_where_that_is_dear_and_it_has_roo
     """Here the method alone, on a CPU; and that another device calls it, on one without values."""
     scale = {"scale": {"low": 0.0, "high": 1.0}}  # of 0 to 255, products round by more than the comparison allows
     whiten, none = transforms.build_preprocess([scale, {"zca": {}}]), transforms.build_augment(AUGMENT)
-    transforms.fit(whiten, IMAGES)
+    transforms.fit(whiten, IMAGES, np.arange(len(IMAGES)))
 
     def made(device: str = "cpu") -> Batches:
         places = torch.arange(COUNT)

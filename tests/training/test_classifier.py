@@ -22,7 +22,8 @@ from models import allcnn, lenet
 from pipelines.config.params import load_params
 from pipelines.config.recipes import MAP_CONSTANT, Optimiser, Recipe, Schedule
 from pipelines.data import transforms
-from pipelines.data.batches import Batches, stream
+from pipelines.data.batches import Batches
+from pipelines.data.streams import stream
 from pipelines.training import spec, trainer
 from pipelines.training.classifier import Classifier
 from pipelines.training.losses import LOSSES, MaximumAPosteriori, MeanSquaredError, build_loss
@@ -345,7 +346,7 @@ def golden_run() -> list[float]:
     recipe = dataclasses.replace(benchmark.recipe, batch=16, augment=({"shift": {"pixels": 2}},), optimiser=optimiser)
     images, labels = synthetic()
     preprocess, augment = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
-    transforms.fit(preprocess, images, augment=augment)
+    transforms.fit(preprocess, images, np.arange(len(images)), augment)
     positions = torch.arange(len(images))
     loader = Batches(images, labels, positions, batch=16, seed=0, preprocess=preprocess, augment=augment)
     torch.manual_seed(stream(0, "weights"))

@@ -77,7 +77,7 @@ PROSE: dict[str, dict[str, str]] = {
     "a class's docstring": edited("pipelines.training.classifier", '"""A model under its recipe.', '"""A model.'),
     "an error's words": edited("pipelines.training.sdlm", "it has no second derivatives for", "nothing is known of"),
     "an error's class": edited("pipelines.training.boosting", "raise UserError(", "raise ValueError("),
-    "a check": edited("pipelines.config.recipes", "expected a number above 0", "expected more than 0"),
+    "a check": edited("pipelines.config.recipes", "a number between 0 and 1", "more than 0, less than 1"),
     "a type check's import": edited("pipelines.data.subsets", "import Subset", "import Subset, Recipe"),
     "a report": edited("pipelines.training.checkpoint", '"images_per_s": rate', '"images_per_s": 2 * rate'),
     "a lock": edited("pipelines.command.locks", "POLL_S = 0.2", "POLL_S = 0.3"),
