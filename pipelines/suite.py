@@ -17,7 +17,6 @@ import yaml
 from pipelines.command import arguments
 from pipelines.command.errors import guard
 from pipelines.command.files import write_bytes
-from pipelines.config import yamlfile
 from pipelines.config.params import PARAMS, SUITE, Suite, load_catalogue, load_params, plan_suite
 
 HEAD = "# What `dvc repro` runs, as written by `python -m pipelines.suite NAME`: edit params.yaml and models/*.yaml.\n"
@@ -38,7 +37,7 @@ def scalar(name: str) -> str:
 
     DVC's reader takes 1_0 and 1e5_0 for numbers too, so that whatever begins with a digit is quoted.
     """
-    plain = name[:1].isalpha() and yaml.safe_load(name) == name == yamlfile.scalar(name)
+    plain = name[:1].isalpha() and yaml.safe_load(name) == name
     return name if plain else json.dumps(name)
 
 
