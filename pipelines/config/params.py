@@ -224,9 +224,9 @@ def _read_plans(value: Any, where: str, benchmarks: Mapping[str, Benchmark]) -> 
 
 
 def _read_suite(value: Any, where: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
-    """The active suite; UserError where it is not what ``pipelines.suite`` would write now.
+    """The active suite; UserError where ``pipelines.suite`` would write another now.
 
-    DVC reads the file as it is, so that a suite or a benchmark that was edited since would run as it was before.
+    DVC reads the file as it is, and would run a suite or a benchmark that was edited since as it was before.
     """
     suite = schema.parse(Suite, value, where)
     if suite.name not in plans:
@@ -234,20 +234,5 @@ def _read_suite(value: Any, where: str, plans: Mapping[str, SuitePlan], benchmar
     wanted = plan_suite(suite.name, plans, benchmarks)
     if suite != wanted or list(suite.benchmarks) != list(wanted.benchmarks):
         again = f"run `python -m pipelines.suite {suite.name}` to bring the file up to date"
-        raise UserError(f"{where}{_difference(suite, wanted)}; {again}")
+        raise UserError(f"{where} is not what params.yaml and the rows make of {suite.name}; {again}")
     return suite
-
-
-def _difference(suite: Suite, wanted: Suite) -> str:
-    """The first difference, as the end of an error line."""
-    strange = set(suite.benchmarks) ^ set(wanted.benchmarks)
-    if strange:
-        return f".benchmarks is not suites.{wanted.name}.benchmarks ({wording.listed(sorted(strange))})"
-    for name, entry in wanted.benchmarks.items():
-        for key, want in vars(entry).items():
-            have = getattr(suite.benchmarks[name], key)
-            if have != want:
-                return f".benchmarks.{name}.{key} is {wording.name(have)}; expected {want}"
-    if suite.datasets != wanted.datasets:
-        return f".datasets is {wording.show(suite.datasets)}; expected {wording.show(wanted.datasets)}"
-    return f".benchmarks has another order than suites.{wanted.name}"

@@ -17,9 +17,10 @@ from typing import Annotated, Any, TypeVar
 
 from pipelines.command.errors import UserError
 from pipelines.config.values import default
-from pipelines.config.wording import LARGEST_INT64, place, show, suggest
+from pipelines.config.wording import place, show, suggest
 
 Dataclass = TypeVar("Dataclass")
+LARGEST_INT64 = 2**63 - 1
 LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
 # Control characters but tab and line feed, and what ends a line or turns its direction.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -15,7 +15,6 @@ from typing import Any
 
 SHOWN = 60  # characters of a value in an error
 LISTED = 150  # characters of a list of names in an error
-LARGEST_INT64 = 2**63 - 1
 
 
 def show(value: Any) -> str:
@@ -30,24 +29,18 @@ def show(value: Any) -> str:
 
 def _pieces(value: Any) -> Iterator[str]:
     """``value`` in words, piece by piece: of a large one only the first pieces are needed."""
-    if isinstance(value, Mapping):
-        yield "{"
-        for i, (key, item) in enumerate(value.items()):
-            yield ", " * (i > 0)
-            yield from _pieces(key)
-            yield ": "
-            yield from _pieces(item)
-        yield "}"
-    elif isinstance(value, (list, tuple)):
-        yield "["
+    if isinstance(value, (Mapping, list, tuple)):
+        opening, closing = "{}" if isinstance(value, Mapping) else "[]"
+        yield opening
         for i, item in enumerate(value):
             yield ", " * (i > 0)
             yield from _pieces(item)
-        yield "]"
+            if isinstance(value, Mapping):
+                yield ": "
+                yield from _pieces(value[item])
+        yield closing
     elif value is None or isinstance(value, bool):
         yield json.dumps(value)
-    elif isinstance(value, int) and abs(value) > LARGEST_INT64:
-        yield f"{value:d}" if abs(value) < 10**1000 else hex(value)  # Python writes no more than 4,300 digits
     else:
         yield repr(value[: SHOWN + 1] if isinstance(value, str) else value)
 
@@ -87,7 +80,7 @@ def unknown(what: str, given: str, known: Any) -> str:
     return f"{what} {name(given)} is not known; {suggest(given, known)}"
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: object, message: str) -> None:
     """Raise a ValueError with ``message`` unless the condition holds."""
     if not condition:
         raise ValueError(message)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -572,19 +571,11 @@ def _contains(read: Any, written: Any, where: str) -> None:
         assert read == written, where
 
 
-def test_a_number_with_more_digits_than_python_writes_is_cut_in_an_error() -> None:
-    assert wording.show(-(10**5000)).startswith("-0x") and len(wording.show([10**5000])) == 60
-
-
 def test_a_long_list_of_names_is_cut_in_an_error() -> None:
     names = [f"benchmark-{i}" for i in range(40)]
     line = wording.unknown("benchmark", "x" * 10**6, names)
     assert line.startswith(f"benchmark '{'x' * 56}... is not known; allowed: benchmark-0, benchmark-1, benchmark-10, ")
     assert line.endswith("benchmark-17 ... and 30 more") and len(line) < 300
-    found = changed("suite/benchmarks", {})
-    found["suites"]["laptop"]["benchmarks"] = list(found["benchmarks"])
-    found["suites"]["laptop"]["budget"] = "paper"
-    assert re.search(r"\.\.\. and \d\d more", complaint(found)) and len(complaint(found)) < 500
 
 
 def test_a_value_is_shown_in_yamls_words() -> None:
@@ -616,26 +607,27 @@ def test_a_suite_of_what_there_is_not_is_one_line(key: str, value: Any, rest: st
     assert complaint(changed(f"suites/laptop/{key}", value)).startswith(shown("suites/laptop") + rest)
 
 
-STALE: list[tuple[str, Any, str]] = [
-    (f"{LENET}/family", "mlp", ".benchmarks.lenet5-mnist.family is mlp; expected lenet"),
-    (f"{LENET}/dataset", "cifar10", ".benchmarks.lenet5-mnist.dataset is cifar10; expected mnist"),
-    (f"{LENET}/budget", "paper", ".benchmarks.lenet5-mnist.budget is paper; expected laptop"),
-    (LENET, NOTHING, ".benchmarks is not suites.laptop.benchmarks (lenet5-mnist)"),
-    ("suite/benchmarks/lenet5-mnits", ENTRY, ".benchmarks is not suites.laptop.benchmarks (lenet5-mnits)"),
-    ("suite/datasets", ["mnist"], ".datasets is ['mnist']; expected ['mnist', 'cifar10']"),
-    ("suite/datasets", ["cifar10", "mnist"], ".datasets is ['cifar10', 'mnist']; expected ['mnist', 'cifar10']"),
+STALE: list[tuple[str, Any]] = [
+    (f"{LENET}/family", "mlp"),
+    (f"{LENET}/dataset", "cifar10"),
+    (f"{LENET}/budget", "paper"),
+    (LENET, NOTHING),
+    ("suite/benchmarks/lenet5-mnits", ENTRY),
+    ("suite/datasets", ["mnist"]),
+    ("suite/datasets", ["cifar10", "mnist"]),
     (
         "suites/laptop/benchmarks",
         ["linear-mnist", "lenet5-mnist", "mlp300-mnist", "ordinary-cifar10", "convnetjs-cifar10", "strided-a-cifar10"],
-        ".benchmarks has another order than suites.laptop",
     ),
 ]
 
 
-@pytest.mark.parametrize(("place", "value", "rest"), STALE)
-def test_an_active_suite_that_was_edited_or_is_old_is_one_line(place: str, value: Any, rest: str) -> None:
-    again = "run `python -m pipelines.suite laptop` to bring the file up to date"
-    assert complaint(changed(place, value)) == f"suite.yaml: suite{rest}; {again}"
+@pytest.mark.parametrize(("place", "value"), STALE)
+def test_an_active_suite_that_was_edited_or_is_old_is_one_line(place: str, value: Any) -> None:
+    assert complaint(changed(place, value)) == (
+        "suite.yaml: suite is not what params.yaml and the rows make of laptop; "
+        "run `python -m pipelines.suite laptop` to bring the file up to date"
+    )
 
 
 def test_an_active_suite_of_another_shape_is_one_line() -> None:
@@ -643,9 +635,3 @@ def test_an_active_suite_of_another_shape_is_one_line() -> None:
     assert complaint(changed("suite/name", "labtop")).startswith(
         "suite.yaml: suite.name: suite labtop is not known; did you mean laptop?"
     )
-
-
-def test_a_long_difference_is_cut() -> None:
-    found = changed("suite/benchmarks", {})
-    found["suites"]["laptop"] = {"budget": "paper", "benchmarks": list(found["benchmarks"])}
-    assert re.search(r"\.\.\. and \d\d more", complaint(found)) and len(complaint(found)) < 500
