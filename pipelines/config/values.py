@@ -13,7 +13,10 @@ LONGEST_NAME = 60  # characters
 
 @dataclass(frozen=True)
 class Rule:
-    """A limit that an annotation adds to a type: ``Annotated[int, within(1)]``. ``schema.convert`` checks it."""
+    """A limit that an annotation adds to a type: ``Annotated[int, within(1)]``. ``schema.convert`` checks it.
+
+    In the body of a class a lambda can't refer to names of its module: annotations are evaluated apart from it.
+    """
 
     expected: str  # in words, for an error line
     accepts: Callable[[Any], object]  # gives something true for a value that keeps to it

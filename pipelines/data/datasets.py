@@ -16,20 +16,32 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.command.errors import FULL, UserError, reason
-from pipelines.command.files import expect_file, hashed, remove, replace_folder, restore_folder
+from pipelines.command.files import (
+    MissingError,
+    expect_file,
+    hashed,
+    read_json,
+    remove,
+    replace_folder,
+    restore_folder,
+)
 from pipelines.command.progress import counting
+from pipelines.config import schema, wording
+from pipelines.config.values import Count, Rule, plain
+from pipelines.config.wording import require
 
 Split = Literal["train", "test"]
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int64]  # (N,)
+Mapped = np.memmap[Any, Any]
 Shape = tuple[int, int, int]  # channels, height, width
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -38,6 +50,7 @@ META = "meta.json"
 ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 PIXELS_AT_A_TIME = 4_000_000  # bounds the memory that counting grey levels takes (8 bytes a pixel)
 JOURNAL = "journal.npz"  # beside unfinished arrays
+Digests = Annotated[dict[str, str], Rule(f"those of {', '.join(ARRAYS)}", lambda found: set(found) == set(ARRAYS))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +60,23 @@ class Dataset:
     path: Path
     name: str
     classes: tuple[str, ...]
-    shape: Shape
-    train: int  # number of training images
-    test: int
-    mean: tuple[float, ...]  # a channel, of pixel / 255 over the training images
+    shape: tuple[Count, Count, Count]  # channels, height, width
+    train: Count  # number of training images
+    test: Count
+    mean: tuple[float, ...]  # by channel, of pixel / 255 over the training images
     std: tuple[float, ...]
-    digests: Mapping[str, str]  # file name: sha256
-    subset: str = ""  # the rule by which it is part of a larger one, in words
-    plan: str = ""  # of photographs, all that decides the arrays (``Journal``)
+    digests: Digests  # sha256 by file name
+    source_md5: dict[str, str] = field(default_factory=dict)  # of the raw files or archives, by name
+    subset: str = ""  # the rule that selects it from a larger data set, in words
+    plan: str = ""  # of photographs, a digest of all that decides the arrays (``Journal``)
+
+    def __post_init__(self) -> None:
+        sizes = f"train is {self.train}, test {self.test} and shape {wording.show(self.shape)}"
+        size = math.prod(self.shape) * max(self.train, self.test)
+        require(size <= sys.maxsize, f"{sizes}; expected images that fit into memory")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            require(len(values) == self.shape[0], f"{name} is {wording.show(values)}; expected {self.shape[0]} numbers")
 
     @property
     def digest(self) -> str:
@@ -114,15 +136,11 @@ def read_description(path: Path, name: str) -> Dataset:
     """As ``open_dataset``, of a data set called ``name`` in any folder."""
     expect_file(path / META)
     try:
-        meta = json.loads((path / META).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        dataset = schema.parse(Dataset, read_json(path / META), str(path / META), path=path)
+    except MissingError:
         raise UserError(f"{path}: no such dataset; {_again(name)}") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path / META}: unreadable ({reason(error)}); {_again(name)}") from None
-    try:
-        dataset = _from_meta(path, meta)
-    except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path / META}: damaged at {reason(error)}; {_again(name)}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {_again(name)}") from None
     if dataset.name != name:
         raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}; {_again(name)}")
     return dataset
@@ -182,10 +200,10 @@ class Journal:
         """Whether a later run can go on at these arrays."""
         return not self.discarded and any(done.any() for done in self.done.values())
 
-    def save(self, arrays: Mapping[Split, tuple[Images, Labels]], done: Mapping[Split, npt.NDArray[np.bool_]]) -> None:
+    def save(self, arrays: Mapping[Split, tuple[Mapped, Mapped]], done: Mapping[Split, npt.NDArray[np.bool_]]) -> None:
         """Write down the rows ``done``, after their pixels: a journal is never ahead of its arrays on disk."""
         for images, _ in arrays.values():
-            _flush(images)
+            images.flush()
         with (self.folder / f"{JOURNAL}.new").open("wb") as file:
             np.savez(file, plan=np.array(self.plan), **done)  # type: ignore[arg-type]
         (self.folder / f"{JOURNAL}.new").replace(self.folder / JOURNAL)
@@ -203,7 +221,7 @@ def new_dataset(
     source_md5: Mapping[str, str] | None = None,
     subset: str = "",
     journal: Journal | None = None,
-) -> Iterator[dict[Split, tuple[Images, Labels]]]:
+) -> Iterator[dict[Split, tuple[Mapped, Mapped]]]:
     """Give zeroed arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
 
     When the block ends well they become ``<root>/<name>``, with statistics and digests; when it raises, nothing is left
@@ -221,7 +239,7 @@ def new_dataset(
             remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
     try:
-        arrays: dict[Split, tuple[Images, Labels]] = {}
+        arrays: dict[Split, tuple[Mapped, Mapped]] = {}
         for split, count in counts.items():
             images = _create_array(partial / f"{split}_images.npy", np.dtype(np.uint8), (count, *shape), continued)
             labels = _create_array(partial / f"{split}_labels.npy", np.dtype(np.int64), (count,), continued)
@@ -234,21 +252,23 @@ def new_dataset(
         with counting(f"{name}: statistics and checksums", pixels) as advance:
             mean, std = channel_statistics(arrays["train"][0], advance)
             for array in (array for pair in arrays.values() for array in pair):
-                _flush(array)
+                array.flush()
             digests = {file: hashed(partial / file, "sha256", advance) for file in files}
-        meta = {
-            "name": name,
-            "classes": list(classes),
-            "shape": list(shape),
-            "train": train,
-            "test": test,
-            "mean": mean,
-            "std": std,
-            "digests": digests,
-            "source_md5": dict(source_md5 or {}),
-            **({"subset": subset} if subset else {}),
-            **({"plan": journal.plan} if journal else {}),
-        }
+        dataset = Dataset(
+            path=partial,
+            name=name,
+            classes=tuple(classes),
+            shape=shape,
+            train=train,
+            test=test,
+            mean=mean,
+            std=std,
+            digests=digests,
+            source_md5=dict(source_md5 or {}),
+            subset=subset,
+            plan=journal.plan if journal else "",
+        )
+        meta = {key: value for key, value in plain(dataset).items() if key != "path" and value != ""}
         (partial / JOURNAL).unlink(missing_ok=True)
         (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         replace_folder(partial, root / name)
@@ -293,12 +313,10 @@ def writing(path: Path) -> Iterator[None]:
 
 def channel_statistics(
     images: Images, advance: Callable[[int], None] = lambda amount: None
-) -> tuple[list[float], list[float]]:
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of pixel / 255 for each channel of images (N, C, H, W), from exact integer sums."""
     count, channels, height, width = images.shape
     pixels = count * height * width
-    if not pixels:
-        return [0.0] * channels, [0.0] * channels
     histograms = np.zeros((channels, 256), np.int64)
     step = max(1, PIXELS_AT_A_TIME // (height * width))
     for start in range(0, count, step):
@@ -313,39 +331,14 @@ def channel_statistics(
         second = sum(level * level * n for level, n in enumerate(histogram))
         means.append(first / pixels / 255)
         stds.append(math.sqrt(pixels * second - first * first) / pixels / 255)
-    return means, stds
+    return tuple(means), tuple(stds)
 
 
 def release_pages(array: npt.NDArray[Any]) -> None:
     """Release a mapped array's pages from this process's memory; written data stays in the file."""
     mapped = getattr(array, "_mmap", None)
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    if isinstance(mapped, mmap.mmap):
         mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def _from_meta(path: Path, meta: dict[str, Any]) -> Dataset:
-    channels, height, width = (int(size) for size in meta["shape"])
-    dataset = Dataset(
-        path=path,
-        name=str(meta["name"]),
-        classes=tuple(str(name) for name in meta["classes"]),
-        shape=(channels, height, width),
-        train=int(meta["train"]),
-        test=int(meta["test"]),
-        mean=tuple(float(value) for value in meta["mean"]),
-        std=tuple(float(value) for value in meta["std"]),
-        digests={file: str(meta["digests"][file]) for split in SPLITS for file in _files(split)},
-        subset=str(meta.get("subset", "")),
-        plan=str(meta.get("plan", "")),
-    )
-    images = math.prod(dataset.shape) * max(dataset.train, dataset.test)
-    if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0 or images > sys.maxsize:
-        raise ValueError(f"sizes: {dataset.train} and {dataset.test} images of {dataset.shape}")
-    if not all(map(math.isfinite, (*dataset.mean, *dataset.std))):
-        raise ValueError(f"mean and std: {dataset.mean} and {dataset.std}")
-    if not len(dataset.mean) == len(dataset.std) == channels:
-        raise ValueError(f"mean and std: {len(dataset.mean)} and {len(dataset.std)} values for {channels} channels")
-    return dataset
 
 
 def _files(split: Split) -> tuple[str, str]:
@@ -356,7 +349,7 @@ def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt
     again = _again(path.parent.name)
     expect_file(path)
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if math.prod(shape) else None)
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
         if not isinstance(array, np.ndarray):  # np.load gives something else for a zip archive
             raise ValueError("several arrays")
     except FileNotFoundError:
@@ -368,18 +361,8 @@ def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt
     return array
 
 
-def _flush(array: npt.NDArray[Any]) -> None:
-    if isinstance(array, np.memmap):
-        array.flush()
-
-
-def _create_array(
-    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], continued: bool = False
-) -> npt.NDArray[Any]:
+def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], continued: bool = False) -> Mapped:
     """Zeros in a file, or what it holds where it is ``continued``."""
-    if not math.prod(shape):  # nothing can be mapped
-        np.save(path, np.zeros(shape, dtype))
-        return np.zeros(shape, dtype)
     try:
         mode: Literal["r+", "w+"] = "r+" if continued else "w+"
         array = np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
@@ -394,7 +377,7 @@ def _create_array(
 
 
 def _check_labels(where: str, labels: Labels, classes: int, again: str = "") -> None:
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+    if not 0 <= labels.min() <= labels.max() < classes:
         raise UserError(f"{where} {labels.min()} to {labels.max()}, expected 0 to {classes - 1}{again}")
 
 

@@ -20,7 +20,7 @@ from pipelines.command.errors import UserError, brief
 from pipelines.command.progress import counting
 from pipelines.config.origins import Origin
 from pipelines.data.containers import Files, Folder, LeftOut, Mounted, Picture, open_archive
-from pipelines.data.datasets import SPLITS, Images, Journal, Labels, Split, is_made, new_dataset, release_pages
+from pipelines.data.datasets import SPLITS, Images, Journal, Mapped, Split, is_made, new_dataset, release_pages
 from pipelines.data.labels import LabelList, read_devkit, read_list
 from pipelines.data.layout import Layout, check_folders, lay_out
 from pipelines.data.pictures import Undecodable, decode, quiet_libraries
@@ -214,7 +214,7 @@ def _decoded(packed: bytes, size: int) -> Images | str:
 class _Rows:
     """The rows that the pictures fill, and the journal of those that are written."""
 
-    def __init__(self, layout: Layout, arrays: Mapping[Split, tuple[Images, Labels]], journal: Journal) -> None:
+    def __init__(self, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]], journal: Journal) -> None:
         self.arrays, self.journal, self.done = arrays, journal, journal.done
         self.paths: dict[str, str] = {}  # of the places that are still to be decoded
         self.rows: dict[str, list[tuple[Split, int]]] = {}  # of each place, which may have several names

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, PpmImagePlugin, _imaging
 
 from pipelines.command.errors import reason
-from pipelines.data.datasets import Images
 
 # Formats to try on a file, whatever its name: none of Pillow's that runs a program (EPS) or accepts any bytes (TGA).
 PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -42,7 +41,7 @@ class Undecodable(Exception):
     """A picture that is damaged, too large, or without an agreed meaning; the text is the reason, in one line."""
 
 
-def decode(packed: bytes, size: int) -> Images:
+def decode(packed: bytes, size: int) -> npt.NDArray[np.uint8]:
     """A picture's file as (3, size, size): RGB, short side scaled to ``size`` (bilinear, antialiased), centre crop.
 
     The EXIF orientation is applied where it can be read. Transparent pixels become white. Grey levels of 16 bits (12 in
@@ -62,7 +61,7 @@ def decode(packed: bytes, size: int) -> Images:
                 ImageOps.exif_transpose(image, in_place=True)
             box = _centre(image.size, size)
             square = _rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
-            pixels: Images = np.asarray(square)
+            pixels: npt.NDArray[np.uint8] = np.asarray(square)
         return pixels.transpose(2, 0, 1)
     except MemoryError:
         raise Undecodable("not enough memory") from None
