@@ -30,6 +30,11 @@ UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, OverflowError, MemoryError, struct.error),
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
+COMPRESSED: dict[bytes, Callable[[Path, str], object]] = {  # by the first bytes, what opens a file
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
 SYSTEM = frozenset(("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"))
 PIECE = 1 << 20  # bytes at a time, and the most that a header of a tar may take
 LARGEST_FILE = 1 << 28  # bytes of a picture
@@ -166,11 +171,10 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of an archive: its number, if a file; its target, if a link."""
+    """A member of an archive; ``place`` is what reads it, or where a link leads."""
 
     kind: Kind | Literal["link"]
-    number: int = -1
-    target: str = ""
+    place: str = ""
 
 
 FOLDER, NOTHING = Member("folder"), Member("nothing")
@@ -181,7 +185,6 @@ class Members:
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
-        self.places: list[str] = []  # by a member's number, what reads it
         self.room = ROOM_FOR_NAMES
         self.nodes = {"": FOLDER}
         self.names: dict[str, set[str]] = {"": set()}  # of what lies in a folder, by its path
@@ -231,11 +234,10 @@ class Members:
     def _entry(self, folder: str, name: str) -> Item:
         path = f"{folder}/{name}" if folder else name
         node, link = self.nodes[path], self.nodes[path].kind == "link"
-        if node.kind == "link":
+        if link:
             path, node = self._follow(path)
         assert node.kind != "link"
-        place = self.places[node.number] if node.kind == "file" else path
-        return Item(name, node.kind, place, link)
+        return Item(name, node.kind, node.place if node.kind == "file" else path, link)
 
     def _follow(self, path: str) -> tuple[str, Member]:
         """Follow all links of a path; to nothing where they lead out of the archive, or round in a ring."""
@@ -251,9 +253,9 @@ class Members:
             node = self.nodes.get("/".join(at), NOTHING)
             if node.kind == "link":
                 links += 1
-                if links > LINKS_IN_TURN or node.target.startswith("/"):
+                if links > LINKS_IN_TURN or node.place.startswith("/"):
                     return "", NOTHING
-                ahead += node.target.split("/")[::-1]
+                ahead += node.place.split("/")[::-1]
                 at, node = at[:-1], FOLDER
         return "/".join(at), node
 
@@ -307,15 +309,13 @@ class Tar:
         members = Members(left_out)
         with _reading(self.label):
             for place, folder, member, _ in self._members(lambda outer: True):
-                number = len(members.places)
-                members.places.append(place)
                 if member.islnk():
                     members.hard_link(folder + member.name, folder + member.linkname)
                 elif member.issym():
-                    members.add(folder + member.name, Member("link", target=member.linkname))
+                    members.add(folder + member.name, Member("link", member.linkname))
                 else:
                     kind: Kind = "file" if member.isreg() else "folder" if member.isdir() else "other"
-                    members.add(folder + member.name, Member(kind, number))
+                    members.add(folder + member.name, Member(kind, place))
         return walk("", members.entries, left_out, labels)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
@@ -392,11 +392,8 @@ class _Blocks:
 def _unpacked(path: Path) -> IO[bytes]:
     """The tar in ``path``; read to its end, its checksums are checked."""
     start = _start(path)
-    if start.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.open(path))
-    if start.startswith(b"BZh"):
-        return bz2.open(path)
-    return lzma.open(path) if start.startswith(b"\xfd7zXZ\0") else path.open("rb")
+    reader = next((reader for mark, reader in COMPRESSED.items() if start.startswith(mark)), open)
+    return cast(IO[bytes], reader(path, "rb"))
 
 
 @dataclass(frozen=True)
@@ -410,16 +407,15 @@ class Zip:
         members = Members(left_out)
         with _reading(self.label), zipfile.ZipFile(self.path) as archive:
             for number, info in enumerate(archive.infolist()):
-                members.places.append(str(number))
                 mode = info.external_attr >> 16 if info.create_system == 3 else 0  # Unix
                 if stat.S_ISLNK(mode):
-                    with _open_member(archive, info) as file:
+                    with archive.open(info) as file:
                         target = file.read(PATH_MAX).decode("utf-8", "surrogateescape")
-                    members.add(_zip_name(info), Member("link", target=target))
+                    members.add(_zip_name(info), Member("link", target))
                 else:
                     odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
                     kind: Kind = "other" if odd else "folder" if info.is_dir() or stat.S_ISDIR(mode) else "file"
-                    members.add(_zip_name(info), Member(kind, number))
+                    members.add(_zip_name(info), Member(kind, str(number)))
         return walk("", members.entries, left_out, labels)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
@@ -427,14 +423,8 @@ class Zip:
             infos = archive.infolist()
             for place, path in wanted.items():
                 info = infos[int(place)]
-                with _open_member(archive, info) as file:
+                with archive.open(info) as file:
                     yield place, _whole(self.label, path, file, info.file_size)
-
-
-def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    if info.flag_bits & 1:
-        raise zipfile.BadZipFile(f"{info.filename} is encrypted")
-    return archive.open(info)
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
@@ -479,7 +469,7 @@ def open_archive(path: Path, label: str, nested: bool = False) -> Files:
         start = _start(path)
         if start.startswith((b"PK\3\4", b"PK\5\6")):
             return Zip(path, label)
-        if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or _is_tar(start):
+        if start.startswith(tuple(COMPRESSED)) or _is_tar(start):
             return Tar(path, label, nested)
         if zipfile.is_zipfile(path):  # behind a program that unpacks it
             return Zip(path, label)
