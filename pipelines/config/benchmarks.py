@@ -15,8 +15,8 @@ from pipelines.config.values import Count, Name, Positive, Rule, Seed, plain, wi
 from pipelines.config.wording import require, require_distinct
 
 MOST_EPOCHS = 1_000_000
-LARGEST_GRID = 1000  # of a grid: each is trained
-LEAST_GPU = 0.01  # the smallest share of one
+LARGEST_GRID = 1000  # candidates, each of which is trained
+LEAST_GPU = 0.01  # the smallest share of a GPU
 MOST_MEMORY = 100_000.0  # GB
 RESERVED = re.compile("CPU|GPU|memory|object_store_memory|accelerator_type.*", re.DOTALL)  # Ray's own resources
 
@@ -32,7 +32,7 @@ Share = Annotated[
 class Model:
     """``models/<family>.py`` has a function ``name`` that is called with ``options``."""
 
-    family: str  # the name of the file that the row stands in
+    family: str  # name of the row's file
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class Budget:
 
     epochs: Annotated[int, within(1, MOST_EPOCHS)]
     seeds: tuple[Seed, ...]
-    train_images: Count | None = None  # only n of the images that the recipe trains on, the same for every seed
+    train_images: Count | None = None  # only n of the recipe's training images, the same for every seed
 
     def __post_init__(self) -> None:
         require(len(self.seeds) > 0, "seeds is []; expected at least one seed")
@@ -55,9 +55,9 @@ class Choice:
     """The grid that ``pipelines.tune`` searches, by the error on a slice of train."""
 
     rates: tuple[Positive, ...]
-    mus: tuple[Positive, ...] = ()  # each with each rate; for sdlm
-    map_constants: tuple[Positive, ...] = ()  # each with each of those; for the loss map
-    batches: tuple[Count, ...] = ()  # each with each of those; without any, the recipe's
+    mus: tuple[Positive, ...] = ()  # combined with each rate; sdlm only
+    map_constants: tuple[Positive, ...] = ()  # combined with all of the above; loss map only
+    batches: tuple[Count, ...] = ()  # combined with all of the above; by default the recipe's
     hold_out: Count = 10_000  # images of the validation slice
     seeds: tuple[Seed, ...] = (0,)
 
@@ -74,9 +74,9 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Elastic:
-    """As many workers as fit when a trial starts or resumes; of ``min`` to ``max``, those numbers that divide ``max``.
+    """As many workers as fit when a trial starts or resumes: a divisor of ``max`` from ``min`` to ``max``.
 
-    The minibatches are the same with any of them; sums are rounded otherwise, and dropout draws other masks.
+    Minibatches do not depend on their number; sums round differently, and dropout draws other masks.
     """
 
     min: Count
@@ -88,14 +88,14 @@ class Elastic:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one worker of a trial asks of the cluster, and how many workers a trial has.
+    """What each worker of a trial needs from the cluster, and how many workers a trial has.
 
-    How many is part of what is trained, the rest is not.
+    Of these only the number of workers is part of a trial's key.
     """
 
     cpus: Count = 1
     gpus: Share = 0.0  # required; a fraction packs several trials on one GPU
-    gpus_if_any: Share = 0.0  # taken where the cluster has GPUs; without any, the trial runs on CPUs
+    gpus_if_any: Share = 0.0  # used where the cluster has GPUs; elsewhere the trial runs on CPUs
     accelerator_type: Accelerator | None = None  # of the GPU, as Ray names it: H100, A100, V100, …
     memory: Memory | None = None  # GB (10^9 bytes)
     custom: dict[CustomName, Positive] = field(default_factory=dict)  # of nodes: `ray start --resources`
@@ -127,7 +127,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """One row: model, dataset, recipe and claim."""
+    """One row of the ledger."""
 
     name: str
     dataset: str
@@ -137,11 +137,11 @@ class Benchmark:
     claim: Claim
     evaluation: Evaluation  # this and the next may be {}, but not absent: dvc.yaml names both for every benchmark
     resources: Resources
-    parameters: Count | None = None  # that are trained, as published or derived; a test counts them in the network
+    parameters: Count | None = None  # trainable, as published or derived; a test counts those of the network
     deviations: tuple[Annotated[str, words("a sentence")], ...] = ()
     # words in brackets that qualify the verdict: a variant, a stand-in
     label: Annotated[str, words("a few words, or nothing")] | None = None
-    # on a claim that is missed: what was tried, what is left to try
+    # where the claim is missed: what was tried, what is left to try
     remarks: Annotated[str, words("a paragraph, or nothing")] | None = None
     choice: Choice | None = None
 
@@ -165,7 +165,7 @@ class Benchmark:
         require(cut is None, f"budgets.paper.train_images is {cut}; expected nothing: the paper's budget is never cut")
 
     def _check_schedule(self) -> None:
-        """A point behind the end of the paper's budget would never be reached; a line may lead to one."""
+        """No point lies behind the end of the paper's budget, but for one that a linear segment leads to."""
         schedule, end = self.recipe.schedule, self.budgets["paper"].epochs
         behind = [epoch for epoch, _ in schedule.points if epoch > end]
         last = f"recipe.schedule.points has epoch {behind[-1]:g}" if behind else ""
@@ -192,7 +192,7 @@ class Benchmark:
         if boosting is not None:
             shown = f"recipe.boosting.epochs is {list(boosting.epochs)}"
             require(sum(boosting.epochs) == epochs, f"{shown}; expected a sum of {epochs}, budgets.paper.epochs")
-            # Several would wait for the gradients of the members that have none.
+            # Each worker waits for the gradients of all members, and only one member has some at a time.
             require(workers == 1, f"resources.workers is {workers}; expected 1 with recipe.boosting")
 
     def _check_claimed_on(self) -> None:
@@ -210,13 +210,13 @@ class Benchmark:
 
     @property
     def where(self) -> str:
-        """The place of the row, as errors name it."""
+        """The row's place, for errors."""
         return f"models/{self.model.family}.yaml: {self.name}"
 
     def resolved(self, budget: str, precision: Arithmetic | None = None) -> dict[str, Any]:
-        """All that decides the weights of a trial, but for its data, source files and seed; plain types only.
+        """The settings that decide a trial's weights, beside its data, source files and seed; in plain types.
 
-        By default in the precision of a CPU.
+        ``precision`` is by default that of a CPU.
         """
         return {
             "dataset": self.dataset,

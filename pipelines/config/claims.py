@@ -17,9 +17,9 @@ MOST_IMAGES = 1_000_000_000  # of a claim's test set
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimedOn:
-    """The images that a claim was measured on, where they are not the whole test split: ``count`` from ``first`` on.
+    """The images of a claim where they are not the whole test split: ``count`` images from ``first`` on.
 
-    With ``drawn`` as many are drawn at random from that position on, the same for every seed.
+    With ``drawn``, ``count`` images are drawn at random from that position on, the same for every seed.
     """
 
     split: Literal["train", "test"]
@@ -34,7 +34,7 @@ class ClaimedOn:
 
     @property
     def words(self) -> str:
-        """The images as a reader counts them, from 1."""
+        """The images in words, counted from 1."""
         file = {"train": "training", "test": "test"}[self.split]
         if self.drawn:
             return f"{self.count:,} images drawn from the {file} file"
@@ -43,14 +43,14 @@ class ClaimedOn:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How a test image is classified: as it is, or averaged over ``count`` random augmentations or ten crops.
+    """How a test image is classified: once, or by an average over ``count`` random augmentations or ten crops.
 
-    ``crop`` is the side of a crop in pixels. ``claimed_on`` names other images, where the source measured its figure on
-    them: the verdict then rests on these, and the figure on the whole test split stands beside it.
+    ``crop`` is the side of a crop in pixels. ``claimed_on`` names the images of the claim where they are not the test
+    split: the verdict then uses these, and the report shows the whole test split beside them.
     """
 
     views: Literal["single", "random", "ten_crop"] = "single"
-    count: Annotated[int, within(1, MOST_VIEWS)] = 6  # as ConvNetJS's CIFAR-10 demo has it (demo/js/images-demo.js)
+    count: Annotated[int, within(1, MOST_VIEWS)] = 6  # as in ConvNetJS's CIFAR-10 demo (demo/js/images-demo.js)
     crop: Count | None = None
     claimed_on: ClaimedOn | None = None
 
@@ -70,7 +70,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What a source lost with a part of its net: ``points`` of error more than the whole net, the benchmark ``of``."""
+    """The cost of removing a part of a net: ``points`` more error than the whole net, the benchmark ``of``."""
 
     of: str
     points: Annotated[float, Rule("a number above 0, at most 100", lambda value: 0 < value <= 100)]
@@ -80,11 +80,11 @@ class Ablation:
 class Claim:
     """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on.
 
-    Without a ``value``, no source has measured this net on these images in this way: ``protocol`` names what there is
-    in its place, and no verdict is given but on an ``ablation``, of which the source has the difference alone.
+    Without a ``value``, no source has measured this net on these images in this way: ``protocol`` names the nearest
+    figure. A verdict is then given on an ``ablation`` alone, of which the source prints only the difference.
 
-    ``certainty`` is that of ``source``, whose text holds none: "a table (place recalled)" would be both.
-    ``difference`` explains in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.
+    ``certainty`` is that of ``source``, whose text must not repeat it, as "a table (place recalled)" would.
+    ``difference`` explains in one sentence the effect of ``evaluation.claimed_on``.
     """
 
     metric: Literal["error", "accuracy", "top-5 error"]

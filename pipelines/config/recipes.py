@@ -1,4 +1,4 @@
-"""How a model is trained, but for how long: transforms, loss, optimiser, schedule, and which images."""
+"""How a model is trained: transforms, loss, optimiser, schedule and images; a budget adds how long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_CANDIDATES = 1_000_000_000  # images
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 
 
-OPTIMISER_FIELDS = registry.entries("training/optimisers.py", "OPTIMISERS")  # by name, those that each uses
+OPTIMISER_FIELDS = registry.entries("training/optimisers.py", "OPTIMISERS")  # by optimiser
 if TYPE_CHECKING:
     Between = str
     LossName = str
@@ -29,9 +29,9 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """``lr`` is the rate that the schedule multiplies; ``weight_decay`` is PyTorch's, added to the gradient.
+    """The schedule multiplies ``lr``; ``weight_decay`` is PyTorch's, added to the gradient.
 
-    With sdlm a minibatch takes the sum of its images' steps, so that ``lr`` is the rate of one image.
+    Under sdlm a minibatch's step is the sum over its images, so ``lr`` is the rate of one image.
     """
 
     name: OptimiserName
@@ -40,7 +40,7 @@ class Optimiser:
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
     decay_biases: bool = True  # ConvNetJS and cuda-convnet decay weights alone
-    layer_decay: dict[str, NotNegative] = field(default_factory=dict)  # weight_decay by a layer's module name
+    layer_decay: dict[str, NotNegative] = field(default_factory=dict)  # a layer's own weight_decay, by module name
     bias_lr: Positive = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
     rho: Annotated[float, Rule("a number between 0 and 1", lambda value: 0 < value < 1)] = 0.95  # adadelta only
     eps: Positive = 1e-8  # adadelta only
@@ -57,14 +57,14 @@ class Optimiser:
 
     @property
     def used(self) -> set[str]:
-        """The fields that the named optimiser reads; the others keep their defaults and enter no trial's key."""
+        """The fields that the named optimiser reads; the others keep their defaults and stay out of a trial's key."""
         named = {"name", "lr", "bias_lr", *OPTIMISER_FIELDS[self.name]}
         return named | ({"decay_biases", "layer_decay"} if "weight_decay" in named else set())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning-rate factors at epochs of the *paper's* budget; a shorter budget runs through them faster.
+    """Learning-rate factors by epoch of the *paper's* budget; a shorter budget compresses them.
 
     ``between: hold`` keeps a factor until the next point (steps), ``linear`` interpolates.
     """
@@ -83,49 +83,48 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Boosting:
-    """An ensemble of three whose later members train on examples that the earlier ones find hard.
+    """An ensemble of three, whose earlier members select hard examples for the later ones.
 
-    Both numbers are of the *paper's* budget: a shorter one trains each member, and searches the candidates, in
-    proportion (``training.boosting``).
+    Both numbers are for the *paper's* budget; a shorter one scales them down (``training.boosting``).
     """
 
-    epochs: tuple[Count, Count, Count]  # that train each member, one after the other
-    # augmented images to select the second member's examples from, and as many for the third's
+    epochs: tuple[Count, Count, Count]  # of each member in turn
+    # augmented images that the second member's examples are selected from; as many again for the third
     candidates: Annotated[int, within(1, MOST_CANDIDATES)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """The arithmetic of a network on each kind of device; weights and optimiser are float32 throughout.
+    """A network's arithmetic by kind of device; weights and optimiser are float32 throughout.
 
-    bf16 is quicker on GPUs and on CPUs with AMX, and slower on other CPUs.
+    bf16 is faster on GPUs and on CPUs with AMX, and slower on other CPUs.
     """
 
     cpu: Arithmetic = "fp32"
-    amx: Arithmetic | None = None  # of CPUs with AMX; by default that of every CPU
+    amx: Arithmetic | None = None  # on CPUs with AMX; by default as ``cpu``
     cuda: Arithmetic = "fp32"
 
     def on(self, device: str, *, amx: bool = False) -> Arithmetic:
-        """That of ``cuda``, or of a ``cpu`` with or without AMX."""
+        """The arithmetic on ``cuda``, or on a ``cpu`` with or without AMX."""
         if device == "cuda":
             return self.cuda
         return self.amx if self.amx and amx else self.cpu
 
     @property
     def choices(self) -> set[Arithmetic]:
-        """All that some kind of device has."""
+        """The arithmetics of all kinds of devices."""
         return {self.cpu, self.amx or self.cpu, self.cuda}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """The images of the training file to train on, by their position in it."""
+    """The images to train on, by their position in the training file."""
 
     # k: leave out positions 0, k, 2k, ... (ConvNetJS validates on n % 10 == 0)
     skip_every: Annotated[int, within(2)] | None = None
     first: Count | None = None  # only the first n
     sample: Count | None = None  # n of them at random, the same for every seed
-    hold_out: Count | None = None  # without the validation slice of n images (pipelines.tune)
+    hold_out: Count | None = None  # leave out the validation slice of n images (pipelines.tune)
 
     def __post_init__(self) -> None:
         if self.first is not None and self.sample is not None:
@@ -135,7 +134,7 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained, but for how long."""
+    """How a model is trained, for any budget."""
 
     batch: Count  # images a step, over all workers
     optimiser: Optimiser
@@ -163,7 +162,7 @@ class Recipe:
             require(self.optimiser.name != "sdlm", "optimiser.name is sdlm; expected another with boosting")
 
     def resolved(self, precision: Arithmetic) -> dict[str, Any]:
-        """The recipe in one precision, in plain types and without the fields of other optimisers than its own."""
+        """The recipe in one precision, in plain types; of the optimiser only the fields in use."""
         recipe: dict[str, Any] = plain(self)
         optimiser = {key: recipe["optimiser"][key] for key in sorted(self.optimiser.used)}
         return recipe | {"optimiser": optimiser, "precision": precision}

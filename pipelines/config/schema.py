@@ -1,7 +1,6 @@
-"""Strict reading of mappings into dataclasses: every unknown key, wrong type or wrong range is one clear line.
+"""Strict reading of mappings into dataclasses: an unknown key, a wrong type or a wrong value is one clear line.
 
-A dict read under a misspelt key is the classic way in which an experiment silently ignores its configuration;
-here nothing is ignored.
+A misspelt key that is silently ignored is the classic way to run another experiment than the one configured.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from pipelines.config.wording import place, show, suggest
 
 Dataclass = TypeVar("Dataclass")
 LARGEST_INT64 = 2**63 - 1
-LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
-# Control characters but tab and line feed, and what ends a line or turns its direction.
+LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # sizes of a float32, beside 0
+# Control characters other than tab and line feed, line separators, and marks of text direction.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
 
@@ -30,8 +29,8 @@ BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
 def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Dataclass:
     """Build the dataclass ``cls`` from the mapping ``value`` that stands at ``where``.
 
-    ``given`` are fields that the file does not hold (a name taken from the key, say).
-    Raises UserError for a value that is no mapping, unknown or missing keys, and wrong types.
+    ``given`` are fields from elsewhere, such as a name that is the mapping's key.
+    Raises UserError for anything but a mapping, for unknown or missing keys, and for wrong types or values.
     """
     if not isinstance(value, Mapping):
         raise UserError(f"{where} is {show(value)}; expected a mapping")
@@ -62,7 +61,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """Return ``value`` as ``hint``, or raise a UserError that names ``where``, the value and what is allowed."""
+    """``value`` as ``hint``; UserError with its place, the value and what is allowed otherwise."""
     if hint is Any:
         _check_plain(value, value, where)
         return value
@@ -118,7 +117,7 @@ def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
 
 
 def check_keys(hint: Any, value: Mapping[Any, Any], where: str) -> None:
-    """UserError for a key of ``value`` that is not text, as DVC would not find it, or breaks a rule of ``hint``."""
+    """UserError for a key that is not text, which DVC would not find, or that breaks a rule of ``hint``."""
     for key in value:
         if not isinstance(key, str):
             quoted = "expected text, in quotes where YAML reads something else"
@@ -139,7 +138,7 @@ _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
-    """``hint`` is one of bool, int, float, str; booleans do not count as numbers, nor NaN as a value."""
+    """``hint`` is bool, int, float or str; a boolean is no number, and NaN no value."""
     accepted = (int, float) if hint is float else (hint,)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, accepted):
         raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{_slip(hint, value)}")
@@ -157,7 +156,7 @@ def _real(value: int | float) -> float:
 
 
 def _wrong(value: Any) -> str | None:
-    """What to expect in place of a scalar that no field can use; None where it is usable."""
+    """What is expected in place of a scalar that no field can use; None where it is usable."""
     if isinstance(value, str):
         return "text without control characters" if UNSEEN.search(value) else None
     if isinstance(value, float):
@@ -169,7 +168,7 @@ def _wrong(value: Any) -> str | None:
 
 
 def _check_plain(value: Any, part: Any, where: str) -> None:
-    """Check ``part`` of ``value``, a field of any type: scalars, lists, and mappings of them by name."""
+    """Check ``part`` of ``value``, a field of any type: scalars, lists, and mappings with text for keys."""
     if isinstance(part, Mapping):
         for key, item in part.items():
             if not isinstance(key, str):
@@ -184,7 +183,7 @@ def _check_plain(value: Any, part: Any, where: str) -> None:
 
 
 def _slip(hint: Any, value: Any) -> str:
-    """The likely slip behind a value of the wrong type, as the end of an error line."""
+    """The likely slip behind a value of the wrong type, to end an error line with."""
     if hint is str:
         return ", in quotes" if isinstance(value, (bool, int, float)) else ""
     if not isinstance(value, str):
@@ -201,7 +200,7 @@ def _slip(hint: Any, value: Any) -> str:
 
 
 def _is_number(hint: Any, value: Any) -> bool:
-    """Whether ``value``, text perhaps, is a finite number of the type ``hint``."""
+    """Whether ``value`` reads as a finite number of the type ``hint``."""
     try:
         return hint in (int, float) and math.isfinite(hint(value))
     except (ValueError, OverflowError):

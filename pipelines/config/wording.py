@@ -1,7 +1,6 @@
-"""What a config requires of its values, and how errors quote values and names: short, printable, in YAML's words.
+"""How errors quote values and names, short and printable; and requirements in a dataclass's ``__post_init__``.
 
-A requirement that is not met raises a ValueError, in a dataclass's ``__post_init__``; ``schema.parse`` puts the place
-before its text.
+A requirement that is not met raises a ValueError, whose text ``schema.parse`` puts behind the place.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ LISTED = 150  # characters of a list of names in an error
 
 
 def show(value: Any) -> str:
-    """A value as an error quotes it: short, on one line, in YAML's words."""
+    """A value for an error: short, on one line, with YAML's null, true and false."""
     text = ""
     for piece in _pieces(value):
         text += piece
@@ -28,7 +27,7 @@ def show(value: Any) -> str:
 
 
 def _pieces(value: Any) -> Iterator[str]:
-    """``value`` in words, piece by piece: of a large one only the first pieces are needed."""
+    """The text of ``value`` piece by piece, as a large one is needed only in part."""
     if isinstance(value, (Mapping, list, tuple)):
         opening, closing = "{}" if isinstance(value, Mapping) else "[]"
         yield opening
@@ -46,7 +45,7 @@ def _pieces(value: Any) -> Iterator[str]:
 
 
 def name(key: Any) -> str:
-    """A key or a name as an error writes it: as it is where it is short and plain, and quoted otherwise."""
+    """A key or a name for an error: bare where it is short and plain, quoted otherwise."""
     plain = isinstance(key, str) and 0 < len(key) <= SHOWN and key.isprintable() and key == key.strip()
     return str(key) if plain else show(key)
 
@@ -57,7 +56,7 @@ def place(where: str, key: Any) -> str:
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names in a row; of many the first ones, and how many more there are."""
+    """Names in a row; of many, the first ones and the number of the others."""
     words = [name(key) for key in names]
     room = itertools.accumulate(len(word) + 2 for word in words)
     kept = sum(1 for length in room if length <= LISTED) or 1
@@ -66,7 +65,7 @@ def listed(names: Iterable[Any]) -> str:
 
 
 def suggest(key: str, known: Any) -> str:
-    """What may stand in the place of ``key``: the nearest of the ``known`` names, and all of them."""
+    """What is allowed in place of ``key``: the nearest of the ``known`` names, and all of them."""
     names = sorted(str(k) for k in known)
     if not names:
         return "there is none"
@@ -87,6 +86,6 @@ def require(condition: object, message: str) -> None:
 
 
 def require_distinct(name: str, values: Sequence[Any]) -> None:
-    """None of ``values`` occurs twice."""
+    """Raise a ValueError where one of ``values`` occurs twice."""
     double = sorted(value for value, times in Counter(values).items() if times > 1)
     require(not double, f"{name} names {listed(double)} more than once; expected each once")

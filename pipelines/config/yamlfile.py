@@ -1,8 +1,8 @@
 """YAML 1.2 as DVC reads it. PyYAML alone reads 1.1: ``1e-3`` is text to it, ``1:30`` is 90, and ``on`` is true.
 
-PyYAML parses the text; scalars follow the core schema of YAML 1.2.2, section 10.3.2, with the merge key ``<<`` of 1.1,
-which DVC supports too. Length, depth and the size of expanded aliases are bounded while the values are built, so that a
-damaged or malicious file costs no more than a moment.
+PyYAML parses the text; scalars follow the core schema of YAML 1.2.2, section 10.3.2. The merge key ``<<`` of 1.1 is
+read too, as by DVC. Length, depth and the size of expanded aliases are bounded, so that a damaged or malicious file
+costs no more than a moment.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pipelines.command.files import intruder
 from pipelines.config import wording
 
 MOST_BYTES = 1_000_000  # bytes of a file; the largest, models/lenet.yaml, has 14,000
-DEEPEST = 50  # mappings and lists within one another; the rows have 6
-MOST_VALUES = 100_000  # values; an alias counts for all it stands for, long text for more; lenet.yaml has 900
-MOST_DIGITS = 1000  # of a whole number; Python itself reads no more than 4,300
+DEEPEST = 50  # levels of mappings and lists; the rows have 6
+MOST_VALUES = 100_000  # values; an alias counts with its whole content, a long text as several; lenet.yaml has 900
+MOST_DIGITS = 1000  # of a whole number; Python reads at most 4,300
 CORE = "tag:yaml.org,2002:"
-PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is many times faster, and in every wheel of PyYAML
+PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is many times faster, and in every wheel of PyYAML
 MERGE = f"{CORE}merge"  # the tag of the key <<
 DIRECTIVE = re.compile(r"^%(?!YAML 1\.2\s*$).*", re.MULTILINE)
-# Not allowed in YAML 1.2: control characters, and halves of characters.
+# Characters that YAML 1.2 forbids: control characters and surrogates.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -41,7 +41,7 @@ def _fraction(text: str) -> float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
-# Plain scalars by type: the pattern, and how the text is read, in lower case. The first that matches counts.
+# Plain scalars by type: a pattern, and a function of the text in lower case. The first match counts.
 SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "null": (re.compile("(~|null|Null|NULL|)$"), lambda text: None),
     "bool": (re.compile("(true|True|TRUE|false|False|FALSE)$"), lambda text: text == "true"),
@@ -62,12 +62,12 @@ class _Loader(PARSER):  # type: ignore[misc,valid-type]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping that ``path`` holds; UserError when it is absent, no YAML, or something else."""
+    """The mapping in ``path``; UserError where the file is absent, no YAML, or no mapping."""
     return parse(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """The text of ``path``, its line ends as they are; UserError when it is absent, too long, or no text in UTF-8."""
+    """The text of ``path`` with its line ends; UserError when it is absent, too long, or not in UTF-8."""
     try:
         other = intruder(path)
         if other is not None:
@@ -87,12 +87,12 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """The mapping that the YAML ``text`` holds; UserErrors begin with ``where``."""
+    """The mapping in the YAML ``text``; UserErrors begin with ``where``."""
     try:
         _check_text(text)
         node = yaml.compose(text, Loader=_Loader)
         content = None if node is None else _value(node, {})[0]
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two come from PyYAML itself
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML raises the latter two as well
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" line {mark.line + 1}" if mark else ""
         if isinstance(error, yaml.composer.ComposerError) and error.context:
@@ -105,7 +105,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 
 def _check_text(text: str) -> None:
-    """Refuse what PyYAML would accept, or take seconds for or all of the stack."""
+    """Refuse control characters, directives (thousands of %TAG take libyaml seconds) and nesting beyond the stack."""
     for pattern, problem in (
         (UNPRINTABLE, "the control character {!a}"),
         (DIRECTIVE, "the directive {!r}; expected %YAML 1.2, or none"),  # DVC would follow %YAML 1.1
@@ -125,7 +125,7 @@ def _refused(problem: str, mark: Any) -> yaml.MarkedYAMLError:  # PyYAML and lib
 
 
 def _value(node: yaml.Node, known: dict[yaml.Node, tuple[Any, int] | None]) -> tuple[Any, int]:
-    """The value of ``node``, and its size; ``known`` has those that aliases may name, None while they are read."""
+    """The value of ``node`` and its size; ``known`` has those of finished nodes, and None for nodes being read."""
     if node in known:
         if (found := known[node]) is None:
             raise _refused("an alias stands in what it names", node.start_mark)
@@ -150,7 +150,7 @@ def _value(node: yaml.Node, known: dict[yaml.Node, tuple[Any, int] | None]) -> t
 
 
 def _mapping(pairs: Iterable[tuple[yaml.Node, Any, Any]]) -> dict[Any, Any]:
-    """Keys and values, the keys with their nodes, as a mapping; a key of its own counts before a merged one."""
+    """The mapping of ``pairs``, each the key's node, the key and its value; own keys override merged ones."""
     own: dict[Any, Any] = {}
     merged: list[Any] | None = None
     for node, key, value in pairs:

@@ -34,16 +34,16 @@ from pipelines.config.registry import Registry
 from pipelines.config.values import NotNegative, Positive, within
 
 Shape = tuple[int, int, int]  # (C, H, W)
-Drawn = tuple[Tensor, ...]  # by one operation for a batch; the first dimension of each is the image
+Drawn = tuple[Tensor, ...]  # random numbers of one operation for a batch; the first dimension is the image
 Images = NDArray[np.uint8]  # (N, C, H, W); a memmap counts as an array
 Pixels = Annotated[int, within(1, 4096)]  # of a side
 
-CHUNK_VALUES = 2**22  # pixels a chunk of a fit may hold: 32 MiB as float64
-ZCA_VALUES = 12288  # pixels an image may have under zca; its matrices are this squared (1.2 GB in float64)
+CHUNK_VALUES = 2**22  # values of a chunk of a fit: 32 MiB as float64
+ZCA_VALUES = 12288  # values of an image under zca, whose matrices have their square (1.2 GB in float64)
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` of a CPU on ``device``; a GPU copies them from pinned memory while the host goes on."""
+    """``values``, on a CPU, sent to ``device``; to a GPU from pinned memory, so that the host need not wait."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
@@ -78,15 +78,15 @@ class Op(nn.Module):
         return shape
 
     def fit(self, batches: Iterator[Tensor]) -> None:
-        """Measure on the training images as they reach this operation; reads none unless it has to."""
+        """Measure the training images as this operation receives them; without measures it reads none."""
 
 
 class PreprocessOp(Op):
     """A deterministic operation; never in place."""
 
-    reads_pixels: ClassVar[bool] = False  # its input must be pixels of 0..255
-    changes_values: ClassVar[bool] = False  # its output is no longer 0..255
-    dear: ClassVar[bool] = False  # so that a trial of many epochs applies it once to each image, and keeps the result
+    reads_pixels: ClassVar[bool] = False  # the input must be pixels of 0..255
+    changes_values: ClassVar[bool] = False  # the output is not 0..255
+    dear: ClassVar[bool] = False  # worth applying once to each image and keeping the result
 
     def forward(self, images: Tensor) -> Tensor:
         """The transformed batch."""
@@ -94,13 +94,13 @@ class PreprocessOp(Op):
 
 
 class Draws:
-    """Random numbers of a batch of ``count`` images, for those of ``own``: the same, however the batch is shared."""
+    """Random numbers for the images ``own`` of a batch of ``count``, however workers share the batch."""
 
     def __init__(self, generator: torch.Generator, count: int, own: slice = slice(None)) -> None:
         self.generator, self.count, self.own = generator, count, own
 
     def integers(self, choices: int) -> Tensor:
-        """Whole numbers (n,) from 0 to ``choices``, which is left out."""
+        """Whole numbers (n,) from 0 to ``choices`` - 1."""
         return torch.randint(choices, (self.count,), generator=self.generator)[self.own]
 
     def uniform(self, *rows: int) -> Tensor:
@@ -116,11 +116,11 @@ class AugmentOp(Op):
     """A random operation, drawn anew for each image; never in place."""
 
     def draw(self, draws: Draws, shape: Shape) -> Drawn:
-        """What images of ``shape`` are transformed by, on the CPU."""
+        """Random numbers for images of ``shape``, on the CPU."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """The batch, transformed by what ``draw`` gave for it, on the images' device; the host need not wait for it."""
+        """The batch, transformed by its random numbers on the same device; the host need not wait for it."""
         raise NotImplementedError
 
 
@@ -128,7 +128,7 @@ OpT = TypeVar("OpT", bound=Op)
 
 
 class Operations(Registry[type[OpT]]):
-    """Operations by name; each carries its own for error lines."""
+    """Operations by name, which each has for error lines."""
 
     def entry(self, name: str) -> Callable[[type[OpT]], type[OpT]]:  # noqa: D102
         add = super().entry(name)
@@ -152,7 +152,7 @@ def _cropped_shape(op: Op, size: int, shape: Shape) -> Shape:
 
 
 def center_crop(images: Tensor, size: int) -> Tensor:
-    """Cut (N, C, H, W) to its central (N, C, size, size); an odd margin leaves the extra line below and right."""
+    """The central (N, C, size, size) of (N, C, H, W); an odd margin has its extra line below and right."""
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
     return images[:, :, top : top + size, left : left + size]
 
@@ -334,14 +334,14 @@ def _covariance(rows: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
 def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (D,) and, as columns, eigenvectors (D, D)."""
     values, vectors = torch.linalg.eigh(covariance)
-    return values.clamp(min=0), vectors  # rounding can leave those of a singular covariance a hair below 0
+    return values.clamp(min=0), vectors  # rounding can make those of a singular covariance slightly negative
 
 
 # --- augmentation ------------------------------------------------------------------------------------------------
 
 
 def _windows(images: Tensor, height: int, width: int, top: Tensor, left: Tensor) -> Tensor:
-    """Cut one window (C, height, width) an image, at its own ``top`` and ``left`` (N,)."""
+    """One window (C, height, width) of each image, at its own ``top`` and ``left`` (N,)."""
     number = torch.arange(len(images), device=images.device)
     return images.unfold(2, height, 1).unfold(3, width, 1)[number, :, top, left]
 
@@ -466,7 +466,7 @@ class PCAColour(AugmentOp):
     def fit(self, batches: Iterator[Tensor]) -> None:  # noqa: D102
         _, covariance = _covariance(batch.transpose(0, 1).flatten(1).T for batch in batches)
         values, vectors = _eigen(covariance)
-        # An eigenvector's sign is the library's whim: make its largest component positive.
+        # An eigenvector's sign is arbitrary: make its largest component positive.
         vectors = vectors * torch.sign(vectors[vectors.abs().argmax(0), torch.arange(3)])
         lengths = torch.sqrt(values) if self.by == "deviation" else values / self.white
         self.axes = (vectors * lengths).float()  # columns s_i p_i
@@ -490,7 +490,7 @@ class Chain(nn.ModuleList):
         return super().__iter__()
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take the buffers from ``state``, a state dict, in place of fitting; ValueError where its names differ."""
+        """Take the buffers from a state dict instead of fitting; ValueError where its names differ."""
         names = sorted(name for name, _ in self.named_buffers())
         if sorted(state) != names:
             raise ValueError(f"the state holds {sorted(state)}; expected {names}")
@@ -511,7 +511,7 @@ class Preprocess(Chain):
 
     @property
     def dear(self) -> bool:
-        """Whether one of its operations is."""
+        """Whether one of its operations is dear."""
         return any(op.dear for op in self)
 
 
@@ -528,7 +528,7 @@ class Augment(Chain):
         return self.transform(images, [tuple(sent(one, images.device) for one in part) for part in drawn])
 
     def draw(self, draws: Draws, shape: Shape) -> list[Drawn]:
-        """What each operation draws for images of ``shape``; how much depends on these and the batch size alone."""
+        """Each operation's random numbers for images of ``shape``; as many for the same shape and batch size."""
         drawn = []
         for op in self:
             drawn.append(op.draw(draws, shape))
@@ -537,7 +537,7 @@ class Augment(Chain):
 
     @torch.no_grad()
     def transform(self, images: Tensor, drawn: Sequence[Drawn]) -> Tensor:
-        """Apply the operations by what they drew, which is on the images' device."""
+        """Apply the operations with their random numbers, which are on the images' device."""
         with torch.autocast(images.device.type, enabled=False):
             for op, numbers in zip(self, drawn, strict=True):
                 images = op(images, numbers)
@@ -545,7 +545,7 @@ class Augment(Chain):
 
     @property
     def crop_size(self) -> int | None:
-        """Side of the crop that training sees, or None where it sees whole images."""
+        """Side of the training crop, or None where training uses whole images."""
         sizes = [op.size for op in self if isinstance(op, Crop)]
         return sizes[-1] if sizes else None
 
@@ -554,7 +554,7 @@ Spec = Sequence[Mapping[str, Mapping[str, Any]]]  # a recipe's: one key each
 
 
 def build_preprocess(spec: Spec) -> Preprocess:
-    """The operations of a ``preprocess`` list, not fitted yet; ValueError where one follows that can't."""
+    """The operations of a ``preprocess`` list, not fitted yet; ValueError for a wrong order."""
     ops = [PREPROCESS[name](**arguments) for item in spec for name, arguments in item.items()]
     changed_by = None
     for op in ops:
@@ -571,7 +571,7 @@ def build_augment(spec: Spec) -> Augment:
 
 
 def output_shape(ops: Chain, shape: Shape) -> Shape:
-    """(C, H, W) after ``ops``, in order; ValueError when an operation cannot take what reaches it."""
+    """(C, H, W) after ``ops`` in turn; ValueError where the shape does not fit an operation."""
     for op in ops:
         shape = op.output_shape(shape)
     return shape
