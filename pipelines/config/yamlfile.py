@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import yaml
 
 from pipelines.command.errors import UserError, brief
-from pipelines.command.files import intruder
+from pipelines.command.files import MissingError, reading
 from pipelines.config import wording
 
 MOST_BYTES = 1_000_000  # bytes of a file; the largest, models/lenet.yaml, has 14,000
@@ -62,28 +62,19 @@ class _Loader(PARSER):  # type: ignore[misc,valid-type]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in ``path``; UserError where the file is absent, no YAML, or no mapping."""
-    return parse(read_text(path), str(path))
-
-
-def read_text(path: Path) -> str:
-    """The text of ``path`` with its line ends; UserError when it is absent, too long, or not in UTF-8."""
+    """The mapping in ``path``; UserError where the file is absent, too long, not in UTF-8, no YAML, or no mapping."""
     try:
-        other = intruder(path)
-        if other is not None:
-            raise UserError(f"{path} is {other}; expected a file")
-        with path.open("rb") as file:
+        with reading(path) as file:
             data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise UserError(f"{path} is longer than {MOST_BYTES:,} bytes; expected a file written by hand")
-        return data.decode()
-    except FileNotFoundError:
+    except MissingError:
         raise UserError(f"{path} does not exist; run this in the folder of the project's params.yaml") from None
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path} is longer than {MOST_BYTES:,} bytes; expected a file written by hand")
+    try:
+        return parse(data.decode(), str(path))
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
         raise UserError(f"{path} line {number} is not valid YAML: expected text in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def parse(text: str, where: str) -> dict[str, Any]:

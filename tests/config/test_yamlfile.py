@@ -185,7 +185,7 @@ def test_what_is_no_yaml_mapping_is_one_line(tmp_path: Path, name: str) -> None:
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     absent = tmp_path / "absent.yaml"
     assert line_of(absent) == f"{absent} does not exist; run this in the folder of the project's params.yaml"
-    assert line_of(tmp_path) == f"{tmp_path} is a folder; expected a file"
+    assert line_of(tmp_path) == f"{tmp_path} is no regular file; expected one"
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert line_of(pipe) == f"{pipe} is a FIFO; expected a file"
+    assert line_of(pipe) == f"{pipe} is no regular file; expected one"
