@@ -29,10 +29,9 @@ from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
 from pipelines.command.files import read_json, require_folder, write_bytes
 from pipelines.config import schema
-from pipelines.config.benchmarks import Benchmark, Budget, Choice
+from pipelines.config.benchmarks import Benchmark, Budget, Choice, Rates
 from pipelines.config.claims import Evaluation
 from pipelines.config.params import Params, load_params
-from pipelines.config.values import Positive
 from pipelines.data import subsets
 from pipelines.data.datasets import DATA
 from pipelines.training import provenance, spec, status, store
@@ -182,7 +181,7 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
         if benchmark.choice is None:
             raise UserError(f"{benchmark.where}.choice is missing; expected it there, or --rates")
         return benchmark.choice
-    numbers = schema.convert(tuple[Positive, ...], rates, "--rates")
+    numbers = schema.convert(Rates, rates, "--rates")
     return dataclasses.replace(benchmark.choice, rates=numbers) if benchmark.choice else Choice(rates=numbers)
 
 

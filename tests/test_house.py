@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 
 # What it may not grow beyond; less code that does the same lowers these. The goals are 10,000, 3,300 and 9.
-MOST_LINES = 21_100  # of Python, outside tests; with room for a net or two
+MOST_LINES = 20_705  # of Python, outside tests
 MOST_SHOWING = 3_949  # of these, in results, tracking and compare
 DEEPEST = 10  # modules in a chain of imports
 MEDIAN_FUNCTION = 8  # lines

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pipelines.config import wording
 from pipelines.config.claims import TOP5, Claim, Evaluation
 from pipelines.config.recipes import Arithmetic, Recipe
-from pipelines.config.values import Count, Name, Positive, Rule, Seed, plain, within, words
-from pipelines.config.wording import require, require_distinct
+from pipelines.config.values import AT_LEAST_ONE, DISTINCT, Count, Name, Positive, Rule, Seeds, plain, within, words
+from pipelines.config.wording import require
 
 MOST_EPOCHS = 1_000_000
 LARGEST_GRID = 1000  # candidates, each of which is trained
@@ -23,6 +23,7 @@ RESERVED = re.compile("CPU|GPU|memory|object_store_memory|accelerator_type.*", r
 Accelerator = Annotated[str, Rule("H100 or so", lambda kind: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", kind))]
 CustomName = Annotated[str, Rule("it as a key of resources", lambda name: not RESERVED.fullmatch(name))]
 Memory = Annotated[float, Rule(f"above 0, at most {MOST_MEMORY:,} GB", lambda size: 0 < size <= MOST_MEMORY)]
+Rates = Annotated[tuple[Positive, ...], AT_LEAST_ONE, DISTINCT]
 Share = Annotated[
     float, Rule(f"0, or {LEAST_GPU} to 1: a worker trains on one", lambda share: share == 0 or LEAST_GPU <= share <= 1)
 ]  # of a GPU
@@ -42,30 +43,22 @@ class Budget:
     """How long a trial trains, in epochs of its training images, and from which seeds."""
 
     epochs: Annotated[int, within(1, MOST_EPOCHS)]
-    seeds: tuple[Seed, ...]
+    seeds: Seeds
     train_images: Count | None = None  # only n of the recipe's training images, the same for every seed
-
-    def __post_init__(self) -> None:
-        require(len(self.seeds) > 0, "seeds is []; expected at least one seed")
-        require_distinct("seeds", self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """The grid that ``pipelines.tune`` searches, by the error on a slice of train."""
 
-    rates: tuple[Positive, ...]
-    mus: tuple[Positive, ...] = ()  # combined with each rate; sdlm only
-    map_constants: tuple[Positive, ...] = ()  # combined with all of the above; loss map only
-    batches: tuple[Count, ...] = ()  # combined with all of the above; by default the recipe's
+    rates: Rates
+    mus: Annotated[tuple[Positive, ...], DISTINCT] = ()  # combined with each rate; sdlm only
+    map_constants: Annotated[tuple[Positive, ...], DISTINCT] = ()  # combined with all of the above; loss map only
+    batches: Annotated[tuple[Count, ...], DISTINCT] = ()  # combined with all of the above; by default the recipe's
     hold_out: Count = 10_000  # images of the validation slice
-    seeds: tuple[Seed, ...] = (0,)
+    seeds: Seeds = (0,)
 
     def __post_init__(self) -> None:
-        for name in ("rates", "seeds"):
-            require(len(getattr(self, name)) > 0, f"{name} is []; expected at least one")
-        for name in ("rates", "mus", "map_constants", "batches", "seeds"):
-            require_distinct(name, getattr(self, name))
         lengths = [max(1, len(axis)) for axis in (self.rates, self.mus, self.map_constants, self.batches)]
         count = math.prod(lengths)
         size = f"rates, mus, map_constants and batches make {count:,} candidates"
@@ -138,7 +131,7 @@ class Benchmark:
     evaluation: Evaluation  # this and the next may be {}, but not absent: dvc.yaml names both for every benchmark
     resources: Resources
     parameters: Count | None = None  # trainable, as published or derived; a test counts those of the network
-    deviations: tuple[Annotated[str, words("a sentence")], ...] = ()
+    deviations: Annotated[tuple[Annotated[str, words("a sentence")], ...], DISTINCT] = ()
     # words in brackets that qualify the verdict: a variant, a stand-in
     label: Annotated[str, words("a few words, or nothing")] | None = None
     # where the claim is missed: what was tried, what is left to try
@@ -147,7 +140,6 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         require("\n" not in (self.label or "").strip(), f"label is {wording.show(self.label)}; expected one line")
-        require_distinct("deviations", self.deviations)
         self._check_budgets()
         workers = self.resources.most
         message = f"recipe.batch is {self.recipe.batch}; expected a multiple of the {workers} workers"

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 
 from pipelines.command.errors import UserError
 from pipelines.config import schema, wording
-from pipelines.config.values import Count, Rule, default, named, within
-from pipelines.config.wording import require, require_distinct
+from pipelines.config.values import DISTINCT, Count, Rule, default, named, within
+from pipelines.config.wording import require
 
 LARGEST_SIZE = 1024  # pixels: an image takes size x size x 3 bytes, so at most 3 MB
 WITH_VERSION = re.compile(r"(@[\w.-]+/)?[\w.-]+@[\w.+-]+")  # of npm
@@ -54,13 +54,12 @@ class ImageSubset:
     """
 
     classes: Annotated[int, within(2)] | None = None  # the first n classes
-    ids: tuple[str, ...] = ()  # or these classes
+    ids: Annotated[tuple[str, ...], DISTINCT] = ()  # or these classes
     per_class: Count | None = None  # the first n training images of each class; all validation images stay
 
     def __post_init__(self) -> None:
         require(self.classes is None or not self.ids, f"classes is {self.classes} beside ids; expected one of the two")
         require(len(self.ids) != 1, f"ids is {wording.show(self.ids)}; expected two classes or more")
-        require_distinct("ids", self.ids)
 
     @property
     def words(self) -> str:
@@ -76,7 +75,7 @@ class Origin:
     """Where one dataset comes from."""
 
     kind: Literal["idx", "cifar", "imagefolder"]
-    classes: tuple[str, ...] = ()  # idx, cifar: names, in the order of the labels
+    classes: Annotated[tuple[str, ...], DISTINCT] = ()  # idx, cifar: names, in the order of the labels
     gzips: tuple[Url, ...] = ()  # of folders with a <file>.gz for each raw file
     tarballs: tuple[Url, ...] = ()  # of archives with all raw files
     packed: dict[str, Packed] = field(default_factory=dict)  # of these .gz files and archives, by file name
@@ -121,11 +120,10 @@ class Origin:
         require(not self.urls or self.archive is not None, f"urls is {wording.show(self.urls)}; expected an archive")
         both = self.labels is None or self.devkit is None
         require(both, f"labels is {wording.show(self.labels)} beside devkit; expected one of the two")
-        require_distinct("names", list(self.names.values()))
+        require(len(set(self.names.values())) == len(self.names), "names has a name twice; expected each once")
 
     def _check_pinned(self) -> None:
         require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")
-        require_distinct("classes", self.classes)
 
 
 def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:

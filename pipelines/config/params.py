@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pipelines.command.errors import UserError
 from pipelines.config import schema, wording, yamlfile
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.origins import Origin, read_origins
-from pipelines.config.values import Name
-from pipelines.config.wording import require, require_distinct
+from pipelines.config.values import AT_LEAST_ONE, DISTINCT, Name
 
 PARAMS = Path("params.yaml")
 SUITE = Path("suite.yaml")  # beside params.yaml
@@ -29,11 +28,7 @@ class SuitePlan:
     """A suite of params.yaml: which benchmarks, at which budget."""
 
     budget: str
-    benchmarks: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        require(len(self.benchmarks) > 0, "benchmarks is []; expected at least one benchmark")
-        require_distinct("benchmarks", self.benchmarks)
+    benchmarks: Annotated[tuple[str, ...], AT_LEAST_ONE, DISTINCT]
 
 
 @dataclass(frozen=True, kw_only=True)

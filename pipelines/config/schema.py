@@ -71,11 +71,12 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _limited(hint: Any, value: Any, where: str) -> Any:
-    """``hint`` is Annotated[X, Rule]."""
-    kind, rule = typing.get_args(hint)
+    """``hint`` is Annotated[X, Rule, ...]."""
+    kind, *rules = typing.get_args(hint)
     converted = convert(kind, value, where)
-    if not rule.accepts(converted):
-        raise UserError(f"{where} is {show(converted)}; expected {rule.expected}")
+    for rule in rules:
+        if not rule.accepts(converted):
+            raise UserError(f"{where} is {show(converted)}; expected {rule.expected}")
     return converted
 
 

@@ -39,11 +39,14 @@ def words(expected: str) -> Rule:
     return Rule(expected, lambda text: text.strip())
 
 
+AT_LEAST_ONE = Rule("at least one", len)
+DISTINCT = Rule("each once", lambda values: len(set(values)) == len(values))
+
 Count = Annotated[int, within(1)]
 Name = Annotated[str, named("[a-z0-9]+(-[a-z0-9]+)*", "small letters, digits and hyphens")]  # of a row, suite, budget
 NotNegative = Annotated[float, within(0)]
 Positive = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
-Seed = Annotated[int, within(0)]
+Seeds = Annotated[tuple[Annotated[int, within(0)], ...], AT_LEAST_ONE, DISTINCT]
 
 
 def default(field: dataclasses.Field[Any]) -> Any:

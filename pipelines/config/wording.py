@@ -8,8 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 SHOWN = 60  # characters of a value in an error
@@ -83,9 +82,3 @@ def require(condition: object, message: str) -> None:
     """Raise a ValueError with ``message`` unless the condition holds."""
     if not condition:
         raise ValueError(message)
-
-
-def require_distinct(name: str, values: Sequence[Any]) -> None:
-    """Raise a ValueError where one of ``values`` occurs twice."""
-    double = sorted(value for value, times in Counter(values).items() if times > 1)
-    require(not double, f"{name} names {listed(double)} more than once; expected each once")
