@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pipelines.config import wording
 from pipelines.config.claims import TOP5, Claim, Evaluation
 from pipelines.config.recipes import Arithmetic, Recipe
-from pipelines.config.values import AT_LEAST_ONE, DISTINCT, Count, Name, Positive, Rule, Seeds, plain, within, words
+from pipelines.config.values import AT_LEAST_ONE, EACH_ONCE, Count, Name, Positive, Rule, Seeds, plain, within, words
 from pipelines.config.wording import require
 
 MOST_EPOCHS = 1_000_000
@@ -23,7 +23,7 @@ RESERVED = re.compile("CPU|GPU|memory|object_store_memory|accelerator_type.*", r
 Accelerator = Annotated[str, Rule("H100 or so", lambda kind: re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", kind))]
 CustomName = Annotated[str, Rule("it as a key of resources", lambda name: not RESERVED.fullmatch(name))]
 Memory = Annotated[float, Rule(f"above 0, at most {MOST_MEMORY:,} GB", lambda size: 0 < size <= MOST_MEMORY)]
-Rates = Annotated[tuple[Positive, ...], AT_LEAST_ONE, DISTINCT]
+Rates = Annotated[tuple[Positive, ...], AT_LEAST_ONE, EACH_ONCE]
 Share = Annotated[
     float, Rule(f"0, or {LEAST_GPU} to 1: a worker trains on one", lambda share: share == 0 or LEAST_GPU <= share <= 1)
 ]  # of a GPU
@@ -52,9 +52,9 @@ class Choice:
     """The grid that ``pipelines.tune`` searches, by the error on a slice of train."""
 
     rates: Rates
-    mus: Annotated[tuple[Positive, ...], DISTINCT] = ()  # combined with each rate; sdlm only
-    map_constants: Annotated[tuple[Positive, ...], DISTINCT] = ()  # combined with all of the above; loss map only
-    batches: Annotated[tuple[Count, ...], DISTINCT] = ()  # combined with all of the above; by default the recipe's
+    mus: Annotated[tuple[Positive, ...], EACH_ONCE] = ()  # combined with each rate; sdlm only
+    map_constants: Annotated[tuple[Positive, ...], EACH_ONCE] = ()  # combined with all of the above; loss map only
+    batches: Annotated[tuple[Count, ...], EACH_ONCE] = ()  # combined with all of the above; by default the recipe's
     hold_out: Count = 10_000  # images of the validation slice
     seeds: Seeds = (0,)
 
@@ -131,7 +131,7 @@ class Benchmark:
     evaluation: Evaluation  # this and the next may be {}, but not absent: dvc.yaml names both for every benchmark
     resources: Resources
     parameters: Count | None = None  # trainable, as published or derived; a test counts those of the network
-    deviations: Annotated[tuple[Annotated[str, words("a sentence")], ...], DISTINCT] = ()
+    deviations: Annotated[tuple[Annotated[str, words("a sentence")], ...], EACH_ONCE] = ()
     # words in brackets that qualify the verdict: a variant, a stand-in
     label: Annotated[str, words("a few words, or nothing")] | None = None
     # where the claim is missed: what was tried, what is left to try

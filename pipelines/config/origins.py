@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pipelines.command.errors import UserError
 from pipelines.config import schema, wording
-from pipelines.config.values import DISTINCT, Count, Rule, default, named, within
+from pipelines.config.values import EACH_ONCE, Count, Rule, default, named, within
 from pipelines.config.wording import require
 
 LARGEST_SIZE = 1024  # pixels: an image takes size x size x 3 bytes, so at most 3 MB
@@ -54,7 +54,7 @@ class ImageSubset:
     """
 
     classes: Annotated[int, within(2)] | None = None  # the first n classes
-    ids: Annotated[tuple[str, ...], DISTINCT] = ()  # or these classes
+    ids: Annotated[tuple[str, ...], EACH_ONCE] = ()  # or these classes
     per_class: Count | None = None  # the first n training images of each class; all validation images stay
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Origin:
     """Where one dataset comes from."""
 
     kind: Literal["idx", "cifar", "imagefolder"]
-    classes: Annotated[tuple[str, ...], DISTINCT] = ()  # idx, cifar: names, in the order of the labels
+    classes: Annotated[tuple[str, ...], EACH_ONCE] = ()  # idx, cifar: names, in the order of the labels
     gzips: tuple[Url, ...] = ()  # of folders with a <file>.gz for each raw file
     tarballs: tuple[Url, ...] = ()  # of archives with all raw files
     packed: dict[str, Packed] = field(default_factory=dict)  # of these .gz files and archives, by file name

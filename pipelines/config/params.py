@@ -15,7 +15,7 @@ from pipelines.command.errors import UserError
 from pipelines.config import schema, wording, yamlfile
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.origins import Origin, read_origins
-from pipelines.config.values import AT_LEAST_ONE, DISTINCT, Name
+from pipelines.config.values import AT_LEAST_ONE, EACH_ONCE, Name
 
 PARAMS = Path("params.yaml")
 SUITE = Path("suite.yaml")  # beside params.yaml
@@ -28,7 +28,7 @@ class SuitePlan:
     """A suite of params.yaml: which benchmarks, at which budget."""
 
     budget: str
-    benchmarks: Annotated[tuple[str, ...], AT_LEAST_ONE, DISTINCT]
+    benchmarks: Annotated[tuple[str, ...], AT_LEAST_ONE, EACH_ONCE]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,13 +40,13 @@ def words(expected: str) -> Rule:
 
 
 AT_LEAST_ONE = Rule("at least one", len)
-DISTINCT = Rule("each once", lambda values: len(set(values)) == len(values))
+EACH_ONCE = Rule("each once", lambda values: len(set(values)) == len(values))
 
 Count = Annotated[int, within(1)]
 Name = Annotated[str, named("[a-z0-9]+(-[a-z0-9]+)*", "small letters, digits and hyphens")]  # of a row, suite, budget
 NotNegative = Annotated[float, within(0)]
 Positive = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
-Seeds = Annotated[tuple[Annotated[int, within(0)], ...], AT_LEAST_ONE, DISTINCT]
+Seeds = Annotated[tuple[Annotated[int, within(0)], ...], AT_LEAST_ONE, EACH_ONCE]
 
 
 def default(field: dataclasses.Field[Any]) -> Any:
