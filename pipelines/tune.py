@@ -29,7 +29,7 @@ from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
 from pipelines.command.files import read_json, require_folder, write_bytes
 from pipelines.config import schema
-from pipelines.config.benchmarks import Benchmark, Budget, Choice
+from pipelines.config.benchmarks import Benchmark, Budget, Choice, Rates
 from pipelines.config.claims import Evaluation
 from pipelines.config.params import Params, load_params
 from pipelines.data import subsets
@@ -61,7 +61,7 @@ def candidate(benchmark: Benchmark, values: Mapping[str, float], choice: Choice,
         map_constant=values.get("map_constant", benchmark.recipe.map_constant),
         subset=dataclasses.replace(benchmark.recipe.subset, hold_out=choice.hold_out),
     )
-    budget = Budget(epochs=epochs, seeds=choice.seeds)
+    budget = schema.parse(Budget, {"epochs": epochs, "seeds": choice.seeds}, benchmark.name)
     return dataclasses.replace(benchmark, recipe=recipe, budgets=benchmark.budgets | {"choice": budget})
 
 
@@ -178,7 +178,7 @@ def wanted(benchmark: Benchmark, rates: Sequence[float] | None) -> Choice:
         if benchmark.choice is None:
             raise UserError(f"{benchmark.where}.choice is missing; expected it there, or --rates")
         return benchmark.choice
-    numbers = schema.convert(tuple[float, ...], rates, "--rates")
+    numbers = schema.convert(Rates, rates, "--rates")
     return dataclasses.replace(benchmark.choice, rates=numbers) if benchmark.choice else Choice(rates=numbers)
 
 

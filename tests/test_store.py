@@ -456,7 +456,7 @@ def bomb(content: bytes) -> bytes:
         ("train_labels.npy.xz", bomb, "is damaged (it is larger than the 20,096 bytes that meta.json allows)"),
         ("meta.json", other("train", 10**9), "expected "),
         ("meta.json", other("name", "cifar10"), "meta.json: name is 'cifar10', expected 'mnist'"),
-        ("meta.json", lambda content: b"{", "meta.json: unreadable"),
+        ("meta.json", lambda content: b"{", "meta.json is damaged"),
     ],
 )
 def test_a_data_set_that_is_damaged_is_refused(

@@ -140,8 +140,8 @@ def test_a_rate_of_the_command_line_is_a_number_that_a_float32_holds(rate: float
     ("words", "line"),
     [
         ((NAME,), "error: models/linear.yaml: linear-mnist.choice is missing; expected it there, or --rates\n"),
-        ((NAME, "--rates", "-1"), "error: linear-mnist: rates is [-1.0]; expected numbers above 0\n"),
-        ((NAME, "--rates", "0.1", "--epochs", "0"), "error: linear-mnist: epochs is 0; expected at least 1\n"),
+        ((NAME, "--rates", "-1"), "error: --rates[0] is -1.0; expected a number above 0\n"),
+        ((NAME, "--rates", "0.1", "--epochs", "0"), "error: linear-mnist.epochs is 0; expected 1 to 1,000,000\n"),
         (
             ("ordinary-mnist", "--rates", "0.1"),
             "error: ordinary-mnist: its claim is of images 50,001 to 60,000 of the training file; expected another ben",

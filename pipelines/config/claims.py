@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipelines.config import wording
-from pipelines.config.wording import require, require_within, require_words
+from pipelines.config.values import Count, Rule, within, words
+from pipelines.config.wording import require
 
 TOP5 = "top-5 error"  # a metric
 MOST_VIEWS = 1000  # of one test image
@@ -16,19 +17,15 @@ MOST_IMAGES = 1_000_000_000  # of a claim's test set
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimedOn:
-    """The images that a claim was measured on, where they are not the whole test split: ``count`` from ``first`` on.
+    """The images of a claim where they are not the whole test split: ``count`` images from ``first`` on.
 
-    With ``drawn`` as many are drawn at random from that position on, the same for every seed.
+    With ``drawn``, ``count`` images are drawn at random from that position on, the same for every seed.
     """
 
     split: Literal["train", "test"]
-    first: int = 0  # position in the file, from 0
-    count: int
+    first: Annotated[int, within(0)] = 0  # position in the file
+    count: Count
     drawn: bool = False
-
-    def __post_init__(self) -> None:
-        require_within("first", self.first, 0)
-        require_within("count", self.count, 1)
 
     @property
     def end(self) -> int:
@@ -37,7 +34,7 @@ class ClaimedOn:
 
     @property
     def words(self) -> str:
-        """The images as a reader counts them, from 1."""
+        """The images in words, counted from 1."""
         file = {"train": "training", "test": "test"}[self.split]
         if self.drawn:
             return f"{self.count:,} images drawn from the {file} file"
@@ -46,20 +43,18 @@ class ClaimedOn:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How a test image is classified: as it is, or averaged over ``count`` random augmentations or ten crops.
+    """How a test image is classified: once, or by an average over ``count`` random augmentations or ten crops.
 
-    ``crop`` is the side of a crop in pixels. ``claimed_on`` names other images, where the source measured its figure on
-    them: the verdict then rests on these, and the figure on the whole test split stands beside it.
+    ``crop`` is the side of a crop in pixels. ``claimed_on`` names the images of the claim where they are not the test
+    split: the verdict then uses these, and the report shows the whole test split beside them.
     """
 
     views: Literal["single", "random", "ten_crop"] = "single"
-    count: int = 6  # as ConvNetJS's CIFAR-10 demo has it (demo/js/images-demo.js)
-    crop: int | None = None
+    count: Annotated[int, within(1, MOST_VIEWS)] = 6  # as in ConvNetJS's CIFAR-10 demo (demo/js/images-demo.js)
+    crop: Count | None = None
     claimed_on: ClaimedOn | None = None
 
     def __post_init__(self) -> None:
-        require_within("count", self.count, 1, MOST_VIEWS)
-        require_within("crop", self.crop, 1, unit=" pixel")
         cropped = self.views == "ten_crop"
         require(not cropped or self.crop is not None, "crop is missing; expected the pixels of the ten crops")
         require(cropped or self.crop is None, f"crop is {self.crop}; expected it beside views: ten_crop alone")
@@ -75,43 +70,35 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What a source lost with a part of its net: ``points`` of error more than the whole net, the benchmark ``of``."""
+    """The cost of removing a part of a net: ``points`` more error than the whole net, the benchmark ``of``."""
 
     of: str
-    points: float
-
-    def __post_init__(self) -> None:
-        require(0 < self.points <= 100, f"points is {self.points}; expected a number above 0, at most 100")
+    points: Annotated[float, Rule("a number above 0, at most 100", lambda value: 0 < value <= 100)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """What the source reports, in per cent; ``test_images`` is the size of the set it was measured on.
 
-    Without a ``value``, no source has measured this net on these images in this way: ``protocol`` names what there is
-    in its place, and no verdict is given but on an ``ablation``, of which the source has the difference alone.
+    Without a ``value``, no source has measured this net on these images in this way: ``protocol`` names the nearest
+    figure. A verdict is then given on an ``ablation`` alone, of which the source prints only the difference.
 
-    ``certainty`` is that of ``source``, whose text holds none: "a table (place recalled)" would be both.
-    ``difference`` explains in one sentence what it means that ``evaluation.claimed_on`` is not the whole test split.
+    ``certainty`` is that of ``source``, whose text must not repeat it, as "a table (place recalled)" would.
+    ``difference`` explains in one sentence the effect of ``evaluation.claimed_on``.
     """
 
     metric: Literal["error", "accuracy", "top-5 error"]
-    value: float | None = None
-    source: str
-    protocol: str
+    value: Annotated[float, Rule("per cent, 0 to 100", lambda value: 0 <= value <= 100)] | None = None
+    source: Annotated[str, words("where the figure stands")]
+    protocol: Annotated[str, words("how it was measured")]
     certainty: Literal["read", "recalled", "computed"]
-    test_images: int
-    difference: str | None = None
+    test_images: Annotated[int, within(1, MOST_IMAGES)]
+    difference: Annotated[str, words("one sentence, or nothing")] | None = None
     ablation: Ablation | None = None
 
     def __post_init__(self) -> None:
-        require(self.value is None or 0 <= self.value <= 100, f"value is {self.value}; expected per cent, 0 to 100")
         both = f"ablation stands beside value: {self.value}; expected one of them"
         require(self.value is None or self.ablation is None, both)
-        require_within("test_images", self.test_images, 1, MOST_IMAGES)
-        require_words("source", self.source, "where the figure stands")
         word = re.search(r"\b(recalled|computed|read|uncertain)\b", self.source)
         elsewhere = f"source has {wording.show(word and word[0])}; expected that in certainty, or in protocol, alone"
         require(word is None, elsewhere)
-        require_words("protocol", self.protocol, "how it was measured")
-        require_words("difference", self.difference, "one sentence, or nothing")

@@ -1,8 +1,8 @@
-"""Where the datasets come from, as ``datasets`` in params.yaml describes them: one entry adds one.
+"""Where data sets come from: the entries of ``datasets`` in params.yaml.
 
-Raw files of a fixed format (``idx``, ``cifar``) are pinned in data.dvc as ``data/<name>/<file>``; photographs in
-folders (``imagefolder``) are an archive, an archive for each split, or an unpacked directory. An archive that data.dvc
-pins, as ``data/<archive>``, is checked, and downloaded where ``urls`` has it.
+data.dvc pins raw files of a fixed format (``idx``, ``cifar``) as ``data/<name>/<file>``. Photographs in folders
+(``imagefolder``) come as an archive, an archive for each split, or an unpacked directory; where data.dvc pins
+``data/<archive>``, fetch checks it, and downloads it from ``urls``.
 """
 
 from __future__ import annotations
@@ -13,50 +13,57 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pipelines.command.errors import UserError
 from pipelines.config import schema, wording
-from pipelines.config.values import default
-from pipelines.config.wording import LONGEST_NAME, require, require_distinct, require_within
+from pipelines.config.values import EACH_ONCE, Count, Rule, default, named, within
+from pipelines.config.wording import require
 
-LARGEST_SIZE = 1024  # pixels: an image is stored as size x size x 3 bytes, then 3 MB
-PINNED = ("classes", "gzips", "tarballs", "packed", "npm")  # of idx and cifar, beside kind; imagefolder has the rest
+LARGEST_SIZE = 1024  # pixels: an image takes size x size x 3 bytes, so at most 3 MB
+WITH_VERSION = re.compile(r"(@[\w.-]+/)?[\w.-]+@[\w.+-]+")  # of npm
+PINNED = (
+    "classes",
+    "gzips",
+    "tarballs",
+    "packed",
+    "npm",
+)  # of idx and cifar, beside kind; the others are imagefolder's
+
+DatasetName = Annotated[
+    str, named("[a-z0-9]+([-_][a-z0-9]+)*", "small letters, digits, hyphens and underscores, like my-photos")
+]
+Package = Annotated[str, Rule("a package with its version, like name@1.0.0", WITH_VERSION.fullmatch)]
+Place = Annotated[str, Rule("a name", lambda value: value.strip() and "\n" not in value)]  # of a file or a folder
+Url = Annotated[str, Rule("an address like https://host/folder", re.compile("https?://", re.IGNORECASE).match)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A compressed file as its publisher has it: size and md5."""
+    """Size and md5 of a published, compressed file."""
 
-    bytes: int
-    md5: str
-
-    def __post_init__(self) -> None:
-        _check_file(self.bytes, self.md5)
+    bytes: Count
+    md5: Annotated[str, Rule("32 hexadecimal digits", re.compile("[0-9a-f]{32}").fullmatch)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSubset:
-    """A subset by rule, without a seed, so that two people have the same images.
+    """A subset by rule, not by chance, so that everyone gets the same images.
 
-    Classes are sorted by the names of their folders (WordNet ids in ImageNet), the images of a class by their paths.
+    Classes are sorted by folder name (WordNet ids in ImageNet), the images of a class by path.
     """
 
-    classes: int | None = None  # the first so many
-    ids: tuple[str, ...] = ()  # or these
-    per_class: int | None = None  # the first so many training images of each; the validation images all stay
+    classes: Annotated[int, within(2)] | None = None  # the first n classes
+    ids: Annotated[tuple[str, ...], EACH_ONCE] = ()  # or these classes
+    per_class: Count | None = None  # the first n training images of each class; all validation images stay
 
     def __post_init__(self) -> None:
         require(self.classes is None or not self.ids, f"classes is {self.classes} beside ids; expected one of the two")
-        require_within("classes", self.classes, 2)
-        require_within("per_class", self.per_class, 1)
-        one = len(self.ids) == 1
-        require(not one, f"ids is {wording.show(self.ids)}; expected two classes or more")
-        require_distinct("ids", self.ids)
+        require(len(self.ids) != 1, f"ids is {wording.show(self.ids)}; expected two classes or more")
 
     @property
     def words(self) -> str:
-        """The rule as the ledger has it; part of the data set's digest. Empty where it leaves out nothing."""
+        """The rule in words, for the ledger and the data set's digest; empty where it leaves out nothing."""
         named = f"classes {', '.join(sorted(self.ids))}" if self.ids else ""
         classes = named if self.classes is None else f"the first {self.classes} classes by id"
         images = "" if self.per_class is None else f"the first {self.per_class} training images of each class"
@@ -68,22 +75,23 @@ class Origin:
     """Where one dataset comes from."""
 
     kind: Literal["idx", "cifar", "imagefolder"]
-    classes: tuple[str, ...] = ()  # idx, cifar: names, in the order of the labels
-    gzips: tuple[str, ...] = ()  # URLs of folders with a <file>.gz for each raw file
-    tarballs: tuple[str, ...] = ()  # URLs of archives with all raw files
+    classes: Annotated[tuple[str, ...], EACH_ONCE] = ()  # idx, cifar: names, in the order of the labels
+    gzips: tuple[Url, ...] = ()  # of folders with a <file>.gz for each raw file
+    tarballs: tuple[Url, ...] = ()  # of archives with all raw files
     packed: dict[str, Packed] = field(default_factory=dict)  # of these .gz files and archives, by file name
-    npm: str | None = None  # name@version of a package that carries the raw files, or what they are rebuilt from
-    archive: str | None = None  # imagefolder: file name of a tar, tgz or zip below data/
-    archives: dict[str, str] = field(default_factory=dict)  # or one for each split, by train and val
-    folder: str | None = None  # or an unpacked directory
-    urls: tuple[str, ...] = ()  # of the archive, which data.dvc pins
-    by_hand: str | None = None  # where a person gets archives that no program may download
-    labels: str | None = None  # the file, beside the images, that names the class of each image of a flat val
-    devkit: str | None = None  # or ILSVRC's archive that does, below data/
-    names: dict[str, str] = field(default_factory=dict)  # of the classes, by folder, where they have others
-    size: int = 256  # pixels: images are stored as size x size, short side scaled, centre cropped
-    train: str = "train"
-    val: str = "val"
+    npm: Package | None = None  # a package with the raw files, or with files to rebuild them from
+    archive: Place | None = None  # imagefolder: file name of a tar, tgz or zip below data/
+    archives: dict[str, str] = field(default_factory=dict)  # or one for each split: train, val
+    folder: Place | None = None  # or an unpacked directory
+    urls: tuple[Url, ...] = ()  # of the archive; data.dvc pins it
+    by_hand: str | None = None  # where to get archives that no program may download
+    labels: Place | None = None  # a file beside the images with the class of each image of a flat val
+    devkit: Place | None = None  # or ILSVRC's development kit, below data/
+    names: dict[str, str] = field(default_factory=dict)  # class names by folder, where they differ
+    # images are stored as size x size, short side scaled, centre cropped
+    size: Annotated[int, within(8, LARGEST_SIZE, " pixels")] = 256
+    train: Place = "train"
+    val: Place = "val"
     subset: ImageSubset = field(default_factory=ImageSubset)
 
     def __post_init__(self) -> None:
@@ -109,52 +117,24 @@ class Origin:
         require(len(given) == 1, f"{state}; expected exactly one of archive, archives and folder")
         splits = wording.show(sorted(self.archives))
         require(sorted(self.archives) in ([], ["train", "val"]), f"archives has {splits}; expected train and val")
-        require_within("size", self.size, 8, LARGEST_SIZE, " pixels")
-        for name in ("archive", "folder", "train", "val", "labels", "devkit"):
-            value = getattr(self, name)
-            named = value is None or (value.strip() and "\n" not in value)
-            require(bool(named), f"{name} is {wording.show(value)}; expected a name")
-        for i, url in enumerate(self.urls):
-            _check_url(f"urls[{i}]", url)
         require(not self.urls or self.archive is not None, f"urls is {wording.show(self.urls)}; expected an archive")
         both = self.labels is None or self.devkit is None
         require(both, f"labels is {wording.show(self.labels)} beside devkit; expected one of the two")
-        require_distinct("names", list(self.names.values()))
+        require(len(set(self.names.values())) == len(self.names), "names has a name twice; expected each once")
 
     def _check_pinned(self) -> None:
         require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")
-        require_distinct("classes", self.classes)
-        for name in ("gzips", "tarballs"):
-            for i, url in enumerate(getattr(self, name)):
-                _check_url(f"{name}[{i}]", url)
-        whole = self.npm is None or re.fullmatch(r"(@[\w.-]+/)?[\w.-]+@[\w.+-]+", self.npm)
-        require(bool(whole), f"npm is {wording.show(self.npm)}; expected a package with its version, like name@1.0.0")
-
-
-def _check_url(name: str, url: str | None) -> None:
-    known = url is None or url.lower().startswith(("http://", "https://"))
-    require(known, f"{name} is {wording.show(url)}; expected an address like https://host/folder")
-
-
-def _check_file(size: int | None, md5: str | None) -> None:
-    hexadecimal = md5 is None or re.fullmatch("[0-9a-f]{32}", md5)
-    require(bool(hexadecimal), f"md5 is {wording.show(md5)}; expected 32 hexadecimal digits")
-    require_within("bytes", size, 1)
 
 
 def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:
     """The datasets that the mapping ``value`` describes, for the project in ``root``; UserError otherwise."""
-    origins: dict[str, Origin] = schema.convert(dict[str, Origin], value, where)
-    for name in origins:
-        if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name) or len(name) > LONGEST_NAME:
-            expected = f"small letters, digits, hyphens and underscores, at most {LONGEST_NAME}, like my-photos"
-            raise UserError(f"{wording.place(where, name)}: expected a name of {expected}")
+    origins: dict[str, Origin] = schema.convert(dict[DatasetName, Origin], value, where)
     _check_apart(origins, where, root)
     return origins
 
 
 def _check_apart(origins: Mapping[str, Origin], where: str, root: Path) -> None:
-    """Fetch and DVC replace ``datasets/<name>`` whole; what a dataset is made from must not stand there."""
+    """UserError where a data set is made from files in ``datasets/<name>``, which fetch and DVC replace whole."""
     outputs = {Path(os.path.realpath(root / "datasets" / name)): name for name in origins}
     above = {folder: name for output, name in outputs.items() for folder in output.parents}
     for name, origin in origins.items():

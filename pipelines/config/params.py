@@ -1,7 +1,7 @@
 """The project's settings, checked: params.yaml, the rows of models/*.yaml, and the active suite in suite.yaml.
 
-Imports nothing heavy, so that a misspelt key is reported at once. What needs torch or the data to be judged (does the
-model exist, does the batch fit the data) is checked by ``training.checks``.
+Imports nothing heavy, so that a misspelt key is reported at once. Checks that need torch or the data (does
+the model exist, does the batch fit the data) are in ``training.checks``.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pipelines.command.errors import UserError
 from pipelines.config import schema, wording, yamlfile
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.origins import Origin, read_origins
-from pipelines.config.wording import require, require_distinct
+from pipelines.config.values import AT_LEAST_ONE, EACH_ONCE, Name
 
 PARAMS = Path("params.yaml")
 SUITE = Path("suite.yaml")  # beside params.yaml
-MODELS = Path("models")  # the same
-SENTENCES = "sentences"  # in a file of rows: text that several of them share by anchor and alias
+MODELS = Path("models")  # beside params.yaml
+SENTENCES = "sentences"  # key in a file of rows: text that rows share by anchor and alias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,7 @@ class SuitePlan:
     """A suite of params.yaml: which benchmarks, at which budget."""
 
     budget: str
-    benchmarks: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        require(len(self.benchmarks) > 0, "benchmarks is []; expected at least one benchmark")
-        require_distinct("benchmarks", self.benchmarks)
+    benchmarks: Annotated[tuple[str, ...], AT_LEAST_ONE, EACH_ONCE]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +42,7 @@ class SuiteEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What ``dvc repro`` runs."""
+    """The active suite, which ``dvc repro`` runs."""
 
     name: str
     datasets: tuple[str, ...]
@@ -55,7 +51,7 @@ class Suite:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The files as they stand, not yet checked."""
+    """The content of the files, not checked yet."""
 
     params: Mapping[Any, Any]
     families: Mapping[str, Mapping[Any, Any]]  # models/<family>.yaml, by family
@@ -63,14 +59,14 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """What people write: datasets, benchmarks (in the order of a ledger) and suites."""
+    """Data sets, benchmarks (in the order of the ledger) and suites."""
 
     datasets: dict[str, Origin]
     benchmarks: dict[str, Benchmark]
     suites: dict[str, SuitePlan]
 
     def benchmark(self, name: str) -> Benchmark:
-        """The benchmark called ``name``; UserError naming the known ones otherwise."""
+        """The benchmark ``name``; UserError with the known ones otherwise."""
         if name not in self.benchmarks:
             raise UserError(wording.unknown("benchmark", name, self.benchmarks))
         return self.benchmarks[name]
@@ -78,12 +74,12 @@ class Catalogue:
 
 @dataclass(frozen=True, kw_only=True)
 class Params(Catalogue):
-    """The catalogue, and which of its suites is active."""
+    """The catalogue and its active suite."""
 
     suite: Suite
 
     def budget(self, name: str, asked: str | None = None) -> str:
-        """The budget asked for, or else the active suite's, or else the paper's; UserError for an unknown one."""
+        """The budget ``asked`` for, or the active suite's, or the paper's; UserError for an unknown one."""
         benchmark, entry = self.benchmark(name), self.suite.benchmarks.get(name)
         budget = asked or (entry.budget if entry else "paper")
         if budget not in benchmark.budgets:
@@ -92,7 +88,7 @@ class Params(Catalogue):
 
 
 def load_params(path: Path = PARAMS) -> Params:
-    """Read and check params.yaml at ``path`` and what belongs to it; UserError for the first thing that is wrong."""
+    """Read and check params.yaml at ``path`` and the files beside it; UserError for the first fault."""
     written = read_files(path)
     place = path.with_name(SUITE.name)
     if not place.exists():
@@ -113,7 +109,7 @@ def load_origins(path: Path = PARAMS) -> dict[str, Origin]:
 
 
 def read_files(path: Path = PARAMS) -> Written:
-    """params.yaml at ``path`` and the rows beside it as they stand; UserError when one is absent or no YAML."""
+    """params.yaml at ``path`` and the rows beside it, unchecked; UserError when one is absent or no YAML."""
     params = yamlfile.read(path)
     rows = sorted((path.parent / MODELS).glob("*.yaml"))
     return Written(params=params, families={file.stem: yamlfile.read(file) for file in rows})
@@ -128,7 +124,7 @@ def build_params(written: Written, suite: Mapping[Any, Any], root: Path = Path()
 
 
 def build_catalogue(written: Written, root: Path = Path()) -> Catalogue:
-    """Check the files of the project in ``root``; UserError with one line for the first thing that is wrong."""
+    """Check the files of the project in ``root``; UserError for the first fault."""
     _check_keys(written.params, PARAMS.name, "datasets", "suites")
     origins = read_origins(written.params["datasets"], f"{PARAMS}: datasets", root)
     benchmarks: dict[str, Benchmark] = {}
@@ -144,7 +140,7 @@ def build_catalogue(written: Written, root: Path = Path()) -> Catalogue:
 
 
 def _check_ablations(benchmarks: Mapping[str, Benchmark]) -> None:
-    """UserError for an ablation of something that is no benchmark with a claim in the same metric."""
+    """UserError for an ablation of anything but a benchmark with a claimed value of the same metric."""
     for benchmark in benchmarks.values():
         if (ablation := benchmark.claim.ablation) is None:
             continue
@@ -156,14 +152,14 @@ def _check_ablations(benchmarks: Mapping[str, Benchmark]) -> None:
 
 
 def _in_order(benchmarks: Mapping[str, Benchmark], plans: Mapping[str, SuitePlan]) -> dict[str, Benchmark]:
-    """The order of a ledger: as the suites name them, the longest suite first, and last what none names."""
+    """In the ledger's order: as the suites name them, the longest suite first; then those of no suite."""
     longest_first = sorted(plans.values(), key=lambda plan: -len(plan.benchmarks))
     named = (name for plan in longest_first for name in plan.benchmarks)
     return {name: benchmarks[name] for name in dict.fromkeys((*named, *benchmarks))}
 
 
 def _check_keys(content: Mapping[Any, Any], where: str, *keys: str) -> None:
-    """UserError unless ``content``, of the file ``where``, has these keys alone, each with a mapping."""
+    """UserError unless ``content`` of the file ``where`` has exactly these keys, each with a mapping."""
     for key in content:
         if key not in keys:
             given = key if isinstance(key, str) else wording.show(key)
@@ -179,7 +175,7 @@ def _read_rows(family: str, rows: Mapping[Any, Any], origins: Mapping[str, Origi
     where = f"{MODELS / family}.yaml"
     if not (Path(__file__).parents[2] / MODELS / f"{family}.py").is_file():
         raise UserError(f"{where}: no networks stand beside it; expected {MODELS / family}.py")
-    schema.check_keys(rows, where)
+    schema.check_keys(Name, rows, where)
     schema.convert(tuple[str, ...], rows.get(SENTENCES, ()), f"{where}: {SENTENCES}")
     for name, row in rows.items():
         if name != SENTENCES:
@@ -187,7 +183,6 @@ def _read_rows(family: str, rows: Mapping[Any, Any], origins: Mapping[str, Origi
 
 
 def _read_row(family: str, name: str, row: Any, where: str, origins: Mapping[str, Origin]) -> Benchmark:
-    schema.check_name(name, where, "lenet5-mnist")
     model = row.get("model") if isinstance(row, Mapping) else None
     if isinstance(model, Mapping):
         if "family" in model:
@@ -201,7 +196,7 @@ def _read_row(family: str, name: str, row: Any, where: str, origins: Mapping[str
 
 
 def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
-    """The suite ``name`` with what DVC needs to know of its benchmarks; UserError when there is no such suite."""
+    """The suite ``name`` as DVC needs it; UserError when there is no such suite."""
     if name not in plans:
         raise UserError(wording.unknown("suite", name, plans))
     plan = plans[name]
@@ -211,10 +206,9 @@ def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[st
 
 
 def _read_plans(value: Any, where: str, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuitePlan]:
-    """The suites that the mapping ``value`` describes; UserError for one that names an unknown benchmark or budget."""
-    plans: dict[str, SuitePlan] = schema.convert(dict[str, SuitePlan], value, where)
+    """The suites in ``value``; UserError for an unknown benchmark or budget."""
+    plans: dict[str, SuitePlan] = schema.convert(dict[Name, SuitePlan], value, where)
     for name, plan in plans.items():
-        schema.check_name(name, wording.place(where, name), "laptop")
         for benchmark in plan.benchmarks:
             if benchmark not in benchmarks:
                 raise UserError(wording.unknown(f"{where}.{name}.benchmarks: benchmark", benchmark, benchmarks))
@@ -225,9 +219,9 @@ def _read_plans(value: Any, where: str, benchmarks: Mapping[str, Benchmark]) -> 
 
 
 def _read_suite(value: Any, where: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
-    """The active suite; UserError where it is not what ``pipelines.suite`` would write now.
+    """The active suite; UserError where ``pipelines.suite`` would write another now.
 
-    DVC reads the file as it is, so that a suite or a benchmark that was edited since would run as it was before.
+    DVC reads the file as it is, and would run a suite or a benchmark that was edited since as it was before.
     """
     suite = schema.parse(Suite, value, where)
     if suite.name not in plans:
@@ -235,20 +229,5 @@ def _read_suite(value: Any, where: str, plans: Mapping[str, SuitePlan], benchmar
     wanted = plan_suite(suite.name, plans, benchmarks)
     if suite != wanted or list(suite.benchmarks) != list(wanted.benchmarks):
         again = f"run `python -m pipelines.suite {suite.name}` to bring the file up to date"
-        raise UserError(f"{where}{_difference(suite, wanted)}; {again}")
+        raise UserError(f"{where} is not what params.yaml and the rows make of {suite.name}; {again}")
     return suite
-
-
-def _difference(suite: Suite, wanted: Suite) -> str:
-    """The first difference, as the end of an error line."""
-    strange = set(suite.benchmarks) ^ set(wanted.benchmarks)
-    if strange:
-        return f".benchmarks is not suites.{wanted.name}.benchmarks ({wording.listed(sorted(strange))})"
-    for name, entry in wanted.benchmarks.items():
-        for key, want in vars(entry).items():
-            have = getattr(suite.benchmarks[name], key)
-            if have != want:
-                return f".benchmarks.{name}.{key} is {wording.name(have)}; expected {want}"
-    if suite.datasets != wanted.datasets:
-        return f".datasets is {wording.show(suite.datasets)}; expected {wording.show(wanted.datasets)}"
-    return f".benchmarks has another order than suites.{wanted.name}"

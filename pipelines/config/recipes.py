@@ -1,14 +1,14 @@
-"""How a model is trained, but for how long: transforms, loss, optimiser, schedule, and which images."""
+"""How a model is trained: transforms, loss, optimiser, schedule and images; a budget adds how long."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipelines.config import registry, wording
-from pipelines.config.values import default, plain
-from pipelines.config.wording import require, require_within
+from pipelines.config.values import Count, NotNegative, Positive, Rule, default, plain, within
+from pipelines.config.wording import require
 
 MAP_CONSTANT = 1.0  # ours: the paper calls it positive
 Arithmetic = Literal["fp32", "bf16"]
@@ -16,7 +16,7 @@ MOST_CANDIDATES = 1_000_000_000  # images
 Op = dict[str, dict[str, Any]]  # one transform: {name: {argument: value}}
 
 
-OPTIMISER_FIELDS = registry.entries("training/optimisers.py", "OPTIMISERS")  # by name, those that each uses
+OPTIMISER_FIELDS = registry.entries("training/optimisers.py", "OPTIMISERS")  # by optimiser
 if TYPE_CHECKING:
     Between = str
     LossName = str
@@ -29,35 +29,25 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """``lr`` is the rate that the schedule multiplies; ``weight_decay`` is PyTorch's, added to the gradient.
+    """The schedule multiplies ``lr``; ``weight_decay`` is PyTorch's, added to the gradient.
 
-    With sdlm a minibatch takes the sum of its images' steps, so that ``lr`` is the rate of one image.
+    Under sdlm a minibatch's step is the sum over its images, so ``lr`` is the rate of one image.
     """
 
     name: OptimiserName
-    lr: float
-    momentum: float = 0.0
+    lr: Positive
+    momentum: Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <= value < 1)] = 0.0
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     decay_biases: bool = True  # ConvNetJS and cuda-convnet decay weights alone
-    layer_decay: dict[str, float] = field(default_factory=dict)  # weight_decay of single layers, by their module's name
-    bias_lr: float = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
-    rho: float = 0.95  # adadelta only
-    eps: float = 1e-8  # adadelta only
-    mu: float = 0.02  # sdlm only: added to each second derivative
-    samples: int = 500  # sdlm only: training images from which second derivatives are estimated, before each epoch
+    layer_decay: dict[str, NotNegative] = field(default_factory=dict)  # a layer's own weight_decay, by module name
+    bias_lr: Positive = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
+    rho: Annotated[float, Rule("a number between 0 and 1", lambda value: 0 < value < 1)] = 0.95  # adadelta only
+    eps: Positive = 1e-8  # adadelta only
+    mu: Positive = 0.02  # sdlm only: added to each second derivative
+    samples: Count = 500  # sdlm only: training images from which second derivatives are estimated, before each epoch
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"lr is {self.lr}; expected a number above 0")
-        require(0 <= self.momentum < 1, f"momentum is {self.momentum}; expected at least 0 and below 1")
-        require_within("weight_decay", self.weight_decay, 0)
-        require(self.bias_lr > 0, f"bias_lr is {self.bias_lr}; expected a number above 0")
-        for layer, decay in self.layer_decay.items():
-            require_within(wording.place("layer_decay", layer), decay, 0)
-        require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
-        require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
-        require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
-        require_within("samples", self.samples, 1)
         for key in dataclasses.fields(self):
             value = getattr(self, key.name)
             fits = key.name in self.used or value == default(key)
@@ -67,19 +57,19 @@ class Optimiser:
 
     @property
     def used(self) -> set[str]:
-        """The fields that the named optimiser reads; the others keep their defaults and enter no trial's key."""
+        """The fields that the named optimiser reads; the others keep their defaults and stay out of a trial's key."""
         named = {"name", "lr", "bias_lr", *OPTIMISER_FIELDS[self.name]}
         return named | ({"decay_biases", "layer_decay"} if "weight_decay" in named else set())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning-rate factors at epochs of the *paper's* budget; a shorter budget runs through them faster.
+    """Learning-rate factors by epoch of the *paper's* budget; a shorter budget compresses them.
 
     ``between: hold`` keeps a factor until the next point (steps), ``linear`` interpolates.
     """
 
-    points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    points: tuple[tuple[float, NotNegative], ...] = ((0.0, 1.0),)
     between: Between = "hold"
 
     def __post_init__(self) -> None:
@@ -88,62 +78,55 @@ class Schedule:
         begins = f"{shown}; expected points that begin at epoch 0, as in [[0, 1.0], [20, 0.1]]"
         require(len(epochs) > 0 and epochs[0] == 0, begins)
         require(epochs == sorted(set(epochs)), f"{shown}; expected rising epochs")
-        require(all(factor >= 0 for _, factor in self.points), f"{shown}; expected factors of at least 0")
         require(any(factor > 0 for _, factor in self.points), f"{shown}; expected a factor above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boosting:
-    """An ensemble of three whose later members train on examples that the earlier ones find hard.
+    """An ensemble of three, whose earlier members select hard examples for the later ones.
 
-    Both numbers are of the *paper's* budget: a shorter one trains each member, and searches the candidates, in
-    proportion (``training.boosting``).
+    Both numbers are for the *paper's* budget; a shorter one scales them down (``training.boosting``).
     """
 
-    epochs: tuple[int, int, int]  # that train each member, one after the other
-    candidates: int  # augmented images to select the second member's examples from, and as many for the third's
-
-    def __post_init__(self) -> None:
-        require(min(self.epochs) >= 1, f"epochs is {list(self.epochs)}; expected at least 1 for each member")
-        require_within("candidates", self.candidates, 1, MOST_CANDIDATES)
+    epochs: tuple[Count, Count, Count]  # of each member in turn
+    # augmented images that the second member's examples are selected from; as many again for the third
+    candidates: Annotated[int, within(1, MOST_CANDIDATES)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """The arithmetic of a network on each kind of device; weights and optimiser are float32 throughout.
+    """A network's arithmetic by kind of device; weights and optimiser are float32 throughout.
 
-    bf16 is quicker on GPUs and on CPUs with AMX, and slower on other CPUs.
+    bf16 is faster on GPUs and on CPUs with AMX, and slower on other CPUs.
     """
 
     cpu: Arithmetic = "fp32"
-    amx: Arithmetic | None = None  # of CPUs with AMX; by default that of every CPU
+    amx: Arithmetic | None = None  # on CPUs with AMX; by default as ``cpu``
     cuda: Arithmetic = "fp32"
 
     def on(self, device: str, *, amx: bool = False) -> Arithmetic:
-        """That of ``cuda``, or of a ``cpu`` with or without AMX."""
+        """The arithmetic on ``cuda``, or on a ``cpu`` with or without AMX."""
         if device == "cuda":
             return self.cuda
         return self.amx if self.amx and amx else self.cpu
 
     @property
     def choices(self) -> set[Arithmetic]:
-        """All that some kind of device has."""
+        """The arithmetics of all kinds of devices."""
         return {self.cpu, self.amx or self.cpu, self.cuda}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """The images of the training file to train on, by their position in it."""
+    """The images to train on, by their position in the training file."""
 
-    skip_every: int | None = None  # leave out positions 0, k, 2k, ... (ConvNetJS validates on n % 10 == 0)
-    first: int | None = None  # only the first n
-    sample: int | None = None  # n of them at random, the same for every seed
-    hold_out: int | None = None  # without the validation slice of n images (pipelines.tune)
+    # k: leave out positions 0, k, 2k, ... (ConvNetJS validates on n % 10 == 0)
+    skip_every: Annotated[int, within(2)] | None = None
+    first: Count | None = None  # only the first n
+    sample: Count | None = None  # n of them at random, the same for every seed
+    hold_out: Count | None = None  # leave out the validation slice of n images (pipelines.tune)
 
     def __post_init__(self) -> None:
-        require_within("skip_every", self.skip_every, 2)
-        for name, value in (("first", self.first), ("sample", self.sample), ("hold_out", self.hold_out)):
-            require_within(name, value, 1)
         if self.first is not None and self.sample is not None:
             most = f"sample is {self.sample}; expected at most {self.first}, the images that first leaves"
             require(self.sample <= self.first, most)
@@ -151,12 +134,12 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained, but for how long."""
+    """How a model is trained, for any budget."""
 
-    batch: int  # images a step, over all workers
+    batch: Count  # images a step, over all workers
     optimiser: Optimiser
     loss: LossName = "cross_entropy"
-    map_constant: float = MAP_CONSTANT  # map only: j, the penalty of the class "rubbish"
+    map_constant: Positive = MAP_CONSTANT  # map only: j, the penalty of the class "rubbish"
     schedule: Schedule = field(default_factory=Schedule)
     preprocess: tuple[Op, ...] = ()
     augment: tuple[Op, ...] = ()
@@ -167,10 +150,8 @@ class Recipe:
     boosting: Boosting | None = None
 
     def __post_init__(self) -> None:
-        require_within("batch", self.batch, 1)
-        j = f"map_constant is {self.map_constant}"
-        require(self.map_constant > 0, f"{j}; expected a number above 0")
-        require(self.loss == "map" or self.map_constant == MAP_CONSTANT, f"{j}; expected none with loss: {self.loss}")
+        j = f"map_constant is {self.map_constant}; expected none with loss: {self.loss}"
+        require(self.loss == "map" or self.map_constant == MAP_CONSTANT, j)
         for name, ops in (("preprocess", self.preprocess), ("augment", self.augment)):
             for i, op in enumerate(ops):
                 given = f"{name}[{i}] is {wording.show(op)}"
@@ -181,7 +162,7 @@ class Recipe:
             require(self.optimiser.name != "sdlm", "optimiser.name is sdlm; expected another with boosting")
 
     def resolved(self, precision: Arithmetic) -> dict[str, Any]:
-        """The recipe in one precision, in plain types and without the fields of other optimisers than its own."""
+        """The recipe in one precision, in plain types; of the optimiser only the fields in use."""
         recipe: dict[str, Any] = plain(self)
         optimiser = {key: recipe["optimiser"][key] for key in sorted(self.optimiser.used)}
         return recipe | {"optimiser": optimiser, "precision": precision}

@@ -16,17 +16,17 @@ T = TypeVar("T")
 class Registry(dict[str, T]):
     """Entries by their names in a recipe.
 
-    An entry is a top-level definition in the module of its registry, under the decorator ``entry``: one definition adds
-    one thing. A trial's key leaves out the entries that its recipe does not name (``training.fingerprint``).
+    An entry is a top-level definition in the registry's module, under the decorator ``entry``. A trial's key leaves out
+    the entries that its recipe does not name (``training.fingerprint``).
     """
 
     def __init__(self, what: str, module: str) -> None:
-        """``what`` an entry is, for errors; ``module`` is the ``__name__`` of the registry's."""
+        """``what`` is what errors call an entry; ``module`` is the ``__name__`` of the registry's module."""
         super().__init__()
         self.what, self.module = what, module
 
     def entry(self, name: str) -> Callable[[T], T]:
-        """Decorate the definition of the entry ``name``; ValueError where the name is taken, or the module another."""
+        """Decorate the definition of the entry ``name``; ValueError for a taken name or in another module."""
 
         def add(value: T) -> T:
             if name in self:
@@ -46,7 +46,7 @@ class Registry(dict[str, T]):
 def entries(module: str, registry: str) -> Mapping[str, tuple[str, ...]]:
     """The entries of ``registry`` in ``pipelines/<module>``, and the keyword arguments of those that are functions.
 
-    Read from the source: to import it would take torch's seconds, and a misspelt name is to be reported at once.
+    Read from the source: importing it would load torch for seconds, and a misspelt name must be reported at once.
     """
     found = {}
     for node in ast.parse((PACKAGE / module).read_text(encoding="utf-8")).body:
@@ -58,7 +58,7 @@ def entries(module: str, registry: str) -> Mapping[str, tuple[str, ...]]:
 
 
 def registered(definition: ast.stmt) -> Iterator[tuple[str, str]]:
-    """The registry and the name of an entry, as in ``@REGISTRY.entry("name")`` above its definition."""
+    """The registry and the name of each ``@REGISTRY.entry("name")`` above a definition."""
     for decorator in getattr(definition, "decorator_list", ()):
         match decorator:
             case ast.Call(ast.Attribute(ast.Name(name), "entry"), [ast.Constant(str(entry))]):

@@ -1,7 +1,6 @@
-"""Strict reading of mappings into dataclasses: every unknown key, wrong type or wrong range is one clear line.
+"""Strict reading of mappings into dataclasses: an unknown key, a wrong type or a wrong value is one clear line.
 
-A dict read under a misspelt key is the classic way in which an experiment silently ignores its configuration;
-here nothing is ignored.
+A misspelt key that is silently ignored is the classic way to run another experiment than the one configured.
 """
 
 from __future__ import annotations
@@ -13,15 +12,16 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pipelines.command.errors import UserError
 from pipelines.config.values import default
-from pipelines.config.wording import LARGEST_INT64, place, require_name, show, suggest
+from pipelines.config.wording import place, show, suggest
 
 Dataclass = TypeVar("Dataclass")
-LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # what a float32 holds, beside 0
-# Control characters but tab and line feed, and what ends a line or turns its direction.
+LARGEST_INT64 = 2**63 - 1
+LEAST_FLOAT32, MOST_FLOAT32 = 1.2e-38, 3.4e38  # sizes of a float32, beside 0
+# Control characters other than tab and line feed, line separators, and marks of text direction.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
 
@@ -29,8 +29,8 @@ BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
 def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Dataclass:
     """Build the dataclass ``cls`` from the mapping ``value`` that stands at ``where``.
 
-    ``given`` are fields that the file does not hold (a name taken from the key, say).
-    Raises UserError for a value that is no mapping, unknown or missing keys, and wrong types.
+    ``given`` are fields from elsewhere, such as a name that is the mapping's key.
+    Raises UserError for anything but a mapping, for unknown or missing keys, and for wrong types or values.
     """
     if not isinstance(value, Mapping):
         raise UserError(f"{where} is {show(value)}; expected a mapping")
@@ -57,17 +57,27 @@ def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Datacla
 
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """Return ``value`` as ``hint``, or raise a UserError that names ``where``, the value and what is allowed."""
+    """``value`` as ``hint``; UserError with its place, the value and what is allowed otherwise."""
     if hint is Any:
         _check_plain(value, value, where)
         return value
     if dataclasses.is_dataclass(hint):
         return parse(typing.cast(type, hint), value, where)
     return _READERS.get(typing.get_origin(hint), _scalar)(hint, value, where)
+
+
+def _limited(hint: Any, value: Any, where: str) -> Any:
+    """``hint`` is Annotated[X, Rule, ...]."""
+    kind, *rules = typing.get_args(hint)
+    converted = convert(kind, value, where)
+    for rule in rules:
+        if not rule.accepts(converted):
+            raise UserError(f"{where} is {show(converted)}; expected {rule.expected}")
+    return converted
 
 
 def _union(hint: Any, value: Any, where: str) -> Any:
@@ -99,23 +109,27 @@ def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 
 def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
-    """``hint`` is dict[str, X]."""
+    """``hint`` is dict[str, X] or dict[Annotated[str, Rule], X]."""
     if not isinstance(value, Mapping):
         raise UserError(f"{where} is {show(value)}; expected a mapping")
-    check_keys(value, where)
-    inner = typing.get_args(hint)[1]
+    keys, inner = typing.get_args(hint)
+    check_keys(keys, value, where)
     return {key: convert(inner, item, place(where, key)) for key, item in value.items()}
 
 
-def check_keys(value: Mapping[Any, Any], where: str) -> None:
-    """UserError for a key of ``value`` that is not text; DVC would not find it."""
+def check_keys(hint: Any, value: Mapping[Any, Any], where: str) -> None:
+    """UserError for a key that is not text, which DVC would not find, or that breaks a rule of ``hint``."""
     for key in value:
         if not isinstance(key, str):
             quoted = "expected text, in quotes where YAML reads something else"
             raise UserError(f"{where} has the key {show(key)}; {quoted}")
+        for rule in getattr(hint, "__metadata__", ()):
+            if not rule.accepts(key):
+                raise UserError(f"{where} has the key {show(key)}; expected {rule.expected}")
 
 
 _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
+    Annotated: _limited,
     typing.Union: _union,
     types.UnionType: _union,
     typing.Literal: _literal,
@@ -125,7 +139,7 @@ _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
-    """``hint`` is one of bool, int, float, str; booleans do not count as numbers, nor NaN as a value."""
+    """``hint`` is bool, int, float or str; a boolean is no number, and NaN no value."""
     accepted = (int, float) if hint is float else (hint,)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, accepted):
         raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{_slip(hint, value)}")
@@ -143,7 +157,7 @@ def _real(value: int | float) -> float:
 
 
 def _wrong(value: Any) -> str | None:
-    """What to expect in place of a scalar that no field can use; None where it is usable."""
+    """What is expected in place of a scalar that no field can use; None where it is usable."""
     if isinstance(value, str):
         return "text without control characters" if UNSEEN.search(value) else None
     if isinstance(value, float):
@@ -155,7 +169,7 @@ def _wrong(value: Any) -> str | None:
 
 
 def _check_plain(value: Any, part: Any, where: str) -> None:
-    """Check ``part`` of ``value``, a field of any type: scalars, lists, and mappings of them by name."""
+    """Check ``part`` of ``value``, a field of any type: scalars, lists, and mappings with text for keys."""
     if isinstance(part, Mapping):
         for key, item in part.items():
             if not isinstance(key, str):
@@ -170,7 +184,7 @@ def _check_plain(value: Any, part: Any, where: str) -> None:
 
 
 def _slip(hint: Any, value: Any) -> str:
-    """The likely slip behind a value of the wrong type, as the end of an error line."""
+    """The likely slip behind a value of the wrong type, to end an error line with."""
     if hint is str:
         return ", in quotes" if isinstance(value, (bool, int, float)) else ""
     if not isinstance(value, str):
@@ -187,24 +201,18 @@ def _slip(hint: Any, value: Any) -> str:
 
 
 def _is_number(hint: Any, value: Any) -> bool:
-    """Whether ``value``, text perhaps, is a finite number of the type ``hint``."""
+    """Whether ``value`` reads as a finite number of the type ``hint``."""
     try:
         return hint in (int, float) and math.isfinite(hint(value))
     except (ValueError, OverflowError):
         return False
 
 
-def check_name(name: str, where: str, example: str) -> None:
-    """As ``require_name``, for a name whose place is known: UserError."""
-    try:
-        require_name(name, where, example)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 def _kind(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return _kind(hint.__origin__)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if origin is tuple:

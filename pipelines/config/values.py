@@ -1,10 +1,52 @@
-"""Dataclasses of a config in plain form."""
+"""Types of a config's values with their limits, and dataclasses in plain form."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+LONGEST_NAME = 60  # characters
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A limit that an annotation adds to a type: ``Annotated[int, within(1)]``. ``schema.convert`` checks it.
+
+    In the body of a class a lambda can't refer to names of its module: annotations are evaluated apart from it.
+    """
+
+    expected: str  # in words, for an error line
+    accepts: Callable[[Any], object]  # gives something true for a value that keeps to it
+
+
+def within(least: float, most: float | None = None, unit: str = "") -> Rule:
+    """A number of at least ``least`` and, where there is one, at most ``most``."""
+    limits = f"at least {least:,}{unit}" if most is None else f"{least:,} to {most:,}{unit}"
+    return Rule(limits, lambda value: least <= value and (most is None or value <= most))
+
+
+def named(pattern: str, expected: str) -> Rule:
+    """A name, also of a folder."""
+    line = f"a name of {expected}, at most {LONGEST_NAME} characters"
+    return Rule(line, lambda name: len(name) <= LONGEST_NAME and re.fullmatch(pattern, name))
+
+
+def words(expected: str) -> Rule:
+    """Text that is not blank."""
+    return Rule(expected, lambda text: text.strip())
+
+
+AT_LEAST_ONE = Rule("at least one", len)
+EACH_ONCE = Rule("each once", lambda values: len(set(values)) == len(values))
+
+Count = Annotated[int, within(1)]
+Name = Annotated[str, named("[a-z0-9]+(-[a-z0-9]+)*", "small letters, digits and hyphens")]  # of a row, suite, budget
+NotNegative = Annotated[float, within(0)]
+Positive = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
+Seeds = Annotated[tuple[Annotated[int, within(0)], ...], AT_LEAST_ONE, EACH_ONCE]
 
 
 def default(field: dataclasses.Field[Any]) -> Any:

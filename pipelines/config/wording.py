@@ -1,7 +1,6 @@
-"""What a config requires of its values, and how errors quote values and names: short, printable, in YAML's words.
+"""How errors quote values and names, short and printable; and requirements in a dataclass's ``__post_init__``.
 
-A requirement that is not met raises a ValueError, in a dataclass's ``__post_init__``; ``schema.parse`` puts the place
-before its text.
+A requirement that is not met raises a ValueError, whose text ``schema.parse`` puts behind the place.
 """
 
 from __future__ import annotations
@@ -9,20 +8,15 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 SHOWN = 60  # characters of a value in an error
 LISTED = 150  # characters of a list of names in an error
-LARGEST_INT64 = 2**63 - 1
-NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")  # of a benchmark, a suite, a budget
-LONGEST_NAME = 60  # characters
 
 
 def show(value: Any) -> str:
-    """A value as an error quotes it: short, on one line, in YAML's words."""
+    """A value for an error: short, on one line, with YAML's null, true and false."""
     text = ""
     for piece in _pieces(value):
         text += piece
@@ -32,31 +26,25 @@ def show(value: Any) -> str:
 
 
 def _pieces(value: Any) -> Iterator[str]:
-    """``value`` in words, piece by piece: of a large one only the first pieces are needed."""
-    if isinstance(value, Mapping):
-        yield "{"
-        for i, (key, item) in enumerate(value.items()):
-            yield ", " * (i > 0)
-            yield from _pieces(key)
-            yield ": "
-            yield from _pieces(item)
-        yield "}"
-    elif isinstance(value, (list, tuple)):
-        yield "["
+    """The text of ``value`` piece by piece, as a large one is needed only in part."""
+    if isinstance(value, (Mapping, list, tuple)):
+        opening, closing = "{}" if isinstance(value, Mapping) else "[]"
+        yield opening
         for i, item in enumerate(value):
             yield ", " * (i > 0)
             yield from _pieces(item)
-        yield "]"
+            if isinstance(value, Mapping):
+                yield ": "
+                yield from _pieces(value[item])
+        yield closing
     elif value is None or isinstance(value, bool):
         yield json.dumps(value)
-    elif isinstance(value, int) and abs(value) > LARGEST_INT64:
-        yield f"{value:d}" if abs(value) < 10**1000 else hex(value)  # Python writes no more than 4,300 digits
     else:
         yield repr(value[: SHOWN + 1] if isinstance(value, str) else value)
 
 
 def name(key: Any) -> str:
-    """A key or a name as an error writes it: as it is where it is short and plain, and quoted otherwise."""
+    """A key or a name for an error: bare where it is short and plain, quoted otherwise."""
     plain = isinstance(key, str) and 0 < len(key) <= SHOWN and key.isprintable() and key == key.strip()
     return str(key) if plain else show(key)
 
@@ -67,7 +55,7 @@ def place(where: str, key: Any) -> str:
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names in a row; of many the first ones, and how many more there are."""
+    """Names in a row; of many, the first ones and the number of the others."""
     words = [name(key) for key in names]
     room = itertools.accumulate(len(word) + 2 for word in words)
     kept = sum(1 for length in room if length <= LISTED) or 1
@@ -76,7 +64,7 @@ def listed(names: Iterable[Any]) -> str:
 
 
 def suggest(key: str, known: Any) -> str:
-    """What may stand in the place of ``key``: the nearest of the ``known`` names, and all of them."""
+    """What is allowed in place of ``key``: the nearest of the ``known`` names, and all of them."""
     names = sorted(str(k) for k in known)
     if not names:
         return "there is none"
@@ -90,33 +78,7 @@ def unknown(what: str, given: str, known: Any) -> str:
     return f"{what} {name(given)} is not known; {suggest(given, known)}"
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: object, message: str) -> None:
     """Raise a ValueError with ``message`` unless the condition holds."""
     if not condition:
         raise ValueError(message)
-
-
-def require_name(name: str, where: str, example: str) -> None:
-    """``name`` is one that a path, a command and a line of DVC's can hold."""
-    expected = f"small letters, digits and hyphens, like {example}"
-    require(bool(NAME.fullmatch(name)), f"{where}: expected a name of {expected}")
-    require(len(name) <= LONGEST_NAME, f"{where}: expected a name of at most {LONGEST_NAME} characters")
-
-
-def require_within(name: str, value: float | None, least: int, most: int | None = None, unit: str = "") -> None:
-    """``value``, where there is one, is at least ``least`` and, where there is one, at most ``most``."""
-    if value is not None:
-        require(value >= least, f"{name} is {value}; expected at least {least}{unit}")
-    if value is not None and most is not None:
-        require(value <= most, f"{name} is {value}; expected at most {most:,}{unit}")
-
-
-def require_distinct(name: str, values: Sequence[Any]) -> None:
-    """None of ``values`` occurs twice."""
-    double = sorted(value for value, times in Counter(values).items() if times > 1)
-    require(not double, f"{name} names {listed(double)} more than once; expected each once")
-
-
-def require_words(name: str, text: str | None, expected: str) -> None:
-    """``text`` is not blank; None is allowed."""
-    require(text is None or bool(text.strip()), f"{name} is {show(text)}; expected {expected}")

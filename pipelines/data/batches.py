@@ -1,12 +1,12 @@
-"""Minibatches of a dataset that lives on the training device: indexed, preprocessed and augmented as whole batches.
+"""Minibatches of a dataset on the training device: indexed, preprocessed and augmented as whole batches.
 
-Everything random about a batch is a pure function of (seed, epoch, batch), so a trial can be stopped and resumed at any
-batch, and N workers see the very shards of what one worker would see. Each prepares its own shard alone.
+All randomness of a batch is a pure function of (seed, epoch, batch), so a trial can stop and resume at any batch, and N
+workers see exactly the shards of what one worker would see. Each worker prepares only its own shard.
 
-An epoch's order and random numbers are on the device before its first step: a step that seeds a generator, or copies
-from the host, keeps a GPU waiting.
+An epoch's order and random numbers are on the device before its first step: a GPU would wait for a step that seeds a
+generator or copies from the host.
 
-Images that exceed the device stay in the file's memory map. A thread reads the shards that come next and sends them.
+Images that exceed the device's memory stay in the file's memory map; a thread reads the next shards and sends them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pipelines.data.streams import stream
 from pipelines.data.transforms import Augment, Drawn, Draws, Preprocess, Shape, output_shape, sent
 
 ROOM = 0.6  # of a GPU's free memory, for images
-AHEAD = 2  # shares on their way to the device
-Sent = tuple[Tensor, torch.cuda.Event | None]  # images, and when they are there
-VALUES_AT_ONCE = {"cpu": 2**19, "cuda": 2**24}  # pixel values of a chunk: about a tenth of a second of LeNet-5
-STEPS_AT_ONCE = 256  # minibatches of a chunk, where they are small: a quarter of a second of a GPU
-# Images whose random numbers are drawn at once: an epoch's, but for ImageNet's. Its 1.2 million take 35 MB and, in ten
-# thousand batches, a second of the host, for which a GPU would wait.
+AHEAD = 2  # shares sent to the device in advance
+Sent = tuple[Tensor, torch.cuda.Event | None]  # images, and the end of their copy
+VALUES_AT_ONCE = {"cpu": 2**19, "cuda": 2**24}  # pixel values of a chunk: about 0.1 s of LeNet-5
+STEPS_AT_ONCE = 256  # most minibatches of a chunk: about 0.25 s of a GPU
+# Images whose random numbers are drawn at once: a whole epoch's, except for ImageNet. Those of its 1.2 million images
+# take 35 MB and, in ten thousand batches, a second of the host, for which a GPU would wait.
 DRAWN_AT_ONCE = 2**17
 
 
 class Ahead(NamedTuple):
-    """Random numbers of consecutive batches, on the device: by operation, this worker's images one after another."""
+    """Random numbers of consecutive batches, on the device: by operation, for this worker's images in order."""
 
     epoch: int
     batches: range
@@ -45,12 +45,12 @@ class Ahead(NamedTuple):
 
 
 class Batches:
-    """An epoch's minibatches, again and again; stateful, so that Lightning resumes it in the middle of an epoch.
+    """The minibatches of one epoch per iteration; stateful, so that Lightning can resume within an epoch.
 
     Yields images (n, C, H, W) float32, preprocessed and augmented, and labels (n,) int64, both on ``device``. ``batch``
-    counts images over all workers; each gets an equal share, and the last batch of an epoch is the remainder, cut to a
-    multiple of ``even``: by default of the workers, and of the most that an elastic trial may have. Where preprocessing
-    is dear, a GPU does it ``once`` for each image, and so does a CPU that is told to.
+    counts images over all workers, who get equal shares. An epoch's last batch is the remainder, cut to a multiple of
+    ``even``: the number of workers by default, the largest allowed number for an elastic trial. Where preprocessing is
+    dear, a GPU does it ``once`` for each image, and so does a CPU that is told to.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Batches:
         self.preprocess, self.augment = preprocess, augment
         self.shuffle, self.channels_last = shuffle, channels_last
         self.rank, self.workers, self.even = rank, workers, even or workers
-        self.epoch = 0  # of the batch that comes next
-        self.done = 0  # batches of that epoch already handed out
+        self.epoch = 0  # of the next batch
+        self.done = 0  # batches of that epoch handed out so far
         self._ahead = Ahead(0, range(0), [])
         if preprocess.dear and (moved or once):
             self._preprocess_once()
@@ -117,17 +117,17 @@ class Batches:
             yield batch
 
     def order(self, epoch: int) -> Tensor:
-        """Positions in the order in which ``epoch`` visits them."""
+        """The positions in the order of ``epoch``."""
         if not self.shuffle:
             return self.positions
         generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
         return self.positions[torch.randperm(len(self.positions), generator=generator)]
 
     def samples(self, count: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """``count`` images of ``epoch``, drawn anew for each, or all where there are fewer; whole on every worker.
+        """``count`` images drawn anew for ``epoch``, or all where there are fewer; the same on every worker.
 
-        Preprocessed and augmented like the minibatches, though with random numbers of their own: they stand for the
-        examples that the epoch trains on, and a crop decides their size. A function of (seed, epoch) alone.
+        Preprocessed and augmented like the minibatches, with random numbers of their own: a sample of the examples that
+        the epoch trains on. A function of (seed, epoch) alone.
         """
         generator = torch.Generator().manual_seed(stream(self.seed, "samples", epoch))
         drawn = torch.randperm(len(self.positions), generator=generator)[:count]
@@ -139,7 +139,7 @@ class Batches:
         return self.images[chosen.to(self.images.device)].to(self.device)
 
     def _load(self, chosen: Tensor, epoch: int, number: int, share: Future[Sent] | None) -> tuple[Tensor, Tensor]:
-        """``chosen`` is the whole batch, whose random numbers do not depend on ``workers``; ``share`` is on its way."""
+        """This worker's part of the batch at ``chosen``; ``share`` has its images where they are streamed."""
         own = self._share(chosen)
         images = self.preprocess(self.pixels(own) if share is None else self._received(share))
         if len(self.augment):
@@ -149,7 +149,7 @@ class Batches:
         return images, self.labels[own]
 
     def _drawn(self, epoch: int, number: int) -> list[Drawn]:
-        """What augmentation drew for this worker's images of a batch; drawn with those of the batches that follow."""
+        """Random numbers for this worker's images of a batch; drawn together with those of the next batches."""
         if self._ahead.epoch != epoch or number not in self._ahead.batches:
             last = min(len(self), number + max(1, DRAWN_AT_ONCE // self.batch))
             self._ahead = Ahead(epoch, range(number, last), self._draw(epoch, range(number, last)))
@@ -159,7 +159,7 @@ class Batches:
         return [tuple(one[first : first + size] for one in part) for part in self._ahead.drawn]
 
     def _draw(self, epoch: int, numbers: range) -> list[Drawn]:
-        """Each batch from a stream of its own, of which a worker takes its share."""
+        """Each batch has a random stream of its own, of which a worker takes its share."""
         shape = output_shape(self.preprocess, self.shape)
         generator, found = torch.Generator(), []
         for number in numbers:
@@ -170,7 +170,7 @@ class Batches:
         return [tuple(sent(torch.cat(one), self.device) for one in parts) for parts in operations]
 
     def _share(self, values: Tensor) -> Tensor:
-        """This worker's part; a remainder that the workers can't share equally is left out."""
+        """This worker's part; the remainder of an equal division is left out."""
         return values[self._own(len(values))]
 
     def _own(self, count: int) -> slice:
@@ -178,7 +178,7 @@ class Batches:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def _sent(self, shares: Iterator[Tensor]) -> Iterator[Future[Sent]]:
-        """The images at these positions, on their way to the device, ``AHEAD`` of them before they are asked for."""
+        """The images at these positions, sent to the device ``AHEAD`` shares in advance."""
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         with ThreadPoolExecutor(1) as pool:
             coming = deque(pool.submit(self._send, share, side) for share in itertools.islice(shares, AHEAD))
@@ -187,7 +187,7 @@ class Batches:
                 coming.extend(pool.submit(self._send, share, side) for share in itertools.islice(shares, 1))
 
     def _send(self, share: Tensor, side: torch.cuda.Stream | None) -> Sent:
-        """In a thread. A copy from pinned memory, on a stream of its own, goes on beside the training."""
+        """Runs in a thread. A copy from pinned memory, on a stream of its own, overlaps with the training."""
         pixels = self.images[share]
         if side is None:
             return pixels, None
@@ -197,28 +197,28 @@ class Batches:
     def _received(self, share: Future[Sent]) -> Tensor:
         pixels, copied = share.result()
         if copied is not None:
-            torch.cuda.current_stream(self.device).wait_event(copied)  # the device waits, the host goes on
+            torch.cuda.current_stream(self.device).wait_event(copied)  # the device waits, not the host
             pixels.record_stream(torch.cuda.current_stream(self.device))
         return pixels
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch is; Lightning stores it in the checkpoint."""
+        """The next batch's place; Lightning stores it in the checkpoint."""
         return {"epoch": self.epoch, "done": self.done}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Continue at the place of a ``state_dict``."""
         self.epoch, self.done = state["epoch"], state["done"]
 
 
 def exceeds(size: int, device: torch.device) -> bool:
-    """Whether images of so many bytes leave too little of the device's memory to the training."""
+    """Whether images of ``size`` bytes would leave too little of a GPU's memory for training."""
     return device.type == "cuda" and size > ROOM * torch.cuda.mem_get_info(device)[0]
 
 
 class Chunk:
-    """Consecutive minibatches of one epoch, each made when it is asked for.
+    """Consecutive minibatches of one epoch, made lazily.
 
-    ``first`` is the number of the first one within the epoch. No dataclass: Lightning would copy it field by field.
+    ``first`` is the first one's number within the epoch. No dataclass, which Lightning would copy field by field.
     """
 
     def __init__(self, epoch: int, first: int, minibatches: Iterator[tuple[Tensor, Tensor]]) -> None:
@@ -226,10 +226,10 @@ class Chunk:
 
 
 class Chunks:
-    """``Batches`` by the chunk, as Lightning is given them: its hooks cost half a millisecond each time.
+    """``Batches`` by the chunk, as Lightning's hooks cost half a millisecond at each item.
 
-    That is as much as a step of a small network takes, and on a GPU of most. A chunk has at most ``VALUES_AT_ONCE``
-    pixel values and ``STEPS_AT_ONCE`` minibatches, or is one minibatch.
+    A step of a small network takes no longer, nor does a step of most networks on a GPU. A chunk has at most
+    ``VALUES_AT_ONCE`` pixel values and ``STEPS_AT_ONCE`` minibatches, or is one minibatch.
     """
 
     def __init__(self, loader: Batches) -> None:
@@ -242,7 +242,7 @@ class Chunks:
         return -(-len(self.loader) // self.size)
 
     def behind(self, done: int) -> int:
-        """How many chunks of an epoch are over where ``done`` minibatches are, and the others are still to be cut."""
+        """Chunks of an epoch that count as done after ``done`` minibatches, the rest being cut from there on."""
         return len(self) - -(-(len(self.loader) - done) // self.size)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -260,7 +260,7 @@ class Chunks:
 
 
 def _shared(images: np.ndarray[Any, Any]) -> Tensor:
-    """A tensor over the memory map itself: trials packed on one machine share the pages instead of copying them."""
+    """A tensor over the memory map itself, so that trials on one machine share its pages."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(images)

@@ -1,7 +1,7 @@
-"""Pictures in a directory, a tar or a zip archive: where they lie, which files are left out and why, and their bytes.
+"""Pictures in a directory, a tar or a zip archive: their paths and bytes, and which files are left out and why.
 
-One rule walks all three, so that a folder gives the same pictures unpacked and packed: links are followed; each folder
-is read once, by its own path where it has one; hidden folders and files are left out.
+One walk serves all three, so that a folder gives the same pictures unpacked and packed. It follows links, reads each
+folder once, by its own path if that lies within, and leaves out hidden folders and files.
 """
 
 from __future__ import annotations
@@ -25,23 +25,28 @@ from typing import IO, Literal, Protocol, cast
 from pipelines.command.errors import UserError, brief
 from pipelines.data.pictures import FOREIGN, SUFFIXES
 
-# Errors of the archive readers; zipfile raises RuntimeError for a password or a method that it lacks.
+# Errors of the archive readers; zipfile raises RuntimeError for a password or an unknown method.
 UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, OverflowError, MemoryError, struct.error),
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
+COMPRESSED: dict[bytes, Callable[[Path, str], object]] = {  # first bytes, and the function that opens such a file
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
 SYSTEM = frozenset(("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"))
 PIECE = 1 << 20  # bytes at a time, and the most that a header of a tar may take
-LARGEST_FILE = 1 << 28  # bytes of a picture
+LARGEST_FILE = 1 << 28  # bytes of a picture's file
 ROOM_FOR_NAMES = 2_000_000_000  # bytes of memory for the names in an archive: some five million
-BESIDE_A_NAME = 350  # bytes, beside the name
-LINKS_IN_TURN = 40  # as Linux has it
-PATH_MAX = 4096  # bytes, as Linux has it
+BESIDE_A_NAME = 350  # bytes of memory that a member takes beside its name
+LINKS_IN_TURN = 40  # as in Linux
+PATH_MAX = 4096  # bytes, as in Linux
 Kind = Literal["file", "folder", "nothing", "other"]
 
 
 class LeftOut:
-    """Files that are left out, by reason: how many, and the first by path as an example."""
+    """Files that are left out, by reason: their number, and the first by path as an example."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, tuple[int, str]] = {}
@@ -58,7 +63,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture by its path; ``place`` is the file, links followed; ``fault`` keeps it from being read."""
+    """A picture: its path, the file that it leads to, and the fault that prevents reading it, if any."""
 
     path: str
     place: str
@@ -67,7 +72,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Item:
-    """A name in a folder; ``place`` is where it leads."""
+    """A name in a folder; ``place`` is what it leads to."""
 
     name: str
     kind: Kind
@@ -80,20 +85,20 @@ class Files(Protocol):
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
 
     def scan(self, left_out: LeftOut, labels: str = "") -> list[Picture]:
-        """Every picture, in no order, and every file whose path ends with ``labels``; the others go to ``left_out``."""
+        """Every picture, and every file whose path ends with ``labels``, in no order; others go to ``left_out``."""
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-        """Place and content of each wanted file, in whatever order is quick; ``wanted`` has the path of each place."""
+        """Place and content of each wanted file, in the fastest order; ``wanted`` has the path of each place."""
 
 
 def walk(root: str, entries: Callable[[str], Sequence[Item]], left_out: LeftOut, labels: str) -> list[Picture]:
-    """Every picture below the folder ``root``, and files called ``labels``; ``entries`` lists a folder, by name."""
+    """Every picture below the folder ``root``, and files called ``labels``; ``entries`` lists a folder by name."""
     pictures: list[Picture] = []
     seen = {root}
-    folders, links = [("", root)], list[tuple[str, str]]()  # paths and places; links wait for all other folders
+    folders, links = [("", root)], list[tuple[str, str]]()  # paths and places; links come after all other folders
     while folders or links:
         path, place = folders.pop() if folders else heapq.heappop(links)
         if path and (place in seen or f"{root}/".startswith(f"{place.rstrip('/')}/")):
@@ -166,11 +171,10 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of an archive: its number, if a file; its target, if a link."""
+    """A member of an archive; ``place`` is what reads it, or where a link leads."""
 
     kind: Kind | Literal["link"]
-    number: int = -1
-    target: str = ""
+    place: str = ""
 
 
 FOLDER, NOTHING = Member("folder"), Member("nothing")
@@ -181,13 +185,12 @@ class Members:
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
-        self.places: list[str] = []  # by a member's number, what reads it
         self.room = ROOM_FOR_NAMES
         self.nodes = {"": FOLDER}
         self.names: dict[str, set[str]] = {"": set()}  # of what lies in a folder, by its path
 
     def add(self, name: str, node: Member) -> None:
-        """Take a member in; of two with the same path the later counts. Raises ``ValueError`` for a contradiction."""
+        """Add a member, in place of an earlier one of the same path; ``ValueError`` where they contradict."""
         path = _inside(name)
         if path is None:
             self.left_out.add("paths that lead out of the archive", name)
@@ -201,7 +204,7 @@ class Members:
             self.nodes[path] = node
 
     def hard_link(self, name: str, target: str) -> None:
-        """Take in a member that is another name of an earlier one."""
+        """Add a member that is another name of an earlier one."""
         known = self.nodes.get(_inside(target) or "", NOTHING)
         self.add(name, NOTHING if known.kind == "folder" else known)
 
@@ -231,14 +234,13 @@ class Members:
     def _entry(self, folder: str, name: str) -> Item:
         path = f"{folder}/{name}" if folder else name
         node, link = self.nodes[path], self.nodes[path].kind == "link"
-        if node.kind == "link":
+        if link:
             path, node = self._follow(path)
         assert node.kind != "link"
-        place = self.places[node.number] if node.kind == "file" else path
-        return Item(name, node.kind, place, link)
+        return Item(name, node.kind, node.place if node.kind == "file" else path, link)
 
     def _follow(self, path: str) -> tuple[str, Member]:
-        """Follow all links of a path; to nothing where they lead out of the archive, or round in a ring."""
+        """Follow all links of a path; to nothing where they leave the archive or form a ring."""
         at: list[str] = []
         ahead, links, node = path.split("/")[::-1], 0, FOLDER
         while ahead:
@@ -251,15 +253,15 @@ class Members:
             node = self.nodes.get("/".join(at), NOTHING)
             if node.kind == "link":
                 links += 1
-                if links > LINKS_IN_TURN or node.target.startswith("/"):
+                if links > LINKS_IN_TURN or node.place.startswith("/"):
                     return "", NOTHING
-                ahead += node.target.split("/")[::-1]
+                ahead += node.place.split("/")[::-1]
                 at, node = at[:-1], FOLDER
         return "/".join(at), node
 
 
 def _inside(name: str) -> str | None:
-    """The path of a member within its archive, if it is within."""
+    """A member's path in normal form; None where it leads out of the archive."""
     if len(name) > PATH_MAX:
         raise ValueError(f"a path of {len(name)} characters")
     parts = [part for part in name.split("/") if part not in ("", ".")]
@@ -267,7 +269,7 @@ def _inside(name: str) -> str | None:
 
 
 def _whole(label: str, path: str, file: IO[bytes], size: int) -> bytes:
-    """The content of a file that claims ``size`` bytes, read in pieces: a claim alone allocates nothing.
+    """The content of a file whose header states ``size`` bytes, read in pieces, as a false size must allocate nothing.
 
     Raises ``UserError`` for more bytes than a picture may have.
     """
@@ -283,7 +285,7 @@ def _whole(label: str, path: str, file: IO[bytes], size: int) -> bytes:
 
 @contextmanager
 def _reading(label: str) -> Iterator[None]:
-    """UserError for an archive ``label`` that cannot be read; the block does nothing but read it."""
+    """Turn any error of a block that only reads the archive ``label`` into a UserError."""
     try:
         yield
     except UNREADABLE as error:
@@ -294,9 +296,9 @@ def _reading(label: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Tar:
-    """A tar archive, packed or not. It is read, never unpacked, so no path in it can do harm.
+    """A tar archive, compressed or not. It is read, never unpacked, so no path in it can do harm.
 
-    With ``nested`` a tar within it is a folder, named without the suffix (ILSVRC's training images: a tar a class).
+    With ``nested`` a tar within it is a folder named without the suffix: ILSVRC's training images are a tar per class.
     """
 
     path: Path
@@ -307,15 +309,13 @@ class Tar:
         members = Members(left_out)
         with _reading(self.label):
             for place, folder, member, _ in self._members(lambda outer: True):
-                number = len(members.places)
-                members.places.append(place)
                 if member.islnk():
                     members.hard_link(folder + member.name, folder + member.linkname)
                 elif member.issym():
-                    members.add(folder + member.name, Member("link", target=member.linkname))
+                    members.add(folder + member.name, Member("link", member.linkname))
                 else:
                     kind: Kind = "file" if member.isreg() else "folder" if member.isdir() else "other"
-                    members.add(folder + member.name, Member(kind, number))
+                    members.add(folder + member.name, Member(kind, place))
         return walk("", members.entries, left_out, labels)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
@@ -325,11 +325,11 @@ class Tar:
                 if place in wanted and (file := tar.extractfile(member)):
                     yield place, _whole(self.label, wanted[place], file, member.size)
                     left -= 1
-                    if not left:  # the scan has checked the rest
+                    if not left:  # the scan has read the rest without errors
                         return
 
     def _members(self, opened: Callable[[str], bool]) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
-        """Place, folder, and header of each member; of the tars within, only those ``opened`` by their place."""
+        """Place, folder, header and tar of each member; of nested tars only those whose place is ``opened``."""
         for number, (member, tar) in enumerate(tar_members(self.path)):
             place = str(number)
             inner = self.nested and member.isreg() and member.name.endswith(".tar")
@@ -345,7 +345,7 @@ class Tar:
 def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """Each member of the tar archive ``path`` in turn, in bounded memory; raises one of ``UNREADABLE``.
 
-    It is read to its end, so that checksums are checked; tarfile takes damage in the middle for the end.
+    Reads the archive to its end, which checks checksums; tarfile alone takes damage in the middle for the end.
     """
     with _unpacked(path) as stream:
         yield from _members_of(stream)
@@ -356,7 +356,7 @@ def _members_of(stream: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarfile.Ta
     with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # tarfile uses no more of it
         while (member := tar.next()) is not None:
             blocks.heads = None
-            tar.members.clear()  # tarfile would keep them all
+            tar.members.clear()  # or tarfile would keep them all
             if member.size < 0 or tar.offset <= member.offset:
                 raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
             yield member, tar
@@ -371,12 +371,12 @@ def _members_of(stream: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarfile.Ta
 
 
 class _Blocks:
-    """The file below a tar reader: it reads in pieces, and bounds what one member's headers may take."""
+    """The file below a tar reader: reads in pieces, and bounds the headers of one member."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.last = file, b""  # what was read last
+        self.file, self.last = file, b""  # the bytes read last
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-        self.heads: int | None = PIECE  # bytes that headers may still take; None within a member
+        self.heads: int | None = PIECE  # bytes left for headers; None within a member
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= PIECE:
@@ -390,13 +390,10 @@ class _Blocks:
 
 
 def _unpacked(path: Path) -> IO[bytes]:
-    """The tar in ``path``; read to its end, its checksums are checked."""
+    """The uncompressed tar in ``path``."""
     start = _start(path)
-    if start.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.open(path))
-    if start.startswith(b"BZh"):
-        return bz2.open(path)
-    return lzma.open(path) if start.startswith(b"\xfd7zXZ\0") else path.open("rb")
+    reader = next((reader for mark, reader in COMPRESSED.items() if start.startswith(mark)), open)
+    return cast(IO[bytes], reader(path, "rb"))
 
 
 @dataclass(frozen=True)
@@ -410,16 +407,15 @@ class Zip:
         members = Members(left_out)
         with _reading(self.label), zipfile.ZipFile(self.path) as archive:
             for number, info in enumerate(archive.infolist()):
-                members.places.append(str(number))
                 mode = info.external_attr >> 16 if info.create_system == 3 else 0  # Unix
                 if stat.S_ISLNK(mode):
-                    with _open_member(archive, info) as file:
+                    with archive.open(info) as file:
                         target = file.read(PATH_MAX).decode("utf-8", "surrogateescape")
-                    members.add(_zip_name(info), Member("link", target=target))
+                    members.add(_zip_name(info), Member("link", target))
                 else:
                     odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
                     kind: Kind = "other" if odd else "folder" if info.is_dir() or stat.S_ISDIR(mode) else "file"
-                    members.add(_zip_name(info), Member(kind, number))
+                    members.add(_zip_name(info), Member(kind, str(number)))
         return walk("", members.entries, left_out, labels)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
@@ -427,29 +423,23 @@ class Zip:
             infos = archive.infolist()
             for place, path in wanted.items():
                 info = infos[int(place)]
-                with _open_member(archive, info) as file:
+                with archive.open(info) as file:
                     yield place, _whole(self.label, path, file, info.file_size)
 
 
-def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    if info.flag_bits & 1:
-        raise zipfile.BadZipFile(f"{info.filename} is encrypted")
-    return archive.open(info)
-
-
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The path of a member; most archives have it in UTF-8, few set the flag."""
+    """A member's path; most archives have it in UTF-8, and few set the flag for that."""
     if info.flag_bits & 0x800:
         return info.filename
     try:
         return info.filename.encode("cp437").decode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # later Pythons decode a UTF-8 name given beside it
+    except UnicodeEncodeError:  # later Pythons decode a second, UTF-8 name in the header
         return info.filename
 
 
 @dataclass(frozen=True)
 class Mounted:
-    """Several archives as one collection, each in a folder of its own, which it may hold itself."""
+    """Several archives as one collection, each below a folder of its own, unless it has that folder itself."""
 
     parts: Mapping[str, Files]  # by folder
 
@@ -474,14 +464,14 @@ class Mounted:
 
 
 def open_archive(path: Path, label: str, nested: bool = False) -> Files:
-    """The archive in ``path``, by its first bytes; raises ``UserError`` where they are of no tar or zip."""
+    """The archive in ``path``, by its first bytes; raises ``UserError`` for anything but a tar or zip."""
     with _reading(label):
         start = _start(path)
         if start.startswith((b"PK\3\4", b"PK\5\6")):
             return Zip(path, label)
-        if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or _is_tar(start):
+        if start.startswith(tuple(COMPRESSED)) or _is_tar(start):
             return Tar(path, label, nested)
-        if zipfile.is_zipfile(path):  # behind a program that unpacks it
+        if zipfile.is_zipfile(path):  # behind a self-extracting program
             return Zip(path, label)
     raise UserError(f"{brief(str(path))}: no archive, or its beginning is damaged; expected a tar, tgz or zip")
 

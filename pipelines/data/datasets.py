@@ -1,8 +1,8 @@
-"""Datasets as arrays on disk: uint8 images and int64 labels a split, and their description in ``meta.json``.
+"""Data sets as arrays on disk: uint8 images and int64 labels for each split, described in ``meta.json``.
 
 <root>/<name>/train_images.npy  uint8 (N, C, H, W)      train_labels.npy  int64 (N,)
 <root>/<name>/test_images.npy   uint8 (M, C, H, W)      test_labels.npy   int64 (M,)
-<root>/<name>/meta.json         names, sizes, statistics of train, a sha256 a file, md5s of the raw files
+<root>/<name>/meta.json         names, sizes, statistics of train, a sha256 for each array, md5s of the raw files
 """
 
 from __future__ import annotations
@@ -16,57 +16,79 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.command.errors import FULL, UserError, reason
-from pipelines.command.files import expect_file, hashed, remove, replace_folder, restore_folder
+from pipelines.command.files import (
+    MissingError,
+    expect_file,
+    hashed,
+    read_json,
+    remove,
+    replace_folder,
+    restore_folder,
+)
 from pipelines.command.progress import counting
+from pipelines.config import schema, wording
+from pipelines.config.values import Count, Rule, plain
+from pipelines.config.wording import require
 
 Split = Literal["train", "test"]
 Images = npt.NDArray[np.uint8]  # (N, C, H, W)
 Labels = npt.NDArray[np.int64]  # (N,)
+Mapped = np.memmap[Any, Any]
 Shape = tuple[int, int, int]  # channels, height, width
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-DATA = Path(os.environ.get("DATASETS") or "datasets")  # the <root> of the stages that read; fetch writes datasets/
+DATA = Path(os.environ.get("DATASETS") or "datasets")  # the <root> of stages that read; fetch writes to datasets/
 META = "meta.json"
 ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
-PIXELS_AT_A_TIME = 4_000_000  # bounds the memory that counting grey levels takes (8 bytes a pixel)
+PIXELS_AT_A_TIME = 4_000_000  # whose grey levels are counted at once, at 8 bytes of memory a pixel
 JOURNAL = "journal.npz"  # beside unfinished arrays
+Digests = Annotated[dict[str, str], Rule(f"those of {', '.join(ARRAYS)}", lambda found: set(found) == set(ARRAYS))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One dataset on disk, as its ``meta.json`` describes it; the arrays are opened by :meth:`split` alone."""
+    """One data set as its ``meta.json`` describes it; only :meth:`split` opens the arrays."""
 
     path: Path
     name: str
     classes: tuple[str, ...]
-    shape: Shape
-    train: int  # number of training images
-    test: int
-    mean: tuple[float, ...]  # a channel, of pixel / 255 over the training images
+    shape: tuple[Count, Count, Count]  # channels, height, width
+    train: Count  # number of training images
+    test: Count
+    mean: tuple[float, ...]  # by channel, of pixel / 255 over the training images
     std: tuple[float, ...]
-    digests: Mapping[str, str]  # file name: sha256
-    subset: str = ""  # the rule by which it is part of a larger one, in words
-    plan: str = ""  # of photographs, all that decides the arrays (``Journal``)
+    digests: Digests  # sha256 by file name
+    source_md5: dict[str, str] = field(default_factory=dict)  # of the raw files or archives, by name
+    subset: str = ""  # the rule that selects it from a larger data set, in words
+    plan: str = ""  # of photographs, a digest of all that decides the arrays (``Journal``)
+
+    def __post_init__(self) -> None:
+        sizes = f"train is {self.train}, test {self.test} and shape {wording.show(self.shape)}"
+        size = math.prod(self.shape) * max(self.train, self.test)
+        require(size <= sys.maxsize, f"{sizes}; expected images that fit into memory")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            require(len(values) == self.shape[0], f"{name} is {wording.show(values)}; expected {self.shape[0]} numbers")
 
     @property
     def digest(self) -> str:
-        """One sha256 for the whole dataset: over the names and digests of its array files, and the subset's rule."""
+        """One sha256 of the whole data set: of the names and digests of its arrays, and of the subset's rule."""
         lines = "".join(f"{file} {digest}\n" for file, digest in sorted(self.digests.items()))
         lines += f"subset {self.subset}\n" if self.subset else ""
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def split(self, split: Split) -> tuple[Images, Labels]:
-        """Images (N, C, H, W) and labels (N,) of one split, memory-mapped read-only; the other split stays unopened.
+        """Images (N, C, H, W) and labels (N,) of one split, memory-mapped for reading; the other is not opened.
 
-        Raises ``UserError`` where a file is missing or differs from its description in ``meta.json``.
+        Raises ``UserError`` where a file is missing or differs from ``meta.json``.
         """
         count = self.train if split == "train" else self.test
         images = _open_array(self.path / f"{split}_images.npy", np.dtype(np.uint8), (count, *self.shape))
@@ -76,9 +98,9 @@ class Dataset:
         return images, labels
 
     def verify(self, *splits: Split) -> None:
-        """Hash the array files of ``splits`` (of both when none is named) and compare with ``meta.json``.
+        """Compare the digests of the arrays of ``splits``, by default of both, with ``meta.json``.
 
-        Raises ``UserError`` naming the file, the digest expected and the one found.
+        Raises ``UserError`` with the file and both digests.
         """
         for split in splits or SPLITS:
             for file in _files(split):
@@ -99,30 +121,26 @@ def open_dataset(root: Path, name: str) -> Dataset:
 
 
 def is_made(root: Path, name: str, plan: str) -> bool:
-    """Whether ``<root>/<name>`` is what ``plan`` would make, and whole: its files are hashed."""
+    """Whether ``<root>/<name>`` was made by the same ``plan`` and is whole; hashes its files."""
     try:
         there = open_dataset(root, name)
         if there.plan == plan:
             there.verify()
             return True
-    except UserError:  # it is made anew
+    except UserError:  # so that it is made anew
         pass
     return False
 
 
 def read_description(path: Path, name: str) -> Dataset:
-    """As ``open_dataset``, of a data set called ``name`` in any folder."""
+    """As ``open_dataset``, for the data set ``name`` in any folder."""
     expect_file(path / META)
     try:
-        meta = json.loads((path / META).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        dataset = schema.parse(Dataset, read_json(path / META), str(path / META), path=path)
+    except MissingError:
         raise UserError(f"{path}: no such dataset; {_again(name)}") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path / META}: unreadable ({reason(error)}); {_again(name)}") from None
-    try:
-        dataset = _from_meta(path, meta)
-    except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path / META}: damaged at {reason(error)}; {_again(name)}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {_again(name)}") from None
     if dataset.name != name:
         raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}; {_again(name)}")
     return dataset
@@ -137,7 +155,7 @@ def write_dataset(
     test: tuple[npt.NDArray[Any], npt.NDArray[Any]],
     source_md5: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """Write images (N, C, H, W) uint8 and labels (N,) that are in memory as ``<root>/<name>``, all or nothing."""
+    """Write images (N, C, H, W) uint8 and labels (N,) from memory to ``<root>/<name>``, all or nothing."""
     channels, height, width = train[0].shape[1:]
     shape = (channels, height, width)
     with new_dataset(
@@ -149,19 +167,19 @@ def write_dataset(
 
 
 class Journal:
-    """Which rows of unfinished arrays are written, so that a later run goes on where this one was killed.
+    """The rows written so far to unfinished arrays, so that a later run can continue a killed one.
 
-    ``plan`` is all that decides the rows; arrays of another plan are not continued.
+    ``plan`` is a digest of all that decides the rows; arrays of another plan are not continued.
     """
 
     def __init__(self, plan: str) -> None:
         self.plan = plan
-        self.discarded = False  # the data is to blame: no later run could end
+        self.discarded = False  # the input is at fault, and no later run could finish
         self.done: dict[Split, npt.NDArray[np.bool_]] = {}
         self.folder = Path()
 
     def begin(self, folder: Path, counts: Mapping[Split, int]) -> bool:
-        """Whether ``folder`` has arrays of the same plan; ``done`` marks those of their rows that are written."""
+        """Whether ``folder`` has arrays of the same plan; ``done`` then marks their written rows."""
         self.folder = folder
         self.done = {split: np.zeros(count, np.bool_) for split, count in counts.items()}
         try:
@@ -169,7 +187,7 @@ class Journal:
                 if str(kept["plan"]) != self.plan:
                     return False
                 done = {split: kept[split] for split in counts}
-        except Exception:  # there is none, or it is damaged: numpy raises many kinds
+        except Exception:  # absent or damaged: numpy raises errors of many kinds
             return False
         there = all((folder / file).is_file() for split in counts for file in _files(split))
         if not there or any(done[split].shape != self.done[split].shape for split in counts):
@@ -179,13 +197,13 @@ class Journal:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether a later run can go on at these arrays."""
+        """Whether a later run can continue these arrays."""
         return not self.discarded and any(done.any() for done in self.done.values())
 
-    def save(self, arrays: Mapping[Split, tuple[Images, Labels]], done: Mapping[Split, npt.NDArray[np.bool_]]) -> None:
-        """Write down the rows ``done``, after their pixels: a journal is never ahead of its arrays on disk."""
+    def save(self, arrays: Mapping[Split, tuple[Mapped, Mapped]], done: Mapping[Split, npt.NDArray[np.bool_]]) -> None:
+        """Record the rows ``done``, after writing out their pixels: the journal is never ahead of the arrays."""
         for images, _ in arrays.values():
-            _flush(images)
+            images.flush()
         with (self.folder / f"{JOURNAL}.new").open("wb") as file:
             np.savez(file, plan=np.array(self.plan), **done)  # type: ignore[arg-type]
         (self.folder / f"{JOURNAL}.new").replace(self.folder / JOURNAL)
@@ -203,14 +221,14 @@ def new_dataset(
     source_md5: Mapping[str, str] | None = None,
     subset: str = "",
     journal: Journal | None = None,
-) -> Iterator[dict[Split, tuple[Images, Labels]]]:
+) -> Iterator[dict[Split, tuple[Mapped, Mapped]]]:
     """Give zeroed arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
 
-    When the block ends well they become ``<root>/<name>``, with statistics and digests; when it raises, nothing is left
-    behind, unless a ``journal`` is worth keeping: its arrays come back as the earlier run left them. Two writers
-    of one dataset must exclude each other (``fetch`` holds a lock). A disk that is too small raises ``OSError`` before
-    the block begins; later, a page of a mapped file without room would be a SIGBUS. Raises ``UserError`` where ``root``
-    cannot be written, or other files than a dataset's stand in its place.
+    At a normal end of the block they become ``<root>/<name>``, with statistics and digests. When it raises, nothing is
+    left behind, unless a ``journal`` is worth keeping: the next call then continues its arrays. Two writers of one data
+    set must exclude each other (``fetch`` holds a lock). A full disk raises ``OSError`` before the block begins; later,
+    writing to a mapped page without room would be a SIGBUS. Raises ``UserError`` where ``root`` cannot be written to,
+    or where files that are no data set stand in the place.
     """
     partial = root / f".{name}.partial"
     counts: dict[Split, int] = {"train": train, "test": test}
@@ -221,7 +239,7 @@ def new_dataset(
             remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
     try:
-        arrays: dict[Split, tuple[Images, Labels]] = {}
+        arrays: dict[Split, tuple[Mapped, Mapped]] = {}
         for split, count in counts.items():
             images = _create_array(partial / f"{split}_images.npy", np.dtype(np.uint8), (count, *shape), continued)
             labels = _create_array(partial / f"{split}_labels.npy", np.dtype(np.int64), (count,), continued)
@@ -234,21 +252,23 @@ def new_dataset(
         with counting(f"{name}: statistics and checksums", pixels) as advance:
             mean, std = channel_statistics(arrays["train"][0], advance)
             for array in (array for pair in arrays.values() for array in pair):
-                _flush(array)
+                array.flush()
             digests = {file: hashed(partial / file, "sha256", advance) for file in files}
-        meta = {
-            "name": name,
-            "classes": list(classes),
-            "shape": list(shape),
-            "train": train,
-            "test": test,
-            "mean": mean,
-            "std": std,
-            "digests": digests,
-            "source_md5": dict(source_md5 or {}),
-            **({"subset": subset} if subset else {}),
-            **({"plan": journal.plan} if journal else {}),
-        }
+        dataset = Dataset(
+            path=partial,
+            name=name,
+            classes=tuple(classes),
+            shape=shape,
+            train=train,
+            test=test,
+            mean=mean,
+            std=std,
+            digests=digests,
+            source_md5=dict(source_md5 or {}),
+            subset=subset,
+            plan=journal.plan if journal else "",
+        )
+        meta = {key: value for key, value in plain(dataset).items() if key != "path" and value != ""}
         (partial / JOURNAL).unlink(missing_ok=True)
         (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         replace_folder(partial, root / name)
@@ -260,9 +280,9 @@ def new_dataset(
 
 @contextmanager
 def receiving(root: Path, name: str) -> Iterator[Path]:
-    """Give a folder to copy a dataset's files into; they become ``<root>/<name>`` where they are whole.
+    """Give a folder to copy a data set's files into; whole, they become ``<root>/<name>``.
 
-    Raises ``UserError`` where one is missing or differs from its digest, and as ``new_dataset``.
+    Raises ``UserError`` where a file is missing or differs from its digest, and as ``new_dataset``.
     """
     partial = root / f".{name}.partial"
     prepare(root, name)
@@ -282,7 +302,7 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """UserError where the block cannot create ``path`` or something in it: no permission, a file in the way."""
+    """UserError where the block cannot create ``path`` or anything in it: no permission, a file in the way."""
     try:
         yield
     except OSError as error:
@@ -293,12 +313,10 @@ def writing(path: Path) -> Iterator[None]:
 
 def channel_statistics(
     images: Images, advance: Callable[[int], None] = lambda amount: None
-) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of pixel / 255 for each channel of images (N, C, H, W), from exact integer sums."""
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of pixel / 255, by channel of images (N, C, H, W), from exact integer sums."""
     count, channels, height, width = images.shape
     pixels = count * height * width
-    if not pixels:
-        return [0.0] * channels, [0.0] * channels
     histograms = np.zeros((channels, 256), np.int64)
     step = max(1, PIXELS_AT_A_TIME // (height * width))
     for start in range(0, count, step):
@@ -313,39 +331,14 @@ def channel_statistics(
         second = sum(level * level * n for level, n in enumerate(histogram))
         means.append(first / pixels / 255)
         stds.append(math.sqrt(pixels * second - first * first) / pixels / 255)
-    return means, stds
+    return tuple(means), tuple(stds)
 
 
 def release_pages(array: npt.NDArray[Any]) -> None:
-    """Release a mapped array's pages from this process's memory; written data stays in the file."""
+    """Release a mapped array's pages from this process's memory; the file keeps what was written."""
     mapped = getattr(array, "_mmap", None)
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    if isinstance(mapped, mmap.mmap):
         mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def _from_meta(path: Path, meta: dict[str, Any]) -> Dataset:
-    channels, height, width = (int(size) for size in meta["shape"])
-    dataset = Dataset(
-        path=path,
-        name=str(meta["name"]),
-        classes=tuple(str(name) for name in meta["classes"]),
-        shape=(channels, height, width),
-        train=int(meta["train"]),
-        test=int(meta["test"]),
-        mean=tuple(float(value) for value in meta["mean"]),
-        std=tuple(float(value) for value in meta["std"]),
-        digests={file: str(meta["digests"][file]) for split in SPLITS for file in _files(split)},
-        subset=str(meta.get("subset", "")),
-        plan=str(meta.get("plan", "")),
-    )
-    images = math.prod(dataset.shape) * max(dataset.train, dataset.test)
-    if min(dataset.shape) < 1 or min(dataset.train, dataset.test) < 0 or images > sys.maxsize:
-        raise ValueError(f"sizes: {dataset.train} and {dataset.test} images of {dataset.shape}")
-    if not all(map(math.isfinite, (*dataset.mean, *dataset.std))):
-        raise ValueError(f"mean and std: {dataset.mean} and {dataset.std}")
-    if not len(dataset.mean) == len(dataset.std) == channels:
-        raise ValueError(f"mean and std: {len(dataset.mean)} and {len(dataset.std)} values for {channels} channels")
-    return dataset
 
 
 def _files(split: Split) -> tuple[str, str]:
@@ -356,36 +349,26 @@ def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt
     again = _again(path.parent.name)
     expect_file(path)
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if math.prod(shape) else None)
-        if not isinstance(array, np.ndarray):  # np.load gives something else for a zip archive
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        if not isinstance(array, np.ndarray):  # of a zip archive np.load makes something else
             raise ValueError("several arrays")
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {again}") from None
-    except Exception as error:  # numpy raises many kinds for a damaged header
+    except Exception as error:  # for a damaged header numpy raises errors of many kinds
         raise UserError(f"{path}: not a readable array ({reason(error)}); {again}") from None
     if array.dtype != dtype or array.shape != shape:
         raise UserError(f"{path}: {array.dtype} {array.shape}, expected {dtype} {shape} as in {META}; {again}")
     return array
 
 
-def _flush(array: npt.NDArray[Any]) -> None:
-    if isinstance(array, np.memmap):
-        array.flush()
-
-
-def _create_array(
-    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], continued: bool = False
-) -> npt.NDArray[Any]:
-    """Zeros in a file, or what it holds where it is ``continued``."""
-    if not math.prod(shape):  # nothing can be mapped
-        np.save(path, np.zeros(shape, dtype))
-        return np.zeros(shape, dtype)
+def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], continued: bool = False) -> Mapped:
+    """An array of zeros in a new file, or the array in the file where it is ``continued``."""
     try:
         mode: Literal["r+", "w+"] = "r+" if continued else "w+"
         array = np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError as error:  # neither call names the file
+    except OSError as error:  # neither call's error has the file's name
         if error.errno == errno.ENOMEM:
             limit = "expected room for that in what may be mapped (ulimit -v)"
             raise UserError(f"{path}: {math.prod(shape) * dtype.itemsize} bytes; {limit}") from None
@@ -394,12 +377,12 @@ def _create_array(
 
 
 def _check_labels(where: str, labels: Labels, classes: int, again: str = "") -> None:
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+    if not 0 <= labels.min() <= labels.max() < classes:
         raise UserError(f"{where} {labels.min()} to {labels.max()}, expected 0 to {classes - 1}{again}")
 
 
 def _check_place(final: Path) -> None:
-    """UserError where files would be lost that nobody can fetch again; a link is replaced, not its target."""
+    """UserError where a replacement would remove files that are no data set; of a link only the link is replaced."""
     if final.is_symlink() or not final.exists():
         return
     if not final.is_dir():
@@ -413,7 +396,7 @@ def _check_place(final: Path) -> None:
 def prepare(root: Path, name: str) -> None:
     """Restore ``<root>/<name>`` where its replacement was killed between the two renames.
 
-    Raises ``UserError``, before anything long begins, where :func:`new_dataset` would raise it at the end.
+    Raises ``UserError`` before long work begins, where :func:`new_dataset` would raise it at the end.
     """
     with writing(root):
         if os.path.lexists(root) and not root.is_dir():

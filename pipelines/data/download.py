@@ -1,4 +1,4 @@
-"""One file over HTTP: time-outs, a progress bar, resumption; unfinished bytes never have a final name."""
+"""Download of one file over HTTP, with time-outs, a progress bar and resumption."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from pipelines.command.errors import brief, printable, reason
 from pipelines.command.files import hashed
 from pipelines.command.progress import counting
 
-CHUNK = 1 << 14  # bytes; also the most that a broken connection loses
+CHUNK = 1 << 14  # bytes at a time; a broken connection loses no more
 REDIRECTS = 5  # in a row
 
 
 class SourceError(Exception):
-    """A source cannot give this file; the text is the reason, in one line."""
+    """A source does not have this file; the text is the reason, in one line."""
 
 
 class SourceDown(SourceError):
-    """The source gives no other file either."""
+    """A source has no other file either."""
 
 
 class SourceSlow(SourceDown):
-    """The source answers, but at a rate that makes another one worth trying first."""
+    """A source is so slow that others are worth trying first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for a server before the next source gets its turn."""
+    """How long to wait for a server before trying the next source."""
 
     connect: float = 5.0  # seconds, name resolution included
     read: float = 30.0  # seconds without a byte
-    attempts: int = 3  # connections a file, as long as each brings bytes
-    floor: float = 0.0  # bytes a second; a slower transfer is put off
+    attempts: int = 3  # connections for a file, as long as each delivers bytes
+    floor: float = 0.0  # bytes a second, below which a transfer is put off
     floor_after: float = 15.0  # seconds before the rate is judged
 
 
@@ -55,13 +55,13 @@ class Remote:
     url: str
     size: int | None = None  # bytes
     md5: str | None = None
-    most: int | None = None  # bytes to take where the size is not known
+    most: int | None = None  # most bytes of a file of unknown size
 
 
 def download(remote: Remote, part: Path, patience: Patience, label: str) -> None:
-    """Bring ``remote`` into the file ``part``, continuing a broken transfer.
+    """Download ``remote`` to the file ``part``, continuing a broken transfer.
 
-    Raises ``SourceError`` where the server cannot give the file or its size or md5 are wrong; ``part`` then remains
+    Raises ``SourceError`` where the server does not have the file, or its size or md5 is wrong; ``part`` then remains
     only if a later call can continue it.
     """
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -72,14 +72,14 @@ def download(remote: Remote, part: Path, patience: Patience, label: str) -> None
         if problem is None:
             return
         part.unlink()
-        if not continued:  # the old bytes may be to blame: once more from the start
+        if not continued:  # or the old bytes may be at fault: once more from the start
             raise SourceError(problem)
 
 
 def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
-    """Compare a file with the size and md5 it should have; None where both agree, else expected and found."""
+    """Compare a file with its expected size and md5; None where both agree, else both values in words."""
     found_size = path.stat().st_size
-    if md5 is None or (size is not None and found_size > size):  # too large: no need to read it
+    if md5 is None or (size is not None and found_size > size):  # a file too large need not be read
         return None if size in (None, found_size) else f"expected {size} bytes, found {found_size}"
     found_md5 = md5_of(path)
     if found_md5 == md5:
@@ -89,28 +89,28 @@ def mismatch(path: Path, size: int | None, md5: str | None) -> str | None:
 
 
 def md5_of(path: Path) -> str:
-    """The md5 of a file, as 32 hex digits; DVC and the publishers identify files by it."""
+    """The md5 of a file in 32 hex digits, as DVC and publishers use it."""
     with counting(f"fetch: {printable(path.name)}: md5", path.stat().st_size) as advance:
         return hashed(path, "md5", advance)
 
 
 def shown(url: str) -> str:
-    """A URL for the log, without user, password and query; ``url`` may be any text."""
+    """A URL, or any text, for the log: without user, password and query."""
     return re.sub(r"(?<=://)[^/]*@", "", re.split("[?#]", url)[0]).rstrip("/")
 
 
 def is_url(place: str) -> bool:
-    """Whether a mirror is an address; else it is a directory."""
+    """Whether a mirror is a URL, not a directory."""
     return place.lower().startswith(("http://", "https://"))
 
 
 def _reach(url: str, session: requests.Session, seconds: float) -> None:
-    """Fail within ``seconds`` where no connection can be made; dead resolvers and dropped packets take minutes."""
+    """Fail within ``seconds`` where no connection can be made; a dead resolver alone would take minutes."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
         (host or "").encode("idna")  # the resolver's first step
-    except ValueError:  # its text may hold a part of a password
+    except ValueError:  # whose text may contain a part of a password
         host = None
     if host is None or not is_url(url):
         raise SourceDown("not an address; expected one like http://host:8000/data")
@@ -135,7 +135,7 @@ def _reach(url: str, session: requests.Session, seconds: float) -> None:
 
 
 def _is_here(host: str) -> bool:
-    """Whether ``host`` is this machine, which no proxy leads back to."""
+    """Whether ``host`` is this machine, which a proxy would not reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -143,7 +143,7 @@ def _is_here(host: str) -> bool:
 
 
 class _Session(requests.Session):
-    """Does not follow redirections by itself: requests would read each to its end first, however long."""
+    """Leaves redirections to ``_opened``: requests would read each one's body to its end, however long."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
@@ -151,7 +151,7 @@ class _Session(requests.Session):
 
 @contextmanager
 def _opened(url: str, headers: dict[str, str], patience: Patience) -> Iterator[requests.Response]:
-    """The answer behind all redirections."""
+    """The response at the end of all redirections."""
     wait = (patience.connect, patience.read)
     with _Session() as session:
         for turn in range(1 + REDIRECTS):
@@ -172,7 +172,7 @@ def _opened(url: str, headers: dict[str, str], patience: Patience) -> Iterator[r
 
 
 def _complete(remote: Remote, part: Path, patience: Patience, label: str) -> None:
-    """Transfer until ``part`` is complete by the server's account, over several connections if need be."""
+    """Transfer until the server has sent all of the file, over several connections if need be."""
     for attempt in range(patience.attempts):
         before = _size(part)
         try:
@@ -191,7 +191,7 @@ def _complete(remote: Remote, part: Path, patience: Patience, label: str) -> Non
 
 
 def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> bool:
-    """Read one response into ``part``; False where the server has nothing from that offset on."""
+    """Append one response to ``part``; False where the server has nothing from that offset on."""
     offset = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     with _opened(remote.url, headers, patience) as response:
@@ -223,7 +223,7 @@ def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> boo
 
 
 def _continues(response: requests.Response, offset: int) -> bool:
-    """Whether the response's first byte is the one at ``offset``; a server may ignore the range asked for."""
+    """Whether the response begins at ``offset``; a server may ignore the requested range."""
     if response.status_code != requests.codes.partial_content:
         return offset == 0
     place = response.headers.get("Content-Range", "")
@@ -234,7 +234,7 @@ def _continues(response: requests.Response, offset: int) -> bool:
 
 
 class _RateJudge:
-    """Calls a transfer off when its rate stays below the floor and much is left."""
+    """Ends a transfer whose rate is below the floor while much of the file is left."""
 
     def __init__(self, patience: Patience, total: int | None, offset: int) -> None:
         self.patience, self.total, self.offset = patience, total, offset
@@ -257,7 +257,7 @@ def _size(path: Path) -> int:
 def _reason(error: BaseException) -> str:
     """The innermost cause in a few words: requests wraps urllib3, which wraps the socket's error."""
     if isinstance(error, urllib3.exceptions.NewConnectionError) and error.__cause__ is not None:
-        return _reason(error.__cause__)  # urllib3 calls it a time-out, whatever the socket's error
+        return _reason(error.__cause__)  # urllib3 calls every socket error a time-out
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
         return "timed out"
     if isinstance(error, urllib3.exceptions.IncompleteRead):

@@ -20,24 +20,24 @@ from pipelines.command.errors import UserError, brief
 from pipelines.command.progress import counting
 from pipelines.config.origins import Origin
 from pipelines.data.containers import Files, Folder, LeftOut, Mounted, Picture, open_archive
-from pipelines.data.datasets import SPLITS, Images, Journal, Labels, Split, is_made, new_dataset, release_pages
+from pipelines.data.datasets import SPLITS, Images, Journal, Mapped, Split, is_made, new_dataset, release_pages
 from pipelines.data.labels import LabelList, read_devkit, read_list
 from pipelines.data.layout import Layout, check_folders, lay_out
 from pipelines.data.pictures import Undecodable, decode, quiet_libraries
 
-IN_FLIGHT_BYTES = 48 << 20  # of all jobs at once: what a Ray that is started here keeps of objects, with room to spare
+IN_FLIGHT_BYTES = 48 << 20  # of all jobs at once; a local Ray's object store has room for them and to spare
 MOST_IN_A_JOB = 64  # images
-SAVE_EVERY_S = 10.0  # what a killed run loses
-RELEASE_EVERY = 500  # images
+SAVE_EVERY_S = 10.0  # of work that a killed run loses
+RELEASE_EVERY = 500  # images written
 
-Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares, and place and content of each file
+Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares; place and content of each file
 Jobs = Iterable[Job]
-Decoded = Sequence[tuple[str, Images | str]]  # by place: the pixels, or why there are none
+Decoded = Sequence[tuple[str, Images | str]]  # by place, the pixels or the reason for having none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoders:
-    """What maps :func:`decode_job` over jobs, in any order, and how many of them are under way at once."""
+    """A function that maps :func:`decode_job` over jobs, in any order, and the number of jobs at once."""
 
     over: Callable[[Jobs], Iterable[Decoded]]
     in_flight: int
@@ -60,10 +60,10 @@ def write(
 ) -> None:
     """Write ``datasets/<name>`` from the archives or folder that ``origin`` names; ``val`` becomes the test split.
 
-    Images become squares of ``origin.size`` pixels, see :func:`decode`; files that are left out are logged by reason.
-    ``md5s`` are of the archives that have been checked; ``decoders`` is asked with the number of images to decode. An
-    interrupted run is continued. Raises ``UserError`` where the pictures make no two splits of the same classes, or one
-    cannot be decoded.
+    Images become squares of ``origin.size`` pixels (:func:`decode`); files that are left out are logged by reason.
+    ``md5s`` are those of checked archives; ``decoders`` takes the number of images to decode. An interrupted run is
+    continued. Raises ``UserError`` where the pictures do not form two splits of the same classes, or one cannot be
+    decoded.
     """
     folders: dict[Split, str] = {"train": origin.train, "test": origin.val}
     where = f"params.yaml: datasets.{name}"
@@ -107,7 +107,7 @@ def _is_list(path: str, origin: Origin) -> bool:
 
 
 def _labels(root: Path, files: Files, origin: Origin, lists: Sequence[Picture]) -> LabelList | None:
-    """The classes of the images in a flat validation folder, where ``origin`` has them."""
+    """The classes of the images in a flat validation folder, if ``origin`` names them."""
     if origin.devkit is not None:
         return read_devkit(root / "data" / origin.devkit, brief(origin.devkit))
     if origin.labels is None:
@@ -149,7 +149,7 @@ def _decode_all(
             say(f"{before} of {images} images were decoded by an earlier run")
         with (
             quiet_libraries(),
-            warnings.catch_warnings(action="ignore"),  # of odd EXIF, say; only errors matter
+            warnings.catch_warnings(action="ignore"),  # about odd EXIF and the like; only errors matter
             decoders(images - before) as found,
             counting(f"fetch: {name}: decoding", images - before, unit="images") as advance,
             rows.saved_at_times() as save,
@@ -161,7 +161,7 @@ def _decode_all(
 
 
 def _plan(root: Path, origin: Origin, layout: Layout, md5s: Mapping[str, str]) -> str:
-    """What decides the arrays and their names: a digest of the pictures in their order, and of what decodes them."""
+    """A digest of all that decides the arrays and class names: the pictures in order, and the code that decodes."""
     versions = f"{PIL.__version__} {features.version('jpg')}"
     names = [origin.names.get(kind, kind) for kind in layout.classes]
     digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions} {names} {origin.subset.words}".encode())
@@ -177,16 +177,16 @@ def _plan(root: Path, origin: Origin, layout: Layout, md5s: Mapping[str, str]) -
 
 
 def _stamp(path: Path) -> bytes:
-    """Size and time of a file: another version of it need not have another name."""
+    """Size and time of a file, which tell versions of the same name apart."""
     try:
         found = path.stat()
-    except OSError:  # reading it will tell
+    except OSError:  # reported when it is read
         return b""
     return f"{found.st_size} {found.st_mtime_ns}".encode()
 
 
 def _jobs(images: Iterable[tuple[str, bytes]], size: int, in_flight: int) -> Iterator[Job]:
-    """Files to decode together; what all jobs under way hold, packed and as pixels, stays within bounds."""
+    """Files to decode together; the bytes of all jobs under way, encoded and as pixels, are bounded."""
     most, job, held = IN_FLIGHT_BYTES // in_flight, list[tuple[str, bytes]](), 0
     for place, packed in images:
         job.append((place, packed))
@@ -212,12 +212,12 @@ def _decoded(packed: bytes, size: int) -> Images | str:
 
 
 class _Rows:
-    """The rows that the pictures fill, and the journal of those that are written."""
+    """The rows that pictures fill, and the journal of written rows."""
 
-    def __init__(self, layout: Layout, arrays: Mapping[Split, tuple[Images, Labels]], journal: Journal) -> None:
+    def __init__(self, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]], journal: Journal) -> None:
         self.arrays, self.journal, self.done = arrays, journal, journal.done
-        self.paths: dict[str, str] = {}  # of the places that are still to be decoded
-        self.rows: dict[str, list[tuple[Split, int]]] = {}  # of each place, which may have several names
+        self.paths: dict[str, str] = {}  # of the places still to be decoded
+        self.rows: dict[str, list[tuple[Split, int]]] = {}  # of each place, which may have several paths
         for split in SPLITS:
             for row, picture in enumerate(layout.pictures[split]):
                 if not self.done[split][row]:
@@ -228,11 +228,11 @@ class _Rows:
 
     @property
     def written(self) -> int:
-        """Rows written, by an earlier run and by this one."""
+        """The number of rows written, by an earlier run and by this one."""
         return sum(int(done.sum()) for done in self.done.values())
 
     def read(self, files: Files) -> Iterator[tuple[str, bytes]]:
-        """Place and content of what is still to be decoded."""
+        """Place and content of the files still to be decoded."""
         try:
             yield from files.read(self.paths)
         except UserError:
@@ -240,7 +240,7 @@ class _Rows:
             raise
 
     def write(self, label: str, place: str, pixels: Images | str) -> int:
-        """Fill the rows of one file; how many they are. ``UserError`` where the picture could not be decoded."""
+        """Fill the rows of one file, and return their number; ``UserError`` where it could not be decoded."""
         if isinstance(pixels, str):
             self.journal.discarded = True
             raise UserError(f"{label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
@@ -257,9 +257,9 @@ class _Rows:
 
     @contextmanager
     def saved_at_times(self) -> Iterator[Callable[[], None]]:
-        """Give a function to call often: at times it saves the journal, while the block goes on.
+        """Give a function to call often, which saves the journal now and then beside the decoding.
 
-        When the block ends early the journal is saved once more.
+        When the block raises, the journal is saved once more.
         """
         with ThreadPoolExecutor(1) as saver:  # the disk may be slow
 
@@ -279,7 +279,7 @@ class _Rows:
                 raise
 
     def check_complete(self, label: str) -> None:
-        """UserError for a row that nothing has filled: it would be black."""
+        """UserError for a row that was not filled, and would be black."""
         if self.rows:
             self.journal.discarded = True
             lost = self.paths[next(iter(self.rows))]

@@ -11,7 +11,7 @@ from pipelines.command.errors import UserError, brief
 from pipelines.data.containers import Files, LeftOut, Picture, open_archive
 
 GROUND_TRUTH, SYNSETS = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"  # in the devkit
-LEAVES = 1000  # synsets without children, the classes: they have the first ILSVRC2012_IDs (the devkit's readme.txt)
+LEAVES = 1000  # classes, the synsets without children; their ILSVRC2012_IDs are the first (readme.txt)
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LabelList:
     rows: Sequence[Sequence[str]]
 
     def assign(self, pictures: Mapping[str, Picture]) -> dict[str, list[Picture]]:
-        """The pictures, by their paths below the split's folder, as those of each class.
+        """Sort ``pictures``, given by path below the split's folder, into classes.
 
         Raises ``UserError`` where a picture has no label, or a label no picture.
         """
@@ -55,7 +55,7 @@ class LabelList:
 
 
 def read_list(files: Files, picture: Picture) -> LabelList:
-    """The list in the file ``picture`` of ``files``: columns between tabs, else commas, else blanks."""
+    """The list in the file ``picture`` of ``files``, its columns separated by tabs, else commas, else blanks."""
     (content,) = (content for _, content in files.read({picture.place: picture.path}))
     where = f"{files.label}: {brief(picture.path)}"
     try:
@@ -67,9 +67,9 @@ def read_list(files: Files, picture: Picture) -> LabelList:
 
 
 def read_devkit(path: Path, label: str) -> LabelList:
-    """The WordNet ids of ILSVRC's validation images, in the order of their names, from the devkit's archive.
+    """The WordNet ids of ILSVRC's validation images, sorted by name, from the devkit's archive.
 
-    Its ground truth has an ILSVRC2012_ID a line; meta.mat, a MATLAB file, has the WordNet id of each.
+    Its ground truth has one ILSVRC2012_ID a line; meta.mat, a MATLAB file, has the WordNet id of each.
     """
     files = open_archive(path, label)
     truth, synsets = (_whole(files, name) for name in (GROUND_TRUTH, SYNSETS))
@@ -96,6 +96,6 @@ def _wordnet_ids(label: str, synsets: bytes) -> dict[str, str]:
     try:
         table = loadmat(io.BytesIO(synsets), squeeze_me=True)["synsets"]
         pairs = {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in table}
-    except Exception as error:  # whatever scipy stumbles over
+    except Exception as error:  # SciPy raises errors of many kinds
         raise UserError(f"{label}: {SYNSETS} cannot be read ({brief(str(error))}); expected it as published") from None
     return {number: wordnet_id for number, wordnet_id in pairs.items() if int(number) <= LEAVES}

@@ -1,4 +1,4 @@
-"""From pictures in ``train/<class>/*`` and ``val/<class>/*``, or ``val/*`` with labels, to the rows of the arrays."""
+"""The rows of the arrays, from pictures in ``train/<class>/*`` and ``val/<class>/*``, or ``val/*`` with labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipelines.data.labels import LabelList
 Kinds = dict[str, list[Picture]]  # pictures by class
 NAMED = 5  # classes in a message
 LABELS = "expected labels: <file> in params.yaml, which names the class of each validation image"
-FLAT = ""  # the class of pictures that lie in no class folder
+FLAT = ""  # the class of pictures outside of class folders
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The pictures of each split in the order of their rows: by class, then by path, as sorted."""
+    """The pictures of each split in the order of their rows: sorted by class, then by path."""
 
     classes: tuple[str, ...]
     pictures: Mapping[Split, Sequence[Picture]]
@@ -28,7 +28,7 @@ class Layout:
 
 
 def check_folders(where: str, folders: Mapping[Split, str]) -> None:
-    """Raise ``UserError`` where a picture could be in both splits, or a split has no valid folder."""
+    """Raise ``UserError`` where a split has no valid folder, or a picture could be in both splits."""
     keys = {"train": "train", "test": "val"}
     for split, folder in folders.items():
         parts = PurePosixPath(folder).parts
@@ -50,10 +50,9 @@ def lay_out(
 ) -> Layout:
     """Sort pictures into splits and classes; the two split folders may lie below a common folder.
 
-    ``labels`` has the classes of the images in the validation folder, where they lie in no class folders. Raises
-    ``UserError`` where there are no pictures, fewer than two classes, or other classes in one split than in the other,
-    where the name of a class is not plain text, where a picture cannot be read, and where ``subset`` names what is not
-    there.
+    ``labels`` has the classes of a flat validation folder. Raises ``UserError`` for no pictures, fewer than two
+    classes, different classes in the two splits, a class whose name is not plain text, a picture that cannot be read,
+    and a ``subset`` of classes that are absent.
     """
     flat: Split | None = None if labels is None else "test"
     by_base: dict[str, dict[Split, Kinds]] = {}
@@ -93,7 +92,7 @@ def _by_path(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def _cut(label: str, by_split: Mapping[Split, Kinds], subset: ImageSubset, left_out: LeftOut) -> Mapping[Split, Kinds]:
-    """The classes and training images that the rule takes; the others are counted."""
+    """The classes and training images that ``subset`` selects; counts the others."""
     if not subset.words:
         return by_split
     known = sorted(by_split["train"])
@@ -116,7 +115,7 @@ def _cut(label: str, by_split: Mapping[Split, Kinds], subset: ImageSubset, left_
 
 
 def _below(path: str, folder: str, flat: bool = False) -> Iterator[tuple[str, str]]:
-    """Each reading of ``path`` as ``<base>/<folder>/<class>/...``: its base and its class; without one where flat."""
+    """Base and class of each reading of ``path`` as ``<base>/<folder>/<class>/...``; no class where flat."""
     parts, wanted = path.split("/"), list(PurePosixPath(folder).parts)
     for start in range(len(parts) - len(wanted) - (0 if flat else 1)):
         if parts[start : start + len(wanted)] == wanted:
@@ -126,7 +125,7 @@ def _below(path: str, folder: str, flat: bool = False) -> Iterator[tuple[str, st
 def _base(
     label: str, by_base: Mapping[str, Mapping[Split, Kinds]], folders: Mapping[Split, str], found: Sequence[Picture]
 ) -> str:
-    """The uppermost folder that holds both splits."""
+    """The uppermost folder with both splits."""
     whole = (base for base, splits in by_base.items() if len(splits) == len(SPLITS))
     bases = sorted(whole, key=lambda base: (_depth(base), base))
     if not bases:
@@ -156,7 +155,7 @@ def _pass_over(
     folders: Mapping[Split, str],
     left_out: LeftOut,
 ) -> None:
-    """Count the pictures that are in no split of ``base``."""
+    """Count the pictures outside of the splits of ``base``."""
     readings = {
         home: {picture.path for kinds in splits.values() for kind in kinds.values() for picture in kind}
         for home, splits in by_base.items()

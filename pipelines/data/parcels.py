@@ -1,7 +1,7 @@
-"""Parcels: tar files, whole or in pieces of a size that one names, that carry files to a machine without a network.
+"""Parcels: tar files, whole or in pieces of a given size, that carry files to a machine without a network.
 
-A parcel is read strictly, since anybody may have made it: regular files alone, each once, under names that its reader
-expects; in bounded memory; and nothing is written under a name from the parcel that was not checked first.
+Reading is strict, since anybody may have made a parcel: only regular files, each once, under names that the reader
+expects, and in bounded memory. Names from a parcel are checked before anything is written under them.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pipelines.command.errors import UserError, brief
 from pipelines.command.files import expect_file, require_folder
 
 READ_BYTES = 2**20  # bytes
-PIECE_NUMBER = re.compile(r"\.\d{3,}")  # at the end of a piece's name
+PIECE_NUMBER = re.compile(r"\.\d{3,}")  # suffix of a piece's name
 SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 LEAST_PIECE = 10**6  # bytes
 
 
 class ParcelError(UserError):
-    """A file that is no whole parcel, or holds what none does: nothing more is read from it."""
+    """A file that is no whole parcel, or has contents that no parcel has; reading ends there."""
 
 
 class Writer:
     """A parcel being written."""
 
     def __init__(self, folder: Path, name: str, most: int | None) -> None:
-        """In ``folder``, as a file ``name``, or as files of at most ``most`` bytes that are named and numbered."""
+        """In ``folder``: one file ``name``, or numbered files of at most ``most`` bytes."""
         self.folder, self.name, self.most = folder, name, most
         self.files: list[Path] = []
         self.room = 0  # bytes that the last file may still take
@@ -51,7 +51,7 @@ class Writer:
         self._add(name, io.BytesIO(data), len(data))
 
     def close(self) -> None:
-        """Write the end, after which nothing may come."""
+        """Write the end."""
         self._write(bytes(2 * tarfile.BLOCKSIZE))
         self._end_file()
 
@@ -94,9 +94,9 @@ class Writer:
 
 @contextmanager
 def writing(path: Path, most: int | None = None) -> Iterator[Writer]:
-    """Give a parcel to fill, which becomes ``path``, or ``path.000`` and so on where a piece has ``most`` bytes.
+    """Give a parcel to fill, which becomes ``path``, or ``path.000`` and so on in pieces of ``most`` bytes.
 
-    It takes these names, and those of an earlier one go, when the block ends well; else nothing is left.
+    At a normal end of the block it replaces an earlier parcel; otherwise nothing is left.
     """
     require_folder(path.parent)
     if path.is_dir():
@@ -128,7 +128,7 @@ def piece_bytes(text: str) -> int:
 
 
 def gather(named: Sequence[Path]) -> dict[Path, list[Path]]:
-    """The files of each parcel that is named, by itself or by any of its pieces; UserError where one is missing."""
+    """The files of each parcel, named by itself or by any of its pieces; UserError where one is missing."""
     found: dict[Path, list[Path]] = {}
     for path in named:
         whole = path.with_suffix("") if PIECE_NUMBER.fullmatch(path.suffix) else path
@@ -165,7 +165,7 @@ def _check_numbers(whole: Path, pieces: Sequence[Path]) -> None:
 
 @dataclass
 class Carried:
-    """A file in a parcel, to be read once, before the next one."""
+    """A file in a parcel, to be read once and before the next file."""
 
     name: str
     size: int
@@ -173,7 +173,7 @@ class Carried:
     left: int
 
     def read(self, most: int = READ_BYTES) -> bytes:
-        """The next bytes, none at its end."""
+        """The next bytes, at most ``most``; none at the end."""
         data = self.stream.exactly(min(most, self.left))
         self.left -= len(data)
         return data
@@ -194,7 +194,7 @@ class Carried:
 
 
 def members(label: Path, pieces: Sequence[Path], expected: re.Pattern[str]) -> Generator[Carried, None, None]:
-    """Each file of a parcel in turn; ParcelError for anything else than files under ``expected`` names, each once."""
+    """Each file of a parcel in turn; ParcelError for anything but files of ``expected`` names, each once."""
     stream, seen = _Joined(label, pieces), set[str]()
     try:
         while any(block := stream.exactly(tarfile.BLOCKSIZE)):
@@ -234,7 +234,7 @@ class _Joined:
         self.file: IO[bytes] = io.BytesIO()
 
     def read(self, most: int) -> bytes:
-        """The next bytes, at most so many; none at the end."""
+        """The next bytes, at most ``most``; none at the end."""
         while not (data := self.file.read(most)) and self.waiting:
             self.file.close()
             expect_file(self.waiting[0])
@@ -242,7 +242,7 @@ class _Joined:
         return data
 
     def exactly(self, size: int) -> bytes:
-        """The next ``size`` bytes, of which no more are asked for than fit into memory; ParcelError where they end."""
+        """The next ``size`` bytes, read piece by piece; ParcelError where the parcel ends before."""
         parts, left = list[bytes](), size
         while left:
             data = self.read(min(left, READ_BYTES))
@@ -253,5 +253,5 @@ class _Joined:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Let go of the file at hand."""
+        """Close the open file."""
         self.file.close()

@@ -1,4 +1,4 @@
-"""Decode a picture of any format, mode and orientation to a square of RGB, in bounded memory."""
+"""Decodes a picture of any format, mode and orientation to a square of RGB, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, PpmImagePlugin, _imaging
 
 from pipelines.command.errors import reason
-from pipelines.data.datasets import Images
 
-# Formats to try on a file, whatever its name: none of Pillow's that runs a program (EPS) or accepts any bytes (TGA).
+# Formats to try on a file of any name; not those that run a program (EPS) or accept any bytes (TGA).
 PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(
     (
@@ -25,44 +24,44 @@ SUFFIXES = frozenset(
         *(".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     )
 )
-FOREIGN = frozenset(  # suffixes of pictures that are not read
+FOREIGN = frozenset(  # suffixes of pictures in other formats
     (
         *(".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".xcf", ".eps", ".exr", ".hdr", ".raw", ".dng", ".cr2"),
         *(".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".ico", ".icns", ".tga", ".pcx", ".sgi", ".qoi", ".dds"),
     )
 )
 LARGEST_SIDE = 1 << 16  # pixels
-LARGEST_AREA = 1 << 26  # pixels: 8192 x 8192, for which the largest decoder, of JPEG 2000, takes 1.3 GB
-BLOCK = 1 << 26  # bytes that Pillow allocates at once: from 32 MiB on, freed memory goes back to the system
-MOST_SCANS = 100  # of a progressive JPEG, each of which decodes the whole picture; 10 are usual
-PAPER = (255, 255, 255, 255)  # the colour behind transparent pixels
+LARGEST_AREA = 1 << 26  # pixels: 8192 x 8192, for which the hungriest decoder, of JPEG 2000, takes 1.3 GB
+BLOCK = 1 << 26  # bytes that Pillow allocates at once; from 32 MiB on, freed memory returns to the system
+MOST_SCANS = 100  # of a progressive JPEG, each as long as decoding the picture; 10 are usual
+PAPER = (255, 255, 255, 255)  # background of transparent pixels
 
 
 class Undecodable(Exception):
-    """A picture that is damaged, too large, or without an agreed meaning; the text is the reason, in one line."""
+    """A picture that is damaged, too large, or of no agreed meaning; the text is the reason, in one line."""
 
 
-def decode(packed: bytes, size: int) -> Images:
+def decode(packed: bytes, size: int) -> npt.NDArray[np.uint8]:
     """A picture's file as (3, size, size): RGB, short side scaled to ``size`` (bilinear, antialiased), centre crop.
 
     The EXIF orientation is applied where it can be read. Transparent pixels become white. Grey levels of 16 bits (12 in
-    a TIFF) are scaled by the range of their type, colours of 16 bits keep the upper 8, and levels in floating point
-    have to lie within 0 to 1. Of several frames the first counts; colour profiles are ignored.
+    a TIFF) are scaled by the range of their type, colours of 16 bits keep the upper 8, and floating-point levels must
+    lie within 0 to 1. Of several frames the first is taken; colour profiles are ignored.
 
-    Only the part behind the square is scaled. For a square picture the result equals that of scaling it whole, to the
-    bit; for others it is within 1 of 255, as Pillow's order of rows and columns depends on the part. JPEGs are decoded
-    at full size: in 300 photographs of ImageNet at half size, libjpeg's quicker reduced decoding (``Image.draft``)
-    changed 40 % of the values by more than 1, and one by 43.
+    Only the part that becomes the square is scaled. For a square picture the result is that of scaling it whole, bit
+    for bit; for others it differs by at most 1 of 255, as Pillow's order of rows and columns depends on the part. JPEGs
+    are decoded at full size: on 300 photographs of ImageNet at half size, libjpeg's faster reduced decoding
+    (``Image.draft``) changed 40 % of the values by more than 1, and one by 43.
 
     Raises ``Undecodable``.
     """
     try:
         with _loaded(packed) as image:
-            with contextlib.suppress(Exception):  # damaged EXIF has no orientation
+            with contextlib.suppress(Exception):  # damaged EXIF
                 ImageOps.exif_transpose(image, in_place=True)
             box = _centre(image.size, size)
             square = _rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
-            pixels: Images = np.asarray(square)
+            pixels: npt.NDArray[np.uint8] = np.asarray(square)
         return pixels.transpose(2, 0, 1)
     except MemoryError:
         raise Undecodable("not enough memory") from None
@@ -70,7 +69,7 @@ def decode(packed: bytes, size: int) -> Images:
         raise Undecodable(f"far more pixels than {LARGEST_AREA}") from None
     except Undecodable:
         raise
-    except Exception as error:  # Pillow raises whatever its readers stumble over
+    except Exception as error:  # Pillow's readers raise errors of many kinds
         raise Undecodable(reason(error).partition(" <")[0] or type(error).__name__) from None  # "<_io.BytesIO ...>"
 
 
@@ -78,7 +77,7 @@ def decode(packed: bytes, size: int) -> Images:
 def quiet_libraries() -> Iterator[None]:
     """Discard what C libraries write to file descriptor 2; Python's stderr still reaches the user.
 
-    libtiff complains of each damaged picture under a name of its own, "tempfile.tif".
+    libtiff reports each damaged picture under a name of its own, "tempfile.tif".
     """
     shown, number = sys.stderr, _number(sys.stderr)
     if number != 2:  # captured by a test, or closed
@@ -106,7 +105,7 @@ def _number(stream: TextIO) -> int | None:
 
 @contextmanager
 def _loaded(packed: bytes) -> Iterator[Image.Image]:
-    """The picture of one file, decoded."""
+    """The decoded picture of a file."""
     if packed.startswith(b"\xff\xd8") and (scans := packed.count(b"\xff\xda")) > MOST_SCANS:
         raise Undecodable(f"{scans} scans; expected at most {MOST_SCANS}")
     _imaging.set_block_size(BLOCK)
@@ -127,7 +126,7 @@ def _check_area(sides: tuple[int, int]) -> None:
 
 
 def _webp_sides(packed: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP from its first chunk: opening one allocates 8 bytes a pixel, whatever it holds."""
+    """Width and height of a WebP from its first chunk, as opening one allocates 8 bytes a pixel at once."""
     if packed[:4] != b"RIFF" or packed[8:12] != b"WEBP":
         return None
     chunk, bits = packed[12:16], int.from_bytes(packed[20:30].ljust(10, b"\0"), "little")
@@ -141,7 +140,7 @@ def _webp_sides(packed: bytes) -> tuple[int, int] | None:
 def _centre(sides: tuple[int, int], size: int) -> tuple[float, float, float, float]:
     """The centre square: left, top, right, bottom, in fractions of a pixel.
 
-    It is the square that would be cut, in whole pixels, from the picture scaled to whole pixels.
+    It corresponds to a crop, in whole pixels, of the picture scaled to whole pixels.
     """
     scale = size / min(sides)
     spans = []
@@ -173,7 +172,7 @@ def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
         if not ((values >= 0) & (values <= 1)).all():
             raise Undecodable(f"floating-point levels from {values.min():g} to {values.max():g}; expected 0 to 1")
         levels: npt.NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
-    elif image.mode == "I" and not isinstance(image, PpmImagePlugin.PpmImageFile):  # that has been scaled to 16 bits
+    elif image.mode == "I" and not isinstance(image, PpmImagePlugin.PpmImageFile):  # already scaled to 16 bits
         raise Undecodable("levels are 32-bit or signed integers; expected 8 or 16 bits")
     else:
         top = (1 << tags.get(258, (16,))[0]) - 1  # BitsPerSample

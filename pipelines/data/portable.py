@@ -1,4 +1,4 @@
-"""A data set in a parcel: its description as it is, its arrays compressed without loss."""
+"""A data set in a parcel: its description, and its arrays compressed without loss."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipelines.data.datasets import ARRAYS, META, Dataset
 from pipelines.data.parcels import READ_BYTES, Carried, Writer
 
 MOST_META = 2**24  # bytes
-ARRAY_HEAD = 2**12  # bytes, of which NumPy takes 128
+ARRAY_HEAD = 2**12  # bytes of a header; NumPy's take 128
 MEMORY = 2**26  # bytes that unpacking may take
-WIDEST_DELTA = 256  # bytes, by xz
+WIDEST_DELTA = 256  # bytes, a limit of xz
 PACKED = ".xz"
 
 
 def pack(dataset: Dataset, writer: Writer, scratch: Path, advance: Advance) -> None:
-    """Add ``dataset`` to a parcel, its files checked; ``scratch`` takes one compressed array at a time."""
+    """Check ``dataset`` and add it to a parcel; ``scratch`` takes one compressed array at a time."""
     dataset.verify()
     home = f"datasets/{dataset.name}"
     writer.add(f"{home}/{META}", dataset.path / META)
@@ -36,7 +36,7 @@ def pack(dataset: Dataset, writer: Writer, scratch: Path, advance: Advance) -> N
 
 
 def unpack(member: Carried, folder: Path, name: str, advance: Advance) -> None:
-    """Write a file of the data set ``name`` into ``folder``, where its description has come before the arrays."""
+    """Write a file of the data set ``name`` into ``folder``; the description comes before the arrays."""
     file = Path(member.name).name
     if file == META:
         (folder / META).write_bytes(member.whole(MOST_META))
@@ -55,17 +55,17 @@ def _check_room(dataset: Dataset, folder: Path) -> None:
 
 
 def _bytes(dataset: Dataset, array: str) -> int:
-    """The most that an array's file may take."""
+    """The largest size of an array's file."""
     count = dataset.train if array.startswith("train") else dataset.test
     item = math.prod(dataset.shape) if "images" in array else np.dtype(np.int64).itemsize
     return ARRAY_HEAD + count * item
 
 
 def _compress(source: Path, target: Path, width: int, advance: Advance) -> None:
-    """By xz, of images after the difference to the row above; repeats are rare in photographs, and not looked for long.
+    """Compress by xz, images as differences to the row above; the search for repeats, rare in photographs, is short.
 
-    CIFAR-10's images keep 0.74 of their size, at 10 MB/s of a core. What xz does by default comes to 0.70 of similar
-    ones at 1.7 MB/s, gzip to 0.92 of these.
+    CIFAR-10's images shrink to 0.74 of their size, at 10 MB/s on one core. On similar images xz's defaults reach 0.70
+    at 1.7 MB/s, and gzip 0.92.
     """
     filters: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 2**16, "nice_len": 8}]
     if 0 < width <= WIDEST_DELTA:

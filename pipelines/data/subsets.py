@@ -1,7 +1,7 @@
-"""Subsets of a file's images, by their positions in it. NumPy alone: the estimate counts images without torch.
+"""Subsets of a file's images by position; imports NumPy but not torch, for the estimate's sake.
 
-Random subsets are the same for every seed, drawn by a generator whose numbers NumPy promises never to change: they are
-part of a benchmark's definition, not of a trial's randomness.
+Random subsets are part of a benchmark's definition, and the same for every seed of a trial. NumPy promises never to
+change the numbers of their generator.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VALIDATION_SEED = 1998
 
 
 def positions(count: int, chosen: Subset) -> NDArray[np.int64]:
-    """Positions (n,) of the images to train on, of ``count`` in the training file, in its order."""
+    """Positions (n,), rising, of the images to train on, among ``count`` in the training file."""
     kept = np.arange(count if chosen.first is None else min(chosen.first, count))
     if chosen.skip_every is not None:
         kept = kept[kept % chosen.skip_every != 0]
@@ -32,20 +32,20 @@ def positions(count: int, chosen: Subset) -> NDArray[np.int64]:
 
 
 def cut(kept: NDArray[np.int64], size: int | None) -> NDArray[np.int64]:
-    """``size`` of these positions at random, in their order: a file may be sorted by class. All of them for None."""
+    """``size`` of these positions at random, as a file may be sorted by class, in order; all of them for None."""
     return kept if size is None else kept[draw(len(kept), size, SAMPLE_SEED)]
 
 
 def claimed_on(count: int, on: ClaimedOn) -> NDArray[np.int64]:
-    """Positions of the images that a claim was measured on, of ``count`` in the file."""
+    """Positions of a claim's images among ``count`` in the file."""
     return on.first + draw(count - on.first, on.count, SAMPLE_SEED) if on.drawn else np.arange(on.first, on.end)
 
 
 def validation(count: int, size: int) -> NDArray[np.int64]:
-    """Positions of the slice of ``size`` training images, of ``count``, on which hyperparameters are tuned."""
+    """Positions of the validation slice for tuning: ``size`` among ``count`` training images."""
     return draw(count, size, VALIDATION_SEED)
 
 
 def draw(count: int, size: int, seed: int) -> NDArray[np.int64]:
-    """``size`` of 0..count - 1 at random, rising; all of them where there are not more."""
+    """``size`` numbers of 0..count - 1 at random, rising; all of them where there are no more."""
     return np.sort(np.random.RandomState(seed).permutation(count)[:size]).astype(np.int64)

@@ -5,23 +5,23 @@ A recipe names both as lists of one-key mappings, applied in the list's order:
     preprocess: [{pad: {pixels: 2}}, {scale: {low: -0.1, high: 1.175}}]
     augment: [{shift: {pixels: 2, fill: 0}}, {flip: {}}]
 
-Images are tensors (N, C, H, W). ``build_preprocess`` and ``build_augment`` check a list and return its operations as
-one module, ``Preprocess`` or ``Augment``; ``fit`` measures on the training images what the operations need, one bounded
-chunk at a time, and keeps it in buffers. Every random number comes from the CPU generator that the caller passes, so
-the same generator state gives the same images on a CPU and on a GPU up to rounding, and bit for bit on the same device.
-What an augmentation draws does not depend on pixels, so it can be drawn and sent to a device long before the images.
+Images are tensors (N, C, H, W). ``build_preprocess`` and ``build_augment`` return a list's operations as one module,
+``Preprocess`` or ``Augment``; ``training.inputs.check_operations`` checks their arguments. ``fit`` measures what they
+need on the training images, one bounded chunk at a time, and keeps it in buffers. Every random number comes from the
+CPU generator that the caller passes, so the same generator state gives the same images on a CPU and on a GPU up to
+rounding, and bit for bit on the same device. What an augmentation draws does not depend on pixels, so it can be drawn
+and sent to a device long before the images.
 
 One entry in ``PREPROCESS`` or ``AUGMENT`` adds one operation.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
 import numpy as np
 import torch
@@ -31,68 +31,37 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from pipelines.config.registry import Registry
-from pipelines.config.wording import show
+from pipelines.config.values import NotNegative, Positive, within
 
 Shape = tuple[int, int, int]  # (C, H, W)
-Drawn = tuple[Tensor, ...]  # by one operation for a batch; the first dimension of each is the image
-Images = Tensor | NDArray[np.uint8]  # (N, C, H, W) uint8; a memmap counts as an array
-Indices = Tensor | NDArray[np.integer[Any]] | Sequence[int]
+Drawn = tuple[Tensor, ...]  # random numbers of one operation for a batch; the first dimension is the image
+Images = NDArray[np.uint8]  # (N, C, H, W); a memmap counts as an array
+Pixels = Annotated[int, within(1, 4096)]  # of a side
 
-CHUNK_VALUES = 2**22  # pixels a chunk of a fit may hold: 32 MiB as float64
-FLOAT32_MAX = torch.finfo(torch.float32).max  # what is more is infinite to an image
-PIXELS = 4096  # of a side, at most
-ZCA_VALUES = 12288  # pixels an image may have under zca; its matrices are this squared (1.2 GB in float64)
-
-
-# --- arguments of operations -------------------------------------------------------------------------------------
-
-
-def _argument(allowed: str, accepts: Callable[[Any], bool], default: Any = MISSING) -> Any:
-    """A dataclass field that carries its own check, and the words for an error line."""
-    return dataclasses.field(default=default, metadata={"allowed": allowed, "accepts": accepts})
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
-
-
-def _real(default: Any = MISSING) -> Any:
-    return _argument("a finite number", _is_real, default)
-
-
-def _non_negative(default: Any = MISSING) -> Any:
-    return _argument("a number of at least 0", lambda value: _is_real(value) and value >= 0, default)
-
-
-def _positive(default: Any = MISSING) -> Any:
-    return _argument("a number above 0", lambda value: _is_real(value) and value > 0, default)
-
-
-def _share(default: Any = MISSING) -> Any:
-    return _argument("a number from 0 to 1", lambda value: _is_real(value) and 0 <= value <= 1, default)
-
-
-def _count() -> Any:
-    return _argument(f"a whole number of 1 to {PIXELS:,}", lambda value: type(value) is int and 1 <= value <= PIXELS)
+CHUNK_VALUES = 2**22  # values of a chunk of a fit: 32 MiB as float64
+ZCA_VALUES = 12288  # values of an image under zca, whose matrices have their square (1.2 GB in float64)
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` of a CPU on ``device``; a GPU copies them from pinned memory while the host goes on."""
+    """``values``, on a CPU, sent to ``device``; to a GPU from pinned memory, so that the host need not wait."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 # --- what operations share ---------------------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
+@dataclass_transform(kw_only_default=True, eq_default=False)
 class Op(nn.Module):
-    """One operation; its fields are its arguments in a recipe, checked on construction (ValueError).
+    """One operation, a dataclass whose fields are its arguments in a recipe.
 
-    What it measures on the training images are buffers, without a value until ``fit``.
+    Its measurements of the training images are buffers, without a value until ``fit``.
     """
 
     name: ClassVar[str]  # in a recipe
     measures: ClassVar[tuple[str, ...]] = ()  # names of the buffers
+
+    def __init_subclass__(cls) -> None:
+        dataclass(kw_only=True, eq=False, repr=False)(cls)
 
     def __new__(cls, **_: Any) -> Self:
         """A module before the dataclass sets its fields."""
@@ -101,10 +70,6 @@ class Op(nn.Module):
         return op
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not field.metadata["accepts"](value):
-                raise ValueError(f"{self.name}: {field.name} is {show(value)}; expected {field.metadata['allowed']}")
         for measure in self.measures:
             self.register_buffer(measure, UninitializedBuffer())
 
@@ -113,16 +78,15 @@ class Op(nn.Module):
         return shape
 
     def fit(self, batches: Iterator[Tensor]) -> None:
-        """Measure on the training images as they reach this operation; reads none unless it has to."""
+        """Measure the training images as this operation receives them; without measures it reads none."""
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class PreprocessOp(Op):
     """A deterministic operation; never in place."""
 
-    reads_pixels: ClassVar[bool] = False  # its input must be pixels of 0..255
-    changes_values: ClassVar[bool] = False  # its output is no longer 0..255
-    dear: ClassVar[bool] = False  # so that a trial of many epochs applies it once to each image, and keeps the result
+    reads_pixels: ClassVar[bool] = False  # the input must be pixels of 0..255
+    changes_values: ClassVar[bool] = False  # the output is not 0..255
+    dear: ClassVar[bool] = False  # worth applying once to each image and keeping the result
 
     def forward(self, images: Tensor) -> Tensor:
         """The transformed batch."""
@@ -130,13 +94,13 @@ class PreprocessOp(Op):
 
 
 class Draws:
-    """Random numbers of a batch of ``count`` images, for those of ``own``: the same, however the batch is shared."""
+    """Random numbers for the images ``own`` of a batch of ``count``, however workers share the batch."""
 
     def __init__(self, generator: torch.Generator, count: int, own: slice = slice(None)) -> None:
         self.generator, self.count, self.own = generator, count, own
 
     def integers(self, choices: int) -> Tensor:
-        """Whole numbers (n,) from 0 to ``choices``, which is left out."""
+        """Whole numbers (n,) from 0 to ``choices`` - 1."""
         return torch.randint(choices, (self.count,), generator=self.generator)[self.own]
 
     def uniform(self, *rows: int) -> Tensor:
@@ -148,16 +112,15 @@ class Draws:
         return torch.randn((self.count, columns), generator=self.generator)[self.own]
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
 class AugmentOp(Op):
     """A random operation, drawn anew for each image; never in place."""
 
     def draw(self, draws: Draws, shape: Shape) -> Drawn:
-        """What images of ``shape`` are transformed by, on the CPU."""
+        """Random numbers for images of ``shape``, on the CPU."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, drawn: Drawn) -> Tensor:
-        """The batch, transformed by what ``draw`` gave for it, on the images' device; the host need not wait for it."""
+        """The batch, transformed by its random numbers on the same device; the host need not wait for it."""
         raise NotImplementedError
 
 
@@ -165,7 +128,7 @@ OpT = TypeVar("OpT", bound=Op)
 
 
 class Operations(Registry[type[OpT]]):
-    """Operations by name; each carries its own for error lines."""
+    """Operations by name, which each has for error lines."""
 
     def entry(self, name: str) -> Callable[[type[OpT]], type[OpT]]:  # noqa: D102
         add = super().entry(name)
@@ -189,7 +152,7 @@ def _cropped_shape(op: Op, size: int, shape: Shape) -> Shape:
 
 
 def center_crop(images: Tensor, size: int) -> Tensor:
-    """Cut (N, C, H, W) to its central (N, C, size, size); an odd margin leaves the extra line below and right."""
+    """The central (N, C, size, size) of (N, C, H, W); an odd margin has its extra line below and right."""
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
     return images[:, :, top : top + size, left : left + size]
 
@@ -198,12 +161,11 @@ def center_crop(images: Tensor, size: int) -> Tensor:
 
 
 @PREPROCESS.entry("pad")
-@dataclass(kw_only=True, eq=False, repr=False)
 class Pad(PreprocessOp):
     """Frame the image with ``pixels`` lines of background (pixel value 0) on each side."""
 
     reads_pixels = True
-    pixels: int = _count()
+    pixels: Pixels
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         channels, height, width = shape
@@ -214,11 +176,10 @@ class Pad(PreprocessOp):
 
 
 @PREPROCESS.entry("center_crop")
-@dataclass(kw_only=True, eq=False, repr=False)
 class CenterCrop(PreprocessOp):
     """Keep the central ``size`` x ``size`` pixels."""
 
-    size: int = _count()
+    size: Pixels
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         return _cropped_shape(self, self.size, shape)
@@ -228,11 +189,10 @@ class CenterCrop(PreprocessOp):
 
 
 @PREPROCESS.entry("resize")
-@dataclass(kw_only=True, eq=False, repr=False)
 class Resize(PreprocessOp):
     """Resample to ``size`` x ``size`` pixels: bilinear, the triangle filter widened when shrinking, as PIL does."""
 
-    size: int = _count()
+    size: Pixels
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         return shape[0], self.size, self.size
@@ -242,7 +202,6 @@ class Resize(PreprocessOp):
 
 
 @PREPROCESS.entry("raw")
-@dataclass(kw_only=True, eq=False, repr=False)
 class Raw(PreprocessOp):
     """Keep 0..255, as float. cuda-convnet and AlexNet train at this scale, less the mean."""
 
@@ -253,32 +212,30 @@ class Raw(PreprocessOp):
 
 
 @PREPROCESS.entry("scale")
-@dataclass(kw_only=True, eq=False, repr=False)
 class Scale(PreprocessOp):
     """Map 0..255 linearly to ``low``..``high``: -0.1..1.175 in LeCun et al. 1998, -0.5..0.5 in ConvNetJS."""
 
     reads_pixels = True
     changes_values = True
-    low: float = _real()
-    high: float = _real()
+    low: float
+    high: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.high <= self.low:
-            raise ValueError(f"scale: high is {self.high!r}; expected a number above low ({self.low!r})")
+            raise ValueError(f"high is {self.high}; expected a number above low ({self.low})")
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         return images.float() * ((self.high - self.low) / 255) + self.low
 
 
 @PREPROCESS.entry("mean_subtract")
-@dataclass(kw_only=True, eq=False, repr=False)
 class MeanSubtract(PreprocessOp):
     """Subtract the training set's mean image (``pixel``) or the mean of each channel (``channel``)."""
 
     changes_values = True
     measures = ("mean",)
-    per: str = _argument("pixel or channel", lambda value: value in ("pixel", "channel"))
+    per: Literal["pixel", "channel"]
 
     def fit(self, batches: Iterator[Tensor]) -> None:  # noqa: D102
         axes = (0,) if self.per == "pixel" else (0, 2, 3)
@@ -293,7 +250,6 @@ class MeanSubtract(PreprocessOp):
 
 
 @PREPROCESS.entry("standardise")
-@dataclass(kw_only=True, eq=False, repr=False)
 class Standardise(PreprocessOp):
     """Subtract each channel's mean over train, divide by its standard deviation (over all pixels; 1 where constant)."""
 
@@ -316,7 +272,6 @@ class Standardise(PreprocessOp):
 
 
 @PREPROCESS.entry("gcn")
-@dataclass(kw_only=True, eq=False, repr=False)
 class GCN(PreprocessOp):
     """Global contrast normalisation: x - mean(x), then times scale / ||x||, over all values of each image.
 
@@ -326,7 +281,7 @@ class GCN(PreprocessOp):
     """
 
     changes_values = True
-    scale: float = _positive(55.0)
+    scale: Positive = 55.0
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         images = images.float()
@@ -336,7 +291,6 @@ class GCN(PreprocessOp):
 
 
 @PREPROCESS.entry("zca")
-@dataclass(kw_only=True, eq=False, repr=False)
 class ZCA(PreprocessOp):
     """Whitening by the symmetric matrix W = U diag(1 / sqrt(s + bias)) U^T, where U diag(s) U^T is train's covariance.
 
@@ -347,7 +301,7 @@ class ZCA(PreprocessOp):
     changes_values = True
     dear = True  # a product of D x D, 19 MFLOP for an image of CIFAR-10
     measures = ("mean", "whiten")
-    bias: float = _positive(0.1)
+    bias: Positive = 0.1
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         if math.prod(shape) > ZCA_VALUES:
@@ -380,25 +334,24 @@ def _covariance(rows: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
 def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (D,) and, as columns, eigenvectors (D, D)."""
     values, vectors = torch.linalg.eigh(covariance)
-    return values.clamp(min=0), vectors  # rounding can leave those of a singular covariance a hair below 0
+    return values.clamp(min=0), vectors  # rounding can make those of a singular covariance slightly negative
 
 
 # --- augmentation ------------------------------------------------------------------------------------------------
 
 
 def _windows(images: Tensor, height: int, width: int, top: Tensor, left: Tensor) -> Tensor:
-    """Cut one window (C, height, width) an image, at its own ``top`` and ``left`` (N,)."""
+    """One window (C, height, width) of each image, at its own ``top`` and ``left`` (N,)."""
     number = torch.arange(len(images), device=images.device)
     return images.unfold(2, height, 1).unfold(3, width, 1)[number, :, top, left]
 
 
 @AUGMENT.entry("shift")
-@dataclass(kw_only=True, eq=False, repr=False)
 class Shift(AugmentOp):
     """Translate by a whole number of pixels, uniform in -pixels..pixels on each axis; ``fill`` what comes into view."""
 
-    pixels: int = _count()
-    fill: float = _real(0.0)
+    pixels: Pixels
+    fill: float = 0.0
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         if self.pixels >= min(shape[1:]):
@@ -414,7 +367,6 @@ class Shift(AugmentOp):
 
 
 @AUGMENT.entry("flip")
-@dataclass(kw_only=True, eq=False, repr=False)
 class Flip(AugmentOp):
     """Mirror left to right with probability one half."""
 
@@ -427,11 +379,10 @@ class Flip(AugmentOp):
 
 
 @AUGMENT.entry("crop")
-@dataclass(kw_only=True, eq=False, repr=False)
 class Crop(AugmentOp):
     """Cut ``size`` x ``size`` pixels at a uniformly random place."""
 
-    size: int = _count()
+    size: Pixels
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         return _cropped_shape(self, self.size, shape)
@@ -445,7 +396,6 @@ class Crop(AugmentOp):
 
 
 @AUGMENT.entry("affine")
-@dataclass(kw_only=True, eq=False, repr=False)
 class Affine(AugmentOp):
     """The planar distortions of LeCun et al. 1998: translation, scaling, squeezing, horizontal shear.
 
@@ -462,12 +412,12 @@ class Affine(AugmentOp):
     share of images left exactly as they are, drawn for each, is then 0.1.
     """
 
-    fill: float = _real()
-    translate: float = _non_negative(2.0)  # pixels
-    scale: float = _non_negative(0.1)
-    squeeze: float = _non_negative(0.1)
-    shear: float = _non_negative(0.2)
-    originals: float = _share(0.0)
+    fill: float
+    translate: NotNegative = 2.0  # pixels
+    scale: NotNegative = 0.1
+    squeeze: NotNegative = 0.1
+    shear: NotNegative = 0.2
+    originals: Annotated[float, within(0, 1)] = 0.0
 
     def draw(self, draws: Draws, shape: Shape) -> Drawn:  # noqa: D102
         theta = self.sampling_matrices(draws.uniform(5) * 2 - 1, *shape[1:]).float()
@@ -494,7 +444,6 @@ class Affine(AugmentOp):
 
 
 @AUGMENT.entry("pca_colour")
-@dataclass(kw_only=True, eq=False, repr=False)
 class PCAColour(AugmentOp):
     """AlexNet's colour noise (section 4.1): add sum_i a_i s_i p_i to every pixel, with a_i ~ N(0, std) per image.
 
@@ -505,9 +454,9 @@ class PCAColour(AugmentOp):
     """
 
     measures = ("axes",)
-    std: float = _positive(0.1)
-    by: str = _argument("deviation or eigenvalue", lambda value: value in ("deviation", "eigenvalue"), "deviation")
-    white: float = _positive(255.0)
+    std: Positive = 0.1
+    by: Literal["deviation", "eigenvalue"] = "deviation"
+    white: Positive = 255.0
 
     def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
         if shape[0] != 3:
@@ -517,7 +466,7 @@ class PCAColour(AugmentOp):
     def fit(self, batches: Iterator[Tensor]) -> None:  # noqa: D102
         _, covariance = _covariance(batch.transpose(0, 1).flatten(1).T for batch in batches)
         values, vectors = _eigen(covariance)
-        # An eigenvector's sign is the library's whim: make its largest component positive.
+        # An eigenvector's sign is arbitrary: make its largest component positive.
         vectors = vectors * torch.sign(vectors[vectors.abs().argmax(0), torch.arange(3)])
         lengths = torch.sqrt(values) if self.by == "deviation" else values / self.white
         self.axes = (vectors * lengths).float()  # columns s_i p_i
@@ -541,7 +490,7 @@ class Chain(nn.ModuleList):
         return super().__iter__()
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take the buffers from ``state``, a state dict, in place of fitting; ValueError where its names differ."""
+        """Take the buffers from a state dict instead of fitting; ValueError where its names differ."""
         names = sorted(name for name, _ in self.named_buffers())
         if sorted(state) != names:
             raise ValueError(f"the state holds {sorted(state)}; expected {names}")
@@ -562,7 +511,7 @@ class Preprocess(Chain):
 
     @property
     def dear(self) -> bool:
-        """Whether one of its operations is."""
+        """Whether one of its operations is dear."""
         return any(op.dear for op in self)
 
 
@@ -579,7 +528,7 @@ class Augment(Chain):
         return self.transform(images, [tuple(sent(one, images.device) for one in part) for part in drawn])
 
     def draw(self, draws: Draws, shape: Shape) -> list[Drawn]:
-        """What each operation draws for images of ``shape``; how much depends on these and the batch size alone."""
+        """Each operation's random numbers for images of ``shape``; as many for the same shape and batch size."""
         drawn = []
         for op in self:
             drawn.append(op.draw(draws, shape))
@@ -588,7 +537,7 @@ class Augment(Chain):
 
     @torch.no_grad()
     def transform(self, images: Tensor, drawn: Sequence[Drawn]) -> Tensor:
-        """Apply the operations by what they drew, which is on the images' device."""
+        """Apply the operations with their random numbers, which are on the images' device."""
         with torch.autocast(images.device.type, enabled=False):
             for op, numbers in zip(self, drawn, strict=True):
                 images = op(images, numbers)
@@ -596,17 +545,17 @@ class Augment(Chain):
 
     @property
     def crop_size(self) -> int | None:
-        """Side of the crop that training sees, or None where it sees whole images."""
+        """Side of the training crop, or None where training uses whole images."""
         sizes = [op.size for op in self if isinstance(op, Crop)]
         return sizes[-1] if sizes else None
 
 
-Spec = Sequence[Mapping[str, Mapping[str, Any] | None]]
+Spec = Sequence[Mapping[str, Mapping[str, Any]]]  # a recipe's: one key each
 
 
 def build_preprocess(spec: Spec) -> Preprocess:
-    """Check a ``preprocess`` list and construct its operations, not fitted yet; ValueError for what is wrong in it."""
-    ops = _build(spec, PREPROCESS)
+    """The operations of a ``preprocess`` list, not fitted yet; ValueError for a wrong order."""
+    ops = [PREPROCESS[name](**arguments) for item in spec for name, arguments in item.items()]
     changed_by = None
     for op in ops:
         if changed_by and op.reads_pixels:
@@ -617,44 +566,12 @@ def build_preprocess(spec: Spec) -> Preprocess:
 
 
 def build_augment(spec: Spec) -> Augment:
-    """Check an ``augment`` list and construct its operations, not fitted yet; ValueError for what is wrong in it."""
-    return Augment(_build(spec, AUGMENT))
-
-
-def _build(spec: Spec, known: Mapping[str, type[OpT]]) -> list[OpT]:
-    if not isinstance(spec, list | tuple):
-        raise ValueError(f"{show(spec)} is no list; expected operations like [{{{min(known)}: {{...}}}}]")
-    return [_construct(item, known) for item in spec]
-
-
-def _construct(item: Any, known: Mapping[str, type[OpT]]) -> OpT:
-    if not isinstance(item, Mapping) or len(item) != 1:
-        raise ValueError(f"{show(item)} is no operation; expected a mapping with one key, like {{flip: {{}}}}")
-    ((name, arguments),) = item.items()
-    if name not in known:
-        raise ValueError(f"{show(name)} is no known operation; expected one of {', '.join(sorted(known))}")
-    arguments = {} if arguments is None else arguments
-    if not isinstance(arguments, Mapping):
-        raise ValueError(f"{name}: arguments are {show(arguments)}; expected a mapping")
-    fields = {field.name: field for field in dataclasses.fields(known[name])}
-    for key, value in arguments.items():
-        if key not in fields:
-            raise ValueError(
-                f"{name}: {key if str(key).isidentifier() else show(key)} is {show(value)}; "
-                f"expected {_signature(fields)}"
-            )
-    for key, field in fields.items():
-        if field.default is MISSING and key not in arguments:
-            raise ValueError(f"{name}: {key} is missing; expected {field.metadata['allowed']}")
-    return known[name](**arguments)
-
-
-def _signature(fields: Mapping[str, Any]) -> str:
-    return f"no argument but {', '.join(fields)}" if fields else "no argument"
+    """The operations of an ``augment`` list, not fitted yet."""
+    return Augment(AUGMENT[name](**arguments) for item in spec for name, arguments in item.items())
 
 
 def output_shape(ops: Chain, shape: Shape) -> Shape:
-    """(C, H, W) after ``ops``, in order; ValueError when an operation cannot take what reaches it."""
+    """(C, H, W) after ``ops`` in turn; ValueError where the shape does not fit an operation."""
     for op in ops:
         shape = op.output_shape(shape)
     return shape
@@ -663,29 +580,18 @@ def output_shape(ops: Chain, shape: Shape) -> Shape:
 # --- fitting on the training images ------------------------------------------------------------------------------
 
 
-def fit(
-    preprocess: Preprocess,
-    images: Images,
-    indices: Indices | None = None,
-    chunk: int | None = None,
-    *,
-    augment: Augment | None = None,
-) -> None:
-    """Fit ``preprocess``, then ``augment`` on what it returns, on ``images[indices]`` (by default all).
+def fit(preprocess: Preprocess, images: Images, positions: NDArray[np.int64], augment: Augment | None = None) -> None:
+    """Fit ``preprocess``, then ``augment`` on its results, on the images at ``positions``.
 
-    Each operation that measures reads these images once, ``chunk`` at a time (by default as many as keep a chunk's
-    float64 within 32 MiB), through the operations before it. It all happens on the CPU, whatever device trains, and on
-    one thread, since a product's bits depend on how many there are; ``.to(device)`` comes afterwards. Raises ValueError
-    when the images are not uint8 (N, C, H, W), there are none, or an operation cannot take their shape.
+    Each operation that measures reads these images once, through the operations before it, in chunks of at most
+    ``CHUNK_VALUES``. All of it happens on the CPU, whatever device trains, and on one thread, as the bits of a product
+    depend on the number of threads; ``.to(device)`` comes afterwards.
     """
-    augment = augment or Augment()
-    output_shape(augment, output_shape(preprocess, _shape_of(images)))
-    places = _places_of(images, indices)
     with _one_thread():
         for number, op in enumerate(preprocess):
-            op.fit(_batches(images, places, chunk, Preprocess(preprocess[:number])))
-        for op in augment:
-            op.fit(_batches(images, places, chunk, preprocess))
+            op.fit(_batches(images, positions, Preprocess(preprocess[:number])))
+        for op in augment or ():
+            op.fit(_batches(images, positions, preprocess))
 
 
 @contextmanager
@@ -698,31 +604,9 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _shape_of(images: Images) -> Shape:
-    if images.ndim != 4 or images.dtype not in (torch.uint8, np.uint8):
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (N, C, H, W)")
+def _batches(images: Images, positions: NDArray[np.int64], preprocess: Preprocess) -> Iterator[Tensor]:
+    """The images at ``positions``, in their order, preprocessed; lazy, so unread where nothing measures."""
     _, channels, height, width = images.shape
-    return channels, height, width
-
-
-def _places_of(images: Images, indices: Indices | None) -> NDArray[np.int64] | None:
-    if indices is None:
-        if len(images) == 0:
-            raise ValueError("there are 0 images to fit on; expected at least 1")
-        return None
-    places = np.asarray(indices)
-    if places.ndim != 1 or places.size == 0 or not np.issubdtype(places.dtype, np.integer):
-        raise ValueError(f"indices are {places.dtype} {places.shape}; expected at least one whole number")
-    return places.astype(np.int64)
-
-
-def _batches(
-    images: Images, places: NDArray[np.int64] | None, chunk: int | None, preprocess: Preprocess
-) -> Iterator[Tensor]:
-    """The chosen images in their order, ``chunk`` at a time, preprocessed; lazy, so unread where nothing measures."""
-    values = math.prod(output_shape(preprocess, _shape_of(images)))
-    chunk = chunk or max(1, CHUNK_VALUES // values)
-    for start in range(0, len(images) if places is None else len(places), chunk):
-        part = images[start : start + chunk] if places is None else images[places[start : start + chunk]]
-        # Copied, as a memmap opened for reading cannot back a tensor.
-        yield preprocess(part.cpu() if isinstance(part, Tensor) else torch.from_numpy(np.array(part)))
+    chunk = max(1, CHUNK_VALUES // math.prod(output_shape(preprocess, (channels, height, width))))
+    for start in range(0, len(positions), chunk):
+        yield preprocess(torch.from_numpy(images[positions[start : start + chunk]]))

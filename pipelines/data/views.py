@@ -15,11 +15,11 @@ CENTRE = 4  # of the ten crops
 
 
 def views(images: Tensor, how: Evaluation, augment: Augment, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the views (N, C, h, w) of preprocessed ``images`` (N, C, H, W), each made when it is asked for.
+    """Yield the views (N, C, h, w) of preprocessed ``images`` (N, C, H, W), made lazily.
 
     - ``single``: the image, or its centre where training crops;
-    - ``random``: copies through the training augmentation (ConvNetJS), drawn from ``generator``. The draws follow the
-      batches: the same views need the same batch size as well as the same seed;
+    - ``random``: training augmentations of the image (ConvNetJS), drawn from ``generator`` batch by batch, so that the
+      same views need the same batch size as well as the same seed;
     - ``ten_crop``: four corners and the centre, then the mirror image of each (AlexNet, section 4.1).
     """
     if how.views == "random":
@@ -35,7 +35,7 @@ def _ten_crop(images: Tensor, size: int) -> Iterator[Tensor]:
     bottom, right = images.shape[2] - size, images.shape[3] - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
     crops = [images[:, :, top : top + size, left : left + size] for top, left in corners]
-    crops.append(center_crop(images, size))  # slices of the images: they take no memory
+    crops.append(center_crop(images, size))  # slices, which take no memory
     yield from crops
     for crop in crops:
         yield crop.flip(3)

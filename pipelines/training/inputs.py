@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -49,13 +49,14 @@ class Inputs:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the network's input; UserError for a transform that is unknown or does not fit the images."""
         recipe, shape = self.benchmark.recipe, self.dataset.shape
-        for key, build, ops in (
-            ("preprocess", transforms.build_preprocess, recipe.preprocess),
-            ("augment", transforms.build_augment, recipe.augment),
+        for key, known, build, ops in (
+            ("preprocess", transforms.PREPROCESS, transforms.build_preprocess, recipe.preprocess),
+            ("augment", transforms.AUGMENT, transforms.build_augment, recipe.augment),
         ):
             try:
+                check_operations(ops, known)
                 shape = transforms.output_shape(build(ops), shape)
-            except ValueError as error:
+            except (UserError, ValueError) as error:
                 raise UserError(f"{self.benchmark.where}.recipe.{key}: {error}") from None
         return shape
 
@@ -113,11 +114,18 @@ class Inputs:
             return preprocess, transforms.build_augment(recipe.augment).restore(state["augment"])
 
 
+def check_operations(spec: transforms.Spec, known: Mapping[str, type[transforms.Op]]) -> None:
+    """UserError for an argument that an operation of a recipe can't take, ValueError for an unknown operation."""
+    for item in spec:
+        for name, arguments in item.items():
+            schema.parse(known[name], arguments, name)
+
+
 def fit(recipe: Recipe, dataset: Dataset) -> Transforms:
     """The transforms of ``recipe``, fitted on the images that it trains on and on no other."""
     preprocess, augment = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
     images, _ = dataset.split("train")
-    transforms.fit(preprocess, images, subsets.positions(dataset.train, recipe.subset), augment=augment)
+    transforms.fit(preprocess, images, subsets.positions(dataset.train, recipe.subset), augment)
     return preprocess, augment
 
 

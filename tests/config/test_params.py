@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,17 +149,17 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/recipe/batch", 32.5, " is 32.5; expected a whole number"),
     (f"{B}/recipe/batch", "32", " is '32'; expected a whole number, without the quotes"),
     (f"{B}/recipe/batch", True, " is true; expected a whole number"),
-    (f"{LAPTOP}/epochs", 0, " is 0; expected at least 1"),
+    (f"{LAPTOP}/epochs", 0, " is 0; expected 1 to 1,000,000"),
     (f"{LAPTOP}/epochs", 10**400, f" is 1{'0' * 56}...; expected a whole number within ±2^63"),
     (f"{LAPTOP}/epochs", 2**63, " is 9223372036854775808; expected a whole number within ±2^63"),
-    (f"{LAPTOP}/epochs", 10**9, " is 1000000000; expected at most 1,000,000"),
+    (f"{LAPTOP}/epochs", 10**9, " is 1000000000; expected 1 to 1,000,000"),
     (f"{LAPTOP}/epochs", 1.5, f" is 1.5{WHOLE}"),
     (f"{LAPTOP}/epochs", "ten", f" is 'ten'{WHOLE}"),
     (f"{LAPTOP}/train_images", 0, " is 0; expected at least 1"),
     (f"{B}/budgets/paper/train_images", 5000, " is 5000; expected nothing: the paper's budget is never cut"),
-    (f"{LAPTOP}/seeds", [], " is []; expected at least one seed"),
-    (f"{LAPTOP}/seeds", [0, 1, 1, 0], " names 0, 1 more than once; expected each once"),
-    (f"{LAPTOP}/seeds", [0, -1], " is [0, -1]; expected whole numbers from 0"),
+    (f"{LAPTOP}/seeds", [], " is []; expected at least one"),
+    (f"{LAPTOP}/seeds", [0, 1, 1, 0], " is [0, 1, 1, 0]; expected each once"),
+    (f"{LAPTOP}/seeds", [0, -1], "[1] is -1; expected at least 0"),
     (f"{LAPTOP}/seeds", [0, 0.5], f"[1] is 0.5{WHOLE}"),
     (f"{LAPTOP}/seeds", [False, 2], f"[0] is false{WHOLE}"),
     (f"{LAPTOP}/seeds", ["a"], f"[0] is 'a'{WHOLE}"),
@@ -173,10 +172,10 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
         {"first": 9, "sample": 10},
         ".sample is 10; expected at most 9, the images that first leaves",
     ),
-    (f"{B}/evaluation", {"views": "random", "count": 0}, ".count is 0; expected at least 1"),
-    (f"{B}/evaluation", {"views": "random", "count": 10**6}, ".count is 1000000; expected at most 1,000"),
+    (f"{B}/evaluation", {"views": "random", "count": 0}, ".count is 0; expected 1 to 1,000"),
+    (f"{B}/evaluation", {"views": "random", "count": 10**6}, ".count is 1000000; expected 1 to 1,000"),
     (f"{B}/evaluation", {"views": "ten_crop"}, ".crop is missing; expected the pixels of the ten crops"),
-    (f"{B}/evaluation", {"views": "ten_crop", "crop": 0}, ".crop is 0; expected at least 1 pixel"),
+    (f"{B}/evaluation", {"views": "ten_crop", "crop": 0}, ".crop is 0; expected at least 1"),
     (f"{B}/evaluation", {"views": "single", "crop": 28}, ".crop is 28; expected it beside views: ten_crop alone"),
     (f"{B}/evaluation", {"views": "single", "count": 3}, ".count is 3; expected it beside views: random alone"),
     (f"{B}/evaluation", {"views": "ten_crop", "crop": 24, "count": 10}, ".count is 10; expected it beside views: rand"),
@@ -194,8 +193,8 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/claim/value", 100.5, f" is 100.5{PER_CENT}"),
     (f"{B}/claim/value", "0.95 %", " is '0.95 %'; expected a number"),
     (f"{B}/claim/ablation", {"of": "x", "points": 1}, " stands beside value: 0.95; expected one of them"),
-    (f"{B}/claim/test_images", 0, " is 0; expected at least 1"),
-    (f"{B}/claim/test_images", 10**12, " is 1000000000000; expected at most 1,000,000,000"),
+    (f"{B}/claim/test_images", 0, " is 0; expected 1 to 1,000,000,000"),
+    (f"{B}/claim/test_images", 10**12, " is 1000000000000; expected 1 to 1,000,000,000"),
     (f"{B}/claim/source", " ", " is ' '; expected where the figure stands"),
     (f"{B}/claim/source", "\x9b1m", " is '\\x9b1m'; expected text without control characters"),
     (
@@ -207,7 +206,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/claim/protocol", "", " is ''; expected how it was measured"),
     (f"{B}/label", "two\nlines", " is 'two\\nlines'; expected one line"),
     (f"{B}/deviations", ["a", ""], "[1] is ''; expected a sentence"),
-    (f"{B}/deviations", ["a", "b", "a"], " names a more than once; expected each once"),
+    (f"{B}/deviations", ["a", "b", "a"], " is ['a', 'b', 'a']; expected each once"),
     (f"{B}/claim/source", NOTHING, " is missing; expected text"),
     (f"{B}/claim", NOTHING, " is missing; expected a mapping"),
     (f"{B}/deviations", "none", " is 'none'; expected a list"),
@@ -216,7 +215,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{SCHEDULE}/points", [[1, 1.0]], f" is [[1.0, 1.0]]{BEGINS}"),
     (f"{SCHEDULE}/points", [[0, 1.0], [5, 0.1], [3, 0.01]], f" is [[0.0, 1.0], [5.0, 0.1], [3.0, 0.01]]{RISING}"),
     (f"{SCHEDULE}/points", [[0, 1.0], [5, 0.1], [5, 0.01]], f" is [[0.0, 1.0], [5.0, 0.1], [5.0, 0.01]]{RISING}"),
-    (f"{SCHEDULE}/points", [[0, 1.0], [5, -0.1]], " is [[0.0, 1.0], [5.0, -0.1]]; expected factors of at least 0"),
+    (f"{SCHEDULE}/points", [[0, 1.0], [5, -0.1]], "[1][1] is -0.1; expected at least 0"),
     (f"{SCHEDULE}/points", [[0, 0.0], [5, 0]], " is [[0.0, 0.0], [5.0, 0.0]]; expected a factor above 0"),
     (f"{SCHEDULE}/points", [[0, 1.0], [20, 0.5], [21, 0.0], [90, 0.0]], " has epoch 90; expected none behind 20, budg"),
     (
@@ -239,45 +238,45 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/resources", {"workers": {"most": 2}}, ".workers.most is not known; allowed: max, min"),
     (f"{B}/resources", {"accelerator_type": "H100"}, ".accelerator_type is H100; expected it beside gpus or"),
     (f"{B}/resources", {"accelerator_type": "a b", "gpus": 1}, ".accelerator_type is 'a b'; expected H100 or so"),
-    (f"{B}/resources", {"memory": 0}, ".memory is 0.0; expected GB, up to"),
+    (f"{B}/resources", {"memory": 0}, ".memory is 0.0; expected above 0, at most"),
     (f"{B}/resources", {"memory": 1, "gpus": 0.5}, ".gpus is 0.5 beside memory; expected a whole one"),
-    (f"{B}/resources", {"custom": {"nvme": 0}}, ".custom.nvme is 0.0; expected more than 0"),
-    (f"{B}/resources", {"custom": {"CPU": 1}}, ".custom has 'CPU'; expected it as a key of resources"),
+    (f"{B}/resources", {"custom": {"nvme": 0}}, ".custom.nvme is 0.0; expected a number above 0"),
+    (f"{B}/resources", {"custom": {"CPU": 1}}, ".custom has the key 'CPU'; expected it as a key of resources"),
     (f"{B}/resources", {"cpus": 0}, ".cpus is 0; expected at least 1"),
     (f"{B}/resources", {"cpus": 0.5}, f".cpus is 0.5{WHOLE}"),
-    (f"{B}/resources", {"gpus": -1}, ".gpus is -1.0; expected at least 0"),
-    (f"{B}/resources", {"gpus": 2}, ".gpus is 2.0; expected at most 1: a worker trains on one"),
-    (f"{B}/resources", {"gpus": 1e-9}, ".gpus is 1e-09; expected 0, or at least 0.01"),
+    (f"{B}/resources", {"gpus": -1}, ".gpus is -1.0; expected 0, or 0.01 to 1"),
+    (f"{B}/resources", {"gpus": 2}, ".gpus is 2.0; expected 0, or 0.01 to 1: a worker trains on one"),
+    (f"{B}/resources", {"gpus": 1e-9}, ".gpus is 1e-09; expected 0, or 0.01 to 1"),
     (f"{B}/resources", {"gpus": 1e308}, f".gpus is 1e+308{FLOAT32}"),
     (f"{B}/resources", {"gpus": 1, "gpus_if_any": 1}, ".gpus is 1.0 and gpus_if_any 1.0; expected at most one of the"),
     (f"{B}/resources", {"gpus": 0.5, "workers": 2}, ".gpus is 0.5; expected 0 or 1 with several workers"),
     (f"{B}/resources", {"gpus_if_any": 0.5, "workers": 2}, ".gpus_if_any is 0.5; expected 0 or 1 with several workers"),
     # the grid of a choice
-    (f"{B}/choice", {"rates": []}, ".rates is []; expected at least one rate"),
+    (f"{B}/choice", {"rates": []}, ".rates is []; expected at least one"),
     (f"{B}/choice", {"rates": [0.1], "mus": [0.1]}, ".mus is [0.1]; expected nothing: recipe.optimiser.name is sgd"),
     (
         f"{B}/choice",
         {"rates": [0.1], "map_constants": [1]},
         ".map_constants is [1.0]; expected nothing: recipe.loss is cross_entropy",
     ),
-    (f"{B}/choice", {"rates": [0.1], "batches": [8, 8]}, ".batches names 8 more than once; expected each once"),
-    (f"{B}/choice", {"rates": [0.1], "seeds": [-1]}, ".seeds is [-1]; expected whole numbers from 0"),
-    (f"{B}/choice", {"rates": [0.1], "seeds": [0, 0]}, ".seeds names 0 more than once; expected each once"),
-    (f"{B}/choice", {"rates": [0.1], "seeds": []}, ".seeds is []; expected at least one seed"),
+    (f"{B}/choice", {"rates": [0.1], "batches": [8, 8]}, ".batches is [8, 8]; expected each once"),
+    (f"{B}/choice", {"rates": [0.1], "seeds": [-1]}, ".seeds[0] is -1; expected at least 0"),
+    (f"{B}/choice", {"rates": [0.1], "seeds": [0, 0]}, ".seeds is [0, 0]; expected each once"),
+    (f"{B}/choice", {"rates": [0.1], "seeds": []}, ".seeds is []; expected at least one"),
     (
         f"{B}/choice",
         {"rates": [1.0 + i for i in range(101)], "batches": list(range(1, 11))},
         ".rates, mus, map_constants and batches make 1,010 candidates; expected at most 1,000",
     ),
-    (f"{B}/choice", {"rates": [0.1], "batches": [0]}, ".batches is [0]; expected numbers above 0"),
+    (f"{B}/choice", {"rates": [0.1], "batches": [0]}, ".batches[0] is 0; expected at least 1"),
     # datasets
     ("datasets/imagenette/archive", NOTHING, " is null; expected exactly one of archive, archives and folder"),
     ("datasets/imagenette/archive", "a\0", " is 'a\\x00'; expected text without control characters"),
     ("datasets/imagenette/archive", " ", " is ' '; expected a name"),
     ("datasets/imagenette/train", "", " is ''; expected a name"),
     ("datasets/imagenette/val", "a\nb", " is 'a\\nb'; expected a name"),
-    ("datasets/imagenette/size", 4, " is 4; expected at least 8 pixels"),
-    ("datasets/imagenette/size", 20000, " is 20000; expected at most 1,024 pixels"),
+    ("datasets/imagenette/size", 4, " is 4; expected 8 to 1,024 pixels"),
+    ("datasets/imagenette/size", 20000, " is 20000; expected 8 to 1,024 pixels"),
     ("datasets/imagenette/urls", ["host/x.tar"], "[0] is 'host/x.tar'; expected an address like https://host/folder"),
     (
         "datasets/imagenette",
@@ -296,11 +295,11 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
         "val/labels.txt",
         " is 'val/labels.txt' beside devkit; expected one of the two",
     ),
-    ("datasets/imagenette/names", {"a": "cat", "b": "cat"}, " names cat more than once; expected each once"),
+    ("datasets/imagenette/names", {"a": "cat", "b": "cat"}, " has a name twice; expected each once"),
     ("datasets/ilsvrc100/subset/classes", 1, " is 1; expected at least 2"),
     ("datasets/ilsvrc100/subset/per_class", 0, " is 0; expected at least 1"),
     ("datasets/ilsvrc100/subset", {"ids": ["n01"]}, ".ids is ['n01']; expected two classes or more"),
-    ("datasets/ilsvrc100/subset", {"ids": ["n01", "n01"]}, ".ids names n01 more than once; expected each once"),
+    ("datasets/ilsvrc100/subset", {"ids": ["n01", "n01"]}, ".ids is ['n01', 'n01']; expected each once"),
     (
         "datasets/ilsvrc100/subset",
         {"classes": 2, "ids": ["n01", "n02"]},
@@ -313,7 +312,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     ("datasets/imagenette/classes", ["a", "b"], " is ['a', 'b']; expected none with kind: imagefolder"),
     ("datasets/imagenette/npm", "a@1", " is 'a@1'; expected none with kind: imagefolder"),
     ("datasets/mnist/classes", ["a"], " is ['a']; expected the names of two or more"),
-    ("datasets/mnist/classes", ["a", "b", "a"], " names a more than once; expected each once"),
+    ("datasets/mnist/classes", ["a", "b", "a"], " is ['a', 'b', 'a']; expected each once"),
     ("datasets/mnist/gzips", ["ftp://x"], "[0] is 'ftp://x'; expected an address like https://host/folder"),
     ("datasets/cifar10/tarballs", ["x.tgz"], "[0] is 'x.tgz'; expected an address like https://host/folder"),
     ("datasets/mnist/packed", {"a.gz": {"bytes": 0, "md5": "0" * 32}}, ".a.gz.bytes is 0; expected at least 1"),
@@ -412,28 +411,32 @@ def test_a_benchmark_is_named_as_its_folder_may_be(name: str) -> None:
     block = projects.read(ROOT)["benchmarks"]["lenet5-mnist"]
     found = changed("benchmarks", {name: block})
     assert complaint(found).startswith(
-        f"models/lenet.yaml: {name or repr('')}: expected a name of small letters, digits and hyphens"
+        f"models/lenet.yaml has the key {name!r}; expected a name of small letters, digits and hyphens"
     )
 
 
 PAPER = {"epochs": 20, "seeds": [0]}
 SUITE = {"budget": "paper", "benchmarks": ["linear-mnist"]}
 WRONG_NAMES: list[tuple[str, dict[Any, Any], str]] = [
-    ("benchmarks", {"a" * 61: {}}, f"models/lenet.yaml: '{'a' * 56}...: expected a name of at most 60 characters"),
-    ("benchmarks", {"a\x1b[31m\nb": {}}, "models/lenet.yaml: 'a\\x1b[31m\\nb': expected a name of small letters"),
+    ("benchmarks", {"a" * 61: {}}, f"models/lenet.yaml has the key '{'a' * 56}...; expected a name of small letters"),
+    (
+        "benchmarks",
+        {"a\x1b[31m\nb": {}},
+        "models/lenet.yaml has the key 'a\\x1b[31m\\nb'; expected a name of small letters",
+    ),
     ("benchmarks", {123: {}}, "models/lenet.yaml has the key 123; expected text, in quotes where YAML reads something"),
     ("benchmarks", {None: {}}, "models/lenet.yaml has the key null; expected text"),
     ("datasets", {True: {}}, "params.yaml: datasets has the key true; expected text"),
     (
         "datasets",
         {"a" * 61: {"kind": "imagefolder", "folder": "x"}},
-        f"params.yaml: datasets.'{'a' * 56}...: expected a name of small letters",
+        f"params.yaml: datasets has the key '{'a' * 56}...; expected a name of small letters",
     ),
-    ("suites", {"a: b": SUITE}, "params.yaml: suites.a: b: expected a name of small"),
+    ("suites", {"a: b": SUITE}, "params.yaml: suites has the key 'a: b'; expected a name of small"),
     ("suites", {1e5: SUITE}, "params.yaml: suites has the key 100000.0; expected text"),
     (f"{B}/budgets", {None: PAPER, "paper": PAPER}, ".budgets has the key null; expected text"),
-    (f"{B}/budgets", {"": PAPER, "paper": PAPER}, ".budgets.'': expected a name of small letters"),
-    (f"{B}/budgets", {"a.b": PAPER, "paper": PAPER}, ".budgets.a.b: expected a name of small letters"),
+    (f"{B}/budgets", {"": PAPER, "paper": PAPER}, ".budgets has the key ''; expected a name of small letters"),
+    (f"{B}/budgets", {"a.b": PAPER, "paper": PAPER}, ".budgets has the key 'a.b'; expected a name of small letters"),
 ]
 
 
@@ -446,7 +449,7 @@ def test_what_is_called_by_a_name_has_one_that_every_tool_takes(place: str, valu
 def test_a_dataset_is_named_as_its_folder_may_be(name: str) -> None:
     line = complaint(changed("datasets", {name: {"kind": "imagefolder", "folder": "pictures"}}))
     assert line.startswith(
-        f"params.yaml: datasets.{name or repr('')}: expected a name of small letters, digits, hyphens and underscores"
+        f"params.yaml: datasets has the key {name!r}; expected a name of small letters, digits, hyphens and underscores"
     )
 
 
@@ -568,19 +571,11 @@ def _contains(read: Any, written: Any, where: str) -> None:
         assert read == written, where
 
 
-def test_a_number_with_more_digits_than_python_writes_is_cut_in_an_error() -> None:
-    assert wording.show(-(10**5000)).startswith("-0x") and len(wording.show([10**5000])) == 60
-
-
 def test_a_long_list_of_names_is_cut_in_an_error() -> None:
     names = [f"benchmark-{i}" for i in range(40)]
     line = wording.unknown("benchmark", "x" * 10**6, names)
     assert line.startswith(f"benchmark '{'x' * 56}... is not known; allowed: benchmark-0, benchmark-1, benchmark-10, ")
     assert line.endswith("benchmark-17 ... and 30 more") and len(line) < 300
-    found = changed("suite/benchmarks", {})
-    found["suites"]["laptop"]["benchmarks"] = list(found["benchmarks"])
-    found["suites"]["laptop"]["budget"] = "paper"
-    assert re.search(r"\.\.\. and \d\d more", complaint(found)) and len(complaint(found)) < 500
 
 
 def test_a_value_is_shown_in_yamls_words() -> None:
@@ -602,8 +597,8 @@ ENTRY = {"family": "lenet", "dataset": "mnist", "budget": "laptop"}
 WRONG_PLANS: list[tuple[str, Any, str]] = [
     ("benchmarks", ["lenet5"], ".benchmarks: benchmark lenet5 is not known; did you mean lenet5-mnist?"),
     ("budget", "papper", ".budget: linear-mnist: budget papper is not known; did you mean paper?"),
-    ("benchmarks", ["linear-mnist"] * 2, ".benchmarks names linear-mnist more than once; "),
-    ("benchmarks", [], ".benchmarks is []; expected at least one benchmark"),
+    ("benchmarks", ["linear-mnist"] * 2, ".benchmarks is ['linear-mnist', 'linear-mnist']; expected each once"),
+    ("benchmarks", [], ".benchmarks is []; expected at least one"),
 ]
 
 
@@ -612,26 +607,27 @@ def test_a_suite_of_what_there_is_not_is_one_line(key: str, value: Any, rest: st
     assert complaint(changed(f"suites/laptop/{key}", value)).startswith(shown("suites/laptop") + rest)
 
 
-STALE: list[tuple[str, Any, str]] = [
-    (f"{LENET}/family", "mlp", ".benchmarks.lenet5-mnist.family is mlp; expected lenet"),
-    (f"{LENET}/dataset", "cifar10", ".benchmarks.lenet5-mnist.dataset is cifar10; expected mnist"),
-    (f"{LENET}/budget", "paper", ".benchmarks.lenet5-mnist.budget is paper; expected laptop"),
-    (LENET, NOTHING, ".benchmarks is not suites.laptop.benchmarks (lenet5-mnist)"),
-    ("suite/benchmarks/lenet5-mnits", ENTRY, ".benchmarks is not suites.laptop.benchmarks (lenet5-mnits)"),
-    ("suite/datasets", ["mnist"], ".datasets is ['mnist']; expected ['mnist', 'cifar10']"),
-    ("suite/datasets", ["cifar10", "mnist"], ".datasets is ['cifar10', 'mnist']; expected ['mnist', 'cifar10']"),
+STALE: list[tuple[str, Any]] = [
+    (f"{LENET}/family", "mlp"),
+    (f"{LENET}/dataset", "cifar10"),
+    (f"{LENET}/budget", "paper"),
+    (LENET, NOTHING),
+    ("suite/benchmarks/lenet5-mnits", ENTRY),
+    ("suite/datasets", ["mnist"]),
+    ("suite/datasets", ["cifar10", "mnist"]),
     (
         "suites/laptop/benchmarks",
         ["linear-mnist", "lenet5-mnist", "mlp300-mnist", "ordinary-cifar10", "convnetjs-cifar10", "strided-a-cifar10"],
-        ".benchmarks has another order than suites.laptop",
     ),
 ]
 
 
-@pytest.mark.parametrize(("place", "value", "rest"), STALE)
-def test_an_active_suite_that_was_edited_or_is_old_is_one_line(place: str, value: Any, rest: str) -> None:
-    again = "run `python -m pipelines.suite laptop` to bring the file up to date"
-    assert complaint(changed(place, value)) == f"suite.yaml: suite{rest}; {again}"
+@pytest.mark.parametrize(("place", "value"), STALE)
+def test_an_active_suite_that_was_edited_or_is_old_is_one_line(place: str, value: Any) -> None:
+    assert complaint(changed(place, value)) == (
+        "suite.yaml: suite is not what params.yaml and the rows make of laptop; "
+        "run `python -m pipelines.suite laptop` to bring the file up to date"
+    )
 
 
 def test_an_active_suite_of_another_shape_is_one_line() -> None:
@@ -639,9 +635,3 @@ def test_an_active_suite_of_another_shape_is_one_line() -> None:
     assert complaint(changed("suite/name", "labtop")).startswith(
         "suite.yaml: suite.name: suite labtop is not known; did you mean laptop?"
     )
-
-
-def test_a_long_difference_is_cut() -> None:
-    found = changed("suite/benchmarks", {})
-    found["suites"]["laptop"] = {"budget": "paper", "benchmarks": list(found["benchmarks"])}
-    assert re.search(r"\.\.\. and \d\d more", complaint(found)) and len(complaint(found)) < 500

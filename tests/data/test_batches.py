@@ -30,7 +30,7 @@ AUGMENT: list[dict[str, dict[str, Any]]] = [{"shift": {"pixels": 2}}, {"flip": {
 
 def batches(augment: list[dict[str, dict[str, Any]]] | None = None, **changes: Any) -> Batches:
     preprocess, fitted = transforms.build_preprocess(SCALE), transforms.build_augment(augment or [])
-    transforms.fit(preprocess, IMAGES, augment=fitted)
+    transforms.fit(preprocess, IMAGES, np.arange(len(IMAGES)), fitted)
     settings: dict[str, Any] = {"batch": 8, "seed": 0} | changes
     positions = settings.pop("positions", torch.arange(COUNT))
     return Batches(IMAGES, LABELS, positions, preprocess=preprocess, augment=fitted, **settings)
@@ -322,11 +322,11 @@ def test_a_device_preprocesses_its_images_once_where_that_is_dear_and_it_has_roo
     """On a CPU, where it is told to; on another device always, here on one without values."""
     scale = {"scale": {"low": 0.0, "high": 1.0}}  # of 0 to 255, products round by more than the comparison allows
     whiten, none = transforms.build_preprocess([scale, {"zca": {}}]), transforms.build_augment(AUGMENT)
-    transforms.fit(whiten, IMAGES)
+    transforms.fit(whiten, IMAGES, np.arange(len(IMAGES)))
 
-    def made(device: str = "cpu", **rest: bool) -> Batches:
-        known = {"seed": 0, "preprocess": whiten.to(device), "augment": none, "device": device}
-        return Batches(IMAGES, LABELS, torch.arange(COUNT), batch=8, **known, **rest)
+    def made(device: str = "cpu", *, once: bool = False) -> Batches:
+        known: dict[str, Any] = {"seed": 0, "preprocess": whiten.to(device), "augment": none}
+        return Batches(IMAGES, LABELS, torch.arange(COUNT), batch=8, device=device, once=once, **known)
 
     once, each = made(once=True), made()
     assert each.images.dtype == torch.uint8

@@ -52,7 +52,7 @@ def test_statistics_are_those_of_the_training_pixels(pets: Dataset, monkeypatch:
     np.testing.assert_allclose(pets.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(pets.std, pixels.std((0, 2, 3)), rtol=1e-12)
     monkeypatch.setattr(datasets, "PIXELS_AT_A_TIME", 50)  # several chunks, the last one partial
-    assert channel_statistics(some_images(30, 0)[0]) == (list(pets.mean), list(pets.std))
+    assert channel_statistics(some_images(30, 0)[0]) == (pets.mean, pets.std)
 
 
 def test_the_digest_depends_on_the_arrays_alone(pets: Dataset, tmp_path: Path) -> None:
@@ -170,11 +170,11 @@ def test_an_absent_dataset_says_how_to_get_it(tmp_path: Path) -> None:
 def test_a_damaged_meta_json_is_one_line(pets: Dataset, change: dict[str, object]) -> None:
     path = pets.path / "meta.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match=r"meta\.json: .*pipelines\.fetch pets"):
+    with pytest.raises(UserError, match=r"meta\.json.*pipelines\.fetch pets"):
         open_dataset(pets.path.parent, "pets")
     for content in ("{", "[" * 100_000, "1" * 5000, "[]", "7", "null"):
         path.write_text(content)
-        with pytest.raises(UserError, match=r"meta\.json: (unreadable|damaged)"):
+        with pytest.raises(UserError, match=r"meta\.json is damaged"):
             open_dataset(pets.path.parent, "pets")
 
 

@@ -199,7 +199,7 @@ def test_a_link_to_nowhere(tmp_path: Path, pictures: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("field", "place", "value", "words"),
     [
-        ("a password", 6, 1, "set/train/n01/0.png is encrypted"),
+        ("a password", 6, 1, "encrypted, password required"),
         ("the method Deflate64", 8, 9, "That compression method is not supported"),
         ("a later version", 4, 99, "zip file version 9.9"),
     ],

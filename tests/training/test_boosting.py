@@ -307,8 +307,8 @@ def test_rates_and_members_change_together() -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "sum": ({"recipe.boosting": {"epochs": [2, 1, 2], "candidates": 9}}, "[2, 1, 2]; expected a sum of 4, budgets."),
     "members": ({"recipe.boosting": {"epochs": [3, 1], "candidates": 9}}, "epochs is [3, 1]; expected a list of 3"),
-    "none": ({"recipe.boosting": {"epochs": [4, 0, 0], "candidates": 9}}, "epochs is [4, 0, 0]; expected at least 1"),
-    "candidates": ({"recipe.boosting": {"epochs": [2, 1, 1], "candidates": 0}}, "candidates is 0; expected at least 1"),
+    "none": ({"recipe.boosting": {"epochs": [4, 0, 0], "candidates": 9}}, "epochs[1] is 0; expected at least 1"),
+    "candidates": ({"recipe.boosting": {"epochs": [2, 1, 1], "candidates": 0}}, "candidates is 0; expected 1 to 1"),
     "workers": ({"resources": {"workers": 2}}, "resources.workers is 2; expected 1 with recipe.boosting"),
     "distortions": ({"recipe.augment": []}, "augment is []; expected one, which boosting draws its candidates from"),
     "optimiser": ({"recipe.optimiser": {"name": "sdlm", "lr": 0.1}}, "optimiser.name is sdlm; expected another"),

@@ -346,7 +346,7 @@ def golden_run() -> list[float]:
     recipe = dataclasses.replace(benchmark.recipe, batch=16, augment=({"shift": {"pixels": 2}},), optimiser=optimiser)
     images, labels = synthetic()
     preprocess, augment = transforms.build_preprocess(recipe.preprocess), transforms.build_augment(recipe.augment)
-    transforms.fit(preprocess, images, augment=augment)
+    transforms.fit(preprocess, images, np.arange(len(images)), augment)
     positions = torch.arange(len(images))
     loader = Batches(images, labels, positions, batch=16, seed=0, preprocess=preprocess, augment=augment)
     torch.manual_seed(stream(0, "weights"))

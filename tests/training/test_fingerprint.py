@@ -70,14 +70,16 @@ def added(module: str, text: str) -> dict[str, str]:
 
 PROSE: dict[str, dict[str, str]] = {
     "a comment": added("pipelines.training.losses", "\n# a word\n"),
-    "a comment in a line": edited("pipelines.data.batches", "  # of the batch that comes next", "  # of the next"),
+    "a comment in a line": edited("pipelines.data.batches", "  # of the next batch", "  # of the next"),
     "formatting": edited("pipelines.training.losses", "return p * (1 - p)", "return (\n            p*(1-p) )"),
-    "a function's docstring": edited("pipelines.data.subsets", '"""Positions (n,) of', '"""The positions (n,) of'),
+    "a function's docstring": edited(
+        "pipelines.data.subsets", '"""Positions (n,), rising, of', '"""The positions (n,), rising, of'
+    ),
     "a module's docstring": edited("models.lenet", '"""LeNet-1, LeNet-4 and', '"""The nets LeNet-1, LeNet-4 and'),
     "a class's docstring": edited("pipelines.training.classifier", '"""A model under its recipe.', '"""A model.'),
     "an error's words": edited("pipelines.training.sdlm", "it has no second derivatives for", "nothing is known of"),
     "an error's class": edited("pipelines.training.boosting", "raise UserError(", "raise ValueError("),
-    "a check": edited("pipelines.config.recipes", "expected a number above 0", "expected more than 0"),
+    "a check": edited("pipelines.config.recipes", "a number between 0 and 1", "more than 0, less than 1"),
     "a type check's import": edited("pipelines.data.subsets", "import Subset", "import Subset, Recipe"),
     "a report": edited("pipelines.training.checkpoint", '"images_per_s": rate', '"images_per_s": 2 * rate'),
     "a lock": edited("pipelines.command.locks", "within_s=patience_s", "within_s=2 * patience_s"),

@@ -325,7 +325,7 @@ IMAGES = np.broadcast_to(np.arange(COUNT, dtype=np.uint8)[:, None, None, None], 
 
 def loader(augment: Any = (), **settings: Any) -> Batches:
     preprocess, fitted = transforms.build_preprocess([{"raw": {}}]), transforms.build_augment(augment)
-    transforms.fit(preprocess, IMAGES, augment=fitted)
+    transforms.fit(preprocess, IMAGES, np.arange(len(IMAGES)), fitted)
     given: dict[str, Any] = {"batch": 8, "seed": 0, "preprocess": preprocess, "augment": fitted} | settings
     return Batches(IMAGES, np.arange(COUNT), torch.arange(5, COUNT), **given)
 
