@@ -41,6 +41,7 @@ class Optimiser:
     weight_decay: float = 0.0
     decay_biases: bool = True  # ConvNetJS and cuda-convnet decay weights alone
     layer_decay: dict[str, float] = field(default_factory=dict)  # weight_decay of single layers, by their module's name
+    layer_lr: dict[str, float] | None = None  # factors on the rate of single layers, by their module's name
     bias_lr: float = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
     rho: float = 0.95  # adadelta only
     eps: float = 1e-8  # adadelta only
@@ -54,6 +55,8 @@ class Optimiser:
         require(self.bias_lr > 0, f"bias_lr is {self.bias_lr}; expected a number above 0")
         for layer, decay in self.layer_decay.items():
             require_within(wording.place("layer_decay", layer), decay, 0)
+        for layer, factor in (self.layer_lr or {}).items():
+            require(factor > 0, f"{wording.place('layer_lr', layer)} is {factor}; expected a number above 0")
         require(0 < self.rho < 1, f"rho is {self.rho}; expected a number between 0 and 1")
         require(self.eps > 0, f"eps is {self.eps}; expected a number above 0")
         require(self.mu > 0, f"mu is {self.mu}; expected a number above 0")
@@ -68,7 +71,7 @@ class Optimiser:
     @property
     def used(self) -> set[str]:
         """The fields that the named optimiser reads; the others keep their defaults and enter no trial's key."""
-        named = {"name", "lr", "bias_lr", *OPTIMISER_FIELDS[self.name]}
+        named = {"name", "lr", "bias_lr", "layer_lr", *OPTIMISER_FIELDS[self.name]}
         return named | ({"decay_biases", "layer_decay"} if "weight_decay" in named else set())
 
 

@@ -263,6 +263,7 @@ def test_gradient_steps_lower_the_loss_on_a_fixed_batch(
         (lambda: lenet1989.lenet1989(output="relu"), "'relu' must be 'tanh'"),  # type: ignore[arg-type]
         (lambda: lenet1989.lenet1989(init="he"), "'he' must be"),  # type: ignore[arg-type]
         (lambda: mlp.mlp(output="softmax"), "'softmax' must be 'linear'"),  # type: ignore[arg-type]
+        (lambda: mlp.mlp(init="fan_out"), "'fan_out' must be 'fan_in'"),  # type: ignore[arg-type]
         (lambda: mlp.mlp(hidden=(300, 0)), r"\[300, 0\] must hold at least 1"),
         (lambda: convnetjs.cifar10(in_shape=(3, 7, 32)), r"\(3, 7, 32\).*\(2, 2, 2\): it leaves 0x4"),
         (lambda: convnetjs.mnist(in_shape=(1, 5, 5)), r"\(1, 5, 5\) is too small"),
