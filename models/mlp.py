@@ -45,8 +45,8 @@ def mlp(
 
     Open questions, and what we chose:
       the paper calls the units sigmoid and gives the scaled tanh for LeNet-5: we take the scaled tanh here too;
-      the initial weights are by default those of LeNet-5, U(-2.4/F, 2.4/F), biases zero; the text of section III.C is recalled to
-      say 1000-150 where Fig. 9 and the MNIST page say 500-150 (2.95 %): both can be built.
+      the initial weights are by default those of LeNet-5, U(-2.4/F, 2.4/F), biases zero; the text of section III.C is
+      recalled to say 1000-150 where Fig. 9 and the MNIST page say 500-150 (2.95 %): both can be built.
 
     Raises:
         ValueError: ``output`` or ``init`` is neither of its two, or a layer has no unit.

@@ -54,7 +54,8 @@ def test_mse_by_hand() -> None:
 def test_a_layer_has_a_rate_of_its_own_and_its_bias_a_multiple_of_that() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     chosen = Optimiser(name="sgd", lr=0.1, layer_lr={"1": 0.5}, bias_lr=2.0)
-    rates = {id(p): group["initial_lr"] for group in build_optimiser(chosen, model).param_groups for p in group["params"]}
+    groups = build_optimiser(chosen, model).param_groups
+    rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
     assert {name: rates[id(p)] for name, p in model.named_parameters()} == {
         "0.weight": 0.1,
         "0.bias": 0.2,
