@@ -34,17 +34,19 @@ def mlp(
     *,
     hidden: tuple[int, ...] = (300,),
     output: Literal["linear", "tanh"] = "linear",
+    init: Literal["fan_in", "sqrt_fan_in"] = "fan_in",
     classes: int = 10,
     in_shape: tuple[int, int, int] = (1, 28, 28),
 ) -> nn.Module:
     """Build a network with ``hidden`` units a layer, any ``in_shape``: (N, C, H, W) -> (N, classes).
 
-    ``output`` is "linear" (raw sums, for cross-entropy) or "tanh" (squashed, for squared error against +-1 targets).
+    ``output`` is "linear" (raw sums, for cross-entropy) or "tanh" (squashed, for squared error against +-1 targets);
+    ``init`` the range of the uniform initial weights, as in LeNet-5: "fan_in" 2.4/F, "sqrt_fan_in" 2.4/sqrt(F).
 
     Open questions, and what we chose:
       the paper calls the units sigmoid and gives the scaled tanh for LeNet-5: we take the scaled tanh here too;
-      the initial weights are those of LeNet-5, U(-2.4/F, 2.4/F), biases zero; the text of section III.C is recalled to
-      say 1000-150 where Fig. 9 and the MNIST page say 500-150 (2.95 %): both can be built.
+      the initial weights are by default those of LeNet-5, U(-2.4/F, 2.4/F), biases zero; the text of section III.C is
+      recalled to say 1000-150 where Fig. 9 and the MNIST page say 500-150 (2.95 %): both can be built.
 
     Raises:
         ValueError: a layer has no unit.
@@ -55,7 +57,7 @@ def mlp(
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, units in pairwise(widths):
         layer = nn.Linear(fan_in, units)
-        bound = 2.4 / fan_in  # the same appendix; recalled
+        bound = 2.4 / (fan_in if init == "fan_in" else math.sqrt(fan_in))  # the same appendix; recalled
         nn.init.uniform_(layer.weight, -bound, bound)
         nn.init.zeros_(layer.bias)
         layers += [layer, ScaledTanh()]

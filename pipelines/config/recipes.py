@@ -41,6 +41,7 @@ class Optimiser:
     weight_decay: NotNegative = 0.0
     decay_biases: bool = True  # ConvNetJS and cuda-convnet decay weights alone
     layer_decay: dict[str, NotNegative] = field(default_factory=dict)  # a layer's own weight_decay, by module name
+    layer_lr: dict[str, Positive] | None = None  # factor on a layer's rate, by module name
     bias_lr: Positive = 1.0  # factor on the rate of biases; 2 in cuda-convnet's layer files
     rho: Annotated[float, Rule("a number between 0 and 1", lambda value: 0 < value < 1)] = 0.95  # adadelta only
     eps: Positive = 1e-8  # adadelta only
@@ -58,7 +59,7 @@ class Optimiser:
     @property
     def used(self) -> set[str]:
         """The fields that the named optimiser reads; the others keep their defaults and stay out of a trial's key."""
-        named = {"name", "lr", "bias_lr", *OPTIMISER_FIELDS[self.name]}
+        named = {"name", "lr", "bias_lr", "layer_lr", *OPTIMISER_FIELDS[self.name]}
         return named | ({"decay_biases", "layer_decay"} if "weight_decay" in named else set())
 
 

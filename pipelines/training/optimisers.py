@@ -52,20 +52,23 @@ def build_optimiser(chosen: Optimiser, model: nn.Module) -> Optimizer:
 def parameter_groups(chosen: Optimiser, model: nn.Module) -> Groups:
     """The trained parameters by decay and rate; the schedule multiplies ``initial_lr``.
 
-    ValueError when ``layer_decay`` names a layer that the model does not have.
+    ValueError when ``layer_decay`` or ``layer_lr`` names a layer that the model does not have.
     """
     layers = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
-    unknown = set(chosen.layer_decay) - set(layers)
-    if unknown:
-        raise ValueError(  # only here, a call of ``wording`` does not enter a trial's key
-            f"layer_decay names {wording.listed(sorted(unknown))}; "
-            f"expected layers of the model: {wording.listed(layers)}"
-        )
+    factors = chosen.layer_lr or {}
+    for field, named in (("layer_decay", chosen.layer_decay), ("layer_lr", factors)):
+        unknown = set(named) - set(layers)
+        if unknown:
+            raise ValueError(  # only here, a call of ``wording`` does not enter a trial's key
+                f"{field} names {wording.listed(sorted(unknown))}; "
+                f"expected layers of the model: {wording.listed(layers)}"
+            )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")
         bias = kind.endswith("bias")
         decay = chosen.layer_decay.get(layer, chosen.weight_decay) if chosen.decay_biases or not bias else 0.0
+        rate = chosen.lr * factors.get(layer, 1.0) * (chosen.bias_lr if bias else 1.0)
         if parameter.requires_grad:
-            groups.setdefault((chosen.lr * (chosen.bias_lr if bias else 1.0), decay), []).append(parameter)
+            groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": held, "lr": lr, "initial_lr": lr, "weight_decay": w} for (lr, w), held in groups.items()]

@@ -126,6 +126,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{B}/label", False, " is false; expected text, in quotes"),
     (f"{B}/label", 1998, " is 1998; expected text, in quotes"),
     (f"{OPTIMISER}/layer_decay", {5: 0.1}, " has the key 5; expected text, in quotes where YAML reads something"),
+    (f"{OPTIMISER}/layer_lr", {"head": 0}, ".head is 0.0; expected a number above 0"),
     (f"{OPTIMISER}/layer_decay", {"a\x1b\n": -1}, ".'a\\x1b\\n' is -1.0; expected at least 0"),
     # what no model and no transform may be given, whatever it is called
     (f"{B}/model/options", {"bias": math.inf}, ".bias is inf; expected a finite number"),

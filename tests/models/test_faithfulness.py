@@ -383,6 +383,7 @@ UNUSED = {
     "weight_decay": 0.0,
     "decay_biases": True,
     "layer_decay": {},
+    "layer_lr": None,
     "bias_lr": 1.0,
 }
 

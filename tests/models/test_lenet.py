@@ -219,9 +219,10 @@ def test_initial_weights_fill_their_range(init: Any, power: float) -> None:
     [
         (linear.linear, {"1.weight": 784}, 1.0),
         (lambda: mlp.mlp(hidden=(300, 100)), {"1.weight": 784, "3.weight": 300, "5.weight": 100}, 1.0),
+        (lambda: mlp.mlp(init="sqrt_fan_in"), {"1.weight": 784, "3.weight": 300}, 0.5),
         (lenet1989.lenet1989, {"h1_weight": 25, "h2_weight": 200, "h3.weight": 192, "output.weight": 30}, 0.5),
     ],
-    ids=["linear", "mlp", "lenet1989"],
+    ids=["linear", "mlp", "mlp by the root", "lenet1989"],
 )
 def test_initial_weights_of_the_others_fill_theirs(
     build: Callable[[], nn.Module], fan_in: dict[str, int], power: float

@@ -67,6 +67,10 @@ def test_what_cannot_be_trained_is_said_in_one_line_before_it_starts(project: Pa
             {"recipe.optimiser": {"name": "sgd", "lr": 0.1, "layer_decay": {"hed": 0.1}}},
             "models/lenet.yaml: lenet5-mnist.recipe.optimiser: layer_decay names hed; expected layers of the model: c1",
         ),
+        (
+            {"recipe.optimiser": {"name": "sgd", "lr": 0.1, "layer_lr": {"hed": 0.1}}},
+            "models/lenet.yaml: lenet5-mnist.recipe.optimiser: layer_lr names hed; expected layers of the model: c1",
+        ),
         (  # a container has no weights of its own
             {"recipe.optimiser": {"name": "sgd", "lr": 0.1, "layer_decay": {"full": 0.1}}},
             "models/lenet.yaml: lenet5-mnist.recipe.optimiser: layer_decay names full; expected layers of the model: ",

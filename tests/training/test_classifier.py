@@ -52,6 +52,19 @@ def test_mse_by_hand() -> None:
     assert gradient.tolist() == [[0.0, 0.0, 0.0], [1.0, -0.5, 3.0]]  # 2 (output - target) / N
 
 
+def test_a_layer_has_a_rate_of_its_own_and_its_bias_a_multiple_of_that() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    chosen = Optimiser(name="sgd", lr=0.1, layer_lr={"1": 0.5}, bias_lr=2.0)
+    groups = build_optimiser(chosen, model).param_groups
+    rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in model.named_parameters()} == {
+        "0.weight": 0.1,
+        "0.bias": 0.2,
+        "1.weight": 0.05,
+        "1.bias": 0.1,
+    }
+
+
 def test_every_loss_and_optimiser_that_may_be_written_exists() -> None:
     for name in typing.get_args(typing.get_type_hints(Recipe)["loss"]):
         assert callable(build_loss(Recipe(batch=1, optimiser=SGD, loss=name)))

@@ -113,8 +113,9 @@ def test_a_claim_has_no_say() -> None:
 
 def test_fields_of_other_optimisers_have_no_say() -> None:
     """So that one more optimiser, with a field of its own, trains no row again."""
-    both = {"lr", "bias_lr", "decay_biases", "layer_decay", "name", "weight_decay"}
-    fields = {"sgd": both | {"momentum", "nesterov"}, "sdlm": {"name", "lr", "bias_lr", "mu", "samples"}}
+    all_have = {"name", "lr", "bias_lr", "layer_lr"}
+    sgd = {"decay_biases", "layer_decay", "weight_decay", "momentum", "nesterov"}
+    fields = {"sgd": all_have | sgd, "sdlm": all_have | {"mu", "samples"}}
     for name, wanted in {"allcnn-c-cifar10": fields["sgd"], "lenet5-rbf-mnist": fields["sdlm"]}.items():
         assert set(PARAMS.benchmark(name).resolved("paper")["recipe"]["optimiser"]) == wanted
 
