@@ -61,7 +61,6 @@ def evaluate(
     """
     dataset = datasets.open_dataset(DATA, benchmark.dataset)
     inputs = Inputs(benchmark, dataset, store.default())
-    _check_names(dataset)
     checks.check_views(inputs)
     checks.check_claimed_on(benchmark, dataset)
     on = benchmark.evaluation.claimed_on
@@ -102,7 +101,7 @@ def _evaluate(
     planned = [_collected(benchmark, trial) for trial in planned]
     models = [inputs.load(_files(trial).weights) for trial in planned]
     seeds: list[dict[str, Any]] = []
-    answers: dict[int, Arrays] = {}
+    answers: dict[str, Arrays] = {}  # by the trial's key
     total = np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
     for trial, model in zip(planned, models, strict=True):
         ask, examiner = elsewhere and elsewhere(trial), Examiner(inputs, model, trial.seed, device, trial.precision)
@@ -119,7 +118,7 @@ def _evaluate(
             other = as_claimed(examiner, on, found, ask)
             metrics["claimed_on"] = dataclasses.asdict(on) | _errors(other)
             line += f"; {other.error:.2f} % on {on.words}"
-        answers[trial.seed] = _write_seed(folder / "trials" / f"seed-{trial.seed}", metrics, found)
+        answers[trial.key] = _write_seed(folder / "trials" / f"seed-{trial.seed}", metrics, found)
         seeds.append(metrics)
         total += found.confusion()
         print(line, flush=True)
@@ -145,14 +144,6 @@ def _replacing(target: Path) -> Iterator[Path]:
             replace_folder(new, target)
         finally:
             remove(new)
-
-
-def _check_names(dataset: Dataset) -> None:
-    """UserError for a class that a report could not name, because its folder's name is not UTF-8."""
-    for name in dataset.classes:
-        if name != name.encode(errors="replace").decode():
-            shown = ascii(name) if len(name) <= 80 else f"{ascii(name)[:80]}..."
-            raise UserError(f"{DATA / dataset.name}: the class {shown} is not UTF-8; expected names that are text")
 
 
 def _collected(benchmark: Benchmark, trial: spec.Spec) -> spec.Spec:
@@ -194,8 +185,8 @@ def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> Ar
     return answers
 
 
-def _write_examples(path: Path, answers: Mapping[int, Arrays], dataset: Dataset) -> None:
-    """Test images behind the cells of every seed's confusion matrix, with each seed's answer to each of them."""
+def _write_examples(path: Path, answers: Mapping[str, Arrays], dataset: Dataset) -> None:
+    """Test images behind the cells of every trial's confusion matrix, with each trial's answer to each of them."""
     images, labels = dataset.split("test")
     actual = np.array(labels, dtype=np.int64)
     predicted = np.stack([answer["predicted"] for answer in answers.values()]).astype(np.int64)
@@ -206,7 +197,7 @@ def _write_examples(path: Path, answers: Mapping[int, Arrays], dataset: Dataset)
         images=np.concatenate(parts),
         actual=actual[index],
         index=index,
-        seeds=np.array(list(answers)),
+        keys=np.array(list(answers)),
         predicted=predicted[:, index],
         confidence=np.stack([answer["confidence"][index] for answer in answers.values()]),
     )

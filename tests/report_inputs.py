@@ -186,7 +186,7 @@ def _write_benchmark(
                                   confidence=confidence))  # fmt: skip
         _write_run(folder / "runs" / name / f"seed-{seed}", benchmark, made, seed, random)
         said.append((predicted, confidence))
-    _write_examples(folder / "evaluations" / name, images, labels, seeds, said, per_cell)
+    _write_examples(folder / "evaluations" / name, images, labels, [f"{seed:016x}" for seed in seeds], said, per_cell)
     _write_summary(folder / "evaluations" / name, made, total, errors, len(labels))
     _write_first_layer(folder / "evaluations" / name, made, images, labels, random)
 
@@ -227,13 +227,13 @@ def _write_examples(
     place: Path,
     images: Array,
     labels: Array,
-    seeds: Sequence[int],
+    keys: Sequence[str],
     said: Sequence[tuple[Array, Array]],
     per_cell: int,
 ) -> None:
     predicted, confidence = (np.stack(found) for found in zip(*said, strict=True))
     kept = examples.behind(labels * 10 + predicted, per_cell)
-    arrays.write(place / "examples.npz", images=images[kept], actual=labels[kept], index=kept, seeds=np.array(seeds),
+    arrays.write(place / "examples.npz", images=images[kept], actual=labels[kept], index=kept, keys=np.array(keys),
                  predicted=predicted[:, kept], confidence=confidence[:, kept])  # fmt: skip
 
 

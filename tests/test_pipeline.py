@@ -143,7 +143,7 @@ def test_the_raw_files_travel_through_a_remote(checkout: Checkout, tmp_path: Pat
         ),
         (
             lambda p: p["benchmarks"]["lenet5-mnist"]["budgets"]["laptop"].update(seeds=[1, 1]),
-            "seeds is [1, 1]; expected each once",
+            "seeds is [1, 1]; expected each once, without a second 1",
         ),
     ],
 )

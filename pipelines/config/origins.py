@@ -120,7 +120,8 @@ class Origin:
         require(not self.urls or self.archive is not None, f"urls is {wording.show(self.urls)}; expected an archive")
         both = self.labels is None or self.devkit is None
         require(both, f"labels is {wording.show(self.labels)} beside devkit; expected one of the two")
-        require(len(set(self.names.values())) == len(self.names), "names has a name twice; expected each once")
+        twice = sorted({name for name in self.names.values() if [*self.names.values()].count(name) > 1})
+        require(not twice, f"names has {wording.listed(twice)} twice; expected each once")
 
     def _check_pinned(self) -> None:
         require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")

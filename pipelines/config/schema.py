@@ -76,7 +76,7 @@ def _limited(hint: Any, value: Any, where: str) -> Any:
     converted = convert(kind, value, where)
     for rule in rules:
         if not rule.accepts(converted):
-            raise UserError(f"{where} is {show(converted)}; expected {rule.expected}")
+            raise UserError(f"{where} is {show(converted)}; expected {rule.line(converted)}")
     return converted
 
 
@@ -125,7 +125,7 @@ def check_keys(hint: Any, value: Mapping[Any, Any], where: str) -> None:
             raise UserError(f"{where} has the key {show(key)}; {quoted}")
         for rule in getattr(hint, "__metadata__", ()):
             if not rule.accepts(key):
-                raise UserError(f"{where} has the key {show(key)}; expected {rule.expected}")
+                raise UserError(f"{where} has the key {show(key)}; expected {rule.line(key)}")
 
 
 _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {

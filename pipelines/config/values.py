@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,8 +19,12 @@ class Rule:
     In the body of a class a lambda can't refer to names of its module: annotations are evaluated apart from it.
     """
 
-    expected: str  # in words, for an error line
+    expected: str | Callable[[Any], str]  # in words, for an error line
     accepts: Callable[[Any], object]  # gives something true for a value that keeps to it
+
+    def line(self, value: Any) -> str:
+        """What is expected in place of ``value``."""
+        return self.expected if isinstance(self.expected, str) else self.expected(value)
 
 
 def within(least: float, most: float | None = None, unit: str = "") -> Rule:
@@ -40,7 +45,10 @@ def words(expected: str) -> Rule:
 
 
 AT_LEAST_ONE = Rule("at least one", len)
-EACH_ONCE = Rule("each once", lambda values: len(set(values)) == len(values))
+EACH_ONCE = Rule(
+    lambda values: f"each once, without a second {Counter(values).most_common(1)[0][0]!r}",
+    lambda values: len(set(values)) == len(values),
+)
 
 Count = Annotated[int, within(1)]
 Name = Annotated[str, named("[a-z0-9]+(-[a-z0-9]+)*", "small letters, digits and hyphens")]  # of a row, suite, budget

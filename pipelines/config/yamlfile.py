@@ -25,7 +25,7 @@ MOST_DIGITS = 1000  # of a whole number; Python reads at most 4,300
 CORE = "tag:yaml.org,2002:"
 PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is many times faster, and in every wheel of PyYAML
 MERGE = f"{CORE}merge"  # the tag of the key <<
-DIRECTIVE = re.compile(r"^%(?!YAML 1\.2\s*$).*", re.MULTILINE)
+DIRECTIVE = re.compile(r"^\ufeff?%(?!YAML 1\.2\s*$).*", re.MULTILINE)
 # Characters that YAML 1.2 forbids: control characters and surrogates.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -125,19 +125,29 @@ def _value(node: yaml.Node, known: dict[yaml.Node, tuple[Any, int] | None]) -> t
     if isinstance(node, yaml.ScalarNode):
         value, size = _scalar(node), 1 + len(node.value) // 100
     elif isinstance(node, yaml.SequenceNode) and node.tag == f"{CORE}seq":
-        parts = [_value(part, known) for part in node.value]
-        value, size = [part for part, _ in parts], 1 + sum(size for _, size in parts)
+        value, size = _values(node, node.value, known)
     elif isinstance(node, yaml.MappingNode) and node.tag == f"{CORE}map":
-        pairs = [(key, _value(key, known), _value(item, known)) for key, item in node.value]
-        value = _mapping([(key, of_key, of_item) for key, (of_key, _), (of_item, _) in pairs])
-        size = 1 + sum(of_key + of_item for _, (_, of_key), (_, of_item) in pairs)
+        parts, size = _values(node, [part for pair in node.value for part in pair], known)
+        value = _mapping(zip((key for key, _ in node.value), parts[::2], parts[1::2], strict=True))
     else:
         raise _foreign(node)
-    if size > MOST_VALUES:
-        most = f"it comes to more than {MOST_VALUES:,} values, aliases counted as what they stand for"
-        raise _refused(most, node.start_mark)
     known[node] = value, size
     return value, size
+
+
+def _values(
+    node: yaml.Node, parts: Iterable[yaml.Node], known: dict[yaml.Node, tuple[Any, int] | None]
+) -> tuple[list[Any], int]:
+    """The values of the ``parts`` of ``node``, and their size with it, for as long as that is bounded."""
+    values, size = [], 1
+    for part in parts:
+        value, more = _value(part, known)
+        values.append(value)
+        size += more
+        if size > MOST_VALUES:
+            most = f"it comes to more than {MOST_VALUES:,} values, aliases counted as what they stand for"
+            raise _refused(most, node.start_mark)
+    return values, size
 
 
 def _mapping(pairs: Iterable[tuple[yaml.Node, Any, Any]]) -> dict[Any, Any]:

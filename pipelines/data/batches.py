@@ -27,6 +27,7 @@ from pipelines.data.streams import stream
 from pipelines.data.transforms import Augment, Drawn, Draws, Preprocess, Shape, output_shape, sent
 
 ROOM = 0.6  # of a GPU's free memory, for images
+MOST_PREPROCESSED = 10**9  # bytes of preprocessed images that a trial on a CPU keeps; CIFAR-10's are 614 MB
 AHEAD = 2  # shares sent to the device in advance
 Sent = tuple[Tensor, torch.cuda.Event | None]  # images, and the end of their copy
 VALUES_AT_ONCE = {"cpu": 2**19, "cuda": 2**24}  # pixel values of a chunk: about 0.1 s of LeNet-5
@@ -88,12 +89,14 @@ class Batches:
             self._preprocess_once()
 
     def _preprocess_once(self) -> None:
-        """Keep the images as preprocessed, where the device has the room.
+        """Keep the images as preprocessed, where these are not too large.
 
-        Bits may differ from those of minibatches: some processors multiply few rows in another order.
+        Bits may differ from those of minibatches: some processors multiply few rows in another order. So on a CPU it
+        must not depend on the memory that happens to be free.
         """
         shape = (len(self.images), *output_shape(self.preprocess, self.shape))
-        if exceeds(4 * math.prod(shape), self.device):
+        size = 4 * math.prod(shape)
+        if size > MOST_PREPROCESSED if self.device.type == "cpu" else exceeds(size, self.device):
             return
         kept = torch.empty(shape, device=self.device)
         for here, there in zip(self.images.split(self.batch), kept.split(self.batch), strict=True):

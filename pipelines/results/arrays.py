@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.command.files import MissingError, reading_sealed, sealing
+from pipelines.command.files import DamagedError, MissingError, reading_sealed, sealing
 
 Array = npt.NDArray[Any]
 
@@ -24,8 +24,13 @@ def write(path: Path, **arrays: Array) -> None:
 
 def read(path: Path) -> dict[str, Array]:
     """The arrays that ``write`` saved; DamagedError for a missing file and for any other."""
-    with reading_sealed(path) as file, np.load(file) as archive:
-        return dict(archive)
+    try:
+        with reading_sealed(path) as file, np.load(file) as archive:
+            return dict(archive)
+    except MissingError:
+        raise
+    except DamagedError as error:
+        raise DamagedError(f"{error}; run dvc repro, with -f where it finds nothing to do") from None
 
 
 def first_layer(path: Path) -> dict[str, Any]:

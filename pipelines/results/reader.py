@@ -332,11 +332,12 @@ def read_result(folder: Path, *, weights: bool = True) -> Json:
 def read_examples(path: Path, trials: Sequence[Trial]) -> ClassifiedExamples:
     """The test images kept with an evaluation, and the answers of these trials to them."""
     found = arrays.read(path)
-    seeds = found["seeds"].tolist()
-    lost = [trial.seed for trial in trials if trial.seed not in seeds]
+    keys = found["keys"].tolist() if "keys" in found else []
+    lost = [trial for trial in trials if trial.metrics["key"] not in keys]
     if lost:
-        raise DamagedError(f"{path} has nothing of seed {lost[0]}; expected all that were evaluated: {AGAIN}")
-    rows = [seeds.index(trial.seed) for trial in trials]
+        what = f"seed {lost[0].seed}, trial {lost[0].metrics['key']}"
+        raise DamagedError(f"{path} has nothing of {what}; expected all that were evaluated: {AGAIN}")
+    rows = [keys.index(trial.metrics["key"]) for trial in trials]
     return ClassifiedExamples(
         images=found["images"],
         actual=found["actual"],

@@ -42,7 +42,7 @@ class Record:
     points: Sequence[Point]
     curve: Sequence[Point] = ()
     epochs: float = 0.0  # of the curve
-    files: Callable[[], Mapping[str, bytes]]  # makes their contents, by name
+    files: Sequence[Callable[[], Mapping[str, bytes]]]  # make their contents, by name
     mark: str  # a digest of everything but the curve and the status
 
     @property

@@ -175,13 +175,14 @@ class Sender:
         else:
             held = self.client.get_run(entry["run_id"]).data
         run_id, sent, fresh = entry["run_id"], entry["sent"], entry["sent"].get("mark") != record.mark
-        files: Mapping[str, bytes] = {}
+        files: dict[str, bytes] = {}
         marks, failure = record.marks, None
         if fresh:
-            try:
-                files = record.files()
-            except Exception as error:
-                marks, failure = {**marks, "mark": ""}, DamagedError(str(error))
+            for make in record.files:
+                try:
+                    files |= make()
+                except Exception as error:
+                    marks, failure = {**marks, "mark": ""}, DamagedError(str(error))
             self._log_dataset(run_id, record)
         points = self._lacks(run_id, held, record, float(sent.get("curve", 0)))
         if fresh or points:

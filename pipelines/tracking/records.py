@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -83,7 +84,7 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         points=points,
         curve=_curve(trial),
         epochs=max((line["epoch"] for line in trial.curve), default=0.0),
-        files=partial(_trial_files, trial, benchmark),
+        files=[partial(_trial_files, trial, benchmark)],
         mark=digest(FORMAT, params, tags, trial.result, _shown(trial), _claimed(benchmark)),
     )
 
@@ -147,19 +148,22 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
         params=params,
         tags=tags,
         points=points,
-        files=partial(_benchmark_files, benchmark),
+        files=[partial(_ledger, benchmark), partial(_benchmark_files, benchmark)],
         mark=digest(FORMAT, params, tags, benchmark.row, [_shown(trial) for trial in benchmark.evaluated]),
     )
 
 
+def _ledger(benchmark: SpooledBenchmark) -> dict[str, bytes]:
+    row = benchmark.row
+    return {} if row is None else {LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()}
+
+
 def _benchmark_files(benchmark: SpooledBenchmark) -> dict[str, bytes]:
-    """The row of the ledger, and the explorer of all seeds."""
-    row, files = benchmark.row, dict[str, bytes]()
-    if row is not None:
-        files[LEDGER] = (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()
-    if benchmark.evaluated:
-        files |= _files(benchmark.name, _row_facts(row) if row else {}, benchmark, benchmark.evaluated)
-    return files
+    """The explorer of all seeds, and what goes with it."""
+    if not benchmark.evaluated:
+        return {}
+    facts = _row_facts(benchmark.row) if benchmark.row else {}
+    return _files(benchmark.name, facts, benchmark, benchmark.evaluated)
 
 
 def _files(
@@ -284,6 +288,8 @@ def _mean_figures(trials: Sequence[SpooledTrial]) -> dict[str, float | None]:
     """The mean figures of a benchmark's seeds, each with its interval."""
     found = [trial.evaluation for trial in trials if trial.evaluation]
     figures = verdicts.summary("test/", [trial.error for trial in found])
+    top5 = [trial.metrics["top5_error"] for trial in found if trial.metrics.get("top5_error") is not None]
+    figures |= {"test/top5_error": statistics.fmean(top5)} if top5 else {}
     on = [trial.claimed_on for trial in found if trial.claimed_on is not None]
     return figures | (verdicts.summary("claimed_on/", on) if on else {})
 

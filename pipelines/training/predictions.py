@@ -105,6 +105,7 @@ class Examiner:
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.model = model.to(device).to(memory_format=self.layout)  # type: ignore[call-overload]
         self.half = precision == "bf16"
+        self.images: dict[Split, NDArray[np.uint8]] = {}  # as pieces ask for them
         self.centre_is_single = how.views == "ten_crop" and how.crop == self.augment.crop_size
 
     def pieces(self, split: Split, pieces: Mapping[int, NDArray[np.int64]]) -> Iterator[tuple[int, Piece]]:
@@ -117,8 +118,9 @@ class Examiner:
 
         ``start``, the number of images before them, is part of the name of the stream that draws random views.
         """
-        images, _ = self.inputs.dataset.split(split)
-        batch = self.preprocess(torch.from_numpy(np.array(images[places])).to(self.device))
+        if split not in self.images:
+            self.images[split], _ = self.inputs.dataset.split(split)
+        batch = self.preprocess(torch.from_numpy(np.array(self.images[split][places])).to(self.device))
         named = ("views",) if split == "test" else ("views", split)  # of a random stream
         generator = torch.Generator().manual_seed(stream(self.seed, *named, start))
         alone = None

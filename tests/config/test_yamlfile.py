@@ -155,6 +155,13 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         b"a: &a " + b"x" * 200_000 + b"\nb: [" + b"*a, " * 1000 + b"]\n",
         " line 2 is not valid YAML: it comes to more than 100,000 values",
     ),
+    "many merges": (
+        b"a: &a {"
+        + b", ".join(b"k%d: 1" % i for i in range(700))
+        + b"}\n"
+        + b"".join(b"b%d: {<<: *a}\n" % i for i in range(700)),
+        " line 1 is not valid YAML: it comes to more than 100,000 values",
+    ),
     "<< twice": (
         b"a: &a {b: 1}\nc: {<<: *a, <<: *a}\n",
         " line 2 is not valid YAML: the key << stands twice; expected",

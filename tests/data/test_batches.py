@@ -335,6 +335,9 @@ def test_a_device_preprocesses_its_images_once_where_that_is_dear_and_it_has_roo
         torch.testing.assert_close(images, expected)
         assert torch.equal(labels, same_labels)
     torch.testing.assert_close(once.samples(10, 0)[0], each.samples(10, 0)[0])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.data.batches.MOST_PREPROCESSED", IMAGES.nbytes)
+        assert made(once=True).images.dtype == torch.uint8
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which meta has none of
     assert made("meta").images.dtype == torch.float32
     monkeypatch.setattr("pipelines.data.batches.exceeds", lambda size, device: size > IMAGES.nbytes)

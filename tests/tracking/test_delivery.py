@@ -272,6 +272,7 @@ def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
 def test_damaged_images_hold_back_the_explorer_alone(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
+    project.ledger()
     (local / "evaluations/lenet5-mnist/examples.npz").write_text("no archive")
     sender = Sender(project.spool, addresses.tracking_uri(local))
     assert sender.round()
@@ -282,6 +283,8 @@ def test_damaged_images_hold_back_the_explorer_alone(local: Path) -> None:
     run = runs_of(sender.client, "trial")["lenet5-mnist seed 0"]
     assert run.info.status == "FINISHED" and {"cost/wall_s", "test/error"} <= run.data.metrics.keys()
     assert files(sender.client, run) == []
+    (parent,) = runs_of(sender.client, "benchmark").values()
+    assert files(sender.client, parent) == ["ledger.json"] and "test/top5_error" in parent.data.metrics
 
 
 def test_a_diverged_trial_and_a_long_one(local: Path) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what 
 
 def evaluation_files(record: cursors.Record) -> dict[str, bytes]:
     """The files of a run."""
-    return dict(record.files())
+    return {name: content for make in record.files for name, content in make().items()}
 
 
 def test_figures_of_the_classes_are_those_of_the_matrix(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_explorer_has_the_seeds_of_its_run_and_their_test_images(tmp_path: P
         images=np.zeros((10, 1, 28, 28), dtype=np.uint8),
         actual=np.arange(10),
         index=np.arange(10),
-        seeds=np.arange(3),
+        keys=np.array([json.loads((folder / f"trials/seed-{n}/metrics.json").read_text())["key"] for n in range(3)]),
         predicted=np.tile(np.arange(10), (3, 1)),
         confidence=np.full((3, 10), 0.5),
     )
@@ -178,7 +178,8 @@ def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_pa
     project.benchmark("lenet5-mnist", "mnist", 60.0, 3)
     benchmark, *_ = spools.read(project.spool)[0]
     plain = records._mean_figures(benchmark.evaluated)
-    assert plain.keys() == {f"test/{key}" for key in ("error", "accuracy", "error_ci95_low", "error_ci95_high")}
+    figures = ("error", "accuracy", "error_ci95_low", "error_ci95_high", "top5_error")
+    assert plain.keys() == {f"test/{key}" for key in figures}
     for seed, error in enumerate((61.0, 61.5, 62.0)):
         on = {"split": "train", "first": 0, "error": error, "accuracy": 100 - error, "single_view_error": 61.6}
         change(tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/metrics.json", claimed_on=on)

@@ -44,7 +44,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "it is too large for",
     ),
     "unknown transform": ({"recipe.preprocess": [{"skale": {}}]}, "operation skale is not known"),
-    "misspelt argument": ({"recipe.preprocess": [{"scale": {"lo": 0, "high": 1}}]}, "scale: lo is 0"),
+    "misspelt argument": ({"recipe.preprocess": [{"scale": {"lo": 0, "high": 1}}]}, "scale.lo is not known"),
     "misfitting shape": ({"recipe.preprocess": [{"scale": {"low": 0, "high": 1}}, {"pad": {"pixels": 1}}]}, "pad"),
     "crop too large": ({"recipe.augment": [{"crop": {"size": 40}}]}, "size is 40; expected at most 32"),
 }

@@ -19,7 +19,7 @@ from pipelines.command.errors import UserError
 from pipelines.config import schema
 from pipelines.config.benchmarks import Model
 from pipelines.data import datasets, subsets
-from pipelines.training import inputs
+from pipelines.training import core, inputs
 from pipelines.training.inputs import Inputs
 from tests.conftest import ROOT
 from tests.training.trials import planned
@@ -46,6 +46,21 @@ def test_preprocessing_is_fitted_on_the_images_that_are_trained_on(project: Path
     seen = fitted(torch.from_numpy(images[:5])).numpy()
     np.testing.assert_allclose(seen, images[:5] - images[kept].mean(0, dtype=np.float64), atol=1e-3)
     assert np.abs(images.mean(0, dtype=np.float64) - images[kept].mean(0, dtype=np.float64)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("images", "workers", "kept"), [(1999, 1, torch.uint8), (2000, 1, torch.float32), (2000, 4, torch.float32)]
+)
+def test_a_trial_that_sees_as_many_images_as_there_are_whitens_each_once(
+    project: Path, images: int, workers: int, kept: torch.dtype
+) -> None:
+    """Each of several workers then has what one has."""
+    budget = {"epochs": 1, "seeds": [0], "train_images": images}
+    changes = {"recipe.preprocess": [{"raw": {}}, {"zca": {}}], "recipe.subset": {}, "budgets.laptop": budget}
+    one = planned(changes, name="linear-mnist")
+    loader, _ = core.assemble(one, Inputs.of(one), workers=workers)
+    assert loader.images.dtype == kept
+    assert core.assemble(one, Inputs.of(one), once=False)[0].images.dtype == torch.uint8
 
 
 def test_the_estimate_of_the_disk_counts_zcas_matrix_once(project: Path) -> None:
