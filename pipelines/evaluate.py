@@ -31,7 +31,7 @@ from torch import nn
 
 from pipelines.cluster import connection, readiness, spreading
 from pipelines.command import arguments, ending, locks, progress
-from pipelines.command.errors import UserError, guard, printable
+from pipelines.command.errors import UserError, guard
 from pipelines.command.files import DamagedError, remove, replace_folder, require_folder, restore_folder, write_json
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import load_params
@@ -245,9 +245,8 @@ def _write_aggregate(
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("actual", "predicted", "count"))
-        names = [printable(name) for name in dataset.classes]
-        for actual, row in zip(names, confusion.tolist(), strict=True):
-            writer.writerows((actual, predicted, n) for predicted, n in zip(names, row, strict=True))
+        for actual, row in zip(dataset.classes, confusion.tolist(), strict=True):
+            writer.writerows((actual, predicted, n) for predicted, n in zip(dataset.classes, row, strict=True))
     about = {
         "classes": list(dataset.classes),
         "shape": list(dataset.shape),

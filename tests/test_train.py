@@ -28,7 +28,7 @@ from pipelines import train as stage
 from pipelines.cluster import connection, estimate
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Node
-from pipelines.command.errors import UserError, printable
+from pipelines.command.errors import UserError, brief
 from pipelines.command.files import read_json, read_lines
 from pipelines.training import checks, spec, trainer
 from pipelines.training.inputs import Inputs
@@ -228,8 +228,7 @@ def test_a_machine_without_memory_is_one_line_after_some_attempts(project: Path)
 )
 def test_a_malformed_cluster_address_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    shown = re.escape(f"{address[:199]}…" if len(address) > 200 else printable(address))
-    line = f"^RAY_ADDRESS is {shown}; expected host:port, ray://host:port, auto, or nothing$"
+    line = f"^RAY_ADDRESS is {re.escape(brief(address, 200))}; expected host:port, ray://host:port, auto, or nothing$"
     with pytest.raises(UserError, match=line), connection.connect():
         pass
 

@@ -178,8 +178,8 @@ def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_pa
     project.benchmark("lenet5-mnist", "mnist", 60.0, 3)
     benchmark, *_ = spools.read(project.spool)[0]
     plain = records._mean_figures(benchmark.evaluated)
-    figures = ("error", "accuracy", "error_ci95_low", "error_ci95_high", "top5_error")
-    assert plain.keys() == {f"test/{key}" for key in figures}
+    names = ("error", "accuracy", "error_ci95_low", "error_ci95_high", "top5_error")
+    assert plain.keys() == {f"test/{key}" for key in names}
     for seed, error in enumerate((61.0, 61.5, 62.0)):
         on = {"split": "train", "first": 0, "error": error, "accuracy": 100 - error, "single_view_error": 61.6}
         change(tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/metrics.json", claimed_on=on)
