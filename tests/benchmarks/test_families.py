@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import families
 from pipelines.config.params import load_params
 from tests.conftest import ROOT
@@ -19,6 +21,7 @@ def test_every_family_has_a_row() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_row_is_measured() -> None:
     command = [sys.executable, "-m", "benchmarks.families", "--rounds=1", "--epochs=1", "--rows", "ordinary-cifar10"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)

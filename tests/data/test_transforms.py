@@ -537,6 +537,7 @@ print(hashlib.sha256(whitening[0].whiten.numpy().tobytes()).hexdigest())
 """
 
 
+@pytest.mark.slow  # two processes with torch
 def test_whitening_is_fitted_to_the_same_bits_with_any_number_of_threads() -> None:
     """Ray gives a worker one, a shell as many as there are cores."""
     fitted = {

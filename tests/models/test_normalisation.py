@@ -9,7 +9,7 @@ from torch import nn
 from models import normalisation
 from models.normalisation import ResponseNorm
 
-SHAPES = [(3, 1, 2, 2), (2, 3, 3, 2), (5, 12, 4, 4)]
+SHAPES = [(3, 1, 2, 2), (2, 3, 3, 2), (3, 12, 2, 2)]  # one map; fewer and more maps than the widest sum has
 SIZES = [1, 3, 4, 5, 9]
 
 

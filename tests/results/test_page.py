@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -467,11 +467,16 @@ def test_more_classes_than_fit_are_listed_by_confusion(inputs: Inputs) -> None:
 # ---- a real browser --------------------------------------------------------------------------------------------------
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on this machine")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+
+
+def browser(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that starts Chromium: slow, and skipped where there is none."""
+    missing = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on this machine")
+    return pytest.mark.slow(missing(test))
 
 
 def drawn(html: str, folder: Path, script: str = "") -> Reader:

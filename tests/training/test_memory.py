@@ -27,6 +27,7 @@ def held(how: str) -> int:
     return int(subprocess.run(words, capture_output=True, encoding="utf-8", check=True).stdout)
 
 
+@pytest.mark.slow  # two processes with torch
 def test_memory_of_freed_tensors_is_kept() -> None:
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("needs glibc")
