@@ -31,7 +31,7 @@ STEPS_AN_EPOCH = 1_000_000
 STEP = "millionths of an epoch, which is one pass over the images that the recipe trains on"
 TEST_METRICS = ("error", "accuracy", "top5_error", "single_view_error", "loss")
 COST = ("wall_s", "device_s", "images_per_s", "images_seen", "parameters")
-PROVENANCE = ("hardware", "device", "workers", "resumed", "git_commit", "git_dirty")
+PROVENANCE = ("hardware", "device", "cuda_graph", "workers", "resumed", "git_commit", "git_dirty")
 
 
 def gather(where: Spool) -> tuple[list[Record], list[str]]:

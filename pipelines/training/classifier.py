@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.data.streams import stream
-from pipelines.training import schedules
+from pipelines.training import graphs, schedules
+from pipelines.training.graphs import Passed
 from pipelines.training.losses import build_loss
 from pipelines.training.optimisers import build_optimiser
 
@@ -59,12 +60,23 @@ class Classifier(pl.LightningModule):
         self.random = any(isinstance(m, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)) for m in model.modules())
         # No buffers: DDP would overwrite them.
         self.loss_sum, self.wrong = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        self.trained: list[nn.Parameter] = []
+        self.learn: graphs.Pass = self._learn
         self.images = 0  # of this worker, in this epoch
         self.seen = 0  # images of this worker, in this process
 
     def on_train_start(self) -> None:
-        """Move the sums to the model's device."""
+        """Move the sums to the model's device. On a GPU, passes become a CUDA graph."""
         self.loss_sum, self.wrong = self.loss_sum.to(self.device), self.wrong.to(self.device)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.device.type == "cuda":
+            self.learn = graphs.Replayed(self._learn, self.trained, graphs.capture, refused=self._obstacle())
+
+    def _obstacle(self) -> str | None:
+        """Why no pass can be captured; None where it can be tried."""
+        if self.recipe.boosting is not None:
+            return "the members of an ensemble take turns"
+        return "several workers exchange their gradients during a pass" if _world() > 1 else None
 
     def training_step(self, chunk: Chunk, batch_idx: int) -> Tensor:
         """A step of the optimiser for each minibatch of the chunk; returns the last one's loss, a scalar."""
@@ -75,13 +87,20 @@ class Classifier(pl.LightningModule):
         second_order = optimiser if isinstance(optimiser, SecondOrder) else None  # once: the check is slow
         for number, (images, labels) in enumerate(chunk.minibatches, chunk.first):
             self.prepare_step(optimiser, chunk.epoch, number)
-            loss = self.judge(images, labels)
-            optimiser.zero_grad()
-            self.manual_backward(loss)
+            passed = self.learn(images, labels)
+            self.count(passed, len(labels))
             if second_order is not None:
                 second_order.examples = len(labels) * _world()
             optimiser.step()
-        return loss.detach()
+        return passed.loss
+
+    def _learn(self, images: Tensor, labels: Tensor) -> Passed:
+        """Forward and backward: new gradients of the trained parameters."""
+        judged = self.judge(images, labels)
+        for parameter in self.trained:
+            parameter.grad = None
+        self.manual_backward(judged.loss)
+        return Passed(judged.loss.detach(), judged.wrong)
 
     def prepare_epoch(self, optimiser: torch.optim.Optimizer, loader: Batches, epoch: int) -> None:
         """Second derivatives for an optimiser that needs them; a trial resumed within an epoch has them already.
@@ -105,16 +124,17 @@ class Classifier(pl.LightningModule):
         if self.random:
             torch.manual_seed(stream(self.seed, "dropout", epoch, number, self.rank))
 
-    def judge(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss (a scalar) of images (n, C, H, W) float32 with labels (n,) int64, added to the epoch's sums."""
+    def judge(self, images: Tensor, labels: Tensor) -> Passed:
+        """The loss, with its gradient, and the wrong answers of images (n, C, H, W) float32 with labels (n,) int64."""
         outputs = self.model(images).float()
-        loss: Tensor = self.loss(outputs, labels)
-        with torch.no_grad():
-            self.loss_sum.add_(loss.detach(), alpha=len(labels))
-            self.wrong.add_((outputs.argmax(1) != labels).sum())
-        self.images += len(labels)
-        self.seen += len(labels)
-        return loss
+        return Passed(self.loss(outputs, labels), (outputs.detach().argmax(1) != labels).sum())
+
+    def count(self, passed: Passed, images: int) -> None:
+        """Add a minibatch of so many images to the epoch's sums."""
+        self.loss_sum.add_(passed.loss.detach(), alpha=images)
+        self.wrong.add_(passed.wrong)
+        self.images += images
+        self.seen += images
 
     def gather(self) -> list[float]:
         """Sum of losses, wrong answers and images of the epoch so far, over all workers; a collective call.

@@ -144,7 +144,7 @@ def test_drain_is_the_mean_over_images_not_over_batches() -> None:
     logits = torch.randn(11, 3, 1, 1, generator=generator)
     labels = torch.randint(3, (11,), generator=generator)
     for start, end in [(0, 4), (4, 8), (8, 11)]:  # the last batch is smaller
-        module.judge(logits[start:end], labels[start:end])
+        module.count(module.judge(logits[start:end], labels[start:end]), end - start)
     loss, error, images = module.drain()
     each = -logits.double().flatten(1).log_softmax(1)[torch.arange(11), labels]
     assert loss == pytest.approx(each.mean().item(), rel=1e-6)
@@ -155,7 +155,7 @@ def test_drain_is_the_mean_over_images_not_over_batches() -> None:
 
 def test_a_checkpoint_within_an_epoch_keeps_what_was_added_up() -> None:
     first, second, other_worker = classifier(Answers()), classifier(Answers()), classifier(Answers(), rank=1)
-    first.judge(torch.eye(3).view(3, 3, 1, 1), torch.tensor([0, 1, 0]))
+    first.count(first.judge(torch.eye(3).view(3, 3, 1, 1), torch.tensor([0, 1, 0])), 3)
     checkpoint: dict[str, Any] = {}
     first.on_save_checkpoint(checkpoint)
     for module in (second, other_worker):
@@ -166,8 +166,8 @@ def test_a_checkpoint_within_an_epoch_keeps_what_was_added_up() -> None:
 
 def test_half_precision_outputs_are_judged_in_full() -> None:
     module = classifier(nn.Linear(3, 2).bfloat16())
-    loss = module.judge(torch.ones(1, 3, dtype=torch.bfloat16), torch.tensor([0]))
-    assert loss.dtype == torch.float32
+    judged = module.judge(torch.ones(1, 3, dtype=torch.bfloat16), torch.tensor([0]))
+    assert judged.loss.dtype == torch.float32
 
 
 def test_dropout_is_drawn_from_seed_epoch_batch_and_worker_alone() -> None:
@@ -367,7 +367,7 @@ def golden_run() -> list[float]:
     steps = build_optimiser(recipe.optimiser, module.model)
     losses = []
     for images_, labels_ in [*loader, *loader, *loader]:
-        loss = module.judge(images_, labels_)
+        loss = module.judge(images_, labels_).loss
         steps.zero_grad()
         loss.backward()
         steps.step()

@@ -144,10 +144,12 @@ MEANING: dict[str, tuple[str, dict[str, str]]] = {
     "precision": ("allcnn-c-cifar10", edited("pipelines.training.core", '"bf16-mixed"', '"bf16-true"')),
     "a default": ("lenet5-mnist", edited("pipelines.data.batches", "self.done = 0", "self.done = 1")),
     "a condition": ("lenet5-rbf-mnist", edited("pipelines.training.sdlm", "if not plain and", "if plain and")),
-    "an order of statements": (
+    "a second step": (
         "lenet5-mnist",
         edited(
-            "pipelines.training.classifier", "optimiser.zero_grad()\n            self.manual_backward(loss)", "pass"
+            "pipelines.training.classifier",
+            "self.count(passed, len(labels))\n",
+            "optimiser.step()\n            self.count(passed, len(labels))\n",
         ),
     ),
 }

@@ -80,9 +80,10 @@ def test_a_step_neither_waits_nor_sends(monkeypatch: pytest.MonkeyPatch, name: s
     with Sent() as sent:
         for number, (images, labels) in enumerate(loader):
             module.prepare_step(optimiser, 0, number)
-            loss = module.judge(images, labels)
+            judged = module.judge(images, labels)
+            module.count(judged, len(labels))
             optimiser.zero_grad()
-            loss.backward()
+            judged.loss.backward()
             optimiser.step()
             if number == 0:  # the epoch's order and random numbers are there
                 assert sent.seen != []
@@ -90,4 +91,4 @@ def test_a_step_neither_waits_nor_sends(monkeypatch: pytest.MonkeyPatch, name: s
                 monkeypatch.delattr("pipelines.data.batches.stream")  # nothing more is drawn on the host
     assert number == STEPS - 1 and sent.seen == []
     with pytest.raises(RuntimeError, match="meta"):  # what the steps have passed
-        loss.item()
+        judged.loss.item()

@@ -1,0 +1,140 @@
+"""Guards the replay of a captured pass: the same weights as without it, or a line and no replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelines.command.files import read_json
+from pipelines.training import graphs, trainer
+from pipelines.training.graphs import REPLAYS_COMPARED, PASSES_BEFORE, Passed, Replay, Replayed
+from tests.training.trials import planned
+
+STEPS = 3 * (PASSES_BEFORE + REPLAYS_COMPARED)  # every third minibatch is the smaller rest of an epoch
+Capture = Callable[[Callable[[], None]], Replay]
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+class Training:
+    """Some steps of a net with dropout; on a CPU a captured pass keeps its tensors in place, as a CUDA graph does."""
+
+    def __init__(self, device: str) -> None:
+        torch.manual_seed(0)
+        self.device, self.replays = device, 0
+        self.model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(144, 10))
+        self.model.to(device)
+        self.parameters = list(self.model.parameters())
+        self.passed = Passed(torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device))
+        self.images = torch.randn(8, 1, 8, 8).to(device)
+        self.labels = torch.randint(10, (8,)).to(device)
+
+    def learn(self, images: Tensor, labels: Tensor) -> Passed:
+        outputs = self.model(images)
+        loss = nn.functional.cross_entropy(outputs, labels)
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss.backward()
+        self.passed.loss.copy_(loss.detach())
+        self.passed.wrong.copy_((outputs.argmax(1) != labels).sum())
+        return self.passed
+
+    def capture(self, run: Callable[[], None]) -> Replay:
+        if self.device == "cuda":
+            return self.counted(graphs.capture(run))
+        run()
+        own = [parameter.grad for parameter in self.parameters]
+
+        def replay() -> None:
+            run()
+            for gradient, parameter in zip(own, self.parameters, strict=True):
+                assert gradient is not None and parameter.grad is not None
+                gradient.copy_(parameter.grad)
+
+        return self.counted(replay)
+
+    def counted(self, replay: Replay) -> Replay:
+        def count() -> None:
+            self.replays += 1
+            replay()
+
+        return count
+
+    def run(self, learn: graphs.Pass) -> tuple[list[float], list[Tensor]]:
+        """The losses, and the weights at the end; each step has a seed and a rate of its own."""
+        optimiser = torch.optim.SGD(self.parameters, lr=0.1, momentum=0.9)
+        losses = []
+        for step in range(STEPS):
+            size = 5 if step % 3 == 2 else 8
+            torch.manual_seed(step)
+            optimiser.param_groups[0]["lr"] = 0.1 / (1 + step)
+            losses.append(float(learn(self.images[:size] + step, self.labels[:size]).loss))
+            optimiser.step()
+        return losses, [parameter.detach().cpu() for parameter in self.parameters]
+
+
+def replayed(training: Training, capture: Capture | None = None) -> Replayed:
+    return Replayed(training.learn, training.parameters, capture or training.capture)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_a_replayed_pass_trains_as_the_pass_itself_does(device: str) -> None:
+    plain, captured = Training(device), Training(device)
+    learn = replayed(captured)
+    (losses, weights), (expected, others) = captured.run(learn), plain.run(plain.learn)
+    assert learn.refused is None and set(learn.graphs) == {(8, 1, 8, 8), (5, 1, 8, 8)}
+    assert captured.replays == STEPS - 2 * PASSES_BEFORE  # of either shape
+    exact = {"rtol": 0.0, "atol": 0.0} if device == "cpu" else {"rtol": 1e-4, "atol": 1e-5}
+    assert losses == pytest.approx(expected, rel=exact["rtol"])
+    for mine, other in zip(weights, others, strict=True):
+        torch.testing.assert_close(mine, other, **exact)
+
+
+def unable(run: Callable[[], None]) -> Replay:
+    raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+def idle(run: Callable[[], None]) -> Replay:
+    """A replay that leaves the gradients of the capture."""
+    run()
+    return lambda: None
+
+
+@pytest.mark.parametrize(
+    ("capture", "line"),
+    [(unable, "operation not permitted when stream is capturing"), (idle, "% apart from those of its kernels")],
+)
+def test_what_cannot_be_replayed_runs_kernel_by_kernel(
+    capture: Capture, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, refusing = Training("cpu"), Training("cpu")
+    learn = replayed(refusing, capture)
+    (losses, weights), (expected, others) = refusing.run(learn), plain.run(plain.learn)
+    assert losses == expected and all(map(torch.equal, weights, others))
+    assert learn.refused is not None and learn.refused.endswith(line) and not learn.graphs
+    said = capsys.readouterr().out
+    assert said == f"steps run without a CUDA graph, kernel by kernel: {learn.refused}\n"
+
+
+def test_a_reason_not_to_try_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    training = Training("cpu")
+    learn = Replayed(training.learn, training.parameters, training.capture, refused="no two passes are alike")
+    training.run(learn)
+    assert (learn.refused, training.replays) == ("no two passes are alike", 0)
+    assert capsys.readouterr().out.count("no two passes are alike") == 1
+
+
+def test_distance_is_relative_to_the_others_norm() -> None:
+    some, others = [torch.tensor([3.0, 0.0]), None], [torch.tensor([3.0, 4.0]), None]
+    assert graphs.distance(some, others) == pytest.approx(4 / 5)
+    assert graphs.distance([torch.zeros(2)], [torch.zeros(2)]) == 0
+    assert graphs.distance([torch.ones(2)], [torch.zeros(2)]) == 1
+
+
+@NEEDS_CUDA
+@pytest.mark.usefixtures("project")
+def test_a_trial_on_a_gpu_replays_its_passes() -> None:
+    files = trainer.run(planned().on("cuda", threads=1))
+    assert read_json(files.result)["cuda_graph"] == "replayed"
