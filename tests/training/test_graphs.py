@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipelines.command.files import read_json
 from pipelines.training import graphs, trainer
-from pipelines.training.graphs import REPLAYS_COMPARED, PASSES_BEFORE, Passed, Replay, Replayed
+from pipelines.training.graphs import PASSES_BEFORE, REPLAYS_COMPARED, Passed, Replay, Replayed
 from tests.training.trials import planned
 
 STEPS = 3 * (PASSES_BEFORE + REPLAYS_COMPARED)  # every third minibatch is the smaller rest of an epoch
