@@ -117,7 +117,7 @@ def collecting(trials: Sequence[Spec], runs: Path) -> float:
 
 def lengths(trials: Sequence[Spec]) -> float:
     """Each by itself against kinds of trials."""
-    write_json(estimate.path(), {estimate._rate_key(trials[0]): 5000.0})
+    write_json(estimate.path(), {estimate.rate_key(trials[0]): 5000.0})
     return timed(lambda: [estimate.trial_seconds(one) for one in trials], lambda: estimate.trials_seconds(trials))[0]
 
 

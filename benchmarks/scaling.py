@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.placement import Use, cluster, jobs, use
 from benchmarks.throughput import IMAGES, images_per_s, on_ray, planned
-from pipelines.cluster import connection, distributed, placement
+from pipelines.cluster import connection, distributed, packing, placement
 from pipelines.cluster.connection import Cluster
 from pipelines.command import arguments
 from pipelines.command.errors import UserError, guard
@@ -53,7 +53,7 @@ def shared_out(found: Cluster, workers: int, epochs: int) -> float:
         one = planned(Path(folder), 0, epochs)
         resources = dataclasses.replace(one.benchmark.resources, workers=workers)
         one = dataclasses.replace(one, benchmark=dataclasses.replace(one.benchmark, resources=resources))
-        distributed.train(one, found, found.need(one.benchmark), workers)
+        distributed.train(one, found, found.need(one.benchmark), workers, packing.work)
         return images_per_s(one.files)
 
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import connection, estimate, packing, readiness, spreading
+from pipelines.cluster import connection, estimate, measuring, packing, readiness, spreading
 from pipelines.cluster.placement import Need
 from pipelines.command import arguments, ending, locks, progress
 from pipelines.command.errors import HeldError, UserError, guard
@@ -88,7 +88,7 @@ def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connecti
         names = [_on_worker(ray_cluster, HARDWARE, "cpu"), *names]
     say(f"{ray_cluster}; training on {devices}{': ' if names else ''}{', '.join(names)}")
     others = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
-    estimate.measure([*placed, *others], ray_cluster)
+    measuring.measure([*placed, *others], ray_cluster)
     here = estimate.seconds(placed, ray_cluster)
     budgets = " and ".join(sorted({trial.budget for trial in placed}))
     count = "1 trial" if len(placed) == 1 else f"{len(placed)} trials"

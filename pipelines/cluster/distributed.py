@@ -10,9 +10,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -22,12 +22,16 @@ from pipelines.command.errors import AdvisedError, UserError
 from pipelines.command.progress import becomes
 from pipelines.training.spec import Spec
 
+if TYPE_CHECKING:
+    from pipelines.training.checkpoint import Worker
+
 NOTICED_S = 30.0  # until Ray takes a silent node for dead
 NETWORK = ("GLOO_", "NCCL_")  # variables that workers get from the driver
+Training = Callable[["Spec", "Worker"], None]  # the work of each worker
 
 
-def train(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int) -> None:
-    """Make one attempt to train ``spec`` to its end on so many workers, each with ``need``.
+def train(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int, training: Training) -> None:
+    """Make one attempt at ``training`` of ``spec`` to its end, on so many workers, each with ``need``.
 
     Raises a worker's UserError, and ``connection``'s errors where workers or nodes are lost or taken away.
     """
@@ -36,7 +40,7 @@ def train(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int)
 
     before = {node.id for node in connection.living()}
     try:
-        _fit(spec, ray_cluster, need, workers)
+        _fit(spec, ray_cluster, need, workers, training)
     except (TrainingFailedError, RayError) as error:
         failure = _failure(spec, list(_causes(error)))
         lost = isinstance(failure, connection.LostWorkerError)
@@ -78,14 +82,14 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
     return failure
 
 
-def _fit(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int) -> None:
+def _fit(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int, training: Training) -> None:
     """Make one attempt. Ray Train must repeat nothing: it would also repeat a damaged checkpoint, for minutes."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
         _train_rank,
-        train_loop_config={"spec": spec, "question": ray_cluster.question},
+        train_loop_config={"training": training, "spec": spec, "question": ray_cluster.question},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=bool(need.gpus), resources_per_worker=need.bundle, **ray_cluster.placing
         ),
@@ -167,7 +171,6 @@ def _train_rank(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
-    from pipelines.training import trainer
     from pipelines.training.checkpoint import Worker
 
     context = ray.train.get_context()
@@ -178,7 +181,7 @@ def _train_rank(config: dict[str, Any]) -> None:
         prepare=prepare_trainer,
         preempted=lambda: _preempted_by,
     )
-    trainer.run(config["spec"], worker)
+    config["training"](config["spec"], worker)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

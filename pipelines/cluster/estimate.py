@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.cluster import connection, placement
-from pipelines.cluster.placement import Job, Node
+from pipelines.cluster.placement import Job
 from pipelines.command import progress
 from pipelines.command.errors import UserError
-from pipelines.command.files import read_json, write_json
+from pipelines.command.files import read_json
 from pipelines.data import datasets
 from pipelines.training import status, store
 from pipelines.training.spec import Alike, Sizes, Spec
 
-MEASURING_S = 30.0  # of all unknown rates together
 SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surrounds the tensors in two checkpoints
 Sized = tuple[Spec, Sizes]
 
@@ -56,7 +52,7 @@ def trials_seconds(specs: Sequence[Spec]) -> dict[str, float]:
     table, whole = rates(), dict[Alike, float]()
     for trial in specs:
         if trial.alike not in whole:
-            rate = table.get(_rate_key(trial), 0.0) * trial.benchmark.resources.most
+            rate = table.get(rate_key(trial), 0.0) * trial.benchmark.resources.most
             whole[trial.alike] = trial.images() / rate if rate else 0.0
     return {trial.key: whole[trial.alike] * _left(trial) for trial in specs}
 
@@ -97,54 +93,7 @@ def _bytes(path: Path) -> int:
         return 0
 
 
-def measure(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
-    """Measure unknown rates, for ``MEASURING_S`` at most: on all nodes, one trial at a time on each.
-
-    Side by side they would slow each other down. A rate that can't be measured in time stays unknown: an estimate must
-    never stop a run, and the trial itself reports its fault.
-    """
-    import ray
-
-    kinds = {trial.alike: trial for trial in specs}.values()
-    waiting = {key: trial for trial in kinds if (key := _rate_key(trial)) not in rates()}
-    idle, busy, found = list(ray_cluster.nodes), dict[Any, tuple[str, Node]](), dict[str, float]()
-    deadline = time.monotonic() + MEASURING_S
-    while time.monotonic() < deadline:
-        for key, trial in list(waiting.items()):
-            need = ray_cluster.need(trial.benchmark)
-            node = next((one for one in idle if one.holds(need)), None)
-            if node is not None:
-                idle.remove(node)
-                busy[_measuring(waiting.pop(key), node, ray_cluster)] = key, node
-        if not busy:
-            break
-        for task in ray.wait(list(busy), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))[0]:
-            key, node = busy.pop(task)
-            idle.append(node)
-            with contextlib.suppress(ray.exceptions.RayError):
-                found[key] = ray.get(task)
-    for task in busy:
-        ray.cancel(task, force=True)
-    if found:
-        write_json(path(), rates() | found)
-
-
-def _measuring(trial: Spec, node: Node, ray_cluster: connection.Cluster) -> Any:
-    import ray
-
-    options = ray_cluster.need(trial.benchmark).options | {"num_gpus": int(trial.device == "cuda")}  # a whole one
-    return ray.remote(max_retries=0)(_measure).options(**options, **ray_cluster.near(node.id)).remote(trial)
-
-
-def _measure(trial: Spec) -> float:
-    """Runs in a Ray worker process."""
-    connection.end_with_raylet()
-    from pipelines.training import speed
-
-    return speed.measure(trial)
-
-
-def _rate_key(trial: Spec) -> str:
+def rate_key(trial: Spec) -> str:
     """Model, recipe, code and device decide a trial's speed; so does the machine, but those of a store are alike.
 
     The learning rate and mu don't: each candidate of ``tune`` would be measured.
@@ -157,7 +106,7 @@ def _rate_key(trial: Spec) -> str:
 
 
 def path() -> Path:
-    """The table of rates: images a second by ``_rate_key``."""
+    """The table of rates: images a second by ``rate_key``."""
     return store.default() / "rates.json"
 
 

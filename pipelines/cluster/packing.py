@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster import connection, distributed, estimate, nodes, readiness
 from pipelines.cluster.placement import Job, Need, Node, Place, Placing, Start
@@ -20,6 +20,9 @@ from pipelines.command.errors import FULL, LONGEST_LINE, PREEMPTED, HeldError, U
 from pipelines.command.progress import becomes, say
 from pipelines.training import status
 from pipelines.training.spec import Spec
+
+if TYPE_CHECKING:
+    from pipelines.training.checkpoint import Worker
 
 STUCK_S = 600.0  # without progress of a trial in another process
 LIVE_EVERY_S = 1.0
@@ -142,7 +145,7 @@ class _Packing:
     def _attempt(self, trial: Spec, need: Need, workers: int) -> None:
         """Runs outside the main thread, where Ray Train would handle Ctrl-C itself, slowly and with status 0."""
         try:
-            distributed.train(trial, self.cluster, need, workers)
+            distributed.train(trial, self.cluster, need, workers, work)
             self.attempts.put((trial.key, None))
         except Exception as error:
             self.attempts.put((trial.key, error))
@@ -270,10 +273,16 @@ def _train_one(trial: Spec, question: readiness.Question | None) -> None:
     """Runs in the main thread of a Ray worker process, so that the process can handle a signal."""
     connection.end_with_raylet()
     readiness.join(question)
-    from pipelines.training import trainer
     from pipelines.training.checkpoint import Worker
 
-    trainer.run(trial, Worker(preempted_by=(signal.SIGUSR1,)))
+    work(trial, Worker(preempted_by=(signal.SIGUSR1,)))
+
+
+def work(trial: Spec, worker: Worker) -> None:
+    """Runs in a Ray worker process, or in each of a trial's several."""
+    from pipelines.training import trainer
+
+    trainer.run(trial, worker)
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def test_candidates_of_one_speed_are_measured_once(tmp_path: Path) -> None:
         benchmark = asking()
         changed = dataclasses.replace(benchmark, recipe=dataclasses.replace(benchmark.recipe, **recipe))
         one = spec.Spec(benchmark=changed, seed=0, budget="laptop", data=tmp_path, store=tmp_path)
-        return estimate._rate_key(one.on("cpu", threads=1))
+        return estimate.rate_key(one.on("cpu", threads=1))
 
     optimiser = asking().recipe.optimiser
     assert key(optimiser=dataclasses.replace(optimiser, lr=0.5)) == key()
@@ -270,7 +270,7 @@ IMPORTING = """
                 time.sleep(600)
 
     sys.meta_path.insert(0, Waiting())
-    from pipelines.cluster import distributed, estimate, packing, spreading
+    from pipelines.cluster import distributed, measuring, packing, spreading
 """
 RAYLET = """
     import subprocess, sys
@@ -285,7 +285,7 @@ RAYLET = """
     [
         "spreading._call(None, 'pipelines.train._check', [])",
         "packing._train_one(None, None)",
-        "estimate._measure(None)",
+        "measuring._measure(None)",
         "distributed._train_rank({'question': None})",
     ],
 )

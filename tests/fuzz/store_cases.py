@@ -59,7 +59,7 @@ def template() -> Path:
         finally:
             checkpoint.CheckpointCallback._agree, checkpoint.PROGRESS_EVERY_S = agree, every  # type: ignore[method-assign]
     assert finished.files.finished and unfinished.files.checkpoint.exists()
-    write_json(home / "store/rates.json", {estimate._rate_key(finished): 100.0})
+    write_json(home / "store/rates.json", {estimate.rate_key(finished): 100.0})
     return home
 
 

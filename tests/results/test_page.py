@@ -476,7 +476,8 @@ FLAGS = (
 def browser(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that starts Chromium: slow, and skipped where there is none."""
     missing = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on this machine")
-    return pytest.mark.slow(missing(test))
+    marked: Callable[..., None] = pytest.mark.slow(missing(test))
+    return marked
 
 
 def drawn(html: str, folder: Path, script: str = "") -> Reader:

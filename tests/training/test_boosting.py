@@ -263,7 +263,7 @@ def test_a_measurement_takes_the_first_member_and_looks_for_no_patterns(
 
 def test_the_estimate_counts_the_search_for_patterns(project: Path) -> None:
     one, ordinary = planned(), planned({"recipe.boosting": None})
-    write_json(estimate.path(), {estimate._rate_key(each): 100.0 for each in (one, ordinary)})
+    write_json(estimate.path(), {estimate.rate_key(each): 100.0 for each in (one, ordinary)})
     assert estimate.trial_seconds(ordinary) == pytest.approx(2 * COUNT / 100)
     assert estimate.trial_seconds(one) == pytest.approx((2 * COUNT + spec.CANDIDATE * 700) / 100)
 

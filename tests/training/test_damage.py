@@ -399,7 +399,7 @@ NOT_NUMBERS = ["null", '"0.5"', "[1]", "{}", "NaN", "Infinity", "-1", "true", "1
 def test_a_rate_that_is_no_number_counts_as_unknown(planned: list[spec.Spec], value: str) -> None:
     one = planned[0]
     path = store.default() / "rates.json"
-    write_bytes(path, f'{{"{estimate._rate_key(one)}": {value}, "another": 3}}'.encode())
+    write_bytes(path, f'{{"{estimate.rate_key(one)}": {value}, "another": 3}}'.encode())
     assert estimate.rates() == {"another": 3.0} and estimate.trial_seconds(one) == 0.0
 
 
@@ -412,7 +412,7 @@ def test_progress_that_makes_no_sense_counts_as_none(planned: list[spec.Spec], k
     write_bytes(one.files.progress, content.encode())
     absent = key in ("loss", "images_per_s", "eta_s") and value in ("null", "-1")
     assert (status.read(one.files.progress, since=0.0) is not None) == absent
-    write_json(store.default() / "rates.json", {estimate._rate_key(one): 150.0})
+    write_json(store.default() / "rates.json", {estimate.rate_key(one): 150.0})
     assert estimate.trial_seconds(one) in (2.0, 4.0)  # of 2 epochs of 300 images
     assert status.line(one.name, status.read(one.files.progress, since=0.0))
 

@@ -86,10 +86,10 @@ def test_a_replayed_pass_trains_as_the_pass_itself_does(device: str) -> None:
     (losses, weights), (expected, others) = captured.run(learn), plain.run(plain.learn)
     assert learn.refused is None and set(learn.graphs) == {(8, 1, 8, 8), (5, 1, 8, 8)}
     assert captured.replays == STEPS - 2 * PASSES_BEFORE  # of either shape
-    exact = {"rtol": 0.0, "atol": 0.0} if device == "cpu" else {"rtol": 1e-4, "atol": 1e-5}
-    assert losses == pytest.approx(expected, rel=exact["rtol"])
+    near = 0.0 if device == "cpu" else 1e-4
+    assert losses == pytest.approx(expected, rel=near)
     for mine, other in zip(weights, others, strict=True):
-        torch.testing.assert_close(mine, other, **exact)
+        torch.testing.assert_close(mine, other, rtol=near, atol=near)
 
 
 def unable(run: Callable[[], None]) -> Replay:
