@@ -77,7 +77,7 @@ def export(params: Params, args: argparse.Namespace) -> None:
         about = {"format": PARCEL_FORMAT, "versions": provenance.versions(), **provenance.git_state()}
         writer.add_bytes(FIRST, json.dumps(about).encode())
         for dataset in opened:  # before the trials on them
-            with tempfile.TemporaryDirectory(dir=writer.folder) as scratch, _counting(dataset.name) as advance:
+            with tempfile.TemporaryDirectory(dir=writer.whole.parent) as scratch, _counting(dataset.name) as advance:
                 portable_data.pack(dataset, writer, Path(scratch), advance)
         if names or args.seeds or not opened:
             _export_trials(Plans(params, DATA, root), names, args.seeds, writer)
@@ -117,7 +117,7 @@ def bring_in(params: Params, args: argparse.Namespace) -> None:
 def _import(params: Params, root: Path, label: Path, pieces: list[Path]) -> int:
     """Take in one parcel; returns how many of its trials and data sets were refused."""
     plans, refused = Plans(params, DATA, root), 0
-    with portable.receiving(root) as incoming, contextlib.closing(parcels.members(label, pieces, NAMES)) as members:
+    with portable.receiving(root) as incoming, parcels.reading(label, pieces, NAMES) as members:
         _check_about(label, next(members, None))
         for home, files in itertools.groupby(members, lambda member: member.name.rpartition("/")[0]):
             try:

@@ -14,7 +14,8 @@ from pipelines.command.errors import UserError
 from pipelines.command.progress import Advance
 from pipelines.data import datasets
 from pipelines.data.datasets import ARRAYS, META, Dataset
-from pipelines.data.parcels import READ_BYTES, Carried, Writer
+from pipelines.data.parcels import Carried, Writer
+from pipelines.data.tars import PIECE
 
 MOST_META = 2**24  # bytes
 ARRAY_HEAD = 2**12  # bytes of a header; NumPy's take 128
@@ -43,8 +44,7 @@ def unpack(member: Carried, folder: Path, name: str, advance: Advance) -> None:
         _check_room(datasets.read_description(folder, name), folder)
     else:
         array = file.removesuffix(PACKED)
-        most = _bytes(datasets.read_description(folder, name), array)
-        _decompress(member, folder / array, most, advance)
+        _decompress(member, folder / array, _bytes(datasets.read_description(folder, name), array), advance)
 
 
 def _check_room(dataset: Dataset, folder: Path) -> None:
@@ -71,26 +71,25 @@ def _compress(source: Path, target: Path, width: int, advance: Advance) -> None:
     if 0 < width <= WIDEST_DELTA:
         filters.insert(0, {"id": lzma.FILTER_DELTA, "dist": width})
     with source.open("rb") as file, lzma.open(target, "wb", filters=filters) as packed:
-        while data := file.read(READ_BYTES):
+        while data := file.read(PIECE):
             packed.write(data)
             advance(len(data))
 
 
 def _decompress(member: Carried, target: Path, most: int, advance: Advance) -> None:
-    unpacker, written = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY), 0
-    with target.open("wb") as file:
-        try:
+    unpacker, left = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY), most
+    try:
+        with target.open("wb") as file:
             while not unpacker.eof:
-                data = member.read() if unpacker.needs_input else b""
+                data = member.file.read(PIECE) if unpacker.needs_input else b""
                 if unpacker.needs_input and not data:
                     raise EOFError("it ends too soon")
-                out = unpacker.decompress(data, READ_BYTES)
-                written += len(out)
-                if written > most:
+                out = unpacker.decompress(data, PIECE)
+                left -= file.write(out)
+                if left < 0:
                     raise EOFError(f"it is larger than the {most:,} bytes that {META} allows")
-                file.write(out)
                 advance(len(out))
-        except (lzma.LZMAError, EOFError) as error:
-            raise UserError(f"{member.stream.label}: {member.name} is damaged ({error})") from None
-    if member.left or unpacker.unused_data:
-        raise UserError(f"{member.stream.label}: {member.name} is damaged (something follows its end)")
+        if unpacker.unused_data or member.file.read(1):
+            raise EOFError("something follows its end")
+    except (lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{member.label}: {member.name} is damaged ({error})") from None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipelines.command.errors import UserError
 from pipelines.data.datasets import write_dataset
-from pipelines.data.sources import Rebuild, cifar_from_png, copy_out
+from pipelines.data.sources import Rebuild, cifar_from_png, move_out
 
 IDX_FILES = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -87,6 +87,6 @@ class Format:
 
 
 RAW_FORMATS = {  # by a dataset's kind in params.yaml
-    "idx": Format(files=IDX_FILES, write=write_idx, rebuild=copy_out("data")),
+    "idx": Format(files=IDX_FILES, write=write_idx, rebuild=move_out),
     "cifar": Format(files=CIFAR_FILES, write=write_cifar, rebuild=cifar_from_png),
 }

