@@ -21,22 +21,20 @@ from typing import TYPE_CHECKING, Any
 from pipelines.command import arguments, ending, locks
 from pipelines.command.errors import FULL, SHORT, UserError, guard, printable, reason
 from pipelines.command.files import expect_file
-from pipelines.config import wording, yamlfile
+from pipelines.config import schema, wording, yamlfile
 from pipelines.config.origins import Origin
 from pipelines.config.params import PARAMS, load_origins
 from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset, prepare, writing
-from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, md5_of, mismatch
+from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, mismatch
 from pipelines.data.rawfiles import RAW_FORMATS
-from pipelines.data.sources import UNPACKED, Address, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
+from pipelines.data.sources import UNPACKED, Address, Cache, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
 
 if TYPE_CHECKING:
     from pipelines.cluster.connection import Cluster
 
 PINS = "data.dvc"
 FEW = 2000  # photographs
-UNKNOWN_SIZE = 10**8  # bytes at most of a file whose pin has no size
-LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
 PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu was once measured at a quarter of it
 Say = Callable[[str], None]
@@ -152,7 +150,11 @@ def bring(
     parts = root / "data" / name / PARTS
     _make_parts(parts)
     cache = dvc_cache(root, say) if any(pin.cached for pin in pins) else None
-    missing = take_what_is_here(root, pins, parts, cache, say)
+    missing = check_what_is_here(root, pins, say)
+    if cache is not None:
+        kept = [pin for pin in missing if pin.cached and cache.exists(pin.md5)]
+        lacking, _ = _take_from(Cache(cache), root, kept, parts, patience, say)
+        missing = [pin for pin in missing if pin in lacking or pin not in kept]
     if sources:  # or a person has to bring what is missing
         check_space(root, name, missing, unpacked)
     obtain(root, missing, parts, sources, patience, say, by_hand)
@@ -206,39 +208,27 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
     out = outs.get(path)
     if out is None:
         raise UserError(f"{pins}: {path} is missing; expected an out with its md5 and size")
-    md5, size = out.get("md5"), out.get("size", UNKNOWN_SIZE)
-    if not (isinstance(md5, str) and re.fullmatch("[0-9a-f]{32}", md5)):
-        raise UserError(f"{pins}: md5 of {path} is {wording.show(md5)}; expected 32 hex digits")
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise UserError(f"{pins}: size of {path} is {wording.show(size)}; expected a number of bytes")
-    if not 0 < size <= LARGEST_RAW:
-        raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST_RAW} bytes")
-    return Pin(path=path, md5=md5, size=size, cached=out.get("cache", True) is not False)
+    pinned = {key: out[key] for key in ("md5", "size") if key in out}
+    return schema.parse(Pin, pinned, f"{pins}: {path}", path=path, cached=out.get("cache", True) is not False)
 
 
-def take_what_is_here(root: Path, pins: Sequence[Pin], parts: Path, cache: Any, say: Say) -> list[Pin]:
-    """Check the files in ``data/`` and take absent ones from DVC's cache; return the pins that still lack a file."""
-    here, cached, missing = 0, 0, []
+def check_what_is_here(root: Path, pins: Sequence[Pin], say: Say) -> list[Pin]:
+    """Check the files in ``data/``; return the pins whose file is absent or another."""
+    missing = []
     for pin in pins:
         path = root / pin.path
         expect_file(path)
         try:
-            problem = mismatch(path, pin.size, pin.md5) if path.exists() else None
+            problem = mismatch(path, pin.size, pin.md5) if path.exists() else ""
         except OSError as error:
             problem = f"cannot be read ({error.strerror})"
-        if problem is not None:
+        if problem:
             say(f"{pin.path}: {problem}; to be replaced")
-        elif path.exists():
-            here += 1
-            continue
-        if cache is not None and pin.cached and _from_cache(root, pin, parts, Path(cache.oid_to_path(pin.md5)), say):
-            cached += 1
-        else:
+        if problem is not None:
             missing.append(pin)
+    here = len(pins) - len(missing)
     if here:
         say(f"{_files(here)} in {PurePosixPath(pins[0].path).parent}, md5 ok")
-    if cached:
-        say(f"{_files(cached)} from DVC's cache, md5 ok")
     return missing
 
 
@@ -350,23 +340,6 @@ def put_into_cache(root: Path, pins: Sequence[Pin], cache: Any, say: Say) -> Non
     else:
         if absent:
             say(f"{_files(len(absent))} put into DVC's cache")
-
-
-def _from_cache(root: Path, pin: Pin, parts: Path, cached: Path, say: Say) -> bool:
-    if not cached.is_file():
-        return False
-    try:
-        damaged = mismatch(cached, pin.size, pin.md5) is not None
-    except OSError as error:
-        say(f"{pin.file}: its copy in DVC's cache cannot be read ({error.strerror})")
-        return False
-    if damaged:
-        say(f"{pin.file}: its copy in DVC's cache is damaged (md5 {md5_of(cached)}); removed")
-        cached.unlink()
-        return False
-    shutil.copyfile(cached, parts / pin.file)
-    (parts / pin.file).replace(root / pin.path)
-    return True
 
 
 def locked(root: Path, name: str, say: Say) -> AbstractContextManager[None]:

@@ -35,6 +35,7 @@ DatasetName = Annotated[
 ]
 Package = Annotated[str, Rule("a package with its version, like name@1.0.0", WITH_VERSION.fullmatch)]
 Place = Annotated[str, Rule("a name", lambda value: value.strip() and "\n" not in value)]  # of a file or a folder
+MD5 = Annotated[str, Rule("32 hexadecimal digits", re.compile("[0-9a-f]{32}").fullmatch)]
 Url = Annotated[str, Rule("an address like https://host/folder", re.compile("https?://", re.IGNORECASE).match)]
 
 
@@ -43,7 +44,7 @@ class Packed:
     """Size and md5 of a published, compressed file."""
 
     bytes: Count
-    md5: Annotated[str, Rule("32 hexadecimal digits", re.compile("[0-9a-f]{32}").fullmatch)]
+    md5: MD5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from typing import IO, Literal, Protocol
 
 from pipelines.command.errors import UserError, brief
 from pipelines.data import tars
+from pipelines.data.datasets import FaultyError
 from pipelines.data.pictures import FOREIGN, SUFFIXES
 
 SYSTEM = frozenset(("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"))
@@ -137,7 +138,7 @@ class Folder:
                 with Path(place).open("rb") as file:
                     yield place, _whole(self.label, path, file)
             except OSError as error:
-                raise UserError(f"{self.label}: {brief(path)} cannot be read ({error.strerror})") from None
+                raise FaultyError(f"{self.label}: {brief(path)} cannot be read ({error.strerror})") from None
 
     @staticmethod
     def _entries(place: str) -> list[Item]:
@@ -254,22 +255,22 @@ def _inside(name: str) -> str | None:
 
 
 def _whole(label: str, path: str, file: IO[bytes]) -> bytes:
-    """The content of a picture's file; ``UserError`` for more bytes than it may have."""
+    """The content of a picture's file; ``FaultyError`` for more bytes than it may have."""
     content = tars.content(file, LARGEST_FILE)
     if content is None:
-        raise UserError(f"{label}: {brief(path)} cannot be read (more than {LARGEST_FILE} bytes)")
+        raise FaultyError(f"{label}: {brief(path)} cannot be read (more than {LARGEST_FILE} bytes)")
     return content
 
 
 @contextmanager
 def _reading(label: str) -> Iterator[None]:
-    """Turn any error of a block that only reads the archive ``label`` into a UserError."""
+    """Turn any error of a block that only reads the archive ``label`` into a FaultyError."""
     try:
         yield
     except tars.UNREADABLE as error:
         reason = "not enough memory" if isinstance(error, MemoryError) else brief(str(error), 150)
         whole = "expected a whole tar, tgz or zip (of method Deflate, without a password)"
-        raise UserError(f"{label}: cannot be read to its end ({reason or type(error).__name__}); {whole}") from None
+        raise FaultyError(f"{label}: cannot be read to its end ({reason or type(error).__name__}); {whole}") from None
 
 
 @dataclass(frozen=True)

