@@ -14,21 +14,21 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command import arguments, ending, locks
 from pipelines.command.errors import FULL, SHORT, UserError, guard, printable, reason
-from pipelines.command.files import expect_file
+from pipelines.command.files import expect_file, require_folder
 from pipelines.config import schema, wording, yamlfile
 from pipelines.config.origins import Origin
 from pipelines.config.params import PARAMS, load_origins
 from pipelines.data import imagefolder
-from pipelines.data.datasets import open_dataset, prepare, writing
+from pipelines.data.datasets import open_dataset, prepare, write_dataset
 from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, mismatch
 from pipelines.data.rawfiles import RAW_FORMATS
-from pipelines.data.sources import UNPACKED, Address, Cache, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
+from pipelines.data.sources import UNPACKED, Pin, Source, address, from_cache, gzips, mirror, npm, remote, tarball
 
 if TYPE_CHECKING:
     from pipelines.cluster.connection import Cluster
@@ -81,9 +81,10 @@ def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], 
     with locked(root, name, say):
         prepare(root / "datasets", name)
         pins = read_pins(root / PINS, [f"data/{name}/{file}" for file in form.files])
-        bring(root, name, pins, sources, patience, say, unpacked=sum(pin.size for pin in pins))
+        Delivery(root, name, pins, patience, say).bring(sources, unpacked=sum(pin.size for pin in pins))
         md5s = {pin.file: pin.md5 for pin in pins}
-        form.write(root / "data" / name, root / "datasets", name, origin.classes, md5s)
+        train, test = form.read(root / "data" / name)
+        write_dataset(root / "datasets", name, classes=origin.classes, train=train, test=test, source_md5=md5s)
 
 
 def fetch_photographs(
@@ -95,7 +96,7 @@ def fetch_photographs(
         paths = [f"data/{archive}" for archive in origin.packed_images]
         pins = read_pins(root / PINS, paths, needed=bool(origin.urls or origin.by_hand))
         if pins:
-            bring(root, name, pins, sources, patience, say, by_hand=origin.by_hand)
+            Delivery(root, name, pins, patience, say).bring(sources, by_hand=origin.by_hand)
         for path in paths:
             expect_file(root / path)
             if not (root / path).is_file():
@@ -132,62 +133,15 @@ def on_ray(ray_cluster: Cluster) -> imagefolder.Decoders:
     return imagefolder.Decoders(over=over, in_flight=in_flight)
 
 
-def bring(
-    root: Path,
-    name: str,
-    pins: Sequence[Pin],
-    sources: Sequence[Source],
-    patience: Patience,
-    say: Say,
-    *,
-    unpacked: int = 0,
-    by_hand: str | None = None,
-) -> None:
-    """Bring the pinned files to ``data/``, and into DVC's cache; ``UserError`` for a file that no source has.
-
-    ``unpacked`` is the size of the arrays, if known; ``by_hand`` is where a person gets files that no source may have.
-    """
-    parts = root / "data" / name / PARTS
-    _make_parts(parts)
-    cache = dvc_cache(root, say) if any(pin.cached for pin in pins) else None
-    missing = check_what_is_here(root, pins, say)
-    if cache is not None:
-        kept = [pin for pin in missing if pin.cached and cache.exists(pin.md5)]
-        lacking, _ = _take_from(Cache(cache), root, kept, parts, patience, say)
-        missing = [pin for pin in missing if pin in lacking or pin not in kept]
-    if sources:  # or a person has to bring what is missing
-        check_space(root, name, missing, unpacked)
-    obtain(root, missing, parts, sources, patience, say, by_hand)
-    if cache is not None:
-        put_into_cache(root, [pin for pin in pins if pin.cached], cache, say)
-    shutil.rmtree(parts, ignore_errors=True)
-    with suppress(OSError):  # a folder of raw files
-        parts.parent.rmdir()
-
-
-def _make_parts(parts: Path) -> None:
-    """Make the folder of unfinished files; remove what a killed run unpacked, and all but regular files."""
-    with writing(parts.parent):
-        if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
-            parts.unlink()
-        parts.mkdir(parents=True, exist_ok=True)
-        for path in parts.glob(f"*/{UNPACKED}*"):  # perhaps incomplete
-            shutil.rmtree(path, ignore_errors=True)
-        for path in sorted(parts.rglob("*")):
-            kept = path.is_dir() or (path.is_file() and path.parent != parts)
-            if path.is_symlink() or not kept:
-                path.unlink()
-
-
 def sources_for(origin: Origin) -> list[Source]:
     """All sources in order: ``$DATA_MIRROR``, the publishers' hosts, a package."""
-    mirror = os.environ.get("DATA_MIRROR", "")
+    location = os.environ.get("DATA_MIRROR", "")
     return [
-        *([Mirror(mirror)] if mirror else []),
-        *(Gzips(url, origin.packed) for url in origin.gzips),
-        *(Tarball(remote(url, origin.packed)) for url in origin.tarballs),
-        *(Address(url) for url in origin.urls),
-        *([Npm(origin.npm, RAW_FORMATS[origin.kind].rebuild)] if origin.npm else []),
+        *([mirror(location)] if location else []),
+        *(gzips(url, origin.packed) for url in origin.gzips),
+        *(tarball(remote(url, origin.packed)) for url in origin.tarballs),
+        *(address(url) for url in origin.urls),
+        *([npm(origin.npm, RAW_FORMATS[origin.kind].rebuild)] if origin.npm else []),
     ]
 
 
@@ -212,106 +166,155 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
     return schema.parse(Pin, pinned, f"{pins}: {path}", path=path, cached=out.get("cache", True) is not False)
 
 
-def check_what_is_here(root: Path, pins: Sequence[Pin], say: Say) -> list[Pin]:
-    """Check the files in ``data/``; return the pins whose file is absent or another."""
-    missing = []
-    for pin in pins:
-        path = root / pin.path
-        expect_file(path)
-        try:
-            problem = mismatch(path, pin.size, pin.md5) if path.exists() else ""
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-        if problem:
-            say(f"{pin.path}: {problem}; to be replaced")
-        if problem is not None:
-            missing.append(pin)
-    here = len(pins) - len(missing)
-    if here:
-        say(f"{_files(here)} in {PurePosixPath(pins[0].path).parent}, md5 ok")
-    return missing
+@dataclass(frozen=True)
+class Delivery:
+    """The pinned files of a data set on their way to ``data/`` of the project in ``root``."""
 
+    root: Path
+    name: str
+    pins: Sequence[Pin]
+    patience: Patience
+    say: Say
 
-def obtain(
-    root: Path,
-    pins: Sequence[Pin],
-    parts: Path,
-    sources: Sequence[Source],
-    patience: Patience,
-    say: Say,
-    by_hand: str | None = None,
-) -> None:
-    """Get each pinned file from the first source that has its bytes.
+    @property
+    def parts(self) -> Path:
+        """The folder of unfinished files."""
+        return self.root / "data" / self.name / PARTS
 
-    A source that is too slow is tried again after all others have failed. The ``UserError`` names all that was tried,
-    and what a person can do.
-    """
-    missing = list(pins)
-    slow = []
-    for source in sources:
-        missing, was_slow = _take_from(source, root, missing, parts, patience, say)
-        slow += [source] * was_slow
-    for source in slow:
-        missing, _ = _take_from(source, root, missing, parts, replace(patience, floor=0.0), say)
-    if missing and by_hand:
-        files = ", ".join(f"{pin.path} (md5 {pin.md5})" for pin in missing)
-        raise UserError(f"missing: {files}; expected them to be put there by hand, from {by_hand}")
-    if missing:
-        files = ", ".join(pin.path for pin in missing)
-        tried = "; ".join(source.label for source in sources)
-        hint = "DATA_MIRROR=<directory or URL like data/> adds one"
-        if len(missing) == 1:
-            hint += f", or put the file there yourself: {missing[0].size} bytes, md5 {missing[0].md5}"
-        raise UserError(f"no source has {files}; tried {tried}; {hint}")
+    def bring(self, sources: Sequence[Source], *, unpacked: int = 0, by_hand: str | None = None) -> None:
+        """Bring the files to ``data/``, and into DVC's cache; ``UserError`` for a file that no source has.
 
+        ``unpacked`` is the size of the arrays, if known; ``by_hand`` is where a person gets files that no source may
+        have.
+        """
+        self._make_parts()
+        cache = dvc_cache(self.root, self.say) if any(pin.cached for pin in self.pins) else None
+        missing = self.check_what_is_here()
+        if cache is not None:
+            kept = [pin for pin in missing if pin.cached and cache.exists(pin.md5)]
+            lacking, _ = self.take_from(from_cache(cache), kept, self.patience)
+            missing = [pin for pin in missing if pin in lacking or pin not in kept]
+        if sources:  # or a person has to bring what is missing
+            self.check_space(missing, unpacked)
+        self.obtain(missing, sources, by_hand)
+        if cache is not None:
+            self.put_into(cache)
+        shutil.rmtree(self.parts, ignore_errors=True)
+        with suppress(OSError):  # a folder of raw files
+            self.parts.parent.rmdir()
 
-def _take_from(
-    source: Source, root: Path, pins: Sequence[Pin], parts: Path, patience: Patience, say: Say
-) -> tuple[list[Pin], bool]:
-    """Take the files that ``source`` has; return the pins still missing, and whether the source was too slow."""
-    missing = list(pins)
-    work = parts / slug(source)
-    for pin in pins:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            path = source.get(pin, work, patience)
-            problem = mismatch(path, pin.size, pin.md5)
-            if problem is not None:
+    def _make_parts(self) -> None:
+        """Make the folder of unfinished files; remove what a killed run unpacked, and all but regular files."""
+        parts = self.parts
+        require_folder(parts.parent)
+        if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
+            parts.unlink()
+        parts.mkdir(exist_ok=True)
+        for path in parts.glob(f"*/{UNPACKED}*"):  # perhaps incomplete
+            shutil.rmtree(path, ignore_errors=True)
+        for path in sorted(parts.rglob("*")):
+            kept = path.is_dir() or (path.is_file() and path.parent != parts)
+            if path.is_symlink() or not kept:
                 path.unlink()
-                raise SourceError(problem)
-        except SourceDown as error:
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            say(f"{pin.file}{others}: not from {source.label}: {error}")
-            return missing, isinstance(error, SourceSlow)
-        except SourceError as error:
-            say(f"{pin.file}: not from {source.label}: {error}")
-            continue
-        except OSError as error:  # a mirror's file that cannot be read, say
-            if error.errno in FULL:  # no source's fault
-                raise
-            say(f"{pin.file}: not from {source.label}: {error.strerror or error}")
-            continue
-        path.replace(root / pin.path)
-        say(f"{pin.file}: from {source.label}, md5 ok")
-        missing.remove(pin)
-    return missing, False
+
+    def check_what_is_here(self) -> list[Pin]:
+        """Check the files in ``data/``; return the pins whose file is absent or another."""
+        missing = []
+        for pin in self.pins:
+            path = self.root / pin.path
+            expect_file(path)
+            try:
+                problem = mismatch(path, pin.size, pin.md5) if path.exists() else ""
+            except OSError as error:
+                problem = f"cannot be read ({error.strerror})"
+            if problem:
+                self.say(f"{pin.path}: {problem}; to be replaced")
+            if problem is not None:
+                missing.append(pin)
+        here = len(self.pins) - len(missing)
+        if here:
+            self.say(f"{_files(here)} in {PurePosixPath(self.pins[0].path).parent}, md5 ok")
+        return missing
+
+    def check_space(self, missing: Sequence[Pin], unpacked: int) -> None:
+        """Raise ``UserError`` where the disk has no room for missing files, DVC's copies of them, and the arrays.
+
+        ``unpacked`` is the size of the arrays in bytes, known for raw files; their archives, packed and unpacked, are
+        estimated at twice that.
+        """
+        need = unpacked + sum(pin.size * (1 + pin.cached) for pin in missing) + (2 * unpacked if missing else 0)
+        free = shutil.disk_usage(self.root / "data").free
+        if free < need:
+            room = f"{need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+            raise UserError(f"no space left for {self.name}: {room}")
+
+    def obtain(self, missing: Sequence[Pin], sources: Sequence[Source], by_hand: str | None) -> None:
+        """Get each missing file from the first source that has its bytes.
+
+        A source that is too slow is tried again after all others have failed. The ``UserError`` names all that was
+        tried, and what a person can do.
+        """
+        waiting = [(source, self.patience) for source in sources]
+        for source, patience in waiting:
+            missing, was_slow = self.take_from(source, missing, patience)
+            if was_slow:
+                waiting.append((source, replace(patience, floor=0.0)))
+        if missing and by_hand:
+            files = ", ".join(f"{pin.path} (md5 {pin.md5})" for pin in missing)
+            raise UserError(f"missing: {files}; expected them to be put there by hand, from {by_hand}")
+        if missing:
+            files = ", ".join(pin.path for pin in missing)
+            tried = "; ".join(source.label for source in sources)
+            hint = "DATA_MIRROR=<directory or URL like data/> adds one"
+            if len(missing) == 1:
+                hint += f", or put the file there yourself: {missing[0].size} bytes, md5 {missing[0].md5}"
+            raise UserError(f"no source has {files}; tried {tried}; {hint}")
+
+    def take_from(self, source: Source, pins: Sequence[Pin], patience: Patience) -> tuple[list[Pin], bool]:
+        """Take the files that ``source`` has; return the pins still missing, and whether the source was too slow."""
+        missing, work = list(pins), self.parts / slug(source)
+        for pin in pins:
+            try:
+                work.mkdir(parents=True, exist_ok=True)
+                path = source.get(pin, work, patience)
+                problem = mismatch(path, pin.size, pin.md5)
+                if problem is not None:
+                    path.unlink()
+                    raise SourceError(problem)
+            except SourceDown as error:
+                others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                self.say(f"{pin.file}{others}: not from {source.label}: {error}")
+                return missing, isinstance(error, SourceSlow)
+            except (SourceError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in FULL:  # no source's fault
+                    raise
+                why = getattr(error, "strerror", None) or error  # of a mirror's file that cannot be read, say
+                self.say(f"{pin.file}: not from {source.label}: {why}")
+                continue
+            path.replace(self.root / pin.path)
+            self.say(f"{pin.file}: from {source.label}, md5 ok")
+            missing.remove(pin)
+        return missing, False
+
+    def put_into(self, cache: Any) -> None:
+        """Add the files that DVC's cache lacks.
+
+        ``dvc add`` would rewrite data.dvc, and leave it empty if it were killed.
+        """
+        absent = [pin for pin in self.pins if pin.cached and not cache.exists(pin.md5)]
+        try:
+            cache.add([str(self.root / pin.path) for pin in absent], cache.fs, [pin.md5 for pin in absent])
+        except Exception as error:  # DVC raises many kinds
+            later = f"dvc add {' '.join(pin.path for pin in absent)}"
+            self.say(f"not put into DVC's cache ({reason(error)}); later: {later}")
+        else:
+            if absent:
+                self.say(f"{_files(len(absent))} put into DVC's cache")
 
 
 def slug(source: Source) -> str:
     """The name of the folder for a source's unfinished files, so that bytes of two sources are never joined."""
     return re.sub(r"[^a-zA-Z0-9.@-]+", "-", source.label)
-
-
-def check_space(root: Path, name: str, missing: Sequence[Pin], unpacked: int) -> None:
-    """Raise ``UserError`` where the disk has no room for missing files, DVC's copies of them, and the arrays.
-
-    ``unpacked`` is the size of the arrays in bytes, known for raw files; their archives, packed and unpacked, are
-    estimated at twice that.
-    """
-    need = unpacked + sum(pin.size * (1 + pin.cached) for pin in missing) + (2 * unpacked if missing else 0)
-    free = shutil.disk_usage(root / "data").free
-    if free < need:
-        raise UserError(f"no space left for {name}: {need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
 
 
 def dvc_cache(root: Path, say: Say) -> Any:
@@ -328,18 +331,6 @@ def dvc_cache(root: Path, say: Say) -> Any:
     except Exception as error:  # DVC raises many kinds; a copy that was shipped to a cluster is in no Git
         say(f"DVC's cache is out of use: {reason(error)}")
     return None
-
-
-def put_into_cache(root: Path, pins: Sequence[Pin], cache: Any, say: Say) -> None:
-    """Add the files that the cache lacks. ``dvc add`` would rewrite data.dvc, and leave it empty if it were killed."""
-    absent = [pin for pin in pins if not cache.exists(pin.md5)]
-    try:
-        cache.add([str(root / pin.path) for pin in absent], cache.fs, [pin.md5 for pin in absent])
-    except Exception as error:  # as above
-        say(f"not put into DVC's cache ({reason(error)}); later: dvc add {' '.join(pin.path for pin in absent)}")
-    else:
-        if absent:
-            say(f"{_files(len(absent))} put into DVC's cache")
 
 
 def locked(root: Path, name: str, say: Say) -> AbstractContextManager[None]:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.command.errors import FULL, UserError, reason
+from pipelines.command.errors import UserError, reason
 from pipelines.command.files import (
     MissingError,
     expect_file,
@@ -31,6 +31,7 @@ from pipelines.command.files import (
     read_json,
     remove,
     replace_folder,
+    require_folder,
     restore_folder,
 )
 from pipelines.command.progress import counting
@@ -194,12 +195,12 @@ def new_dataset(
     """
     partial = root / f".{name}.partial"
     counts: dict[Split, int] = {"train": train, "test": test}
-    with writing(root):
-        _check_place(root / name)
-        continued = _continues(partial, plan)
-        if not continued:
-            remove(partial)
-        partial.mkdir(parents=True, exist_ok=True)
+    require_folder(root)
+    _check_place(root / name)
+    continued = _continues(partial, plan)
+    if not continued:
+        remove(partial)
+        partial.mkdir()
     try:
         arrays: dict[Split, tuple[Mapped, Mapped]] = {}
         for split, count in counts.items():
@@ -269,9 +270,8 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
     """
     partial = root / f".{name}.partial"
     prepare(root, name)
-    with writing(root):
-        remove(partial)
-        partial.mkdir(parents=True)
+    remove(partial)
+    partial.mkdir()
     try:
         yield partial
         dataset = read_description(partial, name)
@@ -281,17 +281,6 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
         replace_folder(partial, root / name)
     finally:
         remove(partial)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """UserError where the block cannot create ``path`` or anything in it: no permission, a file in the way."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def channel_statistics(
@@ -381,13 +370,9 @@ def prepare(root: Path, name: str) -> None:
 
     Raises ``UserError`` before long work begins, where :func:`new_dataset` would raise it at the end.
     """
-    with writing(root):
-        if os.path.lexists(root) and not root.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if root.is_dir() and not os.access(root, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        restore_folder(root / name)
-        _check_place(root / name)
+    require_folder(root)
+    restore_folder(root / name)
+    _check_place(root / name)
 
 
 def _again(name: str) -> str:

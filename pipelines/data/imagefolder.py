@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 import PIL
@@ -41,6 +42,10 @@ class Decoders:
     in_flight: int
 
 
+DecodersFor = Callable[[int], AbstractContextManager[Decoders]]  # of a number of images
+Say = Callable[[str], None]
+
+
 @contextmanager
 def in_this_process(images: int) -> Iterator[Decoders]:
     """One job after the other."""
@@ -51,10 +56,10 @@ def write(
     root: Path,
     name: str,
     origin: Origin,
-    say: Callable[[str], None],
+    say: Say,
     *,
-    md5s: Mapping[str, str] | None = None,
-    decoders: Callable[[int], AbstractContextManager[Decoders]] = in_this_process,
+    md5s: Mapping[str, str] = MappingProxyType({}),
+    decoders: DecodersFor = in_this_process,
 ) -> None:
     """Write ``datasets/<name>`` from the archives or folder that ``origin`` names; ``val`` becomes the test split.
 
@@ -79,14 +84,26 @@ def write(
         if left_out.reasons:
             say(f"{files.label}: left out: {left_out}")
         raise
-    images = sum(map(len, layout.pictures.values()))
-    say(f"{images} images of {len(layout.classes)} classes in {files.label}")
-    plan = _plan(root, origin, layout, md5s or {})
+    say(f"{layout.images} images of {len(layout.classes)} classes in {files.label}")
+    classes = [origin.names.get(kind, kind) for kind in layout.classes]
+    plan = _plan(root, origin, layout, classes, md5s)
     if is_made(root / "datasets", name, plan):
         say("they are decoded already, and undamaged")
         return
-    _decode_all(root, name, origin, files, layout, plan, md5s or {}, decoders, say)
-    say(f"{images} images taken from {files.label}; left out: {left_out}")
+    with new_dataset(
+        root / "datasets",
+        name,
+        classes=classes,
+        shape=(3, origin.size, origin.size),
+        train=len(layout.pictures["train"]),
+        test=len(layout.pictures["test"]),
+        source_md5=md5s,
+        subset=origin.subset.words,
+        plan=plan,
+    ) as arrays:
+        rows = _Rows(files.label, layout, arrays)
+        _decode_all(rows, files, origin.size, decoders, f"fetch: {name}: decoding", say)
+    say(f"{layout.images} images taken from {files.label}; left out: {left_out}")
 
 
 def _open(root: Path, where: str, origin: Origin) -> Files:
@@ -116,48 +133,25 @@ def _labels(root: Path, files: Files, origin: Origin, lists: Sequence[Picture]) 
     return read_list(files, min(lists, key=lambda one: (one.path.count("/"), one.path)))
 
 
-def _decode_all(
-    root: Path,
-    name: str,
-    origin: Origin,
-    files: Files,
-    layout: Layout,
-    plan: str,
-    md5s: Mapping[str, str],
-    decoders: Callable[[int], AbstractContextManager[Decoders]],
-    say: Callable[[str], None],
-) -> None:
-    with new_dataset(
-        root / "datasets",
-        name,
-        classes=[origin.names.get(kind, kind) for kind in layout.classes],
-        shape=(3, origin.size, origin.size),
-        train=len(layout.pictures["train"]),
-        test=len(layout.pictures["test"]),
-        source_md5=md5s,
-        subset=origin.subset.words,
-        plan=plan,
-    ) as arrays:
-        rows, images = _Rows(layout, arrays), sum(map(len, layout.pictures.values()))
-        left = sum(map(len, rows.rows.values()))
-        if left < images:
-            say(f"{images - left} of {images} images were decoded by an earlier run")
-        with (
-            quiet_libraries(),
-            warnings.catch_warnings(action="ignore"),  # about odd EXIF and the like; only errors matter
-            decoders(left) as found,
-            counting(f"fetch: {name}: decoding", left, unit="images") as advance,
-        ):
-            for decoded in found.over(_jobs(files.read(rows.paths), origin.size, found.in_flight)):
-                advance(sum(rows.write(files.label, place, pixels) for place, pixels in decoded))
-        rows.check_complete(files.label)
+def _decode_all(rows: _Rows, files: Files, size: int, decoders: DecodersFor, what: str, say: Say) -> None:
+    left, images = sum(map(len, rows.rows.values())), rows.layout.images
+    if left < images:
+        say(f"{images - left} of {images} images were decoded by an earlier run")
+    with (
+        quiet_libraries(),
+        warnings.catch_warnings(action="ignore"),  # about odd EXIF and the like; only errors matter
+        decoders(left) as found,
+        counting(what, left, unit="images") as advance,
+    ):
+        for decoded in found.over(_jobs(files.read(rows.paths), size, found.in_flight)):
+            advance(sum(rows.write(place, pixels) for place, pixels in decoded))
+    rows.check_complete()
 
 
-def _plan(root: Path, origin: Origin, layout: Layout, md5s: Mapping[str, str]) -> str:
+def _plan(root: Path, origin: Origin, layout: Layout, classes: Sequence[str], md5s: Mapping[str, str]) -> str:
     """A digest of all that decides the arrays and class names: the pictures in order, and the code that decodes."""
     versions = f"{PIL.__version__} {features.version('jpg')}"
-    names = [origin.names.get(kind, kind) for kind in layout.classes]
-    digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions} {names} {origin.subset.words}".encode())
+    digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions} {classes} {origin.subset.words}".encode())
     digest.update(Path(inspect.getfile(decode)).read_bytes())
     for archive in origin.packed_images:
         digest.update(b"" if PurePosixPath(archive).name in md5s else _stamp(root / "data" / archive))
@@ -207,8 +201,8 @@ def _decoded(packed: bytes, size: int) -> Images | str:
 class _Rows:
     """The rows that pictures have still to fill."""
 
-    def __init__(self, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]]) -> None:
-        self.layout, self.arrays = layout, arrays
+    def __init__(self, label: str, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]]) -> None:
+        self.label, self.layout, self.arrays = label, layout, arrays
         self.paths: dict[str, str] = {}  # of the places still to be decoded
         self.rows: dict[str, list[tuple[Split, int]]] = {}  # of each place, which may have several paths
         for split in SPLITS:
@@ -218,10 +212,10 @@ class _Rows:
                 self.paths[picture.place] = picture.path
         self.since_release = 0
 
-    def write(self, label: str, place: str, pixels: Images | str) -> int:
+    def write(self, place: str, pixels: Images | str) -> int:
         """Fill the rows of one file, and return their number; ``FaultyError`` where it could not be decoded."""
         if isinstance(pixels, str):
-            raise FaultyError(f"{label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
+            raise FaultyError(f"{self.label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
         ours = self.rows.pop(place)  # so that a row is written once
         for split, row in ours:
             images, labels = self.arrays[split]
@@ -234,8 +228,9 @@ class _Rows:
                 release_pages(images)
         return len(ours)
 
-    def check_complete(self, label: str) -> None:
+    def check_complete(self) -> None:
         """FaultyError for a row that was not filled, and would be black."""
         if self.rows:
             lost = self.paths[next(iter(self.rows))]
-            raise FaultyError(f"{label}: {brief(lost)} is gone; expected files that do not change while they are read")
+            expected = "expected files that do not change while they are read"
+            raise FaultyError(f"{self.label}: {brief(lost)} is gone; {expected}")

@@ -26,6 +26,11 @@ class Layout:
     pictures: Mapping[Split, Sequence[Picture]]
     labels: Mapping[Split, Sequence[int]]
 
+    @property
+    def images(self) -> int:
+        """Their number."""
+        return sum(map(len, self.pictures.values()))
+
 
 def check_folders(where: str, folders: Mapping[Split, str]) -> None:
     """Raise ``UserError`` where a split has no valid folder, or a picture could be in both splits."""

@@ -162,8 +162,11 @@ class Carried:
             raise ParcelError(f"{self.label}: {self.name} has more than the {most:,} bytes that are expected")
         return data
 
-    def copy(self, path: Path) -> None:
-        """Write it to a file."""
+    def copy(self, path: Path, most: int | None = None) -> None:
+        """Write it to a file; ParcelError for more than ``most`` bytes."""
+        if most is not None:
+            path.write_bytes(self.whole(most))
+            return
         with path.open("wb") as file:
             shutil.copyfileobj(self.file, file)
             file.flush()

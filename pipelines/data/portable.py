@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.command.errors import UserError
-from pipelines.command.progress import Advance
+from pipelines.command.progress import Advance, counting
 from pipelines.data import datasets
 from pipelines.data.datasets import ARRAYS, META, Dataset
 from pipelines.data.parcels import Carried, Writer
@@ -24,16 +24,17 @@ WIDEST_DELTA = 256  # bytes, a limit of xz
 PACKED = ".xz"
 
 
-def pack(dataset: Dataset, writer: Writer, scratch: Path, advance: Advance) -> None:
-    """Check ``dataset`` and add it to a parcel; ``scratch`` takes one compressed array at a time."""
+def pack(dataset: Dataset, writer: Writer) -> None:
+    """Check ``dataset`` and add it to a parcel, beside which one compressed array at a time takes room."""
     dataset.verify()
     home = f"datasets/{dataset.name}"
     writer.add(f"{home}/{META}", dataset.path / META)
-    for name in ARRAYS:
-        packed = scratch / f"{name}{PACKED}"
-        _compress(dataset.path / name, packed, dataset.shape[2] if "images" in name else 0, advance)
-        writer.add(f"{home}/{packed.name}", packed)
-        packed.unlink()
+    packed = writer.whole.with_name(f"{writer.whole.name}.packing")
+    with counting(dataset.name, sum(_bytes(dataset, name) for name in ARRAYS)) as advance:
+        for name in ARRAYS:
+            _compress(dataset.path / name, packed, dataset.shape[2] if "images" in name else 0, advance)
+            writer.add(f"{home}/{name}{PACKED}", packed)
+            packed.unlink()
 
 
 def unpack(member: Carried, folder: Path, name: str, advance: Advance) -> None:
