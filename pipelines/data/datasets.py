@@ -26,9 +26,10 @@ import numpy.typing as npt
 from pipelines.command.errors import UserError, reason
 from pipelines.command.files import (
     MissingError,
-    expect_file,
+    digest,
     hashed,
     read_json,
+    reading,
     remove,
     replace_folder,
     require_folder,
@@ -92,10 +93,11 @@ class Dataset:
         Raises ``UserError`` where a file is missing or differs from ``meta.json``.
         """
         count = self.train if split == "train" else self.test
-        images = _open_array(self.path / f"{split}_images.npy", np.dtype(np.uint8), (count, *self.shape))
-        labels = _open_array(self.path / f"{split}_labels.npy", np.dtype(np.int64), (count,))
-        where = f"{self.path / f'{split}_labels.npy'}: labels"
-        _check_labels(where, labels, len(self.classes), f"; {_again(self.name)}")
+        images_file, labels_file = (self.path / file for file in _files(split))
+        with _advising(self.name):
+            images = _open_array(images_file, np.dtype(np.uint8), (count, *self.shape))
+            labels = _open_array(labels_file, np.dtype(np.int64), (count,))
+            _check_labels(f"{labels_file}: labels", labels, len(self.classes))
         return images, labels
 
     def verify(self, *splits: Split) -> None:
@@ -103,17 +105,20 @@ class Dataset:
 
         Raises ``UserError`` with the file and both digests.
         """
-        for split in splits or SPLITS:
-            for file in _files(split):
-                path = self.path / file
-                expect_file(path)
-                if not path.is_file():
-                    raise UserError(f"{path}: missing; {_again(self.name)}")
-                digest = hashed(path, "sha256")
-                if digest != self.digests[file]:
-                    raise UserError(
-                        f"{path}: expected sha256 {self.digests[file]}, found {digest}; {_again(self.name)}"
-                    )
+        with _advising(self.name):
+            for path in (self.path / file for split in splits or SPLITS for file in _files(split)):
+                found = digest(path)
+                if found != self.digests[path.name]:
+                    raise UserError(f"{path}: expected sha256 {self.digests[path.name]}, found {found}")
+
+
+@contextmanager
+def _advising(name: str) -> Iterator[None]:
+    """Add to errors how to write the data set anew."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; write it with: python -m pipelines.fetch {name}") from None
 
 
 def open_dataset(root: Path, name: str) -> Dataset:
@@ -135,16 +140,14 @@ def is_made(root: Path, name: str, plan: str) -> bool:
 
 def read_description(path: Path, name: str) -> Dataset:
     """As ``open_dataset``, for the data set ``name`` in any folder."""
-    expect_file(path / META)
-    try:
-        dataset = schema.parse(Dataset, read_json(path / META), str(path / META), path=path)
-    except MissingError:
-        raise UserError(f"{path}: no such dataset; {_again(name)}") from None
-    except UserError as error:
-        raise UserError(f"{error}; {_again(name)}") from None
-    if dataset.name != name:
-        raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}; {_again(name)}")
-    return dataset
+    with _advising(name):
+        try:
+            dataset = schema.parse(Dataset, read_json(path / META), str(path / META), path=path)
+        except MissingError:
+            raise UserError(f"{path}: no such dataset") from None
+        if dataset.name != name:
+            raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}")
+        return dataset
 
 
 def write_dataset(
@@ -318,18 +321,16 @@ def _files(split: Split) -> tuple[str, str]:
 
 
 def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    again = _again(path.parent.name)
-    expect_file(path)
+    with reading(path):  # a regular file
+        pass
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
         if not isinstance(array, np.ndarray):  # of a zip archive np.load makes something else
             raise ValueError("several arrays")
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; {again}") from None
     except Exception as error:  # for a damaged header numpy raises errors of many kinds
-        raise UserError(f"{path}: not a readable array ({reason(error)}); {again}") from None
+        raise UserError(f"{path}: not a readable array ({reason(error)})") from None
     if array.dtype != dtype or array.shape != shape:
-        raise UserError(f"{path}: {array.dtype} {array.shape}, expected {dtype} {shape} as in {META}; {again}")
+        raise UserError(f"{path}: {array.dtype} {array.shape}, expected {dtype} {shape} as in {META}")
     return array
 
 
@@ -348,9 +349,9 @@ def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], cont
     return array
 
 
-def _check_labels(where: str, labels: Labels, classes: int, again: str = "") -> None:
+def _check_labels(where: str, labels: Labels, classes: int) -> None:
     if not 0 <= labels.min() <= labels.max() < classes:
-        raise UserError(f"{where} {labels.min()} to {labels.max()}, expected 0 to {classes - 1}{again}")
+        raise UserError(f"{where} {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
 
 
 def _check_place(final: Path) -> None:
@@ -373,7 +374,3 @@ def prepare(root: Path, name: str) -> None:
     require_folder(root)
     restore_folder(root / name)
     _check_place(root / name)
-
-
-def _again(name: str) -> str:
-    return f"write it with: python -m pipelines.fetch {name}"

