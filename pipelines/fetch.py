@@ -106,7 +106,7 @@ def fetch_photographs(
 
 
 @contextmanager
-def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
+def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decode]:
     """This process for few images, Ray for many: Ray takes as long to start as to decode ``FEW`` images."""
     if images < FEW:
         with imagefolder.in_this_process(images) as here:
@@ -119,18 +119,18 @@ def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
         yield on_ray(able)
 
 
-def on_ray(ray_cluster: Cluster) -> imagefolder.Decoders:
-    """Decoders on the connected Ray: for each CPU a job that runs, and one that waits."""
+def on_ray(ray_cluster: Cluster) -> imagefolder.Decode:
+    """Decode on the connected Ray: for each CPU a job that runs, and one that waits."""
     from pipelines.cluster import spreading
 
     decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, ray_cluster.cpus)
 
-    def over(jobs: imagefolder.Jobs) -> Iterator[imagefolder.Decoded]:
-        calls = ((None, (job,)) for job in jobs)
+    def over(files: imagefolder.Encoded, size: int) -> Iterator[imagefolder.Decoded]:
+        calls = ((None, (job,)) for job in imagefolder.jobs(files, size, in_flight))
         results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, on=ray_cluster)
         return (result for _, result in results)
 
-    return imagefolder.Decoders(over=over, in_flight=in_flight)
+    return over
 
 
 def sources_for(origin: Origin) -> list[Source]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
@@ -22,34 +20,25 @@ from pipelines.config.origins import Origin
 from pipelines.data.containers import Files, Folder, LeftOut, Mounted, Picture, open_archive
 from pipelines.data.datasets import SPLITS, FaultyError, Images, Mapped, Split, is_made, new_dataset, release_pages
 from pipelines.data.labels import LabelList, read_devkit, read_list
-from pipelines.data.layout import Layout, check_folders, lay_out
+from pipelines.data.layout import Layout, lay_out
 from pipelines.data.pictures import Undecodable, decode, quiet_libraries
 
 IN_FLIGHT_BYTES = 48 << 20  # of all jobs at once; a local Ray's object store has room for them and to spare
 MOST_IN_A_JOB = 64  # images
 RELEASE_EVERY = 500  # images written
 
+Encoded = Iterable[tuple[str, bytes]]  # place and content of each file
 Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares; place and content of each file
-Jobs = Iterable[Job]
 Decoded = Sequence[tuple[str, Images | str]]  # by place, the pixels or the reason for having none
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoders:
-    """A function that maps :func:`decode_job` over jobs, in any order, and the number of jobs at once."""
-
-    over: Callable[[Jobs], Iterable[Decoded]]
-    in_flight: int
-
-
-DecodersFor = Callable[[int], AbstractContextManager[Decoders]]  # of a number of images
+Decode = Callable[[Encoded, int], Iterable[Decoded]]  # all files, to squares of so many pixels, in any order
+DecodeFor = Callable[[int], AbstractContextManager[Decode]]  # of a number of images
 Say = Callable[[str], None]
 
 
 @contextmanager
-def in_this_process(images: int) -> Iterator[Decoders]:
+def in_this_process(images: int) -> Iterator[Decode]:
     """One job after the other."""
-    yield Decoders(over=functools.partial(map, decode_job), in_flight=1)
+    yield lambda files, size: map(decode_job, jobs(files, size, in_flight=1))
 
 
 def write(
@@ -59,7 +48,7 @@ def write(
     say: Say,
     *,
     md5s: Mapping[str, str] = MappingProxyType({}),
-    decoders: DecodersFor = in_this_process,
+    decoders: DecodeFor = in_this_process,
 ) -> None:
     """Write ``datasets/<name>`` from the archives or folder that ``origin`` names; ``val`` becomes the test split.
 
@@ -70,7 +59,6 @@ def write(
     """
     folders: dict[Split, str] = {"train": origin.train, "test": origin.val}
     where = f"params.yaml: datasets.{name}"
-    check_folders(where, folders)
     files, left_out = _open(root, where, origin), LeftOut()
     if not md5s:
         say(f"{where}: data.dvc has no md5 of it: when its files change, `dvc repro -f fetch@{name}` takes them in")
@@ -133,17 +121,17 @@ def _labels(root: Path, files: Files, origin: Origin, lists: Sequence[Picture]) 
     return read_list(files, min(lists, key=lambda one: (one.path.count("/"), one.path)))
 
 
-def _decode_all(rows: _Rows, files: Files, size: int, decoders: DecodersFor, what: str, say: Say) -> None:
+def _decode_all(rows: _Rows, files: Files, size: int, decoders: DecodeFor, what: str, say: Say) -> None:
     left, images = sum(map(len, rows.rows.values())), rows.layout.images
     if left < images:
         say(f"{images - left} of {images} images were decoded by an earlier run")
     with (
         quiet_libraries(),
         warnings.catch_warnings(action="ignore"),  # about odd EXIF and the like; only errors matter
-        decoders(left) as found,
+        decoders(left) as decode_all,
         counting(what, left, unit="images") as advance,
     ):
-        for decoded in found.over(_jobs(files.read(rows.paths), size, found.in_flight)):
+        for decoded in decode_all(files.read(rows.paths), size):
             advance(sum(rows.write(place, pixels) for place, pixels in decoded))
     rows.check_complete()
 
@@ -172,7 +160,7 @@ def _stamp(path: Path) -> bytes:
     return f"{found.st_size} {found.st_mtime_ns}".encode()
 
 
-def _jobs(images: Iterable[tuple[str, bytes]], size: int, in_flight: int) -> Iterator[Job]:
+def jobs(images: Encoded, size: int, in_flight: int) -> Iterator[Job]:
     """Files to decode together; the bytes of all jobs under way, encoded and as pixels, are bounded."""
     most, job, held = IN_FLIGHT_BYTES // in_flight, list[tuple[str, bytes]](), 0
     for place, packed in images:

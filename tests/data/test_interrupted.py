@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pipelines.command.errors import UserError
 from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset
-from pipelines.data.imagefolder import Decoded, Decoders, Job, decode_job
+from pipelines.data.imagefolder import Decoded, Encoded, decode_job, jobs
 from tests.conftest import ROOT
 from tests.data import layouts
 
@@ -29,13 +29,13 @@ IMAGES = len(layouts.CLASSES) * (layouts.TRAIN + layouts.VAL)
 
 
 class Spread:
-    """A map over jobs that counts them, and is interrupted after ``jobs`` of them."""
+    """Decodes one image a job, counts the jobs, and is interrupted after ``jobs`` of them."""
 
     def __init__(self, jobs: int = 10**6) -> None:
         self.jobs, self.done = jobs, 0
 
-    def over(self, jobs: Iterable[Job]) -> Iterator[Decoded]:
-        for job in jobs:
+    def over(self, files: Encoded, size: int) -> Iterator[Decoded]:
+        for job in jobs(files, size, in_flight=ONE_IMAGE_A_JOB):
             if self.done == self.jobs:
                 raise KeyboardInterrupt
             self.done += 1
@@ -55,8 +55,7 @@ def root(tmp_path: Path) -> Path:
 
 def write(root: Path, spread: Spread, source: Origin = PETS) -> list[str]:
     log: list[str] = []
-    decoders = nullcontext(Decoders(over=spread.over, in_flight=ONE_IMAGE_A_JOB))
-    imagefolder.write(root, "pets", source, log.append, decoders=lambda images: decoders)
+    imagefolder.write(root, "pets", source, log.append, decoders=lambda images: nullcontext(spread.over))
     return log
 
 
@@ -99,9 +98,9 @@ def test_images_that_are_decoded_already_are_not_decoded_again(root: Path) -> No
 class LostCluster(Spread):
     """Jobs end with the error of a lost cluster, or of a worker that died too often."""
 
-    def over(self, jobs: Iterable[Job]) -> Iterator[Decoded]:
+    def over(self, files: Encoded, size: int) -> Iterator[Decoded]:
         try:
-            yield from super().over(jobs)
+            yield from super().over(files, size)
         except KeyboardInterrupt:
             raise UserError("the Ray cluster was lost") from None
 
