@@ -68,40 +68,35 @@ def fetch(root: Path, name: str) -> None:
     if name not in origins:
         raise UserError(wording.unknown("dataset", name, origins))
     origin = origins[name]
-    kind = fetch_photographs if origin.kind == "imagefolder" else fetch_raw
-    kind(root, name, origin, sources_for(origin), PATIENCE, say)
+    fetch_from(sources_for(origin), root, name, origin, PATIENCE, say)
     dataset = open_dataset(root / "datasets", name)
     shape, classes = "x".join(map(str, dataset.shape)), len(dataset.classes)
     say(f"datasets/{name}: {dataset.train} training and {dataset.test} test images, {shape}, {classes} classes")
 
 
-def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], patience: Patience, say: Say) -> None:
-    """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
-    form = RAW_FORMATS[origin.kind]
+def fetch_from(sources: Sequence[Source], root: Path, name: str, origin: Origin, patience: Patience, say: Say) -> None:
+    """Bring the pinned files to ``data/`` and into DVC's cache, and write ``datasets/<name>`` from them.
+
+    Photographs may also come from archives that are not pinned, or from a folder.
+    """
+    raw = RAW_FORMATS.get(origin.kind)
+    files = [f"{name}/{file}" for file in raw.files] if raw else origin.packed_images
+    paths = [f"data/{file}" for file in files]
     with locked(root, name, say):
         prepare(root / "datasets", name)
-        pins = read_pins(root / PINS, [f"data/{name}/{file}" for file in form.files])
-        Delivery(root, name, pins, patience, say).bring(sources, unpacked=sum(pin.size for pin in pins))
-        md5s = {pin.file: pin.md5 for pin in pins}
-        train, test = form.read(root / "data" / name)
-        write_dataset(root / "datasets", name, classes=origin.classes, train=train, test=test, source_md5=md5s)
-
-
-def fetch_photographs(
-    root: Path, name: str, origin: Origin, sources: Sequence[Source], patience: Patience, say: Say
-) -> None:
-    """Bring the archives of photographs to ``data/``, and write ``datasets/<name>`` from them, or from a folder."""
-    with locked(root, name, say):
-        prepare(root / "datasets", name)
-        paths = [f"data/{archive}" for archive in origin.packed_images]
-        pins = read_pins(root / PINS, paths, needed=bool(origin.urls or origin.by_hand))
+        pins = read_pins(root / PINS, paths, needed=bool(raw or origin.urls or origin.by_hand))
         if pins:
-            Delivery(root, name, pins, patience, say).bring(sources, by_hand=origin.by_hand)
+            unpacked = sum(pin.size for pin in pins) if raw else 0
+            Delivery(root, name, pins, patience, say).bring(sources, unpacked=unpacked, by_hand=origin.by_hand)
+        md5s = {pin.file: pin.md5 for pin in pins}
+        if raw:
+            train, test = raw.read(root / "data" / name)
+            write_dataset(root / "datasets", name, classes=origin.classes, train=train, test=test, source_md5=md5s)
+            return
         for path in paths:
             expect_file(root / path)
             if not (root / path).is_file():
                 raise UserError(f"{path}: no such file; expected the archive that params.yaml: datasets.{name} names")
-        md5s = {pin.file: pin.md5 for pin in pins}
         imagefolder.write(root, name, origin, say, md5s=md5s, decoders=lambda images: _decoders(images, say))
 
 

@@ -217,7 +217,7 @@ def test_a_second_fetch_waits_for_the_first(root: Path, serve: Callable[[Server]
     logs: list[list[str]] = [[], []]
 
     def one(log: list[str]) -> None:
-        fetch.fetch_raw(root, "mnist", MNIST, [sources.mirror(server.url)], QUICK, log.append)
+        fetch.fetch_from([sources.mirror(server.url)], root, "mnist", MNIST, QUICK, log.append)
 
     threads = [threading.Thread(target=one, args=(log,)) for log in logs]
     for thread in threads:

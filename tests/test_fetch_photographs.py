@@ -47,7 +47,7 @@ def root(tmp_path: Path, content: bytes) -> Path:
 
 def run(root: Path, sources: Sequence[Source] = (), source: Origin = PETS) -> list[str]:
     log: list[str] = []
-    fetch.fetch_photographs(root, "pets", source, sources, QUICK, log.append)
+    fetch.fetch_from(sources, root, "pets", source, QUICK, log.append)
     return log
 
 

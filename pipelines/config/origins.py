@@ -126,9 +126,9 @@ class Origin:
         require(not twice, f"names has {wording.listed(twice)} twice; expected each once")
 
         train, val = PurePosixPath(self.train), PurePosixPath(self.val)
-        both = f"train is {wording.show(self.train)} and val {wording.show(self.val)}"
+        folders = f"train is {wording.show(self.train)} and val {wording.show(self.val)}"
         apart = not (train.is_relative_to(val) or val.is_relative_to(train))
-        require(apart, f"{both}; expected two folders, neither within the other")
+        require(apart, f"{folders}; expected two folders, neither within the other")
 
     def _check_pinned(self) -> None:
         require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")

@@ -40,7 +40,7 @@ def test_a_truncated_file_on_a_server(root: Path, serve: Callable[[Server], Serv
     server = serve(Server(files=as_mirror(FILES | {IMAGES: FILES[IMAGES][:5000]})))
     with pytest.raises(UserError) as caught:
         log: list[str] = []
-        fetch.fetch_raw(root, "mnist", MNIST, [sources.mirror(server.url)], QUICK, log.append)
+        fetch.fetch_from([sources.mirror(server.url)], root, "mnist", MNIST, QUICK, log.append)
     line = line_about(log, IMAGES, server.url)
     assert md5(FILES[IMAGES]) in line and md5(FILES[IMAGES][:5000]) in line and "(5000 bytes)" in line
     assert f"data/mnist/{IMAGES}" in str(caught.value) and server.url in str(caught.value)
@@ -137,8 +137,8 @@ def test_a_slow_host_is_put_off_but_not_given_up(tmp_path: Path, root: Path, ser
     # 50 kB/s at best; the largest file is 31 kB.
     patience = replace(QUICK, floor=1e6, floor_after=0.05)
     log: list[str] = []
-    fetch.fetch_raw(
-        root, "mnist", MNIST, [sources.gzips(server.url, table), sources.mirror("nowhere")], patience, log.append
+    fetch.fetch_from(
+        [sources.gzips(server.url, table), sources.mirror("nowhere")], root, "mnist", MNIST, patience, log.append
     )
     assert "put off" in log[1] and server.url in log[1]
     assert "nowhere" in log[2]
@@ -239,7 +239,7 @@ def run_or_refuse(root: Path, url: str) -> list[str]:
     log: list[str] = []
     try:
         with soon():
-            fetch.fetch_raw(root, "mnist", MNIST, [sources.mirror(url)], QUICK, log.append)
+            fetch.fetch_from([sources.mirror(url)], root, "mnist", MNIST, QUICK, log.append)
     except UserError as error:
         log.append(str(error))
     assert all(len(line) < 500 and line.isprintable() for line in log)

