@@ -196,33 +196,20 @@ def new_dataset(
     before the block begins; later, writing to a mapped page without room would be a SIGBUS. Raises ``UserError`` where
     ``root`` cannot be written to, or where files that are no data set stand in the place.
     """
-    partial = root / f".{name}.partial"
-    counts: dict[Split, int] = {"train": train, "test": test}
+    partial, arrays = root / f".{name}.partial", dict[Split, tuple[Mapped, Mapped]]()
     require_folder(root)
     _check_place(root / name)
-    continued = _continues(partial, plan)
-    if not continued:
-        remove(partial)
-        partial.mkdir()
     try:
-        arrays: dict[Split, tuple[Mapped, Mapped]] = {}
-        for split, count in counts.items():
-            images = _create_array(partial / f"{split}_images.npy", np.dtype(np.uint8), (count, *shape), continued)
-            labels = _create_array(partial / f"{split}_labels.npy", np.dtype(np.int64), (count,), continued)
-            arrays[split] = (images, labels)
-            if not continued:
-                labels[:] = -1
-        (partial / PLAN).write_text(plan + _boot(), encoding="ascii")
+        arrays = _begin(partial, shape, {"train": train, "test": test}, plan)
         yield arrays
         for split, (_, labels) in arrays.items():
             _check_labels(f"{name}: {split} labels", labels, len(classes))
-        files = [file for split in SPLITS for file in _files(split)]
         pixels = sum(images.nbytes for images, _ in arrays.values()) + arrays["train"][0].nbytes
         with counting(f"{name}: statistics and checksums", pixels) as advance:
             mean, std = channel_statistics(arrays["train"][0], advance)
             for array in (array for pair in arrays.values() for array in pair):
                 array.flush()
-            digests = {file: hashed(partial / file, "sha256", advance) for file in files}
+            digests = {file: hashed(partial / file, "sha256", advance) for file in ARRAYS}
         dataset = Dataset(
             path=partial,
             name=name,
@@ -249,6 +236,23 @@ def new_dataset(
                 array.flush()
             (partial / PLAN).write_text(plan, encoding="ascii")
         raise
+
+
+def _begin(partial: Path, shape: Shape, counts: Mapping[Split, int], plan: str) -> dict[Split, tuple[Mapped, Mapped]]:
+    """New arrays in the folder ``partial``, or those of the same plan in it."""
+    continued, arrays = _continues(partial, plan), dict[Split, tuple[Mapped, Mapped]]()
+    if not continued:
+        remove(partial)
+        partial.mkdir()
+    for split, count in counts.items():
+        images_file, labels_file = (partial / file for file in _files(split))
+        images = _create_array(images_file, np.dtype(np.uint8), (count, *shape), continued)
+        labels = _create_array(labels_file, np.dtype(np.int64), (count,), continued)
+        if not continued:
+            labels[:] = -1
+        arrays[split] = images, labels
+    (partial / PLAN).write_text(plan + _boot(), encoding="ascii")
+    return arrays
 
 
 def _continues(partial: Path, plan: str) -> bool:

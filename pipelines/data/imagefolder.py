@@ -25,7 +25,6 @@ from pipelines.data.pictures import Undecodable, decode, quiet_libraries
 
 IN_FLIGHT_BYTES = 48 << 20  # of all jobs at once; a local Ray's object store has room for them and to spare
 MOST_IN_A_JOB = 64  # images
-RELEASE_EVERY = 500  # images written
 
 Encoded = Iterable[tuple[str, bytes]]  # place and content of each file
 Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares; place and content of each file
@@ -132,7 +131,9 @@ def _decode_all(rows: _Rows, files: Files, size: int, decoders: DecodeFor, what:
         counting(what, left, unit="images") as advance,
     ):
         for decoded in decode_all(files.read(rows.paths), size):
-            advance(sum(rows.write(place, pixels) for place, pixels in decoded))
+            advance(sum(rows.write(place, square) for place, square in decoded))
+            for pixels, _ in rows.arrays.values():
+                release_pages(pixels)
     rows.check_complete()
 
 
@@ -198,7 +199,6 @@ class _Rows:
                 picture = layout.pictures[split][row]
                 self.rows.setdefault(picture.place, []).append((split, row))
                 self.paths[picture.place] = picture.path
-        self.since_release = 0
 
     def write(self, place: str, pixels: Images | str) -> int:
         """Fill the rows of one file, and return their number; ``FaultyError`` where it could not be decoded."""
@@ -209,11 +209,6 @@ class _Rows:
             images, labels = self.arrays[split]
             images[row] = pixels
             labels[row] = self.layout.labels[split][row]  # last, as it marks the row as filled
-        self.since_release += len(ours)
-        if self.since_release >= RELEASE_EVERY:
-            self.since_release = 0
-            for images, _ in self.arrays.values():
-                release_pages(images)
         return len(ours)
 
     def check_complete(self) -> None:
