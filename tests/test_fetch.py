@@ -188,6 +188,7 @@ def test_a_dataset_that_cannot_be_written(root: Path) -> None:
         run(root, [])
     (root / "data" / "mnist").unlink()
     write_files(root / "data" / "mnist", FILES)
+    (root / "datasets").rmdir()
     (root / "datasets").write_text("a file")
     with pytest.raises(UserError, match=r"datasets is no folder; expected one"):
         run(root, [])
