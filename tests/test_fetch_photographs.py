@@ -175,7 +175,7 @@ def test_dvc_keeps_a_copy_of_what_may_be_passed_on_alone(root: Path, content: by
     run(root)
     assert cached.read_bytes() == content
     (root / "data" / NAME).unlink()
-    assert ": from DVC's cache, md5 ok" in run(root)
+    assert f"{NAME}: from DVC's cache, md5 ok" in run(root)
 
 
 # Each layout the whole way: fetch, arrays, a trial of a few steps
