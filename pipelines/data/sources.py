@@ -145,7 +145,7 @@ def _archive(label: str, pack: Callable[[Path, Patience], Path], rebuild: Rebuil
         try:
             rebuild(unpacked, pin.file, work / pin.file)
         except FileNotFoundError as error:
-            raise SourceError(f"the archive holds no {Path(error.filename).name}") from None
+            raise SourceError(f"the archive holds no {Path(str(error.filename)).name}") from None
         except Exception as error:  # a foreign archive may contain anything
             if isinstance(error, OSError) and error.errno is not None:
                 raise
