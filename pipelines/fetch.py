@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,8 @@ def fetch_from(sources: Sequence[Source], root: Path, name: str, origin: Origin,
     raw = RAW_FORMATS.get(origin.kind)
     files = [f"{name}/{file}" for file in raw.files] if raw else origin.packed_images
     paths = [f"data/{file}" for file in files]
-    with locked(root, name, say):
+    lock, line = root / "data" / f".{name}.lock", f"another fetch is at work on {name}; waiting for it"
+    with locks.held(lock, f"fetch {name}", patience_s=math.inf, waiting=lambda: say(line)):
         prepare(root / "datasets", name)
         pins = read_pins(root / PINS, paths, needed=bool(raw or origin.urls or origin.by_hand))
         if pins:
@@ -326,12 +327,6 @@ def dvc_cache(root: Path, say: Say) -> Any:
     except Exception as error:  # DVC raises many kinds; a copy that was shipped to a cluster is in no Git
         say(f"DVC's cache is out of use: {reason(error)}")
     return None
-
-
-def locked(root: Path, name: str, say: Say) -> AbstractContextManager[None]:
-    """The lock of a data set, however long another fetch holds it."""
-    path, line = root / "data" / f".{name}.lock", f"another fetch is at work on {name}; waiting for it"
-    return locks.held(path, f"fetch {name}", patience_s=math.inf, waiting=lambda: say(line))
 
 
 def _files(count: int) -> str:

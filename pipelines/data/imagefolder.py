@@ -134,7 +134,10 @@ def _decode_all(rows: _Rows, files: Files, size: int, decoders: DecodeFor, what:
             advance(sum(rows.write(place, square) for place, square in decoded))
             for pixels, _ in rows.arrays.values():
                 release_pages(pixels)
-    rows.check_complete()
+    if rows.rows:  # they would be black
+        lost = rows.paths[next(iter(rows.rows))]
+        expected = "expected files that do not change while they are read"
+        raise FaultyError(f"{files.label}: {brief(lost)} is gone; {expected}")
 
 
 def _plan(root: Path, origin: Origin, layout: Layout, classes: Sequence[str], md5s: Mapping[str, str]) -> str:
@@ -210,10 +213,3 @@ class _Rows:
             images[row] = pixels
             labels[row] = self.layout.labels[split][row]  # last, as it marks the row as filled
         return len(ours)
-
-    def check_complete(self) -> None:
-        """FaultyError for a row that was not filled, and would be black."""
-        if self.rows:
-            lost = self.paths[next(iter(self.rows))]
-            expected = "expected files that do not change while they are read"
-            raise FaultyError(f"{self.label}: {brief(lost)} is gone; {expected}")
