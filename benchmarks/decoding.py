@@ -31,7 +31,7 @@ from pipelines.cluster import connection
 from pipelines.command.errors import guard
 from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
-from pipelines.data.imagefolder import Decoders
+from pipelines.data.imagefolder import Decode
 from pipelines.fetch import on_ray
 
 SIZE = 256  # pixels, as AlexNet's section 2 has it
@@ -98,7 +98,7 @@ def ours(root: Path, images: int, ray_cluster: connection.Cluster) -> Rates:
     rates = (0.0, 0.0)
 
     @contextmanager
-    def decoders(count: int) -> Iterator[Decoders]:
+    def decoders(count: int) -> Iterator[Decode]:
         nonlocal rates
         watch = Watch()
         yield on_ray(ray_cluster)

@@ -13,30 +13,28 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command import arguments, ending, locks
 from pipelines.command.errors import FULL, SHORT, UserError, guard, printable, reason
-from pipelines.command.files import expect_file
-from pipelines.config import wording, yamlfile
+from pipelines.command.files import expect_file, require_folder
+from pipelines.config import schema, wording, yamlfile
 from pipelines.config.origins import Origin
 from pipelines.config.params import PARAMS, load_origins
 from pipelines.data import imagefolder
-from pipelines.data.datasets import open_dataset, prepare, writing
-from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, md5_of, mismatch
+from pipelines.data.datasets import open_dataset, prepare, write_dataset
+from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, mismatch
 from pipelines.data.rawfiles import RAW_FORMATS
-from pipelines.data.sources import UNPACKED, Address, Gzips, Mirror, Npm, Pin, Source, Tarball, remote
+from pipelines.data.sources import UNPACKED, Pin, Source, address, from_cache, gzips, mirror, npm, remote, tarball
 
 if TYPE_CHECKING:
     from pipelines.cluster.connection import Cluster
 
 PINS = "data.dvc"
 FEW = 2000  # photographs
-UNKNOWN_SIZE = 10**8  # bytes at most of a file whose pin has no size
-LARGEST_RAW = 10**12  # bytes of a raw file
 PARTS = ".parts"  # unfinished downloads, below data/<dataset>
 PATIENCE = Patience(floor=200_000)  # bytes a second; cs.toronto.edu was once measured at a quarter of it
 Say = Callable[[str], None]
@@ -70,44 +68,41 @@ def fetch(root: Path, name: str) -> None:
     if name not in origins:
         raise UserError(wording.unknown("dataset", name, origins))
     origin = origins[name]
-    kind = fetch_photographs if origin.kind == "imagefolder" else fetch_raw
-    kind(root, name, origin, sources_for(origin), PATIENCE, say)
+    fetch_from(sources_for(origin), root, name, origin, PATIENCE, say)
     dataset = open_dataset(root / "datasets", name)
     shape, classes = "x".join(map(str, dataset.shape)), len(dataset.classes)
     say(f"datasets/{name}: {dataset.train} training and {dataset.test} test images, {shape}, {classes} classes")
 
 
-def fetch_raw(root: Path, name: str, origin: Origin, sources: Sequence[Source], patience: Patience, say: Say) -> None:
-    """Bring the raw files to ``data/<name>``, put them into DVC's cache, and write ``datasets/<name>``."""
-    form = RAW_FORMATS[origin.kind]
-    with locked(root, name, say):
-        prepare(root / "datasets", name)
-        pins = read_pins(root / PINS, [f"data/{name}/{file}" for file in form.files])
-        bring(root, name, pins, sources, patience, say, unpacked=sum(pin.size for pin in pins))
-        md5s = {pin.file: pin.md5 for pin in pins}
-        form.write(root / "data" / name, root / "datasets", name, origin.classes, md5s)
+def fetch_from(sources: Sequence[Source], root: Path, name: str, origin: Origin, patience: Patience, say: Say) -> None:
+    """Bring the pinned files to ``data/`` and into DVC's cache, and write ``datasets/<name>`` from them.
 
-
-def fetch_photographs(
-    root: Path, name: str, origin: Origin, sources: Sequence[Source], patience: Patience, say: Say
-) -> None:
-    """Bring the archives of photographs to ``data/``, and write ``datasets/<name>`` from them, or from a folder."""
-    with locked(root, name, say):
+    Photographs may also come from archives that are not pinned, or from a folder.
+    """
+    raw = RAW_FORMATS.get(origin.kind)
+    files = [f"{name}/{file}" for file in raw.files] if raw else origin.packed_images
+    paths = [f"data/{file}" for file in files]
+    lock, line = root / "data" / f".{name}.lock", f"another fetch is at work on {name}; waiting for it"
+    with locks.held(lock, f"fetch {name}", patience_s=math.inf, waiting=lambda: say(line)):
         prepare(root / "datasets", name)
-        paths = [f"data/{archive}" for archive in origin.packed_images]
-        pins = read_pins(root / PINS, paths, needed=bool(origin.urls or origin.by_hand))
+        pins = read_pins(root / PINS, paths, needed=bool(raw or origin.urls or origin.by_hand))
         if pins:
-            bring(root, name, pins, sources, patience, say, by_hand=origin.by_hand)
+            unpacked = sum(pin.size for pin in pins) if raw else 0
+            Delivery(root, name, pins, patience, say).bring(sources, unpacked=unpacked, by_hand=origin.by_hand)
+        md5s = {pin.file: pin.md5 for pin in pins}
+        if raw:
+            train, test = raw.read(root / "data" / name)
+            write_dataset(root / "datasets", name, classes=origin.classes, train=train, test=test, source_md5=md5s)
+            return
         for path in paths:
             expect_file(root / path)
             if not (root / path).is_file():
                 raise UserError(f"{path}: no such file; expected the archive that params.yaml: datasets.{name} names")
-        md5s = {pin.file: pin.md5 for pin in pins}
         imagefolder.write(root, name, origin, say, md5s=md5s, decoders=lambda images: _decoders(images, say))
 
 
 @contextmanager
-def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
+def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decode]:
     """This process for few images, Ray for many: Ray takes as long to start as to decode ``FEW`` images."""
     if images < FEW:
         with imagefolder.in_this_process(images) as here:
@@ -120,72 +115,29 @@ def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decoders]:
         yield on_ray(able)
 
 
-def on_ray(ray_cluster: Cluster) -> imagefolder.Decoders:
-    """Decoders on the connected Ray: for each CPU a job that runs, and one that waits."""
+def on_ray(ray_cluster: Cluster) -> imagefolder.Decode:
+    """Decode on the connected Ray: for each CPU a job that runs, and one that waits."""
     from pipelines.cluster import spreading
 
     decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, ray_cluster.cpus)
 
-    def over(jobs: imagefolder.Jobs) -> Iterator[imagefolder.Decoded]:
-        calls = ((None, (job,)) for job in jobs)
+    def over(files: imagefolder.Encoded, size: int) -> Iterator[imagefolder.Decoded]:
+        calls = ((None, (job,)) for job in imagefolder.jobs(files, size, in_flight))
         results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, on=ray_cluster)
         return (result for _, result in results)
 
-    return imagefolder.Decoders(over=over, in_flight=in_flight)
-
-
-def bring(
-    root: Path,
-    name: str,
-    pins: Sequence[Pin],
-    sources: Sequence[Source],
-    patience: Patience,
-    say: Say,
-    *,
-    unpacked: int = 0,
-    by_hand: str | None = None,
-) -> None:
-    """Bring the pinned files to ``data/``, and into DVC's cache; ``UserError`` for a file that no source has.
-
-    ``unpacked`` is the size of the arrays, if known; ``by_hand`` is where a person gets files that no source may have.
-    """
-    parts = root / "data" / name / PARTS
-    _make_parts(parts)
-    cache = dvc_cache(root, say) if any(pin.cached for pin in pins) else None
-    missing = take_what_is_here(root, pins, parts, cache, say)
-    if sources:  # or a person has to bring what is missing
-        check_space(root, name, missing, unpacked)
-    obtain(root, missing, parts, sources, patience, say, by_hand)
-    if cache is not None:
-        put_into_cache(root, [pin for pin in pins if pin.cached], cache, say)
-    shutil.rmtree(parts, ignore_errors=True)
-    with suppress(OSError):  # a folder of raw files
-        parts.parent.rmdir()
-
-
-def _make_parts(parts: Path) -> None:
-    """Make the folder of unfinished files; remove what a killed run unpacked, and all but regular files."""
-    with writing(parts.parent):
-        if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
-            parts.unlink()
-        parts.mkdir(parents=True, exist_ok=True)
-        for path in parts.glob(f"*/{UNPACKED}*"):  # perhaps incomplete
-            shutil.rmtree(path, ignore_errors=True)
-        for path in sorted(parts.rglob("*")):
-            kept = path.is_dir() or (path.is_file() and path.parent != parts)
-            if path.is_symlink() or not kept:
-                path.unlink()
+    return over
 
 
 def sources_for(origin: Origin) -> list[Source]:
     """All sources in order: ``$DATA_MIRROR``, the publishers' hosts, a package."""
-    mirror = os.environ.get("DATA_MIRROR", "")
+    location = os.environ.get("DATA_MIRROR", "")
     return [
-        *([Mirror(mirror)] if mirror else []),
-        *(Gzips(url, origin.packed) for url in origin.gzips),
-        *(Tarball(remote(url, origin.packed)) for url in origin.tarballs),
-        *(Address(url) for url in origin.urls),
-        *([Npm(origin.npm, RAW_FORMATS[origin.kind].rebuild)] if origin.npm else []),
+        *([mirror(location)] if location else []),
+        *(gzips(url, origin.packed) for url in origin.gzips),
+        *(tarball(remote(url, origin.packed)) for url in origin.tarballs),
+        *(address(url) for url in origin.urls),
+        *([npm(origin.npm, RAW_FORMATS[origin.kind].rebuild)] if origin.npm else []),
     ]
 
 
@@ -206,122 +158,159 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
     out = outs.get(path)
     if out is None:
         raise UserError(f"{pins}: {path} is missing; expected an out with its md5 and size")
-    md5, size = out.get("md5"), out.get("size", UNKNOWN_SIZE)
-    if not (isinstance(md5, str) and re.fullmatch("[0-9a-f]{32}", md5)):
-        raise UserError(f"{pins}: md5 of {path} is {wording.show(md5)}; expected 32 hex digits")
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise UserError(f"{pins}: size of {path} is {wording.show(size)}; expected a number of bytes")
-    if not 0 < size <= LARGEST_RAW:
-        raise UserError(f"{pins}: size of {path} is out of range; expected 1 to {LARGEST_RAW} bytes")
-    return Pin(path=path, md5=md5, size=size, cached=out.get("cache", True) is not False)
+    pinned = {key: out[key] for key in ("md5", "size") if key in out}
+    return schema.parse(Pin, pinned, f"{pins}: {path}", path=path, cached=out.get("cache", True) is not False)
 
 
-def take_what_is_here(root: Path, pins: Sequence[Pin], parts: Path, cache: Any, say: Say) -> list[Pin]:
-    """Check the files in ``data/`` and take absent ones from DVC's cache; return the pins that still lack a file."""
-    here, cached, missing = 0, 0, []
-    for pin in pins:
-        path = root / pin.path
-        expect_file(path)
-        try:
-            problem = mismatch(path, pin.size, pin.md5) if path.exists() else None
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-        if problem is not None:
-            say(f"{pin.path}: {problem}; to be replaced")
-        elif path.exists():
-            here += 1
-            continue
-        if cache is not None and pin.cached and _from_cache(root, pin, parts, Path(cache.oid_to_path(pin.md5)), say):
-            cached += 1
-        else:
-            missing.append(pin)
-    if here:
-        say(f"{_files(here)} in {PurePosixPath(pins[0].path).parent}, md5 ok")
-    if cached:
-        say(f"{_files(cached)} from DVC's cache, md5 ok")
-    return missing
+@dataclass(frozen=True)
+class Delivery:
+    """The pinned files of a data set on their way to ``data/`` of the project in ``root``."""
 
+    root: Path
+    name: str
+    pins: Sequence[Pin]
+    patience: Patience
+    say: Say
 
-def obtain(
-    root: Path,
-    pins: Sequence[Pin],
-    parts: Path,
-    sources: Sequence[Source],
-    patience: Patience,
-    say: Say,
-    by_hand: str | None = None,
-) -> None:
-    """Get each pinned file from the first source that has its bytes.
+    @property
+    def parts(self) -> Path:
+        """The folder of unfinished files."""
+        return self.root / "data" / self.name / PARTS
 
-    A source that is too slow is tried again after all others have failed. The ``UserError`` names all that was tried,
-    and what a person can do.
-    """
-    missing = list(pins)
-    slow = []
-    for source in sources:
-        missing, was_slow = _take_from(source, root, missing, parts, patience, say)
-        slow += [source] * was_slow
-    for source in slow:
-        missing, _ = _take_from(source, root, missing, parts, replace(patience, floor=0.0), say)
-    if missing and by_hand:
-        files = ", ".join(f"{pin.path} (md5 {pin.md5})" for pin in missing)
-        raise UserError(f"missing: {files}; expected them to be put there by hand, from {by_hand}")
-    if missing:
-        files = ", ".join(pin.path for pin in missing)
-        tried = "; ".join(source.label for source in sources)
-        hint = "DATA_MIRROR=<directory or URL like data/> adds one"
-        if len(missing) == 1:
-            hint += f", or put the file there yourself: {missing[0].size} bytes, md5 {missing[0].md5}"
-        raise UserError(f"no source has {files}; tried {tried}; {hint}")
+    def bring(self, sources: Sequence[Source], *, unpacked: int = 0, by_hand: str | None = None) -> None:
+        """Bring the files to ``data/``, and into DVC's cache; ``UserError`` for a file that no source has.
 
+        ``unpacked`` is the size of the arrays, if known; ``by_hand`` is where a person gets files that no source may
+        have.
+        """
+        self._make_parts()
+        cache = dvc_cache(self.root, self.say) if any(pin.cached for pin in self.pins) else None
+        missing = self.check_what_is_here()
+        if cache is not None:
+            kept = [pin for pin in missing if pin.cached and cache.exists(pin.md5)]
+            lacking, _ = self.take_from(from_cache(cache), kept, self.patience)
+            missing = [pin for pin in missing if pin in lacking or pin not in kept]
+        if sources:  # or a person has to bring what is missing
+            self.check_space(missing, unpacked)
+        self.obtain(missing, sources, by_hand)
+        if cache is not None:
+            self.put_into(cache)
+        shutil.rmtree(self.parts, ignore_errors=True)
+        with suppress(OSError):  # a folder of raw files
+            self.parts.parent.rmdir()
 
-def _take_from(
-    source: Source, root: Path, pins: Sequence[Pin], parts: Path, patience: Patience, say: Say
-) -> tuple[list[Pin], bool]:
-    """Take the files that ``source`` has; return the pins still missing, and whether the source was too slow."""
-    missing = list(pins)
-    work = parts / slug(source)
-    for pin in pins:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            path = source.get(pin, work, patience)
-            problem = mismatch(path, pin.size, pin.md5)
-            if problem is not None:
+    def _make_parts(self) -> None:
+        """Make the folder of unfinished files; remove what a killed run unpacked, and all but regular files."""
+        parts = self.parts
+        require_folder(parts.parent)
+        if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
+            parts.unlink()
+        parts.mkdir(exist_ok=True)
+        for path in parts.glob(f"*/{UNPACKED}*"):  # perhaps incomplete
+            shutil.rmtree(path, ignore_errors=True)
+        for path in sorted(parts.rglob("*")):
+            kept = path.is_dir() or (path.is_file() and path.parent != parts)
+            if path.is_symlink() or not kept:
                 path.unlink()
-                raise SourceError(problem)
-        except SourceDown as error:
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            say(f"{pin.file}{others}: not from {source.label}: {error}")
-            return missing, isinstance(error, SourceSlow)
-        except SourceError as error:
-            say(f"{pin.file}: not from {source.label}: {error}")
-            continue
-        except OSError as error:  # a mirror's file that cannot be read, say
-            if error.errno in FULL:  # no source's fault
-                raise
-            say(f"{pin.file}: not from {source.label}: {error.strerror or error}")
-            continue
-        path.replace(root / pin.path)
-        say(f"{pin.file}: from {source.label}, md5 ok")
-        missing.remove(pin)
-    return missing, False
+
+    def check_what_is_here(self) -> list[Pin]:
+        """Check the files in ``data/``; return the pins whose file is absent or another."""
+        missing = []
+        for pin in self.pins:
+            path = self.root / pin.path
+            expect_file(path)
+            try:
+                problem = mismatch(path, pin.size, pin.md5) if path.exists() else ""
+            except OSError as error:
+                problem = f"cannot be read ({error.strerror})"
+            if problem:
+                self.say(f"{pin.path}: {problem}; to be replaced")
+            if problem is not None:
+                missing.append(pin)
+        here = len(self.pins) - len(missing)
+        if here:
+            self.say(f"{_files(here)} in {PurePosixPath(self.pins[0].path).parent}, md5 ok")
+        return missing
+
+    def check_space(self, missing: Sequence[Pin], unpacked: int) -> None:
+        """Raise ``UserError`` where the disk has no room for missing files, DVC's copies of them, and the arrays.
+
+        ``unpacked`` is the size of the arrays in bytes, known for raw files; their archives, packed and unpacked, are
+        estimated at twice that.
+        """
+        need = unpacked + sum(pin.size * (1 + pin.cached) for pin in missing) + (2 * unpacked if missing else 0)
+        free = shutil.disk_usage(self.root / "data").free
+        if free < need:
+            room = f"{need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
+            raise UserError(f"no space left for {self.name}: {room}")
+
+    def obtain(self, missing: Sequence[Pin], sources: Sequence[Source], by_hand: str | None) -> None:
+        """Get each missing file from the first source that has its bytes.
+
+        A source that is too slow is tried again after all others have failed. The ``UserError`` names all that was
+        tried, and what a person can do.
+        """
+        waiting = [(source, self.patience) for source in sources]
+        for source, patience in waiting:
+            missing, was_slow = self.take_from(source, missing, patience)
+            if was_slow:
+                waiting.append((source, replace(patience, floor=0.0)))
+        if missing and by_hand:
+            files = ", ".join(f"{pin.path} (md5 {pin.md5})" for pin in missing)
+            raise UserError(f"missing: {files}; expected them to be put there by hand, from {by_hand}")
+        if missing:
+            files = ", ".join(pin.path for pin in missing)
+            tried = "; ".join(source.label for source in sources)
+            hint = "DATA_MIRROR=<directory or URL like data/> adds one"
+            if len(missing) == 1:
+                hint += f", or put the file there yourself: {missing[0].size} bytes, md5 {missing[0].md5}"
+            raise UserError(f"no source has {files}; tried {tried}; {hint}")
+
+    def take_from(self, source: Source, pins: Sequence[Pin], patience: Patience) -> tuple[list[Pin], bool]:
+        """Take the files that ``source`` has; return the pins still missing, and whether the source was too slow."""
+        missing, work = list(pins), self.parts / slug(source)
+        for pin in pins:
+            try:
+                work.mkdir(parents=True, exist_ok=True)
+                path = source.get(pin, work, patience)
+                problem = mismatch(path, pin.size, pin.md5)
+                if problem is not None:
+                    path.unlink()
+                    raise SourceError(problem)
+            except SourceDown as error:
+                others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                self.say(f"{pin.file}{others}: not from {source.label}: {error}")
+                return missing, isinstance(error, SourceSlow)
+            except (SourceError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in FULL:  # no source's fault
+                    raise
+                why = getattr(error, "strerror", None) or error  # of a mirror's file that cannot be read, say
+                self.say(f"{pin.file}: not from {source.label}: {why}")
+                continue
+            path.replace(self.root / pin.path)
+            self.say(f"{pin.file}: from {source.label}, md5 ok")
+            missing.remove(pin)
+        return missing, False
+
+    def put_into(self, cache: Any) -> None:
+        """Add the files that DVC's cache lacks.
+
+        ``dvc add`` would rewrite data.dvc, and leave it empty if it were killed.
+        """
+        absent = [pin for pin in self.pins if pin.cached and not cache.exists(pin.md5)]
+        try:
+            cache.add([str(self.root / pin.path) for pin in absent], cache.fs, [pin.md5 for pin in absent])
+        except Exception as error:  # DVC raises many kinds
+            later = f"dvc add {' '.join(pin.path for pin in absent)}"
+            self.say(f"not put into DVC's cache ({reason(error)}); later: {later}")
+        else:
+            if absent:
+                self.say(f"{_files(len(absent))} put into DVC's cache")
 
 
 def slug(source: Source) -> str:
     """The name of the folder for a source's unfinished files, so that bytes of two sources are never joined."""
     return re.sub(r"[^a-zA-Z0-9.@-]+", "-", source.label)
-
-
-def check_space(root: Path, name: str, missing: Sequence[Pin], unpacked: int) -> None:
-    """Raise ``UserError`` where the disk has no room for missing files, DVC's copies of them, and the arrays.
-
-    ``unpacked`` is the size of the arrays in bytes, known for raw files; their archives, packed and unpacked, are
-    estimated at twice that.
-    """
-    need = unpacked + sum(pin.size * (1 + pin.cached) for pin in missing) + (2 * unpacked if missing else 0)
-    free = shutil.disk_usage(root / "data").free
-    if free < need:
-        raise UserError(f"no space left for {name}: {need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
 
 
 def dvc_cache(root: Path, say: Say) -> Any:
@@ -338,41 +327,6 @@ def dvc_cache(root: Path, say: Say) -> Any:
     except Exception as error:  # DVC raises many kinds; a copy that was shipped to a cluster is in no Git
         say(f"DVC's cache is out of use: {reason(error)}")
     return None
-
-
-def put_into_cache(root: Path, pins: Sequence[Pin], cache: Any, say: Say) -> None:
-    """Add the files that the cache lacks. ``dvc add`` would rewrite data.dvc, and leave it empty if it were killed."""
-    absent = [pin for pin in pins if not cache.exists(pin.md5)]
-    try:
-        cache.add([str(root / pin.path) for pin in absent], cache.fs, [pin.md5 for pin in absent])
-    except Exception as error:  # as above
-        say(f"not put into DVC's cache ({reason(error)}); later: dvc add {' '.join(pin.path for pin in absent)}")
-    else:
-        if absent:
-            say(f"{_files(len(absent))} put into DVC's cache")
-
-
-def _from_cache(root: Path, pin: Pin, parts: Path, cached: Path, say: Say) -> bool:
-    if not cached.is_file():
-        return False
-    try:
-        damaged = mismatch(cached, pin.size, pin.md5) is not None
-    except OSError as error:
-        say(f"{pin.file}: its copy in DVC's cache cannot be read ({error.strerror})")
-        return False
-    if damaged:
-        say(f"{pin.file}: its copy in DVC's cache is damaged (md5 {md5_of(cached)}); removed")
-        cached.unlink()
-        return False
-    shutil.copyfile(cached, parts / pin.file)
-    (parts / pin.file).replace(root / pin.path)
-    return True
-
-
-def locked(root: Path, name: str, say: Say) -> AbstractContextManager[None]:
-    """The lock of a data set, however long another fetch holds it."""
-    path, line = root / "data" / f".{name}.lock", f"another fetch is at work on {name}; waiting for it"
-    return locks.held(path, f"fetch {name}", patience_s=math.inf, waiting=lambda: say(line))
 
 
 def _files(count: int) -> str:

@@ -13,19 +13,17 @@ Needs only torch, Lightning, NumPy and PyYAML.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import re
 import signal
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.command import arguments, locks
 from pipelines.command.errors import HeldError, UserError, brief, guard
 from pipelines.command.files import DamagedError, remove
-from pipelines.command.progress import Advance, Board, say
+from pipelines.command.progress import counting, say
 from pipelines.config import wording
 from pipelines.config.params import Params, load_params
 from pipelines.data import datasets, parcels
@@ -77,8 +75,7 @@ def export(params: Params, args: argparse.Namespace) -> None:
         about = {"format": PARCEL_FORMAT, "versions": provenance.versions(), **provenance.git_state()}
         writer.add_bytes(FIRST, json.dumps(about).encode())
         for dataset in opened:  # before the trials on them
-            with tempfile.TemporaryDirectory(dir=writer.folder) as scratch, _counting(dataset.name) as advance:
-                portable_data.pack(dataset, writer, Path(scratch), advance)
+            portable_data.pack(dataset, writer)
         if names or args.seeds or not opened:
             _export_trials(Plans(params, DATA, root), names, args.seeds, writer)
     first, count = writer.files[0].name, len(writer.files)
@@ -117,7 +114,7 @@ def bring_in(params: Params, args: argparse.Namespace) -> None:
 def _import(params: Params, root: Path, label: Path, pieces: list[Path]) -> int:
     """Take in one parcel; returns how many of its trials and data sets were refused."""
     plans, refused = Plans(params, DATA, root), 0
-    with portable.receiving(root) as incoming, contextlib.closing(parcels.members(label, pieces, NAMES)) as members:
+    with portable.receiving(root) as incoming, parcels.reading(label, pieces, NAMES) as members:
         _check_about(label, next(members, None))
         for home, files in itertools.groupby(members, lambda member: member.name.rpartition("/")[0]):
             try:
@@ -155,7 +152,8 @@ def _take_trial(plans: Plans, folder: Path, files: Iterator[Carried]) -> str:
     folder.mkdir()
     try:
         for member in files:
-            portable.unpack(member, folder)
+            name = Path(member.name).name
+            member.copy(folder / name, portable.MOST_JSON if name in JSON_FILES else None)
         return portable.take(folder, plans)
     finally:
         remove(folder)
@@ -168,7 +166,7 @@ def _take_dataset(params: Params, name: str, files: Iterator[Carried]) -> str:
     with (
         locks.held(LOCKS / f".{name}.lock", f"fetch {name}"),
         datasets.receiving(DATA, name) as folder,
-        _counting(name) as advance,
+        counting(name, None) as advance,
     ):
         for member in files:
             portable_data.unpack(member, folder, name, advance)
@@ -181,19 +179,6 @@ def _check_place(name: str, folder: Path) -> None:
         theirs, ours = datasets.read_description(folder, name).digest, datasets.open_dataset(DATA, name).digest
         if theirs != ours:
             raise UserError(f"{DATA / name} is another one; expected none there, move it away")
-
-
-@contextlib.contextmanager
-def _counting(name: str) -> Iterator[Advance]:
-    board, done = Board(), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        board.show([f"{name}: {done / 1e6:,.0f} MB"])
-
-    yield advance
-    board.show([f"{name}: {done / 1e6:,.0f} MB"], final=True)
 
 
 def _known(params: Params, names: Sequence[str]) -> set[str]:

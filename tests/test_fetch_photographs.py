@@ -17,8 +17,9 @@ from pipelines.config.benchmarks import Budget
 from pipelines.config.origins import Origin
 from pipelines.config.params import load_params
 from pipelines.config.recipes import Optimiser
+from pipelines.data import sources
 from pipelines.data.datasets import open_dataset
-from pipelines.data.sources import Address, Mirror, Source
+from pipelines.data.sources import Source
 from pipelines.training import spec, trainer
 from tests.conftest import ROOT
 from tests.data import layouts
@@ -46,7 +47,7 @@ def root(tmp_path: Path, content: bytes) -> Path:
 
 def run(root: Path, sources: Sequence[Source] = (), source: Origin = PETS) -> list[str]:
     log: list[str] = []
-    fetch.fetch_photographs(root, "pets", source, sources, QUICK, log.append)
+    fetch.fetch_from(sources, root, "pets", source, QUICK, log.append)
     return log
 
 
@@ -80,7 +81,7 @@ def test_an_archive_in_data_is_checked_and_taken(root: Path, content: bytes) -> 
 
 def test_an_archive_comes_from_a_mirror_laid_out_like_data(root: Path, tmp_path: Path, content: bytes) -> None:
     mirror = at(tmp_path / "mirror", content)
-    assert f"{NAME}: from $DATA_MIRROR {mirror}, md5 ok" in run(root, [Mirror(str(mirror))])
+    assert f"{NAME}: from $DATA_MIRROR {mirror}, md5 ok" in run(root, [sources.mirror(str(mirror))])
     expect_whole(root, content)
 
 
@@ -90,7 +91,7 @@ def test_an_archive_comes_from_the_first_address_that_has_it(
     serve: Callable[[Server], Server],
 ) -> None:
     server = serve(Server(files={"x/a.zip": b"foreign", "x/b.zip": content}, ends_after={"x/b.zip": [1000]}))
-    log = run(root, [Address(f"{server.url}/x/{file}.zip") for file in ("none", "a", "b")])
+    log = run(root, [sources.address(f"{server.url}/x/{file}.zip") for file in ("none", "a", "b")])
     line_about(log, "none.zip: HTTP 404")
     line_about(log, f"a.zip: expected md5 {md5(content)}", md5(b"foreign"))
     assert f"{NAME}: from {server.url}/x/b.zip, md5 ok" in log
@@ -101,20 +102,20 @@ def test_an_archive_comes_from_the_first_address_that_has_it(
 def test_the_entry_names_the_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_MIRROR", "/mirror")
     origins = load_params(ROOT / "params.yaml").datasets
-    assert fetch.sources_for(origins["tiny-imagenet"]) == [
-        Mirror("/mirror"),
-        Address("http://cs231n.stanford.edu/tiny-imagenet-200.zip"),
-        Address("https://image-net.org/data/tiny-imagenet-200.zip"),
+    assert [source.label for source in fetch.sources_for(origins["tiny-imagenet"])] == [
+        "$DATA_MIRROR /mirror",
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "https://image-net.org/data/tiny-imagenet-200.zip",
     ]
-    assert fetch.sources_for(origins["ilsvrc2012"]) == [Mirror("/mirror")]
+    assert [source.label for source in fetch.sources_for(origins["ilsvrc2012"])] == ["$DATA_MIRROR /mirror"]
 
 
 def test_a_foreign_archive_is_replaced_or_named(root: Path, tmp_path: Path, content: bytes) -> None:
     at(root / "data", b"foreign")
-    line = refused(root, [Address("http://127.0.0.1:9/pets.zip")])
+    line = refused(root, [sources.address("http://127.0.0.1:9/pets.zip")])
     assert line.startswith("no source has data/pets.zip; tried http://127.0.0.1:9/pets.zip; DATA_MIRROR=<directory")
     assert line.endswith(f"or put the file there yourself: {len(content)} bytes, md5 {md5(content)}")
-    line_about(run(root, [Mirror(str(at(tmp_path / "mirror", content)))]), md5(b"foreign"), "to be replaced")
+    line_about(run(root, [sources.mirror(str(at(tmp_path / "mirror", content)))]), md5(b"foreign"), "to be replaced")
     expect_whole(root, content)
 
 
@@ -174,7 +175,7 @@ def test_dvc_keeps_a_copy_of_what_may_be_passed_on_alone(root: Path, content: by
     run(root)
     assert cached.read_bytes() == content
     (root / "data" / NAME).unlink()
-    assert "1 file from DVC's cache, md5 ok" in run(root)
+    assert f"{NAME}: from DVC's cache, md5 ok" in run(root)
 
 
 # Each layout the whole way: fetch, arrays, a trial of a few steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import shutil
 import sys
@@ -84,7 +85,7 @@ def counting(label: str, total: int | None, unit: str = "MB") -> Iterator[Advanc
 
     Amounts are bytes where ``unit`` is MB, otherwise counts; ``total`` may be unknown.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and importlib.util.find_spec("rich"):
         with _bar(label, total, unit) as advance:
             yield advance
     else:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pipelines.command.errors import UserError
@@ -35,6 +35,8 @@ DatasetName = Annotated[
 ]
 Package = Annotated[str, Rule("a package with its version, like name@1.0.0", WITH_VERSION.fullmatch)]
 Place = Annotated[str, Rule("a name", lambda value: value.strip() and "\n" not in value)]  # of a file or a folder
+Within = Annotated[Place, Rule("a folder such as val", lambda value: is_within(PurePosixPath(value).parts))]
+MD5 = Annotated[str, Rule("32 hexadecimal digits", re.compile("[0-9a-f]{32}").fullmatch)]
 Url = Annotated[str, Rule("an address like https://host/folder", re.compile("https?://", re.IGNORECASE).match)]
 
 
@@ -43,7 +45,7 @@ class Packed:
     """Size and md5 of a published, compressed file."""
 
     bytes: Count
-    md5: Annotated[str, Rule("32 hexadecimal digits", re.compile("[0-9a-f]{32}").fullmatch)]
+    md5: MD5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,8 @@ class Origin:
     names: dict[str, str] = field(default_factory=dict)  # class names by folder, where they differ
     # images are stored as size x size, short side scaled, centre cropped
     size: Annotated[int, within(8, LARGEST_SIZE, " pixels")] = 256
-    train: Place = "train"
-    val: Place = "val"
+    train: Within = "train"
+    val: Within = "val"
     subset: ImageSubset = field(default_factory=ImageSubset)
 
     def __post_init__(self) -> None:
@@ -123,8 +125,18 @@ class Origin:
         twice = sorted({name for name in self.names.values() if [*self.names.values()].count(name) > 1})
         require(not twice, f"names has {wording.listed(twice)} twice; expected each once")
 
+        train, val = PurePosixPath(self.train), PurePosixPath(self.val)
+        folders = f"train is {wording.show(self.train)} and val {wording.show(self.val)}"
+        apart = not (train.is_relative_to(val) or val.is_relative_to(train))
+        require(apart, f"{folders}; expected two folders, neither within the other")
+
     def _check_pinned(self) -> None:
         require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")
+
+
+def is_within(parts: tuple[str, ...]) -> bool:
+    """Whether a path leads to a folder below the one it begins in."""
+    return bool(parts) and not {"..", "/"} & {*parts}
 
 
 def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:

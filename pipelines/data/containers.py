@@ -6,37 +6,24 @@ folder once, by its own path if that lies within, and leaves out hidden folders 
 
 from __future__ import annotations
 
-import bz2
-import gzip
+import functools
 import heapq
-import lzma
 import os
 import stat
-import struct
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, Protocol, cast
+from typing import IO, Literal, Protocol
 
 from pipelines.command.errors import UserError, brief
+from pipelines.data import tars
+from pipelines.data.datasets import FaultyError
 from pipelines.data.pictures import FOREIGN, SUFFIXES
 
-# Errors of the archive readers; zipfile raises RuntimeError for a password or an unknown method.
-UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, LookupError, OverflowError, MemoryError, struct.error),
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-)
-COMPRESSED: dict[bytes, Callable[[Path, str], object]] = {  # first bytes, and the function that opens such a file
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
-}
 SYSTEM = frozenset(("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information"))
-PIECE = 1 << 20  # bytes at a time, and the most that a header of a tar may take
 LARGEST_FILE = 1 << 28  # bytes of a picture's file
 ROOM_FOR_NAMES = 2_000_000_000  # bytes of memory for the names in an archive: some five million
 BESIDE_A_NAME = 350  # bytes of memory that a member takes beside its name
@@ -149,9 +136,9 @@ class Folder:
         for place, path in wanted.items():
             try:
                 with Path(place).open("rb") as file:
-                    yield place, _whole(self.label, path, file, os.fstat(file.fileno()).st_size)
+                    yield place, _whole(self.label, path, file)
             except OSError as error:
-                raise UserError(f"{self.label}: {brief(path)} cannot be read ({error.strerror})") from None
+                raise FaultyError(f"{self.label}: {brief(path)} cannot be read ({error.strerror})") from None
 
     @staticmethod
     def _entries(place: str) -> list[Item]:
@@ -173,11 +160,12 @@ class Folder:
 class Member:
     """A member of an archive; ``place`` is what reads it, or where a link leads."""
 
-    kind: Kind | Literal["link"]
+    kind: Kind | Literal["link", "hard link"]
     place: str = ""
 
 
 FOLDER, NOTHING = Member("folder"), Member("nothing")
+Opened = Iterator[tuple[str, Member, Callable[[], IO[bytes] | None]]]  # path, member, and the function that opens it
 
 
 class Members:
@@ -192,6 +180,9 @@ class Members:
     def add(self, name: str, node: Member) -> None:
         """Add a member, in place of an earlier one of the same path; ``ValueError`` where they contradict."""
         path = _inside(name)
+        if node.kind == "hard link":
+            node = self.nodes.get(_inside(node.place) or "", NOTHING)
+            node = NOTHING if node.kind == "folder" else node
         if path is None:
             self.left_out.add("paths that lead out of the archive", name)
         elif path not in self.nodes:
@@ -202,11 +193,6 @@ class Members:
         else:
             self.left_out.add("replaced by later ones of the same name", path)
             self.nodes[path] = node
-
-    def hard_link(self, name: str, target: str) -> None:
-        """Add a member that is another name of an earlier one."""
-        known = self.nodes.get(_inside(target) or "", NOTHING)
-        self.add(name, NOTHING if known.kind == "folder" else known)
 
     def entries(self, folder: str) -> list[Item]:
         """The content of ``folder``, by name."""
@@ -236,7 +222,7 @@ class Members:
         node, link = self.nodes[path], self.nodes[path].kind == "link"
         if link:
             path, node = self._follow(path)
-        assert node.kind != "link"
+        assert node.kind != "link" and node.kind != "hard link"
         return Item(name, node.kind, node.place if node.kind == "file" else path, link)
 
     def _follow(self, path: str) -> tuple[str, Member]:
@@ -268,163 +254,89 @@ def _inside(name: str) -> str | None:
     return None if ".." in parts else "/".join(parts)
 
 
-def _whole(label: str, path: str, file: IO[bytes], size: int) -> bytes:
-    """The content of a file whose header states ``size`` bytes, read in pieces, as a false size must allocate nothing.
-
-    Raises ``UserError`` for more bytes than a picture may have.
-    """
-    pieces, length = list[bytes](), 0
-    while max(size, length) <= LARGEST_FILE and (piece := file.read(PIECE)):
-        pieces.append(piece)
-        length += len(piece)
-    if max(size, length) > LARGEST_FILE:
-        most = f"{max(size, length)} bytes; expected at most {LARGEST_FILE}"
-        raise UserError(f"{label}: {brief(path)} cannot be read ({most})")
-    return b"".join(pieces)
+def _whole(label: str, path: str, file: IO[bytes]) -> bytes:
+    """The content of a picture's file; ``FaultyError`` for more bytes than it may have."""
+    content = tars.content(file, LARGEST_FILE)
+    if content is None:
+        raise FaultyError(f"{label}: {brief(path)} cannot be read (more than {LARGEST_FILE} bytes)")
+    return content
 
 
 @contextmanager
 def _reading(label: str) -> Iterator[None]:
-    """Turn any error of a block that only reads the archive ``label`` into a UserError."""
+    """Turn any error of a block that only reads the archive ``label`` into a FaultyError."""
     try:
         yield
-    except UNREADABLE as error:
+    except tars.UNREADABLE as error:
         reason = "not enough memory" if isinstance(error, MemoryError) else brief(str(error), 150)
         whole = "expected a whole tar, tgz or zip (of method Deflate, without a password)"
-        raise UserError(f"{label}: cannot be read to its end ({reason or type(error).__name__}); {whole}") from None
+        raise FaultyError(f"{label}: cannot be read to its end ({reason or type(error).__name__}); {whole}") from None
 
 
 @dataclass(frozen=True)
-class Tar:
-    """A tar archive, compressed or not. It is read, never unpacked, so no path in it can do harm.
+class Archive:
+    """A tar or zip archive, read in place."""
 
-    With ``nested`` a tar within it is a folder named without the suffix: ILSVRC's training images are a tar per class.
-    """
-
-    path: Path
     label: str
-    nested: bool = False
+    members: Callable[[Collection[str] | None], Opened]  # all, or at least those of the places that are wanted
 
     def scan(self, left_out: LeftOut, labels: str = "") -> list[Picture]:  # noqa: D102
-        members = Members(left_out)
+        found = Members(left_out)
         with _reading(self.label):
-            for place, folder, member, _ in self._members(lambda outer: True):
-                if member.islnk():
-                    members.hard_link(folder + member.name, folder + member.linkname)
-                elif member.issym():
-                    members.add(folder + member.name, Member("link", member.linkname))
-                else:
-                    kind: Kind = "file" if member.isreg() else "folder" if member.isdir() else "other"
-                    members.add(folder + member.name, Member(kind, place))
-        return walk("", members.entries, left_out, labels)
+            for name, member, _ in self.members(None):
+                found.add(name, member)
+        return walk("", found.entries, left_out, labels)
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
-        left, outer = len(wanted), {place.partition("/")[0] for place in wanted}
+        left = len(wanted)
         with _reading(self.label):
-            for place, _, member, tar in self._members(outer.__contains__):
-                if place in wanted and (file := tar.extractfile(member)):
-                    yield place, _whole(self.label, wanted[place], file, member.size)
+            for _, member, opened in self.members(wanted):
+                if member.kind == "file" and member.place in wanted and (file := opened()):
+                    with file:
+                        yield member.place, _whole(self.label, wanted[member.place], file)
                     left -= 1
                     if not left:  # the scan has read the rest without errors
                         return
 
-    def _members(self, opened: Callable[[str], bool]) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
-        """Place, folder, header and tar of each member; of nested tars only those whose place is ``opened``."""
-        for number, (member, tar) in enumerate(tar_members(self.path)):
-            place = str(number)
-            inner = self.nested and member.isreg() and member.name.endswith(".tar")
-            if not inner:
-                yield place, "", member, tar
-            elif opened(place):
-                file = tar.extractfile(member)
-                assert file is not None
-                for below, (one, within) in enumerate(_members_of(file)):
-                    yield f"{place}/{below}", f"{member.name.removesuffix('.tar')}/", one, within
+
+def _tar_members(path: Path, nested: bool, wanted: Collection[str] | None) -> Opened:
+    """The members of a tar, numbered, and where ``nested`` those of the tars in it, in folders of their names."""
+    outer = {place.partition("/")[0] for place in wanted or ()}
+    for number, (info, tar) in enumerate(tars.tar_members(path)):
+        opened = functools.partial(tar.extractfile, info)
+        if not (nested and info.isreg() and info.name.endswith(".tar")):
+            yield info.name, _tar_member(info, str(number)), opened
+        elif (wanted is None or str(number) in outer) and (file := opened()):
+            folder = info.name.removesuffix(".tar") + "/"
+            for below, (inner, within) in enumerate(tars.members_of(file)):
+                member = _tar_member(inner, f"{number}/{below}", folder)
+                yield folder + inner.name, member, functools.partial(within.extractfile, inner)
 
 
-def tar_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """Each member of the tar archive ``path`` in turn, in bounded memory; raises one of ``UNREADABLE``.
-
-    Reads the archive to its end, which checks checksums; tarfile alone takes damage in the middle for the end.
-    """
-    with _unpacked(path) as stream:
-        yield from _members_of(stream)
-
-
-def _members_of(stream: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    blocks = _Blocks(stream)
-    with tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]  # tarfile uses no more of it
-        while (member := tar.next()) is not None:
-            blocks.heads = None
-            tar.members.clear()  # or tarfile would keep them all
-            if member.size < 0 or tar.offset <= member.offset:
-                raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
-            yield member, tar
-            blocks.heads = PIECE
-    if len(blocks.last) != tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it is cut short")
-    rest = blocks.last
-    while rest and not rest.strip(b"\0"):
-        rest = stream.read(PIECE)
-    if rest:
-        raise tarfile.ReadError("a member is damaged, or another archive follows")
+def _tar_member(info: tarfile.TarInfo, place: str, folder: str = "") -> Member:
+    if info.islnk():
+        return Member("hard link", folder + info.linkname)
+    if info.issym():
+        return Member("link", info.linkname)
+    return Member("file" if info.isreg() else "folder" if info.isdir() else "other", place)
 
 
-class _Blocks:
-    """The file below a tar reader: reads in pieces, and bounds the headers of one member."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.last = file, b""  # the bytes read last
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-        self.heads: int | None = PIECE  # bytes left for headers; None within a member
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= PIECE:
-            raise tarfile.ReadError(f"a header claims {size} bytes")
-        if self.heads is not None:
-            self.heads -= size
-            if self.heads < 0:
-                raise tarfile.ReadError(f"the headers of a member take more than {PIECE} bytes")
-        self.last = self.file.read(size)
-        return self.last
-
-
-def _unpacked(path: Path) -> IO[bytes]:
-    """The uncompressed tar in ``path``."""
-    start = _start(path)
-    reader = next((reader for mark, reader in COMPRESSED.items() if start.startswith(mark)), open)
-    return cast(IO[bytes], reader(path, "rb"))
-
-
-@dataclass(frozen=True)
-class Zip:
-    """A zip archive, read in place."""
-
-    path: Path
-    label: str
-
-    def scan(self, left_out: LeftOut, labels: str = "") -> list[Picture]:  # noqa: D102
-        members = Members(left_out)
-        with _reading(self.label), zipfile.ZipFile(self.path) as archive:
-            for number, info in enumerate(archive.infolist()):
-                mode = info.external_attr >> 16 if info.create_system == 3 else 0  # Unix
-                if stat.S_ISLNK(mode):
-                    with archive.open(info) as file:
-                        target = file.read(PATH_MAX).decode("utf-8", "surrogateescape")
-                    members.add(_zip_name(info), Member("link", target))
-                else:
-                    odd = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
-                    kind: Kind = "other" if odd else "folder" if info.is_dir() or stat.S_ISDIR(mode) else "file"
-                    members.add(_zip_name(info), Member(kind, str(number)))
-        return walk("", members.entries, left_out, labels)
-
-    def read(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:  # noqa: D102
-        with _reading(self.label), zipfile.ZipFile(self.path) as archive:
-            infos = archive.infolist()
-            for place, path in wanted.items():
-                info = infos[int(place)]
-                with archive.open(info) as file:
-                    yield place, _whole(self.label, path, file, info.file_size)
+def _zip_members(path: Path, wanted: Collection[str] | None) -> Opened:
+    """The members of a zip, numbered."""
+    with zipfile.ZipFile(path) as archive:
+        for number, info in enumerate(archive.infolist()):
+            if wanted is not None and str(number) not in wanted:
+                continue
+            opened = functools.partial(archive.open, info)
+            mode = stat.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0  # Unix
+            if mode == stat.S_IFLNK:
+                with opened() as file:
+                    target = file.read(PATH_MAX).decode("utf-8", "surrogateescape")
+                yield _zip_name(info), Member("link", target), opened
+            else:
+                odd = mode not in (0, stat.S_IFREG, stat.S_IFDIR)
+                kind: Kind = "other" if odd else "folder" if info.is_dir() or mode == stat.S_IFDIR else "file"
+                yield _zip_name(info), Member(kind, str(number)), opened
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
@@ -463,16 +375,19 @@ class Mounted:
                 yield from ((top + place, content) for place, content in files.read(mine))
 
 
-def open_archive(path: Path, label: str, nested: bool = False) -> Files:
-    """The archive in ``path``, by its first bytes; raises ``UserError`` for anything but a tar or zip."""
+def open_archive(path: Path, label: str, nested: bool = False) -> Archive:
+    """The archive in ``path``, by its first bytes; raises ``UserError`` for anything but a tar or zip.
+
+    ``nested``: tars in a tar count as folders.
+    """
     with _reading(label):
-        start = _start(path)
+        start = tars.first_bytes(path)
         if start.startswith((b"PK\3\4", b"PK\5\6")):
-            return Zip(path, label)
-        if start.startswith(tuple(COMPRESSED)) or _is_tar(start):
-            return Tar(path, label, nested)
+            return Archive(label, functools.partial(_zip_members, path))
+        if start.startswith(tuple(tars.COMPRESSED)) or _is_tar(start):
+            return Archive(label, functools.partial(_tar_members, path, nested))
         if zipfile.is_zipfile(path):  # behind a self-extracting program
-            return Zip(path, label)
+            return Archive(label, functools.partial(_zip_members, path))
     raise UserError(f"{brief(str(path))}: no archive, or its beginning is damaged; expected a tar, tgz or zip")
 
 
@@ -483,8 +398,3 @@ def _is_tar(block: bytes) -> bool:
     except tarfile.HeaderError:
         return block == bytes(tarfile.BLOCKSIZE)
     return True
-
-
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(tarfile.BLOCKSIZE)

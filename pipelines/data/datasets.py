@@ -23,14 +23,16 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.command.errors import FULL, UserError, reason
+from pipelines.command.errors import UserError, reason
 from pipelines.command.files import (
     MissingError,
-    expect_file,
+    digest,
     hashed,
     read_json,
+    reading,
     remove,
     replace_folder,
+    require_folder,
     restore_folder,
 )
 from pipelines.command.progress import counting
@@ -49,7 +51,7 @@ DATA = Path(os.environ.get("DATASETS") or "datasets")  # the <root> of stages th
 META = "meta.json"
 ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 PIXELS_AT_A_TIME = 4_000_000  # whose grey levels are counted at once, at 8 bytes of memory a pixel
-JOURNAL = "journal.npz"  # beside unfinished arrays
+PLAN = "plan"  # file beside unfinished arrays
 Digests = Annotated[dict[str, str], Rule(f"those of {', '.join(ARRAYS)}", lambda found: set(found) == set(ARRAYS))]
 
 
@@ -68,7 +70,7 @@ class Dataset:
     digests: Digests  # sha256 by file name
     source_md5: dict[str, str] = field(default_factory=dict)  # of the raw files or archives, by name
     subset: str = ""  # the rule that selects it from a larger data set, in words
-    plan: str = ""  # of photographs, a digest of all that decides the arrays (``Journal``)
+    plan: str = ""  # of photographs, a digest of all that decides the arrays
 
     def __post_init__(self) -> None:
         sizes = f"train is {self.train}, test {self.test} and shape {wording.show(self.shape)}"
@@ -91,10 +93,11 @@ class Dataset:
         Raises ``UserError`` where a file is missing or differs from ``meta.json``.
         """
         count = self.train if split == "train" else self.test
-        images = _open_array(self.path / f"{split}_images.npy", np.dtype(np.uint8), (count, *self.shape))
-        labels = _open_array(self.path / f"{split}_labels.npy", np.dtype(np.int64), (count,))
-        where = f"{self.path / f'{split}_labels.npy'}: labels"
-        _check_labels(where, labels, len(self.classes), f"; {_again(self.name)}")
+        images_file, labels_file = (self.path / file for file in _files(split))
+        with _advising(self.name):
+            images = _open_array(images_file, np.dtype(np.uint8), (count, *self.shape))
+            labels = _open_array(labels_file, np.dtype(np.int64), (count,))
+            _check_labels(f"{labels_file}: labels", labels, len(self.classes))
         return images, labels
 
     def verify(self, *splits: Split) -> None:
@@ -102,17 +105,20 @@ class Dataset:
 
         Raises ``UserError`` with the file and both digests.
         """
-        for split in splits or SPLITS:
-            for file in _files(split):
-                path = self.path / file
-                expect_file(path)
-                if not path.is_file():
-                    raise UserError(f"{path}: missing; {_again(self.name)}")
-                digest = hashed(path, "sha256")
-                if digest != self.digests[file]:
-                    raise UserError(
-                        f"{path}: expected sha256 {self.digests[file]}, found {digest}; {_again(self.name)}"
-                    )
+        with _advising(self.name):
+            for path in (self.path / file for split in splits or SPLITS for file in _files(split)):
+                found = digest(path)
+                if found != self.digests[path.name]:
+                    raise UserError(f"{path}: expected sha256 {self.digests[path.name]}, found {found}")
+
+
+@contextmanager
+def _advising(name: str) -> Iterator[None]:
+    """Add to errors how to write the data set anew."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; write it with: python -m pipelines.fetch {name}") from None
 
 
 def open_dataset(root: Path, name: str) -> Dataset:
@@ -134,16 +140,14 @@ def is_made(root: Path, name: str, plan: str) -> bool:
 
 def read_description(path: Path, name: str) -> Dataset:
     """As ``open_dataset``, for the data set ``name`` in any folder."""
-    expect_file(path / META)
-    try:
-        dataset = schema.parse(Dataset, read_json(path / META), str(path / META), path=path)
-    except MissingError:
-        raise UserError(f"{path}: no such dataset; {_again(name)}") from None
-    except UserError as error:
-        raise UserError(f"{error}; {_again(name)}") from None
-    if dataset.name != name:
-        raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}; {_again(name)}")
-    return dataset
+    with _advising(name):
+        try:
+            dataset = schema.parse(Dataset, read_json(path / META), str(path / META), path=path)
+        except MissingError:
+            raise UserError(f"{path}: no such dataset") from None
+        if dataset.name != name:
+            raise UserError(f"{path / META}: name is {dataset.name!r}, expected {name!r}")
+        return dataset
 
 
 def write_dataset(
@@ -166,47 +170,8 @@ def write_dataset(
     return open_dataset(root, name)
 
 
-class Journal:
-    """The rows written so far to unfinished arrays, so that a later run can continue a killed one.
-
-    ``plan`` is a digest of all that decides the rows; arrays of another plan are not continued.
-    """
-
-    def __init__(self, plan: str) -> None:
-        self.plan = plan
-        self.discarded = False  # the input is at fault, and no later run could finish
-        self.done: dict[Split, npt.NDArray[np.bool_]] = {}
-        self.folder = Path()
-
-    def begin(self, folder: Path, counts: Mapping[Split, int]) -> bool:
-        """Whether ``folder`` has arrays of the same plan; ``done`` then marks their written rows."""
-        self.folder = folder
-        self.done = {split: np.zeros(count, np.bool_) for split, count in counts.items()}
-        try:
-            with (folder / JOURNAL).open("rb") as file, np.load(file) as kept:
-                if str(kept["plan"]) != self.plan:
-                    return False
-                done = {split: kept[split] for split in counts}
-        except Exception:  # absent or damaged: numpy raises errors of many kinds
-            return False
-        there = all((folder / file).is_file() for split in counts for file in _files(split))
-        if not there or any(done[split].shape != self.done[split].shape for split in counts):
-            return False
-        self.done = done
-        return True
-
-    @property
-    def worth_keeping(self) -> bool:
-        """Whether a later run can continue these arrays."""
-        return not self.discarded and any(done.any() for done in self.done.values())
-
-    def save(self, arrays: Mapping[Split, tuple[Mapped, Mapped]], done: Mapping[Split, npt.NDArray[np.bool_]]) -> None:
-        """Record the rows ``done``, after writing out their pixels: the journal is never ahead of the arrays."""
-        for images, _ in arrays.values():
-            images.flush()
-        with (self.folder / f"{JOURNAL}.new").open("wb") as file:
-            np.savez(file, plan=np.array(self.plan), **done)  # type: ignore[arg-type]
-        (self.folder / f"{JOURNAL}.new").replace(self.folder / JOURNAL)
+class FaultyError(UserError):
+    """The images that a data set is made of are at fault: no later run could finish."""
 
 
 @contextmanager
@@ -220,40 +185,31 @@ def new_dataset(
     test: int,
     source_md5: Mapping[str, str] | None = None,
     subset: str = "",
-    journal: Journal | None = None,
+    plan: str = "",
 ) -> Iterator[dict[Split, tuple[Mapped, Mapped]]]:
-    """Give zeroed arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
+    """Give arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
 
-    At a normal end of the block they become ``<root>/<name>``, with statistics and digests. When it raises, nothing is
-    left behind, unless a ``journal`` is worth keeping: the next call then continues its arrays. Two writers of one data
-    set must exclude each other (``fetch`` holds a lock). A full disk raises ``OSError`` before the block begins; later,
-    writing to a mapped page without room would be a SIGBUS. Raises ``UserError`` where ``root`` cannot be written to,
-    or where files that are no data set stand in the place.
+    Images are 0 and labels -1. At a normal end of the block they become ``<root>/<name>``, with statistics and digests.
+    When it raises, nothing is left behind, unless there is a ``plan``, a digest of all that decides the rows, and no
+    FaultyError: the next call of the same plan then continues these arrays, in which the rows that were filled have
+    labels. Two writers of one data set must exclude each other (``fetch`` holds a lock). A full disk raises ``OSError``
+    before the block begins; later, writing to a mapped page without room would be a SIGBUS. Raises ``UserError`` where
+    ``root`` cannot be written to, or where files that are no data set stand in the place.
     """
-    partial = root / f".{name}.partial"
-    counts: dict[Split, int] = {"train": train, "test": test}
-    with writing(root):
-        _check_place(root / name)
-        continued = journal is not None and journal.begin(partial, counts)
-        if not continued:
-            remove(partial)
-        partial.mkdir(parents=True, exist_ok=True)
+    partial, arrays = root / f".{name}.partial", dict[Split, tuple[Mapped, Mapped]]()
+    require_folder(root)
+    _check_place(root / name)
     try:
-        arrays: dict[Split, tuple[Mapped, Mapped]] = {}
-        for split, count in counts.items():
-            images = _create_array(partial / f"{split}_images.npy", np.dtype(np.uint8), (count, *shape), continued)
-            labels = _create_array(partial / f"{split}_labels.npy", np.dtype(np.int64), (count,), continued)
-            arrays[split] = (images, labels)
+        arrays = _begin(partial, shape, {"train": train, "test": test}, plan)
         yield arrays
         for split, (_, labels) in arrays.items():
             _check_labels(f"{name}: {split} labels", labels, len(classes))
-        files = [file for split in SPLITS for file in _files(split)]
         pixels = sum(images.nbytes for images, _ in arrays.values()) + arrays["train"][0].nbytes
         with counting(f"{name}: statistics and checksums", pixels) as advance:
             mean, std = channel_statistics(arrays["train"][0], advance)
             for array in (array for pair in arrays.values() for array in pair):
                 array.flush()
-            digests = {file: hashed(partial / file, "sha256", advance) for file in files}
+            digests = {file: hashed(partial / file, "sha256", advance) for file in ARRAYS}
         dataset = Dataset(
             path=partial,
             name=name,
@@ -266,16 +222,51 @@ def new_dataset(
             digests=digests,
             source_md5=dict(source_md5 or {}),
             subset=subset,
-            plan=journal.plan if journal else "",
+            plan=plan,
         )
         meta = {key: value for key, value in plain(dataset).items() if key != "path" and value != ""}
-        (partial / JOURNAL).unlink(missing_ok=True)
+        (partial / PLAN).unlink()
         (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         replace_folder(partial, root / name)
-    except BaseException:
-        if journal is None or not journal.worth_keeping:
+    except BaseException as error:  # an interruption, a lost cluster
+        if not plan or isinstance(error, FaultyError) or not (partial / PLAN).exists():
             remove(partial)
+        else:
+            for array in (array for pair in arrays.values() for array in pair):
+                array.flush()
+            (partial / PLAN).write_text(plan, encoding="ascii")
         raise
+
+
+def _begin(partial: Path, shape: Shape, counts: Mapping[Split, int], plan: str) -> dict[Split, tuple[Mapped, Mapped]]:
+    """New arrays in the folder ``partial``, or those of the same plan in it."""
+    continued, arrays = _continues(partial, plan), dict[Split, tuple[Mapped, Mapped]]()
+    if not continued:
+        remove(partial)
+        partial.mkdir()
+    for split, count in counts.items():
+        images_file, labels_file = (partial / file for file in _files(split))
+        images = _create_array(images_file, np.dtype(np.uint8), (count, *shape), continued)
+        labels = _create_array(labels_file, np.dtype(np.int64), (count,), continued)
+        if not continued:
+            labels[:] = -1
+        arrays[split] = images, labels
+    (partial / PLAN).write_text(plan + _boot(), encoding="ascii")
+    return arrays
+
+
+def _continues(partial: Path, plan: str) -> bool:
+    """Whether ``partial`` has arrays of the same plan, all of whose rows are on the disk or in this kernel's memory."""
+    try:
+        kept = (partial / PLAN).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return False
+    return plan != "" and kept in (plan, plan + _boot()) and all((partial / file).is_file() for file in ARRAYS)
+
+
+def _boot() -> str:
+    """Names the run of the kernel: what a killed process wrote is safe until the machine goes down."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
 
 
 @contextmanager
@@ -286,9 +277,8 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
     """
     partial = root / f".{name}.partial"
     prepare(root, name)
-    with writing(root):
-        remove(partial)
-        partial.mkdir(parents=True)
+    remove(partial)
+    partial.mkdir()
     try:
         yield partial
         dataset = read_description(partial, name)
@@ -298,17 +288,6 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
         replace_folder(partial, root / name)
     finally:
         remove(partial)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """UserError where the block cannot create ``path`` or anything in it: no permission, a file in the way."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def channel_statistics(
@@ -346,18 +325,16 @@ def _files(split: Split) -> tuple[str, str]:
 
 
 def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    again = _again(path.parent.name)
-    expect_file(path)
+    with reading(path):  # a regular file
+        pass
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
         if not isinstance(array, np.ndarray):  # of a zip archive np.load makes something else
             raise ValueError("several arrays")
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; {again}") from None
     except Exception as error:  # for a damaged header numpy raises errors of many kinds
-        raise UserError(f"{path}: not a readable array ({reason(error)}); {again}") from None
+        raise UserError(f"{path}: not a readable array ({reason(error)})") from None
     if array.dtype != dtype or array.shape != shape:
-        raise UserError(f"{path}: {array.dtype} {array.shape}, expected {dtype} {shape} as in {META}; {again}")
+        raise UserError(f"{path}: {array.dtype} {array.shape}, expected {dtype} {shape} as in {META}")
     return array
 
 
@@ -376,9 +353,9 @@ def _create_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], cont
     return array
 
 
-def _check_labels(where: str, labels: Labels, classes: int, again: str = "") -> None:
+def _check_labels(where: str, labels: Labels, classes: int) -> None:
     if not 0 <= labels.min() <= labels.max() < classes:
-        raise UserError(f"{where} {labels.min()} to {labels.max()}, expected 0 to {classes - 1}{again}")
+        raise UserError(f"{where} {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
 
 
 def _check_place(final: Path) -> None:
@@ -398,14 +375,6 @@ def prepare(root: Path, name: str) -> None:
 
     Raises ``UserError`` before long work begins, where :func:`new_dataset` would raise it at the end.
     """
-    with writing(root):
-        if os.path.lexists(root) and not root.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if root.is_dir() and not os.access(root, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        restore_folder(root / name)
-        _check_place(root / name)
-
-
-def _again(name: str) -> str:
-    return f"write it with: python -m pipelines.fetch {name}"
+    require_folder(root)
+    restore_folder(root / name)
+    _check_place(root / name)

@@ -210,11 +210,12 @@ def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> boo
             file.seek(offset)
             file.truncate()
             advance(offset)
-            rate = _RateJudge(patience, total, offset)
+            started = time.monotonic()
             for chunk in response.raw.stream(CHUNK, decode_content=False):
                 file.write(chunk)
                 advance(len(chunk))
-                rate.judge(file.tell())
+                if total is not None:
+                    _check_rate(patience, time.monotonic() - started, file.tell() - offset, total - file.tell())
                 limit = remote.most if remote.size is None else remote.size
                 if limit is not None and file.tell() > limit:
                     expected = f"{'at most ' * (remote.size is None)}{limit} bytes"
@@ -233,21 +234,13 @@ def _continues(response: requests.Response, offset: int) -> bool:
     return True
 
 
-class _RateJudge:
-    """Ends a transfer whose rate is below the floor while much of the file is left."""
-
-    def __init__(self, patience: Patience, total: int | None, offset: int) -> None:
-        self.patience, self.total, self.offset = patience, total, offset
-        self.started = time.monotonic()
-
-    def judge(self, position: int) -> None:
-        seconds = time.monotonic() - self.started
-        if not self.patience.floor or self.total is None or seconds < self.patience.floor_after:
-            return
-        rate = (position - self.offset) / seconds
-        left = (self.total - position) / max(rate, 1.0)
-        if rate < self.patience.floor and left > 2 * self.patience.floor_after:
-            raise SourceSlow(f"only {rate / 1000:.0f} kB/s, {left / 60:.0f} min to go; put off")
+def _check_rate(patience: Patience, seconds: float, done: int, left: int) -> None:
+    """SourceSlow for a transfer whose rate is below the floor while much of the file is left."""
+    if patience.floor and seconds >= patience.floor_after:
+        rate = done / seconds
+        left_s = left / max(rate, 1.0)
+        if rate < patience.floor and left_s > 2 * patience.floor_after:
+            raise SourceSlow(f"only {rate / 1000:.0f} kB/s, {left_s / 60:.0f} min to go; put off")
 
 
 def _size(path: Path) -> int:

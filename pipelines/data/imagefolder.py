@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
+import numpy as np
 import PIL
 from PIL import features
 
@@ -20,43 +18,36 @@ from pipelines.command.errors import UserError, brief
 from pipelines.command.progress import counting
 from pipelines.config.origins import Origin
 from pipelines.data.containers import Files, Folder, LeftOut, Mounted, Picture, open_archive
-from pipelines.data.datasets import SPLITS, Images, Journal, Mapped, Split, is_made, new_dataset, release_pages
+from pipelines.data.datasets import SPLITS, FaultyError, Images, Mapped, Split, is_made, new_dataset, release_pages
 from pipelines.data.labels import LabelList, read_devkit, read_list
-from pipelines.data.layout import Layout, check_folders, lay_out
+from pipelines.data.layout import Layout, lay_out
 from pipelines.data.pictures import Undecodable, decode, quiet_libraries
 
 IN_FLIGHT_BYTES = 48 << 20  # of all jobs at once; a local Ray's object store has room for them and to spare
 MOST_IN_A_JOB = 64  # images
-SAVE_EVERY_S = 10.0  # of work that a killed run loses
-RELEASE_EVERY = 500  # images written
 
+Encoded = Iterable[tuple[str, bytes]]  # place and content of each file
 Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares; place and content of each file
-Jobs = Iterable[Job]
 Decoded = Sequence[tuple[str, Images | str]]  # by place, the pixels or the reason for having none
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoders:
-    """A function that maps :func:`decode_job` over jobs, in any order, and the number of jobs at once."""
-
-    over: Callable[[Jobs], Iterable[Decoded]]
-    in_flight: int
+Decode = Callable[[Encoded, int], Iterable[Decoded]]  # all files, to squares of so many pixels, in any order
+DecodeFor = Callable[[int], AbstractContextManager[Decode]]  # of a number of images
+Say = Callable[[str], None]
 
 
 @contextmanager
-def in_this_process(images: int) -> Iterator[Decoders]:
+def in_this_process(images: int) -> Iterator[Decode]:
     """One job after the other."""
-    yield Decoders(over=functools.partial(map, decode_job), in_flight=1)
+    yield lambda files, size: map(decode_job, jobs(files, size, in_flight=1))
 
 
 def write(
     root: Path,
     name: str,
     origin: Origin,
-    say: Callable[[str], None],
+    say: Say,
     *,
-    md5s: Mapping[str, str] | None = None,
-    decoders: Callable[[int], AbstractContextManager[Decoders]] = in_this_process,
+    md5s: Mapping[str, str] = MappingProxyType({}),
+    decoders: DecodeFor = in_this_process,
 ) -> None:
     """Write ``datasets/<name>`` from the archives or folder that ``origin`` names; ``val`` becomes the test split.
 
@@ -67,7 +58,6 @@ def write(
     """
     folders: dict[Split, str] = {"train": origin.train, "test": origin.val}
     where = f"params.yaml: datasets.{name}"
-    check_folders(where, folders)
     files, left_out = _open(root, where, origin), LeftOut()
     if not md5s:
         say(f"{where}: data.dvc has no md5 of it: when its files change, `dvc repro -f fetch@{name}` takes them in")
@@ -81,14 +71,26 @@ def write(
         if left_out.reasons:
             say(f"{files.label}: left out: {left_out}")
         raise
-    images = sum(map(len, layout.pictures.values()))
-    say(f"{images} images of {len(layout.classes)} classes in {files.label}")
-    plan = _plan(root, origin, layout, md5s or {})
+    say(f"{layout.images} images of {len(layout.classes)} classes in {files.label}")
+    classes = [origin.names.get(kind, kind) for kind in layout.classes]
+    plan = _plan(root, origin, layout, classes, md5s)
     if is_made(root / "datasets", name, plan):
         say("they are decoded already, and undamaged")
         return
-    _decode_all(root, name, origin, files, layout, plan, md5s or {}, decoders, say)
-    say(f"{images} images taken from {files.label}; left out: {left_out}")
+    with new_dataset(
+        root / "datasets",
+        name,
+        classes=classes,
+        shape=(3, origin.size, origin.size),
+        train=len(layout.pictures["train"]),
+        test=len(layout.pictures["test"]),
+        source_md5=md5s,
+        subset=origin.subset.words,
+        plan=plan,
+    ) as arrays:
+        rows = _Rows(files.label, layout, arrays)
+        _decode_all(rows, files, origin.size, decoders, f"fetch: {name}: decoding", say)
+    say(f"{layout.images} images taken from {files.label}; left out: {left_out}")
 
 
 def _open(root: Path, where: str, origin: Origin) -> Files:
@@ -118,53 +120,30 @@ def _labels(root: Path, files: Files, origin: Origin, lists: Sequence[Picture]) 
     return read_list(files, min(lists, key=lambda one: (one.path.count("/"), one.path)))
 
 
-def _decode_all(
-    root: Path,
-    name: str,
-    origin: Origin,
-    files: Files,
-    layout: Layout,
-    plan: str,
-    md5s: Mapping[str, str],
-    decoders: Callable[[int], AbstractContextManager[Decoders]],
-    say: Callable[[str], None],
-) -> None:
-    journal = Journal(plan)
-    with new_dataset(
-        root / "datasets",
-        name,
-        classes=[origin.names.get(kind, kind) for kind in layout.classes],
-        shape=(3, origin.size, origin.size),
-        train=len(layout.pictures["train"]),
-        test=len(layout.pictures["test"]),
-        source_md5=md5s,
-        subset=origin.subset.words,
-        journal=journal,
-    ) as arrays:
-        for split, labels in layout.labels.items():
-            arrays[split][1][:] = labels
-        rows = _Rows(layout, arrays, journal)
-        before, images = rows.written, sum(map(len, layout.pictures.values()))
-        if before:
-            say(f"{before} of {images} images were decoded by an earlier run")
-        with (
-            quiet_libraries(),
-            warnings.catch_warnings(action="ignore"),  # about odd EXIF and the like; only errors matter
-            decoders(images - before) as found,
-            counting(f"fetch: {name}: decoding", images - before, unit="images") as advance,
-            rows.saved_at_times() as save,
-        ):
-            for decoded in found.over(_jobs(rows.read(files), origin.size, found.in_flight)):
-                advance(sum(rows.write(files.label, place, pixels) for place, pixels in decoded))
-                save()
-        rows.check_complete(files.label)
+def _decode_all(rows: _Rows, files: Files, size: int, decoders: DecodeFor, what: str, say: Say) -> None:
+    left, images = sum(map(len, rows.rows.values())), rows.layout.images
+    if left < images:
+        say(f"{images - left} of {images} images were decoded by an earlier run")
+    with (
+        quiet_libraries(),
+        warnings.catch_warnings(action="ignore"),  # about odd EXIF and the like; only errors matter
+        decoders(left) as decode_all,
+        counting(what, left, unit="images") as advance,
+    ):
+        for decoded in decode_all(files.read(rows.paths), size):
+            advance(sum(rows.write(place, square) for place, square in decoded))
+            for pixels, _ in rows.arrays.values():
+                release_pages(pixels)
+    if rows.rows:  # they would be black
+        lost = rows.paths[next(iter(rows.rows))]
+        expected = "expected files that do not change while they are read"
+        raise FaultyError(f"{files.label}: {brief(lost)} is gone; {expected}")
 
 
-def _plan(root: Path, origin: Origin, layout: Layout, md5s: Mapping[str, str]) -> str:
+def _plan(root: Path, origin: Origin, layout: Layout, classes: Sequence[str], md5s: Mapping[str, str]) -> str:
     """A digest of all that decides the arrays and class names: the pictures in order, and the code that decodes."""
     versions = f"{PIL.__version__} {features.version('jpg')}"
-    names = [origin.names.get(kind, kind) for kind in layout.classes]
-    digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions} {names} {origin.subset.words}".encode())
+    digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions} {classes} {origin.subset.words}".encode())
     digest.update(Path(inspect.getfile(decode)).read_bytes())
     for archive in origin.packed_images:
         digest.update(b"" if PurePosixPath(archive).name in md5s else _stamp(root / "data" / archive))
@@ -185,7 +164,7 @@ def _stamp(path: Path) -> bytes:
     return f"{found.st_size} {found.st_mtime_ns}".encode()
 
 
-def _jobs(images: Iterable[tuple[str, bytes]], size: int, in_flight: int) -> Iterator[Job]:
+def jobs(images: Encoded, size: int, in_flight: int) -> Iterator[Job]:
     """Files to decode together; the bytes of all jobs under way, encoded and as pixels, are bounded."""
     most, job, held = IN_FLIGHT_BYTES // in_flight, list[tuple[str, bytes]](), 0
     for place, packed in images:
@@ -212,75 +191,25 @@ def _decoded(packed: bytes, size: int) -> Images | str:
 
 
 class _Rows:
-    """The rows that pictures fill, and the journal of written rows."""
+    """The rows that pictures have still to fill."""
 
-    def __init__(self, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]], journal: Journal) -> None:
-        self.arrays, self.journal, self.done = arrays, journal, journal.done
+    def __init__(self, label: str, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]]) -> None:
+        self.label, self.layout, self.arrays = label, layout, arrays
         self.paths: dict[str, str] = {}  # of the places still to be decoded
         self.rows: dict[str, list[tuple[Split, int]]] = {}  # of each place, which may have several paths
         for split in SPLITS:
-            for row, picture in enumerate(layout.pictures[split]):
-                if not self.done[split][row]:
-                    self.rows.setdefault(picture.place, []).append((split, row))
-                    self.paths[picture.place] = picture.path
-        self.saved, self.since_release = time.monotonic(), 0
-        self.under_way: Future[None] | None = None
+            for row in np.flatnonzero(arrays[split][1] < 0).tolist():
+                picture = layout.pictures[split][row]
+                self.rows.setdefault(picture.place, []).append((split, row))
+                self.paths[picture.place] = picture.path
 
-    @property
-    def written(self) -> int:
-        """The number of rows written, by an earlier run and by this one."""
-        return sum(int(done.sum()) for done in self.done.values())
-
-    def read(self, files: Files) -> Iterator[tuple[str, bytes]]:
-        """Place and content of the files still to be decoded."""
-        try:
-            yield from files.read(self.paths)
-        except UserError:
-            self.journal.discarded = True
-            raise
-
-    def write(self, label: str, place: str, pixels: Images | str) -> int:
-        """Fill the rows of one file, and return their number; ``UserError`` where it could not be decoded."""
+    def write(self, place: str, pixels: Images | str) -> int:
+        """Fill the rows of one file, and return their number; ``FaultyError`` where it could not be decoded."""
         if isinstance(pixels, str):
-            self.journal.discarded = True
-            raise UserError(f"{label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
+            raise FaultyError(f"{self.label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
         ours = self.rows.pop(place)  # so that a row is written once
         for split, row in ours:
-            self.arrays[split][0][row] = pixels
-            self.done[split][row] = True
-        self.since_release += len(ours)
-        if self.since_release >= RELEASE_EVERY:
-            self.since_release = 0
-            for images, _ in self.arrays.values():
-                release_pages(images)
+            images, labels = self.arrays[split]
+            images[row] = pixels
+            labels[row] = self.layout.labels[split][row]  # last, as it marks the row as filled
         return len(ours)
-
-    @contextmanager
-    def saved_at_times(self) -> Iterator[Callable[[], None]]:
-        """Give a function to call often, which saves the journal now and then beside the decoding.
-
-        When the block raises, the journal is saved once more.
-        """
-        with ThreadPoolExecutor(1) as saver:  # the disk may be slow
-
-            def save() -> None:
-                if time.monotonic() - self.saved < SAVE_EVERY_S or (self.under_way and not self.under_way.done()):
-                    return
-                if self.under_way:
-                    self.under_way.result()
-                done = {split: rows.copy() for split, rows in self.done.items()}
-                self.under_way, self.saved = saver.submit(self.journal.save, self.arrays, done), time.monotonic()
-
-            try:
-                yield save
-            except BaseException:  # an interruption, a lost cluster
-                if not self.journal.discarded:
-                    saver.submit(self.journal.save, self.arrays, self.done)
-                raise
-
-    def check_complete(self, label: str) -> None:
-        """UserError for a row that was not filled, and would be black."""
-        if self.rows:
-            self.journal.discarded = True
-            lost = self.paths[next(iter(self.rows))]
-            raise UserError(f"{label}: {brief(lost)} is gone; expected files that do not change while they are read")

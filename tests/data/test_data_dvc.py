@@ -86,7 +86,7 @@ def test_repro_leaves_nothing_to_report_and_the_pins_as_they_were(root: Path, mi
     assert (root / "data" / "mnist" / IMAGES).read_bytes() == FILES[IMAGES]
     shutil.rmtree(root / "data")
     said = dvc(root, "repro", "--force", DATA_MIRROR="")
-    assert "fetch mnist: 4 files from DVC's cache, md5 ok" in said and "put into" not in said
+    assert said.count(": from DVC's cache, md5 ok") == 4 and "put into" not in said
     assert dvc(root, "status").strip() == CLEAN
     assert (root / "data.dvc").read_bytes() == pins
 
@@ -99,7 +99,7 @@ def test_a_damaged_copy_in_the_cache_is_replaced(root: Path, mirror: str) -> Non
     cached.chmod(0o644)
     cached.write_bytes(b"damaged")
     said = run(root, sys.executable, "-m", "pipelines.fetch", "mnist", DATA_MIRROR=mirror)
-    assert f"{IMAGES}: its copy in DVC's cache is damaged" in said
+    assert f"{IMAGES}: not from DVC's cache: its copy is damaged" in said
     assert cached.read_bytes() == (root / "data" / "mnist" / IMAGES).read_bytes() == FILES[IMAGES]
     assert dvc(root, "status").strip() == CLEAN
 

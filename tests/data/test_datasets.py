@@ -67,9 +67,9 @@ def test_opening_train_leaves_the_test_files_alone(pets: Dataset) -> None:
     reopened = open_dataset(pets.path.parent, "pets")
     assert len(reopened.split("train")[1]) == 30
     reopened.verify("train")
-    with pytest.raises(UserError, match=r"test_images\.npy: missing; .*pipelines\.fetch pets"):
+    with pytest.raises(UserError, match=r"test_images\.npy is missing; .*pipelines\.fetch pets"):
         reopened.split("test")
-    with pytest.raises(UserError, match=r"test_images\.npy: missing"):
+    with pytest.raises(UserError, match=r"test_images\.npy is missing"):
         reopened.verify()
 
 
@@ -142,7 +142,7 @@ def test_what_is_no_file_is_not_waited_for(pets: Dataset, file: str, kind: str) 
             with soon():
                 use()
         except UserError as error:
-            assert str(error) == f"{pets.path / file}: {kind} stands where a file belongs; move it away"
+            assert str(error).startswith(f"{pets.path / file} is no regular file; expected one; write it with: ")
             break
     else:
         pytest.fail("none refuses it")
@@ -261,8 +261,8 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
         root.write_text("a file")
     else:
         monkeypatch.setattr(Path, "mkdir", read_only)
-    reason = {errno.ENOTDIR: "Not a directory", errno.EROFS: "Read-only file system"}[code]
-    with pytest.raises(UserError, match=rf"datasets: cannot be written \({reason}\)$"):
+    words = {errno.ENOTDIR: "is no folder; expected one", errno.EROFS: r"can't be made \(Read-only file system\)"}[code]
+    with pytest.raises(UserError, match=rf"datasets {words}"):
         write_dataset(root, "pets", classes=CLASSES, train=some_images(4, 5), test=some_images(4, 6))
 
 
@@ -271,15 +271,14 @@ def test_a_place_that_will_not_do_is_refused_before_the_work(
 ) -> None:
     datasets.prepare(tmp_path, "pets")
     datasets.prepare(tmp_path / "absent", "pets")
-    assert not (tmp_path / "absent").exists()
     (tmp_path / "dangling").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"dangling: cannot be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"dangling is no folder; expected one"):
         datasets.prepare(tmp_path / "dangling", "pets")
     (pets.path / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"pets: holds photo\.jpg, which is no part of a dataset"):
         datasets.prepare(tmp_path, "pets")
     monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write anywhere
-    with pytest.raises(UserError, match=r": cannot be written \(Permission denied\)"):
+    with pytest.raises(UserError, match=r" can't be written to; expected a folder that can"):
         datasets.prepare(tmp_path, "pets")
 
 

