@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any
 
 from pipelines.command.progress import duration
@@ -38,22 +38,22 @@ def build(
     committed: Mapping[str, Sequence[Evidence]] | None = None,
 ) -> str:
     """The page of a ledger, of this checkout's outcomes and, where there is any, of committed evidence."""
-    by_name = {name: list(rows) for name, rows in groupby(ledger, key=itemgetter("benchmark"))}
-    untested = [rows[0] for rows in by_name.values() if not rows[0]["n"]]
-    own = [row for row in ledger if row["origin"] == evidence.HERE]
+    by_name = {name: list(rows) for name, rows in groupby(ledger, key=attrgetter("benchmark"))}
+    untested = [rows[0] for rows in by_name.values() if not rows[0].n]
+    own = [row for row in ledger if row.origin == evidence.HERE]
     shown = quoted(ledger)
     return render(
         "report.html",
         tally=_tally([rows[0] for rows in by_name.values()]),
         suite=params.suite.name,
         own=own,
-        elsewhere=[row for row in shown if row["best"] and row["origin"] == evidence.COMMITTED],
+        elsewhere=[row for row in shown if row.best and row.origin == evidence.COMMITTED],
         all=by_name,
         grid=table3.grid(table3.cells(params.benchmarks, ledger)),
         shown=shown,
         untested=untested,
         axis=plots.ledger_axis([*shown, *untested]),
-        marked=any(row["test_set"] for row in shown),
+        marked=any(row.test_set for row in shown),
         layers=list(_layers(outcomes)),
         benchmarks=params.benchmarks,
         data=_explored(params, outcomes, committed or {}),
@@ -79,9 +79,9 @@ def _explored(
 
 def _tally(best: Sequence[LedgerRow]) -> list[tuple[int, str, int]]:
     """For each verdict that occurs: the number of benchmarks, and of those with a qualifying label."""
-    by_verdict = {verdict: [row for row in best if row["verdict"] == verdict] for verdict in Verdict}
+    by_verdict = {verdict: [row for row in best if row.verdict == verdict] for verdict in Verdict}
     return [
-        (len(rows), verdict.value, sum(row["label"] is not None and row["n"] > 0 for row in rows))
+        (len(rows), verdict.value, sum(row.label is not None and row.n > 0 for row in rows))
         for verdict, rows in by_verdict.items()
         if rows
     ]
@@ -109,6 +109,7 @@ def _layers(outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
 
 def _is_linear(outcome: Outcome) -> bool:
     """Whether the templates are the whole net: ten hidden units also leave ten, which belong to no class."""
-    assert outcome.templates is not None
+    result = outcome.trials[0].result
+    assert outcome.templates is not None and result is not None
     weights, biases = outcome.templates.size, len(outcome.classes)
-    return len(outcome.templates) == biases and outcome.trials[0].result["parameters"] <= weights + biases
+    return len(outcome.templates) == biases and result.parameters <= weights + biases
