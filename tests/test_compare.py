@@ -19,11 +19,11 @@ import pytest
 from pipelines import compare
 from pipelines.command.errors import UserError
 from pipelines.command.files import SEAL, SHA256_DIGITS
-from pipelines.config import schema
 from pipelines.config.claims import Claim
 from pipelines.config.params import load_params
 from pipelines.results import arrays
 from pipelines.results.ledger import gather
+from pipelines.results.reader import record
 from pipelines.results.rows import LedgerRow, claimed_error
 from pipelines.tracking import records
 from pipelines.training import store
@@ -121,7 +121,7 @@ def test_a_net_without_a_figure_to_compare_with_has_no_claim_and_shows_its_own(
     files = [project / f"evaluations/mlp300-mnist/trials/seed-{seed}/metrics.json" for seed in SEEDS]
     assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 4) for file in files]
     assert claimed_error("top-5 error", 4.7) is claimed_error("error", None) is None  # no line among training errors
-    assert "claimed error | none |" in records.note(schema.parse(LedgerRow, found, "a row"))
+    assert "claimed error | none |" in records.note(record(LedgerRow, found, "a row"))
 
 
 def test_versions_and_remarks_stand_in_every_form_of_the_ledger(project: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 from pipelines.command.errors import UserError
 from pipelines.config.values import default
-from pipelines.config.wording import place, show, suggest
+from pipelines.config.wording import place, show, suggest, within
 
 Dataclass = TypeVar("Dataclass")
 LARGEST_INT64 = 2**63 - 1
@@ -26,23 +26,17 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud80
 BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
 
 
-class Recorded:
-    """Base of dataclasses for files that our commands write, perhaps in another version.
-
-    Unknown keys are ignored, text may hold any characters, and a float may be NaN or infinite unless a rule forbids it.
-    """
-
-
-def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Dataclass:
+def parse(cls: type[Dataclass], value: Any, where: str, *, strict: bool = True, **given: Any) -> Dataclass:
     """Build the dataclass ``cls`` from the mapping ``value`` that stands at ``where``; a file ends in a colon there.
 
-    ``given`` are fields from elsewhere, such as a name that is the mapping's key.
+    ``given`` are fields from elsewhere, such as a name that is the mapping's key. ``strict`` is for what a user writes;
+    without it, as for files that another version of ours may have written, unknown keys are ignored, text may hold
+    control characters, and a float may be NaN or infinite unless a rule forbids it.
     Raises UserError for anything but a mapping, for unknown or missing keys, and for wrong types or values.
     """
     if not isinstance(value, Mapping):
         raise UserError(f"{where.removesuffix(':')} is {show(value)}; expected a mapping")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in given}  # type: ignore[arg-type]
-    strict = not issubclass(cls, Recorded)
+    fields = {name: field for name, field in _fields(cls).items() if name not in given}  # type: ignore[arg-type]
     for key in value if strict else ():
         if key not in fields and isinstance(key, int) and value[key] is None:  # YAML reads {lr: 0,1} so
             raise UserError(
@@ -50,35 +44,33 @@ def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Datacla
             )
         if key not in fields:
             raise UserError(f"{place(where, key)} is not known; {suggest(str(key), fields)}")
-    hints = _hints(cls)  # type: ignore[arg-type]
-    values = dict(given)
-    for name, field in fields.items():
+    values, before = dict(given), within(where)
+    for name, (hint, required) in fields.items():
         if name in value:
-            values[name] = convert(hints[name], value[name], place(where, name), strict)
-        elif default(field) is dataclasses.MISSING:
-            raise UserError(f"{place(where, name)} is missing; expected {_kind(hints[name])}")
+            values[name] = convert(hint, value[name], f"{before}{name}", strict)
+        elif required:
+            raise UserError(f"{before}{name} is missing; expected {_kind(hint)}")
     try:
         return cls(**values)
     except ValueError as error:  # from a __post_init__, which checks the values together
-        raise UserError(f"{where}.{error}") from None
+        raise UserError(f"{before}{error}") from None
 
 
 @functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
+    """The type of each field, and whether a file must give it."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: (hints[field.name], default(field) is dataclasses.MISSING) for field in dataclasses.fields(cls)}
 
 
 def convert(hint: Any, value: Any, where: str, strict: bool = True) -> Any:
-    """``value`` as ``hint``; UserError with its place, the value and what is allowed otherwise.
-
-    ``strict`` refuses text with control characters and floats of unusable size, as everywhere but in a ``Recorded``.
-    """
+    """``value`` as ``hint``; UserError with its place, the value and what is allowed otherwise."""
     if hint is Any:
         if strict:
             _check_plain(value, value, where)
         return value
-    if dataclasses.is_dataclass(hint):
-        return parse(typing.cast(type, hint), value, where)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return parse(hint, value, where, strict=strict)
     return _READERS.get(typing.get_origin(hint), _scalar)(hint, value, where, strict)
 
 

@@ -18,11 +18,10 @@ from pipelines.command.files import DamagedError
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import TOP5
 from pipelines.config.params import Params
-from pipelines.config.values import plain
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import Evidence
 from pipelines.results.reader import EVALUATIONS, RUNS, Outcome
-from pipelines.results.rows import AblationRow, ClaimRow, LedgerRow, OnTestSet, Provenance
+from pipelines.results.rows import AblationRow, LedgerRow, OnTestSet, Provenance
 from pipelines.results.verdicts import Interval, ablation_margin, claim_margin, difference, judge, judge_ablation, shown
 from pipelines.results.words import figure
 
@@ -141,7 +140,7 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         label=", ".join(filter(None, (benchmark.label, mixed))) or None,
         dataset=benchmark.dataset,
         metric=claim.metric,
-        claim=ClaimRow(**plain(claim)),
+        claim=claim,
         deviations=benchmark.deviations,
         paper_epochs=paper_epochs,
         margin=None if claim.value is None else round(claim_margin(claim.value, claim.test_images), DIGITS),

@@ -19,7 +19,7 @@ from pipelines.command.files import DamagedError, read_json, read_lines, reading
 from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
-from pipelines.config.schema import Recorded, parse
+from pipelines.config.schema import parse
 from pipelines.config.values import Count, Percent, Rule, plain, within
 from pipelines.results import arrays
 from pipelines.results.arrays import Array
@@ -36,11 +36,11 @@ Amount = Annotated[float, Rule(f"a number from 0 to {LATEST:g}", lambda value: 0
 Epochs = Annotated[float, Rule("the epochs done, a number above 0", lambda value: 0 < value < 1e9)]
 Number = Annotated[float, Rule("a finite number", math.isfinite)]
 Text = Annotated[str, Rule("text", len)]
-Record = TypeVar("Record", bound=Recorded)
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveLine(Recorded):
+class CurveLine:
     """A line of ``curve.jsonl``, written after an epoch; the last four are NaN in a net that diverged."""
 
     epoch: Epochs
@@ -53,14 +53,15 @@ class CurveLine(Recorded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity(Recorded):
-    """A trial, in its ``trial.json`` and ``result.json``."""
+class Identity:
+    """A trial, in its ``trial.json`` and its ``result.json``."""
 
     key: Text
     benchmark: Text
     budget: Text
     seed: Annotated[int, within(0)]
     config: dict[str, Any]
+    dataset: dict[str, Text] | None = None  # name and digest, in trial.json
     dataset_digest: Text | None = None  # in result.json
 
 
@@ -90,7 +91,7 @@ class Result(Identity):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures(Recorded):
+class Figures:
     """Figures of a trial on some images, in % but for the loss."""
 
     error: Percent
@@ -114,7 +115,7 @@ class Metrics(Figures):
 
 
 @dataclass(frozen=True, kw_only=True)
-class About(Recorded):
+class About:
     """``classes.json``, common to all evaluations of a benchmark."""
 
     classes: Annotated[tuple[str, ...], Rule("at least two names", lambda names: len(names) >= 2)]
@@ -200,6 +201,14 @@ class Outcome(About):
     towers: int = 1  # equal groups of filters, one after the other, that the next layer takes apart
     templates: Array | None = None  # (C, channels, H, W) float32
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the templates are the whole net: ten hidden units also leave ten, which belong to no class."""
+        biases, result = len(self.classes), self.trials[0].result
+        if self.templates is None or result is None:
+            return False
+        return len(self.templates) == biases and result.parameters <= self.templates.size + biases
+
 
 def load(
     benchmark: Benchmark,
@@ -279,9 +288,14 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
     return next((one for one in differences if one is not None), None)
 
 
-def read(kind: type[Record], path: Path) -> Record:
-    """The object of this kind in a JSON file."""
-    return parse(kind, read_json(path), f"{path}:")
+def record(kind: type[Kind], found: Any, where: object) -> Kind:
+    """What JSON of ours holds at this place: keys of other versions are ignored."""
+    return parse(kind, found, f"{where}:", strict=False)
+
+
+def read(kind: type[Kind], path: Path) -> Kind:
+    """The object in a JSON file."""
+    return record(kind, read_json(path), path)
 
 
 def read_evaluation(folder: Path, about: About) -> Trial:
@@ -332,13 +346,13 @@ def _confusion(path: Path, *, size: int, images: int) -> Array:
 
 def read_curve(path: Path) -> list[CurveLine]:
     """A trial's learning curve, one line an epoch; empty without a file."""
-    return [parse(CurveLine, line, f"{path} line {number}:") for number, line in enumerate(read_lines(path), 1)]
+    return [record(CurveLine, line, f"{path} line {number}") for number, line in enumerate(read_lines(path), 1)]
 
 
 def read_result(folder: Path, *, weights: bool = True) -> Result:
     """The provenance of the finished trial in ``folder``; ``weights`` False skips their digest."""
     files = store.TrialFiles(folder)
-    return parse(Result, files.read_result(None, weights=weights), f"{files.result}:")
+    return record(Result, files.read_result(None, weights=weights), files.result)
 
 
 def read_examples(path: Path, trials: Sequence[Trial]) -> ClassifiedExamples:

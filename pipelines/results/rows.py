@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.config.claims import TOP5
-from pipelines.config.schema import Recorded
+from pipelines.config.claims import TOP5, Claim
 from pipelines.results.reader import Number, Text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean(Recorded):
+class Mean:
     """A mean over seeds and its interval [low, high]; None with fewer than three seeds, or none at all."""
 
     mean: Number | None = None
@@ -36,7 +35,7 @@ class OnTestSet(Summary):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance(Recorded):
+class Provenance:
     """The provenance of ``evidence.Evidence``; None where nothing was run or it is unknown."""
 
     epochs: Number | None = None  # of the shortest trial, over the images that the recipe trains on
@@ -63,20 +62,6 @@ class AblationRow(Mean):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClaimRow(Recorded):
-    """The claim as the benchmark has it (``config.claims.Claim``)."""
-
-    metric: str | None = None
-    value: Number | None = None
-    source: str | None = None
-    protocol: str | None = None
-    certainty: str | None = None
-    test_images: int | None = None
-    difference: str | None = None
-    ablation: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class LedgerRow(Summary, Provenance):
     """One body of evidence in report/ledger.json; figures in % and in the metric of the claim.
 
@@ -88,7 +73,7 @@ class LedgerRow(Summary, Provenance):
     label: str | None = None  # qualifies the verdict: a variant, a stand-in, seeds of two precisions
     dataset: Text
     metric: Text
-    claim: ClaimRow
+    claim: Claim
     deviations: tuple[str, ...] = ()
     paper_epochs: int
     margin: Number | None = None  # the claim's own sampling error, in points

@@ -18,31 +18,16 @@ import psutil
 from pipelines.command.errors import UserError
 from pipelines.command.files import MissingError, read_json, read_list
 from pipelines.command.progress import is_number
-from pipelines.config.schema import Recorded, parse
+from pipelines.config.schema import convert
 from pipelines.results import reader
 from pipelines.results.evidence import COMMITTED
-from pipelines.results.reader import EVALUATIONS, LATEST, RUNS, SEED, About, CurveLine, Identity, Result, Text, Trial
+from pipelines.results.reader import LATEST, SEED, About, CurveLine, Identity, Result, Text, Trial
 from pipelines.results.rows import LedgerRow
 from pipelines.training import store
 
 SILENT_S = 900.0  # without progress: such a trial counts as ended
 Found = TypeVar("Found")
 Evaluations = dict[tuple[str, str], Trial]  # by benchmark and key of the trial
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpooledData(Recorded):
-    """The data set of a trial, in its ``trial.json``."""
-
-    name: Text
-    digest: Text
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpooledIdentity(Identity):
-    """A trial as its ``trial.json`` has it, and as its ``result.json`` has it, which does not name the data set."""
-
-    dataset: SpooledData | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,27 +160,24 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
 def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list[SpooledTrial]:
     """Each trial once a benchmark: from the store, else from runs/, where a stage or ``dvc pull`` put it."""
     trials: dict[tuple[str, str], SpooledTrial] = {}
-    collected = [
-        path for path in (spool.project / RUNS).glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)
-    ]
+    collected = [path for path in (spool.project / reader.RUNS).glob("*/seed-*/result.json") if _of_seed(path)]
     for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
-        identity = _try(problems, reader.read, SpooledIdentity, path)
+        identity = _try(problems, reader.read, Identity, path)
         if identity is None:
             continue
-        name = path.parents[1].name if path in collected else identity.benchmark
+        name = identity.benchmark if path.name == "trial.json" else path.parents[1].name
         if (name, identity.key) not in trials:
             trial = _try(problems, _trial, path, name, identity, evaluations, problems)
             trials |= {(name, trial.key): trial} if trial else {}
     return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
 
 
-def _trial(
-    path: Path, name: str, identity: SpooledIdentity, evaluations: Evaluations, problems: list[str]
-) -> SpooledTrial:
-    named = {"name": identity.config.get("dataset"), "digest": identity.dataset_digest}
-    data = identity.dataset or parse(SpooledData, named, f"{path}: dataset")
+def _trial(path: Path, name: str, identity: Identity, evaluations: Evaluations, problems: list[str]) -> SpooledTrial:
     of_key = [one for (_, key), one in evaluations.items() if key == identity.key]
     found = evaluations.get((name, identity.key), of_key[0] if len(of_key) == 1 else None)
+    named: Mapping[str, Any] = identity.dataset or {}
+    pair = (named.get("name", identity.config.get("dataset")), named.get("digest", identity.dataset_digest))
+    dataset, digest = convert(tuple[Text, Text], pair, f"{path}: dataset", strict=False)
     curve = _try(problems, reader.read_curve, path.parent / "curve.jsonl") or []
     result = _try(problems, lambda: reader.read_result(path.parent, weights=False))
     return SpooledTrial(
@@ -205,8 +187,8 @@ def _trial(
         trained_as=identity.benchmark,
         budget=identity.budget,
         seed=identity.seed,
-        dataset=data.name,
-        dataset_digest=data.digest,
+        dataset=dataset,
+        dataset_digest=digest,
         config=identity.config,
         curve=curve,
         progress=_try(problems, read_json, path.parent / "progress.json"),
@@ -215,13 +197,15 @@ def _trial(
     )
 
 
+def _of_seed(path: Path) -> bool:
+    """Whether a file lies in a trial's folder: ``seed-0.bak`` is a copy of one."""
+    return SEED.fullmatch(path.parent.name) is not None
+
+
 def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
-    found: Evaluations = {}
-    for path in sorted((spool.project / EVALUATIONS).glob("*/trials/seed-*/metrics.json")):
-        if SEED.fullmatch(path.parent.name):
-            evaluation = _try(problems, _evaluation, path.parent)
-            found |= {(path.parents[2].name, evaluation.metrics.key): evaluation} if evaluation else {}
-    return found
+    paths = sorted(filter(_of_seed, (spool.project / reader.EVALUATIONS).glob("*/trials/seed-*/metrics.json")))
+    found = [_try(problems, _evaluation, path.parent) for path in paths]
+    return {(one.folder.parents[1].name, one.metrics.key): one for one in found if one}
 
 
 def _evaluation(folder: Path) -> Trial:
@@ -230,9 +214,8 @@ def _evaluation(folder: Path) -> Trial:
 
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], LedgerRow]:
     """The rows of this checkout by benchmark and budget; committed evidence was tracked where it ran."""
-    found = (
-        _try(problems, parse, LedgerRow, row, f"{path} row {place}:") for place, row in enumerate(read_list(path), 1)
-    )
+    places = {f"{path} row {place}": row for place, row in enumerate(read_list(path), 1)}
+    found = [_try(problems, reader.record, LedgerRow, row, place) for place, row in places.items()]
     return {(row.benchmark, row.budget): row for row in found if row and row.budget and row.origin != COMMITTED}
 
 

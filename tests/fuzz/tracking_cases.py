@@ -14,6 +14,10 @@ from pipelines.tracking.spool import Spool
 
 KEY, HASH = "0123456789abcdef", "d" * 64
 ROW = {"class": "a", "precision": 0.5, "recall": None, "f1": 0.5, "support": 2}
+CLAIM = {
+    **{"metric": "error", "value": 25.0, "certainty": "read", "test_images": 4},
+    **{"source": "a paper", "protocol": "one view", "unit": "%"},
+}
 CLAIMED_ON = {"split": "train", "count": 10, "error": 1.0, "accuracy": 99.0}
 FILES: dict[str, Any] = {
     f"store/{KEY}/trial.json": {
@@ -55,7 +59,7 @@ FILES: dict[str, Any] = {
                 "paper_epochs": 20,
             },
             **{"ci95": [24.0, 26.0], "verdict": "reproduced", "per_seed": {"0": 25.0}, "deviations": ["none"]},
-            "claim": {"value": 25.0, "unit": "%", "source": "a paper"},
+            "claim": CLAIM,
         }
     ],
 }

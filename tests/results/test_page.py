@@ -315,7 +315,7 @@ def part(call: str, **values: object) -> str:
 def test_table_3_fills_what_is_known_and_marks_the_rest(inputs: Inputs) -> None:
     found = table3.cells(inputs[0].benchmarks, inputs[1])
     assert set(found) == {("C", "allcnn"), ("A", "strided")}
-    built = part("table3(grid)", grid=table3.grid(found))
+    built = part("table3_section(found)", found=found)
     reader = read(built)
     assert reader.tags["td"] == 12 + 1  # and the corner
     words = "".join(reader.words)
@@ -330,7 +330,7 @@ def test_table_3_stands_open_once_half_of_it_is_measured(inputs: Inputs) -> None
     row = replace(inputs[1][0], epochs=350.0, paper_epochs=350)
     for count in (5, 6):
         found = {cell: row for cell in list(itertools.product(table3.BASES, table3.VARIANTS))[:count]}
-        assert ("<details" in part("table3(grid)", grid=table3.grid(found))) is (count < 6)
+        assert ("<details" in part("table3_section(found)", found=found)) is (count < 6)
 
 
 def test_table_3_is_left_out_where_no_net_belongs_to_it(inputs: Inputs) -> None:

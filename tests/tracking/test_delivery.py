@@ -230,7 +230,9 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
                 found |= {"benchmark": name, "dataset": {"name": name, "digest": "d" * 64}, "hardware": name}
             path.write_text(json.dumps({**found, **({"classes": classes} if "classes" in found else {})}))
     row = project.rows[0]
-    row.update(benchmark=name, dataset=name, claim={**row["claim"], "source": name}, deviations=[name, "y" * 9000])
+    row.update(
+        benchmark=name, dataset=name, claim={**row["claim"], "source": f"A, {name}"}, deviations=[name, "y" * 9000]
+    )
     project.ledger()
     sender = deliver(project.spool)
     assert len(sender.sent) == 4

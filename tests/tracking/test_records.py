@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.config.claims import Claim
 from pipelines.results import arrays
 from pipelines.results.figures import FIGURES
 from pipelines.results.reader import Outcome
-from pipelines.results.rows import ClaimRow, LedgerRow, OnTestSet
+from pipelines.results.rows import LedgerRow, OnTestSet
 from pipelines.tracking import cursors, records
 from pipelines.tracking import spool as spools
 from tests.tracking.projects import NOW, Project, change
@@ -134,11 +135,12 @@ def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Pa
     assert len(set(steps)) == 60 and steps == sorted(steps) and steps[0] > 0
 
 
+CLAIM = Claim(metric="accuracy", value=37.0, source="A", protocol="B", certainty="read", test_images=10000)
 MARKED = LedgerRow(
     benchmark="ordinary-cifar10",
     dataset="cifar10",
     metric="accuracy",
-    claim=ClaimRow(value=37.0),
+    claim=CLAIM,
     verdict="reproduced",
     budget="laptop",
     paper_epochs=10,
