@@ -59,7 +59,7 @@ def _evaluated(benchmark: Benchmark, budget: str, project: Path) -> Evidence:
     if not seeds:
         again = f"dvc repro evaluate@{benchmark.name}"
         raise UserError(f"{trials / f'seed-{planned[0]}'} is missing; expected an evaluated trial: run {again}")
-    outcome = reader.load(benchmark, budget=budget, seeds=seeds, evaluations=project / EVALUATIONS, runs=project / RUNS)
+    outcome = reader.load(benchmark, budget=budget, seeds=seeds, project=project)
     assert outcome is not None
     return evidence.of_outcome(outcome, budget, benchmark.evaluation.claimed_on)
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 from pipelines.command.errors import UserError
 from pipelines.config.values import default
-from pipelines.config.wording import place, show, suggest, within
+from pipelines.config.wording import place, show, suggest
 
 Dataclass = TypeVar("Dataclass")
 LARGEST_INT64 = 2**63 - 1
@@ -44,16 +44,16 @@ def parse(cls: type[Dataclass], value: Any, where: str, *, strict: bool = True, 
             )
         if key not in fields:
             raise UserError(f"{place(where, key)} is not known; {suggest(str(key), fields)}")
-    values, before = dict(given), within(where)
+    values = dict(given)
     for name, (hint, required) in fields.items():
         if name in value:
-            values[name] = convert(hint, value[name], f"{before}{name}", strict)
+            values[name] = convert(hint, value[name], place(where, name), strict)
         elif required:
-            raise UserError(f"{before}{name} is missing; expected {_kind(hint)}")
+            raise UserError(f"{place(where, name)} is missing; expected {_kind(hint)}")
     try:
         return cls(**values)
     except ValueError as error:  # from a __post_init__, which checks the values together
-        raise UserError(f"{before}{error}") from None
+        raise UserError(f"{where}.{error}") from None
 
 
 @functools.cache

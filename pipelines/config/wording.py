@@ -50,13 +50,8 @@ def name(key: Any) -> str:
 
 
 def place(where: str, key: Any) -> str:
-    """The place of ``key`` within ``where``."""
-    return f"{within(where)}{name(key)}"
-
-
-def within(where: str) -> str:
-    """The beginning of the places within ``where``, which ends in a colon if it is a file."""
-    return f"{where}{' ' if where.endswith(':') else '.'}"
+    """The place of ``key`` within ``where``, which ends in a colon if it is a file."""
+    return f"{where}{' ' if where.endswith(':') else '.'}{name(key)}"
 
 
 def listed(names: Iterable[Any]) -> str:

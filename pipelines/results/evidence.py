@@ -123,10 +123,10 @@ class Evidence:
         """How the benchmark differs from the trained and tested one, in words; None where it does not."""
         if self.budget not in benchmark.budgets:
             return f"its budget {self.budget} is gone"
-        keys, on = ("config", "protocol", "claimed_on"), benchmark.evaluation
-        was = (self.config, self.protocol, self.claimed_on)
-        now = (reader.config_as(self.config, benchmark, self.budget), on.protocol, on.claimed_on)
-        differs = reader.difference(*(plain(dict(zip(keys, values, strict=True))) for values in (was, now)))
+        config, on = reader.config_as(self.config, benchmark, self.budget), benchmark.evaluation
+        was = {"config": self.config, "protocol": self.protocol, "claimed_on": self.claimed_on}
+        now = {"config": config, "protocol": on.protocol, "claimed_on": on.claimed_on}
+        differs = reader.difference(plain(was), plain(now))
         return differs and f"{differs[0][1:]} was {show(differs[1])}, now {show(differs[2])}"
 
 

@@ -20,15 +20,16 @@ from pipelines.config.claims import TOP5
 from pipelines.config.params import Params
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import Evidence
-from pipelines.results.reader import EVALUATIONS, RUNS, Outcome
-from pipelines.results.rows import AblationRow, LedgerRow, OnTestSet, Provenance
+from pipelines.results.reader import EVALUATIONS, Outcome
+from pipelines.results.rows import AblationRow, LedgerRow, OnTestSet
 from pipelines.results.verdicts import Interval, ablation_margin, claim_margin, difference, judge, judge_ablation, shown
 from pipelines.results.words import figure
 
 DIGITS = 4  # decimals of a figure in %; verdicts are of unrounded figures
+SHARED = {field.name for field in fields(Evidence)} & {field.name for field in fields(LedgerRow)}
 
 
-def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> dict[str, Outcome]:
+def gather(params: Params, project: Path = Path()) -> dict[str, Outcome]:
     """The outcomes of the active suite's benchmarks that were run, in the order of params.yaml.
 
     Raises DamagedError for what ``reader.load`` refuses, and for images of two shapes from one data set.
@@ -37,12 +38,12 @@ def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS
     for name, benchmark in params.benchmarks.items():
         entry = params.suite.benchmarks.get(name)
         if entry is not None:  # other suites' leftovers are not read
-            outcome = reader.load(benchmark, budget=entry.budget, evaluations=evaluations, runs=runs)
+            outcome = reader.load(benchmark, budget=entry.budget, project=project)
             outcomes |= {name: outcome} if outcome else {}
     for first, (name, outcome) in itertools.product(outcomes.values(), outcomes.items()):
         if first.dataset == outcome.dataset and first.shape != outcome.shape:
             line = f"images of {outcome.shape} from {outcome.dataset}, another benchmark of {first.shape}"
-            raise DamagedError(f"{evaluations / name} has {line}; expected the same: run dvc repro")
+            raise DamagedError(f"{project / EVALUATIONS / name} has {line}; expected the same: run dvc repro")
     return outcomes
 
 
@@ -153,10 +154,9 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         return row
     return replace(
         row,
-        **{field.name: getattr(body, field.name) for field in fields(Provenance)},
-        origin=body.origin,
+        **{name: getattr(body, name) for name in SHARED},
+        precision=body.precision,
         changed=body.changed(benchmark),
-        budget=body.budget,
         test_set=OnTestSet(**_summary(tested), images=body.test_images) if body.claimed_on else None,
         at_chance=tuple(int(seed) for seed, one in seeds.items() if one.at_chance),
         views=body.protocol,

@@ -211,31 +211,25 @@ class Outcome(About):
 
 
 def load(
-    benchmark: Benchmark,
-    *,
-    budget: str,
-    seeds: Sequence[int] | None = None,
-    evaluations: Path = EVALUATIONS,
-    runs: Path = RUNS,
+    benchmark: Benchmark, *, budget: str, seeds: Sequence[int] | None = None, project: Path = Path()
 ) -> Outcome | None:
     """Read the outcome of a benchmark at a budget; None when it was never run: neither folder exists.
 
     ``seeds`` are by default the budget's. Raises UserError for a file that is missing, damaged, or of another recipe,
     budget or data set.
     """
-    name, folder = benchmark.name, evaluations / benchmark.name
-    if not folder.exists() and not (runs / name).exists():
+    folder, runs = project / EVALUATIONS / benchmark.name, project / RUNS / benchmark.name
+    if not folder.exists() and not runs.exists():
         return None
     about = read(About, folder / "classes.json")
     _agree(folder / "classes.json", "protocol", about.protocol, benchmark.evaluation.protocol, benchmark.where)
     _agree(folder / "classes.json", "dataset", about.dataset, benchmark.dataset, benchmark.where)
     trials = tuple(
-        _trial(benchmark, folder / f"trials/seed-{seed}", runs / name / f"seed-{seed}", about, budget)
+        _trial(benchmark, folder / f"trials/seed-{seed}", runs / f"seed-{seed}", about, budget)
         for seed in sorted(seeds or benchmark.budgets[budget].seeds)
     )
-    layer = arrays.first_layer(folder / "first_layer.npz")
     kept = read_examples(folder / "examples.npz", trials)
-    return Outcome(**vars(about), trials=trials, examples=kept, **layer)
+    return Outcome(**vars(about), trials=trials, examples=kept, **arrays.first_layer(folder / "first_layer.npz"))
 
 
 def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, budget: str) -> Trial:

@@ -35,24 +35,6 @@ class OnTestSet(Summary):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """The provenance of ``evidence.Evidence``; None where nothing was run or it is unknown."""
-
-    epochs: Number | None = None  # of the shortest trial, over the images that the recipe trains on
-    config: dict[str, Any] | None = None  # model, recipe and length as they were trained
-    parameters: int | None = None
-    wall_s: Number | None = None  # of training, summed over the seeds
-    device: str | None = None
-    precision: str | None = None  # fp32 or bf16; with the seeds where there are both
-    hardware: str | None = None
-    versions: str | None = None  # of Python and the libraries that trained
-    git_commit: str | None = None  # with -dirty where the tree had uncommitted changes
-    dataset_digest: str | None = None
-    images_per_s: Number | None = None  # of one trial
-    finished: Number | None = None  # end of the last trial, unix seconds
-
-
-@dataclass(frozen=True, kw_only=True)
 class AblationRow(Mean):
     """How many points more error a net has without a part than the whole net; no mean until both are measured."""
 
@@ -62,11 +44,11 @@ class AblationRow(Mean):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LedgerRow(Summary, Provenance):
+class LedgerRow(Summary):
     """One body of evidence in report/ledger.json; figures in % and in the metric of the claim.
 
     ``per_seed``, ``mean``, ``ci95`` and so ``verdict`` are of the images that the claim was measured on. A benchmark
-    without evidence has one row, in which these are empty.
+    without evidence has one row, in which these are empty. Fields that ``evidence.Evidence`` has too hold its values.
     """
 
     benchmark: Text
@@ -93,6 +75,18 @@ class LedgerRow(Summary, Provenance):
     views: str | None = None  # the protocol of our evaluation
     train_error: dict[str, Number | None] = field(default_factory=dict)  # a seed, in % of the last epoch
     seconds: dict[str, Number | None] = field(default_factory=dict)  # a seed, of training
+    epochs: Number | None = None  # of the shortest trial, over the images that the recipe trains on
+    config: dict[str, Any] | None = None  # model, recipe and length as they were trained
+    parameters: int | None = None
+    wall_s: Number | None = None  # of training, summed over the seeds
+    device: str | None = None
+    precision: str | None = None  # fp32 or bf16; with the seeds where there are both
+    hardware: str | None = None
+    versions: str | None = None  # of Python and the libraries that trained
+    git_commit: str | None = None  # with -dirty where the tree had uncommitted changes
+    dataset_digest: str | None = None
+    images_per_s: Number | None = None  # of one trial
+    finished: Number | None = None  # end of the last trial, unix seconds
 
 
 def as_error(metric: str, value: float) -> float:

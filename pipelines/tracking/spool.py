@@ -181,15 +181,9 @@ def _trial(path: Path, name: str, identity: Identity, evaluations: Evaluations, 
     curve = _try(problems, reader.read_curve, path.parent / "curve.jsonl") or []
     result = _try(problems, lambda: reader.read_result(path.parent, weights=False))
     return SpooledTrial(
+        **vars(identity) | {"benchmark": name, "dataset": dataset, "dataset_digest": digest},
         folder=path.parent,
-        key=identity.key,
-        benchmark=name,
         trained_as=identity.benchmark,
-        budget=identity.budget,
-        seed=identity.seed,
-        dataset=dataset,
-        dataset_digest=digest,
-        config=identity.config,
         curve=curve,
         progress=_try(problems, read_json, path.parent / "progress.json"),
         result=result,

@@ -85,7 +85,7 @@ Inputs = tuple[Params, list[LedgerRow], dict[str, Outcome]]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = make(tmp_path_factory.mktemp("page") / "project", per_cell=3)
     found_params = load_params(folder / "params.yaml")
-    found = gather(found_params, evaluations=folder / "evaluations", runs=folder / "runs")
+    found = gather(found_params, folder)
     return found_params, make_ledger(found_params, found), found
 
 

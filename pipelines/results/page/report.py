@@ -62,10 +62,9 @@ def _explored(
     for name, benchmark in params.benchmarks.items():
         claimed = claimed_error(benchmark.claim.metric, benchmark.claim.value)
         if name in outcomes:
-            nets[name] = Net.of(outcomes[name], claimed)
+            nets[name] = Net(benchmark.dataset, outcomes[name], claimed)
         for body in committed.get(name, ()):
             if all(seed.confusion for seed in body.seeds.values()) and not body.changed(benchmark):
-                about = {"dataset": benchmark.dataset, "protocol": body.protocol, "classes": body.classes or ()}
                 label = f"{name} ({'committed, ' if outcomes else ''}{body.budget} budget)"
-                nets[label] = Net(**about, seeds=body.seeds, claimed_error=claimed)  # type: ignore[arg-type]
+                nets[label] = Net(benchmark.dataset, body, claimed)
     return explorer.data(nets)
