@@ -26,7 +26,7 @@ from pipelines.results.verdicts import Interval, ablation_margin, claim_margin, 
 from pipelines.results.words import figure
 
 DIGITS = 4  # decimals of a figure in %; verdicts are of unrounded figures
-SHARED = {field.name for field in fields(Evidence)} & {field.name for field in fields(LedgerRow)}
+COPIED = {field.name for field in fields(Evidence)} & {field.name for field in fields(LedgerRow)}  # into a row
 
 
 def gather(params: Params, project: Path = Path()) -> dict[str, Outcome]:
@@ -154,7 +154,7 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         return row
     return replace(
         row,
-        **{name: getattr(body, name) for name in SHARED},
+        **{name: getattr(body, name) for name in COPIED},
         precision=body.precision,
         changed=body.changed(benchmark),
         test_set=OnTestSet(**_summary(tested), images=body.test_images) if body.claimed_on else None,

@@ -20,7 +20,7 @@ from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.schema import parse
-from pipelines.config.values import Count, Percent, Rule, plain, within
+from pipelines.config.values import Count, Number, Percent, Rule, Text, plain, within
 from pipelines.results import arrays
 from pipelines.results.arrays import Array
 from pipelines.results.verdicts import claim_margin
@@ -34,8 +34,6 @@ AGAIN = "run dvc repro, with -f where it finds nothing to do"
 
 Amount = Annotated[float, Rule(f"a number from 0 to {LATEST:g}", lambda value: 0 <= value < LATEST)]
 Epochs = Annotated[float, Rule("the epochs done, a number above 0", lambda value: 0 < value < 1e9)]
-Number = Annotated[float, Rule("a finite number", math.isfinite)]
-Text = Annotated[str, Rule("text", len)]
 Kind = TypeVar("Kind")
 
 

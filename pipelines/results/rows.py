@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.config.claims import TOP5, Claim
-from pipelines.results.reader import Number, Text
+from pipelines.config.values import Number, Text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,10 @@ from pipelines.command.errors import UserError
 from pipelines.command.files import MissingError, read_json, read_list
 from pipelines.command.progress import is_number
 from pipelines.config.schema import convert
+from pipelines.config.values import Text
 from pipelines.results import reader
 from pipelines.results.evidence import COMMITTED
-from pipelines.results.reader import LATEST, SEED, About, CurveLine, Identity, Result, Text, Trial
+from pipelines.results.reader import LATEST, SEED, About, CurveLine, Identity, Result, Trial
 from pipelines.results.rows import LedgerRow
 from pipelines.training import store
 

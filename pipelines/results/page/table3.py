@@ -32,6 +32,11 @@ def _cell(benchmark: Benchmark) -> Cell | None:
     return cell if fits and cell[0] in BASES and cell[1] in VARIANTS else None
 
 
+def labels(found: Mapping[Cell, LedgerRow]) -> list[str]:
+    """The words that qualify our figures in the table."""
+    return sorted({row.label for row in found.values() if row.label})
+
+
 def measured(found: Mapping[Cell, LedgerRow]) -> int:
     """The number of cells that were trained as long as in the paper."""
     return sum(row.n > 0 and (row.epochs or 0) >= row.paper_epochs for row in found.values())
