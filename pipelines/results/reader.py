@@ -39,7 +39,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, kw_only=True)
 class CurveLine:
-    """A line of ``curve.jsonl``, written after an epoch; the last four are NaN in a net that diverged."""
+    """A line of ``curve.jsonl``, written after an epoch; the loss of a net that diverged is NaN."""
 
     epoch: Epochs
     time: Amount  # unix seconds
@@ -255,7 +255,7 @@ def config_as(trained: Mapping[str, Any], benchmark: Benchmark, budget: str) -> 
 
 
 def recipe_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe of a trained config; empty where a file has another thing in its place."""
+    """The recipe in a trained config; empty where a damaged file has something else in its place."""
     recipe = config.get("recipe")
     return recipe if isinstance(recipe, Mapping) else {}
 
@@ -281,12 +281,12 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
 
 
 def record(kind: type[Kind], found: Any, where: object) -> Kind:
-    """What JSON of ours holds at this place: keys of other versions are ignored."""
+    """A JSON object of ours as this dataclass; keys of other versions are ignored."""
     return parse(kind, found, f"{where}:", strict=False)
 
 
 def read(kind: type[Kind], path: Path) -> Kind:
-    """The object in a JSON file."""
+    """The JSON file of ours at ``path`` as this dataclass."""
     return record(kind, read_json(path), path)
 
 
