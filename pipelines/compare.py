@@ -18,6 +18,7 @@ from rich.text import Text
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard, printable
 from pipelines.command.files import require_folder, write_bytes
+from pipelines.config import values
 from pipelines.config.params import Params, load_params
 from pipelines.results import evidence
 from pipelines.results.evidence import COMMITTED, EVIDENCE, HERE, Evidence
@@ -44,8 +45,8 @@ COLOURS = {
 def terminal_table(ledger: Sequence[LedgerRow], *, plain: bool = False) -> Table:
     """The ledger after ``dvc repro``, eighty columns wide; ``plain`` for a terminal of ASCII."""
     signs = str.maketrans({"±": "+-", MARK: "*", NONE: "-"} if plain else {})
-    ran = {row["benchmark"] for row in ledger if row["origin"] == HERE}
-    shown = sorted(quoted(ledger), key=lambda row: row["benchmark"] not in ran)
+    ran = {row.benchmark for row in ledger if row.origin == HERE}
+    shown = sorted(quoted(ledger), key=lambda row: row.benchmark not in ran)
     table = Table(
         title="Claims and ours, %",
         title_justify="left",
@@ -63,36 +64,36 @@ def terminal_table(ledger: Sequence[LedgerRow], *, plain: bool = False) -> Table
 
 def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[str]:
     """The lines below the table."""
-    if any(row["test_set"] for row in shown):
+    if any(row.test_set for row in shown):
         yield f"{MARK} on the images of the claim; below it, on the whole test set"
-    if any(row["origin"] == COMMITTED for row in shown):
-        own = any(row["origin"] == HERE for row in shown)
+    if any(row.origin == COMMITTED for row in shown):
+        own = any(row.origin == HERE for row in shown)
         yield f"{'yours: run in this checkout; the others' if own else 'all'}: committed in {EVIDENCE}/"
-    agreements = [row["agrees"] for row in shown if row["agrees"] is not None]
+    agreements = [row.agrees for row in shown if row.agrees is not None]
     if agreements:
         yield f"{sum(agreements)} of {len(agreements)} of yours agree with committed evidence at the same budget"
-    untested = {row["benchmark"] for row in ledger} - {row["benchmark"] for row in shown}
+    untested = {row.benchmark for row in ledger} - {row.benchmark for row in shown}
     if untested:
         yield f"{len(untested)} other benchmarks were not run; the report lists them"
 
 
 def _cells(row: LedgerRow) -> list[tuple[str, str]]:
     """A line of the table, each cell with its style, since rich reads markup in a plain str."""
-    beside = f"{MARK}\n{plus_minus(row['test_set'])}" if row["test_set"] else ""
-    beside += f"\n{compared(row['ablation'])} more" if row["ablation"] else ""
-    value, ablation = row["claim"]["value"], row["ablation"]
-    claimed = f"+{ablation['claimed']:g}" if ablation else NONE if value is None else f"{value:g}"
-    length = f"{NONE if row['epochs'] is None else format(row['epochs'], 'g')}/{row['paper_epochs']}"
-    words = (_name(row), row["metric"][:3], claimed, f"{plus_minus(row)}{beside}", str(row["n"]), length)
-    return [*((cell, "") for cell in words), (row["verdict"], COLOURS[Verdict(row["verdict"])])]
+    beside = f"{MARK}\n{plus_minus(row.test_set)}" if row.test_set else ""
+    beside += f"\n{compared(row.ablation)} more" if row.ablation else ""
+    value, ablation = row.claim.value, row.ablation
+    claimed = f"+{ablation.claimed:g}" if ablation else NONE if value is None else f"{value:g}"
+    length = f"{NONE if row.epochs is None else format(row.epochs, 'g')}/{row.paper_epochs}"
+    words = (_name(row), row.metric[:3], claimed, f"{plus_minus(row)}{beside}", str(row.n), length)
+    return [*((cell, "") for cell in words), (row.verdict, COLOURS[Verdict(row.verdict)])]
 
 
 def _name(row: LedgerRow) -> str:
     """The benchmark and the words that qualify its verdict; below its best row, only how this row differs."""
-    yours = "yours" if row["origin"] == HERE else None
-    stuck_at_chance = f"{stuck(row)} stuck at chance" if row["at_chance"] else None
-    disagrees = row["agreement"] if row["agrees"] is False else None
-    head = (row["benchmark"], row["label"], yours) if row["best"] else ("  yours",)
+    yours = "yours" if row.origin == HERE else None
+    stuck_at_chance = f"{stuck(row)} stuck at chance" if row.at_chance else None
+    disagrees = row.agreement if row.agrees is False else None
+    head = (row.benchmark, row.label, yours) if row.best else ("  yours",)
     return "\n".join(printable(note) for note in (*head, stuck_at_chance, disagrees) if note)
 
 
@@ -105,7 +106,7 @@ def write(
     """Write both files of the report, each in one step, after making both; return the ledger."""
     ledger = make_ledger(params, outcomes, committed)
     files = {
-        "ledger.json": json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "ledger.json": json.dumps(values.plain(ledger), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "index.html": report.build(params, ledger, outcomes, committed),
     }
     require_folder(folder)

@@ -204,12 +204,11 @@ def _write_examples(path: Path, answers: Mapping[str, Arrays], dataset: Dataset)
 
 
 def _small(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images (N, C, H, W) as they are kept."""
-    _, height, width = examples.shape(images.shape[1:])
-    if (height, width) == images.shape[2:]:
+    """Images (N, C, H, W) as they are kept: larger ones are shrunk to a square."""
+    if max(images.shape[2:]) <= examples.KEPT_SIDE:
         return images
-    whole = torch.from_numpy(images).float()
-    small = nn.functional.interpolate(whole, size=(height, width), mode="bilinear", antialias=True)
+    whole, size = torch.from_numpy(images).float(), (examples.KEPT_SIDE, examples.KEPT_SIDE)
+    small = nn.functional.interpolate(whole, size=size, mode="bilinear", antialias=True)
     return small.round().clamp(0, 255).to(torch.uint8).numpy()
 
 

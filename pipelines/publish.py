@@ -54,24 +54,22 @@ def record(params: Params, name: str, budget: str | None, project: Path) -> str:
 
 def _evaluated(benchmark: Benchmark, budget: str, project: Path) -> Evidence:
     trials = project / EVALUATIONS / benchmark.name / "trials"
-    plan = benchmark.budgets[budget]
-    seeds = tuple(itertools.takewhile(lambda seed: (trials / f"seed-{seed}").exists(), plan.seeds))
+    planned = benchmark.budgets[budget].seeds
+    seeds = list(itertools.takewhile(lambda seed: (trials / f"seed-{seed}").exists(), planned))
     if not seeds:
         again = f"dvc repro evaluate@{benchmark.name}"
-        raise UserError(f"{trials / f'seed-{plan.seeds[0]}'} is missing; expected an evaluated trial: run {again}")
-    plans = {**benchmark.budgets, budget: dataclasses.replace(plan, seeds=seeds)}
-    these = dataclasses.replace(benchmark, budgets=plans)
-    outcome = reader.load(these, budget=budget, evaluations=project / EVALUATIONS, runs=project / RUNS)
+        raise UserError(f"{trials / f'seed-{planned[0]}'} is missing; expected an evaluated trial: run {again}")
+    outcome = reader.load(benchmark, budget=budget, seeds=seeds, project=project)
     assert outcome is not None
     return evidence.of_outcome(outcome, budget, benchmark.evaluation.claimed_on)
 
 
 def ledger(rows: Sequence[LedgerRow]) -> str:
     """Every claim with evidence as a Markdown table; figures in per cent."""
-    shown = [row for row in rows if row["n"] and not row["changed"]]
-    paper = {row["benchmark"]: row for row in shown if row["budget"] == "paper"}
-    short = {row["benchmark"]: row for row in shown if row["budget"] != "paper"}
-    return render("readme.md", names=list(dict.fromkeys(row["benchmark"] for row in shown)), paper=paper, short=short)
+    shown = [row for row in rows if row.n and not row.changed]
+    paper = {row.benchmark: row for row in shown if row.budget == "paper"}
+    short = {row.benchmark: row for row in shown if row.budget != "paper"}
+    return render("readme.md", names=list(dict.fromkeys(row.benchmark for row in shown)), paper=paper, short=short)
 
 
 def rewritten(text: str, rows: Sequence[LedgerRow]) -> str:

@@ -23,6 +23,7 @@ from pipelines.config.claims import Claim
 from pipelines.config.params import load_params
 from pipelines.results import arrays
 from pipelines.results.ledger import gather
+from pipelines.results.reader import record
 from pipelines.results.rows import LedgerRow, claimed_error
 from pipelines.tracking import records
 from pipelines.training import store
@@ -77,7 +78,7 @@ def report() -> list[LedgerRow]:
 
 
 def row(ledger: list[LedgerRow], name: str) -> LedgerRow:
-    return next(r for r in ledger if r["benchmark"] == name)
+    return next(r for r in ledger if r.benchmark == name)
 
 
 def test_ledger_has_a_row_a_benchmark_with_exactly_the_documented_keys(project: Path) -> None:
@@ -96,14 +97,14 @@ def test_figures_come_from_the_seeds(project: Path) -> None:
     found = row(ledger, "lenet5-mnist")
     files = [project / f"evaluations/lenet5-mnist/trials/seed-{s}/metrics.json" for s in SEEDS]
     errors = [json.loads(file.read_text())["error"] for file in files]
-    assert list(found["per_seed"]) == [str(s) for s in SEEDS]
-    assert list(found["per_seed"].values()) == pytest.approx(errors, abs=1e-4)
+    assert list(found.per_seed) == [str(s) for s in SEEDS]
+    assert list(found.per_seed.values()) == pytest.approx(errors, abs=1e-4)
     half = 2.7764 * np.std(errors, ddof=1) / 5**0.5
-    assert found["mean"] == pytest.approx(np.mean(errors), abs=1e-4)
-    assert found["ci95"] == pytest.approx([np.mean(errors) - half, np.mean(errors) + half], abs=1e-3)
-    assert (found["n"], found["epochs"], found["paper_epochs"]) == (5, 10, 20)
-    assert found["wall_s"] == pytest.approx(5 * 75)
-    assert found["git_commit"] == "0123456789abcdef0123456789abcdef01234567"
+    assert found.mean == pytest.approx(np.mean(errors), abs=1e-4)
+    assert found.ci95 == pytest.approx([np.mean(errors) - half, np.mean(errors) + half], abs=1e-3)
+    assert (found.n, found.epochs, found.paper_epochs) == (5, 10, 20)
+    assert found.wall_s == pytest.approx(5 * 75)
+    assert found.git_commit == "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_a_net_without_a_figure_to_compare_with_has_no_claim_and_shows_its_own(
@@ -114,21 +115,21 @@ def test_a_net_without_a_figure_to_compare_with_has_no_claim_and_shows_its_own(
     compare.main()
     assert "no claim" in capsys.readouterr().out
     ledger = json.loads((project / "report" / "ledger.json").read_text())
-    found, top = row(ledger, "lenet5-mnist"), row(ledger, "mlp300-mnist")
+    found, top = (next(r for r in ledger if r["benchmark"] == name) for name in ("lenet5-mnist", "mlp300-mnist"))
     assert (found["verdict"], found["claim"]["value"], found["margin"], found["n"]) == ("no claim", None, None, 5)
     assert "lenet5-mnist: error, no claim; ours" in (project / "report" / "index.html").read_text()
     files = [project / f"evaluations/mlp300-mnist/trials/seed-{seed}/metrics.json" for seed in SEEDS]
     assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 4) for file in files]
     assert claimed_error("top-5 error", 4.7) is claimed_error("error", None) is None  # no line among training errors
-    assert "claimed error | none |" in records.note(dict(found))
+    assert "claimed error | none |" in records.note(record(LedgerRow, found, "a row"))
 
 
 def test_versions_and_remarks_stand_in_every_form_of_the_ledger(project: Path) -> None:
     found = row(report(), "lenet5-mnist")
-    assert found["remarks"] == REMARKS and row(report(), "linear-mnist")["remarks"] is None
-    assert found["versions"] is not None and "torch 2." in found["versions"]
+    assert found.remarks == REMARKS and row(report(), "linear-mnist").remarks is None
+    assert found.versions is not None and "torch 2." in found.versions
     text = (project / "report" / "index.html").read_text()
-    assert REMARKS in text and found["versions"] in text
+    assert REMARKS in text and found.versions in text
 
 
 def test_a_label_stands_beside_the_verdict_in_every_form_of_the_ledger(
@@ -160,7 +161,7 @@ def test_seeds_that_never_left_guessing_are_counted(project: Path, capsys: pytes
 
 
 def test_the_configuration_that_was_trained_stands_in_the_ledger(project: Path) -> None:
-    config = row(report(), "lenet5-mnist")["config"]
+    config = row(report(), "lenet5-mnist").config
     assert config is not None and config["recipe"]["optimiser"]["lr"] == 0.02 and config["epochs"] == 10
 
 
@@ -192,23 +193,23 @@ def test_accuracy_claims_are_compared_as_accuracy_on_the_images_of_the_claim(pro
     files = [project / f"evaluations/ordinary-cifar10/trials/seed-{s}/metrics.json" for s in SEEDS]
     metrics = [json.loads(file.read_text()) for file in files]
     accuracies = [m["claimed_on"]["accuracy"] for m in metrics]
-    assert found["metric"] == "accuracy"
-    assert list(found["per_seed"].values()) == pytest.approx(accuracies, abs=1e-4)
-    assert found["mean"] == pytest.approx(np.mean(accuracies), abs=1e-4)
+    assert found.metric == "accuracy"
+    assert list(found.per_seed.values()) == pytest.approx(accuracies, abs=1e-4)
+    assert found.mean == pytest.approx(np.mean(accuracies), abs=1e-4)
     half = 2.7764 * np.std(accuracies, ddof=1) / 5**0.5
-    assert found["ci95"] == pytest.approx([np.mean(accuracies) - half, np.mean(accuracies) + half], abs=1e-3)
+    assert found.ci95 == pytest.approx([np.mean(accuracies) - half, np.mean(accuracies) + half], abs=1e-3)
     tested = [m["accuracy"] for m in metrics]
-    assert found["test_set"] is not None and set(found["test_set"]) == TEST_SET_KEYS
-    assert list(found["test_set"]["per_seed"].values()) == pytest.approx(tested, abs=1e-4)
-    assert found["test_set"]["mean"] == pytest.approx(np.mean(tested), abs=1e-4) != found["mean"]
-    assert found["test_set"]["images"] == 400
-    assert found["difference"] == DIFFERENCE
+    assert found.test_set is not None and set(vars(found.test_set)) == TEST_SET_KEYS
+    assert list(found.test_set.per_seed.values()) == pytest.approx(tested, abs=1e-4)
+    assert found.test_set.mean == pytest.approx(np.mean(tested), abs=1e-4) != found.mean
+    assert found.test_set.images == 400
+    assert found.difference == DIFFERENCE
 
 
 def test_rows_on_the_whole_test_set_have_no_other(project: Path) -> None:
     for entry in report():
-        if entry["benchmark"] not in MARKED:
-            assert (entry["test_set"], entry["difference"]) == (None, None)
+        if entry.benchmark not in MARKED:
+            assert (entry.test_set, entry.difference) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -227,16 +228,16 @@ def test_the_verdict_is_on_the_images_of_the_claim(project: Path, claimed: float
         matrix[0, 0], matrix[0, 1] = right, 400 - right
         np.savetxt(folder / "confusion.csv", matrix, fmt="%d", delimiter=",")
     found = row(report(), name)
-    assert found["verdict"] == verdict
-    assert found["test_set"] is not None
-    assert (found["mean"], found["test_set"]["mean"]) == (100 - claimed, 100 - tested)
+    assert found.verdict == verdict
+    assert found.test_set is not None
+    assert (found.mean, found.test_set.mean) == (100 - claimed, 100 - tested)
 
 
 def test_a_marked_row_never_run_keeps_its_sentence(project: Path) -> None:
     for folder in ("runs", "evaluations"):
         shutil.rmtree(project / folder / "ordinary-cifar10")
     found = row(report(), "ordinary-cifar10")
-    assert (found["verdict"], found["test_set"], found["difference"]) == ("untested", None, DIFFERENCE)
+    assert (found.verdict, found.test_set, found.difference) == ("untested", None, DIFFERENCE)
     assert DIFFERENCE in (project / "report/index.html").read_text()
 
 
@@ -244,29 +245,29 @@ def test_what_the_suite_does_not_run_is_untested(project: Path) -> None:
     # Left over from another suite: not what this run can vouch for, and not even read.
     (project / "evaluations" / "lenet1-mnist").mkdir()
     ledger = report()
-    assert {r["benchmark"] for r in ledger if r["verdict"] == "untested"} == UNTESTED
+    assert {r.benchmark for r in ledger if r.verdict == "untested"} == UNTESTED
     found = row(ledger, "lenet1-mnist")
-    assert found["per_seed"] == {}
-    assert found["n"] == 0
+    assert found.per_seed == {}
+    assert found.n == 0
     for key in ("mean", "ci95", "budget", "wall_s", "hardware", "git_commit", "epochs", "parameters"):
-        assert found[key] is None
-    assert found["margin"] is not None and found["margin"] > 0
+        assert getattr(found, key) is None
+    assert found.margin is not None and found.margin > 0
 
 
 def test_an_active_benchmark_never_run_is_untested(project: Path) -> None:
     for folder in ("runs", "evaluations"):
         shutil.rmtree(project / folder / "linear-mnist")
     found = row(report(), "linear-mnist")
-    assert (found["verdict"], found["n"], found["budget"]) == ("untested", 0, "laptop")
+    assert (found.verdict, found.n, found.budget) == ("untested", 0, "laptop")
 
 
 def test_a_shorter_trial_that_falls_short_is_under_budget(project: Path) -> None:
-    assert row(report(), "allcnn-c-cifar10")["verdict"] == "under budget"
+    assert row(report(), "allcnn-c-cifar10").verdict == "under budget"
 
 
 def test_a_changed_tree_is_marked(project: Path) -> None:
     edit_json(project / "runs/linear-mnist/seed-1/result.json", git_dirty=True)
-    commit = row(report(), "linear-mnist")["git_commit"]
+    commit = row(report(), "linear-mnist").git_commit
     assert commit == "0123456789abcdef0123456789abcdef01234567, 0123456789abcdef0123456789abcdef01234567-dirty"
 
 
@@ -274,7 +275,7 @@ def test_only_the_budgets_seeds_count(project: Path) -> None:
     text = projects.read(project)
     text["benchmarks"]["linear-mnist"]["budgets"]["laptop"]["seeds"] = [3, 1]
     projects.write(project, text)
-    assert list(row(report(), "linear-mnist")["per_seed"]) == ["1", "3"]
+    assert list(row(report(), "linear-mnist").per_seed) == ["1", "3"]
 
 
 def test_the_same_input_gives_the_same_bytes(project: Path) -> None:
@@ -302,8 +303,8 @@ def test_terminal_table_fits_eighty_columns(project: Path, capsys: pytest.Captur
         assert f"{made.claim:g}" in line
         assert ("†" in line) is (name in MARKED)
     assert "† on the images of the claim; below it, on the whole test set" in shown
-    mean = row(ledger, MARKED[0])["test_set"]
-    assert mean is not None and f" {mean['mean']:.2f} ± " in shown
+    mean = row(ledger, MARKED[0]).test_set
+    assert mean is not None and f" {mean.mean:.2f} ± " in shown
     assert "\nThe report: report/index.html\n" in shown
     table = shown.partition("The report: ")[0]
     assert max(map(len, (line.rstrip() for line in table.splitlines()))) <= 84
@@ -389,12 +390,12 @@ def test_no_seed_counts_twice(project: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "words"),
     [
-        (f"{SEED}/metrics.json", {"error": "1.0"}, "error is '1.0'; expected per cent, 0 to 100"),
-        (f"{SEED}/metrics.json", {"accuracy": 101}, "accuracy is 101; expected per cent, 0 to 100"),
+        (f"{SEED}/metrics.json", {"error": "1.0"}, "error is '1.0'; expected a number, without the quotes"),
+        (f"{SEED}/metrics.json", {"accuracy": 101}, "accuracy is 101.0; expected per cent, 0 to 100"),
         (f"{SEED}/metrics.json", {"error": float("nan")}, "error is nan; expected per cent, 0 to 100"),
         (f"{SEED}/metrics.json", {"error": 50.0}, "expected files of one evaluation"),
         (f"{SEED}/metrics.json", {"key": "f" * 16}, f"key is '{'f' * 16}', and '"),
-        ("evaluations/lenet5-mnist/classes.json", {"classes": ["one"]}, "expected a list of at least two names"),
+        ("evaluations/lenet5-mnist/classes.json", {"classes": ["one"]}, "expected at least two names"),
         (
             f"{SEED}/metrics.json",
             {"claimed_on": OTHER},
@@ -402,11 +403,15 @@ def test_no_seed_counts_twice(project: Path) -> None:
         ),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": None}, "is null, and {'split': 'train', 'first': 40000"),
         (f"{MARKED_SEED}/metrics.json", {"claimed_on": OTHER}, "claimed_on.first is 0, and 40000 in models/"),
-        (f"{MARKED_SEED}/metrics.json", {"claimed_on": ON}, "claimed_on.error is null; expected per cent, 0 to 100"),
-        ("evaluations/lenet5-mnist/classes.json", {"classes": ["one", 2]}, "expected a list of at least two names"),
-        ("evaluations/lenet5-mnist/classes.json", {"test": 10**400}, "expected the number of test images"),
-        ("evaluations/lenet5-mnist/classes.json", {"test": 0}, "test is 0; expected the number of test images"),
-        ("evaluations/lenet5-mnist/classes.json", {"shape": [1, None, 28]}, "expected channels, height and width"),
+        (f"{MARKED_SEED}/metrics.json", {"claimed_on": ON}, "claimed_on.error is missing; expected a number"),
+        ("evaluations/lenet5-mnist/classes.json", {"classes": ["one", 2]}, "classes[1] is 2; expected text"),
+        ("evaluations/lenet5-mnist/classes.json", {"test": 10**400}, "expected a whole number within ±2^63"),
+        ("evaluations/lenet5-mnist/classes.json", {"test": 0}, "test is 0; expected at least 1"),
+        (
+            "evaluations/lenet5-mnist/classes.json",
+            {"shape": [1, None, 28]},
+            "shape[1] is null; expected a whole",
+        ),
         (
             "evaluations/lenet5-mnist/classes.json",
             {"dataset": "cifar10"},
@@ -415,8 +420,8 @@ def test_no_seed_counts_twice(project: Path) -> None:
         (f"{RUN}/result.json", {"epochs": None}, "epochs is null; expected a number"),
         (f"{RUN}/result.json", {"finished": 1e300}, "finished is 1e+300; expected a number from 0 to 1e+11"),
         (f"{RUN}/result.json", {"images_per_s": "fast"}, "images_per_s is 'fast'; expected a number"),
-        (f"{RUN}/result.json", {"resumed": [1]}, "resumed is [1]; expected a number"),
-        (f"{RUN}/result.json", {"versions": []}, "versions is []; expected an object"),
+        (f"{RUN}/result.json", {"resumed": [1]}, "resumed is [1]; expected a whole number"),
+        (f"{RUN}/result.json", {"versions": []}, "versions is []; expected a mapping"),
     ],
 )
 def test_a_wrong_value_is_named(project: Path, file: str, changes: dict[str, object], words: str) -> None:

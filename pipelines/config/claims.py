@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pipelines.config import wording
-from pipelines.config.values import Count, Rule, within, words
+from pipelines.config.values import Count, Percent, Rule, within, words
 from pipelines.config.wording import require
 
 TOP5 = "top-5 error"  # a metric
@@ -88,7 +88,7 @@ class Claim:
     """
 
     metric: Literal["error", "accuracy", "top-5 error"]
-    value: Annotated[float, Rule("per cent, 0 to 100", lambda value: 0 <= value <= 100)] | None = None
+    value: Percent | None = None
     source: Annotated[str, words("where the figure stands")]
     protocol: Annotated[str, words("how it was measured")]
     certainty: Literal["read", "recalled", "computed"]

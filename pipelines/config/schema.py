@@ -26,29 +26,30 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud80
 BOOLS_OF_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")
 
 
-def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Dataclass:
-    """Build the dataclass ``cls`` from the mapping ``value`` that stands at ``where``.
+def parse(cls: type[Dataclass], value: Any, where: str, *, strict: bool = True, **given: Any) -> Dataclass:
+    """Build the dataclass ``cls`` from the mapping ``value`` that stands at ``where``; a file ends in a colon there.
 
-    ``given`` are fields from elsewhere, such as a name that is the mapping's key.
+    ``given`` are fields from elsewhere, such as a name that is the mapping's key. ``strict`` is for what a user writes;
+    without it, as for files that another version of ours may have written, unknown keys are ignored, text may hold
+    control characters, and a float may be NaN or infinite unless a rule forbids it.
     Raises UserError for anything but a mapping, for unknown or missing keys, and for wrong types or values.
     """
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} is {show(value)}; expected a mapping")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in given}  # type: ignore[arg-type]
-    for key in value:
+        raise UserError(f"{where.removesuffix(':')} is {show(value)}; expected a mapping")
+    fields = {name: field for name, field in _fields(cls).items() if name not in given}  # type: ignore[arg-type]
+    for key in value if strict else ():
         if key not in fields and isinstance(key, int) and value[key] is None:  # YAML reads {lr: 0,1} so
             raise UserError(
                 f"{place(where, key)} is not known; expected a decimal point, if a number before it has a comma"
             )
         if key not in fields:
             raise UserError(f"{place(where, key)} is not known; {suggest(str(key), fields)}")
-    hints = _hints(cls)  # type: ignore[arg-type]
     values = dict(given)
-    for name, field in fields.items():
+    for name, (hint, required) in fields.items():
         if name in value:
-            values[name] = convert(hints[name], value[name], f"{where}.{name}")
-        elif default(field) is dataclasses.MISSING:
-            raise UserError(f"{where}.{name} is missing; expected {_kind(hints[name])}")
+            values[name] = convert(hint, value[name], place(where, name), strict)
+        elif required:
+            raise UserError(f"{place(where, name)} is missing; expected {_kind(hint)}")
     try:
         return cls(**values)
     except ValueError as error:  # from a __post_init__, which checks the values together
@@ -56,48 +57,51 @@ def parse(cls: type[Dataclass], value: Any, where: str, **given: Any) -> Datacla
 
 
 @functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
+    """The type of each field, and whether a file must give it."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: (hints[field.name], default(field) is dataclasses.MISSING) for field in dataclasses.fields(cls)}
 
 
-def convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str, strict: bool = True) -> Any:
     """``value`` as ``hint``; UserError with its place, the value and what is allowed otherwise."""
     if hint is Any:
-        _check_plain(value, value, where)
+        if strict:
+            _check_plain(value, value, where)
         return value
-    if dataclasses.is_dataclass(hint):
-        return parse(typing.cast(type, hint), value, where)
-    return _READERS.get(typing.get_origin(hint), _scalar)(hint, value, where)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return parse(hint, value, where, strict=strict)
+    return _READERS.get(typing.get_origin(hint), _scalar)(hint, value, where, strict)
 
 
-def _limited(hint: Any, value: Any, where: str) -> Any:
+def _limited(hint: Any, value: Any, where: str, strict: bool) -> Any:
     """``hint`` is Annotated[X, Rule, ...]."""
     kind, *rules = typing.get_args(hint)
-    converted = convert(kind, value, where)
+    converted = convert(kind, value, where, strict)
     for rule in rules:
         if not rule.accepts(converted):
             raise UserError(f"{where} is {show(converted)}; expected {rule.line(converted)}")
     return converted
 
 
-def _union(hint: Any, value: Any, where: str) -> Any:
+def _union(hint: Any, value: Any, where: str, strict: bool) -> Any:
     """``hint`` is X | None, or a scalar | a dataclass."""
     parts = typing.get_args(hint)
     if value is None and type(None) in parts:
         return None
     wanted = [part for part in parts if part is not type(None)]
     mappings = [part for part in wanted if dataclasses.is_dataclass(part)] if isinstance(value, Mapping) else []
-    return convert((mappings or wanted)[0], value, where)
+    return convert((mappings or wanted)[0], value, where, strict)
 
 
-def _literal(hint: Any, value: Any, where: str) -> Any:
+def _literal(hint: Any, value: Any, where: str, strict: bool) -> Any:
     if value not in typing.get_args(hint):
         near = value if isinstance(value, str) else ""
         raise UserError(f"{where} is {show(value)}; {suggest(near, typing.get_args(hint))}")
     return value
 
 
-def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+def _tuple(hint: Any, value: Any, where: str, strict: bool) -> tuple[Any, ...]:
     """``hint`` is tuple[X, ...] or tuple[X, Y]."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise UserError(f"{where} is {show(value)}; expected a list")
@@ -105,16 +109,16 @@ def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
     inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
     if len(inner) != len(value):
         raise UserError(f"{where} is {show(value)}; expected a list of {len(inner)}")
-    return tuple(convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True)))
+    return tuple(convert(a, v, f"{where}[{i}]", strict) for i, (a, v) in enumerate(zip(inner, value, strict=True)))
 
 
-def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
+def _dict(hint: Any, value: Any, where: str, strict: bool) -> dict[str, Any]:
     """``hint`` is dict[str, X] or dict[Annotated[str, Rule], X]."""
     if not isinstance(value, Mapping):
         raise UserError(f"{where} is {show(value)}; expected a mapping")
     keys, inner = typing.get_args(hint)
     check_keys(keys, value, where)
-    return {key: convert(inner, item, place(where, key)) for key, item in value.items()}
+    return {key: convert(inner, item, place(where, key), strict) for key, item in value.items()}
 
 
 def check_keys(hint: Any, value: Mapping[Any, Any], where: str) -> None:
@@ -128,7 +132,7 @@ def check_keys(hint: Any, value: Mapping[Any, Any], where: str) -> None:
                 raise UserError(f"{where} has the key {show(key)}; expected {rule.line(key)}")
 
 
-_READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
+_READERS: dict[Any, Callable[[Any, Any, str, bool], Any]] = {
     Annotated: _limited,
     typing.Union: _union,
     types.UnionType: _union,
@@ -138,13 +142,13 @@ _READERS: dict[Any, Callable[[Any, Any, str], Any]] = {
 }
 
 
-def _scalar(hint: Any, value: Any, where: str) -> Any:
+def _scalar(hint: Any, value: Any, where: str, strict: bool) -> Any:
     """``hint`` is bool, int, float or str; a boolean is no number, and NaN no value."""
     accepted = (int, float) if hint is float else (hint,)
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, accepted):
         raise UserError(f"{where} is {show(value)}; expected {_kind(hint)}{_slip(hint, value)}")
     converted = _real(value) if hint is float else value
-    if wrong := _wrong(converted):
+    if (strict or isinstance(value, int)) and (wrong := _wrong(converted)):
         raise UserError(f"{where} is {show(value)}; expected {wrong}")
     return converted
 

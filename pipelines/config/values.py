@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -53,7 +54,10 @@ EACH_ONCE = Rule(
 Count = Annotated[int, within(1)]
 Name = Annotated[str, named("[a-z0-9]+(-[a-z0-9]+)*", "small letters, digits and hyphens")]  # of a row, suite, budget
 NotNegative = Annotated[float, within(0)]
+Number = Annotated[float, Rule("a finite number", math.isfinite)]
+Percent = Annotated[float, Rule("per cent, 0 to 100", lambda value: 0 <= value <= 100)]
 Positive = Annotated[float, Rule("a number above 0", lambda value: value > 0)]
+Text = Annotated[str, Rule("text", len)]
 Seeds = Annotated[tuple[Annotated[int, within(0)], ...], AT_LEAST_ONE, EACH_ONCE]
 
 

@@ -50,8 +50,8 @@ def name(key: Any) -> str:
 
 
 def place(where: str, key: Any) -> str:
-    """The place of ``key`` within ``where``."""
-    return f"{where}.{name(key)}"
+    """The place of ``key`` within ``where``, which ends in a colon if it is a file."""
+    return f"{where}{' ' if where.endswith(':') else '.'}{name(key)}"
 
 
 def listed(names: Iterable[Any]) -> str:

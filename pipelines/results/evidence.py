@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -20,11 +20,11 @@ from pipelines.command.files import read_json
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import TOP5, ClaimedOn
 from pipelines.config.schema import parse
-from pipelines.config.values import plain
+from pipelines.config.values import AT_LEAST_ONE, Count, Percent, Rule, plain
 from pipelines.config.wording import require, show
 from pipelines.results import reader
-from pipelines.results.reader import LATEST, Outcome, Trial
-from pipelines.results.words import commit, each, versions
+from pipelines.results.reader import Amount, Outcome, Trial
+from pipelines.results.words import each
 
 EVIDENCE = Path("results/evidence")
 HERE, COMMITTED = "this checkout", "committed"  # origins
@@ -49,18 +49,16 @@ class Curve:
 class Seed:
     """One evaluated trial."""
 
-    error: float  # % of the whole test split
-    claimed_error: float | None  # % of the images of the claim, where these are not the test split
+    error: Percent  # of the whole test split
+    claimed_error: Percent | None  # of the images of the claim, where these are not the test split
     at_chance: bool
     wall_s: float | None
     curve: Curve | None
     confusion: tuple[tuple[int, ...], ...] | None  # rows actual, columns predicted
-    top5_error: float | None = None  # % of the whole test split
+    top5_error: Percent | None = None  # of the whole test split
     precision: str | None = None  # where the evidence's config has another
 
     def __post_init__(self) -> None:
-        for error in (self.error, self.claimed_error or 0.0, self.top5_error or 0.0):
-            require(0 <= error <= 100, f"error is {error}; expected per cent, 0 to 100")
         if self.confusion is not None:
             square = {len(row) for row in self.confusion} == {len(self.confusion)}
             require(square and min(map(min, self.confusion)) >= 0, "confusion is no square of counts")
@@ -86,29 +84,24 @@ class Evidence:
     protocol: str
     claimed_on: ClaimedOn | None  # the images of the claim, where they are not the whole test split
     classes: tuple[str, ...] | None
-    test_images: int
-    epochs: float  # of the shortest trial
-    parameters: int
-    wall_s: float  # over the seeds
-    images_per_s: float | None  # of a trial
+    test_images: Count
+    epochs: Amount  # of the shortest trial
+    parameters: Count
+    wall_s: Amount  # over the seeds
+    images_per_s: Amount | None  # of a trial
     device: str
     hardware: str
     versions: str
     git_commit: str
     dataset_digest: str | None
-    finished: float | None  # unix seconds
+    finished: Amount | None  # unix seconds
     config: dict[str, Any]  # as the first seed was trained
-    seeds: dict[str, Seed]
+    seeds: Annotated[dict[Annotated[str, Rule("a whole number", str.isdecimal)], Seed], AT_LEAST_ONE]
 
     def __post_init__(self) -> None:
-        for name in ("test_images", "epochs", "parameters", "wall_s", "images_per_s", "finished"):
-            value = getattr(self, name) or 0
-            require(0 <= value < LATEST, f"{name} is {value}; expected a number from 0 to {LATEST:g}")
-        require(bool(self.seeds) and all(map(str.isdecimal, self.seeds)), "seeds holds none, or something else")
         sizes = {len(seed.confusion) for seed in self.seeds.values() if seed.confusion}
         require(sizes <= {len(self.classes or ())}, "a confusion matrix has not the size of classes")
-        recipe = self.config.get("recipe")
-        trained_in = recipe.get("precision") if isinstance(recipe, dict) else None
+        trained_in = reader.recipe_of(self.config).get("precision")
         require(isinstance(trained_in, str), f"config.recipe.precision is {show(trained_in)}; expected fp32 or bf16")
 
     @property
@@ -130,10 +123,10 @@ class Evidence:
         """How the benchmark differs from the trained and tested one, in words; None where it does not."""
         if self.budget not in benchmark.budgets:
             return f"its budget {self.budget} is gone"
-        keys, on = ("config", "protocol", "claimed_on"), benchmark.evaluation
-        was = (self.config, self.protocol, self.claimed_on)
-        now = (reader.config_as(self.config, benchmark, self.budget), on.protocol, on.claimed_on)
-        differs = reader.difference(*(plain(dict(zip(keys, values, strict=True))) for values in (was, now)))
+        config, on = reader.config_as(self.config, benchmark, self.budget), benchmark.evaluation
+        was = {"config": self.config, "protocol": self.protocol, "claimed_on": self.claimed_on}
+        now = {"config": config, "protocol": on.protocol, "claimed_on": on.claimed_on}
+        differs = reader.difference(plain(was), plain(now))
         return differs and f"{differs[0][1:]} was {show(differs[1])}, now {show(differs[2])}"
 
 
@@ -142,26 +135,26 @@ KEYS = tuple(Curve.__annotations__)
 
 def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
     """The evidence of this checkout's evaluated trials; ``on`` are the images of the claim."""
-    results = [trial.result for trial in outcome.trials]
-    speeds = [float(result["images_per_s"]) for result in results if result.get("images_per_s") is not None]
+    results = [trial.result for trial in outcome.trials if trial.result]
+    speeds = [result.images_per_s for result in results if result.images_per_s is not None]
     return Evidence(
         origin=HERE,
         budget=budget,
         protocol=outcome.protocol,
         claimed_on=on,
-        classes=tuple(outcome.classes),
+        classes=outcome.classes,
         test_images=outcome.test,
-        epochs=min(float(result["epochs"]) for result in results),
-        parameters=int(results[0]["parameters"]),
-        wall_s=round(sum(float(result["wall_s"]) for result in results), 2),
+        epochs=min(result.epochs for result in results),
+        parameters=results[0].parameters,
+        wall_s=round(sum(result.wall_s for result in results), 2),
         images_per_s=round(statistics.fmean(speeds), 1) if speeds else None,
-        device=each(result.get("device", "unknown") for result in results),
-        hardware=each(result["hardware"] for result in results),
-        versions=versions(results),
-        git_commit=each(map(commit, results)),
-        dataset_digest=each(result.get("dataset_digest", "unknown") for result in results),
-        finished=max(result["finished"] for result in results),
-        config=results[0]["config"],
+        device=each(result.device for result in results),
+        hardware=each(result.hardware for result in results),
+        versions=each(f"{name} {version}" for r in results for name, version in r.versions.items() if version),
+        git_commit=each(result.commit for result in results),
+        dataset_digest=each(result.dataset_digest or "unknown" for result in results),
+        finished=max(result.finished for result in results),
+        config=results[0].config,
         seeds=seeds_of(outcome),
     )
 
@@ -174,24 +167,23 @@ def seeds_of(outcome: Outcome) -> dict[str, Seed]:
 
 def _precision(trial: Trial) -> str | None:
     """The precision of a trial; None where its result is gone."""
-    found: str | None = trial.result.get("config", {}).get("recipe", {}).get("precision")
-    return found
+    return reader.recipe_of(trial.result.config).get("precision") if trial.result else None
 
 
 def _seed(trial: Trial, usual: str | None) -> Seed:
     """A trial with a thinned curve, and without its matrix where that has many classes."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
-    lines = [{key: reader.short(trial.curve[i].get(key)) for key in KEYS} for i in at]
-    top5 = trial.metrics.get("top5_error")
+    columns = {key: tuple(reader.short(getattr(trial.curve[i], key)) for i in at) for key in KEYS}
+    top5, precision = trial.metrics.top5_error, _precision(trial)
     return Seed(
         error=round(trial.error, 6),
         claimed_error=None if trial.claimed_on is None else round(trial.claimed_on, 6),
         at_chance=trial.at_chance,
-        wall_s=round(float(trial.result.get("wall_s") or 0.0), 2),
-        curve=Curve(**{key: tuple(line[key] for line in lines) for key in KEYS}) if lines else None,  # type: ignore[arg-type]
+        wall_s=round(trial.result.wall_s, 2) if trial.result else 0.0,
+        curve=Curve(**columns) if at else None,  # type: ignore[arg-type]
         confusion=tuple(map(tuple, trial.confusion.tolist())) if len(trial.confusion) <= WIDEST else None,
         top5_error=None if top5 is None else round(top5, 6),
-        precision=precision if (precision := _precision(trial)) != usual else None,
+        precision=precision if precision != usual else None,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,9 +42,3 @@ def bounded(actual: NDArray[np.int64], predicted: NDArray[np.int64], classes: in
     counts[:: classes + 1] = 0  # the diagonal is right
     commonest = np.argsort(-counts[cells[:, found]].max(0), kind="stable")
     return np.sort(found[commonest[:most]])
-
-
-def shape(image: Sequence[int]) -> tuple[int, int, int]:
-    """The shape (C, h, w) of a kept image (C, H, W)."""
-    channels, height, width = image
-    return (channels, height, width) if max(height, width) <= KEPT_SIDE else (channels, KEPT_SIDE, KEPT_SIDE)

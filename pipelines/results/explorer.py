@@ -6,16 +6,16 @@ with one benchmark, or one trial, as an artifact. A figure is one function in pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pipelines.config.values import plain
-from pipelines.results import evidence
 from pipelines.results.arrays import Array
-from pipelines.results.evidence import KEYS, WIDEST, Seed
+from pipelines.results.evidence import KEYS, WIDEST, Evidence, Seed, seeds_of
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
@@ -25,27 +25,28 @@ MOST_CONFUSIONS = 40  # listed where the classes are too many for a matrix
 ARTIFACT_BYTES = 400_000  # of the images in an artifact of MLflow, encoded
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Net:
-    """One body of evidence in the explorer."""
+    """One body of evidence in the explorer: an outcome of this checkout, with its test images, or committed."""
 
     dataset: str
-    protocol: str
-    classes: Sequence[str]
-    seeds: Mapping[str, Seed]
+    body: Outcome | Evidence
     claimed_error: float | None  # in %, as the source reports it
-    outcome: Outcome | None = None  # with the test images behind the cells
 
-    @classmethod
-    def of(cls, outcome: Outcome, claimed_error: float | None) -> Net:
-        """A benchmark that this checkout has evaluated."""
-        about = {"dataset": outcome.dataset, "protocol": outcome.protocol, "classes": outcome.classes}
-        return cls(**about, seeds=evidence.seeds_of(outcome), claimed_error=claimed_error, outcome=outcome)  # type: ignore[arg-type]
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome of this checkout."""
+        return self.body if isinstance(self.body, Outcome) else None
+
+    @cached_property
+    def seeds(self) -> Mapping[str, Seed]:
+        """The trials by seed."""
+        return seeds_of(self.body) if isinstance(self.body, Outcome) else self.body.seeds
 
 
 def artifact(*, title: str, facts: Mapping[str, str], outcome: Outcome, claimed_error: float | None) -> str:
     """One benchmark's explorer as a page of its own, with ``facts`` under the title."""
-    found = data({title: Net.of(outcome, claimed_error)}, budget=ARTIFACT_BYTES)
+    found = data({title: Net(outcome.dataset, outcome, claimed_error)}, budget=ARTIFACT_BYTES)
     return render("explorer.html", title=title, facts=facts, data=found, a_cell=found["a_cell"])
 
 
@@ -75,8 +76,8 @@ def _shown(net: Net) -> dict[str, Any]:
     counts = {str(trial.seed): trial.confusion for trial in net.outcome.trials} if net.outcome else matrices
     return {
         "dataset": net.dataset,
-        "protocol": net.protocol,
-        "classes": [visible(name) for name in net.classes],
+        "protocol": net.body.protocol,
+        "classes": [visible(name) for name in net.body.classes or ()],
         "claimed_error": net.claimed_error,
         "seeds": [int(seed) for seed in net.seeds],
         "errors": {seed: one.error for seed, one in net.seeds.items()},

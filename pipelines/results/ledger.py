@@ -9,26 +9,27 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from pipelines.command.errors import UserError
 from pipelines.command.files import DamagedError
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import TOP5
 from pipelines.config.params import Params
-from pipelines.config.values import plain
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import Evidence
-from pipelines.results.reader import EVALUATIONS, RUNS, Outcome
-from pipelines.results.rows import LedgerRow, Provenance, Summary
-from pipelines.results.verdicts import ablation_margin, claim_margin, difference, judge, judge_ablation, shown
+from pipelines.results.reader import EVALUATIONS, Outcome
+from pipelines.results.rows import AblationRow, LedgerRow, OnTestSet
+from pipelines.results.verdicts import Interval, ablation_margin, claim_margin, difference, judge, judge_ablation, shown
 from pipelines.results.words import figure
 
 DIGITS = 4  # decimals of a figure in %; verdicts are of unrounded figures
+COPIED = {field.name for field in fields(Evidence)} & {field.name for field in fields(LedgerRow)}  # into a row
 
 
-def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> dict[str, Outcome]:
+def gather(params: Params, project: Path = Path()) -> dict[str, Outcome]:
     """The outcomes of the active suite's benchmarks that were run, in the order of params.yaml.
 
     Raises DamagedError for what ``reader.load`` refuses, and for images of two shapes from one data set.
@@ -37,12 +38,12 @@ def gather(params: Params, *, evaluations: Path = EVALUATIONS, runs: Path = RUNS
     for name, benchmark in params.benchmarks.items():
         entry = params.suite.benchmarks.get(name)
         if entry is not None:  # other suites' leftovers are not read
-            outcome = reader.load(benchmark, budget=entry.budget, evaluations=evaluations, runs=runs)
+            outcome = reader.load(benchmark, budget=entry.budget, project=project)
             outcomes |= {name: outcome} if outcome else {}
     for first, (name, outcome) in itertools.product(outcomes.values(), outcomes.items()):
         if first.dataset == outcome.dataset and first.shape != outcome.shape:
             line = f"images of {outcome.shape} from {outcome.dataset}, another benchmark of {first.shape}"
-            raise DamagedError(f"{evaluations / name} has {line}; expected the same: run dvc repro")
+            raise DamagedError(f"{project / EVALUATIONS / name} has {line}; expected the same: run dvc repro")
     return outcomes
 
 
@@ -52,86 +53,80 @@ def make_ledger(
     """The rows of each benchmark, its best first, in the order of params.yaml; those without evidence last."""
     rows: list[LedgerRow] = []
     for name, benchmark in params.benchmarks.items():
-        entry = params.suite.benchmarks.get(name)
+        entry, found = params.suite.benchmarks.get(name), outcomes.get(name)
         budget = entry.budget if entry else None
-        on, found = benchmark.evaluation.claimed_on, outcomes.get(name)
-        own = [evidence.of_outcome(found, budget, on)] if budget and found else []
+        own = [evidence.of_outcome(found, budget, benchmark.evaluation.claimed_on)] if budget and found else []
         subset = params.datasets[benchmark.dataset].subset.words
         dataset = f"{benchmark.dataset}: {subset}" if subset else benchmark.dataset
-        found_rows = _of_benchmark(benchmark, budget, [*own, *(committed or {}).get(name, ())])
-        rows += [{**row, "dataset": dataset} for row in found_rows]
-    for row in rows:
-        _judge_ablation(params, row, rows)
-    measured = {row["benchmark"] for row in rows if row["best"] and row["n"]}
-    return sorted(rows, key=lambda row: row["benchmark"] not in measured)
+        of_benchmark = _of_benchmark(benchmark, budget, [*own, *(committed or {}).get(name, ())])
+        rows += [replace(row, dataset=dataset) for row in of_benchmark]
+    rows = [_judged(params, row, rows) for row in rows]
+    measured = {row.benchmark for row in rows if row.best and row.n}
+    return sorted(rows, key=lambda row: row.benchmark not in measured)
 
 
 def _of_benchmark(benchmark: Benchmark, budget: str | None, bodies: Sequence[Evidence]) -> list[LedgerRow]:
     rows = [make_row(benchmark, body) for body in bodies]
-    for row in rows:
-        row["agreement"], row["agrees"] = _agreement(row, rows)
-    if all(row["changed"] for row in rows):
-        return [{**make_row(benchmark, None), "budget": budget, "best": True}, *rows]
+    rows = [_compared(row, rows) for row in rows]
+    if all(row.changed for row in rows):
+        return [replace(make_row(benchmark, None), budget=budget, best=True), *rows]
     best = max(rows, key=_rank)
-    best["best"] = True
-    return sorted(rows, key=lambda row: not row["best"])
+    return [replace(best, best=True), *(row for row in rows if row is not best)]
 
 
-def _judge_ablation(params: Params, row: LedgerRow, rows: Sequence[LedgerRow]) -> None:
-    """Give an ablation's row its difference to the whole net at the same budget, and the verdict on that."""
-    claimed = params.benchmarks[row["benchmark"]].claim.ablation
+def _judged(params: Params, row: LedgerRow, rows: Sequence[LedgerRow]) -> LedgerRow:
+    """An ablation's row with its difference to the whole net at the same budget, and the verdict on that."""
+    claimed = params.benchmarks[row.benchmark].claim.ablation
     if claimed is None:
-        return
+        return row
     whole = params.benchmarks[claimed.of].claim
     margin = ablation_margin(whole.value or 0.0, whole.test_images)
-    there = [r for r in rows if r["benchmark"] == claimed.of and r["n"] and not r["changed"]]
-    other = max((r for r in there if r["budget"] == row["budget"]), key=_rank, default=None)
-    pair = list(row["per_seed"].values()), list(other["per_seed"].values()) if other else []
-    short = any((r["epochs"] or 0.0) < r["paper_epochs"] for r in (row, other) if r)
-    found = difference(*pair)
-    row["ablation"] = {
-        "of": claimed.of,
-        "claimed": claimed.points,
-        "margin": round(margin, DIGITS),
-        "mean": round(statistics.fmean(pair[0]) - statistics.fmean(pair[1]), DIGITS) if all(pair) else None,
-        "ci95": [round(end, DIGITS) for end in found] if found else None,
-    }
-    row["verdict"] = judge_ablation(
-        claim=claimed.points, margin=margin, values=pair[0], others=pair[1], short=short
-    ).value
+    there = [r for r in rows if r.benchmark == claimed.of and r.n and not r.changed]
+    other = max((r for r in there if r.budget == row.budget), key=_rank, default=None)
+    pair = list(row.per_seed.values()), list(other.per_seed.values()) if other else []
+    short = any((r.epochs or 0.0) < r.paper_epochs for r in (row, other) if r)
+    ablation = AblationRow(
+        of=claimed.of,
+        claimed=claimed.points,
+        margin=round(margin, DIGITS),
+        mean=round(statistics.fmean(pair[0]) - statistics.fmean(pair[1]), DIGITS) if all(pair) else None,
+        ci95=_rounded(difference(*pair)),
+    )
+    verdict = judge_ablation(claim=claimed.points, margin=margin, values=pair[0], others=pair[1], short=short)
+    return replace(row, ablation=ablation, verdict=verdict.value)
 
 
 def _rank(row: LedgerRow) -> tuple[bool, bool, int, float, bool]:
     """The quality of a row's evidence."""
-    epochs = row["epochs"] or 0.0
-    return not row["changed"], epochs >= row["paper_epochs"], row["n"], epochs, row["origin"] == evidence.HERE
+    epochs = row.epochs or 0.0
+    return not row.changed, epochs >= row.paper_epochs, row.n, epochs, row.origin == evidence.HERE
 
 
-def _agreement(row: LedgerRow, rows: Sequence[LedgerRow]) -> tuple[str | None, bool | None]:
-    """Whether our mean lies within the committed interval, widened by half of ours: in words, and as a value."""
-    same = [r for r in rows if r["origin"] == evidence.COMMITTED and r["budget"] == row["budget"]]
-    other, mean = next((r for r in same if not r["changed"]), None), row["mean"]
-    if row["origin"] != evidence.HERE or other is None:
-        return None, None
-    if row["per_seed"] == other["per_seed"]:
-        return "equals the committed figures, seed by seed", True
-    if mean is None or row["ci95"] is None or other["ci95"] is None:
-        return f"too few seeds to compare with the committed {figure(other)}", None
-    half = (row["ci95"][1] - row["ci95"][0]) / 2
-    agrees = other["ci95"][0] - half <= mean <= other["ci95"][1] + half
-    return f"{'agrees' if agrees else 'does not agree'} with the committed {figure(other)}", agrees
+def _compared(row: LedgerRow, rows: Sequence[LedgerRow]) -> LedgerRow:
+    """The row, with whether our mean lies within the committed interval, widened by half of ours."""
+    same = [r for r in rows if r.origin == evidence.COMMITTED and r.budget == row.budget and not r.changed]
+    if row.origin != evidence.HERE or not same:
+        return row
+    other = same[0]
+    if row.per_seed == other.per_seed:
+        return replace(row, agreement="equals the committed figures, seed by seed", agrees=True)
+    if row.mean is None or row.ci95 is None or other.ci95 is None:
+        return replace(row, agreement=f"too few seeds to compare with the committed {figure(other)}")
+    half = (row.ci95[1] - row.ci95[0]) / 2
+    agrees = other.ci95[0] - half <= row.mean <= other.ci95[1] + half
+    words = f"{'agrees' if agrees else 'does not agree'} with the committed {figure(other)}"
+    return replace(row, agreement=words, agrees=agrees)
 
 
 def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
     """The ledger's row of one body of evidence; without one the benchmark is untested."""
-    claim = benchmark.claim
+    claim, paper_epochs = benchmark.claim, benchmark.budgets["paper"].epochs
     seeds = body.seeds if body else {}
     if claim.metric == TOP5 and any(one.top5_error is None for one in seeds.values()):
         lacking = f"{body.origin if body else ''}: a seed has no top5_error"
         raise UserError(f"{benchmark.name}, {lacking}; expected it: {benchmark.where}.claim is of a top-5 error")
     figures = {seed: one.figure(claim.metric) for seed, one in seeds.items()}
     tested = {seed: one.figure(claim.metric, tested=True) for seed, one in seeds.items()}
-    paper_epochs = benchmark.budgets["paper"].epochs
     verdict = judge(
         metric=claim.metric,
         claim=claim.value,
@@ -140,45 +135,49 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         short=body is not None and body.epochs < paper_epochs,
     )
     mixed = "two precisions" if body and len(body.by_precision) > 1 else None
-    return {
-        "benchmark": benchmark.name,
-        "label": ", ".join(filter(None, (benchmark.label, mixed))) or None,
-        "dataset": benchmark.dataset,
-        "metric": claim.metric,
-        "claim": plain(claim),
-        "deviations": list(benchmark.deviations),
-        "paper_epochs": paper_epochs,
-        "margin": None if claim.value is None else round(claim_margin(claim.value, claim.test_images), DIGITS),
-        "difference": claim.difference,
-        "remarks": benchmark.remarks,
-        "origin": body.origin if body else None,
-        "best": False,
-        "changed": body.changed(benchmark) if body else None,
-        "agrees": None,
-        "agreement": None,
-        "budget": body.budget if body else None,
+    row = LedgerRow(
         **_summary(figures),
-        "n": len(figures),
-        "test_set": {**_summary(tested), "images": body.test_images} if body and body.claimed_on else None,
-        "ablation": None,
-        "verdict": verdict.value,
-        "at_chance": [int(seed) for seed, one in seeds.items() if one.at_chance],
-        "views": body.protocol if body else None,
-        "train_error": {seed: one.curve.train_error[-1] if one.curve else None for seed, one in seeds.items()},
-        "seconds": {seed: one.wall_s for seed, one in seeds.items()},
-        **cast("Provenance", {key: getattr(body, key, None) for key in Provenance.__annotations__}),
-    }
+        benchmark=benchmark.name,
+        label=", ".join(filter(None, (benchmark.label, mixed))) or None,
+        dataset=benchmark.dataset,
+        metric=claim.metric,
+        claim=claim,
+        deviations=benchmark.deviations,
+        paper_epochs=paper_epochs,
+        margin=None if claim.value is None else round(claim_margin(claim.value, claim.test_images), DIGITS),
+        difference=claim.difference,
+        remarks=benchmark.remarks,
+        n=len(figures),
+        verdict=verdict.value,
+    )
+    if body is None:
+        return row
+    return replace(
+        row,
+        **{name: getattr(body, name) for name in COPIED},
+        precision=body.precision,
+        changed=body.changed(benchmark),
+        test_set=OnTestSet(**_summary(tested), images=body.test_images) if body.claimed_on else None,
+        at_chance=tuple(int(seed) for seed, one in seeds.items() if one.at_chance),
+        views=body.protocol,
+        train_error={seed: one.curve.train_error[-1] if one.curve else None for seed, one in seeds.items()},
+        seconds={seed: one.wall_s for seed, one in seeds.items()},
+    )
 
 
-def _summary(figures: Mapping[str, float]) -> Summary:
-    spread = shown(list(figures.values()))
+def _summary(figures: Mapping[str, float]) -> dict[str, Any]:
+    """The fields of a ``Summary``."""
     return {
         "per_seed": {seed: round(value, DIGITS) for seed, value in figures.items()},
         "mean": round(statistics.fmean(figures.values()), DIGITS) if figures else None,
-        "ci95": [round(end, DIGITS) for end in spread] if spread else None,
+        "ci95": _rounded(shown(list(figures.values()))),
     }
+
+
+def _rounded(spread: Interval | None) -> tuple[float, float] | None:
+    return (round(spread.low, DIGITS), round(spread.high, DIGITS)) if spread else None
 
 
 def quoted(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
     """The rows of a table: of each benchmark with evidence the best, and below it this checkout's."""
-    return [row for row in rows if row["n"] and (row["best"] or row["origin"] == evidence.HERE)]
+    return [row for row in rows if row.n and (row.best or row.origin == evidence.HERE)]

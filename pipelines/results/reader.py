@@ -1,27 +1,26 @@
 """The only reader of finished trials and evaluations, for the ledger, the page and MLflow.
 
-A file that is missing, damaged or contradicts others is one DamagedError line that names it. The digests of a trial's
+A file that is missing, damaged or contradicts others is one line that names it (UserError). The digests of a trial's
 files are checked here (``training.store``).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pipelines.command.files import DamagedError, read_json, read_lines, reading
-from pipelines.command.progress import is_number
 from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
-from pipelines.config.values import plain
+from pipelines.config.schema import parse
+from pipelines.config.values import Count, Number, Percent, Rule, Text, plain, within
 from pipelines.results import arrays
 from pipelines.results.arrays import Array
 from pipelines.results.verdicts import claim_margin
@@ -33,71 +32,95 @@ SEED = re.compile(r"seed-(\d+)")  # a trial's folder below runs/ and evaluations
 LATEST = 1e11  # the largest number accepted from a trial; as unix seconds the year 5138
 AGAIN = "run dvc repro, with -f where it finds nothing to do"
 
-Json = dict[str, Any]
+Amount = Annotated[float, Rule(f"a number from 0 to {LATEST:g}", lambda value: 0 <= value < LATEST)]
+Epochs = Annotated[float, Rule("the epochs done, a number above 0", lambda value: 0 < value < 1e9)]
+Kind = TypeVar("Kind")
 
 
-class Kind(NamedTuple):
-    """A condition on a JSON value, and the words for it."""
+@dataclass(frozen=True, kw_only=True)
+class CurveLine:
+    """A line of ``curve.jsonl``, written after an epoch; the loss of a net that diverged is NaN."""
 
-    fits: Callable[[Any], bool]
-    words: str
+    epoch: Epochs
+    time: Amount  # unix seconds
+    seconds: Amount  # of training so far
+    loss: float | None = None
+    train_error: float | None = None  # %
+    lr: float | None = None
+    images_per_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """A trial, in its ``trial.json`` and its ``result.json``."""
+
+    key: Text
+    benchmark: Text
+    budget: Text
+    seed: Annotated[int, within(0)]
+    config: dict[str, Any]
+    dataset: dict[str, Text] | None = None  # name and digest, in trial.json
+    dataset_digest: Text | None = None  # in result.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Identity):
+    """``result.json``: the provenance and the cost of a finished trial."""
+
+    epochs: Amount
+    parameters: Count
+    wall_s: Amount
+    finished: Amount  # unix seconds
+    hardware: str
+    versions: dict[str, str | None]
+    device: str = "unknown"
+    images_per_s: Amount | None = None
+    device_s: Amount | None = None
+    images_seen: Amount | None = None
+    resumed: Annotated[int, within(0)] | None = None
+    workers: Any = None  # a number, or of an elastic trial a list of them
+    git_commit: str | None = None
+    git_dirty: bool | None = None
 
     @property
-    def optional(self) -> Kind:
-        """The same, or null."""
-        return Kind(lambda value: value is None or self.fits(value), f"{self.words}, or null")
+    def commit(self) -> str:
+        """The commit, with -dirty where the tree had uncommitted changes."""
+        return f"{self.git_commit}{'-dirty' if self.git_dirty else ''}" if self.git_commit else "unknown"
 
 
-def _whole(value: object, low: int = 0, high: float = LATEST) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Figures of a trial on some images, in % but for the loss."""
+
+    error: Percent
+    accuracy: Percent
+    top5_error: Percent | None = None
+    single_view_error: Percent | None = None
+    loss: Number | None = None
 
 
-def items(fits: Callable[[Any], bool], least: int = 0, most: float = math.inf) -> Callable[[Any], bool]:
-    """A condition: a list of ``least`` to ``most`` such items."""
-    return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(fits, value))
+@dataclass(frozen=True, kw_only=True)
+class ClaimedFigures(Figures, ClaimedOn):
+    """Figures of a trial on the images of the claim."""
 
 
-TEXT = Kind(lambda value: isinstance(value, str) and value != "", "text")
-OBJECT = Kind(lambda value: isinstance(value, dict), "an object")
-WHOLE = Kind(_whole, "a whole number")
-NUMBER = Kind(is_number, "a number")
-AMOUNT = Kind(lambda value: is_number(value) and 0 <= value < LATEST, f"a number from 0 to {LATEST:g}")
-PERCENT = Kind(lambda value: is_number(value) and 0 <= value <= 100, "per cent, 0 to 100")
-MEASURED = Kind(lambda value: isinstance(value, float) or is_number(value), "a number").optional  # NaN if it diverged
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Figures):
+    """``metrics.json`` of a trial: figures on the test split."""
 
-CURVE = {
-    "epoch": Kind(lambda value: is_number(value) and 0 < value < 1e9, "the epochs done, a number above 0"),
-    **dict.fromkeys(("time", "seconds"), AMOUNT),
-    **dict.fromkeys(("loss", "train_error", "lr", "images_per_s"), MEASURED),
-}
-RESULT = {
-    **dict.fromkeys(("epochs", "parameters", "wall_s", "finished"), AMOUNT),
-    **dict.fromkeys(("images_per_s", "resumed", "device_s", "images_seen"), AMOUNT.optional),
-    "hardware": Kind(lambda value: isinstance(value, str), "text"),
-    "versions": OBJECT,
-}
-ABOUT = {
-    "classes": Kind(items(lambda name: isinstance(name, str), 2), "a list of at least two names"),
-    "shape": Kind(items(lambda side: _whole(side, 1), 3, 3), "channels, height and width"),
-    **dict.fromkeys(("dataset", "protocol"), TEXT),
-    "test": Kind(lambda value: _whole(value, 1), "the number of test images"),
-}
-TEST_FIGURES = {
-    **dict.fromkeys(("error", "accuracy"), PERCENT),
-    **dict.fromkeys(("top5_error", "single_view_error"), PERCENT.optional),
-    "loss": NUMBER.optional,
-}
-LIST = Kind(lambda value: isinstance(value, list), "a list")
-METRICS = {**TEST_FIGURES, "key": TEXT, "claimed_on": OBJECT.optional}
+    key: Text  # the trial's
+    claimed_on: ClaimedFigures | None = None
 
 
-def check(where: object, found: Any, kinds: Mapping[str, Kind], within: str = "") -> None:
-    """Raise DamagedError unless ``found`` is an object whose values are of these kinds."""
-    if not isinstance(found, dict):
-        raise DamagedError(f"{where} is damaged: {within or 'it'} is {wording.show(found)}; expected an object")
-    for key, kind in kinds.items():
-        if not kind.fits(found.get(key)):
-            raise DamagedError(f"{where}: {within}{key} is {wording.show(found.get(key))}; expected {kind.words}")
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """``classes.json``, common to all evaluations of a benchmark."""
+
+    classes: Annotated[tuple[str, ...], Rule("at least two names", lambda names: len(names) >= 2)]
+    dataset: Text
+    shape: tuple[Count, Count, Count]  # of a test image: channels, height, width
+    protocol: Text
+    test: Count  # number of test images
 
 
 class ClassFigures(NamedTuple):
@@ -110,26 +133,15 @@ class ClassFigures(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
-    """The content of ``classes.json``, common to all evaluations of a benchmark."""
-
-    classes: list[str]
-    dataset: str
-    shape: tuple[int, ...]  # of a test image: channels, height, width
-    protocol: str
-    test: int  # number of test images
-
-
-@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One seed on the test split, ``evaluations/<benchmark>/trials/seed-<n>``, and its training where that was read."""
 
     folder: Path
     about: About
     confusion: Array  # (C, C) int64, rows actual, columns predicted
-    metrics: Json  # the whole file, with the trial's key
-    curve: list[Json] = field(default_factory=list)
-    result: Json = field(default_factory=dict)  # provenance and cost
+    metrics: Metrics
+    curve: Sequence[CurveLine] = ()
+    result: Result | None = None
 
     @property
     def seed(self) -> int:
@@ -139,12 +151,13 @@ class Trial:
     @property
     def error(self) -> float:
         """The error in % on the whole test split."""
-        return float(self.metrics["error"])
+        return self.metrics.error
 
     @property
     def claimed_on(self) -> float | None:
         """The error in % on the images of the claim; None where these are the whole test split."""
-        return self.metrics["claimed_on"]["error"] if self.metrics.get("claimed_on") else None
+        on = self.metrics.claimed_on
+        return on.error if on else None
 
     @property
     def at_chance(self) -> bool:
@@ -152,11 +165,11 @@ class Trial:
 
         A guess names the commonest class for every test image; the margin is that of a claim of its error.
         """
-        loss = self.result.get("config", {}).get("recipe", {}).get("loss", "")
+        loss = recipe_of(self.result.config).get("loss", "") if self.result else ""
         images = int(self.confusion.sum())
         guessing = 100 * (1 - int(self.confusion.sum(axis=1).max()) / images)
         return self.error >= guessing - claim_margin(guessing, images) or status.at_plateau(
-            loss, [line.get("loss") for line in self.curve], len(self.about.classes)
+            loss, [line.loss for line in self.curve], len(self.about.classes)
         )
 
 
@@ -186,51 +199,65 @@ class Outcome(About):
     towers: int = 1  # equal groups of filters, one after the other, that the next layer takes apart
     templates: Array | None = None  # (C, channels, H, W) float32
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the templates are the whole net: ten hidden units also leave ten, which belong to no class."""
+        biases, result = len(self.classes), self.trials[0].result
+        if self.templates is None or result is None:
+            return False
+        return len(self.templates) == biases and result.parameters <= self.templates.size + biases
 
-def load(benchmark: Benchmark, *, budget: str, evaluations: Path = EVALUATIONS, runs: Path = RUNS) -> Outcome | None:
+
+def load(
+    benchmark: Benchmark, *, budget: str, seeds: Sequence[int] | None = None, project: Path = Path()
+) -> Outcome | None:
     """Read the outcome of a benchmark at a budget; None when it was never run: neither folder exists.
 
-    Raises DamagedError for a file that is missing, damaged, or of another recipe, budget or data set.
+    ``seeds`` are by default the budget's. Raises UserError for a file that is missing, damaged, or of another recipe,
+    budget or data set.
     """
-    name, folder = benchmark.name, evaluations / benchmark.name
-    if not folder.exists() and not (runs / name).exists():
+    folder, runs = project / EVALUATIONS / benchmark.name, project / RUNS / benchmark.name
+    if not folder.exists() and not runs.exists():
         return None
-    about = read_about(folder / "classes.json")
+    about = read(About, folder / "classes.json")
     _agree(folder / "classes.json", "protocol", about.protocol, benchmark.evaluation.protocol, benchmark.where)
     _agree(folder / "classes.json", "dataset", about.dataset, benchmark.dataset, benchmark.where)
     trials = tuple(
-        _trial(benchmark, folder / f"trials/seed-{seed}", runs / name / f"seed-{seed}", about, budget)
-        for seed in sorted(benchmark.budgets[budget].seeds)
+        _trial(benchmark, folder / f"trials/seed-{seed}", runs / f"seed-{seed}", about, budget)
+        for seed in sorted(seeds or benchmark.budgets[budget].seeds)
     )
-    layer = arrays.first_layer(folder / "first_layer.npz")
     kept = read_examples(folder / "examples.npz", trials)
-    return Outcome(**vars(about), trials=trials, examples=kept, **layer)
+    return Outcome(**vars(about), trials=trials, examples=kept, **arrays.first_layer(folder / "first_layer.npz"))
 
 
 def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, budget: str) -> Trial:
     """The evaluation and the run of one seed: both of the same trial, and of the current row."""
     evaluation = read_evaluation(evaluated, about)
-    on = evaluation.metrics.get("claimed_on")
-    images = {key: on.get(key) for key in ClaimedOn.__annotations__} if on else None
+    on = evaluation.metrics.claimed_on
+    images = {field.name: getattr(on, field.name) for field in fields(ClaimedOn)} if on else None
     metrics = evaluated / "metrics.json"
     _agree(metrics, "claimed_on", images, plain(benchmark.evaluation.claimed_on), benchmark.where)
     curve = read_curve(trained / "curve.jsonl")
     if not curve:
         raise DamagedError(f"{trained / 'curve.jsonl'} is missing or empty; expected one line an epoch")
     result, path = read_result(trained), trained / "result.json"
-    config = json.loads(json.dumps(config_as(result.get("config"), benchmark, budget)))
-    _agree(path, "config", result.get("config"), config, benchmark.where)
-    _agree(metrics, "key", evaluation.metrics["key"], result.get("key"), path)
-    _agree(path, "seed", result.get("seed"), evaluation.seed, evaluated)  # or one seed would count twice
+    _agree(path, "config", result.config, plain(config_as(result.config, benchmark, budget)), benchmark.where)
+    _agree(metrics, "key", evaluation.metrics.key, result.key, path)
+    _agree(path, "seed", result.seed, evaluation.seed, evaluated)  # or one seed would count twice
     return replace(evaluation, curve=curve, result=result)
 
 
-def config_as(trained: Any, benchmark: Benchmark, budget: str) -> Json:
+def config_as(trained: Mapping[str, Any], benchmark: Benchmark, budget: str) -> dict[str, Any]:
     """The row's config in a trained config's precision, where some device has that; otherwise in a CPU's."""
-    recipe = trained.get("recipe") if isinstance(trained, dict) else None
-    precision = recipe.get("precision") if isinstance(recipe, dict) else None
+    precision = recipe_of(trained).get("precision")
     known = next((one for one in benchmark.recipe.precision.choices if one == precision), None)
     return benchmark.resolved(budget, known)
+
+
+def recipe_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe in a trained config; empty where a damaged file has something else in its place."""
+    recipe = config.get("recipe")
+    return recipe if isinstance(recipe, Mapping) else {}
 
 
 def _agree(path: Path, key: str, was: Any, now: Any, where: object) -> None:
@@ -253,29 +280,24 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
     return next((one for one in differences if one is not None), None)
 
 
-def read_object(path: Path, kinds: Mapping[str, Kind]) -> Json:
-    """The JSON object in ``path``, with values of these kinds."""
-    found: Json = read_json(path)
-    check(path, found, kinds)
-    return found
+def record(kind: type[Kind], found: Any, where: object) -> Kind:
+    """A JSON object of ours as this dataclass; keys of other versions are ignored."""
+    return parse(kind, found, f"{where}:", strict=False)
 
 
-def read_about(path: Path) -> About:
-    """Read ``classes.json``."""
-    found = read_object(path, ABOUT)
-    return About(**{key: found[key] for key in ABOUT if key != "shape"}, shape=tuple(found["shape"]))
+def read(kind: type[Kind], path: Path) -> Kind:
+    """The JSON file of ours at ``path`` as this dataclass."""
+    return record(kind, read_json(path), path)
 
 
 def read_evaluation(folder: Path, about: About) -> Trial:
     """One trial's metrics and confusion matrix, which must agree."""
     path, table = folder / "metrics.json", folder / "confusion.csv"
-    metrics = read_object(path, METRICS)
-    if metrics.get("claimed_on"):
-        check(path, metrics["claimed_on"], TEST_FIGURES, "claimed_on.")
+    metrics = read(Metrics, path)
     confusion = _confusion(table, size=len(about.classes), images=about.test)
     counted = 100 * (1 - float(np.trace(confusion)) / about.test)
-    if abs(counted - metrics["error"]) > 0.01:
-        line = f"error is {metrics['error']:.2f} %, but {table} counts {counted:.2f} %"
+    if abs(counted - metrics.error) > 0.01:
+        line = f"error is {metrics.error:.2f} %, but {table} counts {counted:.2f} %"
         raise DamagedError(f"{path}: {line}; expected files of one evaluation")
     return Trial(folder=folder, about=about, confusion=confusion, metrics=metrics)
 
@@ -314,30 +336,26 @@ def _confusion(path: Path, *, size: int, images: int) -> Array:
     return matrix
 
 
-def read_curve(path: Path) -> list[Json]:
-    """A trial's learning curve, one object an epoch; empty without a file."""
-    curve: list[Json] = read_lines(path)
-    for number, line in enumerate(curve, 1):
-        check(f"{path} line {number}", line, CURVE)
-    return curve
+def read_curve(path: Path) -> list[CurveLine]:
+    """A trial's learning curve, one line an epoch; empty without a file."""
+    return [record(CurveLine, line, f"{path} line {number}") for number, line in enumerate(read_lines(path), 1)]
 
 
-def read_result(folder: Path, *, weights: bool = True) -> Json:
-    """The provenance of the finished trial in ``folder``, checked; ``weights`` False skips their digest."""
-    result: Json = store.TrialFiles(folder).read_result(None, weights=weights)
-    check(folder / "result.json", result, RESULT)
-    return result
+def read_result(folder: Path, *, weights: bool = True) -> Result:
+    """The provenance of the finished trial in ``folder``; ``weights`` False skips their digest."""
+    files = store.TrialFiles(folder)
+    return record(Result, files.read_result(None, weights=weights), files.result)
 
 
 def read_examples(path: Path, trials: Sequence[Trial]) -> ClassifiedExamples:
     """The test images kept with an evaluation, and the answers of these trials to them."""
     found = arrays.read(path)
     keys = found["keys"].tolist() if "keys" in found else []
-    lost = [trial for trial in trials if trial.metrics["key"] not in keys]
+    lost = [trial for trial in trials if trial.metrics.key not in keys]
     if lost:
-        what = f"seed {lost[0].seed}, trial {lost[0].metrics['key']}"
+        what = f"seed {lost[0].seed}, trial {lost[0].metrics.key}"
         raise DamagedError(f"{path} has nothing of {what}; expected all that were evaluated: {AGAIN}")
-    rows = [keys.index(trial.metrics["key"]) for trial in trials]
+    rows = [keys.index(trial.metrics.key) for trial in trials]
     return ClassifiedExamples(
         images=found["images"],
         actual=found["actual"],

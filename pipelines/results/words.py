@@ -5,57 +5,56 @@ Fewer than three seeds have no interval, and a mean alone would hide their sprea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
+from pipelines.results.rows import AblationRow, LedgerRow, Mean, Summary
 from pipelines.results.verdicts import MIN_SPREAD
 
 NONE = "–"
 MARK = "†"  # marks a figure that was measured on the images of its claim, not on the test set
-Figures = Mapping[str, Any]  # a row of the ledger, or its test set: per_seed, mean, ci95
 
 
-def figure(found: Figures) -> str:
+def figure(found: Summary) -> str:
     """Mean and interval, ``4.71 [4.29, 5.14]``; each figure of few seeds, ``88.10, 66.90 (2 seeds)``."""
-    if found["ci95"]:
+    if found.ci95:
         return f"{centre(found)} [{ends(found, ', ')}]"
-    return centre(found) if found["mean"] is None else f"{centre(found)} ({seeds(len(found['per_seed']))})"
+    return NONE if found.mean is None else f"{centre(found)} ({seeds(len(found.per_seed))})"
 
 
-def claim(row: Figures) -> str:
+def claim(row: LedgerRow) -> str:
     """The claim and its sampling error, ``4.7 ± 0.41``; ``–`` without one."""
-    value, ablation = row["claim"]["value"], row["ablation"]
+    ablation = row.ablation
     if ablation:
-        return f"{ablation['claimed']:g} ± {ablation['margin']:.2f} more than {ablation['of']}"
-    return NONE if value is None else f"{value:g} ± {row['margin']:.2f}"
+        return f"{ablation.claimed:g} ± {ablation.margin:.2f} more than {ablation.of}"
+    return NONE if row.claim.value is None else f"{row.claim.value:g} ± {row.margin or 0:.2f}"
 
 
-def compared(ablation: Figures) -> str:
+def compared(ablation: AblationRow) -> str:
     """Our difference to the whole net, in points, ``1.52 [1.31, 1.73]``; ``–`` until both are measured."""
-    if ablation["mean"] is None:
+    if ablation.mean is None:
         return NONE
-    return f"{ablation['mean']:.2f}" + (f" [{ends(ablation, ', ')}]" if ablation["ci95"] else "")
+    return f"{ablation.mean:.2f}" + (f" [{ends(ablation, ', ')}]" if ablation.ci95 else "")
 
 
-def spelt(found: Figures) -> str:
+def spelt(found: Summary) -> str:
     """Mean and interval with units, ``4.71 %, 95 % interval 4.29 to 5.14 %``; each figure of few seeds."""
-    return f"{centre(found)} %" + (f", 95 % interval {ends(found, ' to ')} %" if found["ci95"] else "")
+    return f"{centre(found)} %" + (f", 95 % interval {ends(found, ' to ')} %" if found.ci95 else "")
 
 
-def plus_minus(found: Figures) -> str:
+def plus_minus(found: Summary) -> str:
     """Mean and half the interval, ``4.71 ± 0.43``; both ends of an interval that is cut at 0 or 100."""
-    if not found["ci95"]:
+    if found.mean is None or not found.ci95:
         return centre(found)
-    low, high = found["ci95"]
-    return figure(found) if low <= 0 or high >= 100 else f"{centre(found)} ± {high - found['mean']:.2f}"
+    low, high = found.ci95
+    return figure(found) if low <= 0 or high >= 100 else f"{centre(found)} ± {high - found.mean:.2f}"
 
 
-def centre(found: Figures) -> str:
+def centre(found: Summary) -> str:
     """The mean, or each figure of few seeds."""
-    if found["mean"] is None:
+    if found.mean is None:
         return NONE
-    return listed([found["mean"]] if found["ci95"] else list(found["per_seed"].values()))
+    return listed([found.mean] if found.ci95 else list(found.per_seed.values()))
 
 
 def listed(values: Sequence[float]) -> str:
@@ -68,9 +67,9 @@ def mean_or_each(values: Sequence[float]) -> str:
     return f"{listed(values if len(values) < MIN_SPREAD else [sum(values) / len(values)])} %"
 
 
-def ends(found: Figures, between: str) -> str:
+def ends(found: Mean, between: str) -> str:
     """The two ends of the interval."""
-    return between.join(f"{end:.2f}" for end in found["ci95"])
+    return between.join(f"{end:.2f}" for end in found.ci95 or ())
 
 
 def seeds(n: int) -> str:
@@ -78,25 +77,14 @@ def seeds(n: int) -> str:
     return "1 seed" if n == 1 else f"{n} seeds"
 
 
-def stuck(row: Figures) -> str:
+def stuck(row: LedgerRow) -> str:
     """How many of a row's seeds did no better than guessing."""
-    return f"{len(row['at_chance'])} of {seeds(row['n'])}"
+    return f"{len(row.at_chance)} of {seeds(row.n)}"
 
 
 def each(values: Iterable[object]) -> str:
     """The distinct values in order, as text."""
     return ", ".join(dict.fromkeys(str(v) for v in values))
-
-
-def versions(results: Iterable[Mapping[str, Any]]) -> str:
-    """Python and the libraries that trained, with their versions."""
-    return each(f"{name} {version}" for r in results for name, version in r["versions"].items() if version)
-
-
-def commit(result: Mapping[str, Any]) -> str:
-    """A trial's commit, with -dirty where the tree had uncommitted changes."""
-    known = result.get("git_commit")
-    return f"{known}{'-dirty' if result.get('git_dirty') else ''}" if known else "unknown"
 
 
 def day(unix: float) -> str:

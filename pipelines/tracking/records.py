@@ -12,12 +12,13 @@ from io import StringIO
 from typing import Any
 
 from pipelines.command.files import MissingError
+from pipelines.config.values import plain
 from pipelines.results import arrays, explorer, reader, verdicts, words
 from pipelines.results.figures import FIGURES
 from pipelines.results.page.html import render
-from pipelines.results.reader import Json, Outcome, per_class
-from pipelines.results.rows import claimed_error
-from pipelines.results.words import centre, commit, ends, mean_or_each, seeds, spelt, stuck
+from pipelines.results.reader import Metrics, Outcome, Result, per_class
+from pipelines.results.rows import LedgerRow, Summary, claimed_error
+from pipelines.results.words import centre, ends, mean_or_each, seeds, spelt, stuck
 from pipelines.tracking import limits, spool
 from pipelines.tracking.cursors import Point, Record, digest
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
@@ -63,8 +64,8 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
     points: list[Point] = []
     if trial.result is not None:
         tags |= _provenance(trial, trial.result)
-        costs = {f"cost/{key}": trial.result.get(key) for key in COST}
-        points += _points(costs, float(trial.result["finished"]))
+        costs = {f"cost/{key}": getattr(trial.result, key) for key in COST}
+        points += _points(costs, trial.result.finished)
     if trial.evaluation is not None:
         tags |= {"stuck_at_chance": "true"} if trial.evaluation.at_chance else {}
         figures = _trial_figures(trial.evaluation.metrics)
@@ -83,7 +84,7 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         tags=tags,
         points=points,
         curve=_curve(trial),
-        epochs=max((line["epoch"] for line in trial.curve), default=0.0),
+        epochs=max((line.epoch for line in trial.curve), default=0.0),
         files=[partial(_trial_files, trial, benchmark)],
         mark=digest(FORMAT, params, tags, trial.result, _shown(trial), _claimed(benchmark)),
     )
@@ -95,18 +96,18 @@ def _identity(kind: str, what: str) -> str:
 
 def _curve(trial: SpooledTrial) -> list[Point]:
     return [
-        Point(f"train/{key.removeprefix('train_')}", float(line[key]), step(line["epoch"]), float(line["time"]))
+        Point(f"train/{key.removeprefix('train_')}", float(getattr(line, key)), step(line.epoch), line.time)
         for line in trial.curve
         for key in CURVE_METRICS
-        if line.get(key) is not None
+        if getattr(line, key) is not None
     ]
 
 
-def _provenance(trial: SpooledTrial, result: Json) -> dict[str, str]:
-    tags = {key: text(result[key]) for key in PROVENANCE if result.get(key) is not None}
+def _provenance(trial: SpooledTrial, result: Result) -> dict[str, str]:
+    tags = {key: text(getattr(result, key)) for key in PROVENANCE if getattr(result, key) is not None}
     tags["checkpoint"] = str(trial.folder / "weights.pt")
-    tags |= {f"version.{name}": str(version) for name, version in result["versions"].items() if version}
-    return tags | ({"mlflow.source.git.commit": commit(result)} if result.get("git_commit") else {})
+    tags |= {f"version.{name}": str(version) for name, version in result.versions.items() if version}
+    return tags | ({"mlflow.source.git.commit": result.commit} if result.git_commit else {})
 
 
 def _trial_files(trial: SpooledTrial, benchmark: SpooledBenchmark) -> dict[str, bytes]:
@@ -155,7 +156,7 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
 
 def _ledger(benchmark: SpooledBenchmark) -> dict[str, bytes]:
     row = benchmark.row
-    return {} if row is None else {LEDGER: (json.dumps(row, indent=1, sort_keys=True) + "\n").encode()}
+    return {} if row is None else {LEDGER: (json.dumps(plain(row), indent=1, sort_keys=True) + "\n").encode()}
 
 
 def _benchmark_files(benchmark: SpooledBenchmark) -> dict[str, bytes]:
@@ -211,76 +212,75 @@ def _classes(outcome: Outcome) -> bytes:
 def _claimed(benchmark: SpooledBenchmark) -> float | None:
     """The source's error in %, where the ledger has one."""
     row = benchmark.row
-    return claimed_error(row["metric"], row["claim"]["value"]) if row else None
+    return claimed_error(row.metric, row.claim.value) if row else None
 
 
-def _row_figures(row: Json) -> dict[str, float | None]:
+def _row_figures(row: LedgerRow) -> dict[str, float | None]:
     """The figures of a row of the ledger, in the claim's own unit."""
-    values = {**_interval("", row), "seeds": row["n"], "claim": row["claim"]["value"], "claim_margin": row["margin"]}
-    values |= _interval("test_set_", row["test_set"]) if row["test_set"] else {}
+    values = {**_interval("", row), "seeds": row.n, "claim": row.claim.value, "claim_margin": row.margin}
+    values |= _interval("test_set_", row.test_set) if row.test_set else {}
     return {f"ledger/{key}": value for key, value in values.items()}
 
 
-def _row_tags(row: Json) -> dict[str, str]:
+def _row_tags(row: LedgerRow) -> dict[str, str]:
     """A row of the ledger as tags: verdict, claim and provenance, and the run's description."""
     tags = {
-        "verdict": row["verdict"],
-        "metric": row["metric"],
+        "verdict": row.verdict,
+        "metric": row.metric,
         "claim": _claim(row),
-        "claim_source": text(row["claim"]["source"]),
+        "claim_source": text(row.claim.source),
         "mlflow.note.content": note(row),
     }
-    tags |= {key: text(row[key]) for key in ("label", "hardware", "git_commit") if row.get(key)}
-    if row["at_chance"]:
-        tags["stuck_at_chance"] = f"{stuck(row)}: {', '.join(map(str, row['at_chance']))}"
-    if row["git_commit"]:
-        tags["mlflow.source.git.commit"] = text(row["git_commit"])
+    tags |= {key: text(getattr(row, key)) for key in ("label", "hardware", "git_commit") if getattr(row, key)}
+    if row.at_chance:
+        tags["stuck_at_chance"] = f"{stuck(row)}: {', '.join(map(str, row.at_chance))}"
+    if row.git_commit:
+        tags["mlflow.source.git.commit"] = text(row.git_commit)
     return tags
 
 
-def _claim(row: Json) -> str:
-    value = row["claim"]["value"]
-    if row["ablation"]:
-        return f"{words.claim(row)}, in points of {row['metric']}"
-    return "none" if value is None else f"{value} % {row['metric']}"
+def _claim(row: LedgerRow) -> str:
+    value = row.claim.value
+    if row.ablation:
+        return f"{words.claim(row)}, in points of {row.metric}"
+    return "none" if value is None else f"{value} % {row.metric}"
 
 
-def _interval(prefix: str, figures: Json) -> dict[str, float | None]:
-    low, high = figures["ci95"] or (None, None)
-    return {f"{prefix}mean": figures["mean"], f"{prefix}ci95_low": low, f"{prefix}ci95_high": high}
+def _interval(prefix: str, figures: Summary) -> dict[str, float | None]:
+    low, high = figures.ci95 or (None, None)
+    return {f"{prefix}mean": figures.mean, f"{prefix}ci95_low": low, f"{prefix}ci95_high": high}
 
 
-def note(row: Json) -> str:
+def note(row: LedgerRow) -> str:
     """The run's description in Markdown: the verdict and its grounds."""
-    ours = "not measured" if row["mean"] is None else f"{spelt(row)}, {seeds(row['n'])}"
-    tested = spelt(row["test_set"]) if row["test_set"] else None
+    ours = "not measured" if row.mean is None else f"{spelt(row)}, {seeds(row.n)}"
+    tested = spelt(row.test_set) if row.test_set else None
     return render("note.md", row=row, verdict=_verdict(row), ours=ours, tested=tested).rstrip()
 
 
-def _verdict(row: Json) -> str:
+def _verdict(row: LedgerRow) -> str:
     """The verdict, and the label that qualifies it."""
-    return f"{row['verdict']} ({row['label']})" if row["label"] else str(row["verdict"])
+    return f"{row.verdict} ({row.label})" if row.label else str(row.verdict)
 
 
-def _row_facts(row: Json) -> dict[str, str]:
+def _row_facts(row: LedgerRow) -> dict[str, str]:
     """The row of the ledger as facts at the head of an explorer."""
-    metric = row["metric"]
+    metric = row.metric
     facts = {"verdict": _verdict(row), "claimed": _claim(row)}
-    if row["mean"] is not None:
-        spread = f" ({ends(row, ' to ')})" if row["ci95"] else ""
+    if row.mean is not None:
+        spread = f" ({ends(row, ' to ')})" if row.ci95 else ""
         facts["measured"] = f"{centre(row)} % {metric}{spread}"
-        if row["test_set"]:
+        if row.test_set:
             facts["measured"] += ", on the images of the claim"
-            facts["on the test set"] = f"{centre(row['test_set'])} % {metric}"
+            facts["on the test set"] = f"{centre(row.test_set)} % {metric}"
     return facts
 
 
-def _trial_figures(metrics: Json) -> dict[str, float | None]:
+def _trial_figures(metrics: Metrics) -> dict[str, float | None]:
     """A trial's figures on the test set and, where the claim was measured on other images, on those."""
-    on = metrics.get("claimed_on") or {}
     return {
-        **{f"test/{key}": metrics.get(key) for key in TEST_METRICS},
-        **{f"claimed_on/{key}": on.get(key) for key in TEST_METRICS},
+        **{f"test/{key}": getattr(metrics, key) for key in TEST_METRICS},
+        **{f"claimed_on/{key}": getattr(metrics.claimed_on, key, None) for key in TEST_METRICS},
     }
 
 
@@ -288,7 +288,7 @@ def _mean_figures(trials: Sequence[SpooledTrial]) -> dict[str, float | None]:
     """The mean figures of a benchmark's seeds, each with its interval."""
     found = [trial.evaluation for trial in trials if trial.evaluation]
     figures = verdicts.summary("test/", [trial.error for trial in found])
-    top5 = [trial.metrics["top5_error"] for trial in found if trial.metrics.get("top5_error") is not None]
+    top5 = [trial.metrics.top5_error for trial in found if trial.metrics.top5_error is not None]
     figures |= {"test/top5_error": statistics.fmean(top5)} if top5 else {}
     on = [trial.claimed_on for trial in found if trial.claimed_on is not None]
     return figures | (verdicts.summary("claimed_on/", on) if on else {})

@@ -16,47 +16,19 @@ from typing import Any, TypeVar
 import psutil
 
 from pipelines.command.errors import UserError
-from pipelines.command.files import MissingError, read_list
+from pipelines.command.files import MissingError, read_json, read_list
 from pipelines.command.progress import is_number
-from pipelines.config.claims import Claim
+from pipelines.config.schema import convert
+from pipelines.config.values import Text
 from pipelines.results import reader
 from pipelines.results.evidence import COMMITTED
-from pipelines.results.reader import (
-    EVALUATIONS,
-    LATEST,
-    LIST,
-    NUMBER,
-    OBJECT,
-    RUNS,
-    SEED,
-    TEXT,
-    WHOLE,
-    Json,
-    Kind,
-    Trial,
-    check,
-    items,
-)
-from pipelines.results.rows import LedgerRow, TestSet
+from pipelines.results.reader import LATEST, SEED, About, CurveLine, Identity, Result, Trial
+from pipelines.results.rows import LedgerRow
 from pipelines.training import store
 
 SILENT_S = 900.0  # without progress: such a trial counts as ended
 Found = TypeVar("Found")
 Evaluations = dict[tuple[str, str], Trial]  # by benchmark and key of the trial
-
-IDENTITY = {**dict.fromkeys(("key", "benchmark", "budget"), TEXT), "seed": WHOLE, "config": OBJECT}
-DATASET = dict.fromkeys(("name", "digest"), TEXT)
-OVER_SEEDS = {
-    "mean": NUMBER.optional,
-    "ci95": Kind(items(is_number, 2, 2), "two numbers").optional,
-    "per_seed": Kind(lambda value: isinstance(value, dict) and all(map(is_number, value.values())), "numbers by seed"),
-}
-ROW = {
-    **dict.fromkeys(("dataset", "budget", "metric", "verdict"), TEXT),
-    **{"claim": OBJECT, **OVER_SEEDS, "n": WHOLE, "margin": NUMBER.optional},
-    **dict.fromkeys(("test_set", "ablation"), OBJECT.optional),
-    **dict.fromkeys(("at_chance", "deviations"), LIST.optional),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +56,10 @@ class SpooledTrial:
     seed: int
     dataset: str
     dataset_digest: str
-    config: Json
-    curve: list[Json]
-    progress: Json | None
-    result: Json | None
+    config: dict[str, Any]
+    curve: list[CurveLine]
+    progress: dict[str, Any] | None
+    result: Result | None
     evaluation: Trial | None
 
     @property
@@ -105,16 +77,16 @@ class SpooledTrial:
     def started(self) -> float:
         """Unix seconds, as precisely as the files allow."""
         if self.result is not None:
-            return max(float(self.result["finished"] - self.result["wall_s"]), 0.0)
+            return max(self.result.finished - self.result.wall_s, 0.0)
         if self.curve:
-            return max(float(self.curve[0]["time"] - self.curve[0]["seconds"]), 0.0)
+            return max(self.curve[0].time - self.curve[0].seconds, 0.0)
         return modified(self.folder / "trial.json") or modified(self.folder)
 
     @property
     def ended(self) -> float | None:
         """Unix seconds; None while it runs."""
         if self.result is not None:
-            return float(self.result["finished"])
+            return self.result.finished
         if self.status == "RUNNING":
             return None
         last = (self.progress or {}).get("time")
@@ -129,7 +101,7 @@ class SpooledBenchmark:
     budget: str
     dataset: str
     trials: tuple[SpooledTrial, ...]
-    row: Json | None
+    row: LedgerRow | None
     row_time: float  # when the row was written, unix seconds; 0 without one
 
     @property
@@ -174,7 +146,7 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     rows = _try(problems, _ledger, path, problems) or {}
     datasets = {(t.benchmark, t.budget): t.dataset for t in trials}
     # The ledger lists every benchmark; those that never ran have nothing to show.
-    datasets |= {key: row["dataset"] for key, row in rows.items() if key in datasets or row["n"]}
+    datasets |= {key: row.dataset for key, row in rows.items() if key in datasets or row.n}
     benchmarks = []
     for (name, budget), dataset in datasets.items():
         mine = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
@@ -189,82 +161,57 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
 def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list[SpooledTrial]:
     """Each trial once a benchmark: from the store, else from runs/, where a stage or ``dvc pull`` put it."""
     trials: dict[tuple[str, str], SpooledTrial] = {}
-    collected = [
-        path for path in (spool.project / RUNS).glob("*/seed-*/result.json") if SEED.fullmatch(path.parent.name)
-    ]
+    collected = [path for path in (spool.project / reader.RUNS).glob("*/seed-*/result.json") if _of_seed(path)]
     for path in [*sorted(spool.store.glob("*/trial.json")), *sorted(collected)]:
-        identity = _try(problems, reader.read_object, path, IDENTITY)
+        identity = _try(problems, reader.read, Identity, path)
         if identity is None:
             continue
-        name = path.parents[1].name if path in collected else identity["benchmark"]
-        if (name, identity["key"]) not in trials:
+        name = identity.benchmark if path.name == "trial.json" else path.parents[1].name
+        if (name, identity.key) not in trials:
             trial = _try(problems, _trial, path, name, identity, evaluations, problems)
             trials |= {(name, trial.key): trial} if trial else {}
     return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
 
 
-def _trial(path: Path, name: str, identity: Json, evaluations: Evaluations, problems: list[str]) -> SpooledTrial:
-    data = identity.get("dataset") or {
-        "digest": identity.get("dataset_digest"),
-        "name": identity["config"].get("dataset"),
-    }
-    check(path, data, DATASET, "dataset.")
-    folder = path.parent
-    of_key = [one for (_, key), one in evaluations.items() if key == identity["key"]]
-    found = evaluations.get((name, identity["key"]), of_key[0] if len(of_key) == 1 else None)
-    curve = _try(problems, reader.read_curve, folder / "curve.jsonl") or []
-    result = _try(problems, lambda: reader.read_result(folder, weights=False))
+def _trial(path: Path, name: str, identity: Identity, evaluations: Evaluations, problems: list[str]) -> SpooledTrial:
+    of_key = [one for (_, key), one in evaluations.items() if key == identity.key]
+    found = evaluations.get((name, identity.key), of_key[0] if len(of_key) == 1 else None)
+    named: Mapping[str, Any] = identity.dataset or {}
+    pair = (named.get("name", identity.config.get("dataset")), named.get("digest", identity.dataset_digest))
+    dataset, digest = convert(tuple[Text, Text], pair, f"{path}: dataset", strict=False)
+    curve = _try(problems, reader.read_curve, path.parent / "curve.jsonl") or []
+    result = _try(problems, lambda: reader.read_result(path.parent, weights=False))
     return SpooledTrial(
-        folder=folder,
-        **{**{key: identity[key] for key in IDENTITY}, "benchmark": name},
-        trained_as=identity["benchmark"],
-        dataset=data["name"],
-        dataset_digest=data["digest"],
+        **vars(identity) | {"benchmark": name, "dataset": dataset, "dataset_digest": digest},
+        folder=path.parent,
+        trained_as=identity.benchmark,
         curve=curve,
-        progress=_try(problems, reader.read_object, folder / "progress.json", {}),
+        progress=_try(problems, read_json, path.parent / "progress.json"),
         result=result,
-        evaluation=found and replace(found, curve=curve, result=result or {}),
+        evaluation=found and replace(found, curve=curve, result=result),
     )
 
 
+def _of_seed(path: Path) -> bool:
+    """Whether a file lies in a trial's folder: ``seed-0.bak`` is a copy of one."""
+    return SEED.fullmatch(path.parent.name) is not None
+
+
 def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
-    found: Evaluations = {}
-    for path in sorted((spool.project / EVALUATIONS).glob("*/trials/seed-*/metrics.json")):
-        if SEED.fullmatch(path.parent.name):
-            evaluation = _try(problems, _evaluation, path.parent)
-            found |= {(path.parents[2].name, evaluation.metrics["key"]): evaluation} if evaluation else {}
-    return found
+    paths = sorted(filter(_of_seed, (spool.project / reader.EVALUATIONS).glob("*/trials/seed-*/metrics.json")))
+    found = [_try(problems, _evaluation, path.parent) for path in paths]
+    return {(one.folder.parents[1].name, one.metrics.key): one for one in found if one}
 
 
 def _evaluation(folder: Path) -> Trial:
-    return reader.read_evaluation(folder, reader.read_about(folder.parents[1] / "classes.json"))
+    return reader.read_evaluation(folder, reader.read(About, folder.parents[1] / "classes.json"))
 
 
-def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], Json]:
+def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], LedgerRow]:
     """The rows of this checkout by benchmark and budget; committed evidence was tracked where it ran."""
-    found: dict[tuple[str, str], Json] = {}
-    for place, listed in enumerate(read_list(path), 1):
-        row = _try(problems, _row, f"{path} row {place}", listed)
-        if row is not None:
-            found[row["benchmark"], row["budget"]] = row
-    return found
-
-
-def _row(where: str, row: Json) -> Json | None:
-    check(where, row, {"benchmark": TEXT})
-    if row.get("budget") is None or row.get("origin") == COMMITTED:
-        return None
-    check(where, row, ROW)
-    check(where, row["claim"], {"value": NUMBER.optional}, "claim.")
-    if row.get("test_set"):
-        check(where, row["test_set"], OVER_SEEDS, "test_set.")
-        row["test_set"] = _whole(TestSet, row["test_set"])
-    return _whole(LedgerRow, {**row, "claim": _whole(Claim, row["claim"])})
-
-
-def _whole(kind: type, found: Json) -> Json:
-    """The row, with null for keys that an older ledger lacks."""
-    return {**dict.fromkeys(kind.__annotations__), **found}
+    places = {f"{path} row {place}": row for place, row in enumerate(read_list(path), 1)}
+    found = [_try(problems, reader.record, LedgerRow, row, place) for place, row in places.items()]
+    return {(row.benchmark, row.budget): row for row in found if row and row.budget and row.origin != COMMITTED}
 
 
 def _try(problems: list[str], read: Callable[..., Found], *arguments: Any) -> Found | None:

@@ -37,7 +37,7 @@ def template() -> tuple[Path, Params]:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     report_inputs.make(home, test_images=40, per_cell=1, names=NAMES, seeds=(0, 1, 2))
     params = load_params(home / "params.yaml")
-    found = ledger.gather(params, evaluations=home / "evaluations", runs=home / "runs")
+    found = ledger.gather(params, home)
     (home / "evidence").mkdir()
     for name, outcome in found.items():
         body = evidence.of_outcome(outcome, "laptop", params.benchmarks[name].evaluation.claimed_on)
@@ -62,7 +62,7 @@ def case(rng: random.Random, folder: Path) -> None:
     report = folder / "report"
     if rng.random() < 0.05:
         rng.choice(KINDS)(report if rng.random() < 0.5 else made(report) / "index.html")
-    found = ledger.gather(params, evaluations=folder / "evaluations", runs=folder / "runs")
+    found = ledger.gather(params, folder)
     compare.write(params, found, report, evidence.read(NAMES, folder / "evidence"))
     check(report)
 

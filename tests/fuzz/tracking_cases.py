@@ -14,6 +14,11 @@ from pipelines.tracking.spool import Spool
 
 KEY, HASH = "0123456789abcdef", "d" * 64
 ROW = {"class": "a", "precision": 0.5, "recall": None, "f1": 0.5, "support": 2}
+CLAIM = {
+    **{"metric": "error", "value": 25.0, "certainty": "read", "test_images": 4},
+    **{"source": "a paper", "protocol": "one view", "unit": "%"},
+}
+CLAIMED_ON = {"split": "train", "count": 10, "error": 1.0, "accuracy": 99.0}
 FILES: dict[str, Any] = {
     f"store/{KEY}/trial.json": {
         **{"benchmark": "lenet5-mnist", "seed": 0, "key": KEY, "budget": "laptop"},
@@ -29,11 +34,12 @@ FILES: dict[str, Any] = {
             "images_seen": 60,
             "versions": {"a": "1"},
         },
-        **{"hardware": "a CPU", "git_commit": "0123", "git_dirty": False},
+        **{"hardware": "a CPU", "git_commit": "0123", "git_dirty": False, "epochs": 2, "dataset_digest": HASH},
+        **{"benchmark": "lenet5-mnist", "seed": 0, "key": KEY, "budget": "laptop", "config": {"dataset": "mnist"}},
     },
     f"store/{KEY}/progress.json": {"state": "done", "time": 1.79e9, "pid": 1, "host": "here"},
     "evaluations/lenet5-mnist/trials/seed-0/metrics.json": {
-        **{"key": KEY, "error": 25.0, "accuracy": 75.0, "loss": 0.1, "claimed_on": {"error": 1.0}},
+        **{"key": KEY, "error": 25.0, "accuracy": 75.0, "loss": 0.1, "claimed_on": CLAIMED_ON},
         "per_class": [ROW, ROW],
     },
     "evaluations/lenet5-mnist/classes.json": {
@@ -49,9 +55,11 @@ FILES: dict[str, Any] = {
                 "n": 1,
                 "mean": 25.0,
                 "margin": 0.1,
+                "metric": "error",
+                "paper_epochs": 20,
             },
             **{"ci95": [24.0, 26.0], "verdict": "reproduced", "per_seed": {"0": 25.0}, "deviations": ["none"]},
-            "claim": {"value": 25.0, "unit": "%", "source": "a paper"},
+            "claim": CLAIM,
         }
     ],
 }

@@ -678,7 +678,7 @@ def test_the_suites_are_the_promised_ones() -> None:
 
 def test_the_page_has_a_benchmark_for_every_cell_of_table_3() -> None:
     cells = table3.cells(PARAMS.benchmarks, make_ledger(PARAMS, {}))
-    found = {key: (row["benchmark"], row["claim"]["value"]) for key, row in cells.items()}
+    found = {key: (row.benchmark, row.claim.value) for key, row in cells.items()}
     claims = {name: PARAMS.benchmarks[name].claim.value for name in CELLS}
     assert found == {(row.options["base"], row.options["variant"]): (n, claims[n]) for n, row in CELLS.items()}
 

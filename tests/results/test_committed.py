@@ -70,5 +70,5 @@ def test_every_row_of_a_suite_that_two_cores_reach_is_measured(suite: str) -> No
 @pytest.mark.parametrize(("name", "body"), BODIES)
 def test_a_claim_missed_at_the_papers_budget_has_its_paragraph(name: str, body: Evidence) -> None:
     benchmark = PARAMS.benchmarks[name]
-    if body.budget == "paper" and make_row(benchmark, body)["verdict"] not in THERE:
+    if body.budget == "paper" and make_row(benchmark, body).verdict not in THERE:
         assert "Left to try" in (benchmark.remarks or ""), "expected what was tried, and what is left to try"

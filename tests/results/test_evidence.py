@@ -60,7 +60,7 @@ def rows(name: str = "linear-mnist") -> list[LedgerRow]:
     """The rows of one benchmark, from this project's trials and the evidence committed in it."""
     params = load_params()
     ledger = make_ledger(params, gather(params), evidence.read(params.benchmarks))
-    return [row for row in ledger if row["benchmark"] == name]
+    return [row for row in ledger if row.benchmark == name]
 
 
 def own() -> Evidence:
@@ -156,7 +156,11 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda body: body.update(finished=1e15),
         "finished is 1000000000000000.0; expected a number from 0 to 1e+11",
     ),
-    "no seeds": (lambda body: body.update(seeds={}), "seeds holds none, or something else"),
+    "a seed that is none": (
+        lambda body: body.update(seeds={"first": body["seeds"]["0"]}),
+        "seeds has the key 'first'; expected a whole number",
+    ),
+    "no seeds": (lambda body: body.update(seeds={}), "laptop.seeds is {}; expected at least one"),
 }
 
 
@@ -184,12 +188,12 @@ def test_the_best_evidence_is_of_the_full_recipe_then_of_more_seeds(project: Pat
     few = {seed: mine.seeds[seed] for seed in ("0", "1", "2")}
     config = {**mine.config, "epochs": 20}
     full = replace(mine, budget="paper", epochs=20.0, config=config, seeds=few)
-    assert [row["origin"] for row in rows()] == [HERE]
+    assert [row.origin for row in rows()] == [HERE]
     commit(replace(mine, seeds=few))  # of fewer seeds
-    assert [(row["origin"], row["best"]) for row in rows()] == [(HERE, True), (COMMITTED, False)]
+    assert [(row.origin, row.best) for row in rows()] == [(HERE, True), (COMMITTED, False)]
     commit(full)  # of the full recipe
     found = rows()
-    assert [(row["origin"], row["budget"], row["best"]) for row in found] == [
+    assert [(row.origin, row.budget, row.best) for row in found] == [
         (COMMITTED, "paper", True), (HERE, "laptop", False),
     ]  # fmt: skip
     assert quoted(found) == found, "both stand in the table"
@@ -207,11 +211,11 @@ def test_ours_agrees_within_the_committed_interval_widened_by_ours(
     project: Path, points: float, agrees: bool, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commit(shifted(own(), points))
-    found = next(row for row in rows() if row["origin"] == HERE)
-    assert found["agrees"] is agrees and found["agreement"] is not None and found["agreement"].startswith(words)
+    found = next(row for row in rows() if row.origin == HERE)
+    assert found.agrees is agrees and found.agreement is not None and found.agreement.startswith(words)
     params = load_params()
     ledger = compare.write(params, gather(params), committed=evidence.read(params.benchmarks))
-    assert found["agreement"] in (project / "report/index.html").read_text()
+    assert found.agreement in (project / "report/index.html").read_text()
     table = compare.terminal_table(ledger)
     assert f"{int(agrees)} of 1 of yours agree with committed evidence" in str(table.caption)
 
@@ -219,8 +223,8 @@ def test_ours_agrees_within_the_committed_interval_widened_by_ours(
 def test_an_interval_of_few_seeds_cannot_disagree(project: Path) -> None:
     body = shifted(own(), 9.0)
     commit(replace(body, seeds={seed: body.seeds[seed] for seed in ("0", "1")}))
-    found = next(row for row in rows() if row["origin"] == HERE)
-    assert (found["agrees"], (found["agreement"] or "")[:26]) == (None, "too few seeds to compare w")
+    found = next(row for row in rows() if row.origin == HERE)
+    assert (found.agrees, (found.agreement or "")[:26]) == (None, "too few seeds to compare w")
 
 
 def test_evidence_of_a_changed_recipe_is_shown_as_such_and_is_never_the_best(project: Path) -> None:
@@ -229,8 +233,8 @@ def test_evidence_of_a_changed_recipe_is_shown_as_such_and_is_never_the_best(pro
     shutil.rmtree(project / "runs/linear-mnist")
     shutil.rmtree(project / "evaluations/linear-mnist")
     untested, old = rows()
-    assert (untested["verdict"], untested["best"], untested["budget"]) == ("untested", True, "laptop")
-    assert (old["best"], old["changed"]) == (False, "config.recipe.batch was 64, now 32")
+    assert (untested.verdict, untested.best, untested.budget) == ("untested", True, "laptop")
+    assert (old.best, old.changed) == (False, "config.recipe.batch was 64, now 32")
     assert quoted([untested, old]) == []
     params = load_params()
     ledger = make_ledger(params, {}, evidence.read(params.benchmarks))
@@ -257,9 +261,9 @@ def test_evidence_and_ledger_name_two_precisions_of_a_rows_seeds(project: Path) 
     assert committed.by_precision == found.by_precision and committed.by_precision["bf16"] == ["0", "1"]
     params = load_params()
     ledger = make_ledger(params, gather(params), {"linear-mnist": [committed]})
-    for row in (row for row in ledger if row["benchmark"] == "linear-mnist"):
-        assert row["label"] and row["label"].endswith("two precisions")
-        assert row["precision"] and row["precision"].startswith("bf16 (seeds 0, 1), fp32 (seeds 2")
+    for row in (row for row in ledger if row.benchmark == "linear-mnist"):
+        assert row.label and row.label.endswith("two precisions")
+        assert row.precision and row.precision.startswith("bf16 (seeds 0, 1), fp32 (seeds 2")
     page = report.build(params, ledger, gather(params), {"linear-mnist": [committed]})
     assert page.count("bf16 (seeds 0, 1), fp32 (seeds 2") >= 1
 
@@ -301,7 +305,7 @@ def test_committed_evidence_is_not_tracked(project: Path, monkeypatch: pytest.Mo
 def test_a_long_curve_is_thinned_to_its_end(project: Path) -> None:
     outcome = gather(load_params())["linear-mnist"]
     trial = outcome.trials[0]
-    curve = [{**trial.curve[0], "epoch": epoch, "train_error": float(epoch)} for epoch in range(1, 351)]
+    curve = [replace(trial.curve[0], epoch=epoch, train_error=float(epoch)) for epoch in range(1, 351)]
     body = evidence.of_outcome(replace(outcome, trials=(replace(trial, curve=curve),)), "laptop", None)
     kept = body.seeds["0"].curve
     assert kept is not None and len(kept.epoch) == evidence.MOST_POINTS
@@ -329,8 +333,8 @@ def test_a_loss_that_stays_at_that_of_a_guess_is_stuck_at_chance(
 def test_a_trial_on_the_plateau_is_named_in_the_ledger(project: Path) -> None:
     outcome = gather(load_params())["linear-mnist"]
     first, *others = outcome.trials
-    assert first.result["config"]["recipe"]["loss"] == "cross_entropy" and not first.at_chance
-    flat = replace(first, curve=[{**line, "loss": 2.3026} for line in first.curve])
+    assert first.result and first.result.config["recipe"]["loss"] == "cross_entropy" and not first.at_chance
+    flat = replace(first, curve=[replace(line, loss=2.3026) for line in first.curve])
     body = evidence.of_outcome(replace(outcome, trials=(flat, *others)), "laptop", None)
     assert [seed for seed, one in body.seeds.items() if one.at_chance] == ["0"]
     assert len(body.seeds) == len(SEEDS), "and it counts"

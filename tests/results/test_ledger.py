@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 def test_a_row_on_a_subset_by_rule_shows_the_rule() -> None:
     found = projects.read(ROOT)
     found["benchmarks"]["linear-mnist"]["dataset"] = "ilsvrc100"
-    rows = {row["benchmark"]: row["dataset"] for row in make_ledger(projects.build(found), {})}
+    rows = {row.benchmark: row.dataset for row in make_ledger(projects.build(found), {})}
     rule = "the first 100 classes by id, the first 500 training images of each class"
     assert rows["linear-mnist"] == f"ilsvrc100: {rule}"
     assert rows["lenet5-mnist"] == load_params(ROOT / "params.yaml").benchmark("lenet5-mnist").dataset
@@ -27,14 +27,14 @@ def test_an_ablation_is_compared_with_the_whole_net_at_the_same_budget() -> None
     params = projects.build(found)
     committed = evidence.read(("lenet1-mnist", "lenet4-mnist"), ROOT / evidence.EVIDENCE)
     row, whole = (
-        next(row for row in make_ledger(params, {}, committed) if row["benchmark"] == name)
+        next(row for row in make_ledger(params, {}, committed) if row.benchmark == name)
         for name in ("lenet1-mnist", "lenet4-mnist")
     )
-    ablation = row["ablation"]
-    assert ablation and ablation["of"] == "lenet4-mnist" and whole["ablation"] is None
-    assert row["mean"] and whole["mean"] and ablation["ci95"]
-    assert ablation["mean"] == round(row["mean"] - whole["mean"], 4)
-    assert ablation["ci95"][0] < ablation["mean"] < ablation["ci95"][1]
+    ablation = row.ablation
+    assert ablation and ablation.of == "lenet4-mnist" and whole.ablation is None
+    assert row.mean and whole.mean and ablation.ci95
+    assert ablation.mean == round(row.mean - whole.mean, 4)
+    assert ablation.ci95[0] < ablation.mean < ablation.ci95[1]
     assert words.claim(row).startswith("0.6 ± 0.") and words.claim(row).endswith(" more than lenet4-mnist")
-    alone = next(r for r in make_ledger(params, {}, {"lenet1-mnist": committed["lenet1-mnist"]}) if r["n"])
-    assert alone["verdict"] == "untested" and alone["ablation"] and words.compared(alone["ablation"]) == "–"
+    alone = next(r for r in make_ledger(params, {}, {"lenet1-mnist": committed["lenet1-mnist"]}) if r.n)
+    assert alone.verdict == "untested" and alone.ablation and words.compared(alone.ablation) == "–"

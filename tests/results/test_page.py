@@ -85,7 +85,7 @@ Inputs = tuple[Params, list[LedgerRow], dict[str, Outcome]]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = make(tmp_path_factory.mktemp("page") / "project", per_cell=3)
     found_params = load_params(folder / "params.yaml")
-    found = gather(found_params, evaluations=folder / "evaluations", runs=folder / "runs")
+    found = gather(found_params, folder)
     return found_params, make_ledger(found_params, found), found
 
 
@@ -136,18 +136,18 @@ def test_marked_rows_show_both_figures(html: str, inputs: Inputs) -> None:
     data = {b["name"]: b for b in json.loads(reader.data)["benchmarks"]}
     words = " ".join(" ".join(reader.words).split())
     for row in inputs[1]:
-        name, made = row["benchmark"], MADE[row["benchmark"]]
+        name, made = row.benchmark, MADE[row.benchmark]
         if name in data:
             assert (data[name]["compared_errors"] is None) is (made.claimed_on is None)
-        if row["test_set"] is None:
+        if row.test_set is None:
             continue
-        assert f"{row['mean']:.2f} % † " in words
-        assert f"{row['test_set']['mean']:.2f} % on the test set" in words
-        assert f"{row['test_set']['mean']:.2f} % accuracy (" in words
+        assert f"{row.mean:.2f} % † " in words
+        assert f"{row.test_set.mean:.2f} % on the test set" in words
+        assert f"{row.test_set.mean:.2f} % accuracy (" in words
         compared, errors = (list(data[name][key].values()) for key in ("compared_errors", "errors"))
         assert np.mean(compared) == pytest.approx(made.claimed_error)
-        assert np.mean(errors) == pytest.approx(100 - (row["test_set"]["mean"] or 0), abs=1e-3)
-        assert f"; on the whole test set {row['test_set']['mean']:.2f} %" in plots.describe(row)
+        assert np.mean(errors) == pytest.approx(100 - (row.test_set.mean or 0), abs=1e-3)
+        assert f"; on the whole test set {row.test_set.mean:.2f} %" in plots.describe(row)
     marked = [name for name in RUN if MADE[name].claimed_on]
     assert words.count("% † ") == words.count(" % on the test set") == words.count(DIFFERENCE) == len(marked)
     assert words.count("Accuracy† Test accuracy") == len(marked)
@@ -167,7 +167,7 @@ def test_the_mark_is_explained_only_where_it_is_used(html: str, inputs: Inputs) 
         html.count("† measured on images chosen like those of the claim; the ring is ours on the whole test set") == 1
     )
     plain = {name: b for name, b in whole.benchmarks.items() if not MADE[name].claimed_on}
-    rows = [row for row in ledger if row["benchmark"] in plain]
+    rows = [row for row in ledger if row.benchmark in plain]
     built = report.build(replace(whole, benchmarks=plain), rows, {n: o for n, o in found.items() if n in plain})
     assert "†" not in built
 
@@ -175,10 +175,10 @@ def test_the_mark_is_explained_only_where_it_is_used(html: str, inputs: Inputs) 
 def test_verdicts_are_counted_with_those_that_are_qualified(html: str, inputs: Inputs) -> None:
     ledger = inputs[1]
     tally = " ".join(" ".join(read(html).words).split()).partition("Ledger Table 3")[0]
-    verdict = next(row["verdict"] for row in ledger if row["label"])
+    verdict = next(row.verdict for row in ledger if row.label)
     assert f"{verdict} (1 qualified)" in tally and tally.count("qualified)") == 1
     for one in Verdict:
-        rows = [row for row in ledger if row["verdict"] == one]
+        rows = [row for row in ledger if row.verdict == one]
         assert not rows or re.search(rf"\b{len(rows)} \S {one}\b", tally), one
 
 
@@ -276,7 +276,8 @@ def nasty_params() -> Params:
 
 def test_markup_in_the_files_stays_text(inputs: Inputs) -> None:
     _, _, outcomes = inputs
-    found = {name: replace(o, classes=[f"{NASTY}{MOVING}{i}" for i in range(10)]) for name, o in outcomes.items()}
+    classes = tuple(f"{NASTY}{MOVING}{i}" for i in range(10))
+    found = {name: replace(o, classes=classes) for name, o in outcomes.items()}
     nasty = nasty_params()
     built = report.build(nasty, make_ledger(nasty, found), found)
     reader = read(built)
@@ -314,7 +315,7 @@ def part(call: str, **values: object) -> str:
 def test_table_3_fills_what_is_known_and_marks_the_rest(inputs: Inputs) -> None:
     found = table3.cells(inputs[0].benchmarks, inputs[1])
     assert set(found) == {("C", "allcnn"), ("A", "strided")}
-    built = part("table3(grid)", grid=table3.grid(found))
+    built = part("table3_section(found)", found=found)
     reader = read(built)
     assert reader.tags["td"] == 12 + 1  # and the corner
     words = "".join(reader.words)
@@ -326,17 +327,17 @@ def test_table_3_fills_what_is_known_and_marks_the_rest(inputs: Inputs) -> None:
 
 
 def test_table_3_stands_open_once_half_of_it_is_measured(inputs: Inputs) -> None:
-    row = {**inputs[1][0], "epochs": 350.0, "paper_epochs": 350}
+    row = replace(inputs[1][0], epochs=350.0, paper_epochs=350)
     for count in (5, 6):
         found = {cell: row for cell in list(itertools.product(table3.BASES, table3.VARIANTS))[:count]}
-        assert ("<details" in part("table3(grid)", grid=table3.grid(found))) is (count < 6)  # type: ignore[arg-type]
+        assert ("<details" in part("table3_section(found)", found=found)) is (count < 6)
 
 
 def test_table_3_is_left_out_where_no_net_belongs_to_it(inputs: Inputs) -> None:
     whole, ledger, found = inputs
     kept = {name: b for name, b in whole.benchmarks.items() if b.model.family != "allcnn"}
     fewer = replace(whole, benchmarks=kept)
-    rows = [r for r in ledger if r["benchmark"] in kept]
+    rows = [r for r in ledger if r.benchmark in kept]
     built = report.build(fewer, rows, {name: o for name, o in found.items() if name in kept})
     assert 'id="table3"' not in built
     read(built)
@@ -353,15 +354,15 @@ def few(found: Inputs, count: int) -> tuple[LedgerRow, str]:
     )
     fewer = {**outcomes, "linear-mnist": replace(outcome, trials=outcome.trials[:count], examples=kept)}
     ledger = make_ledger(whole, fewer)
-    row = next(row for row in ledger if row["benchmark"] == "linear-mnist")
+    row = next(row for row in ledger if row.benchmark == "linear-mnist")
     return row, report.build(whole, ledger, fewer)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_of_fewer_than_three_seeds_the_figures_themselves_stand_there(inputs: Inputs, count: int) -> None:
     row, built = few(inputs, count)
-    values = ", ".join(f"{value:.2f}" for value in row["per_seed"].values())
-    assert row["ci95"] is None and row["mean"] == pytest.approx(np.mean(list(row["per_seed"].values())), abs=1e-3)
+    values = ", ".join(f"{value:.2f}" for value in row.per_seed.values())
+    assert row.ci95 is None and row.mean == pytest.approx(np.mean(list(row.per_seed.values())), abs=1e-3)
     assert words.figure(row) == f"{values} ({count} seed{'s' if count > 1 else ''})"
     assert words_of(row) == values
     reader = read(built)
@@ -379,13 +380,13 @@ def words_of(row: LedgerRow) -> str:
 
 def test_of_three_seeds_an_interval_stands_there(inputs: Inputs) -> None:
     row, _ = few(inputs, 3)
-    assert row["ci95"] and words.figure(row) == f"{row['mean']:.2f} [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]"
-    assert words_of(row) == f"{row['mean']:.2f} ± {row['ci95'][1] - (row['mean'] or 0):.2f}"
+    assert row.ci95 and words.figure(row) == f"{row.mean:.2f} [{row.ci95[0]:.2f}, {row.ci95[1]:.2f}]"
+    assert words_of(row) == f"{row.mean:.2f} ± {row.ci95[1] - (row.mean or 0):.2f}"
 
 
-@pytest.mark.parametrize("ci95", [[0.0, 6.30], [76.11, 100.0]])
-def test_an_interval_that_is_cut_is_not_written_as_plus_minus(inputs: Inputs, ci95: list[float]) -> None:
-    row: LedgerRow = {**inputs[1][0], "mean": 88.09, "ci95": ci95}
+@pytest.mark.parametrize("ci95", [(0.0, 6.30), (76.11, 100.0)])
+def test_an_interval_that_is_cut_is_not_written_as_plus_minus(inputs: Inputs, ci95: tuple[float, float]) -> None:
+    row = replace(inputs[1][0], mean=88.09, ci95=ci95)
     assert words_of(row) == f"88.09 [{ci95[0]:.2f}, {ci95[1]:.2f}]"
 
 
@@ -404,7 +405,7 @@ def test_the_ledgers_axis_has_room_for_every_figure(inputs: Inputs) -> None:
     assert places[0] == pytest.approx(plots.EDGE)
     assert places[-1] == pytest.approx(plots.WIDTH - plots.EDGE)
     for row in inputs[1]:
-        error = as_error(row["metric"], row["claim"]["value"] or 0)
+        error = as_error(row.metric, row.claim.value or 0)
         assert plots.EDGE < axis.place(error) < plots.WIDTH - plots.EDGE
 
 
@@ -431,11 +432,12 @@ def many_classes(outcome: Outcome, count: int = 40) -> Outcome:
     confusion[3, 7], confusion[7, 3] = 5, 2
     error = 100 * (1 - 320 / confusion.sum())
     trials = tuple(
-        replace(trial, confusion=confusion, metrics={**trial.metrics, "error": error}) for trial in outcome.trials
+        replace(trial, confusion=confusion, metrics=replace(trial.metrics, error=error)) for trial in outcome.trials
     )
     said = np.array([[7, 7, 3, 9], [7, 3, 3, 9], [3, 3, 3, 9], [3, 3, 7, 9], [3, 3, 7, 9]])
     kept = replace(noise(4, seeds=5), actual=np.array([3, 3, 7, 9]), predicted=said)
-    return replace(outcome, classes=[f"class {i}" for i in range(count)], dataset="many", trials=trials, examples=kept)
+    classes = tuple(f"class {i}" for i in range(count))
+    return replace(outcome, classes=classes, dataset="many", trials=trials, examples=kept)
 
 
 def awkward(inputs: Inputs) -> str:
@@ -443,13 +445,13 @@ def awkward(inputs: Inputs) -> str:
     whole, _, found = inputs
     changed = dict(found)
     first = changed["linear-mnist"].trials[0]
-    diverged = replace(first, curve=[{"epoch": 1, "loss": float("nan"), "train_error": None}])
+    diverged = replace(first, curve=[replace(first.curve[0], loss=float("nan"), train_error=None)])
     kept = examples_of(changed["linear-mnist"])
     alone = replace(kept, predicted=kept.predicted[:1], confidence=kept.confidence[:1])
     changed["linear-mnist"] = replace(changed["linear-mnist"], trials=(diverged,), examples=alone)
     right = np.diag(first.confusion.sum(axis=1))
-    ended = [{"epoch": 1, "loss": 0.0, "train_error": 0.0}]
-    perfect = replace(first, metrics={**first.metrics, "error": 0.0}, confusion=right, curve=ended)
+    ended = [replace(first.curve[0], loss=0.0, train_error=0.0)]
+    perfect = replace(first, metrics=replace(first.metrics, error=0.0), confusion=right, curve=ended)
     changed["mlp300-mnist"] = replace(changed["mlp300-mnist"], trials=(perfect,), examples=noise(0, 28, 1))
     changed["allcnn-c-cifar10"] = many_classes(changed["allcnn-c-cifar10"])
     return report.build(whole, make_ledger(whole, changed), changed)

@@ -59,7 +59,7 @@ def test_everything_of_a_finished_suite(local: Path) -> None:
     history = client.get_metric_history(child.info.run_id, "train/loss")
     lines = spools.read(project.spool)[0][2].trials[1].curve
     assert [(m.step, m.value, m.timestamp) for m in history] == [
-        (1_000_000 * line["epoch"], line["loss"], int(1000 * line["time"])) for line in lines
+        (1_000_000 * line.epoch, line.loss, int(1000 * line.time)) for line in lines
     ]
     row = project.rows[2]
     assert parent.data.metrics["ledger/mean"] == pytest.approx(row["mean"], abs=1e-4)
@@ -230,7 +230,9 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
                 found |= {"benchmark": name, "dataset": {"name": name, "digest": "d" * 64}, "hardware": name}
             path.write_text(json.dumps({**found, **({"classes": classes} if "classes" in found else {})}))
     row = project.rows[0]
-    row.update(benchmark=name, dataset=name, claim={**row["claim"], "source": name}, deviations=[name, "y" * 9000])
+    row.update(
+        benchmark=name, dataset=name, claim={**row["claim"], "source": f"A, {name}"}, deviations=[name, "y" * 9000]
+    )
     project.ledger()
     sender = deliver(project.spool)
     assert len(sender.sent) == 4

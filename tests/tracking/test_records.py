@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipelines.config.claims import Claim
 from pipelines.results import arrays
 from pipelines.results.figures import FIGURES
 from pipelines.results.reader import Outcome
-from pipelines.results.rows import LedgerRow
+from pipelines.results.rows import LedgerRow, OnTestSet
 from pipelines.tracking import cursors, records
 from pipelines.tracking import spool as spools
 from tests.tracking.projects import NOW, Project, change
@@ -134,20 +135,22 @@ def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Pa
     assert len(set(steps)) == 60 and steps == sorted(steps) and steps[0] > 0
 
 
-MARKED = {
-    **dict.fromkeys(LedgerRow.__annotations__),
-    "benchmark": "ordinary-cifar10",
-    "metric": "accuracy",
-    "claim": {**dict.fromkeys(Claim.__annotations__), "value": 37.0},
-    "verdict": "reproduced",
-    "budget": "laptop",
-    "n": 5,
-    "per_seed": {},
-    "mean": 38.0,
-    "ci95": [37.8, 38.2],
-    "test_set": {"mean": 33.4, "ci95": [33.1, 33.7], "images": 10000, "per_seed": {}},
-    "difference": "They are images of the training file.",
-}
+CLAIM = Claim(metric="accuracy", value=37.0, source="A", protocol="B", certainty="read", test_images=10000)
+MARKED = LedgerRow(
+    benchmark="ordinary-cifar10",
+    dataset="cifar10",
+    metric="accuracy",
+    claim=CLAIM,
+    verdict="reproduced",
+    budget="laptop",
+    paper_epochs=10,
+    n=5,
+    per_seed={},
+    mean=38.0,
+    ci95=(37.8, 38.2),
+    test_set=OnTestSet(mean=33.4, ci95=(33.1, 33.7), images=10000, per_seed={}),
+    difference="They are images of the training file.",
+)
 
 
 def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None:
@@ -162,7 +165,7 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     facts = records._row_facts(MARKED)
     assert facts["measured"] == "38.00 % accuracy (37.80 to 38.20), on the images of the claim"
     assert facts["on the test set"] == "33.40 % accuracy"
-    plain = {**MARKED, "test_set": None, "difference": None, "label": "a variant", "at_chance": [0, 3]}
+    plain = replace(MARKED, test_set=None, difference=None, label="a variant", at_chance=(0, 3))
     assert not [key for key in records._row_figures(plain) if "test_set" in key]
     note = records.note(plain)
     assert "claim |" not in note and "on the whole test set" not in note
@@ -181,7 +184,8 @@ def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_pa
     names = ("error", "accuracy", "error_ci95_low", "error_ci95_high", "top5_error")
     assert plain.keys() == {f"test/{key}" for key in names}
     for seed, error in enumerate((61.0, 61.5, 62.0)):
-        on = {"split": "train", "first": 0, "error": error, "accuracy": 100 - error, "single_view_error": 61.6}
+        on = {"split": "train", "first": 0, "count": 100, "error": error, "accuracy": 100 - error}
+        on |= {"single_view_error": 61.6}
         change(tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/metrics.json", claimed_on=on)
     benchmark, *_ = spools.read(project.spool)[0]
     both = records._mean_figures(benchmark.evaluated)

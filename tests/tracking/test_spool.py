@@ -38,7 +38,7 @@ def test_damaged_files_read_as_absent(tmp_path: Path) -> None:
     project.write("report/ledger.json", "[1]")
     (benchmark,) = spools.read(project.spool)[0]
     (trial,) = benchmark.trials
-    assert [line["epoch"] for line in trial.curve] == [1, 2, 3]
+    assert [line.epoch for line in trial.curve] == [1, 2, 3]
     assert trial.result is None and benchmark.row is None
 
 
@@ -168,11 +168,15 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "store/{key}/result.json",
         lambda path: change(path, finished="now"),
-        "finished is 'now'; expected a number from 0",
+        "finished is 'now'; expected a number",
     ),
-    ("store/{key}/result.json", lambda path: change(path, wall_s=None), "wall_s is null; expected a number from 0"),
-    ("store/{key}/result.json", lambda path: change(path, versions="all"), "versions is 'all'; expected an object"),
-    ("store/{key}/result.json", lambda path: change(path, parameters="60"), "parameters is '60'; expected a number"),
+    ("store/{key}/result.json", lambda path: change(path, wall_s=None), "wall_s is null; expected a number"),
+    ("store/{key}/result.json", lambda path: change(path, versions="all"), "versions is 'all'; expected a mapping"),
+    (
+        "store/{key}/result.json",
+        lambda path: change(path, parameters="60"),
+        "parameters is '60'; expected a whole",
+    ),
     ("store/{key}/result.json", lambda path: path.write_text(path.read_text().replace("8571", "8572")), "is damaged"),
     ("store/{key}/progress.json", lambda path: path.write_text("[]"), "it holds a list; expected an object"),
     ("store/{key}/curve.jsonl", lambda path: rewrite(path, "epoch 1\n"), "is damaged"),
@@ -185,17 +189,21 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
         "loss is 'low'",
     ),
     (f"{SEED_0}/metrics.json", lambda path: change(path, key={}), "key is {}"),
-    (f"{SEED_0}/metrics.json", lambda path: change(path, error="1"), "error is '1'; expected per cent"),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, error="1"), "error is '1'; expected a number"),
     (f"{SEED_0}/metrics.json", lambda path: change(path, error=99.0), "expected files of one evaluation"),
-    (f"{SEED_0}/metrics.json", lambda path: change(path, claimed_on=[1]), "claimed_on is [1]; expected an object"),
+    (f"{SEED_0}/metrics.json", lambda path: change(path, claimed_on=[1]), "claimed_on is [1]; expected a mapping"),
     (f"{SEED_0}/confusion.csv", replaced_by_a_folder, "is no regular file"),
     (f"{SEED_0}/confusion.csv", replaced_by_a_pipe, "is no regular file"),
     ("evaluations/a-mnist/classes.json", lambda path: change(path, classes=None), "classes is null; expected a list"),
-    ("report/ledger.json", lambda path: change(path, claim=None), " row 1: claim is null; expected an object"),
+    ("report/ledger.json", lambda path: change(path, claim=None), " row 1: claim is null; expected a mapping"),
     ("report/ledger.json", lambda path: change(path, dataset=[1]), " row 1: dataset is [1]; expected text"),
     ("report/ledger.json", lambda path: change(path, mean="1"), " row 1: mean is '1'; expected a number"),
-    ("report/ledger.json", lambda path: change(path, ci95=[1]), " row 1: ci95 is [1]; expected two numbers"),
-    ("report/ledger.json", lambda path: path.write_text("[1, " + path.read_text()[1:]), " row 1 is damaged: it is 1"),
+    ("report/ledger.json", lambda path: change(path, ci95=[1]), " row 1: ci95 is [1]; expected a list of 2"),
+    (
+        "report/ledger.json",
+        lambda path: path.write_text("[1, " + path.read_text()[1:]),
+        " row 1 is 1; expected a",
+    ),
 ]
 
 

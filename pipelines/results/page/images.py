@@ -25,6 +25,7 @@ JPEG_QUALITY = 88
 MOST_SHOWN = 24  # test images behind a cell, at a time
 SHEET_BYTES = 6_000_000  # of all sheets together, encoded; beyond it fewer images stand behind each cell
 MOST_FILTERS = 256
+FILTER_PIXELS, TEMPLATE_PIXELS = 44, 96  # on the screen: a filter, about, and a class template
 
 # Blue, white, red: the ends of ColorBrewer's RdBu scale, for weights below, at and above zero.
 NEGATIVE, ZERO, POSITIVE = np.array([[33, 102, 172], [247, 247, 247], [178, 24, 43]], dtype=np.float64)

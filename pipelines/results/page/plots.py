@@ -56,22 +56,22 @@ def linear_axis(values: Sequence[float]) -> Axis:
 
 def ledger_axis(rows: Sequence[LedgerRow]) -> Axis:
     """One axis for the whole ledger, in error: left is better for each metric."""
-    return log_axis(as_error(row["metric"], value) for row in rows for value in figures(row))
+    return log_axis(as_error(row.metric, value) for row in rows for value in figures(row))
 
 
 def figures(row: LedgerRow) -> list[float]:
     """All figures in a row's plot."""
-    value, margin = row["claim"]["value"], row["margin"]
-    claims = [] if margin is None else [value - margin, value + margin]
-    tested = row["test_set"]["per_seed"].values() if row["test_set"] else ()
-    return [*claims, *row["per_seed"].values(), *(row["ci95"] or []), *tested]
+    value, margin = row.claim.value, row.margin
+    claims = [] if value is None or margin is None else [value - margin, value + margin]
+    tested = row.test_set.per_seed.values() if row.test_set else ()
+    return [*claims, *row.per_seed.values(), *(row.ci95 or []), *tested]
 
 
 def describe(row: LedgerRow) -> str:
     """The plot in words."""
-    unit = "points" if row["ablation"] else "%"
+    unit = "points" if row.ablation else "%"
     claimed = "no claim" if claim(row) == NONE else f"claim {claim(row)} {unit}"
-    if row["mean"] is None:
-        return f"{row['benchmark']}: {row['metric']}, {claimed}; not run"
-    tested = f"; on the whole test set {centre(row['test_set'])} %" if row["test_set"] else ""
-    return f"{row['benchmark']}: {row['metric']}, {claimed}; ours {spelt(row)}{tested}"
+    if row.mean is None:
+        return f"{row.benchmark}: {row.metric}, {claimed}; not run"
+    tested = f"; on the whole test set {centre(row.test_set)} %" if row.test_set else ""
+    return f"{row.benchmark}: {row.metric}, {claimed}; ours {spelt(row)}{tested}"

@@ -8,7 +8,6 @@ nothing is augmented.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipelines.config.benchmarks import Benchmark
 from pipelines.results.rows import LedgerRow
@@ -21,8 +20,8 @@ Cell = tuple[str, str]  # base, variant
 
 def cells(benchmarks: Mapping[str, Benchmark], ledger: Sequence[LedgerRow]) -> dict[Cell, LedgerRow]:
     """The row in each cell that a benchmark fills; of two rows, the one with evidence."""
-    best = sorted((row for row in ledger if row["best"]), key=lambda row: row["n"] > 0)
-    found = {_cell(benchmarks[row["benchmark"]]): row for row in best}
+    best = sorted((row for row in ledger if row.best), key=lambda row: row.n > 0)
+    found = {_cell(benchmarks[row.benchmark]): row for row in best}
     return {cell: row for cell, row in found.items() if cell is not None}
 
 
@@ -33,9 +32,11 @@ def _cell(benchmark: Benchmark) -> Cell | None:
     return cell if fits and cell[0] in BASES and cell[1] in VARIANTS else None
 
 
-def grid(found: Mapping[Cell, LedgerRow]) -> dict[str, Any] | None:
-    """The table in the paper's order: a row for each base net, a column for each way without pooling; None if empty."""
-    rows = {base: [found.get((base, variant)) for variant in VARIANTS] for base in BASES}
-    full = sum(row["n"] > 0 and (row["epochs"] or 0) >= row["paper_epochs"] for row in found.values())
-    labels = sorted({row["label"] for row in found.values() if row["label"]})
-    return {"columns": list(VARIANTS.values()), "rows": rows, "labels": labels, "measured": full} if found else None
+def labels(found: Mapping[Cell, LedgerRow]) -> list[str]:
+    """The words that qualify our figures in the table."""
+    return sorted({row.label for row in found.values() if row.label})
+
+
+def measured(found: Mapping[Cell, LedgerRow]) -> int:
+    """The number of cells that were trained as long as in the paper."""
+    return sum(row.n > 0 and (row.epochs or 0) >= row.paper_epochs for row in found.values())
