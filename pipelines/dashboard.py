@@ -30,7 +30,7 @@ from pipelines.command.errors import UserError, guard
 from pipelines.command.progress import becomes
 from pipelines.tracking import database, delivery, helper
 from pipelines.tracking.addresses import clean, is_remote, safe, sqlite_file, tracking_uri
-from pipelines.tracking.probe import AwayError, RefusedError, answers, be_patient, probe, reach_local
+from pipelines.tracking.probe import AwayError, RefusedError, answers, be_patient, probe
 from pipelines.tracking.records import EXPLORER
 from pipelines.tracking.spool import Spool
 
@@ -172,15 +172,6 @@ def require_free(port: int) -> None:
         raise UserError(f"port {port} is taken on {HOST}; {mend}") from None
 
 
-def _send_waiting(spool: Spool) -> None:
-    """Send the spool's waiting results; UserError where the server or database can't take them."""
-    sent = helper.sync(spool, deadline_s=120)
-    if sent.away and sent.line:
-        raise UserError(sent.line)
-    if sent.line:
-        print(sent.line, flush=True)
-
-
 def main() -> None:
     """Serve until Ctrl-C; or, where a server runs already, print its addresses."""
     parser = arguments.Parser(prog="python -m pipelines.dashboard", description="Serve the results in MLflow.")
@@ -192,13 +183,16 @@ def main() -> None:
     be_patient()
     ending.follow()
     ending.heed(signal.SIGHUP)  # the terminal is closed
-    reach_local()
+    if not is_remote(uri):
+        require_free(args.port)
+    sent = helper.sync(spool, deadline_s=120)
+    if sent.away:
+        raise UserError(str(sent.line))
+    if sent.line:
+        print(sent.line, flush=True)
     if is_remote(uri):
-        _send_waiting(spool)
         show(safe(uri).rstrip("/"), uri, browse=args.open)
         return
-    require_free(args.port)
-    _send_waiting(spool)
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(f"{file} is not there, so there is nothing to show; run `make repro` first")

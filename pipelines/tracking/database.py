@@ -30,9 +30,8 @@ def reason(error: BaseException) -> str | None:
     behind = list(chain(error))
     if any(SCHEMA.search(str(one)) for one in behind):
         return OTHER_VERSION
-    of_sqlite = [str(one) for one in behind if isinstance(one, sqlite3.Error)]
-    of_others = [str(one.orig) for one in behind if getattr(one, "orig", None)]  # type: ignore[attr-defined]
-    return next(iter(of_sqlite + of_others), None)
+    drivers = (one if isinstance(one, sqlite3.Error) else getattr(one, "orig", None) for one in behind)
+    return next((str(fault) for fault in drivers if fault), None)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,6 @@ class Sender:
         """**report** gets the result so far and the name of each run that is sent."""
         self.spool, self.uri, self.report = spool, uri, report
         self.client: Any = None
-        self.experiments: dict[str, str] = {}  # name: id, in this round
-        self.runs: dict[str, str] = {}  # identity: id, in this round
 
     def round(self, *, verify: bool = False) -> SyncResult:
         """Send all missing runs. Never raises. **verify** asks the server even if the cursor lacks nothing."""
@@ -57,12 +55,12 @@ class Sender:
             cursor, everything = survey(result, self.spool, self.uri)
             if everything and (verify or result.waits):
                 self._connect(result)
-                accepted = self._list(everything, cursor, result)
-                result.count(filter(cursor.lacks, everything))
-                for record in filter(cursor.lacks, accepted):
-                    if self._send(record, cursor, result):
+                for name in dict.fromkeys(record.experiment for record in everything):
+                    mine = [record for record in everything if record.experiment == name]
+                    for record in self._send(name, mine, cursor, result):
                         result.count(filter(cursor.lacks, everything))
                         self.report(result, record.name)
+                result.count(filter(cursor.lacks, everything))
         return result
 
     def _connect(self, result: SyncResult) -> None:
@@ -76,18 +74,26 @@ class Sender:
                     result.came_from = str(before)
             self.client = client
 
-    def _list(self, everything: list[Record], cursor: Cursor, result: SyncResult) -> list[Record]:
-        """List the server's experiments and runs; returns the records whose experiments it accepts."""
-        self.experiments, self.runs, refused = {}, {}, {}
-        for name in dict.fromkeys(record.experiment for record in everything):
+    def _send(self, name: str, mine: list[Record], cursor: Cursor, result: SyncResult) -> Iterator[Record]:
+        """Send the missing runs of an experiment; yields each that is sent."""
+        try:
+            with answers(self.uri):
+                experiment = self._experiment(name)
+                runs = self._list(experiment, mine, cursor)
+        except RefusedError as error:  # of this experiment alone
+            result.refused += [f"{record.name}: {error}" for record in mine]
+            return
+        for record in filter(cursor.lacks, mine):
             try:
                 with answers(self.uri):
-                    self.experiments[name] = self._experiment(name)
-                    self._recall([record for record in everything if record.experiment == name], cursor)
-            except RefusedError as error:  # of this experiment alone
-                refused[name] = error
-        result.refused += [f"{one.name}: {refused[one.experiment]}" for one in everything if one.experiment in refused]
-        return [record for record in everything if record.experiment not in refused]
+                    self._deliver(record, experiment, runs)
+            except (RefusedError, DamagedError) as error:  # of this run alone
+                result.refused.append(f"{record.name}: {error}")
+            else:
+                cursor.sent[record.identity] = record.mark
+                cursor.save()
+                result.sent += 1
+                yield record
 
     def _experiment(self, name: str) -> str:
         """The id of the experiment; a missing one is made, a deleted one restored."""
@@ -105,44 +111,30 @@ class Sender:
             self.client.set_experiment_tag(found.experiment_id, OURS, "true")
         return str(found.experiment_id)
 
-    def _recall(self, mine: list[Record], cursor: Cursor) -> None:
-        """List the runs of an experiment, and correct the cursor by them.
+    def _list(self, experiment: str, mine: list[Record], cursor: Cursor) -> dict[str, str]:
+        """The ids of the server's runs, by identity; corrects the cursor by them.
 
         A run made just before a crash is continued. A run that the server lost (a new database at the old address) is
         sent again. A run that somebody deleted in MLflow stays deleted.
         """
         from mlflow.entities import ViewType
 
-        experiment, pages = self.experiments[mine[0].experiment], [""]
         there: dict[str, RunInfo] = {}
+        pages = [""]
         for token in pages:
             found = self.client.search_runs([experiment], "", ViewType.ALL, max_results=500, page_token=token or None)
             for run in found:
                 there.setdefault(run.data.tags.get(IDENTITY_TAG), run.info)
             pages += [found.token] if found.token else []
-        for record in mine:
-            info = there.get(record.identity)
-            if info is not None:
-                self.runs[record.identity] = info.run_id
-            if info is not None and info.lifecycle_stage == "deleted":
-                cursor.sent[record.identity] = DELETED
-            elif info is None or cursor.sent.get(record.identity) == DELETED:
-                cursor.sent.pop(record.identity, None)
+        for identity in (record.identity for record in mine):
+            if identity in there and there[identity].lifecycle_stage == "deleted":
+                cursor.sent[identity] = DELETED
+            elif identity not in there or cursor.sent.get(identity) == DELETED:
+                cursor.sent.pop(identity, None)
         cursor.save()
+        return {identity: info.run_id for identity, info in there.items()}
 
-    def _send(self, record: Record, cursor: Cursor, result: SyncResult) -> bool:
-        try:
-            with answers(self.uri):
-                self._deliver(record)
-        except (RefusedError, DamagedError) as error:  # of this run alone
-            result.refused.append(f"{record.name}: {error}")
-            return False
-        cursor.sent[record.identity] = record.mark
-        cursor.save()
-        result.sent += 1
-        return True
-
-    def _deliver(self, record: Record) -> None:
+    def _deliver(self, record: Record, experiment: str, runs: dict[str, str]) -> None:
         """Make or update the run. Raises DamagedError where some of its files can't be made, after sending the rest."""
         files: dict[str, bytes] = {}
         failure = None
@@ -151,23 +143,22 @@ class Sender:
                 files |= make()
             except Exception as error:
                 failure = DamagedError(str(error))
-        run = self._run(record)
+        run = self._run(record, experiment, runs)
         self._log(run, record)
         self._log_files(run, files)
         self._end(run, record)
         if failure is not None:
             raise failure
 
-    def _run(self, record: Record) -> Run:
-        """The server's run; a missing one is made."""
-        if record.identity in self.runs:
-            return self.client.get_run(self.runs[record.identity])
+    def _run(self, record: Record, experiment: str, runs: dict[str, str]) -> Run:
+        """The server's run; a missing one is made, and joins **runs**."""
+        if record.identity in runs:
+            return self.client.get_run(runs[record.identity])
         tags = {IDENTITY_TAG: record.identity, "mlflow.user": psutil.Process().username()}
-        if record.parent in self.runs:
-            tags["mlflow.parentRunId"] = self.runs[record.parent]
-        experiment = self.experiments[record.experiment]
+        if record.parent in runs:
+            tags["mlflow.parentRunId"] = runs[record.parent]
         run = self.client.create_run(experiment, milliseconds(record.started), tags, record.name)
-        self.runs[record.identity] = run.info.run_id
+        runs[record.identity] = run.info.run_id
         return run
 
     def _log(self, run: Run, record: Record) -> None:
@@ -192,7 +183,7 @@ class Sender:
         tags = {limits.key(key): limits.value(value, limits.TAG) for key, value in record.tags.items()}
         self.client.log_batch(
             run_id,
-            [Metric(limits.key(p.key), p.value, milliseconds(p.time), p.step) for p in points],
+            [Metric(p.key, p.value, milliseconds(p.time), p.step) for p in points],
             [Param(key, value) for key, value in params.items() if key not in held.params],
             [RunTag(key, value) for key, value in tags.items()],
         )

@@ -20,7 +20,6 @@ from dataclasses import replace
 
 from pipelines.tracking.addresses import URI_VARIABLE, address, safe, tracking_uri
 from pipelines.tracking.outcome import SyncResult, survey
-from pipelines.tracking.probe import ENVIRONMENT
 from pipelines.tracking.spool import Spool
 from pipelines.training.fingerprint import ROOT
 
@@ -76,7 +75,7 @@ def _helper(spool: Spool, interval_s: float | None = None) -> Iterator[Finish]:
     Yields a function that has it send the rest, and returns the outcome; after ``deadline_s`` the outcome so far.
     """
     command = [sys.executable, "-m", "pipelines.tracking", HELPER, *([] if interval_s is None else [str(interval_s)])]
-    environment = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": "1", "RUN_STORE": str(spool.store.absolute())}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RUN_STORE": str(spool.store.absolute())}
     environment[URI_VARIABLE] = tracking_uri(spool.project)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with (

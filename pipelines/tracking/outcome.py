@@ -22,8 +22,7 @@ class SyncResult:
 
     uri: str  # without credentials
     sent: int = 0  # runs
-    trials_waiting: int = 0
-    benchmarks_waiting: int = 0
+    waiting: dict[str, int] = field(default_factory=dict)  # runs that are not sent, by kind
     away: str | None = None  # predicate: can't be reached, gives no answer, wants a login
     slow: bool = False  # given up though it still answered
     refused: list[str] = field(default_factory=list)  # runs that were refused, and why
@@ -35,7 +34,7 @@ class SyncResult:
     @property
     def waits(self) -> int:
         """The number of waiting runs."""
-        return self.trials_waiting + self.benchmarks_waiting
+        return sum(self.waiting.values())
 
     @property
     def line(self) -> str | None:
@@ -57,14 +56,13 @@ class SyncResult:
 
     @property
     def _waiting(self) -> str:
-        counts = {"trial": self.trials_waiting, "benchmark": self.benchmarks_waiting}
-        words = [f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n]
+        words = [f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in self.waiting.items() if n]
         return f"{' and '.join(words) or 'nothing'} wait{'s' if self.waits == 1 else ''}"
 
     def count(self, waiting: Iterable[Record]) -> None:
         """Count the records that wait."""
         kinds = [record.tags["kind"] for record in waiting]
-        self.trials_waiting, self.benchmarks_waiting = kinds.count("trial"), kinds.count("benchmark")
+        self.waiting = {kind: kinds.count(kind) for kind in ("trial", "benchmark")}
 
     @contextmanager
     def keeping_errors(self, uri: str) -> Iterator[None]:

@@ -78,13 +78,12 @@ def within(seconds: float, call: Callable[[], Answer]) -> Answer:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        if future.done():  # its own
-            raise
-        raise AwayError(_late(seconds)) from None
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise AwayError(_late(seconds))
+    return future.result()
 
 
 def _late(seconds: float) -> str:

@@ -268,11 +268,8 @@ def _row_facts(row: Json) -> dict[str, str]:
 
 def _trial_figures(metrics: Json) -> dict[str, float | None]:
     """A trial's figures on the test set and, where the claim was measured on other images, on those."""
-    on = metrics.get("claimed_on") or {}
-    return {
-        **{f"test/{key}": metrics.get(key) for key in TEST_METRICS},
-        **{f"claimed_on/{key}": on.get(key) for key in TEST_METRICS},
-    }
+    tested = {"test": metrics, "claimed_on": metrics.get("claimed_on") or {}}
+    return {f"{split}/{key}": figures.get(key) for split, figures in tested.items() for key in TEST_METRICS}
 
 
 def _mean_figures(trials: Sequence[SpooledTrial]) -> dict[str, float | None]:

@@ -36,8 +36,8 @@ def test_an_experiment_that_is_refused_holds_back_no_other(tmp_path: Path, monke
     sent: list[str] = []
     monkeypatch.setattr(sender, "_connect", lambda _: None)
     monkeypatch.setattr(sender, "_experiment", experiment)
-    monkeypatch.setattr(sender, "_recall", lambda *_: None)
-    monkeypatch.setattr(sender, "_deliver", lambda record: sent.append(record.identity))
+    monkeypatch.setattr(sender, "_list", lambda *_: {})
+    monkeypatch.setattr(sender, "_deliver", lambda record, *_: sent.append(record.identity))
     result = sender.round()
     assert result.sent == len(sent) == 2 and sent[0] == "benchmark:lenet5-mnist/laptop"
     assert result.refused == ["lenet5-odd (laptop): no such name", "lenet5-odd seed 0: no such name"]
@@ -153,8 +153,8 @@ def test_a_new_database_at_the_old_place_gets_everything(local: Path, schema: Pa
     assert len(pending(project.spool, addresses.tracking_uri(local))) == 2
     (local / "mlflow.new").rename(local / "mlflow.db")  # nor does it matter that the cursor has not seen it gone
     project.trial("lenet5-mnist", "mnist", 1, epochs=1)
-    result = helper.sync(project.spool)
-    assert (result.sent, result.trials_waiting, result.line) == (3, 0, None)
+    result = helper.sync(project.spool, deadline_s=120)
+    assert (result.sent, result.waits, result.line) == (3, 0, None)
 
 
 def test_only_what_ran_is_sent(local: Path) -> None:

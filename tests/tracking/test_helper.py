@@ -56,14 +56,14 @@ def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
         thread.join()
         assert time.monotonic() - killed < 15
         (result,) = results
-        assert result.away == "is away (no connection)" and 3 <= result.trials_waiting < 8
-        assert f"MLflow at {server.uri} is away (no connection): {result.trials_waiting} trials" in str(result.line)
+        assert result.away == "is away (no connection)" and 3 <= result.waiting["trial"] < 8
+        assert f"MLflow at {server.uri} is away (no connection): {result.waiting['trial']} trials" in str(result.line)
         again = time.monotonic()
         later = helper.sync(remote.spool)  # still away: quickly found out
-        assert (later.away, later.trials_waiting) == ("is away (no connection)", result.trials_waiting)
+        assert (later.away, later.waiting["trial"]) == ("is away (no connection)", result.waiting["trial"])
         assert time.monotonic() - again < 8
     result = helper.sync(remote.spool)
-    assert (result.trials_waiting, result.benchmarks_waiting, result.line) == (0, 0, None)
+    assert (result.waits, result.line) == (0, None)
     client = delivery.connect(server.uri)
     children = runs_of(client, "trial")
     assert len(children) == 8 and len(runs_of(client, "benchmark")) == 2
@@ -129,7 +129,7 @@ def test_a_slow_server_is_not_away(remote: Project, server: Server, monkeypatch:
         sent = re.fullmatch(
             rf"MLflow at {uri} is slow: (\d) of 8 runs sent, the next stage sends the rest", str(result.line)
         )
-        assert sent is not None and int(sent[1]) == result.sent == 8 - result.trials_waiting - result.benchmarks_waiting
+        assert sent is not None and int(sent[1]) == result.sent == 8 - result.waits
 
 
 DENIED = {

@@ -6,7 +6,7 @@ from pipelines.tracking import limits
 
 
 def test_names_and_values_are_what_mlflow_takes() -> None:
-    assert limits.key("recipe.model.options.lr 1:a/b-c_d") == "recipe.model.options.lr 1:a/b-c_d"
+    assert limits.key("recipe.model.options.lr 1:a.b-c_d") == "recipe.model.options.lr 1:a.b-c_d"
     assert [limits.key(odd) for odd in ("a$b", "a\n", "", "..", "/a", "a/../b", "a//b", ".")] == [
         *("a_x24_b", "a_x0a_", "_", "_x2e_.", "_x2f_a", "a_x2f_.._x2f_b", "a_x2f__x2f_b", "_x2e_")
     ]
