@@ -106,7 +106,6 @@ def show(server: str, uri: str, *, browse: bool) -> None:
 @contextlib.contextmanager
 def serving(uri: str, spool: Spool, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """An MLflow server on **port**, healthy; gone with all its processes when the block is left, however."""
-    require_free(port)
     artifacts = database.artifacts(sqlite_file(uri) or spool.project / "mlflow.db")
     environment = {**os.environ, **SERVER_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}  # out of sight of `ps`
     environment.pop("MLFLOW_TRACKING_URI", None)

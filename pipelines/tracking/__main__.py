@@ -45,12 +45,11 @@ def helper_main(interval_s: float | None = None) -> None:
     threading.Thread(target=listen, daemon=True).start()
     spool = Spool.here()
     sender = Sender(spool, tracking_uri(spool.project), report)
-    while not finish.wait(interval_s):
+    while True:
+        last = finish.wait(interval_s)
         result = sender.round()
-        if finish.is_set() and result.away:  # the server has just had its time
+        if last or (finish.is_set() and result.away):  # a server that is away has just had its time
             break
-    else:
-        result = sender.round()
     report(result)
     os._exit(0)  # MLflow's threads, and those that a server left hanging, need not end
 

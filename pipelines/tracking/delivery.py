@@ -67,11 +67,12 @@ class Sender:
         if is_remote(self.uri):
             probe(self.uri)  # every round: a dead server costs no import of MLflow
         if self.client is None:
-            client, file = connect(self.uri), sqlite_file(self.uri)
+            file = sqlite_file(self.uri)
             with answers(self.uri):
-                client.search_experiments(max_results=1)  # raises faults of all runs, such as a login
-                if file is not None and (before := database.bring_home(file, OURS)):
+                if file is not None and file.exists() and (before := database.bring_home(file, OURS)):
                     result.came_from = str(before)
+                client = connect(self.uri)
+                client.search_experiments(max_results=1)  # raises faults of all runs, such as a login
             self.client = client
 
     def _send(self, name: str, mine: list[Record], cursor: Cursor, result: SyncResult) -> Iterator[Record]:
@@ -146,7 +147,10 @@ class Sender:
         run = self._run(record, experiment, runs)
         self._log(run, record)
         self._log_files(run, files)
-        self._end(run, record)
+        if record.ended is not None:
+            self.client.set_terminated(run.info.run_id, record.status, milliseconds(record.ended))
+        elif run.info.status != record.status:  # it was killed, and runs again
+            self.client.update_run(run.info.run_id, record.status)
         if failure is not None:
             raise failure
 
@@ -210,12 +214,6 @@ class Sender:
                 self.client.log_image(run.info.run_id, image.convert("RGB"), key=key)
             self.client.set_tag(run.info.run_id, f"sent.{key}", version)
 
-    def _end(self, run: Run, record: Record) -> None:
-        if record.ended is not None:
-            self.client.set_terminated(run.info.run_id, record.status, milliseconds(record.ended))
-        elif run.info.status != record.status:  # it was killed, and runs again
-            self.client.update_run(run.info.run_id, record.status)
-
 
 def milliseconds(seconds: float) -> int:
     """A time in MLflow's unit."""
@@ -225,12 +223,9 @@ def milliseconds(seconds: float) -> int:
 def connect(uri: str) -> Any:
     """A client for **uri**; the sqlite store is made when it is not there. Raises AwayError."""
     reach_local()
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    os.environ |= {**ENVIRONMENT, **os.environ}
     file = sqlite_file(uri)
     with answers(uri):
-        if file is not None and file.exists():
-            database.check(file)
         from mlflow.tracking import MlflowClient
 
         if file is not None and not file.exists():

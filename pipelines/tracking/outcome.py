@@ -39,7 +39,9 @@ class SyncResult:
     @property
     def line(self) -> str | None:
         """The line for the user; None when all is well."""
-        where, left = place(self.uri), f"{self._waiting} in the spool"
+        where = place(self.uri)
+        kinds = [f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in self.waiting.items() if n]
+        left = f"{' and '.join(kinds) or 'nothing'} wait{'s' if self.waits == 1 else ''} in the spool"
         if self.failed is not None:
             return f"not tracked: {self.failed}" + (f"; {left}" if self.waits else "")
         if self.slow and self.waits:
@@ -53,11 +55,6 @@ class SyncResult:
             return f"{where} was copied or moved: its artifacts were in {self.came_from}, and are beside it from now on"
         more = f" (and {len(self.problems) - 1} more like it)" if len(self.problems) > 1 else ""
         return f"not tracked: {self.problems[0]}{more}" if self.problems else None
-
-    @property
-    def _waiting(self) -> str:
-        words = [f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in self.waiting.items() if n]
-        return f"{' and '.join(words) or 'nothing'} wait{'s' if self.waits == 1 else ''}"
 
     def count(self, waiting: Iterable[Record]) -> None:
         """Count the records that wait."""

@@ -109,10 +109,10 @@ class Bounded:
 
 def reach_local() -> None:
     """Let this process and its children use no proxy for servers on this machine."""
-    named = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").strip()
+    named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host.strip() for host in named.split(",") if host.strip()]
-    if named != "*":
-        os.environ["no_proxy"] = ",".join([*hosts, *(host for host in LOCAL if host not in hosts)])
+    if hosts != ["*"]:
+        os.environ["no_proxy"] = ",".join(dict.fromkeys([*hosts, *LOCAL]))
 
 
 def probe(uri: str) -> None:

@@ -74,10 +74,10 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         files = [partial(_files, title, _trial_facts(trial, evaluation), benchmark, (trial,))]
     own = trial.benchmark == trial.trained_as  # otherwise another row has the same weights
     return Record(
-        identity=_identity("trial", trial.key if own else f"{trial.key}/{trial.benchmark}"),
+        identity=limits.name(f"trial:{trial.key}" + ("" if own else f"/{trial.benchmark}"), limits.TAG),
         experiment=limits.name(trial.dataset, limits.EXPERIMENT),
         name=limits.name(f"{trial.benchmark} seed {trial.seed}"),
-        parent=_identity("benchmark", f"{trial.benchmark}/{trial.budget}"),
+        parent=_identity(benchmark),
         started=trial.started,
         status=trial.status,
         ended=trial.ended,
@@ -94,8 +94,8 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
     )
 
 
-def _identity(kind: str, what: str) -> str:
-    return limits.name(f"{kind}:{what}", limits.TAG)
+def _identity(benchmark: SpooledBenchmark) -> str:
+    return limits.name(f"benchmark:{benchmark.name}/{benchmark.budget}", limits.TAG)
 
 
 def _curve(trial: SpooledTrial) -> list[Point]:
@@ -142,7 +142,7 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
         points += _points(_mean_figures(benchmark.evaluated), benchmark.evaluated_time)
         files.append(partial(_files, benchmark.name, facts, benchmark, benchmark.evaluated))
     return Record(
-        identity=_identity("benchmark", f"{benchmark.name}/{benchmark.budget}"),
+        identity=_identity(benchmark),
         experiment=limits.name(benchmark.dataset, limits.EXPERIMENT),
         name=limits.name(f"{benchmark.name} ({benchmark.budget})"),
         parent=None,
