@@ -21,9 +21,9 @@ from pipelines.command.files import TEMPORARY, DamagedError, replacing
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.addresses import is_remote, safe, sqlite_file
 from pipelines.tracking.cursors import DELETED, Cursor, Record, digest
-from pipelines.tracking.outcome import SyncResult, survey
+from pipelines.tracking.outcome import SyncResult
 from pipelines.tracking.probe import ENVIRONMENT, Bounded, RefusedError, answers, probe, reach_local
-from pipelines.tracking.records import IDENTITY_TAG, REACHED
+from pipelines.tracking.records import IDENTITY_TAG, REACHED, survey
 from pipelines.tracking.spool import Spool
 
 if TYPE_CHECKING:

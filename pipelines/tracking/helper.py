@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from pipelines.tracking.addresses import URI_VARIABLE, address, safe, tracking_uri
-from pipelines.tracking.outcome import SyncResult, survey
+from pipelines.tracking.outcome import SyncResult
+from pipelines.tracking.records import survey
 from pipelines.tracking.spool import Spool
 from pipelines.training.fingerprint import ROOT
 

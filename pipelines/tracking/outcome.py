@@ -7,13 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipelines.command.errors import HeldError, UserError
-from pipelines.tracking import limits, records
 from pipelines.tracking.addresses import clean, place
-from pipelines.tracking.cursors import Cursor, Record
+from pipelines.tracking.cursors import Record
 from pipelines.tracking.probe import AwayError, LoginError
-from pipelines.tracking.spool import Spool
-
-LONGEST_PROBLEM = 400  # characters, of a problem with a file
 
 
 @dataclass(kw_only=True)
@@ -57,7 +53,7 @@ class SyncResult:
         return f"not tracked: {self.problems[0]}{more}" if self.problems else None
 
     def count(self, waiting: Iterable[Record]) -> None:
-        """Count the records that wait."""
+        """Note how many records wait."""
         kinds = [record.tags["kind"] for record in waiting]
         self.waiting = {kind: kinds.count(kind) for kind in ("trial", "benchmark")}
 
@@ -74,15 +70,3 @@ class SyncResult:
             self.failed = str(error)
         except Exception as error:
             self.failed = clean(f"{type(error).__name__}: {error}", uri)
-
-
-def survey(result: SyncResult, spool: Spool, uri: str) -> tuple[Cursor, list[Record]]:
-    """The cursor of **uri** and all records; what waits and what can't be read is noted in **result**.
-
-    The server is not asked.
-    """
-    everything, problems = records.gather(spool)
-    cursor = Cursor.of(spool.store, uri)
-    result.problems = [limits.name(line, LONGEST_PROBLEM) for line in problems]
-    result.count(filter(cursor.lacks, everything))
-    return cursor, everything

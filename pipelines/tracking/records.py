@@ -19,11 +19,13 @@ from pipelines.results.reader import Json, Outcome, Trial, per_class
 from pipelines.results.rows import claimed_error
 from pipelines.results.words import commit, mean_or_each, seeds, spelt, stuck
 from pipelines.tracking import limits, spool
-from pipelines.tracking.cursors import MakeFiles, Point, Record, digest
+from pipelines.tracking.cursors import Cursor, MakeFiles, Point, Record, digest
+from pipelines.tracking.outcome import SyncResult
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
 FORMAT = 5  # raise it with a change of figures or texts: each run is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
+LONGEST_PROBLEM = 400  # characters, of a problem with a file
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = ("loss", "train_error", "lr", "images_per_s", "epoch")
 REACHED = "train/epoch"  # a run with this point has the whole line of the curve
@@ -41,6 +43,18 @@ def gather(where: Spool) -> tuple[list[Record], list[str]]:
     for benchmark in benchmarks:
         found += [benchmark_record(benchmark), *(trial_record(trial, benchmark) for trial in benchmark.trials)]
     return found, list(dict.fromkeys(problems))  # several runs may share a file
+
+
+def survey(result: SyncResult, where: Spool, uri: str) -> tuple[Cursor, list[Record]]:
+    """The cursor of **uri** and all records; what waits and what can't be read is noted in **result**.
+
+    The server is not asked.
+    """
+    everything, problems = gather(where)
+    cursor = Cursor.of(where.store, uri)
+    result.problems = [limits.name(line, LONGEST_PROBLEM) for line in problems]
+    result.count(filter(cursor.lacks, everything))
+    return cursor, everything
 
 
 def step(epochs: float) -> int:

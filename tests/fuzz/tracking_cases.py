@@ -85,7 +85,7 @@ def case(random: Random, folder: Path) -> None:
     assert all(limits.name(problem, 400).isprintable() for problem in problems)
     for record in gathered:
         _check(record)
-    outcome.survey(outcome.SyncResult(uri=uri), spool, uri)
+    records.survey(outcome.SyncResult(uri=uri), spool, uri)
 
 
 def _check(record: cursors.Record) -> None:
