@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -27,9 +27,10 @@ from urllib.parse import quote, urlencode
 
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
+from pipelines.command.progress import becomes
 from pipelines.tracking import database, delivery, helper
-from pipelines.tracking.addresses import clean, is_remote, place, safe, sqlite_file, tracking_uri
-from pipelines.tracking.probe import AwayError, RefusedError, answers, be_patient, probe, reach_local
+from pipelines.tracking.addresses import clean, is_remote, safe, sqlite_file, tracking_uri
+from pipelines.tracking.probe import AwayError, RefusedError, answers, be_patient, probe
 from pipelines.tracking.records import EXPLORER
 from pipelines.tracking.spool import Spool
 
@@ -39,7 +40,6 @@ SERVER = "--server"  # the process that is started, where MLflow runs
 SERVER_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a queue and its workers, for MLflow's GenAI features alone
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
     "PYTHONWARNINGS": "ignore",
 }
 BENCHMARKS = "tags.kind = 'benchmark'"
@@ -82,11 +82,14 @@ def _address(page: str, **query: str) -> str:
     return f"{page}?{urlencode({**query, **WORKFLOW}, quote_via=quote)}"
 
 
-def show(server: str, client: Any) -> str:
-    """Print the addresses; returns the first. UserError when there is nothing to see, or the server refuses."""
+def show(server: str, uri: str, *, browse: bool) -> None:
+    """Print the addresses, and open the first in a browser where **browse** is set.
+
+    UserError when there is nothing to see, or the server at **uri** refuses or can't be reached.
+    """
     try:
-        with answers(server):
-            found = addresses(server, client)
+        with answers(uri):
+            found = addresses(server, delivery.connect(uri))
     except (AwayError, RefusedError) as error:
         raise UserError(f"MLflow at {server} {error}") from None
     if not found:
@@ -96,13 +99,13 @@ def show(server: str, client: Any) -> str:
         for title, where in mine:
             print(f"  {title}\n    {where}")
     sys.stdout.flush()
-    return found[0][1][0][1]
+    if browse:
+        webbrowser.open(found[0][1][0][1])
 
 
 @contextlib.contextmanager
 def serving(uri: str, spool: Spool, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """An MLflow server on **port**, healthy; gone with all its processes when the block is left, however."""
-    require_free(port)
     artifacts = database.artifacts(sqlite_file(uri) or spool.project / "mlflow.db")
     environment = {**os.environ, **SERVER_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}  # out of sight of `ps`
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -140,41 +143,32 @@ def _serve() -> None:
 
 
 def _await_health(address: str, process: subprocess.Popen[bytes], log: IO[bytes], uri: str) -> None:
-    until = time.monotonic() + HEALTHY_WITHIN_S
-    while time.monotonic() < until:
+    def healthy() -> bool:
         if process.poll() is not None:
             log.seek(0)
             lines = log.read().decode(errors="replace").strip().splitlines() or ["without a word"]
             raise UserError(f"MLflow's server ended at once: {clean(lines[-1], uri)}")
-        with contextlib.suppress(AwayError):
+        try:
             probe(address)
-            return
-        time.sleep(0.2)
-    raise UserError(f"MLflow's server at {address} was not ready within {HEALTHY_WITHIN_S:.0f} s")
+        except AwayError:
+            return False
+        return True
+
+    if not becomes(healthy, within_s=HEALTHY_WITHIN_S):
+        raise UserError(f"MLflow's server at {address} was not ready within {HEALTHY_WITHIN_S:.0f} s")
 
 
 def require_free(port: int) -> None:
     """UserError unless a server could listen on **port**."""
     if not 1 <= port <= 65535:
         raise UserError(f"--port is {port}; expected a number from 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except PermissionError:
-            raise UserError(f"--port is {port}; that one needs root's rights, expected 1024 or higher") from None
-        except OSError:
-            mend = "end what listens there or choose another by --port"
-            raise UserError(f"port {port} is taken on {HOST}; {mend}") from None
-
-
-def _send_waiting(spool: Spool) -> None:
-    """Send the spool's waiting results; UserError where the server or database can't take them."""
-    sent = helper.sync(spool, deadline_s=120)
-    if sent.away and sent.line:
-        raise UserError(sent.line)
-    if sent.line:
-        print(sent.line, flush=True)
+    try:
+        socket.create_server((HOST, port)).close()
+    except PermissionError:
+        raise UserError(f"--port is {port}; that one needs root's rights, expected 1024 or higher") from None
+    except OSError:
+        mend = "end what listens there or choose another by --port"
+        raise UserError(f"port {port} is taken on {HOST}; {mend}") from None
 
 
 def main() -> None:
@@ -188,24 +182,22 @@ def main() -> None:
     be_patient()
     ending.follow()
     ending.heed(signal.SIGHUP)  # the terminal is closed
-    reach_local()
+    if not is_remote(uri):
+        require_free(args.port)
+    sent = helper.sync(spool, deadline_s=120)
+    if sent.away:
+        raise UserError(str(sent.line))
+    if sent.line:
+        print(sent.line, flush=True)
     if is_remote(uri):
-        _send_waiting(spool)
-        try:
-            probe(uri)
-            client = delivery.connect(uri)
-        except (AwayError, RefusedError) as error:
-            raise UserError(f"{place(safe(uri))} {error}") from None
-        _open(show(safe(uri).rstrip("/"), client), args.open)
+        show(safe(uri).rstrip("/"), uri, browse=args.open)
         return
-    require_free(args.port)
-    _send_waiting(spool)
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(f"{file} is not there, so there is nothing to show; run `make repro` first")
     print("starting MLflow's server, a moment ...", flush=True)
     with serving(uri, spool, args.port) as (address, process):
-        _open(show(address, delivery.connect(address)), args.open)
+        show(address, address, browse=args.open)
         print("\nCtrl-C ends the server.", flush=True)
         try:
             status = process.wait()
@@ -213,13 +205,6 @@ def main() -> None:
             print("\nended")
             return
         raise UserError(f"MLflow's server ended by itself, with status {status}")
-
-
-def _open(address: str, wanted: bool) -> None:
-    if wanted:
-        import webbrowser
-
-        webbrowser.open(address)
 
 
 if __name__ == "__main__":

@@ -21,28 +21,21 @@ FILES = ("sqlite:", "file:")  # addresses without a login
 LOGIN = re.compile(r"(?P<scheme>[\w+.-]+:/+)?(?P<login>.*)@", re.DOTALL)
 
 
-def _named() -> str:
-    return os.environ.get(URI_VARIABLE, "").strip()
-
-
 def address(project: Path) -> str:
     """``$MLFLOW_TRACKING_URI`` as it is, or the sqlite store in the project. Never raises."""
-    return _named() or f"sqlite:///{project.absolute() / 'mlflow.db'}"
+    return os.environ.get(URI_VARIABLE, "").strip() or f"sqlite:///{project.absolute() / 'mlflow.db'}"
 
 
 def tracking_uri(project: Path) -> str:
     """The ``address``; UserError where neither a server nor a database can have it."""
-    uri, named = address(project), bool(_named())
+    uri, home = address(project), project.absolute()
     file = sqlite_file(uri)
-    if not named and "?" in uri:  # SQLAlchemy takes the rest for options
-        raise UserError(
-            f"MLflow can't keep a database in {project.absolute()}, for the question mark; set {URI_VARIABLE}"
-        )
+    if uri == f"sqlite:///{home / 'mlflow.db'}" and "?" in uri:  # SQLAlchemy takes the rest for options
+        raise UserError(f"MLflow can't keep a database in {home}, for the question mark; set {URI_VARIABLE}")
     if not _well_formed(uri):
         raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}; {EXPECTED}")
     if file is not None and os.path.isdir(file):  # MLflow would try for minutes to open it
-        own = f"{file} is a directory; expected MLflow's database, which is a file"
-        raise UserError(f"{URI_VARIABLE} is {safe(uri)!r}, which is a directory; {EXPECTED}" if named else own)
+        raise UserError(f"{file} is a directory; expected MLflow's database, which is a file")
     if file is not None and (kind := database.shared_by(file)):
         raise UserError(f"{file} is on shared storage ({kind}), where sqlite's locks may fail; {ELSEWHERE}")
     return uri

@@ -7,13 +7,16 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.command.errors import UserError
 from pipelines.command.files import read_json, write_json
 from pipelines.tracking.addresses import safe, sqlite_file
+
+DELETED = "deleted"  # by somebody, in MLflow
+MakeFiles = Callable[[], Mapping[str, bytes]]  # returns contents by name
 
 
 class Point(NamedTuple):
@@ -40,15 +43,9 @@ class Record:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     points: Sequence[Point]
-    curve: Sequence[Point] = ()
-    epochs: float = 0.0  # of the curve
-    files: Sequence[Callable[[], Mapping[str, bytes]]]  # make their contents, by name
-    mark: str  # a digest of everything but the curve and the status
-
-    @property
-    def marks(self) -> dict[str, str]:
-        """The marks in the cursor once everything is sent."""
-        return {"mark": self.mark, "curve": str(self.epochs), "status": self.status}
+    curve: Sequence[Point] = ()  # in the order of the epochs; an epoch's number is the last point of its line
+    files: Sequence[MakeFiles]
+    mark: str  # a digest of everything
 
 
 @dataclass(kw_only=True)
@@ -57,45 +54,24 @@ class Cursor:
 
     path: Path
     uri: str
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # identity: {"run_id", "sent": marks}
+    sent: dict[str, str]  # by identity: the mark of the record, or DELETED
 
     @classmethod
     def of(cls, root: Path, uri: str) -> Cursor:
         """The cursor of **uri** in the run store **root**; empty where there is none, or its sqlite file is gone."""
-        path = root / "tracking" / f"{digest(safe(uri))}.json"
-        cursor, file = cls(path=path, uri=safe(uri)), sqlite_file(uri)
-        try:
-            runs = read_json(path).get("runs")
-        except UserError:  # missing or damaged: the server is asked instead
-            runs = None
-        if isinstance(runs, dict) and (file is None or os.path.exists(file)):
-            cursor.runs = {identity: entry for identity, entry in runs.items() if _sound(entry)}
-        return cursor
+        path, file, sent = root / "tracking" / f"{digest(safe(uri))}.json", sqlite_file(uri), None
+        if file is None or os.path.exists(file):
+            with suppress(UserError):  # missing or damaged: everything is sent again, over what is there
+                sent = read_json(path).get("sent")
+        return cls(path=path, uri=safe(uri), sent=sent if isinstance(sent, dict) else {})
 
     def save(self) -> None:
         """Write the file in one step."""
-        write_json(self.path, {"uri": self.uri, "runs": self.runs})
+        write_json(self.path, {"uri": self.uri, "sent": self.sent})
 
     def lacks(self, record: Record) -> bool:
-        """Whether some of the record was not sent."""
-        sent = self.runs.get(record.identity, {}).get("sent", {})
-        return any(not arrived(name, mark, sent.get(name)) for name, mark in record.marks.items())
-
-
-def _sound(entry: object) -> bool:
-    """Whether an entry is usable; otherwise the server is asked."""
-    match entry:
-        case {"run_id": str(), "sent": dict(sent)} if all(isinstance(mark, str) for mark in sent.values()):
-            with suppress(ValueError):
-                return float(sent.get("curve", 0)) >= 0
-    return False
-
-
-def arrived(name: str, mark: str, sent: str | None) -> bool:
-    """Whether a mark was sent; a server may have more epochs of a curve than a resumed trial."""
-    if name == "curve":
-        return float(sent or 0) >= float(mark)
-    return sent == mark
+        """Whether some of the record was not sent; a run that somebody deleted stays deleted."""
+        return self.sent.get(record.identity) not in (record.mark, DELETED)
 
 
 def digest(*parts: Any) -> str:

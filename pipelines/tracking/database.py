@@ -30,9 +30,8 @@ def reason(error: BaseException) -> str | None:
     behind = list(chain(error))
     if any(SCHEMA.search(str(one)) for one in behind):
         return OTHER_VERSION
-    of_sqlite = [str(one) for one in behind if isinstance(one, sqlite3.Error)]
-    of_others = [str(one.orig) for one in behind if getattr(one, "orig", None)]  # type: ignore[attr-defined]
-    return next(iter(of_sqlite + of_others), None)
+    drivers = (one if isinstance(one, sqlite3.Error) else getattr(one, "orig", None) for one in behind)
+    return next((str(fault) for fault in drivers if fault), None)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -52,17 +51,6 @@ def shared_by(file: Path) -> str | None:
     return kind if kind in SEVERAL_WRITE else None
 
 
-def check(file: Path) -> None:
-    """Raise sqlite3.Error at once unless the database can be written now; MLflow would try again for minutes."""
-    with closing(_open(file)) as database:
-        database.execute("BEGIN IMMEDIATE")
-        database.execute("ROLLBACK")
-
-
-def _open(file: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None)
-
-
 def artifacts(file: Path) -> Path:
     """The directory of the runs' artifacts, beside the database; a link to that is followed."""
     return Path(os.path.realpath(file)).parent / ARTIFACTS
@@ -75,9 +63,11 @@ def bring_home(file: Path, tag: str) -> Path | None:
     MLflow stores absolute paths and has no call to change them, so the copy of a project would overwrite the artifacts
     of the original. One transaction changes them, for experiments with **tag** whose artifacts lie in a directory
     ``mlartifacts``.
+
+    Raises sqlite3.Error at once unless the database can be written now; MLflow would try again for minutes.
     """
-    home, was = artifacts(file), None
-    with closing(_open(file)) as database:
+    home, was, address = artifacts(file), None, f"{file.absolute().as_uri()}?mode=rw"
+    with closing(sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiment_tags'").fetchone():
             query = "SELECT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) WHERE key = ?"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import posixpath
 import re
-from urllib.parse import quote
 
 RUN_NAME, KEY, PARAM, TAG, EXPERIMENT = 250, 250, 6000, 8000, 500  # characters; a run's name by the width of its column
-FILE_NAME = 200  # bytes; file systems take 255
 UNSENDABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # databases refuse some of these, pages all
-UNSENDABLE_KEY = re.compile(r"[^\w.\- :/]|[\ud800-\udfff]")
+UNSENDABLE_KEY = re.compile(r"^\.|[^\w.\- :]|[\ud800-\udfff]")  # MLflow takes a slash and a first dot for a path's
 
 
 def value(text: str, limit: int) -> str:
@@ -28,22 +25,8 @@ def name(text: str, limit: int = RUN_NAME) -> str:
 
 
 def key(text: str) -> str:
-    """The name of a metric, param or tag; a character that MLflow refuses is written as its code."""
+    """The name of a param or tag; a character that MLflow refuses is written as its code."""
     escaped = UNSENDABLE_KEY.sub(lambda found: f"_x{ord(found[0]):02x}_", text) or "_"
-    if posixpath.normpath(escaped) != escaped or escaped.startswith(("/", "..")) or escaped == ".":
-        escaped = re.sub(r"^\.|/", lambda found: f"_x{ord(found[0]):02x}_", escaped)
-    return _distinct(escaped, KEY)
-
-
-def folder(text: str) -> str:
-    """The name of a directory, always the same for a text; characters of no file system are escaped as in a URL."""
-    escaped = quote(text.encode(errors="backslashreplace"), safe=" +,=@~()!")
-    return _distinct(re.sub(r"^\.", "%2E", escaped), FILE_NAME)
-
-
-def _distinct(text: str, limit: int) -> str:
-    """At most **limit** characters; a shortened text ends in a digest of the whole."""
-    if len(text) <= limit:
-        return text
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"{text[: limit - 13]}-{digest}"
+    if len(escaped) > KEY:  # the end tells it from another
+        escaped = f"{escaped[: KEY - 13]}-{hashlib.sha256(escaped.encode()).hexdigest()[:12]}"
+    return escaped

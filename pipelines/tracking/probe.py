@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pipelines.command.files import DamagedError
+from pipelines.command.errors import UserError
 from pipelines.tracking import database
 from pipelines.tracking.addresses import clean, is_remote
 
@@ -32,8 +32,6 @@ ENVIRONMENT = {  # a user's own settings win
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_CONFIGURE_LOGGING": "false",
-    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
-    "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 OTHER_LOGIN = "expected the login of a user who may edit there"
@@ -80,13 +78,12 @@ def within(seconds: float, call: Callable[[], Answer]) -> Answer:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        if future.done():  # its own
-            raise
-        raise AwayError(_late(seconds)) from None
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise AwayError(_late(seconds))
+    return future.result()
 
 
 def _late(seconds: float) -> str:
@@ -112,10 +109,10 @@ class Bounded:
 
 def reach_local() -> None:
     """Let this process and its children use no proxy for servers on this machine."""
-    named = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").strip()
+    named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host.strip() for host in named.split(",") if host.strip()]
-    if named != "*":
-        os.environ["no_proxy"] = ",".join([*hosts, *(host for host in LOCAL if host not in hosts)])
+    if hosts != ["*"]:
+        os.environ["no_proxy"] = ",".join(dict.fromkeys([*hosts, *LOCAL]))
 
 
 def probe(uri: str) -> None:
@@ -146,15 +143,8 @@ def _ask(uri: str) -> tuple[int, bytes]:
     try:
         with requests.get(asked, timeout=patience(), verify=trusted, cert=identity, stream=True) as answer:
             return answer.status_code, answer.raw.read(LONGEST_ANSWER, decode_content=True)
-    except requests.Timeout:
-        raise AwayError(_late(patience())) from None
-    except requests.exceptions.SSLError as error:
-        why = re.search(r"\] ([^()]+) \(_ssl", str(error))
-        raise AwayError(f"is away (TLS fails{': ' + clean(why[1], uri) if why else ''})") from None
-    except requests.ConnectionError:
-        raise AwayError("is away (no connection)") from None
     except Exception as error:  # an unknown host, a redirect to nowhere, a bad certificate
-        raise AwayError(f"is away ({clean(str(error), uri)})") from None
+        raise AwayError(_lost(error, uri) or f"is away ({clean(str(error), uri)})") from None
 
 
 @contextmanager
@@ -162,20 +152,19 @@ def answers(uri: str) -> Iterator[None]:
     """Turn errors of MLflow, requests and databases into AwayError (try later) or RefusedError (do not)."""
     try:
         yield
-    except (AwayError, RefusedError, DamagedError):
+    except (AwayError, RefusedError, UserError):
         raise
     except Exception as error:
         raise _meaning(error, uri) from error
 
 
 def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
-    import requests
     from mlflow.exceptions import MlflowException
 
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        status: int | None = error.response.status_code
+    if isinstance(error, MlflowException):
+        status: int | None = int(error.get_http_status_code())
     else:
-        status = int(error.get_http_status_code()) if isinstance(error, MlflowException) else None
+        status = getattr(getattr(error, "response", None), "status_code", None)  # of an upload
     if status in (401, 403):
         body = re.search(r"Response body: '([^'<]{1,80})'", str(error))
         said = f", {body[1]}" if body else ""
@@ -184,15 +173,28 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
     if status is not None and status < 500 and status not in LATER:
         return RefusedError(clean(str(error), uri))
     wrong = None if is_remote(uri) else database.reason(error)
-    if wrong is not None:
-        return AwayError(f"can't be used ({clean(wrong, uri)})")
-    behind = list(database.chain(error))
-    if any(isinstance(one, requests.exceptions.RetryError) for one in behind):
-        return AwayError("answers with errors of its own")
-    if any(isinstance(one, requests.Timeout) for one in behind):
-        return AwayError(_late(patience()))
-    if any(isinstance(one, requests.RequestException) for one in behind):
-        return AwayError("is away (the connection broke off)")
-    if isinstance(error, MlflowException | OSError):
-        return AwayError(f"can't be used ({clean(str(error), uri)})")
+    if wrong is None and (lost := _lost(error, uri)):
+        return AwayError(lost)
+    if wrong is not None or isinstance(error, MlflowException | OSError):
+        return AwayError(f"can't be used ({clean(wrong or str(error), uri)})")
     return RefusedError(clean(f"{type(error).__name__}: {error}", uri))
+
+
+def _lost(error: Exception, uri: str) -> str | None:
+    """The predicate of a server that gave no answer, by the error of requests behind **error**; None without one."""
+    import requests
+
+    for one in database.chain(error):
+        match one:
+            case requests.exceptions.RetryError():
+                return "answers with errors of its own"
+            case requests.Timeout():
+                return _late(patience())
+            case requests.exceptions.SSLError():
+                why = re.search(r"\] ([^()]+) \(_ssl", str(one))
+                return f"is away (TLS fails{': ' + clean(why[1], uri) if why else ''})"
+            case requests.ConnectionError():
+                return "is away (no connection)"
+            case requests.RequestException():
+                return f"is away ({clean(str(one), uri)})"
+    return None

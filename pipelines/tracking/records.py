@@ -16,17 +16,20 @@ from pipelines.config.values import plain
 from pipelines.results import arrays, explorer, reader, verdicts, words
 from pipelines.results.figures import FIGURES
 from pipelines.results.page.html import render
-from pipelines.results.reader import Metrics, Outcome, Result, per_class
+from pipelines.results.reader import Metrics, Outcome, Result, Trial, per_class
 from pipelines.results.rows import LedgerRow, Summary, claimed_error
-from pipelines.results.words import centre, ends, mean_or_each, seeds, spelt, stuck
+from pipelines.results.words import mean_or_each, seeds, spelt, stuck
 from pipelines.tracking import limits, spool
-from pipelines.tracking.cursors import Point, Record, digest
+from pipelines.tracking.cursors import Cursor, MakeFiles, Point, Record, digest
+from pipelines.tracking.outcome import SyncResult
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
-FORMAT = 4  # raise it with a change of figures or texts: each run is then sent again, over the old one
+FORMAT = 5  # raise it with a change of figures or texts: each run is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
+LONGEST_PROBLEM = 400  # characters, of a problem with a file
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
-CURVE_METRICS = ("epoch", "loss", "train_error", "lr", "images_per_s")
+CURVE_METRICS = ("loss", "train_error", "lr", "images_per_s", "epoch")
+REACHED = "train/epoch"  # a run with this point has the whole line of the curve
 # MLflow's steps are whole numbers and a budget may end within an epoch; few data sets have more than a million images.
 STEPS_AN_EPOCH = 1_000_000
 STEP = "millionths of an epoch, which is one pass over the images that the recipe trains on"
@@ -41,6 +44,18 @@ def gather(where: Spool) -> tuple[list[Record], list[str]]:
     for benchmark in benchmarks:
         found += [benchmark_record(benchmark), *(trial_record(trial, benchmark) for trial in benchmark.trials)]
     return found, list(dict.fromkeys(problems))  # several runs may share a file
+
+
+def survey(result: SyncResult, where: Spool, uri: str) -> tuple[Cursor, list[Record]]:
+    """The cursor of **uri** and all records; what waits and what can't be read is noted in **result**.
+
+    The server is not asked.
+    """
+    everything, problems = gather(where)
+    cursor = Cursor.of(where.store, uri)
+    result.problems = [limits.name(line, LONGEST_PROBLEM) for line in problems]
+    result.count(filter(cursor.lacks, everything))
+    return cursor, everything
 
 
 def step(epochs: float) -> int:
@@ -62,20 +77,22 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
     if trial.progress is not None:
         tags["host"] = str(trial.progress.get("host"))
     points: list[Point] = []
+    files: list[MakeFiles] = []
     if trial.result is not None:
         tags |= _provenance(trial, trial.result)
         costs = {f"cost/{key}": getattr(trial.result, key) for key in COST}
         points += _points(costs, trial.result.finished)
-    if trial.evaluation is not None:
-        tags |= {"stuck_at_chance": "true"} if trial.evaluation.at_chance else {}
-        figures = _trial_figures(trial.evaluation.metrics)
-        points += _points(figures, modified(trial.evaluation.folder / "metrics.json"))
+    if (evaluation := trial.evaluation) is not None:
+        tags |= {"stuck_at_chance": "true"} if evaluation.at_chance else {}
+        points += _points(_trial_figures(evaluation.metrics), modified(evaluation.folder / "metrics.json"))
+        title = f"{trial.benchmark}, seed {trial.seed}"
+        files = [partial(_files, title, _trial_facts(trial, evaluation), benchmark, (trial,))]
     own = trial.benchmark == trial.trained_as  # otherwise another row has the same weights
     return Record(
-        identity=_identity("trial", trial.key if own else f"{trial.key}/{trial.benchmark}"),
+        identity=limits.name(f"trial:{trial.key}" + ("" if own else f"/{trial.benchmark}"), limits.TAG),
         experiment=limits.name(trial.dataset, limits.EXPERIMENT),
         name=limits.name(f"{trial.benchmark} seed {trial.seed}"),
-        parent=_identity("benchmark", f"{trial.benchmark}/{trial.budget}"),
+        parent=_identity(benchmark),
         started=trial.started,
         status=trial.status,
         ended=trial.ended,
@@ -84,14 +101,16 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         tags=tags,
         points=points,
         curve=_curve(trial),
-        epochs=max((line.epoch for line in trial.curve), default=0.0),
-        files=[partial(_trial_files, trial, benchmark)],
-        mark=digest(FORMAT, params, tags, trial.result, _shown(trial), _claimed(benchmark)),
+        files=files,
+        mark=digest(
+            *(FORMAT, params, tags, trial.status, len(trial.curve)),
+            *(trial.result, _shown(trial), _claimed(benchmark)),
+        ),
     )
 
 
-def _identity(kind: str, what: str) -> str:
-    return limits.name(f"{kind}:{what}", limits.TAG)
+def _identity(benchmark: SpooledBenchmark) -> str:
+    return limits.name(f"benchmark:{benchmark.name}/{benchmark.budget}", limits.TAG)
 
 
 def _curve(trial: SpooledTrial) -> list[Point]:
@@ -110,15 +129,10 @@ def _provenance(trial: SpooledTrial, result: Result) -> dict[str, str]:
     return tags | ({"mlflow.source.git.commit": result.commit} if result.git_commit else {})
 
 
-def _trial_files(trial: SpooledTrial, benchmark: SpooledBenchmark) -> dict[str, bytes]:
-    found = trial.evaluation
-    if found is None:
-        return {}
-    facts = {"test error": f"{found.error:.2f} %"}
-    if found.claimed_on is not None:
-        facts["error on the images of the claim"] = f"{found.claimed_on:.2f} %"
-    facts |= {"protocol": found.about.protocol, "budget": trial.budget, "trial": trial.key}
-    return _files(f"{trial.benchmark}, seed {trial.seed}", facts, benchmark, (trial,))
+def _trial_facts(trial: SpooledTrial, found: Trial) -> dict[str, str]:
+    """An evaluated trial in words, for the head of its explorer."""
+    on = {} if found.claimed_on is None else {"error on the images of the claim": f"{found.claimed_on:.2f} %"}
+    return {"test error": f"{found.error:.2f} %", **on, "budget": trial.budget, "trial": trial.key}
 
 
 def _shown(trial: SpooledTrial) -> str:
@@ -132,13 +146,18 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
     params = {"benchmark": benchmark.name, "budget": benchmark.budget, "dataset": benchmark.dataset}
     tags = {"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"}
     points: list[Point] = []
-    if benchmark.evaluated:
-        points += _points(_mean_figures(benchmark.evaluated), benchmark.evaluated_time)
+    files: list[MakeFiles] = []
+    facts: dict[str, str] = {}
     if benchmark.row is not None:
         tags |= _row_tags(benchmark.row)
         points += _points(_row_figures(benchmark.row), benchmark.row_time)
+        facts = {"verdict": _verdict(benchmark.row), **_row_facts(benchmark.row)}
+        files.append(partial(_ledger, benchmark.row))
+    if benchmark.evaluated:
+        points += _points(_mean_figures(benchmark.evaluated), benchmark.evaluated_time)
+        files.append(partial(_files, benchmark.name, facts, benchmark, benchmark.evaluated))
     return Record(
-        identity=_identity("benchmark", f"{benchmark.name}/{benchmark.budget}"),
+        identity=_identity(benchmark),
         experiment=limits.name(benchmark.dataset, limits.EXPERIMENT),
         name=limits.name(f"{benchmark.name} ({benchmark.budget})"),
         parent=None,
@@ -149,22 +168,13 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
         params=params,
         tags=tags,
         points=points,
-        files=[partial(_ledger, benchmark), partial(_benchmark_files, benchmark)],
-        mark=digest(FORMAT, params, tags, benchmark.row, [_shown(trial) for trial in benchmark.evaluated]),
+        files=files,
+        mark=digest(FORMAT, params, tags, benchmark.status, benchmark.row, [*map(_shown, benchmark.evaluated)]),
     )
 
 
-def _ledger(benchmark: SpooledBenchmark) -> dict[str, bytes]:
-    row = benchmark.row
-    return {} if row is None else {LEDGER: (json.dumps(plain(row), indent=1, sort_keys=True) + "\n").encode()}
-
-
-def _benchmark_files(benchmark: SpooledBenchmark) -> dict[str, bytes]:
-    """The explorer of all seeds, and what goes with it."""
-    if not benchmark.evaluated:
-        return {}
-    facts = _row_facts(benchmark.row) if benchmark.row else {}
-    return _files(benchmark.name, facts, benchmark, benchmark.evaluated)
+def _ledger(row: LedgerRow) -> dict[str, bytes]:
+    return {LEDGER: (json.dumps(plain(row), indent=1, sort_keys=True) + "\n").encode()}
 
 
 def _files(
@@ -240,10 +250,10 @@ def _row_tags(row: LedgerRow) -> dict[str, str]:
 
 
 def _claim(row: LedgerRow) -> str:
-    value = row.claim.value
     if row.ablation:
-        return f"{words.claim(row)}, in points of {row.metric}"
-    return "none" if value is None else f"{value} % {row.metric}"
+        return f"{words.claim(row)}, in points"
+    value = row.claim.value
+    return "none" if value is None else f"{value} %"
 
 
 def _interval(prefix: str, figures: Summary) -> dict[str, float | None]:
@@ -253,9 +263,7 @@ def _interval(prefix: str, figures: Summary) -> dict[str, float | None]:
 
 def note(row: LedgerRow) -> str:
     """The run's description in Markdown: the verdict and its grounds."""
-    ours = "not measured" if row.mean is None else f"{spelt(row)}, {seeds(row.n)}"
-    tested = spelt(row.test_set) if row.test_set else None
-    return render("note.md", row=row, verdict=_verdict(row), ours=ours, tested=tested).rstrip()
+    return render("note.md", row=row, verdict=_verdict(row), facts=_row_facts(row)).rstrip()
 
 
 def _verdict(row: LedgerRow) -> str:
@@ -264,24 +272,19 @@ def _verdict(row: LedgerRow) -> str:
 
 
 def _row_facts(row: LedgerRow) -> dict[str, str]:
-    """The row of the ledger as facts at the head of an explorer."""
+    """Our figures and the claim in words, for the run's description and the head of its explorer."""
     metric = row.metric
-    facts = {"verdict": _verdict(row), "claimed": _claim(row)}
-    if row.mean is not None:
-        spread = f" ({ends(row, ' to ')})" if row.ci95 else ""
-        facts["measured"] = f"{centre(row)} % {metric}{spread}"
-        if row.test_set:
-            facts["measured"] += ", on the images of the claim"
-            facts["on the test set"] = f"{centre(row.test_set)} % {metric}"
-    return facts
+    ours = "not measured" if row.mean is None else f"{spelt(row)}, {seeds(row.n)}"
+    facts = {f"our {metric}{', on the images of the claim' if row.test_set else ''}": ours}
+    if row.test_set:
+        facts[f"our {metric} on the whole test set"] = spelt(row.test_set)
+    return {**facts, f"claimed {metric}": _claim(row)}
 
 
 def _trial_figures(metrics: Metrics) -> dict[str, float | None]:
     """A trial's figures on the test set and, where the claim was measured on other images, on those."""
-    return {
-        **{f"test/{key}": getattr(metrics, key) for key in TEST_METRICS},
-        **{f"claimed_on/{key}": getattr(metrics.claimed_on, key, None) for key in TEST_METRICS},
-    }
+    tested = {"test": metrics, "claimed_on": metrics.claimed_on}
+    return {f"{split}/{key}": getattr(found, key, None) for split, found in tested.items() for key in TEST_METRICS}
 
 
 def _mean_figures(trials: Sequence[SpooledTrial]) -> dict[str, float | None]:

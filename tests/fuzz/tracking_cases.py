@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pipelines.tracking import cursors, helper, limits, records
+from pipelines.tracking import cursors, limits, outcome, records
 from pipelines.tracking.spool import Spool
 
 KEY, HASH = "0123456789abcdef", "d" * 64
@@ -85,15 +85,15 @@ def case(random: Random, folder: Path) -> None:
     lines = [_changed(random, LINE) if random.random() < 0.2 else {**LINE, "epoch": 0.256 * (n + 1)} for n in range(3)]
     _write(random, folder / f"store/{KEY}/curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     _write(random, folder / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv", "1,1\n0,2\n")
-    cursor = {"runs": {f"trial:{KEY}": {"run_id": "1", "sent": {"curve": "0.5"}}}}
+    cursor = {"sent": {f"trial:{KEY}": "0123456789abcdef"}}
     spool = Spool(project=folder, store=folder / "store")
-    path = cursors.Cursor.of(spool.store, "http://127.0.0.1:9").path
-    _write(random, path, json.dumps(_changed(random, cursor)))
+    uri = "http://127.0.0.1:9"
+    _write(random, cursors.Cursor.of(spool.store, uri).path, json.dumps(_changed(random, cursor)))
     gathered, problems = records.gather(spool)
     assert all(limits.name(problem, 400).isprintable() for problem in problems)
     for record in gathered:
         _check(record)
-    helper.pending(spool, "http://127.0.0.1:9")
+    records.survey(outcome.SyncResult(uri=uri), spool, uri)
 
 
 def _check(record: cursors.Record) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.tracking import addresses, probe
+from pipelines.tracking import addresses, probe, records
+from pipelines.tracking.cursors import Cursor
 from pipelines.tracking.delivery import Sender
 from pipelines.tracking.probe import AwayError
 from pipelines.tracking.spool import Spool
@@ -244,12 +245,18 @@ def files(client: Any, run: Any, path: str | None = None) -> list[str]:
     return sorted(out)
 
 
-def deliver(spool: Spool) -> Sender:
-    """One round in this process; nothing may be refused."""
+def deliver(spool: Spool) -> tuple[Any, int]:
+    """One round in this process, in which nothing may be refused: the client, and the number of runs sent."""
     sender = Sender(spool, addresses.tracking_uri(spool.project))
-    assert sender.round()
-    assert sender.refused == {}
-    return sender
+    result = sender.round()
+    assert (result.away, result.failed, result.refused, result.busy) == (None, None, [], False)
+    return sender.client, result.sent
+
+
+def pending(spool: Spool, uri: str) -> list[str]:
+    """The names of the runs that the server at **uri** lacks, by the cursor."""
+    cursor = Cursor.of(spool.store, uri)
+    return [record.name for record in records.gather(spool)[0] if cursor.lacks(record)]
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.tracking import cursors, helper, records
-from tests.tracking.projects import Project
+from pipelines.tracking import cursors, records
+from tests.tracking.projects import Project, pending
 
 
 def test_a_damaged_cursor_has_the_server_asked_again(tmp_path: Path) -> None:
@@ -14,10 +14,10 @@ def test_a_damaged_cursor_has_the_server_asked_again(tmp_path: Path) -> None:
     uri = "http://127.0.0.1:9"
     cursor = cursors.Cursor.of(project.spool.store, uri)
     everything = records.gather(project.spool)[0]
-    entries = {r.identity: {"run_id": "1", "sent": r.marks} for r in everything}
-    for damaged in (None, {"run_id": "1", "sent": {"curve": "ten"}}, {"run_id": 1, "sent": {}}, {"run_id": "1"}):
-        project.write(str(cursor.path), {"uri": uri, "runs": {**entries, everything[0].identity: damaged}})
-        assert [r.name for r in helper.pending(project.spool, uri)] == ["lenet5-mnist (laptop)"]
-    for text in ("{", "[]", '{"runs": null}', '{"runs": [1]}'):
+    marks = {r.identity: r.mark for r in everything}
+    for damaged in (None, "another", {"run_id": "1"}, ["a"]):
+        project.write(str(cursor.path), {"uri": uri, "sent": {**marks, everything[0].identity: damaged}})
+        assert pending(project.spool, uri) == ["lenet5-mnist (laptop)"]
+    for text in ("{", "[]", '{"sent": null}', '{"sent": [1]}', '{"runs": {}}'):
         project.write(str(cursor.path), text)
-        assert len(helper.pending(project.spool, uri)) == 2
+        assert len(pending(project.spool, uri)) == 2

@@ -17,7 +17,7 @@ from pipelines import dashboard
 from pipelines.tracking import addresses, helper, probe
 from pipelines.tracking import spool as spools
 from pipelines.tracking.delivery import Sender
-from tests.tracking.projects import NOW, ODD, Project, deliver, files, runs_of, suite
+from tests.tracking.projects import NOW, ODD, Project, deliver, files, pending, runs_of, suite
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
 
@@ -33,18 +33,19 @@ def test_an_experiment_that_is_refused_holds_back_no_other(tmp_path: Path, monke
             raise probe.RefusedError("no such name")
         return "1"
 
-    monkeypatch.setattr(sender, "_connect", lambda: None)
+    sent: list[str] = []
+    monkeypatch.setattr(sender, "_connect", lambda _: None)
     monkeypatch.setattr(sender, "_experiment", experiment)
-    monkeypatch.setattr(sender, "_recall", lambda *_: None)
-    monkeypatch.setattr(sender, "_deliver", lambda *_: None)
-    assert sender.round()
-    assert len(sender.sent) == 2 and sender.sent[0] == "benchmark:lenet5-mnist/laptop"
-    assert list(sender.refused.values()) == ["lenet5-odd (laptop): no such name", "lenet5-odd seed 0: no such name"]
+    monkeypatch.setattr(sender, "_list", lambda *_: {})
+    monkeypatch.setattr(sender, "_deliver", lambda record, *_: sent.append(record.identity))
+    result = sender.round()
+    assert result.sent == len(sent) == 2 and sent[0] == "benchmark:lenet5-mnist/laptop"
+    assert result.refused == ["lenet5-odd (laptop): no such name", "lenet5-odd seed 0: no such name"]
 
 
 def test_everything_of_a_finished_suite(local: Path) -> None:
     project = suite(local, seeds=2)
-    client = deliver(project.spool).client
+    client, _ = deliver(project.spool)
     assert {e.name for e in client.search_experiments()} == {"Default", "mnist", "cifar10"}
     parents, children = runs_of(client, "benchmark"), runs_of(client, "trial")
     assert len(parents) == 6 and len(children) == 12
@@ -76,10 +77,9 @@ def test_nothing_is_sent_twice(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     project.ledger()
-    first = deliver(project.spool)
-    assert len(first.sent) == 3
+    assert deliver(project.spool)[1] == 3
     before = (local / "mlflow.db").read_bytes()
-    assert deliver(project.spool).sent == []
+    assert deliver(project.spool)[1] == 0
     assert helper.sync(project.spool).sent == 0
     assert (local / "mlflow.db").read_bytes() == before
 
@@ -87,13 +87,13 @@ def test_nothing_is_sent_twice(local: Path) -> None:
 def test_a_crash_before_the_cursor_is_written_doubles_nothing(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
-    client = deliver(project.spool).client
+    client, _ = deliver(project.spool)
     before = {name: (run.info.run_id, files(client, run)) for name, run in runs_of(client, "trial").items()}
     (cursor,) = (local / "store/tracking").glob("*.json")
     known = json.loads(cursor.read_text())
-    known["runs"] = {k: v for k, v in known["runs"].items() if not k.startswith("trial:")}
+    known["sent"] = {k: v for k, v in known["sent"].items() if not k.startswith("trial:")}
     cursor.write_text(json.dumps(known))  # as if it had died after each run was made and filled
-    assert len(deliver(project.spool).sent) == 2
+    assert deliver(project.spool)[1] == 2
     after = runs_of(client, "trial")
     assert {name: (run.info.run_id, files(client, run)) for name, run in after.items()} == before
     for run in after.values():
@@ -105,7 +105,7 @@ def test_a_crash_before_the_cursor_is_written_doubles_nothing(local: Path) -> No
 def test_a_trial_is_followed_from_start_to_end(local: Path) -> None:
     project = Project(local)
     key = project.trial("lenet5-mnist", "mnist", 0, epochs=6, done=2)
-    client = deliver(project.spool).client
+    client, _ = deliver(project.spool)
     (run,) = runs_of(client, "trial").values()
     assert run.info.status == "RUNNING" and run.info.end_time is None
     project.progress(key, "running", 4, 6, 2**22 - 1)  # killed after epoch 4 ...
@@ -128,7 +128,7 @@ def test_a_new_seed_updates_the_benchmark(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
     project.ledger()
-    client = deliver(project.spool).client
+    client, _ = deliver(project.spool)
     (parent,) = runs_of(client, "benchmark").values()
     assert parent.data.metrics["ledger/seeds"] == 1
     project.rows.clear()
@@ -150,11 +150,11 @@ def test_a_new_database_at_the_old_place_gets_everything(local: Path, schema: Pa
     deliver(project.spool)
     shutil.copy(schema, local / "mlflow.new")
     (local / "mlflow.db").unlink()
-    assert len(helper.pending(project.spool, addresses.tracking_uri(local))) == 2
+    assert len(pending(project.spool, addresses.tracking_uri(local))) == 2
     (local / "mlflow.new").rename(local / "mlflow.db")  # nor does it matter that the cursor has not seen it gone
     project.trial("lenet5-mnist", "mnist", 1, epochs=1)
-    result = helper.sync(project.spool)
-    assert (result.sent, result.trials_waiting, result.line) == (3, 0, None)
+    result = helper.sync(project.spool, deadline_s=120)
+    assert (result.sent, result.waits, result.line) == (3, 0, None)
 
 
 def test_only_what_ran_is_sent(local: Path) -> None:
@@ -169,7 +169,7 @@ def test_only_what_ran_is_sent(local: Path) -> None:
     ):
         project.rows.append({**project.rows[0], **untested, "benchmark": name, "dataset": dataset, "budget": budget})
     project.ledger()
-    client = deliver(project.spool).client
+    client, _ = deliver(project.spool)
     assert {e.name for e in client.search_experiments()} == {"Default", "mnist"}
     assert list(runs_of(client, "benchmark")) == ["lenet5-mnist (laptop)"]
     ((name, addresses),) = dashboard.addresses("http://x", client)
@@ -189,7 +189,7 @@ def test_a_lost_cursor_doubles_nothing_of_a_report_that_was_written_again(local:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     project.ledger()
-    client = deliver(project.spool).client
+    client, _ = deliver(project.spool)
     key = next(iter(runs_of(client, "trial").values())).data.tags["trial_key"]
 
     def points() -> dict[str, int]:
@@ -204,7 +204,7 @@ def test_a_lost_cursor_doubles_nothing_of_a_report_that_was_written_again(local:
     for place, path in enumerate([*local.glob("report/*"), *local.glob("evaluations/**/*.json")]):
         os.utime(path, (time.time() + place, time.time() + place))
     project.curve(key, range(1, 11), NOW + 5000)  # resumed, without a checkpoint: the same losses at other times
-    assert len(deliver(project.spool).sent) == 3
+    assert deliver(project.spool)[1] == 3
     assert points() == before
     # A wording alone: the figures stay what they were. Another figure is another point.
     project.rows[0].update(remarks="another wording", mean=1.25)
@@ -234,13 +234,12 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
         benchmark=name, dataset=name, claim={**row["claim"], "source": f"A, {name}"}, deviations=[name, "y" * 9000]
     )
     project.ledger()
-    sender = deliver(project.spool)
-    assert len(sender.sent) == 4
-    odd = next(run for run in runs_of(sender.client, "trial").values() if run.info.run_name != "mlp300-mnist seed 0")
-    assert {"confusion.png", "explorer.html", "per_class.csv"} <= set(files(sender.client, odd))
+    client, sent = deliver(project.spool)
+    assert sent == 4
+    odd = next(run for run in runs_of(client, "trial").values() if run.info.run_name != "mlp300-mnist seed 0")
+    assert {"confusion.png", "explorer.html", "per_class.csv"} <= set(files(client, odd))
     options = {key: value for key, value in odd.data.params.items() if key.startswith("model.options.")}
     assert len(options) == 4 and options["model.options..."] == "up"
-    assert sender.refused == {}
     place = Path(unquote(urlsplit(odd.info.artifact_uri).path))
     assert place.resolve().is_relative_to((local / "mlartifacts").resolve()) and place.is_dir()
 
@@ -248,13 +247,12 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
 def test_a_run_deleted_in_mlflow_stays_deleted(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
-    client = deliver(project.spool).client
+    client, _ = deliver(project.spool)
     client.delete_run(runs_of(client, "trial")["lenet5-mnist seed 0"].info.run_id)
     (local / "store/tracking").rename(local / "lost")
-    sender = deliver(project.spool)
-    assert len(sender.sent) == 2  # the other trial and the benchmark
+    assert deliver(project.spool)[1] == 2  # the other trial and the benchmark
     assert list(runs_of(client, "trial")) == ["lenet5-mnist seed 1"]
-    assert helper.pending(project.spool, sender.uri) == []
+    assert pending(project.spool, addresses.tracking_uri(local)) == []
 
 
 def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
@@ -262,13 +260,13 @@ def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     project.trial("linear-mnist", "mnist", 0, epochs=2, at=1000)
     (local / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv").write_text("1,2\n")
-    sender = deliver(project.spool)
-    assert len(sender.sent) == 5
+    client, sent = deliver(project.spool)
+    assert sent == 5
     (problem,) = helper.sync(project.spool).problems
     assert "seed-0/confusion.csv holds 1x2 counts that sum to 3; expected 10x10" in problem
-    run = runs_of(sender.client, "trial")["lenet5-mnist seed 0"]  # what is not damaged arrives
+    run = runs_of(client, "trial")["lenet5-mnist seed 0"]  # what is not damaged arrives
     assert run.info.status == "FINISHED" and "cost/wall_s" in run.data.metrics and "test/error" not in run.data.metrics
-    assert len(sender.client.get_metric_history(run.info.run_id, "train/loss")) == 10
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10
 
 
 def test_damaged_images_hold_back_the_explorer_alone(local: Path) -> None:
@@ -277,11 +275,9 @@ def test_damaged_images_hold_back_the_explorer_alone(local: Path) -> None:
     project.ledger()
     (local / "evaluations/lenet5-mnist/examples.npz").write_text("no archive")
     sender = Sender(project.spool, addresses.tracking_uri(local))
-    assert sender.round()
-    assert [why.partition(":")[0] for why in sender.refused.values()] == [
-        *("lenet5-mnist (laptop)", "lenet5-mnist seed 0")
-    ]
-    assert all("examples.npz is damaged" in why for why in sender.refused.values())
+    refused = sender.round().refused
+    assert [why.partition(":")[0] for why in refused] == ["lenet5-mnist (laptop)", "lenet5-mnist seed 0"]
+    assert all("examples.npz is damaged" in why for why in refused)
     run = runs_of(sender.client, "trial")["lenet5-mnist seed 0"]
     assert run.info.status == "FINISHED" and {"cost/wall_s", "test/error"} <= run.data.metrics.keys()
     assert files(sender.client, run) == []
@@ -297,7 +293,7 @@ def test_a_diverged_trial_and_a_long_one(local: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[-1]["loss"] = float("nan")
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    client = deliver(project.spool).client
+    client, _ = deliver(project.spool)
     (run,) = runs_of(client, "trial").values()
     assert len(client.get_metric_history(run.info.run_id, "train/lr")) == 400
     assert np.isnan(client.get_metric_history(run.info.run_id, "train/loss")[-1].value)

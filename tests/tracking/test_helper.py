@@ -18,10 +18,11 @@ from pipelines.command import locks
 from pipelines.command.errors import UserError
 from pipelines.tracking import addresses, cursors, delivery, helper, records
 from pipelines.tracking.__main__ import replay
+from pipelines.tracking.outcome import SyncResult
 from pipelines.tracking.spool import Spool
 from tests.gate import Gate, opened
 from tests.processes import runs, started_by, until
-from tests.tracking.projects import NOW, Project, Server, files, runs_of
+from tests.tracking.projects import NOW, Project, Server, files, pending, runs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
 
@@ -45,26 +46,24 @@ def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
     for place, name in enumerate(("linear-middle", "lenet5-middle")):
         remote.benchmark(name, "middle", 5.0, 4, at=100.0 * place)
     remote.ledger()
-    results: list[helper.SyncResult] = []
+    results: list[SyncResult] = []
     thread = threading.Thread(target=lambda: results.append(helper.sync(remote.spool)))
     thread.start()
     cursors = remote.root / "store/tracking"
-    until(lambda: any(len(json.loads(p.read_text())["runs"]) >= 3 for p in cursors.glob("*.json")), 60)
+    until(lambda: any(len(json.loads(p.read_text())["sent"]) >= 2 for p in cursors.glob("*.json")), 60)
     with server.down():
         killed = time.monotonic()
         thread.join()
         assert time.monotonic() - killed < 15
         (result,) = results
-        assert result.away == "is away (the connection broke off)" and 3 <= result.trials_waiting < 8
-        assert f"MLflow at {server.uri} is away (the connection broke off): {result.trials_waiting} trials" in (
-            result.line or ""
-        )
+        assert result.away == "is away (no connection)" and 3 <= result.waiting["trial"] < 8
+        assert f"MLflow at {server.uri} is away (no connection): {result.waiting['trial']} trials" in str(result.line)
         again = time.monotonic()
         later = helper.sync(remote.spool)  # still away: quickly found out
-        assert (later.away, later.trials_waiting) == ("is away (no connection)", result.trials_waiting)
+        assert (later.away, later.waiting["trial"]) == ("is away (no connection)", result.waiting["trial"])
         assert time.monotonic() - again < 8
     result = helper.sync(remote.spool)
-    assert (result.trials_waiting, result.benchmarks_waiting, result.line) == (0, 0, None)
+    assert (result.waits, result.line) == (0, None)
     client = delivery.connect(server.uri)
     children = runs_of(client, "trial")
     assert len(children) == 8 and len(runs_of(client, "benchmark")) == 2
@@ -130,7 +129,7 @@ def test_a_slow_server_is_not_away(remote: Project, server: Server, monkeypatch:
         sent = re.fullmatch(
             rf"MLflow at {uri} is slow: (\d) of 8 runs sent, the next stage sends the rest", str(result.line)
         )
-        assert sent is not None and int(sent[1]) == result.sent == 8 - result.trials_waiting - result.benchmarks_waiting
+        assert sent is not None and int(sent[1]) == result.sent == 8 - result.waits
 
 
 DENIED = {
@@ -162,7 +161,7 @@ def test_a_server_that_wants_a_login_is_told_in_one_line(
             return
         with pytest.raises(UserError) as raised:
             replay(remote.spool)
-        assert str(raised.value) == f"{line}: {left}"
+        assert str(raised.value) == f"{line}: {left}; they are sent by the next stage"
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
         result = helper.sync(remote.spool)
@@ -188,13 +187,13 @@ def test_follow_shows_a_trial_while_it_trains(remote: Project, server: Server) -
             len(client.get_metric_history(found[0].info.run_id, "train/loss")) == epochs
         )
 
-    with helper.follow(remote.spool, interval_s=0.2) as results:
+    with helper.follow(remote.spool, interval_s=0.2):
         until(lambda: seen("RUNNING", 1), 30)
         remote.curve(key, range(1, 4), NOW)
         until(lambda: seen("RUNNING", 3), 10)
         remote.trial("lenet5-follow", "follow", 0, epochs=5)
     assert seen("FINISHED", 5)
-    assert results[0].line is None and results[0].trials_waiting == 0
+    assert pending(remote.spool, addresses.tracking_uri(remote.root)) == []
 
 
 FOLLOWER = """

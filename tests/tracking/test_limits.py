@@ -6,7 +6,7 @@ from pipelines.tracking import limits
 
 
 def test_names_and_values_are_what_mlflow_takes() -> None:
-    assert limits.key("recipe.model.options.lr 1:a/b-c_d") == "recipe.model.options.lr 1:a/b-c_d"
+    assert limits.key("recipe.model.options.lr 1:a.b-c_d") == "recipe.model.options.lr 1:a.b-c_d"
     assert [limits.key(odd) for odd in ("a$b", "a\n", "", "..", "/a", "a/../b", "a//b", ".")] == [
         *("a_x24_b", "a_x0a_", "_", "_x2e_.", "_x2f_a", "a_x2f_.._x2f_b", "a_x2f__x2f_b", "_x2e_")
     ]
@@ -16,6 +16,3 @@ def test_names_and_values_are_what_mlflow_takes() -> None:
     cut = limits.value("x" * 9000, 8000)
     assert len(cut) == 8000 and cut.endswith("x … (9,000 characters in all)")
     assert limits.name(" a\nb\tc ") == "a b c" and limits.name(" ") == "(no name)"
-    assert [limits.folder(odd) for odd in ("mnist", "..", "a/b", "猫 ü", ".x")] == [
-        *("mnist", "%2E.", "a%2Fb", "%E7%8C%AB %C3%BC", "%2Ex")
-    ]

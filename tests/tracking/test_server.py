@@ -165,7 +165,7 @@ def test_a_login_that_is_none_is_one_line(laboratory: Laboratory, login: dict[st
     shutil.rmtree(laboratory.checkout.folder / "store/tracking", ignore_errors=True)
     told = laboratory.run("python", "-m", "pipelines.tracking", given=login, ok=False)
     left = "4 trials and 2 benchmarks wait in the spool"
-    assert told == f"error: MLflow at {laboratory.server.uri} {line}: {left}\n"
+    assert told == f"error: MLflow at {laboratory.server.uri} {line}: {left}; they are sent by the next stage\n"
 
 
 def test_a_guest_is_told_what_is_denied(laboratory: Laboratory) -> None:

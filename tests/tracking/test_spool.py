@@ -137,7 +137,7 @@ def test_a_copy_beside_the_trials_is_not_one_of_them(tmp_path: Path) -> None:
         project.write(f"runs/lenet5-mnist/{stray}/result.json", {**identity, "key": f"of {stray}"})
     after = records.gather(project.spool)
     assert after[1] == before[1] == []
-    assert [r.marks for r in after[0]] == [r.marks for r in before[0]] and len(after[0]) == 3
+    assert [r.mark for r in after[0]] == [r.mark for r in before[0]] and len(after[0]) == 3
 
 
 def replaced_by_a_pipe(path: Path) -> None:
@@ -222,8 +222,8 @@ def test_a_damaged_file_costs_itself_and_one_line(
     damage(path)
     after, (problem,) = records.gather(project.spool)
     assert problem.startswith(str(path)) and says in problem and "\n" not in problem
-    marks = {r.identity: r.marks for r in after}
-    assert all(marks[r.identity] == r.marks for r in before if r.name.startswith("b-mnist"))
+    marks = {r.identity: r.mark for r in after}
+    assert all(marks[r.identity] == r.mark for r in before if r.name.startswith("b-mnist"))
     lost = sum(map(kept, before)) - sum(map(kept, after))
     all_of_it = {"trial.json": 4, "classes.json": 3}  # a trial; the evaluations of two seeds, and that of both
     assert lost <= all_of_it.get(path.name, 2)
