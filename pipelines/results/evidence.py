@@ -12,12 +12,11 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from pipelines.command.files import read_json
-from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import TOP5, ClaimedOn
 from pipelines.config.schema import parse
 from pipelines.config.values import AT_LEAST_ONE, Count, Percent, Rule, plain
@@ -25,6 +24,9 @@ from pipelines.config.wording import require, show
 from pipelines.results import reader
 from pipelines.results.reader import Amount, Outcome, Trial
 from pipelines.results.words import each
+
+if TYPE_CHECKING:
+    from pipelines.config.benchmarks import Benchmark
 
 EVIDENCE = Path("results/evidence")
 HERE, COMMITTED = "this checkout", "committed"  # origins

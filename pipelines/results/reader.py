@@ -11,13 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pipelines.command.files import DamagedError, read_json, read_lines, reading
 from pipelines.config import wording
-from pipelines.config.benchmarks import Benchmark
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.schema import parse
 from pipelines.config.values import Count, Number, Percent, Rule, Text, plain, within
@@ -25,6 +24,9 @@ from pipelines.results import arrays
 from pipelines.results.arrays import Array
 from pipelines.results.verdicts import claim_margin
 from pipelines.training import status, store
+
+if TYPE_CHECKING:
+    from pipelines.config.benchmarks import Benchmark
 
 EVALUATIONS = Path("evaluations")
 RUNS = Path("runs")
