@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import train
+from pipelines.cluster import campaign
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
 from pipelines.command.files import read_json, require_folder, write_bytes
@@ -34,6 +34,7 @@ from pipelines.config.claims import Evaluation
 from pipelines.config.params import Params, load_params
 from pipelines.data import subsets
 from pipelines.data.datasets import DATA
+from pipelines.tracking import helper
 from pipelines.training import provenance, spec, status, store
 from pipelines.training.inputs import Inputs
 from pipelines.training.predictions import Examiner, predict
@@ -124,11 +125,11 @@ def _trials(benchmark: Benchmark, values: Mapping[str, float], choice: Choice, e
 def _train(params: Params, planned: Sequence[Sequence[spec.Spec]]) -> None:
     """Train unfinished trials; a candidate that diverges is a result, any other failure an error."""
     require_folder(store.default())
-    train.inspect([trial for trials in planned for trial in trials])
+    campaign.inspect([trial for trials in planned for trial in trials])
     waiting = [trial for trials in planned for trial in trials if not trial.finished]
     try:
         if waiting:
-            train.train(params, waiting)
+            campaign.train(params, waiting, helper.follow)
     except UserError as error:
         diverged = all(_diverged(trial) for trial in waiting if not trial.finished)
         if not diverged or not any(all(trial.finished for trial in trials) for trials in planned):

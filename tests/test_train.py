@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from pipelines import train as stage
-from pipelines.cluster import connection, estimate
+from pipelines.cluster import campaign, connection, estimate
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Node
 from pipelines.command.errors import UserError, brief
@@ -207,7 +207,7 @@ def test_the_disk_that_a_trial_is_said_to_need_is_what_it_takes(
     usage = shutil.disk_usage(project)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=r"store has \d MB free; expected \d MB for 2 trials"):
-        stage._require_space([(one, size), (other, size)], held)
+        campaign._require_space([(one, size), (other, size)], held)
 
 
 def test_a_machine_without_memory_is_one_line_after_some_attempts(project: Path) -> None:

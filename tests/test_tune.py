@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import train, tune
+from pipelines import tune
+from pipelines.cluster import campaign
 from pipelines.command import errors
 from pipelines.command.errors import UserError
 from pipelines.config import schema
@@ -99,7 +100,7 @@ def test_a_rate_that_diverges_is_an_answer_and_no_other_failure_is(
     def lose(*_: object) -> None:
         raise UserError("the Ray cluster was lost")
 
-    monkeypatch.setattr(train, "train", lose)
+    monkeypatch.setattr(campaign, "train", lose)
     more = dataclasses.replace(benchmark.choice, rates=(0.01, 0.02))
     with pytest.raises(UserError, match="the Ray cluster was lost"):
         tune.search(params, benchmark, more, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -15,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import train
-from pipelines.cluster import connection, estimate, local, packing, readiness
+from pipelines.cluster import campaign, connection, estimate, local, packing, readiness
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Job, Need, Node, Placing
 from pipelines.command.errors import PREEMPTED, UserError
@@ -249,10 +249,10 @@ def test_a_named_cluster_is_joined_and_left_running(
     short: dict[str, Any] = {"recipe.subset": {"first": 600}, "budgets.laptop": {"epochs": 1, "seeds": [0, 1]}}
     params = only(project, linear_mnist=short | {"resources": {"cpus": 4}})
     with pytest.raises(UserError, match="4 CPUs; expected no more than one node has: 2 of 3 CPUs and 2 GPU"):
-        train.train(params, specs("linear-mnist"))
+        campaign.train(params, specs("linear-mnist"), contextlib.nullcontext)
     assert not list((project / "store").glob("*/progress.json"))
     params = only(project, linear_mnist={"resources": {"cpus": 1}})
-    train.train(params, specs("linear-mnist"))
+    campaign.train(params, specs("linear-mnist"), contextlib.nullcontext)
     assert all(one.files.finished for one in specs("linear-mnist"))
     assert f"Ray cluster at {two_nodes}: 2 nodes, 6 CPUs, 4 GPUs; training on cpu" in capsys.readouterr().out
     host, port = two_nodes.split(":")
@@ -283,7 +283,7 @@ RAYLET = """
 @pytest.mark.parametrize(
     "task",
     [
-        "spreading._call(None, 'pipelines.train._check', [])",
+        "spreading._call(None, 'pipelines.cluster.campaign._check', [])",
         "packing._train_one(None, None)",
         "measuring._measure(None)",
         "distributed._train_rank({'question': None})",

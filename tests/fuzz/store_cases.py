@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pipelines import evaluate, train
-from pipelines.cluster import estimate
+from pipelines.cluster import campaign, estimate
 from pipelines.command.errors import UserError
 from pipelines.command.files import read_json, read_lines, write_json
 from pipelines.config.benchmarks import Benchmark, Budget
@@ -134,7 +134,7 @@ def go_on(planned: list[spec.Spec], folder: Path, intact: dict[Path, bool]) -> N
         for one in planned:
             assert status.line(one.name, status.read(one.files.progress, since=0.0))
             assert 0 <= estimate.trial_seconds(one) < float("inf")
-        train.inspect(planned)
+        campaign.inspect(planned)
     assert finished.files.result.exists() == all(intact[path] for path in finished.files.kept)
     loader, module = core.assemble(unfinished, inputs)  # fits again what is damaged
     mean = torch.from_numpy(inputs.dataset.split("train")[0].mean(0, dtype=np.float64)[None]).float()

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from pipelines import evaluate, train, trial
-from pipelines.cluster import estimate
+from pipelines.cluster import campaign, estimate
 from pipelines.command import files
 from pipelines.command.errors import UserError
 from pipelines.command.files import TEMPORARY, DamagedError, read_json, read_lines, write_bytes, write_json
@@ -296,12 +296,12 @@ def test_the_stage_finds_all_damage_before_it_trains(
     lowest_bits(planned[0].files.weights)
     planned[1].files.result.unlink()
     planned[1].files.checkpoint.write_bytes(b"torn")
-    train.inspect(planned)
+    campaign.inspect(planned)
     first, second, third = capsys.readouterr().out.splitlines()
     assert first.endswith("set aside, and linear-mnist seed 0 is trained again")
     assert second.endswith("set aside, and linear-mnist seed 1 is trained from the start")
     assert third.startswith(str(fitted)) and third.endswith("set aside, and made again where it is needed")
-    train.inspect(planned)
+    campaign.inspect(planned)
     assert capsys.readouterr().out == "" and not any(each.files.finished for each in planned)
 
 
@@ -344,7 +344,7 @@ def test_a_place_that_is_no_folder_is_found_before_anything_is_trained(
     make(wrong)
     with pytest.raises(UserError, match=rf"{wrong} is no folder; expected one"):
         train.require_places([NAME])
-        train.inspect(planned)
+        campaign.inspect(planned)
 
 
 def test_a_run_store_that_is_a_file_is_found_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
