@@ -88,6 +88,8 @@ def show(server: str, uri: str, *, browse: bool) -> None:
     UserError when there is nothing to see, or the server at **uri** refuses or can't be reached.
     """
     try:
+        if is_remote(uri):
+            probe(uri)
         with answers(uri):
             found = addresses(server, delivery.connect(uri))
     except (AwayError, RefusedError) as error:

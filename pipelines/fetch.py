@@ -159,7 +159,7 @@ def _pin(pins: Path, path: str, outs: Mapping[str, Mapping[str, Any]]) -> Pin:
     if out is None:
         raise UserError(f"{pins}: {path} is missing; expected an out with its md5 and size")
     pinned = {key: out[key] for key in ("md5", "size") if key in out}
-    return schema.parse(Pin, pinned, f"{pins}: {path}", path=path, cached=out.get("cache", True) is not False)
+    return schema.parse(Pin, pinned, f"{pins}: {path}:", path=path, cached=out.get("cache", True) is not False)
 
 
 @dataclass(frozen=True)

@@ -373,6 +373,22 @@ def test_a_parcel_that_holds_anything_else_is_read_no_further(
     assert not list(Path().rglob("evil*")) and not Path("store/.importing").exists()
 
 
+def odd_sparse() -> bytes:
+    """A parcel whose header has a map of holes that is none: tarfile raises ValueError."""
+    packed, member = io.BytesIO(), tarfile.TarInfo("parcel.json")
+    member.pax_headers = {"GNU.sparse.map": "none"}
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member)
+    return packed.getvalue()
+
+
+def long_name() -> bytes:
+    """A header before a header: many of them are too deep a recursion for tarfile."""
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 1
+    return member.tobuf(tarfile.GNU_FORMAT) + bytes(512)
+
+
 def test_a_parcel_that_is_cut_or_is_none_is_one_line(parcel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = parcel.read_bytes()
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512  # of the last member
@@ -387,6 +403,8 @@ def test_a_parcel_that_is_cut_or_is_none_is_one_line(parcel: Path, monkeypatch: 
         (b"no parcel" * 100, r"trials.tar cannot be read to its end \(invalid header\)"),
         (b"\x1f\x8b" + bytes(2000), "trials.tar cannot be read to its end"),
         (whole + whole, "a member is damaged, or another archive follows"),
+        (odd_sparse(), "trials.tar cannot be read to its end"),
+        (1500 * long_name() + whole, "trials.tar cannot be read to its end"),
     ):
         parcel.write_bytes(content)
         with pytest.raises(parcels.ParcelError, match=words):

@@ -53,7 +53,7 @@ def parse(cls: type[Dataclass], value: Any, where: str, *, strict: bool = True, 
     try:
         return cls(**values)
     except ValueError as error:  # from a __post_init__, which checks the values together
-        raise UserError(f"{where}.{error}") from None
+        raise UserError(f"{where}{' ' if where.endswith(':') else '.'}{error}") from None
 
 
 @functools.cache

@@ -231,7 +231,7 @@ def new_dataset(
     except BaseException as error:  # an interruption, a lost cluster
         if not plan or isinstance(error, FaultyError) or not (partial / PLAN).exists():
             remove(partial)
-        else:
+        elif arrays:  # otherwise rows of a killed run may not be on the disk yet
             for array in (array for pair in arrays.values() for array in pair):
                 array.flush()
             (partial / PLAN).write_text(plan, encoding="ascii")
@@ -240,7 +240,10 @@ def new_dataset(
 
 def _begin(partial: Path, shape: Shape, counts: Mapping[Split, int], plan: str) -> dict[Split, tuple[Mapped, Mapped]]:
     """New arrays in the folder ``partial``, or those of the same plan in it."""
-    continued, arrays = _continues(partial, plan), dict[Split, tuple[Mapped, Mapped]]()
+    arrays, shapes = dict[Split, tuple[Mapped, Mapped]](), dict[str, tuple[int, ...]]()
+    for split, count in counts.items():
+        shapes |= zip(_files(split), ((count, *shape), (count,)), strict=True)
+    continued = _continues(partial, plan, shapes)
     if not continued:
         remove(partial)
         partial.mkdir()
@@ -255,13 +258,14 @@ def _begin(partial: Path, shape: Shape, counts: Mapping[Split, int], plan: str) 
     return arrays
 
 
-def _continues(partial: Path, plan: str) -> bool:
+def _continues(partial: Path, plan: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether ``partial`` has arrays of the same plan, all of whose rows are on the disk or in this kernel's memory."""
     try:
         kept = (partial / PLAN).read_text(encoding="ascii")
-    except (OSError, ValueError):
+        whole = all(np.load(partial / file, mmap_mode="r").shape == shape for file, shape in shapes.items())
+    except Exception:  # absent or damaged: numpy raises errors of many kinds
         return False
-    return plan != "" and kept in (plan, plan + _boot()) and all((partial / file).is_file() for file in ARRAYS)
+    return whole and plan != "" and kept in (plan, plan + _boot())
 
 
 def _boot() -> str:
@@ -371,7 +375,7 @@ def _check_place(final: Path) -> None:
 
 
 def prepare(root: Path, name: str) -> None:
-    """Restore ``<root>/<name>`` where its replacement was killed between the two renames.
+    """Make ``root``, and restore ``<root>/<name>`` where its replacement was killed between the two renames.
 
     Raises ``UserError`` before long work begins, where :func:`new_dataset` would raise it at the end.
     """

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from pipelines.command.errors import UserError, brief
+from pipelines.command.errors import UserError, brief, reason
 from pipelines.command.files import expect_file, require_folder
 from pipelines.data import tars
 
@@ -184,13 +184,32 @@ def reading(label: Path, pieces: Sequence[Path], expected: re.Pattern[str]) -> I
         with io.BufferedReader(_Joined(pieces)) as joined:
             yield _files(label, joined, expected)
     except tarfile.TarError as error:
-        line = f"{label} cannot be read to its end ({brief(str(error), 150)})"
-        raise ParcelError(f"{line}; copy it again, or name all of its pieces") from None
+        raise _unreadable(label, error) from None
+
+
+def _unreadable(label: Path, error: Exception) -> ParcelError:
+    line = f"{label} cannot be read to its end ({reason(error, 150)})"
+    return ParcelError(f"{line}; copy it again, or name all of its pieces")
+
+
+def _members(label: Path, joined: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """The members of a parcel; an error of their headers is one line, an error of the disk stays what it is."""
+    members = tars.members_of(joined)
+    while True:
+        try:
+            member = next(members, None)
+        except OSError:
+            raise
+        except tars.UNREADABLE as error:
+            raise _unreadable(label, error) from None
+        if member is None:
+            return
+        yield member
 
 
 def _files(label: Path, joined: IO[bytes], expected: re.Pattern[str]) -> Iterator[Carried]:
     seen = set[str]()
-    for member, tar in tars.members_of(joined):
+    for member, tar in _members(label, joined):
         regular = member.type == tarfile.REGTYPE and not member.issparse()
         if not regular or not expected.fullmatch(member.name):
             link = member.issym() or member.islnk()

@@ -124,9 +124,9 @@ def gzips(base: str, packed: Mapping[str, Packed]) -> Source:
             with gzip.open(part) as zipped, plain.open("wb") as file:
                 _pour(zipped, file, pin.size)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise SourceError(f"{name} cannot be unpacked ({error})") from None
-        finally:
             part.unlink()
+            raise SourceError(f"{name} cannot be unpacked ({error})") from None
+        part.unlink()  # not where the disk is full: it need not be downloaded again
         return plain
 
     return Source(base, get)

@@ -32,7 +32,7 @@ COPIED = {field.name for field in fields(Evidence)} & {field.name for field in f
 def gather(params: Params, project: Path = Path()) -> dict[str, Outcome]:
     """The outcomes of the active suite's benchmarks that were run, in the order of params.yaml.
 
-    Raises DamagedError for what ``reader.load`` refuses, and for images of two shapes from one data set.
+    Raises UserError for what ``reader.load`` refuses, and for images of two shapes from one data set.
     """
     outcomes: dict[str, Outcome] = {}
     for name, benchmark in params.benchmarks.items():

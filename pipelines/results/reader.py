@@ -76,6 +76,7 @@ class Result(Identity):
     hardware: str
     versions: dict[str, str | None]
     device: str = "unknown"
+    cuda_graph: str | None = None  # on a GPU: "replayed", or why not
     images_per_s: Amount | None = None
     device_s: Amount | None = None
     images_seen: Amount | None = None

@@ -27,7 +27,9 @@ def claim(row: LedgerRow) -> str:
     ablation = row.ablation
     if ablation:
         return f"{ablation.claimed:g} ± {ablation.margin:.2f} more than {ablation.of}"
-    return NONE if row.claim.value is None else f"{row.claim.value:g} ± {row.margin or 0:.2f}"
+    if row.claim.value is None:
+        return NONE
+    return f"{row.claim.value:g}" + ("" if row.margin is None else f" ± {row.margin:.2f}")
 
 
 def compared(ablation: AblationRow) -> str:

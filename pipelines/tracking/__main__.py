@@ -39,7 +39,7 @@ def helper_main(interval_s: float | None = None) -> None:
         os._exit(1)  # the pipe is closed: the stage is gone, or has given this process up
 
     def report(so_far: SyncResult, name: str = "") -> None:
-        if finish.is_set():  # nobody reads an earlier one
+        if finish.is_set():  # earlier results are not read
             print(json.dumps(asdict(so_far)), flush=True)
 
     threading.Thread(target=listen, daemon=True).start()

@@ -1,7 +1,7 @@
 """The MLflow side of tracking: sends missing runs to a server, and keeps the cursor.
 
-May hang or be killed at any moment. Sending twice doubles nothing: a tag identifies a run, an artifact replaces the one
-at its path, and of metrics and params only those are sent that the server's run lacks.
+Below ``helper`` it may hang or be killed at any moment. Sending twice doubles nothing: a tag identifies a run, an
+artifact replaces the one at its path, and of metrics and params only those are sent that the server's run lacks.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Sender:
                 self._connect(result)
                 for name in dict.fromkeys(record.experiment for record in everything):
                     mine = [record for record in everything if record.experiment == name]
+                    if not (verify or any(map(cursor.lacks, mine))):
+                        continue
                     for record in self._send(name, mine, cursor, result):
                         result.count(filter(cursor.lacks, everything))
                         self.report(result, record.name)
@@ -125,7 +127,8 @@ class Sender:
         for token in pages:
             found = self.client.search_runs([experiment], "", ViewType.ALL, max_results=500, page_token=token or None)
             for run in found:
-                there.setdefault(run.data.tags.get(IDENTITY_TAG), run.info)
+                if IDENTITY_TAG in run.data.tags:  # others in this experiment are not ours
+                    there.setdefault(run.data.tags[IDENTITY_TAG], run.info)
             pages += [found.token] if found.token else []
         for identity in (record.identity for record in mine):
             if identity in there and there[identity].lifecycle_stage == "deleted":

@@ -73,7 +73,8 @@ def follow(
 def _helper(spool: Spool, interval_s: float | None = None) -> Iterator[Finish]:
     """The process that talks to MLflow. It ends with the pipe to it, so it can't outlive its stage.
 
-    Yields a function that has it send the rest, and returns the outcome; after ``deadline_s`` the outcome so far.
+    Yields a function that tells the process to send the rest, and returns the outcome; after ``deadline_s`` the outcome
+    so far.
     """
     command = [sys.executable, "-m", "pipelines.tracking", HELPER, *([] if interval_s is None else [str(interval_s)])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RUN_STORE": str(spool.store.absolute())}

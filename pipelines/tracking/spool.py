@@ -177,8 +177,8 @@ def _trial(path: Path, name: str, identity: Identity, evaluations: Evaluations, 
     of_key = [one for (_, key), one in evaluations.items() if key == identity.key]
     found = evaluations.get((name, identity.key), of_key[0] if len(of_key) == 1 else None)
     named: Mapping[str, Any] = identity.dataset or {}
-    pair = (named.get("name", identity.config.get("dataset")), named.get("digest", identity.dataset_digest))
-    dataset, digest = convert(tuple[Text, Text], pair, f"{path}: dataset", strict=False)
+    dataset = convert(Text, named.get("name", identity.config.get("dataset")), f"{path}: dataset.name", strict=False)
+    digest = convert(Text, named.get("digest", identity.dataset_digest), f"{path}: dataset.digest", strict=False)
     curve = _try(problems, reader.read_curve, path.parent / "curve.jsonl") or []
     result = _try(problems, lambda: reader.read_result(path.parent, weights=False))
     return SpooledTrial(
@@ -209,9 +209,14 @@ def _evaluation(folder: Path) -> Trial:
 
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], LedgerRow]:
     """The rows of this checkout by benchmark and budget; committed evidence was tracked where it ran."""
-    places = {f"{path} row {place}": row for place, row in enumerate(read_list(path), 1)}
+    places = {f"{path} row {place}": row for place, row in enumerate(read_list(path), 1) if _own(row)}
     found = [_try(problems, reader.record, LedgerRow, row, place) for place, row in places.items()]
-    return {(row.benchmark, row.budget): row for row in found if row and row.budget and row.origin != COMMITTED}
+    return {(row.benchmark, row.budget): row for row in found if row and row.budget}
+
+
+def _own(row: Any) -> bool:
+    """Whether a row may be of this checkout's own runs: others are not tracked, whatever is in them."""
+    return not isinstance(row, dict) or (row.get("budget") is not None and row.get("origin") != COMMITTED)
 
 
 def _try(problems: list[str], read: Callable[..., Found], *arguments: Any) -> Found | None:

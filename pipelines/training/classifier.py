@@ -70,13 +70,17 @@ class Classifier(pl.LightningModule):
         self.loss_sum, self.wrong = self.loss_sum.to(self.device), self.wrong.to(self.device)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if self.device.type == "cuda":
-            self.learn = graphs.Replayed(self._learn, self.trained, graphs.capture, refused=self._obstacle())
+            self.learn = graphs.Replayed(self._learn, self.trained, graphs.CudaCapture(), self._obstacle())
 
     def _obstacle(self) -> str | None:
-        """Why no pass can be captured; None where it can be tried."""
+        """Why passes should not be captured; None where it can be tried."""
         if self.recipe.boosting is not None:
             return "the members of an ensemble take turns"
-        return "several workers exchange their gradients during a pass" if _world() > 1 else None
+        if _world() > 1:
+            return "several workers exchange their gradients during a pass"
+        # Their copies outlive a failed capture; and reading them takes longer than a launch.
+        streamed = self.trainer.train_dataloader.loader.streamed
+        return "the images stay on the disk" if streamed else None
 
     def training_step(self, chunk: Chunk, batch_idx: int) -> Tensor:
         """A step of the optimiser for each minibatch of the chunk; returns the last one's loss, a scalar."""

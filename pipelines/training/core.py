@@ -80,7 +80,7 @@ def settle(threads: int | None) -> None:
     """Make the process repeatable, on a CPU to the bit; ``threads`` None leaves torch's own number."""
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = True  # search for the fastest kernels: a GPU's bits are not the same twice anyway
+    torch.backends.cudnn.benchmark = True  # search for the fastest kernels: a GPU repeats no bits in any case
     # Lightning's determinism has torch fill every new tensor with NaN, to show reads of unset memory: a twentieth of
     # the time of a small network.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

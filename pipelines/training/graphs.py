@@ -7,10 +7,11 @@ learning rates may change with every step.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +45,9 @@ class Graph:
 
 
 class Replayed:
-    """A pass for minibatches of any shape; one that comes again and again is captured, and replayed from then on.
+    """A pass for minibatches of any shape; each shape is captured after some passes, and replayed after some more.
 
-    A pass that can't be captured, or whose replay gives other gradients, always runs kernel by kernel; ``refused`` is
-    the reason.
+    A shape that can't be captured, or whose replay gives other gradients, runs kernel by kernel.
     """
 
     def __init__(
@@ -55,43 +55,54 @@ class Replayed:
         run: Pass,
         parameters: Sequence[nn.Parameter],
         capture: Callable[[Callable[[], None]], Replay],
-        refused: str | None = None,
+        obstacle: str | None = None,
     ) -> None:
         """``capture`` calls a function, whose kernels it may record without running them, and returns their replay.
 
-        ``refused`` is a reason not to try.
+        ``obstacle`` is a reason not to try.
         """
         self.run, self.parameters, self.capture = run, parameters, capture
         self.graphs: dict[torch.Size, Graph] = {}
-        self.seen: Counter[torch.Size] = Counter()  # passes before a capture
-        self.refused: str | None = None
-        if refused is not None:
-            self._refuse(refused)
+        self.passes: Counter[torch.Size] = Counter()  # before a capture
+        self.refused: dict[torch.Size, str] = {}  # the reasons
+        self.obstacle, self.replays = obstacle, 0
+        if obstacle is not None:
+            _say(obstacle)
+
+    @property
+    def outcome(self) -> str:
+        """For a trial's result: whether passes were replayed, or why none was."""
+        reasons = [self.obstacle, *self.refused.values(), "too few minibatches of one shape"]
+        return "replayed" if self.replays else next(filter(None, reasons))
 
     def __call__(self, images: Tensor, labels: Tensor) -> Passed:
         """As the pass itself; the result is overwritten by the next call."""
-        graph = self._graph(images, labels)
-        if graph is None:
-            self.seen[images.shape] += 1
+        if self.obstacle is not None or images.shape in self.refused:
             return self.run(images, labels)
+        if images.shape not in self.graphs:
+            self.passes[images.shape] += 1
+            if self.passes[images.shape] <= PASSES_BEFORE or not self._captures(images, labels):
+                return self.run(images, labels)
+        graph = self.graphs[images.shape]
         if graph.compared < REPLAYS_COMPARED:
             return self._compare(graph, images, labels)
+        self.replays += 1
         return self._replay(graph, images, labels)
 
-    def _graph(self, images: Tensor, labels: Tensor) -> Graph | None:
-        if self.refused is None and images.shape not in self.graphs and self.seen[images.shape] >= PASSES_BEFORE:
-            try:
-                self.graphs[images.shape] = self._captured(images.clone(), labels.clone())
-            except RuntimeError as error:
-                self._refuse(str(error).partition("\n")[0])
-        return self.graphs.get(images.shape)
-
-    def _captured(self, images: Tensor, labels: Tensor) -> Graph:
-        passed: list[Passed] = []
-        before = _generator_state(images.device)
-        replay = self.capture(lambda: passed.append(self.run(images, labels)))
-        _restore(images.device, before)
-        return Graph(images, labels, replay, passed[0], [parameter.grad for parameter in self.parameters])
+    def _captures(self, images: Tensor, labels: Tensor) -> bool:
+        """Capture a pass over copies of a minibatch; whether that succeeds."""
+        own, passed = (images.clone(), labels.clone()), list[Passed]()
+        state = _generator_state(images.device)
+        try:
+            replay = self.capture(lambda: passed.append(self.run(*own)))
+        except RuntimeError as error:  # the first error of an invalid capture is behind that of its end
+            self._refuse(images.shape, str(error.__context__ or error).partition("\n")[0])
+            return False
+        finally:
+            _restore(images.device, state)
+        gradients = [parameter.grad for parameter in self.parameters]
+        self.graphs[images.shape] = Graph(*own, replay, passed[0], gradients)
+        return True
 
     def _replay(self, graph: Graph, images: Tensor, labels: Tensor) -> Passed:
         graph.images.copy_(images)
@@ -102,41 +113,67 @@ class Replayed:
         return graph.passed
 
     def _compare(self, graph: Graph, images: Tensor, labels: Tensor) -> Passed:
-        """The pass, kernel by kernel and replayed: with the gradients of the first, where they differ too much."""
-        before = _generator_state(images.device)
+        """The pass kernel by kernel, whose gradients stay, and its replay."""
+        state = _generator_state(images.device)
         passed = self.run(images, labels)
         gradients = [parameter.grad for parameter in self.parameters]
-        _restore(images.device, before)
+        _restore(images.device, state)
         self._replay(graph, images, labels)
         graph.compared += 1
         apart = distance(graph.gradients, gradients)
-        if not apart <= APART:  # also where it is no number: the trial's loss will tell
-            self._refuse(f"the gradients of its replay are {apart:.1%} apart from those of its kernels")
+        if not apart <= APART:  # NaN too: the end of the epoch reports a loss that is no number
+            self._refuse(images.shape, f"the gradients of its replay are {apart:.1%} apart from those of its kernels")
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+        if graph.compared == REPLAYS_COMPARED and images.device.type == "cuda":
+            torch.cuda.empty_cache()  # passes outside of the graph had memory of their own
         return passed
 
-    def _refuse(self, reason: str) -> None:
-        self.refused = reason
-        self.graphs.clear()
-        print(f"steps run without a CUDA graph, kernel by kernel: {reason}", flush=True)
+    def _refuse(self, shape: torch.Size, reason: str) -> None:
+        self.refused[shape] = reason
+        self.graphs.pop(shape, None)
+        _say(reason)
+
+
+def _say(reason: str) -> None:
+    print(f"steps run without a CUDA graph, kernel by kernel: {reason}", flush=True)
 
 
 def distance(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> float:
-    """The norm of the difference of two lists of gradients, relative to the norm of ``others``; 0 where both are 0."""
+    """The norm of the difference of two lists of gradients, relative to the norm of ``others``.
+
+    Infinite where only ``others`` are 0, or where one of a pair is missing.
+    """
     pairs = [(one, other) for one, other in zip(some, others, strict=True) if one is not None and other is not None]
+    if len(pairs) < sum(one is not None or other is not None for one, other in zip(some, others, strict=True)):
+        return math.inf
     apart = sum(float((one - other).square().sum()) for one, other in pairs)
     whole = sum(float(other.square().sum()) for _, other in pairs)
-    return (apart / whole) ** 0.5 if whole else float(apart > 0)
+    if whole:
+        return math.sqrt(apart / whole)
+    return 0.0 if apart == 0 else math.inf
 
 
-def capture(run: Callable[[], None]) -> Replay:
-    """Record the kernels that ``run`` launches on the current GPU; they do not run before the replay."""
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile, such as the one that sends images.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        run()
-    return graph.replay
+class CudaCapture:
+    """Records the kernels that a function launches on the current GPU; they do not run before the replay.
+
+    Captures share their memory: what one pass leaves there beside its results, the next may overwrite.
+    """
+
+    def __init__(self) -> None:
+        self.pool: Any = None
+
+    def __call__(self, run: Callable[[], None]) -> Replay:
+        """Capture ``run``; RuntimeError where it does what a graph can't."""
+        graph = torch.cuda.CUDAGraph()
+        # torch leaves its own stream current where a capture fails. Other threads may use the device meanwhile.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
+        ):
+            run()
+        self.pool = graph.pool()
+        return graph.replay
 
 
 def _generator_state(device: torch.device) -> Tensor:

@@ -20,7 +20,8 @@ MEASURE_S = 1.0  # of the steps after those
 def measure(spec: Spec, seconds: float = MEASURE_S) -> float:
     """Images a second, measured for about ``seconds``; only the fitted preprocessing stays in the store.
 
-    Of an ensemble the first member is measured, which needs no search for examples.
+    Of an ensemble the first member is measured, which needs no search for examples. On a GPU the kernels are launched
+    one by one, while a trial replays them (``graphs``) and takes less time.
     """
     memory.keep()
     core.settle(spec.threads)

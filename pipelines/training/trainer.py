@@ -213,7 +213,7 @@ def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identi
         "workers": workers[0] if len(workers) == 1 else workers,  # of an elastic trial, in the order of their work
         "hardware": ", then ".join(callback.trained_on),
         "device": spec.device,
-        **({"cuda_graph": module.learn.refused or "replayed"} if isinstance(module.learn, Replayed) else {}),
+        **({"cuda_graph": module.learn.outcome} if isinstance(module.learn, Replayed) else {}),
         "threads": torch.get_num_threads(),
         "versions": provenance.versions(),
         "parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),

@@ -109,7 +109,7 @@ def test_an_archive_cannot_write_outside(
     archive = packed_tar({name.format(tmp_path=tmp_path): b"x"})
     server = serve(Server(files={"all.tar.gz": archive}))
     refused(root, sources.tarball(Remote(url=f"{server.url}/all.tar.gz")))
-    assert all(fetch.PARTS in path.parts for path in tmp_path.rglob("escaped"))
+    assert all(sources.UNPACKED in path.parts for path in tmp_path.rglob("escaped"))
 
 
 def test_an_archives_links_lead_nowhere(root: Path, serve: Callable[[Server], Server], tmp_path: Path) -> None:

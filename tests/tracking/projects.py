@@ -95,6 +95,7 @@ class Project:
                 "images_per_s": 8571.4,
                 "workers": 1,
                 "hardware": "a CPU, 2 cores",
+                "cuda_graph": "replayed",
                 "device": "cpu",
                 "versions": {"python": "3.11.7", "torch": "2.13.0", "pytorch_lightning": "2.6.6", "ray": None},
                 "git_commit": "0123456789abcdef0123456789abcdef01234567",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -23,7 +24,7 @@ class Training:
 
     def __init__(self, device: str) -> None:
         torch.manual_seed(0)
-        self.device, self.replays = device, 0
+        self.device, self.replays, self.cuda = device, 0, graphs.CudaCapture()
         self.model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(144, 10))
         self.model.to(device)
         self.parameters = list(self.model.parameters())
@@ -43,7 +44,7 @@ class Training:
 
     def capture(self, run: Callable[[], None]) -> Replay:
         if self.device == "cuda":
-            return self.counted(graphs.capture(run))
+            return self.counted(self.cuda(run))
         run()
         own = [parameter.grad for parameter in self.parameters]
 
@@ -84,8 +85,8 @@ def test_a_replayed_pass_trains_as_the_pass_itself_does(device: str) -> None:
     plain, captured = Training(device), Training(device)
     learn = replayed(captured)
     (losses, weights), (expected, others) = captured.run(learn), plain.run(plain.learn)
-    assert learn.refused is None and set(learn.graphs) == {(8, 1, 8, 8), (5, 1, 8, 8)}
-    assert captured.replays == STEPS - 2 * PASSES_BEFORE  # of either shape
+    assert learn.outcome == "replayed" and set(learn.graphs) == {(8, 1, 8, 8), (5, 1, 8, 8)}
+    assert captured.replays == STEPS - 2 * PASSES_BEFORE == learn.replays + 2 * REPLAYS_COMPARED  # of two shapes
     near = 0.0 if device == "cpu" else 1e-4
     assert losses == pytest.approx(expected, rel=near)
     for mine, other in zip(weights, others, strict=True):
@@ -113,16 +114,17 @@ def test_what_cannot_be_replayed_runs_kernel_by_kernel(
     learn = replayed(refusing, capture)
     (losses, weights), (expected, others) = refusing.run(learn), plain.run(plain.learn)
     assert losses == expected and all(map(torch.equal, weights, others))
-    assert learn.refused is not None and learn.refused.endswith(line) and not learn.graphs
-    said = capsys.readouterr().out
-    assert said == f"steps run without a CUDA graph, kernel by kernel: {learn.refused}\n"
+    assert learn.outcome.endswith(line) and not learn.graphs and not learn.replays
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"steps run without a CUDA graph, kernel by kernel: {one}" for one in learn.refused.values()]
+    assert len(said) == 2  # shapes
 
 
 def test_a_reason_not_to_try_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     training = Training("cpu")
-    learn = Replayed(training.learn, training.parameters, training.capture, refused="no two passes are alike")
+    learn = Replayed(training.learn, training.parameters, training.capture, "no two passes are alike")
     training.run(learn)
-    assert (learn.refused, training.replays) == ("no two passes are alike", 0)
+    assert (learn.outcome, training.replays) == ("no two passes are alike", 0)
     assert capsys.readouterr().out.count("no two passes are alike") == 1
 
 
@@ -130,11 +132,24 @@ def test_distance_is_relative_to_the_others_norm() -> None:
     some, others = [torch.tensor([3.0, 0.0]), None], [torch.tensor([3.0, 4.0]), None]
     assert graphs.distance(some, others) == pytest.approx(4 / 5)
     assert graphs.distance([torch.zeros(2)], [torch.zeros(2)]) == 0
-    assert graphs.distance([torch.ones(2)], [torch.zeros(2)]) == 1
+    assert graphs.distance([torch.ones(2)], [torch.zeros(2)]) == math.inf
+    assert graphs.distance([torch.tensor([math.nan])], [torch.zeros(1)]) == math.inf
+    assert graphs.distance([None], [torch.ones(1)]) == graphs.distance([torch.ones(1)], [None]) == math.inf
 
 
 @NEEDS_CUDA
 @pytest.mark.usefixtures("project")
 def test_a_trial_on_a_gpu_replays_its_passes() -> None:
-    files = trainer.run(planned().on("cuda", threads=1))
+    files = trainer.run(planned({"budgets.laptop": {"epochs": 6, "seeds": [0]}}).on("cuda", threads=1))
     assert read_json(files.result)["cuda_graph"] == "replayed"
+
+
+def test_a_shape_that_cannot_be_captured_leaves_the_others() -> None:
+    training = Training("cpu")
+
+    def capture(run: Callable[[], None]) -> Replay:
+        return training.capture(run) if not learn.graphs else unable(run)
+
+    learn = replayed(training, capture)
+    training.run(learn)
+    assert learn.outcome == "replayed" and set(learn.graphs) == {(8, 1, 8, 8)} and set(learn.refused) == {(5, 1, 8, 8)}
