@@ -302,7 +302,7 @@ def test_sizes_out_of_range_are_refused(root: Path, size: int) -> None:
     (root / "data.dvc").write_text(text)
     with pytest.raises(
         UserError,
-        match=rf"data/mnist/{IMAGES}.size is .*; expected (1 to 1,000|a whole)",
+        match=rf"data/mnist/{IMAGES}: size is .*; expected (1 to 1,000|a whole)",
     ):
         run(root, [])
 

@@ -263,7 +263,8 @@ def _npm(arguments: Sequence[str], folder: Path, limit: float, label: str) -> No
             process.kill()
             process.wait()
     if process.returncode:
-        lines = re.findall(r"^npm (?:error|ERR!) (.+)", errors.read_text("utf-8", "replace"), re.MULTILINE)
+        text = errors.read_text(encoding="utf-8", errors="replace")
+        lines = re.findall(r"^npm (?:error|ERR!) (.+)", text, re.MULTILINE)
         why = brief("; ".join(lines[:2]), 160) or "it gives no reason"
         raise SourceDown(f"npm {arguments[0]} failed ({why})")
 
