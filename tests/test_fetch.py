@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import yaml
 
 from pipelines import fetch
 from pipelines.command.errors import UserError
+from pipelines.config.origins import Packed
 from pipelines.data import rawfiles, sources
 from pipelines.data.datasets import open_dataset
 from pipelines.data.download import Remote, shown
@@ -120,6 +122,25 @@ def test_a_full_disk_is_no_sources_fault(root: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("pipelines.data.sources._copy", full)
     with pytest.raises(OSError, match="No space left on device"):
         run(root, [sources.mirror(str(mirror))])
+
+
+def test_a_download_that_cannot_be_unpacked_for_want_of_room_stays(
+    root: Path, serve: Callable[[Server], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = {f"{file}.gz": gzip.compress(content) for file, content in FILES.items()}
+    server = serve(Server(files=packed))
+    host = sources.gzips(server.url, {name: Packed(bytes=len(one), md5=md5(one)) for name, one in packed.items()})
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.data.sources._pour", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            run(root, [host])
+    run(root, [host])
+    assert_complete(root)
+    assert [name for name, _ in server.asked] == list(packed)  # each once
 
 
 def test_a_missing_file_is_taken_from_the_next_source(

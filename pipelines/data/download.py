@@ -67,7 +67,8 @@ def download(remote: Remote, part: Path, patience: Patience, label: str) -> None
     part.parent.mkdir(parents=True, exist_ok=True)
     while True:
         continued = part.exists()
-        _complete(remote, part, patience, label)
+        if not continued or part.stat().st_size != remote.size:  # else it was whole, and perhaps could not be unpacked
+            _complete(remote, part, patience, label)
         problem = mismatch(part, remote.size, remote.md5)
         if problem is None:
             return

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from pipelines.command.errors import UserError
 from pipelines.data import datasets
-from pipelines.data.datasets import Dataset, channel_statistics, new_dataset, open_dataset, write_dataset
+from pipelines.data.datasets import Dataset, Mapped, Split, channel_statistics, new_dataset, open_dataset, write_dataset
 from tests.processes import soon
 
 CLASSES = ("cat", "dog", "owl")
@@ -238,6 +239,51 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".pets.partial" / "train_images.npy").write_bytes(b"half")
     write_dataset(tmp_path, "pets", classes=CLASSES, train=some_images(4, 5), test=some_images(4, 6)).verify()
     assert [path.name for path in tmp_path.iterdir()] == ["pets"]
+
+
+def begun(root: Path, plan: str = "a plan") -> Path:
+    """The folder of arrays of which one row was filled, as a killed writer leaves it."""
+    with pytest.raises(KeyboardInterrupt), writer(root, plan) as arrays:
+        arrays["train"][1][0] = 2
+        raise KeyboardInterrupt
+    (root / ".pets.partial" / datasets.PLAN).write_text(plan + datasets._boot())
+    return root / ".pets.partial"
+
+
+def writer(root: Path, plan: str) -> AbstractContextManager[dict[Split, tuple[Mapped, Mapped]]]:
+    return new_dataset(root, "pets", classes=CLASSES, shape=(2, 5, 4), train=3, test=3, plan=plan)
+
+
+@pytest.mark.parametrize(("plan", "continued"), [("a plan", True), ("another", False)])
+def test_a_killed_writers_arrays_are_continued_by_the_same_plan(tmp_path: Path, plan: str, continued: bool) -> None:
+    begun(tmp_path)
+    with pytest.raises(KeyboardInterrupt), writer(tmp_path, plan) as arrays:
+        assert arrays["train"][1].tolist() == [2 if continued else -1, -1, -1]
+        raise KeyboardInterrupt
+
+
+def test_arrays_of_an_earlier_boot_and_cut_ones_are_begun_anew(tmp_path: Path) -> None:
+    for spoil in (
+        lambda left: (left / datasets.PLAN).write_text("a plan" + "another boot"),
+        lambda left: os.truncate(left / "train_labels.npy", 20),
+    ):
+        spoil(begun(tmp_path))
+        with pytest.raises(KeyboardInterrupt), writer(tmp_path, "a plan") as arrays:
+            assert arrays["train"][1].tolist() == [-1, -1, -1]
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_cannot_begin_declares_no_rows_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may still be in memory alone: a power cut would leave labels without pixels."""
+    left = begun(tmp_path)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "_create_array", full)
+    with pytest.raises(OSError, match="No space"), writer(tmp_path, "a plan"):
+        pass
+    assert (left / datasets.PLAN).read_text() == "a plan" + datasets._boot()
 
 
 def test_files_that_are_no_datasets_are_not_replaced(pets: Dataset) -> None:

@@ -16,7 +16,7 @@ import pytest
 from pipelines import dashboard
 from pipelines.tracking import addresses, helper, probe
 from pipelines.tracking import spool as spools
-from pipelines.tracking.delivery import Sender
+from pipelines.tracking.delivery import Sender, connect
 from tests.tracking.projects import NOW, ODD, Project, deliver, files, pending, runs_of, suite
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
@@ -41,6 +41,30 @@ def test_an_experiment_that_is_refused_holds_back_no_other(tmp_path: Path, monke
     result = sender.round()
     assert result.sent == len(sent) == 2 and sent[0] == "benchmark:lenet5-mnist/laptop"
     assert result.refused == ["lenet5-odd (laptop): no such name", "lenet5-odd seed 0: no such name"]
+
+
+def test_a_run_of_others_is_nobodys_parent(local: Path) -> None:
+    client = connect(addresses.tracking_uri(local))
+    client.create_run(client.create_experiment("mnist"), run_name="by hand")
+    client, _ = deliver(suite(local, seeds=1).spool)
+    for run in runs_of(client, "benchmark").values():
+        assert "mlflow.parentRunId" not in run.data.tags, run.info.run_name
+
+
+def test_an_experiment_that_lacks_nothing_is_not_listed(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = suite(local, seeds=1)
+    deliver(project.spool)
+    project.trial("lenet5-mnist", "mnist", 7, epochs=2)
+    listed: list[str] = []
+    experiment = Sender._experiment
+
+    def listing(sender: Sender, name: str) -> str:
+        listed.append(name)
+        return experiment(sender, name)
+
+    monkeypatch.setattr(Sender, "_experiment", listing)
+    _, sent = deliver(project.spool)
+    assert listed == ["mnist"] and sent >= 1
 
 
 def test_everything_of_a_finished_suite(local: Path) -> None:
