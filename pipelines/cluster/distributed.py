@@ -10,13 +10,13 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipelines.cluster import connection, readiness
+from pipelines.cluster import connection, nodes, readiness
 from pipelines.cluster.placement import Need
 from pipelines.command.errors import AdvisedError, UserError
 from pipelines.command.progress import becomes
@@ -27,36 +27,53 @@ if TYPE_CHECKING:
 
 NOTICED_S = 30.0  # until Ray takes a silent node for dead
 NETWORK = ("GLOO_", "NCCL_")  # variables that workers get from the driver
+SETTINGS = (*NETWORK, "RAY_TRAIN_")
 Training = Callable[["Spec", "Worker"], None]  # the work of each worker
 
 
-def train(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int, training: Training) -> None:
-    """Make one attempt at ``training`` of ``spec`` to its end, on so many workers, each with ``need``.
+class Attempt:
+    """One attempt at ``training`` of ``spec`` to its end, on so many workers, each with ``need``.
 
-    Raises a worker's UserError, and ``connection``'s errors where workers or nodes are lost or taken away.
+    A Ray task on this node waits for Ray Train. In this process's main thread, Ray Train would handle Ctrl-C itself,
+    slowly and with status 0; in another thread it would still use Ray when Ctrl-C shuts Ray down, which ends a process
+    with status 1 and without a word.
     """
-    from ray.exceptions import RayError
-    from ray.train import TrainingFailedError
 
-    before = {node.id for node in connection.living()}
-    try:
-        _fit(spec, ray_cluster, need, workers, training)
-    except (TrainingFailedError, RayError) as error:
-        failure = _failure(spec, list(_causes(error)))
-        lost = isinstance(failure, connection.LostWorkerError)
-        if (lost or failure is None) and (unfit := readiness.unfit(ray_cluster)):
-            raise unfit from None  # no worker process can begin where the project is missing
-        if failure is None:
-            raise
-        # The workers that a node leaves behind fail long before Ray takes the node for dead.
-        if lost and ray_cluster.address and becomes(lambda: _gone(before), within_s=NOTICED_S, every_s=1.0):
-            raise connection.LostError(f"{spec.name}: a node is gone") from None
-        raise failure from failure.__cause__
+    def __init__(
+        self, spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int, training: Training
+    ) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        self.spec, self.cluster = spec, ray_cluster
+        self.before = {node.id for node in connection.living()}
+        settings = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
+        here = NodeAffinitySchedulingStrategy(nodes.own(), soft=False)
+        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here, "name": spec.name}
+        self.task = ray.remote(_fit).options(**options).remote(spec, ray_cluster, need, workers, training, settings)
 
-def _gone(before: set[str]) -> bool:
-    """Whether one of these nodes is gone."""
-    return not before <= {node.id for node in connection.living()}
+    def error(self) -> Exception | None:
+        """Wait for the end, and return its error; None without one.
+
+        A worker's UserError, one of ``connection``'s errors where workers or nodes are lost or taken away, or a bug.
+        """
+        import ray
+
+        try:
+            ray.get(self.task)
+        except ray.exceptions.RayError as error:
+            failure = _failure(self.spec, list(_causes(error)))
+            lost = isinstance(failure, connection.LostWorkerError)
+            if (lost or failure is None) and (unfit := readiness.unfit(self.cluster)):
+                return unfit  # no worker process can begin where the project is missing
+            # The workers that a node leaves behind fail long before Ray takes the node for dead.
+            if lost and self.cluster.address and becomes(self._loses_node, within_s=NOTICED_S, every_s=1.0):
+                return connection.LostError(f"{self.spec.name}: a node is gone")
+            return failure or error
+        return None
+
+    def _loses_node(self) -> bool:
+        return not self.before <= {node.id for node in connection.living()}
 
 
 def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
@@ -82,8 +99,20 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
     return failure
 
 
-def _fit(spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int, training: Training) -> None:
-    """Make one attempt. Ray Train must repeat nothing: it would also repeat a damaged checkpoint, for minutes."""
+def _fit(
+    spec: Spec,
+    ray_cluster: connection.Cluster,
+    need: Need,
+    workers: int,
+    training: Training,
+    settings: Mapping[str, str],
+) -> None:
+    """Make one attempt; runs in a Ray worker process, with the driver's ``settings`` in its environment.
+
+    Ray Train must repeat nothing: it would also repeat a damaged checkpoint, for minutes.
+    """
+    connection.end_with_raylet()
+    os.environ.update(settings)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import signal
 import socket
 import threading
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster import connection, distributed, estimate, nodes, readiness
-from pipelines.cluster.placement import Job, Need, Node, Place, Placing, Start
+from pipelines.cluster.placement import Job, Node, Place, Placing, Start
 from pipelines.command import errors
 from pipelines.command.errors import FULL, LONGEST_LINE, PREEMPTED, HeldError, UserError, reason
 from pipelines.command.progress import becomes, say
@@ -71,7 +70,7 @@ def _summary(failed: Sequence[Failure]) -> Exception:
 class _Packing:
     """Running and waiting trials: each begins where the placing seats it, and again elsewhere after losing its place.
 
-    A trial of one worker is a task of Ray's, one of several an attempt of Ray Train's in a thread of this process.
+    A trial of one worker is a task of Ray's; one of several is an attempt of Ray Train's, with a task to wait for.
     """
 
     def __init__(self, placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
@@ -80,7 +79,7 @@ class _Packing:
         self.placing = Placing(estimate.in_order(placed, ray_cluster), ray_cluster.nodes)
         self.shared = SharedGPUs(ray_cluster)
         self.tasks: dict[Any, tuple[Spec, float]] = {}  # and when they began
-        self.attempts: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()  # ended attempts
+        self.attempts: dict[Any, distributed.Attempt] = {}  # by task of Ray; Ray Train notices lost nodes itself
         self.losses = connection.Losses()
         self.held: dict[str, str] = {}  # by trial's key: the line about the process that trains it
         self.alive = {node.id: node.host for node in ray_cluster.nodes}
@@ -132,9 +131,8 @@ class _Packing:
 
         trial, need, seat = self.trials[start.job.key], start.job.need, start.seats[0]
         if start.job.counts[0] > 1:
-            words = trial, need, len(start.seats)
-            attempt = threading.Thread(target=self._attempt, args=words, daemon=True, name=trial.name)
-            attempt.start()
+            attempt = distributed.Attempt(trial, self.cluster, need, len(start.seats), work)
+            self.attempts[attempt.task] = attempt
             return
         shares = 0 < need.gpus < 1
         where = self.shared.option(start, self.placing.floor.part(seat)) if shares else self.cluster.near(seat.node)
@@ -142,36 +140,27 @@ class _Packing:
         task = remote.options(**need.options, **where, name=trial.name).remote(trial, self.cluster.question)
         self.tasks[task] = trial, time.time()
 
-    def _attempt(self, trial: Spec, need: Need, workers: int) -> None:
-        """Runs outside the main thread, where Ray Train would handle Ctrl-C itself, slowly and with status 0."""
-        try:
-            distributed.train(trial, self.cluster, need, workers, work)
-            self.attempts.put((trial.key, None))
-        except Exception as error:
-            self.attempts.put((trial.key, error))
-
     def _ended(self) -> Iterator[tuple[Spec, Exception | None]]:
         """The trials that end within a second, perhaps none."""
         import ray
 
-        several = len(self.placing.running) > len(self.tasks)
-        done = list[Any]()
-        if self.tasks:
-            done, _ = ray.wait(list(self.tasks), num_returns=1, timeout=0.1 if several else 1.0)
-        ended = [(task, _error_of(task, self.tasks[task][0], self.cluster)) for task in done]
+        under_way = [*self.tasks, *self.attempts]
+        done = ray.wait(under_way, num_returns=1, timeout=1.0)[0] if under_way else []
+        for task in done:
+            if task in self.attempts:
+                attempt = self.attempts.pop(task)
+                yield attempt.spec, attempt.error()
+            else:
+                trial, _ = self.tasks.pop(task)
+                yield trial, _error_of(task, trial, self.cluster)
         if not done and self.cluster.address is not None and time.monotonic() - self.checked > connection.CUT_OFF_S / 4:
             self.checked = time.monotonic()
             before, self.alive = self.alive, {node.id: node.host for node in connection.living()}
             gone = before.keys() - self.alive.keys()
-            ended = [*_cut_off(self.tasks, self.alive.values()), *_promised(self.tasks, gone)]
-        for task, error in ended:
-            yield self.tasks.pop(task)[0], error
+            for task, error in [*_cut_off(self.tasks, self.alive.values()), *_promised(self.tasks, gone)]:
+                yield self.tasks.pop(task)[0], error
         if not self.placing.running:
             time.sleep(AGAIN_IDLE_S)  # for a node
-        with contextlib.suppress(queue.Empty):
-            while several:
-                key, raised = self.attempts.get(timeout=0.0 if self.tasks or ended else 1.0)
-                yield self.trials[key], raised
 
     def _look(self) -> None:
         """Notice new and lost nodes; request from an autoscaler what the remaining trials take."""
