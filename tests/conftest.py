@@ -29,14 +29,15 @@ THREADS = int(os.environ.get("OMP_NUM_THREADS") or 1)  # of trainings here; `mak
 LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_train")
 
 
-# Files that run whole commands, DVC, Ray or a server.
+# Files that run whole commands, DVC, Ray or a server, or that import Lightning, which takes five seconds.
 SYSTEMS = {
-    *("test_commands", "test_connection", "test_dashboard", "test_data_dvc", "test_database", "test_delivery"),
-    *("test_distributed", "test_download", "test_evaluate", "test_every_benchmark", "test_fetch"),
-    *("test_fetch_photographs", "test_fuzz", "test_golden", "test_helper", "test_interrupted", "test_jobs"),
+    *("test_batches", "test_boosting", "test_classifier", "test_commands", "test_connection", "test_damage"),
+    *("test_dashboard", "test_data_dvc", "test_database", "test_delivery", "test_distributed", "test_download"),
+    *("test_evaluate", "test_every_benchmark", "test_families", "test_fetch", "test_fetch_photographs", "test_fuzz"),
+    *("test_golden", "test_gpu", "test_graphs", "test_helper", "test_inputs", "test_interrupted", "test_jobs"),
     *("test_local", "test_pipeline", "test_pipeline_ended", "test_preempted", "test_probe", "test_readiness"),
-    *("test_side_by_side", "test_slurm", "test_sources", "test_spreading", "test_train", "test_trainer"),
-    *("test_trial", "test_tune"),
+    *("test_sdlm", "test_side_by_side", "test_slurm", "test_sources", "test_spec", "test_spreading", "test_store"),
+    *("test_train", "test_trainer", "test_trial", "test_tune", "test_waiting"),
 }
 # Fixtures that only those tests request that train on real images, or that start processes.
 HEAVY = {"mnist", "ends_all"}
@@ -52,6 +53,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         requested = set(getattr(item, "fixturenames", ()))
         if item.path.stem in SYSTEMS or requested & HEAVY or item.get_closest_marker("numeric"):
             item.add_marker("slow")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``make quick`` does not even import what it leaves out."""
+    return (config.option.markexpr == "not slow" and collection_path.stem in SYSTEMS) or None
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,13 @@ def copy_params(folder: Path) -> Path:
 
 def read(folder: Path) -> dict[str, Any]:
     """What the files in ``folder`` hold."""
+    paths = (folder / "params.yaml", folder / "suite.yaml", *sorted((folder / "models").glob("*.yaml")))
+    found: dict[str, Any] = pickle.loads(_read(folder, tuple(path.read_bytes() for path in paths)))
+    return found
+
+
+@functools.cache  # hundreds of tests change one value of the committed files
+def _read(folder: Path, contents: tuple[bytes, ...]) -> bytes:
     written = read_files(folder / "params.yaml")
     benchmarks: dict[str, Any] = {}
     for family, rows in written.families.items():
@@ -37,7 +46,8 @@ def read(folder: Path) -> dict[str, Any]:
             if name != SENTENCES:
                 row["model"] = {"family": family, **row["model"]}
                 benchmarks[name] = row
-    return {**written.params, "benchmarks": benchmarks, "suite": yamlfile.read(folder / "suite.yaml")["suite"]}
+    suite = yamlfile.read(folder / "suite.yaml")["suite"]
+    return pickle.dumps({**written.params, "benchmarks": benchmarks, "suite": suite})
 
 
 def apart(found: dict[str, Any], *, families: tuple[str, ...] = ()) -> tuple[Written, dict[str, Any]]:

@@ -553,6 +553,7 @@ def run_stage(project: Path, **changes: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_the_stage_runs_and_fails_in_one_line(project: Path) -> None:
     done = run_stage(project, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
@@ -564,6 +565,7 @@ def test_the_stage_runs_and_fails_in_one_line(project: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["runs", "evaluations"])
 def test_what_a_killed_stage_left_is_no_dependency_of_compare(place: str) -> None:
     """New trials and evaluations are made beside the old ones, so that a rename puts them in their place."""

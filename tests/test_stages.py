@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import functools
+import json
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,18 +20,19 @@ from tests.config.test_params import B, changed
 from tests.conftest import ROOT
 
 PARAMS = load_params(ROOT / "params.yaml")
+STAGES: dict[str, Any] = yamlfile.read(ROOT / "dvc.yaml")["stages"]
 
 
 def stage(name: str, benchmark: str, budget: str | None = None) -> dict[str, Any]:
     """One stage of dvc.yaml for a benchmark, its placeholders filled in; at its laptop budget where it has one."""
     entry = PARAMS.benchmark(benchmark)
     budget = budget or ("laptop" if "laptop" in entry.budgets else "paper")
-    text = yaml.safe_dump(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]["do"])
+    text = json.dumps(STAGES[name]["do"])
     filled = {"key": benchmark, "item.family": entry.model.family, "item.dataset": entry.dataset, "item.budget": budget}
     for placeholder, value in filled.items():
         text = text.replace(f"${{{placeholder}}}", value)
     assert "${" not in text
-    found: dict[str, Any] = yaml.safe_load(text)
+    found: dict[str, Any] = json.loads(text)
     return found
 
 
@@ -64,11 +67,21 @@ def test_the_train_stage_depends_on_what_the_key_hashes(name: str) -> None:
 @pytest.mark.parametrize("which", ["train", "evaluate"])
 def test_dvc_finds_every_parameter_that_a_stage_names(which: str, name: str) -> None:
     """DVC fails a stage at its end when a parameter it names is not in the file."""
-    for plan in PARAMS.suites:  # whichever suite is active
-        active = plan_suite(plan, PARAMS.suites, PARAMS.benchmarks)
-        if name in active.benchmarks:
+    for plan, benchmarks in ((plan, one.benchmarks) for plan, one in PARAMS.suites.items()):  # whichever is active
+        if name in benchmarks:
             for file, key in parameters(which, name):
-                look(yaml.safe_load(suite.text(active)) if file == "suite.yaml" else yamlfile.read(ROOT / file), key)
+                look(switched(plan) if file == "suite.yaml" else content(file), key)
+
+
+@functools.cache
+def switched(plan: str) -> Any:
+    """suite.yaml as ``pipelines.suite`` would write it."""
+    return yaml.safe_load(suite.text(plan_suite(plan, PARAMS.suites, PARAMS.benchmarks)))
+
+
+@functools.cache
+def content(file: str) -> dict[str, Any]:
+    return yamlfile.read(ROOT / file)
 
 
 DECISIVE: dict[str, Any] = {
@@ -104,19 +117,17 @@ def test_what_does_not_decide_the_weights_retrains_nothing() -> None:
 
 
 def test_every_file_that_a_stage_names_exists() -> None:
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     named = [
         path for name in PARAMS.benchmarks for which in ("train", "evaluate") for path in stage(which, name)["deps"]
     ]
-    named += [*stages["fetch"]["do"]["deps"], *stages["compare"]["deps"]]
+    named += [*STAGES["fetch"]["do"]["deps"], *STAGES["compare"]["deps"]]
     made = ("datasets/", "runs", "evaluations")
     assert [path for path in named if not path.startswith(made) and not (ROOT / path).exists()] == []
 
 
 def test_a_claim_is_a_dependency_of_compare_and_so_is_a_family_that_is_added() -> None:
     """Without an edit of dvc.yaml: it names the folder."""
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert "models" in stages["compare"]["deps"]
+    assert "models" in STAGES["compare"]["deps"]
 
 
 def test_what_dvc_parses_for_every_stage_is_small() -> None:

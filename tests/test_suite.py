@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,8 @@ def test_a_name_that_looks_like_something_else_is_quoted(params: Path, name: str
     found["suites"] = {name: {"budget": name, "benchmarks": [name]}}
     found["suite"] = {"name": name}
     written, active = projects.apart(found | {"suite": projects.active(found)})
+    shutil.rmtree(params.parent / "models")
+    (params.parent / "models").mkdir()
     params.write_text(quoted(written.params))
     (params.parent / "models/lenet.yaml").write_text(quoted(written.families["lenet"]))
     suite.switch(name, params)
