@@ -43,7 +43,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends this as Ctrl-C does
     planned = _planned(args)
     for spec in planned:
-        length = f"{round(spec.recipe_epochs(), 3):g} epochs"
+        length = f"{round(spec.recipe_epochs(), 3):g} epochs in {spec.precision}"
         state = "finished before" if spec.files.finished else f"on {provenance.hardware(spec.device)}"
         print(f"{spec.name}: {spec.budget} budget, {length}, {state}", flush=True)
     if len(planned) == 1:

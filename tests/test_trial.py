@@ -26,6 +26,7 @@ def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert "lenet5-mnist seed 0: trained in" in done.stdout
+    assert done.stdout.startswith("lenet5-mnist seed 0: laptop budget, 3 epochs in fp32, on ")
 
 
 @pytest.mark.usefixtures("ends_all")

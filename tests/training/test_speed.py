@@ -1,0 +1,16 @@
+"""Guards the measured rate of a trial: a moment's work, whatever its recipe takes to prepare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.training import speed
+from tests.training.trials import planned
+
+
+def test_what_takes_long_to_fit_is_not_fitted_for_a_measurement(project: Path) -> None:
+    """ZCA on CIFAR-10 took longer than all measurements may: the row's length was unknown."""
+    whitened = planned({"recipe.preprocess": [{"raw": {}}, {"gcn": {"scale": 55}}, {"zca": {"bias": 0.1}}]})
+    assert speed.measure(whitened, 0.05) > 0
+    (fitted,) = (project / "store/fitted").glob("*.pt")
+    assert fitted.stat().st_size < 784 * 784 * 4  # the bytes of ZCA's matrix
