@@ -33,12 +33,12 @@ def copy_params(folder: Path) -> Path:
 def read(folder: Path) -> dict[str, Any]:
     """What the files in ``folder`` hold."""
     paths = (folder / "params.yaml", folder / "suite.yaml", *sorted((folder / "models").glob("*.yaml")))
-    found: dict[str, Any] = pickle.loads(_read(folder, tuple(path.read_bytes() for path in paths)))
+    found: dict[str, Any] = pickle.loads(_read(folder, tuple((path.name, path.read_bytes()) for path in paths)))
     return found
 
 
 @functools.cache  # hundreds of tests change one value of the committed files
-def _read(folder: Path, contents: tuple[bytes, ...]) -> bytes:
+def _read(folder: Path, contents: tuple[tuple[str, bytes], ...]) -> bytes:
     written = read_files(folder / "params.yaml")
     benchmarks: dict[str, Any] = {}
     for family, rows in written.families.items():

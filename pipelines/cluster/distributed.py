@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from pipelines.command.progress import becomes
 from pipelines.training.spec import Spec
 
 if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
     from pipelines.training.checkpoint import Worker
 
 NOTICED_S = 30.0  # until Ray takes a silent node for dead
@@ -46,34 +49,31 @@ class Attempt:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.spec, self.cluster = spec, ray_cluster
-        self.before = {node.id for node in connection.living()}
         settings = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
         here = NodeAffinitySchedulingStrategy(nodes.own(), soft=False)
-        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here, "name": spec.name}
-        self.task = ray.remote(_fit).options(**options).remote(spec, ray_cluster, need, workers, training, settings)
+        # A process of its own: Ray Train leaves behind a handler of Ctrl-C, which keeps its controller.
+        remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_fit)
+        placed = remote.options(scheduling_strategy=here, name=spec.name)
+        self.task = placed.remote(spec, ray_cluster, need, workers, training, settings)
 
     def error(self) -> Exception | None:
-        """Wait for the end, and return its error; None without one.
+        """The error of the ended attempt; None without one.
 
         A worker's UserError, one of ``connection``'s errors where workers or nodes are lost or taken away, or a bug.
+        Raises UserError where no other trial may ever find a place.
         """
         import ray
 
         try:
             ray.get(self.task)
+        except ray.exceptions.RayTaskError as error:
+            return _failure(self.spec, list(_causes(error.cause))) or error
         except ray.exceptions.RayError as error:
-            failure = _failure(self.spec, list(_causes(error)))
-            lost = isinstance(failure, connection.LostWorkerError)
-            if (lost or failure is None) and (unfit := readiness.unfit(self.cluster)):
-                return unfit  # no worker process can begin where the project is missing
-            # The workers that a node leaves behind fail long before Ray takes the node for dead.
-            if lost and self.cluster.address and becomes(self._loses_node, within_s=NOTICED_S, every_s=1.0):
-                return connection.LostError(f"{self.spec.name}: a node is gone")
-            return failure or error
+            lost = connection.lost_worker(self.spec.name, error)
+            if self.cluster.address is None:  # without the cleaner, the CPUs of its workers stay reserved
+                raise connection.given_up(lost) from None
+            return lost
         return None
-
-    def _loses_node(self) -> bool:
-        return not self.before <= {node.id for node in connection.living()}
 
 
 def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
@@ -82,7 +82,7 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
 
     for cause in causes:
         if isinstance(cause, UserError):
-            kept = isinstance(cause, AdvisedError | connection.UnfitError)
+            kept = isinstance(cause, AdvisedError | connection.LostError)
             failure = type(cause)(*cause.args) if kept else UserError(str(cause))
             failure.status = cause.status
             return failure
@@ -109,10 +109,44 @@ def _fit(
 ) -> None:
     """Make one attempt; runs in a Ray worker process, with the driver's ``settings`` in its environment.
 
-    Ray Train must repeat nothing: it would also repeat a damaged checkpoint, for minutes.
+    Raises the errors of workers, or one of ``connection``'s where a node is to blame.
     """
     connection.end_with_raylet()
     os.environ.update(settings)
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    before = {node.id for node in connection.living()}
+    trainer = _trainer(spec, ray_cluster, need, workers, training, settings)
+    try:
+        trainer.fit()
+    except (TrainingFailedError, RayError) as error:
+        failure = _failure(spec, list(_causes(error)))
+        lost = isinstance(failure, connection.LostWorkerError)
+        if (lost or failure is None) and (unfit := readiness.unfit(ray_cluster)):
+            raise unfit from None  # no worker process can begin where the project is missing
+        # The workers that a node leaves behind fail long before Ray takes the node for dead.
+        if lost and ray_cluster.address and becomes(partial(_gone, before), within_s=NOTICED_S, every_s=1.0):
+            raise connection.LostError(f"{spec.name}: a node is gone") from None
+        raise
+    finally:
+        shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
+
+
+def _gone(before: set[str]) -> bool:
+    """Whether one of these nodes is gone."""
+    return not before <= {node.id for node in connection.living()}
+
+
+def _trainer(
+    spec: Spec,
+    ray_cluster: connection.Cluster,
+    need: Need,
+    workers: int,
+    training: Training,
+    settings: Mapping[str, str],
+) -> TorchTrainer:
+    """Ray Train, which must repeat nothing: it would also repeat a damaged checkpoint, for minutes."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -126,34 +160,30 @@ def _fit(
             # A run of a new name: Ray Train would take a finished one of the same name for the result.
             name=f"{spec.key}-{time.time_ns()}",
             storage_path=str(spec.store / "ray"),
-            worker_runtime_env={"env_vars": _variables()},
+            worker_runtime_env={"env_vars": _variables(settings)},
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=connection.RETRIES),
         ),
     )
     if ray_cluster.address is None:
         _leave_out_cleaner(trainer)
-    try:
-        trainer.fit()
-    finally:
-        shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
+    return trainer
 
 
-def _variables() -> dict[str, str]:
+def _variables(settings: Mapping[str, str]) -> dict[str, str]:
     """The environment of each worker process: the driver's network settings and a hook that runs first.
 
     Ray takes ``worker_process_setup_hook`` only from ``ray.init`` and silently ignores a ``RunConfig``'s.
     """
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
-    network = {name: value for name, value in os.environ.items() if name.startswith(NETWORK)}
+    network = {name: value for name, value in settings.items() if name.startswith(NETWORK)}
     return network | {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{__name__}.{prepare_worker.__name__}"}
 
 
 def _leave_out_cleaner(trainer: Any) -> None:
     """Remove the cleaner of a dead controller's reservations, which asks the dashboard for the controller.
 
-    A cluster that was started here has no dashboard: the cleaner would wait ten seconds for it after each trial, and
-    has nothing to clean, as the cluster ends with this process.
+    A cluster that was started here has no dashboard: the cleaner would wait ten seconds for it after each trial.
     """
     usual = trainer._create_default_callbacks
 

@@ -21,8 +21,8 @@ def measure(spec: Spec, seconds: float = MEASURE_S) -> float:
     """Images a second, measured for about ``seconds``; only the fitted preprocessing stays in the store.
 
     Of an ensemble the first member is measured, which needs no search for examples. ZCA is left out: it takes half a
-    minute to fit, and trials whiten their images before the first step. On a GPU the kernels are launched one by one,
-    while a trial replays them (``graphs``) and takes less time.
+    minute to fit, and a trial of an epoch and more whitens its images before the first step. On a GPU the kernels are
+    launched one by one, while a trial replays them (``graphs``) and takes less time.
     """
     memory.keep()
     core.settle(spec.threads)
