@@ -53,7 +53,8 @@ def shared_out(found: Cluster, workers: int, epochs: int) -> float:
         one = planned(Path(folder), 0, epochs)
         resources = dataclasses.replace(one.benchmark.resources, workers=workers)
         one = dataclasses.replace(one, benchmark=dataclasses.replace(one.benchmark, resources=resources))
-        if error := distributed.Attempt(one, found, found.need(one.benchmark), workers, packing.work).error():
+        attempt = distributed.Attempt(one, found, found.need(one.benchmark), workers, packing.work)
+        if error := attempt.error(attempt.begin()):
             raise error
         return images_per_s(one.files)
 

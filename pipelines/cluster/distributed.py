@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,11 @@ SETTINGS = (*NETWORK, "RAY_TRAIN_")
 Training = Callable[["Spec", "Worker"], None]  # the work of each worker
 
 
+def _settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One attempt at ``training`` of ``spec`` to its end, on so many workers, each with ``need``.
 
@@ -42,22 +48,25 @@ class Attempt:
     with status 1 and without a word.
     """
 
-    def __init__(
-        self, spec: Spec, ray_cluster: connection.Cluster, need: Need, workers: int, training: Training
-    ) -> None:
+    spec: Spec
+    cluster: connection.Cluster
+    need: Need
+    workers: int
+    training: Training
+    settings: Mapping[str, str] = field(default_factory=_settings)  # of the driver's environment
+
+    def begin(self) -> Any:
+        """Begin, and return the task."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.spec, self.cluster = spec, ray_cluster
-        settings = {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
         here = NodeAffinitySchedulingStrategy(nodes.own(), soft=False)
         # A process of its own: Ray Train leaves behind a handler of Ctrl-C, which keeps its controller.
         remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_fit)
-        placed = remote.options(scheduling_strategy=here, name=spec.name)
-        self.task = placed.remote(spec, ray_cluster, need, workers, training, settings)
+        return remote.options(scheduling_strategy=here, name=self.spec.name).remote(self)
 
-    def error(self) -> Exception | None:
-        """The error of the ended attempt; None without one.
+    def error(self, task: Any) -> Exception | None:
+        """The error of the ended ``task``; None without one.
 
         A worker's UserError, one of ``connection``'s errors where workers or nodes are lost or taken away, or a bug.
         Raises UserError where no other trial may ever find a place.
@@ -65,7 +74,7 @@ class Attempt:
         import ray
 
         try:
-            ray.get(self.task)
+            ray.get(task)
         except ray.exceptions.RayTaskError as error:
             return _failure(self.spec, list(_causes(error.cause))) or error
         except ray.exceptions.RayError as error:
@@ -99,25 +108,15 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
     return failure
 
 
-def _fit(
-    spec: Spec,
-    ray_cluster: connection.Cluster,
-    need: Need,
-    workers: int,
-    training: Training,
-    settings: Mapping[str, str],
-) -> None:
-    """Make one attempt; runs in a Ray worker process, with the driver's ``settings`` in its environment.
-
-    Raises the errors of workers, or one of ``connection``'s where a node is to blame.
-    """
+def _fit(attempt: Attempt) -> None:
+    """Runs in a Ray worker process; raises the errors of workers, or one of ``connection``'s for a node to blame."""
     connection.end_with_raylet()
-    os.environ.update(settings)
+    os.environ.update(attempt.settings)
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     before = {node.id for node in connection.living()}
-    trainer = _trainer(spec, ray_cluster, need, workers, training, settings)
+    spec, ray_cluster, trainer = attempt.spec, attempt.cluster, _trainer(attempt)
     try:
         trainer.fit()
     except (TrainingFailedError, RayError) as error:
@@ -128,7 +127,7 @@ def _fit(
         # The workers that a node leaves behind fail long before Ray takes the node for dead.
         if lost and ray_cluster.address and becomes(partial(_gone, before), within_s=NOTICED_S, every_s=1.0):
             raise connection.LostError(f"{spec.name}: a node is gone") from None
-        raise
+        raise  # as it is: on its way to the driver, an error of ours would lose its cause, perhaps a bug
     finally:
         shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
 
@@ -138,33 +137,30 @@ def _gone(before: set[str]) -> bool:
     return not before <= {node.id for node in connection.living()}
 
 
-def _trainer(
-    spec: Spec,
-    ray_cluster: connection.Cluster,
-    need: Need,
-    workers: int,
-    training: Training,
-    settings: Mapping[str, str],
-) -> TorchTrainer:
+def _trainer(attempt: Attempt) -> TorchTrainer:
     """Ray Train, which must repeat nothing: it would also repeat a damaged checkpoint, for minutes."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    spec, need = attempt.spec, attempt.need
     trainer = TorchTrainer(
         _train_rank,
-        train_loop_config={"training": training, "spec": spec, "question": ray_cluster.question},
+        train_loop_config={"training": attempt.training, "spec": spec, "question": attempt.cluster.question},
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=bool(need.gpus), resources_per_worker=need.bundle, **ray_cluster.placing
+            num_workers=attempt.workers,
+            use_gpu=bool(need.gpus),
+            resources_per_worker=need.bundle,
+            **attempt.cluster.placing,
         ),
         run_config=RunConfig(
             # A run of a new name: Ray Train would take a finished one of the same name for the result.
             name=f"{spec.key}-{time.time_ns()}",
             storage_path=str(spec.store / "ray"),
-            worker_runtime_env={"env_vars": _variables(settings)},
+            worker_runtime_env={"env_vars": _variables(attempt.settings)},
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=connection.RETRIES),
         ),
     )
-    if ray_cluster.address is None:
+    if attempt.cluster.address is None:
         _leave_out_cleaner(trainer)
     return trainer
 

@@ -132,7 +132,7 @@ class _Packing:
         trial, need, seat = self.trials[start.job.key], start.job.need, start.seats[0]
         if start.job.counts[0] > 1:
             attempt = distributed.Attempt(trial, self.cluster, need, len(start.seats), work)
-            self.attempts[attempt.task] = attempt
+            self.attempts[attempt.begin()] = attempt
             return
         shares = 0 < need.gpus < 1
         where = self.shared.option(start, self.placing.floor.part(seat)) if shares else self.cluster.near(seat.node)
@@ -149,7 +149,7 @@ class _Packing:
         for task in done:
             if task in self.attempts:
                 attempt = self.attempts.pop(task)
-                yield attempt.spec, attempt.error()
+                yield attempt.spec, attempt.error(task)
             else:
                 trial, _ = self.tasks.pop(task)
                 yield trial, _error_of(task, trial, self.cluster)

@@ -265,7 +265,7 @@ IMPORTING = """
 
     class Waiting(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name == "ray.train" or name.startswith("pipelines.training.c") or name.endswith(".speed"):
+            if name in {"ray.train", *("pipelines.training." + part for part in ("checks", "checkpoint", "speed"))}:
                 print("importing", flush=True)
                 time.sleep(600)
 
@@ -287,7 +287,7 @@ RAYLET = """
         "packing._train_one(None, None)",
         "measuring._measure(None)",
         "distributed._train_rank({'question': None})",
-        "distributed._fit(None, None, None, 2, None, {})",
+        "distributed._fit(distributed.Attempt(None, None, None, 2, None))",
     ],
 )
 def test_a_worker_ends_with_its_raylet_even_while_it_imports(task: str) -> None:
