@@ -90,7 +90,7 @@ class Row:
     @property
     def autocast(self) -> AbstractContextManager[None]:
         """The recipe's precision."""
-        half = self.benchmark.recipe.precision.on(self.device, amx=spec.has_amx()) == "bf16"
+        half = self.benchmark.recipe.precision.on(self.device, fast_bf16=spec.has_fast_bf16()) == "bf16"
         return torch.autocast(self.device, torch.bfloat16, enabled=half)
 
 

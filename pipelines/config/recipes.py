@@ -98,23 +98,24 @@ class Boosting:
 class Precision:
     """A network's arithmetic by kind of device; weights and optimiser are float32 throughout.
 
-    bf16 is faster on GPUs and on CPUs with AMX, and slower on other CPUs.
+    bf16 is faster on GPUs and on some CPUs, and slower on others.
     """
 
-    cpu: Arithmetic = "fp32"
-    amx: Arithmetic | None = None  # on CPUs with AMX; by default as ``cpu``
+    cpu: Literal[Arithmetic, "fastest"] = "fp32"  # ``fastest``: bf16 on CPUs that are faster in it, fp32 on others
     cuda: Arithmetic = "fp32"
 
-    def on(self, device: str, *, amx: bool = False) -> Arithmetic:
-        """The arithmetic on ``cuda``, or on a ``cpu`` with or without AMX."""
+    def on(self, device: str, *, fast_bf16: bool = False) -> Arithmetic:
+        """The arithmetic on ``cuda``, or on a ``cpu`` that is faster in bf16 or is not."""
         if device == "cuda":
             return self.cuda
-        return self.amx if self.amx and amx else self.cpu
+        if self.cpu == "fastest":
+            return "bf16" if fast_bf16 else "fp32"
+        return self.cpu
 
     @property
     def choices(self) -> set[Arithmetic]:
         """The arithmetics of all kinds of devices."""
-        return {self.cpu, self.amx or self.cpu, self.cuda}
+        return {self.on("cpu"), self.on("cpu", fast_bf16=True), self.cuda}
 
 
 @dataclass(frozen=True, kw_only=True)

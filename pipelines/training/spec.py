@@ -20,6 +20,7 @@ from pipelines.training.store import TrialFiles  # by its own name: a field call
 if TYPE_CHECKING:
     from pipelines.config.params import Params  # a trial is planned from one row of them
 
+CPUINFO = Path("/proc/cpuinfo")
 CANDIDATE = 1.2  # the time of a candidate of boosting in training images, measured: one or two members classify it
 
 
@@ -83,7 +84,7 @@ class Spec:
 
     def on(self, device: str, *, threads: int) -> Spec:
         """The same trial on a kind of device, in the precision that its row has there."""
-        precision = self.benchmark.recipe.precision.on(device, amx=has_amx())
+        precision = self.benchmark.recipe.precision.on(device, fast_bf16=has_fast_bf16())
         return dataclasses.replace(self, device=device, precision=precision, threads=threads)
 
     @property
@@ -158,21 +159,27 @@ def plan(
         digest=dataset.digest,
         code=code,
         device=device,
-        precision=benchmark.recipe.precision.on(device, amx=has_amx()),
+        precision=benchmark.recipe.precision.on(device, fast_bf16=has_fast_bf16()),
         **rest,
     )
 
 
 @functools.cache
-def has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in tiles (AMX), and oneDNN's environment lets it."""
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
-    if allowed not in ("DEFAULT", "ALL") and "AMX" not in allowed:
-        return False
+def has_fast_bf16() -> bool:
+    """Whether this CPU trains faster in bf16 than in fp32, as measured (results/HISTORY.md).
+
+    True where it multiplies matrices in tiles (AMX), and on AMD's processors with AVX-512's bf16; false on Intel's with
+    the latter alone, which are slower in bf16, and where oneDNN's environment keeps it from these instructions.
+    """
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        cpu = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    unlimited = allowed in ("", "DEFAULT", "ALL")
+    tiles = "amx_bf16" in cpu and (unlimited or "AMX" in allowed)
+    amd = "AuthenticAMD" in cpu and "avx512_bf16" in cpu and (unlimited or allowed.endswith(("BF16", "FP16", "AMX")))
+    return tiles or amd
 
 
 def trials(params: Params, name: str, *, data: Path, root: Path, budget: str | None = None) -> list[Spec]:

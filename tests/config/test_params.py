@@ -83,7 +83,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     (f"{OPTIMISER}/name", None, f" is null; allowed: {OPTIMISERS}"),
     (f"{OPTIMISER}/name", NOTHING, " is missing; expected one of sgd, adadelta"),
     (f"{B}/recipe/loss", "steep", f" is 'steep'; allowed: {LOSSES}"),
-    (f"{B}/recipe/precision", {"cpu": "fp16"}, ".cpu is 'fp16'; did you mean bf16? (allowed: bf16, fp32)"),
+    (f"{B}/recipe/precision", {"cpu": "fp16"}, ".cpu is 'fp16'; did you mean bf16? (allowed: bf16, fastest, fp32)"),
     (f"{B}/claim/metric", "eror", " is 'eror'; did you mean error? (allowed: accuracy, error, top-5 error)"),
     (f"{B}/claim/certainty", "sure", " is 'sure'; allowed: computed, read, recalled"),
     (f"{B}/evaluation/views", "six", " is 'six'; allowed: random, single, ten_crop"),

@@ -34,18 +34,36 @@ def test_what_one_kind_of_device_has_begun_or_finished_is_not_trained_anew_for_a
     assert [each.key for each in alike.variants] == [planned().key]
 
 
-def test_a_cpu_with_amx_may_have_a_precision_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where oneDNN is kept from AMX, as by `make numeric CPU=avx2`, it counts as any other CPU."""
-    spec.has_amx.cache_clear()
-    tiles = spec.has_amx()
-    one = planned({"recipe.precision": {"amx": "bf16"}})
-    assert one.precision == ("bf16" if tiles else "fp32")
+# What /proc/cpuinfo has, what oneDNN may use, and whether bf16 is then the faster one.
+INTEL, AMD = "vendor_id : GenuineIntel\nflags : avx512f", "vendor_id : AuthenticAMD\nflags : avx512f"
+CPUS = {
+    "AMX": (f"{INTEL} avx512_bf16 amx_bf16 amx_tile", "", True),
+    "AMX, forbidden": (f"{INTEL} avx512_bf16 amx_bf16 amx_tile", "AVX512_CORE_BF16", False),
+    "Intel's AVX-512": (f"{INTEL} avx512_bf16", "", False),
+    "AMD's AVX-512": (f"{AMD} avx512_bf16", "default", True),
+    "AMD's AVX-512, allowed by name": (f"{AMD} avx512_bf16", "AVX512_CORE_BF16", True),
+    "AMD's AVX-512, forbidden": (f"{AMD} avx512_bf16", "AVX512_CORE_VNNI", False),
+    "AMD's AVX-512 without bf16": (AMD, "", False),
+}
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_the_fastest_precision_is_that_of_the_cpu(cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where oneDNN is kept from bf16, as by `make numeric CPU=avx2`, it is fp32."""
+    description, allowed, faster = CPUS[cpu]
+    described = tmp_path / "cpuinfo"
+    described.write_text(description, encoding="utf-8")
+    monkeypatch.setattr(spec, "CPUINFO", described)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
+    monkeypatch.setattr(spec, "has_fast_bf16", spec.has_fast_bf16.__wrapped__)
+    assert spec.has_fast_bf16() == faster
+
+
+def test_a_row_in_the_fastest_precision_has_variants_in_both(project: Path) -> None:
+    one = planned({"recipe.precision": {"cpu": "fastest"}})
+    assert one.precision == ("bf16" if spec.has_fast_bf16() else "fp32")
     assert {each.precision for each in one.variants} == {"fp32", "bf16"}
     assert planned({"recipe.precision": {"cuda": "bf16"}}).precision == "fp32"
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    spec.has_amx.cache_clear()
-    assert not spec.has_amx() and planned({"recipe.precision": {"amx": "bf16"}}).precision == "fp32"
-    spec.has_amx.cache_clear()
 
 
 def test_the_key_follows_everything_that_decides_the_weights(project: Path) -> None:
