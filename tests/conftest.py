@@ -33,10 +33,10 @@ LONGEST = ("test_pipeline", "test_pipeline_ended", "test_distributed", "test_tra
 SYSTEMS = {
     *("test_batches", "test_boosting", "test_classifier", "test_commands", "test_connection", "test_damage"),
     *("test_dashboard", "test_data_dvc", "test_database", "test_delivery", "test_distributed", "test_download"),
-    *("test_evaluate", "test_every_benchmark", "test_families", "test_fetch", "test_fetch_photographs"),
-    *("test_fuzz", "test_golden", "test_gpu", "test_graphs", "test_helper", "test_inputs", "test_interrupted"),
-    *("test_jobs", "test_local", "test_pipeline", "test_pipeline_ended", "test_preempted", "test_probe"),
-    *("test_readiness", "test_sdlm", "test_side_by_side", "test_slurm", "test_sources", "test_spec", "test_speed"),
+    *("test_evaluate", "test_every_benchmark", "test_families", "test_fetch", "test_fetch_photographs", "test_fuzz"),
+    *("test_golden", "test_gpu", "test_graphs", "test_helper", "test_inputs", "test_interrupted", "test_jobs"),
+    *("test_local", "test_pipeline", "test_pipeline_ended", "test_preempted", "test_probe", "test_readiness"),
+    *("test_scale", "test_sdlm", "test_side_by_side", "test_slurm", "test_sources", "test_spec", "test_speed"),
     *("test_spreading", "test_store", "test_train", "test_trainer", "test_trial", "test_tune", "test_waiting"),
 }
 # Fixtures that only those tests request that train on real images, or that start processes.

@@ -92,6 +92,7 @@ def test_a_data_set_of_idx_files_is_an_entry_and_its_pins(
     assert meta["classes"] == entry["classes"]
 
 
+@pytest.mark.slow  # starts DVC
 def test_dvc_overrides_one_row_and_nothing_else(tmp_path: Path) -> None:
     """As `dvc exp run -S 'models/allcnn.yaml:allcnn-c-cifar10.recipe.optimiser.lr=0.01'` does before it runs."""
     path = projects.copy_params(tmp_path).parent / "models/allcnn.yaml"

@@ -139,6 +139,7 @@ def test_a_node_that_comes_changes_nothing_on_the_others() -> None:
     assert placing.starts(1) == []
 
 
+@pytest.mark.slow  # places all trials of the papers on up to 1,024 GPUs
 def test_the_suite_paper_fills_a_cluster() -> None:
     """No placing beats the longest trial, nor all work shared out evenly."""
     params = load_params(ROOT / "params.yaml")

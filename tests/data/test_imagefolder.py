@@ -671,6 +671,7 @@ imagefolder.write(root, "pets", Origin(kind="imagefolder", archive="pets.tar", s
 """
 
 
+@pytest.mark.slow  # photographs of many megabytes
 def test_pictures_of_the_largest_size_fit_into_a_bounded_memory(tmp_path: Path) -> None:
     """Four of 67 million pixels, which take 270 MB each: one at a time in a process."""
     done = subprocess.run(
