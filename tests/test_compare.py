@@ -29,7 +29,7 @@ from pipelines.tracking import records
 from pipelines.training import store
 from tests import projects
 from tests.conftest import edit_params
-from tests.report_inputs import DIFFERENCE, LABEL, MADE, REMARKS, SEEDS, claimed_on, make
+from tests.report_inputs import DIFFERENCE, LABEL, MADE, REMARKS, SEEDS, claimed_on, make, write_matrix
 
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,7 +150,7 @@ def test_seeds_that_never_left_guessing_are_counted(project: Path, capsys: pytes
         matrix = np.zeros((10, 10), dtype=int)
         matrix[:, 3] = 40
         matrix[0, 3], matrix[0, 0] = 40 - right, right
-        np.savetxt(folder / "confusion.csv", matrix, fmt="%d", delimiter=",")
+        write_matrix(folder, matrix)
         error = 90 - right / 4
         edit_json(folder / "metrics.json", error=error, accuracy=100 - error)
     compare.main()
@@ -226,7 +226,7 @@ def test_the_verdict_is_on_the_images_of_the_claim(project: Path, claimed: float
         right = round(400 * (1 - tested / 100))
         matrix = np.zeros((10, 10), dtype=int)
         matrix[0, 0], matrix[0, 1] = right, 400 - right
-        np.savetxt(folder / "confusion.csv", matrix, fmt="%d", delimiter=",")
+        write_matrix(folder, matrix)
     found = row(report(), name)
     assert found.verdict == verdict
     assert found.test_set is not None
@@ -321,10 +321,8 @@ def keep_no_examples(folder: Path) -> None:
     """For a test that gives a seed another confusion matrix."""
 
     def empty(held: dict[str, Array]) -> None:
-        for key in ("images", "actual", "index"):
+        for key in ("images", "index"):
             held[key] = held[key][:0]
-        for key in ("predicted", "confidence"):
-            held[key] = held[key][:, :0]
 
     edit_arrays(folder / "examples.npz", empty)
 
@@ -342,7 +340,7 @@ RUN = "runs/lenet5-mnist/seed-3"
 MARKED_SEED, ON = "evaluations/ordinary-cifar10/trials/seed-3", claimed_on(MADE["ordinary-cifar10"])
 OTHER = {**ON, "first": 0, "error": 1.0, "accuracy": 99.0}
 FILES = [
-    *(f"{SEED}/metrics.json", f"{SEED}/confusion.csv", "evaluations/lenet5-mnist/classes.json"),
+    *(f"{SEED}/metrics.json", f"{SEED}/predictions.npz", "evaluations/lenet5-mnist/classes.json"),
     *("evaluations/lenet5-mnist/examples.npz", f"{RUN}/result.json", f"{RUN}/curve.jsonl"),
 ]
 
@@ -429,19 +427,18 @@ def test_a_wrong_value_is_named(project: Path, file: str, changes: dict[str, obj
     assert words in refused(project, file)
 
 
-def drop_a_row(path: Path) -> None:
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-
-
-def test_an_inconsistent_file_is_named(project: Path) -> None:
-    drop_a_row(project / f"{SEED}/confusion.csv")
-    assert "holds 9x10 counts" in refused(project, f"{SEED}/confusion.csv")
+def test_predictions_of_other_images_or_classes_are_named(project: Path) -> None:
+    file = f"{SEED}/predictions.npz"
+    edit_arrays(project / file, lambda held: held["predicted"].__setitem__(7, 10))
+    assert "holds 400 answers up to class 10; expected 400 up to 9" in refused(project, file)
+    edit_arrays(project / file, lambda held: held.update({key: held[key][:7] for key in held}))
+    assert "holds 7 answers up to class " in refused(project, file)
 
 
 EXAMPLES = "evaluations/lenet5-mnist/examples.npz"
 
 
-@pytest.mark.parametrize("file", [EXAMPLES, "evaluations/lenet5-mnist/first_layer.npz"])
+@pytest.mark.parametrize("file", [EXAMPLES, "evaluations/lenet5-mnist/first_layer.npz", f"{SEED}/predictions.npz"])
 def test_arrays_that_evaluate_did_not_write_are_one_line(project: Path, file: str) -> None:
     """An archive that NumPy reads, without a digest and with that of other contents."""
     sealed = (project / file).read_bytes()

@@ -428,15 +428,21 @@ def examples_of(outcome: Outcome) -> ClassifiedExamples:
 
 def many_classes(outcome: Outcome, count: int = 40) -> Outcome:
     """The outcome of a net with more classes than a matrix can show."""
-    confusion = np.eye(count, dtype=np.int64) * 8
-    confusion[3, 7], confusion[7, 3] = 5, 2
-    error = 100 * (1 - 320 / confusion.sum())
+    labels = np.r_[np.repeat(np.arange(count), 8), [3] * 5, [7] * 2]
+    predicted = np.r_[labels[: 8 * count], [7] * 5, [3] * 2]
+    classes = tuple(f"class {i}" for i in range(count))
     trials = tuple(
-        replace(trial, confusion=confusion, metrics=replace(trial.metrics, error=error)) for trial in outcome.trials
+        replace(
+            trial,
+            about=replace(trial.about, classes=classes),
+            labels=labels,
+            predicted=predicted,
+            metrics=replace(trial.metrics, error=100 * 7 / len(labels)),
+        )
+        for trial in outcome.trials
     )
     said = np.array([[7, 7, 3, 9], [7, 3, 3, 9], [3, 3, 3, 9], [3, 3, 7, 9], [3, 3, 7, 9]])
     kept = replace(noise(4, seeds=5), actual=np.array([3, 3, 7, 9]), predicted=said)
-    classes = tuple(f"class {i}" for i in range(count))
     return replace(outcome, classes=classes, dataset="many", trials=trials, examples=kept)
 
 
@@ -449,9 +455,8 @@ def awkward(inputs: Inputs) -> str:
     kept = examples_of(changed["linear-mnist"])
     alone = replace(kept, predicted=kept.predicted[:1], confidence=kept.confidence[:1])
     changed["linear-mnist"] = replace(changed["linear-mnist"], trials=(diverged,), examples=alone)
-    right = np.diag(first.confusion.sum(axis=1))
     ended = [replace(first.curve[0], loss=0.0, train_error=0.0)]
-    perfect = replace(first, metrics=replace(first.metrics, error=0.0), confusion=right, curve=ended)
+    perfect = replace(first, metrics=replace(first.metrics, error=0.0), predicted=first.labels, curve=ended)
     changed["mlp300-mnist"] = replace(changed["mlp300-mnist"], trials=(perfect,), examples=noise(0, 28, 1))
     changed["allcnn-c-cifar10"] = many_classes(changed["allcnn-c-cifar10"])
     return report.build(whole, make_ledger(whole, changed), changed)
