@@ -119,7 +119,7 @@ def test_a_net_without_a_figure_to_compare_with_has_no_claim_and_shows_its_own(
     assert (found["verdict"], found["claim"]["value"], found["margin"], found["n"]) == ("no claim", None, None, 5)
     assert "lenet5-mnist: error, no claim; ours" in (project / "report" / "index.html").read_text()
     files = [project / f"evaluations/mlp300-mnist/trials/seed-{seed}/metrics.json" for seed in SEEDS]
-    assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 4) for file in files]
+    assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 6) for file in files]
     assert claimed_error("top-5 error", 4.7) is claimed_error("error", None) is None  # no line among training errors
     assert "claimed error | none |" in records.note(record(LedgerRow, found, "a row"))
 

@@ -25,7 +25,7 @@ from pipelines.results.rows import AblationRow, LedgerRow, OnTestSet
 from pipelines.results.verdicts import Interval, ablation_margin, claim_margin, difference, judge, judge_ablation, shown
 from pipelines.results.words import figure
 
-DIGITS = 4  # decimals of a figure in %; verdicts are of unrounded figures
+DIGITS = evidence.DIGITS  # of a figure in a row: a verdict on rows is one on the evidence
 COPIED = {field.name for field in fields(Evidence)} & {field.name for field in fields(LedgerRow)}  # into a row
 
 

@@ -313,6 +313,13 @@ def test_a_long_curve_is_thinned_to_its_end(project: Path) -> None:
     assert len(evidence.text({"laptop": body})) < 20_000
 
 
+def test_the_time_of_a_trial_whose_result_is_gone_is_unknown(project: Path) -> None:
+    outcome = gather(load_params())["linear-mnist"]
+    first, *others = outcome.trials
+    seeds = evidence.seeds_of(replace(outcome, trials=(*others, replace(first, result=None))))
+    assert seeds["0"].wall_s is None and seeds["1"].wall_s == 75.0
+
+
 @pytest.mark.parametrize(
     ("loss", "losses", "stuck"),
     [
