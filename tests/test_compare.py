@@ -23,7 +23,7 @@ from pipelines.config.claims import Claim
 from pipelines.config.params import load_params
 from pipelines.results import arrays
 from pipelines.results.ledger import gather
-from pipelines.results.reader import record
+from pipelines.results.reader import parsed
 from pipelines.results.rows import LedgerRow, claimed_error
 from pipelines.tracking import records
 from pipelines.training import store
@@ -117,11 +117,11 @@ def test_a_net_without_a_figure_to_compare_with_has_no_claim_and_shows_its_own(
     ledger = json.loads((project / "report" / "ledger.json").read_text())
     found, top = (next(r for r in ledger if r["benchmark"] == name) for name in ("lenet5-mnist", "mlp300-mnist"))
     assert (found["verdict"], found["claim"]["value"], found["margin"], found["n"]) == ("no claim", None, None, 5)
-    assert "lenet5-mnist: error, no claim; ours" in (project / "report" / "index.html").read_text()
+    assert "lenet5-mnist: error in %, no claim; ours" in (project / "report" / "index.html").read_text()
     files = [project / f"evaluations/mlp300-mnist/trials/seed-{seed}/metrics.json" for seed in SEEDS]
     assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 6) for file in files]
     assert claimed_error("top-5 error", 4.7) is claimed_error("error", None) is None  # no line among training errors
-    assert "claimed error | none |" in records.note(record(LedgerRow, found, "a row"))
+    assert "claimed error | none |" in records.note(parsed(LedgerRow, found, "a row"))
 
 
 def test_versions_and_remarks_stand_in_every_form_of_the_ledger(project: Path) -> None:

@@ -23,6 +23,7 @@ from pipelines.config.values import AT_LEAST_ONE, Count, Percent, Rule, plain
 from pipelines.config.wording import require, show
 from pipelines.results import reader
 from pipelines.results.reader import Amount, Outcome, Trial
+from pipelines.results.rows import DIGITS
 from pipelines.results.words import each
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 EVIDENCE = Path("results/evidence")
 HERE, COMMITTED = "this checkout", "committed"  # origins
-DIGITS = 6  # decimals of a figure in %: one of a million images counts
 MOST_POINTS = 100  # of a learning curve
 WIDEST = 30  # the most classes of a matrix on the page and in a file
 

@@ -114,7 +114,7 @@ def _behind(found: ClassifiedExamples | None, a_cell: int, sheet: Sheet, seeds: 
     """The tiles of a benchmark's examples, with each seed's answer and confidence in %."""
     if found is None:
         return None
-    kept = images.shown(found, a_cell)
+    kept = images.chosen(found, a_cell)
     return {
         "tiles": np.searchsorted(sheet.index, kept.index).tolist(),
         "predicted": dict(zip(seeds, kept.predicted.tolist(), strict=True)),

@@ -291,14 +291,14 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
     return next((one for one in differences if one is not None), None)
 
 
-def record(kind: type[Kind], found: Any, where: object) -> Kind:
+def parsed(kind: type[Kind], found: Any, where: object) -> Kind:
     """A JSON object of ours as this dataclass; keys of other versions are ignored."""
     return parse(kind, found, f"{where}:", strict=False)
 
 
 def read(kind: type[Kind], path: Path) -> Kind:
     """The JSON file of ours at ``path`` as this dataclass."""
-    return record(kind, read_json(path), path)
+    return parsed(kind, read_json(path), path)
 
 
 def read_evaluation(folder: Path, about: About) -> Trial:
@@ -341,13 +341,13 @@ def short(value: float | None) -> float | None:
 
 def read_curve(path: Path) -> list[CurveLine]:
     """A trial's learning curve, one line an epoch; empty without a file."""
-    return [record(CurveLine, line, f"{path} line {number}") for number, line in enumerate(read_lines(path), 1)]
+    return [parsed(CurveLine, line, f"{path} line {number}") for number, line in enumerate(read_lines(path), 1)]
 
 
 def read_result(folder: Path, *, weights: bool = True) -> Result:
     """The provenance of the finished trial in ``folder``; ``weights`` False skips their digest."""
     files = store.TrialFiles(folder)
-    return record(Result, files.read_result(None, weights=weights), files.result)
+    return parsed(Result, files.read_result(None, weights=weights), files.result)
 
 
 def read_examples(path: Path, trials: Sequence[Trial]) -> ClassifiedExamples:

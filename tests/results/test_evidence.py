@@ -256,7 +256,7 @@ def test_evidence_and_ledger_name_two_precisions_of_a_rows_seeds(project: Path) 
     found = own()
     assert (found.device, found.changed(load_params().benchmark("linear-mnist"))) == ("cuda, cpu", None)
     FILE.parent.mkdir(parents=True)
-    FILE.write_text(publish.record(load_params(), "linear-mnist", "laptop", project))
+    FILE.write_text(publish.evidence_text(load_params(), "linear-mnist", "laptop", project))
     (committed,) = evidence.read(["linear-mnist"])["linear-mnist"]
     assert committed.by_precision == found.by_precision and committed.by_precision["bf16"] == ["0", "1"]
     params = load_params()

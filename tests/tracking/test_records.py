@@ -117,8 +117,8 @@ def test_under_three_seeds_the_figures_themselves_are_shown(tmp_path: Path) -> N
     project.ledger()
     row = spools.read(project.spool)[0][0].row
     assert row is not None
-    assert "| our error | 29.50, 30.25 %, 2 seeds |" in records.note(row) and "29.8" not in records.note(row)
-    assert records._row_facts(row) == {"our error": "29.50, 30.25 %, 2 seeds", "claimed error": "30.0 %"}
+    assert "| our error in % | 29.50, 30.25 (2 seeds) |" in records.note(row) and "29.8" not in records.note(row)
+    assert records._row_facts(row) == {"our error in %": "29.50, 30.25 (2 seeds)", "claimed error": "30.0 %"}
 
 
 def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     ends = ("ledger/test_set_mean", "ledger/test_set_ci95_low", "ledger/test_set_ci95_high")
     assert tuple(values[key] for key in ends) == (33.4, 33.1, 33.7)
     note = records._row_tags(MARKED)["mlflow.note.content"]
-    assert "| our accuracy, on the images of the claim | 38.00 %, 95 % interval 37.80 to 38.20 %, 5 seeds |" in note
-    assert "| our accuracy on the whole test set | 33.40 %, 95 % interval 33.10 to 33.70 % |" in note
+    assert "| our accuracy in %, on the images of the claim | 38.00 [37.80, 38.20], 5 seeds |" in note
+    assert "| our accuracy in % on the whole test set | 33.40 [33.10, 33.70] |" in note
     assert note.endswith("The images of the claim are not the whole test set. They are images of the training file.")
     plain = replace(MARKED, test_set=None, difference=None, label="a variant", at_chance=(0, 3))
     assert not [key for key in records._row_figures(plain) if "test_set" in key]
@@ -165,7 +165,7 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     assert "claim |" not in note and "on the whole test set" not in note
     assert note.startswith("**reproduced (a variant)**\n")
     assert note.endswith("2 of 5 seeds are stuck at chance: no better than guessing.")
-    assert list(records._row_facts(plain)) == ["our accuracy", "claimed accuracy"]
+    assert list(records._row_facts(plain)) == ["our accuracy in %", "claimed accuracy"]
     assert records._row_tags(plain)["stuck_at_chance"] == "2 of 5 seeds: 0, 3"
     assert "stuck_at_chance" not in records._row_tags(MARKED)
 
