@@ -8,6 +8,7 @@ models/*.yaml. ``pipelines.publish`` writes these files.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def _precision(trial: Trial) -> str | None:
 def _seed(trial: Trial, usual: str | None) -> Seed:
     """A trial with a thinned curve, and without its matrix where that has many classes."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
-    columns = {key: tuple(reader.short(getattr(trial.curve[i], key)) for i in at) for key in CURVE_COLUMNS}
+    columns = {key: tuple(_short(getattr(trial.curve[i], key)) for i in at) for key in CURVE_COLUMNS}
     top5, precision = trial.metrics.top5_error, _precision(trial)
     return Seed(
         error=round(trial.error, DIGITS),
@@ -188,6 +189,11 @@ def _seed(trial: Trial, usual: str | None) -> Seed:
         top5_error=None if top5 is None else round(top5, DIGITS),
         precision=precision if precision != usual else None,
     )
+
+
+def _short(value: float | None) -> float | None:
+    """Four digits, enough for a curve; None for a loss that is no number, since JSON has no NaN."""
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
 def read(names: Iterable[str], folder: Path = EVIDENCE) -> dict[str, list[Evidence]]:

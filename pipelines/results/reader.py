@@ -6,7 +6,6 @@ files are checked here (``training.store``).
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -332,11 +331,6 @@ def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
     )
     columns = ([None if np.isnan(one) else round(100 * float(one), 2) for one in share] for share in shares)
     return tuple(ClassFigures(*four) for four in zip(*columns, images.astype(int).tolist(), strict=True))
-
-
-def short(value: float | None) -> float | None:
-    """Four digits, enough for a curve; None for a loss that is no number, since JSON has no NaN."""
-    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
 def read_curve(path: Path) -> list[CurveLine]:
