@@ -17,7 +17,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -243,7 +242,7 @@ def _write_aggregate(
         "protocol": benchmark.evaluation.protocol,
         "test": dataset.test,
     }
-    (folder / "classes.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "classes.json", about)
 
 
 def main() -> None:
