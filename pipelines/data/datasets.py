@@ -126,7 +126,7 @@ def open_dataset(root: Path, name: str) -> Dataset:
     return read_description(root / name, name)
 
 
-def is_made(root: Path, name: str, plan: str) -> bool:
+def is_up_to_date(root: Path, name: str, plan: str) -> bool:
     """Whether ``<root>/<name>`` was made by the same ``plan`` and is whole; hashes its files."""
     try:
         there = open_dataset(root, name)
@@ -198,7 +198,7 @@ def new_dataset(
     """
     partial, arrays = root / f".{name}.partial", dict[Split, tuple[Mapped, Mapped]]()
     require_folder(root)
-    _check_place(root / name)
+    _refuse_foreign_files(root / name)
     try:
         arrays = _begin(partial, shape, {"train": train, "test": test}, plan)
         yield arrays
@@ -280,7 +280,7 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
     Raises ``UserError`` where a file is missing or differs from its digest, and as ``new_dataset``.
     """
     partial = root / f".{name}.partial"
-    prepare(root, name)
+    restore_or_refuse(root, name)
     remove(partial)
     partial.mkdir()
     try:
@@ -362,7 +362,7 @@ def _check_labels(where: str, labels: Labels, classes: int) -> None:
         raise UserError(f"{where} {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
 
 
-def _check_place(final: Path) -> None:
+def _refuse_foreign_files(final: Path) -> None:
     """UserError where a replacement would remove files that are no data set; of a link only the link is replaced."""
     if final.is_symlink() or not final.exists():
         return
@@ -374,11 +374,11 @@ def _check_place(final: Path) -> None:
         raise UserError(f"{final}: holds {foreign[0]}, which is no part of a dataset and would be lost; move it away")
 
 
-def prepare(root: Path, name: str) -> None:
+def restore_or_refuse(root: Path, name: str) -> None:
     """Make ``root``, and restore ``<root>/<name>`` where its replacement was killed between the two renames.
 
     Raises ``UserError`` before long work begins, where :func:`new_dataset` would raise it at the end.
     """
     require_folder(root)
     restore_folder(root / name)
-    _check_place(root / name)
+    _refuse_foreign_files(root / name)

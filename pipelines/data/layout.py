@@ -12,7 +12,7 @@ from pipelines.data.containers import LeftOut, Picture
 from pipelines.data.datasets import SPLITS, Split
 from pipelines.data.labels import LabelList
 
-Kinds = dict[str, list[Picture]]  # pictures by class
+ByClass = dict[str, list[Picture]]
 NAMED = 5  # classes in a message
 LABELS = "expected labels: <file> in params.yaml, which names the class of each validation image"
 FLAT = ""  # the class of pictures outside of class folders
@@ -23,6 +23,7 @@ class Layout:
     """The pictures of each split in the order of their rows: sorted by class, then by path."""
 
     classes: tuple[str, ...]
+    known: tuple[str, ...]  # classes, those that a subset leaves out included
     pictures: Mapping[Split, Sequence[Picture]]
     labels: Mapping[Split, Sequence[int]]
 
@@ -47,15 +48,15 @@ def lay_out(
     and a ``subset`` of classes that are absent.
     """
     flat: Split | None = None if labels is None else "test"
-    by_base: dict[str, dict[Split, Kinds]] = {}
+    by_base: dict[str, dict[Split, ByClass]] = {}
     for picture in found:
         for split, folder in folders.items():
-            for base, kind in _below(picture.path, folder, flat=split == flat):
-                by_base.setdefault(base, {}).setdefault(split, {}).setdefault(kind, []).append(picture)
+            for base, class_name in _below(picture.path, folder, flat=split == flat):
+                by_base.setdefault(base, {}).setdefault(split, {}).setdefault(class_name, []).append(picture)
     base = _base(label, by_base, folders, found)
     by_split = by_base[base]
     _pass_over(found, by_base, base, folders, left_out)
-    for picture in (picture for kinds in by_split.values() for kind in kinds.values() for picture in kind):
+    for picture in _every(by_split):
         if picture.fault:
             raise UserError(f"{label}: {brief(picture.path)} cannot be read ({picture.fault})")
     if labels is not None:
@@ -64,26 +65,34 @@ def lay_out(
             {str(PurePosixPath(picture.path).relative_to(below)): picture for picture in by_split["test"][FLAT]}
         )
     _check_classes(label, by_split, folders)
-    return _in_order(_cut(label, by_split, subset or ImageSubset(), left_out))
+    return _in_order(sorted(by_split["train"]), _cut(label, by_split, subset or ImageSubset(), left_out))
 
 
-def _in_order(by_split: Mapping[Split, Kinds]) -> Layout:
-    classes = tuple(sorted(by_split["train"]))
+def _in_order(known: Sequence[str], by_split: Mapping[Split, ByClass]) -> Layout:
+    classes = sorted(by_split["train"])
     pictures: dict[Split, list[Picture]] = {"train": [], "test": []}
     labels: dict[Split, list[int]] = {"train": [], "test": []}
     for split in SPLITS:
-        for index, kind in enumerate(classes):
-            ordered = _by_path(by_split[split][kind])
+        for index, class_name in enumerate(classes):
+            ordered = _by_path(by_split[split][class_name])
             pictures[split] += ordered
             labels[split] += [index] * len(ordered)
-    return Layout(classes=classes, pictures=pictures, labels=labels)
+    return Layout(classes=tuple(classes), known=tuple(known), pictures=pictures, labels=labels)
+
+
+def _every(by_split: Mapping[Split, ByClass]) -> Iterator[Picture]:
+    for by_class in by_split.values():
+        for pictures in by_class.values():
+            yield from pictures
 
 
 def _by_path(pictures: Sequence[Picture]) -> list[Picture]:
     return sorted(pictures, key=lambda picture: picture.path)
 
 
-def _cut(label: str, by_split: Mapping[Split, Kinds], subset: ImageSubset, left_out: LeftOut) -> Mapping[Split, Kinds]:
+def _cut(
+    label: str, by_split: Mapping[Split, ByClass], subset: ImageSubset, left_out: LeftOut
+) -> Mapping[Split, ByClass]:
     """The classes and training images that ``subset`` selects; counts the others."""
     if not subset.words:
         return by_split
@@ -98,9 +107,9 @@ def _cut(label: str, by_split: Mapping[Split, Kinds], subset: ImageSubset, left_
         raise UserError(f"{label}: subset takes {subset.classes} classes; expected at most the {len(known)} there are")
     classes = subset.ids or known[: subset.classes]
     first = {"train": subset.per_class, "test": None}
-    kept = {split: {kind: _by_path(by_split[split][kind])[: first[split]] for kind in classes} for split in SPLITS}
-    taken = {id(picture) for kinds in kept.values() for pictures in kinds.values() for picture in pictures}
-    for picture in (one for kinds in by_split.values() for pictures in kinds.values() for one in pictures):
+    kept = {split: {one: _by_path(by_split[split][one])[: first[split]] for one in classes} for split in SPLITS}
+    taken = {id(picture) for picture in _every(kept)}
+    for picture in _every(by_split):
         if id(picture) not in taken:
             left_out.add("pictures outside of the subset", picture.path)
     return kept
@@ -115,7 +124,7 @@ def _below(path: str, folder: str, flat: bool = False) -> Iterator[tuple[str, st
 
 
 def _base(
-    label: str, by_base: Mapping[str, Mapping[Split, Kinds]], folders: Mapping[Split, str], found: Sequence[Picture]
+    label: str, by_base: Mapping[str, Mapping[Split, ByClass]], folders: Mapping[Split, str], found: Sequence[Picture]
 ) -> str:
     """The uppermost folder with both splits."""
     whole = (base for base, splits in by_base.items() if len(splits) == len(SPLITS))
@@ -142,16 +151,13 @@ def _depth(base: str) -> int:
 
 def _pass_over(
     found: Sequence[Picture],
-    by_base: Mapping[str, Mapping[Split, Kinds]],
+    by_base: Mapping[str, Mapping[Split, ByClass]],
     base: str,
     folders: Mapping[Split, str],
     left_out: LeftOut,
 ) -> None:
     """Count the pictures outside of the splits of ``base``."""
-    readings = {
-        home: {picture.path for kinds in splits.values() for kind in kinds.values() for picture in kind}
-        for home, splits in by_base.items()
-    }
+    readings = {home: {picture.path for picture in _every(by_split)} for home, by_split in by_base.items()}
     taken = readings.pop(base)
     elsewhere = set().union(*readings.values())
     split_folders = " and ".join(f"{brief(folders[split])}/" for split in SPLITS)
@@ -161,21 +167,21 @@ def _pass_over(
             left_out.add(f"{'unreadable' if picture.fault else 'pictures'} {where}", picture.path)
 
 
-def _check_classes(label: str, by_split: Mapping[Split, Kinds], folders: Mapping[Split, str]) -> None:
+def _check_classes(label: str, by_split: Mapping[Split, ByClass], folders: Mapping[Split, str]) -> None:
     train, test = (by_split[split].keys() for split in SPLITS)
-    for kind in sorted(train | test):
-        if not kind.isprintable() or kind != kind.strip():
-            folder = f"{folders['train' if kind in train else 'test']}/{kind}"
+    for name in sorted(train | test):
+        if not name.isprintable() or name != name.strip():
+            folder = f"{folders['train' if name in train else 'test']}/{name}"
             text = "expected a class name of printable characters in UTF-8, without a space at either end"
             raise UserError(f"{label}: the folder {brief(folder)} names a class; {text}")
     if not train & test:
-        few = ", ".join(brief(kind, 30) for kind in sorted(test)[:NAMED])
+        few = ", ".join(brief(name, 30) for name in sorted(test)[:NAMED])
         line = f"{label}: no class of {brief(folders['train'])}/ is in {brief(folders['test'])}/, which has {few}"
         raise UserError(f"{line}; expected the same folders, or {LABELS.removeprefix('expected ')}")
     for have, lack in ((SPLITS[0], SPLITS[1]), (SPLITS[1], SPLITS[0])):
         missing = sorted(by_split[have].keys() - by_split[lack].keys())
         if missing:
-            named = ", ".join(brief(kind, 30) for kind in missing[:NAMED])
+            named = ", ".join(brief(name, 30) for name in missing[:NAMED])
             more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
             held, absent = brief(folders[have]), brief(folders[lack])
             raise UserError(f"{label}: class {named}{more} has images in {held}/ but none in {absent}/; expected both")

@@ -219,9 +219,9 @@ def test_killed_while_it_is_replaced_a_dataset_is_put_back(pets: Dataset, monkey
     with pytest.raises(KeyboardInterrupt):
         write_dataset(root, "pets", classes=CLASSES, train=some_images(4, 5), test=some_images(4, 6))
     assert not pets.path.exists()
-    datasets.prepare(root, "pets")
+    datasets.restore_or_refuse(root, "pets")
     open_dataset(root, "pets").verify()
-    datasets.prepare(root, "pets")
+    datasets.restore_or_refuse(root, "pets")
     assert [path.name for path in root.iterdir()] == ["pets"] and open_dataset(root, "pets").train == 30
 
 
@@ -315,17 +315,17 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
 def test_a_place_that_will_not_do_is_refused_before_the_work(
     pets: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets.prepare(tmp_path, "pets")
-    datasets.prepare(tmp_path / "absent", "pets")
+    datasets.restore_or_refuse(tmp_path, "pets")
+    datasets.restore_or_refuse(tmp_path / "absent", "pets")
     (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"dangling is no folder; expected one"):
-        datasets.prepare(tmp_path / "dangling", "pets")
+        datasets.restore_or_refuse(tmp_path / "dangling", "pets")
     (pets.path / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"pets: holds photo\.jpg, which is no part of a dataset"):
-        datasets.prepare(tmp_path, "pets")
+        datasets.restore_or_refuse(tmp_path, "pets")
     monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write anywhere
     with pytest.raises(UserError, match=r" can't be written to; expected a folder that can"):
-        datasets.prepare(tmp_path, "pets")
+        datasets.restore_or_refuse(tmp_path, "pets")
 
 
 def read_only(path: Path, **options: object) -> None:

@@ -249,6 +249,7 @@ def run_or_refuse(root: Path, url: str) -> list[str]:
 @pytest.mark.parametrize(
     "head",
     [
+        "416 \x1b[31mnothing",
         "404 \x1b[31mred\x07",
         "206 OK\r\nContent-Range: \x1b[2J",
         "206 OK\r\nContent-Range: bytes " + "9" * 5000 + "-",
