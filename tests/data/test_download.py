@@ -249,7 +249,6 @@ def run_or_refuse(root: Path, url: str) -> list[str]:
 @pytest.mark.parametrize(
     "head",
     [
-        "416 \x1b[31mnothing",
         "404 \x1b[31mred\x07",
         "206 OK\r\nContent-Range: \x1b[2J",
         "206 OK\r\nContent-Range: bytes " + "9" * 5000 + "-",
@@ -267,6 +266,11 @@ def test_odd_answers_are_one_line(root: Path, serve: Callable[[Server], Server],
         handler.close_connection = True
 
     assert "no source has" in run_or_refuse(root, answering(serve, answer))[-1]
+
+
+def test_a_range_that_nobody_asked_for_is_refused_by_its_status(root: Path, serve: Callable[[Server], Server]) -> None:
+    log = run_or_refuse(root, answering(serve, lambda handler: handler.send_error(416, "No range")))
+    assert line_about(log, IMAGES, "HTTP 416 No range")
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "ALL_PROXY"])
