@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -47,25 +47,40 @@ def lay_out(
     classes, different classes in the two splits, a class whose name is not plain text, a picture that cannot be read,
     and a ``subset`` of classes that are absent.
     """
+    folders = {split: str(PurePosixPath(folder)) for split, folder in folders.items()}
     flat: Split | None = None if labels is None else "test"
-    by_base: dict[str, dict[Split, ByClass]] = {}
+    bases: dict[Split, set[str]] = {split: set() for split in SPLITS}
     for picture in found:
-        for split, folder in folders.items():
-            for base, class_name in _below(picture.path, folder, flat=split == flat):
-                by_base.setdefault(base, {}).setdefault(split, {}).setdefault(class_name, []).append(picture)
-    base = _base(label, by_base, folders, found)
-    by_split = by_base[base]
-    _pass_over(found, by_base, base, folders, left_out)
+        for base, split, _ in _readings(picture.path, folders, flat):
+            bases[split].add(base)
+    root = _root(label, bases, folders, found)
+    by_split = _split(found, root, folders, flat, left_out)
     for picture in _every(by_split):
         if picture.fault:
             raise UserError(f"{label}: {brief(picture.path)} cannot be read ({picture.fault})")
     if labels is not None:
-        below = PurePosixPath(base, folders["test"])
+        below = PurePosixPath(root, folders["test"])
         by_split["test"] = labels.assign(
             {str(PurePosixPath(picture.path).relative_to(below)): picture for picture in by_split["test"][FLAT]}
         )
     _check_classes(label, by_split, folders)
     return _in_order(sorted(by_split["train"]), _cut(label, by_split, subset or ImageSubset(), left_out))
+
+
+def _split(
+    found: Sequence[Picture], root: str, folders: Mapping[Split, str], flat: Split | None, left_out: LeftOut
+) -> dict[Split, ByClass]:
+    """The pictures of the split folders in ``root``; counts the others."""
+    by_split: dict[Split, ByClass] = {split: {} for split in SPLITS}
+    for picture in found:
+        readings = {base: (split, class_name) for base, split, class_name in _readings(picture.path, folders, flat)}
+        if root in readings:
+            split, class_name = readings[root]
+            by_split[split].setdefault(class_name, []).append(picture)
+        else:
+            what, where = "unreadable" if picture.fault else "pictures", "below a second" if readings else "outside of"
+            left_out.add(f"{what} {where} {_both(folders)}", picture.path)
+    return by_split
 
 
 def _in_order(known: Sequence[str], by_split: Mapping[Split, ByClass]) -> Layout:
@@ -115,56 +130,40 @@ def _cut(
     return kept
 
 
-def _below(path: str, folder: str, flat: bool = False) -> Iterator[tuple[str, str]]:
-    """Base and class of each reading of ``path`` as ``<base>/<folder>/<class>/...``; no class where flat."""
-    parts, wanted = path.split("/"), list(PurePosixPath(folder).parts)
-    for start in range(len(parts) - len(wanted) - (0 if flat else 1)):
-        if parts[start : start + len(wanted)] == wanted:
-            yield "/".join(parts[:start]), FLAT if flat else parts[start + len(wanted)]
+def _readings(path: str, folders: Mapping[Split, str], flat: Split | None) -> Iterator[tuple[str, Split, str]]:
+    """Base, split and class of each reading of ``path`` as ``<base>/<split's folder>/<class>/...``.
+
+    There is no class in the split that is ``flat``.
+    """
+    parts = path.split("/")
+    for split, folder in folders.items():
+        wanted, below = folder.split("/"), 0 if split == flat else 1
+        for start in range(len(parts) - len(wanted) - below):
+            if parts[start : start + len(wanted)] == wanted:
+                yield "/".join(parts[:start]), split, FLAT if split == flat else parts[start + len(wanted)]
 
 
-def _base(
-    label: str, by_base: Mapping[str, Mapping[Split, ByClass]], folders: Mapping[Split, str], found: Sequence[Picture]
-) -> str:
+def _root(label: str, bases: Mapping[Split, Set[str]], folders: Mapping[Split, str], found: Sequence[Picture]) -> str:
     """The uppermost folder with both splits."""
-    whole = (base for base, splits in by_base.items() if len(splits) == len(SPLITS))
-    bases = sorted(whole, key=lambda base: (_depth(base), base))
-    if not bases:
-        seen = {split for splits in by_base.values() for split in splits}
-        lacking = [brief(folders[split]) for split in SPLITS if split not in seen]
-        nowhere = f"{brief(folders['train'])}/ and {brief(folders['test'])}/ of one folder"
-        where = " or ".join(f"{folder}/<class>/" for folder in lacking) or nowhere
-        flat = next((one.path for one in found if any(_below(one.path, folders["test"], flat=True))), None)
-        if "test" not in seen and flat is not None:
-            raise UserError(f"{label}: no images in {where}, but {brief(flat)}; {LABELS}")
-        raise UserError(f"{label}: no images in {where}; expected files such as .jpg and .png")
-    equal = [brief(base, 60) for base in bases if _depth(base) == _depth(bases[0])]
-    if len(equal) > 1:
-        both = f"{brief(folders['train'])}/ and {brief(folders['test'])}/"
-        raise UserError(f"{label}: {both} lie in {equal[0]}/ and in {equal[1]}/; expected them in one folder")
-    return bases[0]
+    by_depth: dict[int, list[str]] = {}
+    for base in sorted(bases["train"] & bases["test"]):
+        by_depth.setdefault(len(PurePosixPath(base).parts), []).append(base)
+    if by_depth:
+        root, *others = by_depth[min(by_depth)]
+        if others:
+            both = f"{_both(folders)} lie in {brief(root, 60)}/ and in {brief(others[0], 60)}/"
+            raise UserError(f"{label}: {both}; expected them in one folder")
+        return root
+    lacking = [brief(folders[split]) for split in SPLITS if not bases[split]]
+    where = " or ".join(f"{folder}/<class>/" for folder in lacking) or f"{_both(folders)} of one folder"
+    flat = next((one.path for one in found if any(_readings(one.path, {"test": folders["test"]}, "test"))), None)
+    if not bases["test"] and flat is not None:
+        raise UserError(f"{label}: no images in {where}, but {brief(flat)}; {LABELS}")
+    raise UserError(f"{label}: no images in {where}; expected files such as .jpg and .png")
 
 
-def _depth(base: str) -> int:
-    return len(PurePosixPath(base).parts)
-
-
-def _pass_over(
-    found: Sequence[Picture],
-    by_base: Mapping[str, Mapping[Split, ByClass]],
-    base: str,
-    folders: Mapping[Split, str],
-    left_out: LeftOut,
-) -> None:
-    """Count the pictures outside of the splits of ``base``."""
-    readings = {home: {picture.path for picture in _every(by_split)} for home, by_split in by_base.items()}
-    taken = readings.pop(base)
-    elsewhere = set().union(*readings.values())
-    split_folders = " and ".join(f"{brief(folders[split])}/" for split in SPLITS)
-    for picture in found:
-        if picture.path not in taken:
-            where = f"below a second {split_folders}" if picture.path in elsewhere else f"outside of {split_folders}"
-            left_out.add(f"{'unreadable' if picture.fault else 'pictures'} {where}", picture.path)
+def _both(folders: Mapping[Split, str]) -> str:
+    return " and ".join(f"{brief(folders[split])}/" for split in SPLITS)
 
 
 def _check_classes(label: str, by_split: Mapping[Split, ByClass], folders: Mapping[Split, str]) -> None:

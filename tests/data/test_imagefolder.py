@@ -119,7 +119,9 @@ def test_all_containers_give_the_same_dataset(tmp_path: Path, pictures: dict[str
 def test_split_folders_may_have_other_names(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     renamed = {name.replace("/val/", "/held/out/"): content for name, content in pictures.items()}
     layouts.as_folder(tmp_path / "mine", renamed)
-    dataset, _ = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8, val="held/out"))
+    dataset, _ = layouts.write(
+        tmp_path, Origin(kind="imagefolder", folder="mine", size=8, train="./train", val="held//out/")
+    )
     assert dataset.test == 7
 
 
