@@ -97,7 +97,8 @@ class Origin:
         if self.kind == "imagefolder":
             self._check_folder()
         else:
-            self._check_pinned()
+            classes = f"classes is {wording.show(self.classes)}"
+            require(len(self.classes) > 1, f"{classes}; expected the names of two or more")
 
     @property
     def packed_images(self) -> tuple[str, ...]:
@@ -121,9 +122,6 @@ class Origin:
         folders = f"train is {wording.show(self.train)} and val {wording.show(self.val)}"
         apart = not (train.is_relative_to(val) or val.is_relative_to(train))
         require(apart, f"{folders}; expected two folders, neither within the other")
-
-    def _check_pinned(self) -> None:
-        require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")
 
 
 def is_within(parts: tuple[str, ...]) -> bool:
