@@ -53,8 +53,9 @@ def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]
     experiments = [e for e in client.search_experiments() if delivery.OURS in e.tags]
     for experiment in sorted(experiments, key=lambda e: int(e.experiment_id)):
         identity = experiment.experiment_id
-        benchmarks = client.search_runs([identity], BENCHMARKS, order_by=["attributes.start_time ASC"])
-        trials = client.search_runs([identity], "tags.kind = 'trial'")
+        begun = ["attributes.start_time ASC"]
+        benchmarks = [*delivery.every_run(client, identity, filter_string=BENCHMARKS, order_by=begun)]
+        trials = delivery.every_run(client, identity, filter_string="tags.kind = 'trial'")
         explored = [run for run in benchmarks if "test/error" in run.data.metrics]
         trained = [run.info.run_id for run in trials if "train/error" in run.data.metrics]
         page = f"{server}/#/experiments/{identity}/runs"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run, RunInfo
 
 OURS = "convnet_benchmarks"  # the tag of an experiment of ours
+PAGE = 500  # runs in one answer
 DESCRIPTION = (
     "Benchmarks on {dataset}: one run each, its trials below it (+). `explorer.html` of a run shows its confusion "
     "matrices, its learning curves and the figures of each class.\n\nThe step of a metric counts "
@@ -123,13 +124,9 @@ class Sender:
         from mlflow.entities import ViewType
 
         there: dict[str, RunInfo] = {}
-        pages = [""]
-        for token in pages:
-            found = self.client.search_runs([experiment], "", ViewType.ALL, max_results=500, page_token=token or None)
-            for run in found:
-                if IDENTITY_TAG in run.data.tags:  # others in this experiment are not ours
-                    there.setdefault(run.data.tags[IDENTITY_TAG], run.info)
-            pages += [found.token] if found.token else []
+        for run in every_run(self.client, experiment, run_view_type=ViewType.ALL):
+            if IDENTITY_TAG in run.data.tags:  # others in this experiment are not ours
+                there.setdefault(run.data.tags[IDENTITY_TAG], run.info)
         for identity in (record.identity for record in mine):
             if identity in there and there[identity].lifecycle_stage == "deleted":
                 cursor.sent[identity] = DELETED
@@ -216,6 +213,16 @@ class Sender:
             with Image.open(path) as image:
                 self.client.log_image(run.info.run_id, image.convert("RGB"), key=key)
             self.client.set_tag(run.info.run_id, f"sent.{key}", version)
+
+
+def every_run(client: Any, experiment: str, **search: Any) -> Iterator[Run]:
+    """The runs of an experiment that ``search_runs`` finds, however many pages they fill."""
+    token = None
+    while True:
+        page = client.search_runs([experiment], max_results=PAGE, page_token=token, **search)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def milliseconds(seconds: float) -> int:

@@ -6,9 +6,10 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
@@ -100,11 +101,23 @@ class Bounded:
         call = getattr(self._client, name)
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            size = os.path.getsize(args[1]) if name == "log_artifact" else 0
-            requests = 1 + len(args[1]) // METRICS_A_REQUEST if name == "log_batch" else 1
+            requests, size = _work(name, args)
             return within(requests * patience() + size / BYTES_A_SECOND, lambda: call(*args, **kwargs))
 
         return bounded
+
+
+def _work(name: str, args: Sequence[Any]) -> tuple[int, int]:
+    """The requests that a call of MLflow's client makes, and the bytes that it uploads."""
+    match name:
+        case "log_batch":
+            return 1 + len(args[1]) // METRICS_A_REQUEST, 0
+        case "log_artifact":
+            return 1, os.path.getsize(args[1])
+        case "log_image":  # the picture as a PNG, a smaller copy, and a tag
+            args[1].save(encoded := BytesIO(), "PNG")
+            return 3, len(encoded.getvalue())
+    return 1, 0
 
 
 def reach_local() -> None:

@@ -26,7 +26,7 @@ from pipelines.results.reader import LATEST, SEED, About, CurveLine, Identity, R
 from pipelines.results.rows import LedgerRow
 from pipelines.training import store
 
-SILENT_S = 900.0  # without progress: such a trial counts as ended
+SILENT_S = 900.0  # without a report: such a trial counts as ended
 Found = TypeVar("Found")
 Evaluations = dict[tuple[str, str], Trial]  # by benchmark and key of the trial
 
@@ -67,8 +67,9 @@ class SpooledTrial:
         """MLflow's status: FINISHED, FAILED, RUNNING, or KILLED when the process is gone."""
         if self.result is not None:
             return "FINISHED"
-        if self.progress is None:
-            return "RUNNING"
+        if self.progress is None:  # before the first report it reads its data, and fits its transforms
+            young = time.time() - modified(self.folder / "trial.json") <= SILENT_S
+            return "RUNNING" if young else "KILLED"
         if self.progress.get("state") == "failed":
             return "FAILED"
         return "RUNNING" if alive(self.progress) else "KILLED"
@@ -90,7 +91,9 @@ class SpooledTrial:
         if self.status == "RUNNING":
             return None
         last = (self.progress or {}).get("time")
-        return float(last) if is_number(last) and 0 <= last <= LATEST else time.time()
+        if is_number(last) and 0 <= last <= LATEST:
+            return float(last)
+        return self.curve[-1].time if self.curve else self.started
 
 
 @dataclass(frozen=True, kw_only=True)

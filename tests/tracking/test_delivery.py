@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -207,6 +207,23 @@ def test_only_what_ran_is_sent(local: Path) -> None:
     _, (name, addresses) = dashboard.addresses("http://x", client)
     seen = [dashboard.CURVES, dashboard.LEDGER_TABLE]
     assert name == "cifar10" and [title for title, _ in addresses] == seen
+
+
+def test_the_views_show_all_runs_however_many_pages_they_fill(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(local)
+    for name in ("lenet5-mnist", "linear-mnist", "mlp300-mnist"):
+        project.benchmark(name, "mnist", 1.0, 1)
+    client, _ = deliver(project.spool)
+    search = client.search_runs
+
+    def two_a_page(*args: Any, max_results: int = 2, **more: Any) -> Any:
+        return search(*args, max_results=min(max_results, 2), **more)
+
+    monkeypatch.setattr(client, "search_runs", two_a_page)
+    ((_, views),) = dashboard.addresses("http://x", client)
+    assert sum(title.startswith("explorer of") for title, _ in views) == 3
+    (curves,) = (where for title, where in views if title == dashboard.CURVES)
+    assert len(json.loads(parse_qs(urlsplit(curves).fragment.partition("?")[2])["runs"][0])) == 3
 
 
 def test_a_lost_cursor_doubles_nothing_of_a_report_that_was_written_again(local: Path) -> None:

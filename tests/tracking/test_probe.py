@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 
 from pipelines.tracking import helper
-from pipelines.tracking.probe import AwayError, probe, reach_local, within
+from pipelines.tracking.probe import AwayError, Bounded, probe, reach_local, within
 from tests.conftest import ROOT
 from tests.gate import listening
 from tests.tracking.projects import Project
@@ -119,6 +120,28 @@ def test_what_is_called_in_time_returns_or_raises() -> None:
 
     with pytest.raises(TimeoutError, match="its own"):
         within(5, late)
+
+
+class SlowLine:
+    """A client that takes a second for each upload."""
+
+    def log_image(self, run: str, image: Image.Image, *, key: str) -> str:
+        time.sleep(1)
+        return key
+
+    log_artifact = log_image
+
+
+def test_an_upload_has_time_by_its_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Noise, which no format makes smaller."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "0.1")
+    noise = Image.effect_noise((600, 600), 100)
+    noise.save(tmp_path / "noise.png")
+    client = Bounded(SlowLine())
+    assert client.log_image("run", noise, key="figures/noise") == "figures/noise"
+    assert client.log_artifact("run", tmp_path / "noise.png", key="noise.png") == "noise.png"
+    with pytest.raises(AwayError):
+        client.log_image("run", Image.new("RGB", (600, 600)), key="figures/blank")
 
 
 @pytest.mark.alone

@@ -17,7 +17,7 @@ import pytest
 
 from pipelines.tracking import cursors, records
 from pipelines.tracking import spool as spools
-from tests.tracking.projects import DIGITS, Project, change, rewrite, suite
+from tests.tracking.projects import DIGITS, NOW, Project, change, rewrite, suite
 
 
 def test_reads_what_stages_write(tmp_path: Path) -> None:
@@ -102,6 +102,26 @@ def test_status_of_a_trial_whose_process_is_gone(tmp_path: Path) -> None:
         assert spools.read(project.spool)[0][0].trials[0].status == status
 
 
+@pytest.mark.parametrize("progress", [None, "{"])
+def test_a_trial_that_was_killed_before_its_first_report_does_not_run_for_ever(
+    tmp_path: Path, progress: str | None
+) -> None:
+    """Before that it reads the data and fits ZCA, which takes minutes at most."""
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=0)
+    folder = tmp_path / "store" / key
+    (folder / "progress.json").unlink()
+    if progress is not None:
+        project.write(f"store/{key}/progress.json", progress)
+    (benchmark,) = spools.read(project.spool)[0]
+    assert (benchmark.status, benchmark.trials[0].status, benchmark.ended) == ("RUNNING", "RUNNING", None)
+    last = time.time() - spools.SILENT_S - 1
+    os.utime(folder / "trial.json", (last, last))
+    (benchmark,) = spools.read(project.spool)[0]
+    assert (benchmark.status, benchmark.trials[0].status) == ("KILLED", "KILLED")
+    assert benchmark.ended == benchmark.trials[0].ended == pytest.approx(last, abs=1)
+
+
 NO_TIMES: dict[str, Any] = {
     "null": None,
     "text": "soon",
@@ -122,7 +142,7 @@ def test_progress_at_no_time_is_of_no_living_process(tmp_path: Path, told: Any) 
     key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
     project.write(f"store/{key}/progress.json", {**here, "state": "running", "time": told})
     record = next(r for r in records.gather(project.spool)[0] if r.identity == f"trial:{key}")
-    assert record.status == "KILLED" and record.ended == pytest.approx(time.time(), abs=60)
+    assert (record.status, record.ended) == ("KILLED", NOW + 14)  # the end of its second epoch
 
 
 def test_a_copy_beside_the_trials_is_not_one_of_them(tmp_path: Path) -> None:
