@@ -20,10 +20,10 @@ from pipelines.command import locks
 from pipelines.command.files import TEMPORARY, DamagedError, replacing
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.addresses import is_remote, safe, sqlite_file
-from pipelines.tracking.cursors import DELETED, Cursor, Record, digest
+from pipelines.tracking.cursors import DELETED, Cursor, RunRecord, mark_of
 from pipelines.tracking.outcome import SyncResult
 from pipelines.tracking.probe import ENVIRONMENT, Bounded, RefusedError, answers, probe, reach_local
-from pipelines.tracking.records import IDENTITY_TAG, REACHED, survey
+from pipelines.tracking.records import IDENTITY_TAG, REACHED
 from pipelines.tracking.spool import Spool
 
 if TYPE_CHECKING:
@@ -41,19 +41,20 @@ DESCRIPTION = (
 class Sender:
     """Sends records to one server, over one connection."""
 
-    def __init__(
-        self, spool: Spool, uri: str, report: Callable[[SyncResult, str], object] = lambda so_far, name: None
-    ) -> None:
-        """**report** gets the result so far and the name of each run that is sent."""
+    def __init__(self, spool: Spool, uri: str, report: Callable[[str], object] = lambda name: None) -> None:
+        """**report** gets the name of each run that is sent."""
         self.spool, self.uri, self.report = spool, uri, report
         self.client: Any = None
+        self.result = SyncResult(uri=safe(uri))  # of the latest round, so far
 
     def round(self, *, verify: bool = False) -> SyncResult:
         """Send all missing runs. Never raises. **verify** asks the server even if the cursor lacks nothing."""
-        result = SyncResult(uri=safe(self.uri))
+        result = self.result = SyncResult(uri=safe(self.uri))
         lock = Cursor.of(self.spool.store, self.uri).path.with_suffix(".lock")
         with result.keeping_errors(self.uri), locks.held(lock, "tracking", patience_s=0):
-            cursor, everything = survey(result, self.spool, self.uri)
+            everything, result.problems = records.all_runs(self.spool)
+            cursor = Cursor.of(self.spool.store, self.uri)
+            result.count(filter(cursor.lacks, everything))
             if everything and (verify or result.waits):
                 self._connect(result)
                 for name in dict.fromkeys(record.experiment for record in everything):
@@ -62,7 +63,7 @@ class Sender:
                         continue
                     for record in self._send(name, mine, cursor, result):
                         result.count(filter(cursor.lacks, everything))
-                        self.report(result, record.name)
+                        self.report(record.name)
                 result.count(filter(cursor.lacks, everything))
         return result
 
@@ -78,7 +79,7 @@ class Sender:
                 client.search_experiments(max_results=1)  # raises faults of all runs, such as a login
             self.client = client
 
-    def _send(self, name: str, mine: list[Record], cursor: Cursor, result: SyncResult) -> Iterator[Record]:
+    def _send(self, name: str, mine: list[RunRecord], cursor: Cursor, result: SyncResult) -> Iterator[RunRecord]:
         """Send the missing runs of an experiment; yields each that is sent."""
         try:
             with answers(self.uri):
@@ -105,7 +106,7 @@ class Sender:
         if found is None:
             file = sqlite_file(self.uri)
             plain = re.fullmatch(r"[\w-]{1,100}", name, re.ASCII)
-            folder = name if plain else digest(name)  # which file systems take
+            folder = name if plain else mark_of(name)  # which file systems take
             where = None if file is None else (database.artifacts(file) / folder).as_uri()
             tags = {OURS: "true", "mlflow.note.content": DESCRIPTION.format(dataset=limits.name(name))}
             return str(self.client.create_experiment(name, artifact_location=where, tags=tags))
@@ -115,7 +116,7 @@ class Sender:
             self.client.set_experiment_tag(found.experiment_id, OURS, "true")
         return str(found.experiment_id)
 
-    def _list(self, experiment: str, mine: list[Record], cursor: Cursor) -> dict[str, str]:
+    def _list(self, experiment: str, mine: list[RunRecord], cursor: Cursor) -> dict[str, str]:
         """The ids of the server's runs, by identity; corrects the cursor by them.
 
         A run made just before a crash is continued. A run that the server lost (a new database at the old address) is
@@ -135,7 +136,7 @@ class Sender:
         cursor.save()
         return {identity: info.run_id for identity, info in there.items()}
 
-    def _deliver(self, record: Record, experiment: str, runs: dict[str, str]) -> None:
+    def _deliver(self, record: RunRecord, experiment: str, runs: dict[str, str]) -> None:
         """Make or update the run. Raises DamagedError where some of its files can't be made, after sending the rest."""
         files: dict[str, bytes] = {}
         failure = None
@@ -154,7 +155,7 @@ class Sender:
         if failure is not None:
             raise failure
 
-    def _run(self, record: Record, experiment: str, runs: dict[str, str]) -> Run:
+    def _run(self, record: RunRecord, experiment: str, runs: dict[str, str]) -> Run:
         """The server's run; a missing one is made, and joins **runs**."""
         if record.identity in runs:
             return self.client.get_run(runs[record.identity])
@@ -165,7 +166,7 @@ class Sender:
         runs[record.identity] = run.info.run_id
         return run
 
-    def _log(self, run: Run, record: Record) -> None:
+    def _log(self, run: Run, record: RunRecord) -> None:
         """Send the dataset, and the rest in one call, which MLflow divides.
 
         A param can't change: the first value stays. Of the curve later epochs are sent alone: a resumed trial repeats
@@ -183,13 +184,12 @@ class Sender:
             *(point for point in record.points if held.metrics.get(point.key) != point.value),
             *(point for point in record.curve if point.step > reached),
         ]
-        params = {limits.key(key): limits.value(value, limits.PARAM) for key, value in record.params.items()}
-        tags = {limits.key(key): limits.value(value, limits.TAG) for key, value in record.tags.items()}
+        params = {key: value for key, value in record.params.items() if key not in held.params}
         self.client.log_batch(
             run_id,
             [Metric(p.key, p.value, milliseconds(p.time), p.step) for p in points],
-            [Param(key, value) for key, value in params.items() if key not in held.params],
-            [RunTag(key, value) for key, value in tags.items()],
+            [Param(key, limits.value(value, limits.PARAM)) for key, value in params.items()],
+            [RunTag(key, limits.value(value, limits.TAG)) for key, value in record.tags.items()],
         )
 
     def _log_files(self, run: Run, files: Mapping[str, bytes]) -> None:

@@ -20,8 +20,7 @@ from pipelines.results.reader import Metrics, Outcome, Result, Trial, per_class
 from pipelines.results.rows import LedgerRow, Summary, claimed_error
 from pipelines.results.words import mean_or_each, seeds, spelt, stuck
 from pipelines.tracking import limits, spool
-from pipelines.tracking.cursors import Cursor, MakeFiles, Point, Record, digest
-from pipelines.tracking.outcome import SyncResult
+from pipelines.tracking.cursors import MakeFiles, Point, RunRecord, mark_of
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
 FORMAT = 5  # raise it with a change of figures or texts: each run is then sent again, over the old one
@@ -38,24 +37,13 @@ COST = ("wall_s", "device_s", "images_per_s", "images_seen", "parameters")
 PROVENANCE = ("hardware", "device", "cuda_graph", "workers", "resumed", "git_commit", "git_dirty")
 
 
-def gather(where: Spool) -> tuple[list[Record], list[str]]:
+def all_runs(where: Spool) -> tuple[list[RunRecord], list[str]]:
     """All runs, each benchmark before its trials; and a line for each file that can't be tracked."""
     found, (benchmarks, problems) = [], spool.read(where)
     for benchmark in benchmarks:
         found += [benchmark_record(benchmark), *(trial_record(trial, benchmark) for trial in benchmark.trials)]
-    return found, list(dict.fromkeys(problems))  # several runs may share a file
-
-
-def survey(result: SyncResult, where: Spool, uri: str) -> tuple[Cursor, list[Record]]:
-    """The cursor of **uri** and all records; what waits and what can't be read is noted in **result**.
-
-    The server is not asked.
-    """
-    everything, problems = gather(where)
-    cursor = Cursor.of(where.store, uri)
-    result.problems = [limits.name(line, LONGEST_PROBLEM) for line in problems]
-    result.count(filter(cursor.lacks, everything))
-    return cursor, everything
+    lines = [limits.name(problem, LONGEST_PROBLEM) for problem in problems]
+    return found, list(dict.fromkeys(lines))  # several runs may share a file
 
 
 def step(epochs: float) -> int:
@@ -63,7 +51,7 @@ def step(epochs: float) -> int:
     return round(STEPS_AN_EPOCH * epochs)
 
 
-def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
+def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> RunRecord:
     """The child run of one trial, restarts included."""
     params = {"benchmark": trial.benchmark, "budget": trial.budget, "seed": str(trial.seed), **flatten(trial.config)}
     tags = {
@@ -88,7 +76,7 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         title = f"{trial.benchmark}, seed {trial.seed}"
         files = [partial(_files, title, _trial_facts(trial, evaluation), benchmark, (trial,))]
     own = trial.benchmark == trial.trained_as  # otherwise another row has the same weights
-    return Record(
+    return RunRecord(
         identity=limits.name(f"trial:{trial.key}" + ("" if own else f"/{trial.benchmark}"), limits.TAG),
         experiment=limits.name(trial.dataset, limits.EXPERIMENT),
         name=limits.name(f"{trial.benchmark} seed {trial.seed}"),
@@ -102,9 +90,9 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         points=points,
         curve=_curve(trial),
         files=files,
-        mark=digest(
+        mark=mark_of(
             *(FORMAT, params, tags, trial.status, len(trial.curve)),
-            *(trial.result, _shown(trial), _claimed(benchmark)),
+            *(trial.result, _files_digest(trial), _claimed(benchmark)),
         ),
     )
 
@@ -135,13 +123,13 @@ def _trial_facts(trial: SpooledTrial, found: Trial) -> dict[str, str]:
     return {"test error": f"{found.error:.2f} %", **on, "budget": trial.budget, "trial": trial.key}
 
 
-def _shown(trial: SpooledTrial) -> str:
+def _files_digest(trial: SpooledTrial) -> str:
     """A digest of everything that the files of a run show of an evaluated trial."""
     found = trial.evaluation
-    return digest(found and [trial.seed, trial.curve, found.metrics, found.confusion.tolist(), vars(found.about)])
+    return mark_of(found and [trial.seed, trial.curve, found.metrics, found.confusion.tolist(), vars(found.about)])
 
 
-def benchmark_record(benchmark: SpooledBenchmark) -> Record:
+def benchmark_record(benchmark: SpooledBenchmark) -> RunRecord:
     """The parent run of a benchmark at one budget: all seeds together, and the row of the ledger."""
     params = {"benchmark": benchmark.name, "budget": benchmark.budget, "dataset": benchmark.dataset}
     tags = {"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"}
@@ -156,7 +144,7 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
     if benchmark.evaluated:
         points += _points(_mean_figures(benchmark.evaluated), benchmark.evaluated_time)
         files.append(partial(_files, benchmark.name, facts, benchmark, benchmark.evaluated))
-    return Record(
+    return RunRecord(
         identity=_identity(benchmark),
         experiment=limits.name(benchmark.dataset, limits.EXPERIMENT),
         name=limits.name(f"{benchmark.name} ({benchmark.budget})"),
@@ -169,7 +157,7 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
         tags=tags,
         points=points,
         files=files,
-        mark=digest(FORMAT, params, tags, benchmark.status, benchmark.row, [*map(_shown, benchmark.evaluated)]),
+        mark=mark_of(FORMAT, params, tags, benchmark.status, benchmark.row, [*map(_files_digest, benchmark.evaluated)]),
     )
 
 

@@ -258,7 +258,7 @@ def test_a_lost_cursor_doubles_nothing_of_a_report_that_was_written_again(local:
 
 @pytest.mark.parametrize("name", ODD, ids=range(len(ODD)))
 def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
-    """As name of a benchmark, dataset and class, as source of a claim, as option of a model and its value."""
+    """As name of a benchmark, dataset and class, as source of a claim, as value of an option."""
     project = Project(local)
     classes = [*ODD, *"123", name]
     project.trial("mlp300-mnist", "mnist", 0, epochs=1)
@@ -267,7 +267,7 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
         found = json.loads(path.read_text())
         if found.get("benchmark", "lenet5-mnist") == "lenet5-mnist":
             if "config" in found:
-                found["config"]["model"]["options"] = {name: name, "..": "up", "/": "", "a/../b": 1}
+                found["config"]["model"]["options"] = {"head": name, "tail": ""}
                 found |= {"benchmark": name, "dataset": {"name": name, "digest": "d" * 64}, "hardware": name}
             path.write_text(json.dumps({**found, **({"classes": classes} if "classes" in found else {})}))
     row = project.rows[0]
@@ -279,10 +279,24 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
     assert sent == 4
     odd = next(run for run in runs_of(client, "trial").values() if run.info.run_name != "mlp300-mnist seed 0")
     assert {"confusion.png", "explorer.html", "per_class.csv"} <= set(files(client, odd))
-    options = {key: value for key, value in odd.data.params.items() if key.startswith("model.options.")}
-    assert len(options) == 4 and options["model.options..."] == "up"
+    assert odd.data.params["model.options.head"] and odd.data.params["model.options.tail"] == ""
     place = Path(unquote(urlsplit(odd.info.artifact_uri).path))
     assert place.resolve().is_relative_to((local / "mlartifacts").resolve()) and place.is_dir()
+
+
+@pytest.mark.parametrize("name", ["a$b", "a//b", "x" * 300])
+def test_a_param_whose_name_mlflow_refuses_costs_its_run_and_a_line(local: Path, name: str) -> None:
+    """No checked row has one: options are named after the arguments of a function."""
+    project = Project(local)
+    project.trial("linear-mnist", "mnist", 0, epochs=1)
+    path = local / "store" / project.trial("lenet5-mnist", "mnist", 0, epochs=1) / "trial.json"
+    found = json.loads(path.read_text())
+    found["config"]["model"]["options"] = {name: 1}
+    path.write_text(json.dumps(found))
+    result = Sender(project.spool, addresses.tracking_uri(local)).round()
+    assert result.sent == 3 and result.waiting == {"trial": 1, "benchmark": 0}
+    (line,) = result.refused
+    assert line.startswith("lenet5-mnist seed 0: ") and line in str(result.line)
 
 
 def test_a_run_deleted_in_mlflow_stays_deleted(local: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_bug_in_reading_the_spool_ends_no_stage(tmp_path: Path, monkeypatch: p
     def fail(spool: Spool) -> None:
         raise RuntimeError("s3cret at http://me:s3cret@127.0.0.1:9")
 
-    monkeypatch.setattr(records, "gather", fail)
+    monkeypatch.setattr(records, "all_runs", fail)
     result = helper.sync(Spool(project=tmp_path, store=tmp_path / "store"))
     assert result.line == "not tracked: RuntimeError: *** at http://127.0.0.1:9"
 
@@ -98,15 +98,16 @@ def test_a_stopped_server_is_given_up_in_time(
 def test_a_server_that_hangs_later_is_given_up_and_nothing_is_doubled(
     remote: Project, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of the first run."""
+    """In the middle of the first run, whose pictures have more time than other requests."""
     remote.benchmark("lenet5-hangs", "hangs", 1.0, 1)
     gate = Gate(server.uri, passes=12)
     with opened(gate) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         result = helper.sync(remote.spool, deadline_s=90)  # of which it takes what importing MLflow takes, and 2.5 s
-        assert result.line == (
-            f"MLflow at {uri} gives no answer within 2.5 s: "
-            "1 trial and 1 benchmark wait in the spool; they are sent by the next stage"
+        assert re.fullmatch(
+            rf"MLflow at {uri} gives no answer within (2\.5|3\.\d) s: "
+            "1 trial and 1 benchmark wait in the spool; they are sent by the next stage",
+            str(result.line),
         )
         gate.over.set()
         gate.passes = 10**9

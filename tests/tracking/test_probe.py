@@ -54,6 +54,7 @@ SLOW_HEADER = dripping(b"HTTP/1.1 200 OK\r\nX-Header: ", b"x")
 SLOW_BODY = dripping(OK + b"Content-Length: 1000000\r\n\r\n{", b" ")
 SLOW_CHUNKS = dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n{\r\n")
 IN_CIRCLES = saying(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
 DEATHS: dict[str, tuple[str, Talk, str]] = {
     "silent": ("http", silent, r"gives no answer within 0\.6 s"),
     "silent before TLS": ("https", silent, r"gives no answer within 0\.6 s"),
@@ -79,7 +80,12 @@ DEATHS: dict[str, tuple[str, Talk, str]] = {
         saying(OK + b"Content-Length: 100000\r\n\r\n" + b"[" * 100_000),
         r"is away \(what answers there, with status 200, is not MLflow\)",
     ),
-    "a gateway": ("http", saying(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"), r"answers with status 502"),
+    "no such page": (
+        "http",
+        saying(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"),
+        r"is away \(what answers there, with status 404, is not MLflow\)",
+    ),
+    "a gateway": ("http", saying(GATEWAY), r"answers with status 502"),
 }
 
 
@@ -213,7 +219,7 @@ def late(seconds: float) -> Talk:
     def talk(connection: socket.socket, over: threading.Event) -> None:
         connection.recv(65536)
         over.wait(seconds)
-        connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+        connection.sendall(GATEWAY)
 
     return talk
 

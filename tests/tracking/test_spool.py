@@ -69,7 +69,7 @@ def test_rows_that_share_their_weights_have_runs_and_evaluations_of_their_own(tm
         project.evaluation(name, "mnist", {0: key}, error, DIGITS)
         shutil.copytree(tmp_path / "store" / key, tmp_path / "runs" / name / "seed-0")
     project.ledger()
-    found, problems = records.gather(project.spool)
+    found, problems = records.all_runs(project.spool)
     trials = {record.identity: record for record in found if record.tags["kind"] == "trial"}
     assert problems == [] and trials.keys() == {f"trial:{key}", f"trial:{key}/another-mnist"}
     errors = [p.value for one in trials.values() for p in one.points if p.key == "test/error"]
@@ -141,7 +141,7 @@ def test_progress_at_no_time_is_of_no_living_process(tmp_path: Path, told: Any) 
     project = Project(tmp_path)
     key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
     project.write(f"store/{key}/progress.json", {**here, "state": "running", "time": told})
-    record = next(r for r in records.gather(project.spool)[0] if r.identity == f"trial:{key}")
+    record = next(r for r in records.all_runs(project.spool)[0] if r.identity == f"trial:{key}")
     assert (record.status, record.ended) == ("KILLED", NOW + 14)  # the end of its second epoch
 
 
@@ -149,13 +149,13 @@ def test_a_copy_beside_the_trials_is_not_one_of_them(tmp_path: Path) -> None:
     """``cp -r seed-0 seed-0.bak``, below evaluations/ and runs/, with a key of its own."""
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
-    before = records.gather(project.spool)
+    before = records.all_runs(project.spool)
     identity = json.loads(next((tmp_path / "store").glob("*/result.json")).read_text())
     for stray in ("seed-0.bak", "seed-", "seed-x"):
         folder = tmp_path / "evaluations/lenet5-mnist/trials"
         shutil.copytree(folder / "seed-0", folder / stray)
         project.write(f"runs/lenet5-mnist/{stray}/result.json", {**identity, "key": f"of {stray}"})
-    after = records.gather(project.spool)
+    after = records.all_runs(project.spool)
     assert after[1] == before[1] == []
     assert [r.mark for r in after[0]] == [r.mark for r in before[0]] and len(after[0]) == 3
 
@@ -235,12 +235,12 @@ def test_a_damaged_file_costs_itself_and_one_line(
     project.benchmark("a-mnist", "mnist", 1.0, 2)
     project.benchmark("b-mnist", "mnist", 5.0, 2, at=1000)
     project.ledger()
-    before, problems = records.gather(project.spool)
+    before, problems = records.all_runs(project.spool)
     assert problems == [] and len(before) == 6
     key = next(r for r in before if r.name == "a-mnist seed 0").identity.partition(":")[2]
     path = tmp_path / file.format(key=key)
     damage(path)
-    after, (problem,) = records.gather(project.spool)
+    after, (problem,) = records.all_runs(project.spool)
     assert problem.startswith(str(path)) and says in problem and "\n" not in problem
     marks = {r.identity: r.mark for r in after}
     assert all(marks[r.identity] == r.mark for r in before if r.name.startswith("b-mnist"))
@@ -249,7 +249,7 @@ def test_a_damaged_file_costs_itself_and_one_line(
     assert lost <= all_of_it.get(path.name, 2)
 
 
-def kept(record: cursors.Record) -> int:
+def kept(record: cursors.RunRecord) -> int:
     """How much of a run is there: itself, its curve, its provenance, its evaluation, its row of the ledger."""
     keys = {point.key for point in record.points}
     return 1 + bool(record.curve) + sum(key in keys for key in ("cost/wall_s", "test/error", "ledger/mean"))
