@@ -58,10 +58,10 @@ class Sender:
             if everything and (verify or result.waits):
                 self._connect(result)
                 for name in dict.fromkeys(record.experiment for record in everything):
-                    mine = [record for record in everything if record.experiment == name]
-                    if not (verify or any(map(cursor.lacks, mine))):
+                    group = [record for record in everything if record.experiment == name]
+                    if not (verify or any(map(cursor.lacks, group))):
                         continue
-                    for record in self._send(name, mine, cursor, result):
+                    for record in self._send(name, group, cursor, result):
                         result.count(filter(cursor.lacks, everything))
                         self.report(record.name)
                 result.count(filter(cursor.lacks, everything))
@@ -73,22 +73,22 @@ class Sender:
         if self.client is None:
             file = sqlite_file(self.uri)
             with answers(self.uri):
-                if file is not None and file.exists() and (before := database.bring_home(file, OURS)):
-                    result.came_from = str(before)
+                if file is not None and file.exists() and (old := database.bring_home(file, OURS)):
+                    result.came_from = str(old)
                 client = connect(self.uri)
                 client.search_experiments(max_results=1)  # raises faults of all runs, such as a login
             self.client = client
 
-    def _send(self, name: str, mine: list[RunRecord], cursor: Cursor, result: SyncResult) -> Iterator[RunRecord]:
+    def _send(self, name: str, group: list[RunRecord], cursor: Cursor, result: SyncResult) -> Iterator[RunRecord]:
         """Send the missing runs of an experiment; yields each that is sent."""
         try:
             with answers(self.uri):
                 experiment = self._experiment(name)
-                runs = self._list(experiment, mine, cursor)
+                runs = self._list(experiment, group, cursor)
         except RefusedError as error:  # of this experiment alone
-            result.refused += [f"{record.name}: {error}" for record in mine]
+            result.refused += [f"{record.name}: {error}" for record in group]
             return
-        for record in filter(cursor.lacks, mine):
+        for record in filter(cursor.lacks, group):
             try:
                 with answers(self.uri):
                     self._deliver(record, experiment, runs)
@@ -102,21 +102,21 @@ class Sender:
 
     def _experiment(self, name: str) -> str:
         """The id of the experiment; a missing one is made, a deleted one restored."""
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             file = sqlite_file(self.uri)
             plain = re.fullmatch(r"[\w-]{1,100}", name, re.ASCII)
             folder = name if plain else mark_of(name)  # which file systems take
-            where = None if file is None else (database.artifacts(file) / folder).as_uri()
+            place = None if file is None else (database.artifacts(file) / folder).as_uri()
             tags = {OURS: "true", "mlflow.note.content": DESCRIPTION.format(dataset=limits.name(name))}
-            return str(self.client.create_experiment(name, artifact_location=where, tags=tags))
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        if OURS not in found.tags:
-            self.client.set_experiment_tag(found.experiment_id, OURS, "true")
-        return str(found.experiment_id)
+            return str(self.client.create_experiment(name, artifact_location=place, tags=tags))
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        if OURS not in experiment.tags:
+            self.client.set_experiment_tag(experiment.experiment_id, OURS, "true")
+        return str(experiment.experiment_id)
 
-    def _list(self, experiment: str, mine: list[RunRecord], cursor: Cursor) -> dict[str, str]:
+    def _list(self, experiment: str, group: list[RunRecord], cursor: Cursor) -> dict[str, str]:
         """The ids of the server's runs, by identity; corrects the cursor by them.
 
         A run made just before a crash is continued. A run that the server lost (a new database at the old address) is
@@ -124,17 +124,17 @@ class Sender:
         """
         from mlflow.entities import ViewType
 
-        there: dict[str, RunInfo] = {}
+        known: dict[str, RunInfo] = {}
         for run in every_run(self.client, experiment, run_view_type=ViewType.ALL):
             if IDENTITY_TAG in run.data.tags:  # others in this experiment are not ours
-                there.setdefault(run.data.tags[IDENTITY_TAG], run.info)
-        for identity in (record.identity for record in mine):
-            if identity in there and there[identity].lifecycle_stage == "deleted":
+                known.setdefault(run.data.tags[IDENTITY_TAG], run.info)
+        for identity in (record.identity for record in group):
+            if identity in known and known[identity].lifecycle_stage == "deleted":
                 cursor.sent[identity] = DELETED
-            elif identity not in there or cursor.sent.get(identity) == DELETED:
+            elif identity not in known or cursor.sent.get(identity) == DELETED:
                 cursor.sent.pop(identity, None)
         cursor.save()
-        return {identity: info.run_id for identity, info in there.items()}
+        return {identity: info.run_id for identity, info in known.items()}
 
     def _deliver(self, record: RunRecord, experiment: str, runs: dict[str, str]) -> None:
         """Make or update the run. Raises DamagedError where some of its files can't be made, after sending the rest."""
@@ -239,8 +239,8 @@ def connect(uri: str) -> Any:
         from mlflow.tracking import MlflowClient
 
         if file is not None and not file.exists():
-            for left in file.parent.glob(f".{file.name}.{TEMPORARY}.*"):  # by a killed process
-                left.unlink(missing_ok=True)
+            for half in file.parent.glob(f".{file.name}.{TEMPORARY}.*"):  # of a killed process
+                half.unlink(missing_ok=True)
             with replacing(file.absolute()) as temporary:  # this takes seconds; nothing would repair half a schema
                 MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
         client = MlflowClient(uri)

@@ -10,7 +10,7 @@ UNSENDABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # databa
 
 def value(text: str, limit: int) -> str:
     """At most **limit** characters; a shortened text ends in its length. Control characters are escaped."""
-    text = UNSENDABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    text = UNSENDABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
     if len(text) <= limit:
         return text
     length = f" … ({len(text):,} characters in all)"

@@ -184,16 +184,16 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
         status = getattr(getattr(error, "response", None), "status_code", None)  # of an upload
     if status in (401, 403):
         body = re.search(r"Response body: '([^'<]{1,80})'", str(error))
-        said = f", {body[1]}" if body else ""
-        words = f"wants a login (401; {SET_LOGIN})" if status == 401 else f"denies access (403{said}; {OTHER_LOGIN})"
+        reply = f", {body[1]}" if body else ""
+        words = f"wants a login (401; {SET_LOGIN})" if status == 401 else f"denies access (403{reply}; {OTHER_LOGIN})"
         return LoginError(clean(words, uri))
     if status is not None and status < 500 and status not in LATER:
         return RefusedError(clean(str(error), uri))
-    wrong = None if is_remote(uri) else database.reason(error)
-    if wrong is None and (lost := _lost(error, uri)):
+    fault = None if is_remote(uri) else database.reason(error)
+    if fault is None and (lost := _lost(error, uri)):
         return AwayError(lost)
-    if wrong is not None or isinstance(error, MlflowException | OSError):
-        return AwayError(f"can't be used ({clean(wrong or str(error), uri)})")
+    if fault is not None or isinstance(error, MlflowException | OSError):
+        return AwayError(f"can't be used ({clean(fault or str(error), uri)})")
     return RefusedError(clean(f"{type(error).__name__}: {error}", uri))
 
 
@@ -201,17 +201,17 @@ def _lost(error: Exception, uri: str) -> str | None:
     """The predicate of a server that gave no answer, by the error of requests behind **error**; None without one."""
     import requests
 
-    for one in database.chain(error):
-        match one:
+    for cause in database.chain(error):
+        match cause:
             case requests.exceptions.RetryError():
                 return "answers with errors of its own"
             case requests.Timeout():
                 return _late(patience())
             case requests.exceptions.SSLError():
-                why = re.search(r"\] ([^()]+) \(_ssl", str(one))
+                why = re.search(r"\] ([^()]+) \(_ssl", str(cause))
                 return f"is away (TLS fails{': ' + clean(why[1], uri) if why else ''})"
             case requests.ConnectionError():
                 return "is away (no connection)"
             case requests.RequestException():
-                return f"is away ({clean(str(one), uri)})"
+                return f"is away ({clean(str(cause), uri)})"
     return None

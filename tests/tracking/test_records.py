@@ -177,7 +177,7 @@ def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_pa
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 60.0, 3)
     benchmark, *_ = spools.read(project.spool)[0]
-    plain = records._mean_figures(benchmark.evaluated)
+    plain = records._mean_figures(benchmark.evaluations)
     names = ("error", "accuracy", "error_ci95_low", "error_ci95_high", "top5_error")
     assert plain.keys() == {f"test/{key}" for key in names}
     for seed, error in enumerate((61.0, 61.5, 62.0)):
@@ -185,11 +185,10 @@ def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_pa
         on |= {"single_view_error": 61.6}
         change(tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/metrics.json", claimed_on=on)
     benchmark, *_ = spools.read(project.spool)[0]
-    both = records._mean_figures(benchmark.evaluated)
+    both = records._mean_figures(benchmark.evaluations)
     assert {key: value for key, value in both.items() if key.startswith("test/")} == plain
     assert (both["claimed_on/error"], both["claimed_on/accuracy"]) == (61.5, 38.5)
-    trial = benchmark.evaluated[0].evaluation
-    assert trial is not None
+    trial = benchmark.evaluations[0]
     figures = records._trial_figures(trial.metrics)
     assert (figures["test/error"], figures["claimed_on/error"]) == (trial.error, 61.0)
     assert figures["claimed_on/single_view_error"] == 61.6 and figures["test/single_view_error"] is None

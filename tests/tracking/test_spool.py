@@ -25,7 +25,7 @@ def test_reads_what_stages_write(tmp_path: Path) -> None:
     found, problems = spools.read(project.spool)
     assert problems == []
     assert [b.name for b in found][:3] == ["linear-mnist", "mlp300-mnist", "lenet5-mnist"]  # by their first trial
-    assert all(len(b.trials) == len(b.evaluated) == 2 and b.row is not None for b in found)
+    assert all(len(b.trials) == len(b.evaluations) == 2 and b.row is not None for b in found)
 
 
 def test_damaged_files_read_as_absent(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_an_evaluation_of_an_unknown_trial_is_told(tmp_path: Path) -> None:
     path = tmp_path / "evaluations/lenet5-mnist/trials/seed-0/metrics.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "key"}))
     (benchmark,), problems = spools.read(project.spool)
-    assert benchmark.evaluated == () and len(problems) == 1 and str(path) in problems[0]
+    assert benchmark.evaluations == () and len(problems) == 1 and str(path) in problems[0]
 
 
 def test_an_evaluation_goes_to_the_trial_it_was_made_of(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_an_evaluation_goes_to_the_trial_it_was_made_of(tmp_path: Path) -> None:
     new = project.trial("lenet5-mnist", "mnist", 7, epochs=2)
     (benchmark,) = spools.read(project.spool)[0]
     assert {trial.key: trial.evaluation is not None for trial in benchmark.trials}[new] is False
-    assert [trial.seed for trial in benchmark.evaluated] == [0]
+    assert [trial.seed for trial in benchmark.evaluations] == [0]
 
 
 def test_rows_that_share_their_weights_have_runs_and_evaluations_of_their_own(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_collected_runs_stand_in_for_a_missing_store(tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "runs/lenet5-mnist/seed-0")
     (tmp_path / "runs/lenet5-mnist/seed-0/trial.json").unlink()
     (benchmark,) = spools.read(project.spool)[0]
-    assert benchmark.dataset == "mnist" and len(benchmark.trials) == len(benchmark.evaluated) == 1
+    assert benchmark.dataset == "mnist" and len(benchmark.trials) == len(benchmark.evaluations) == 1
 
 
 def test_status_of_a_trial_whose_process_is_gone(tmp_path: Path) -> None:
