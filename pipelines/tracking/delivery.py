@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run, RunInfo
 
 OURS = "convnet_benchmarks"  # the tag of an experiment of ours
-PAGE = 500  # runs in one answer
+RUNS_A_PAGE = 500  # runs in one answer
 DESCRIPTION = (
     "Benchmarks on {dataset}: one run each, its trials below it (+). `explorer.html` of a run shows its confusion "
     "matrices, its learning curves and the figures of each class.\n\nThe step of a metric counts "
@@ -219,7 +219,7 @@ def every_run(client: Any, experiment: str, **search: Any) -> Iterator[Run]:
     """The runs of an experiment that ``search_runs`` finds, however many pages they fill."""
     token = None
     while True:
-        page = client.search_runs([experiment], max_results=PAGE, page_token=token, **search)
+        page = client.search_runs([experiment], max_results=RUNS_A_PAGE, page_token=token, **search)
         yield from page
         if not (token := page.token):
             return

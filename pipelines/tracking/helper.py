@@ -26,13 +26,13 @@ from pipelines.tracking.spool import Spool
 from pipelines.training.fingerprint import ROOT
 
 DEADLINE_S = 30.0  # for a slow server; one that never answers is given up within 5 s
-GRACE_S = 2.0  # more, for a helper that can't keep the deadline itself
+OVERTIME_S = 2.0  # more, for a helper that can't keep the deadline itself
 INTERVAL_S = 30.0
 HELPER = "--helper"
 
 
 def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncResult:
-    """Send all missing runs; return within **deadline_s** (and GRACE_S), whatever the server does. Never raises.
+    """Send all missing runs; return within **deadline_s** (and OVERTIME_S), whatever the server does. Never raises.
 
     Costs some 20 ms when there is nothing to send. Unsent runs wait in the spool.
     """
@@ -97,7 +97,7 @@ def _helper(spool: Spool, interval_s: float | None = None) -> Iterator[subproces
 def _finish(process: subprocess.Popen[str], deadline_s: float, so_far: SyncResult) -> SyncResult:
     """Have the helper send the rest; its outcome, after **deadline_s** at the latest."""
     try:
-        answer, _ = process.communicate(f"{time.time() + deadline_s}\n", timeout=deadline_s + GRACE_S)
+        answer, _ = process.communicate(f"{time.time() + deadline_s}\n", timeout=deadline_s + OVERTIME_S)
     except subprocess.TimeoutExpired:
         return replace(so_far, slow=True)
     if process.returncode:

@@ -38,6 +38,34 @@ def test_a_bug_in_reading_the_spool_ends_no_stage(tmp_path: Path, monkeypatch: p
     assert result.line == "not tracked: RuntimeError: *** at http://127.0.0.1:9"
 
 
+@pytest.mark.parametrize(
+    ("does", "line"),
+    [
+        ("exec sleep 60", "MLflow at http://127.0.0.1:9 is slow: 0 of 2 runs sent, the next stage sends the rest"),
+        (
+            "exit 7",
+            "not tracked: the sending process ended with status 7; 1 trial and 1 benchmark wait in the spool",
+        ),
+    ],
+)
+def test_a_helper_that_hangs_or_dies_ends_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, line: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(helper, "OVERTIME_S", 0.1)
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{does}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    project = Project(tmp_path / "project")
+    project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    before, began = started_by(os.getpid()), time.monotonic()
+    with helper.follow(project.spool, deadline_s=0.2):
+        pass
+    assert helper.sync(project.spool, deadline_s=0.2).line == line
+    assert time.monotonic() - began < 10
+    assert started_by(os.getpid()) == before
+
+
 @pytest.mark.alone
 def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
     remote: Project, server: Server, monkeypatch: pytest.MonkeyPatch
