@@ -59,11 +59,10 @@ class Sender:
                 self._connect(result)
                 for name in dict.fromkeys(record.experiment for record in everything):
                     group = [record for record in everything if record.experiment == name]
-                    if not (verify or any(map(cursor.lacks, group))):
-                        continue
-                    for record in self._send(name, group, cursor, result):
-                        result.count(filter(cursor.lacks, everything))
-                        self.report(record.name)
+                    if verify or any(map(cursor.lacks, group)):
+                        for record in self._send(name, group, cursor, result):
+                            result.count(filter(cursor.lacks, everything))
+                            self.report(record.name)
                 result.count(filter(cursor.lacks, everything))
         return result
 

@@ -131,8 +131,7 @@ def reach_local() -> None:
 def probe(uri: str) -> None:
     """Raise AwayError unless MLflow answers at **uri** in time; asking for a login is an answer.
 
-    MLflow's own client would do, but for the two seconds that its import takes: beside a silent server's ANSWER_S they
-    leave a stage nothing of its 5 s.
+    MLflow's own client takes two seconds to be imported, and a dead server may cost 5 s: its silence takes ANSWER_S.
     """
     reach_local()
     status, body = within(patience(), lambda: _ask(uri))

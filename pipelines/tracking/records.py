@@ -137,11 +137,11 @@ def benchmark_record(benchmark: SpooledBenchmark) -> RunRecord:
     points: list[Point] = []
     files: list[MakeFiles] = []
     facts: dict[str, str] = {}
-    if benchmark.row is not None:
-        tags |= _row_tags(benchmark.row)
-        points += _points(_row_figures(benchmark.row), benchmark.row_time)
-        facts = {"verdict": _verdict(benchmark.row), **_row_facts(benchmark.row)}
-        files.append(partial(_ledger, benchmark.row))
+    if (row := benchmark.row) is not None:
+        tags |= _row_tags(row)
+        points += _points(_row_figures(row), benchmark.row_time)
+        facts = {"verdict": _verdict(row), **_row_facts(row)}
+        files.append(lambda: {LEDGER: (json.dumps(plain(row), indent=1, sort_keys=True) + "\n").encode()})
     if benchmark.evaluations:
         points += _points(_mean_figures(benchmark.evaluations), benchmark.evaluated_time)
         files.append(partial(_files, benchmark.name, facts, benchmark, benchmark.evaluations))
@@ -158,14 +158,8 @@ def benchmark_record(benchmark: SpooledBenchmark) -> RunRecord:
         tags=tags,
         points=points,
         files=files,
-        mark=mark_of(
-            FORMAT, params, tags, benchmark.status, benchmark.row, [*map(_files_digest, benchmark.evaluations)]
-        ),
+        mark=mark_of(FORMAT, params, tags, benchmark.status, row, [*map(_files_digest, benchmark.evaluations)]),
     )
-
-
-def _ledger(row: LedgerRow) -> dict[str, bytes]:
-    return {LEDGER: (json.dumps(plain(row), indent=1, sort_keys=True) + "\n").encode()}
 
 
 def _files(

@@ -179,8 +179,7 @@ def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list
 def _evaluation_of(key: str, name: str, evaluations: Evaluations) -> Trial | None:
     """The evaluation of a trial as the benchmark **name**, or else the only one that there is of it.
 
-    Rows may share a trial's weights, and then each has its own evaluation of them. The store names the row that trained
-    them, which may be another than the row that was evaluated.
+    Rows may share weights; the store names the row that trained them, and another may be the only one evaluated.
     """
     of_trial = [evaluation for evaluation in evaluations.values() if evaluation.metrics.key == key]
     return evaluations.get((name, key), of_trial[0] if len(of_trial) == 1 else None)
