@@ -31,6 +31,9 @@ def helper_main(interval_s: float | None = None) -> None:
     without such a line: the stage is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage handles Ctrl-C
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # MLflow's words would fill a pipe that is read at the end
     if interval_s is not None:
         os.nice(10)  # running trials come first
     finish = threading.Event()
@@ -49,7 +52,7 @@ def helper_main(interval_s: float | None = None) -> None:
     if line := sys.stdin.readline():
         finish.set()
         sending.join(max(float(line) - time.time(), 0))
-        print(json.dumps(asdict(replace(sender.result, slow=sending.is_alive()))), flush=True)
+        print(json.dumps(asdict(replace(sender.result, slow=sending.is_alive()))), file=answer, flush=True)
     os._exit(0)  # MLflow's threads, and those that a server left hanging, need not end
 
 

@@ -102,4 +102,4 @@ def _finish(process: subprocess.Popen[str], deadline_s: float, so_far: SyncResul
         return replace(so_far, slow=True)
     if process.returncode:
         return replace(so_far, failed=f"the sending process ended with status {process.returncode}")
-    return SyncResult(**json.loads(answer.splitlines()[-1]))  # above it is whatever MLflow prints
+    return SyncResult(**json.loads(answer))

@@ -20,6 +20,7 @@ from pipelines.tracking import addresses, cursors, delivery, helper, records
 from pipelines.tracking.__main__ import replay
 from pipelines.tracking.outcome import SyncResult
 from pipelines.tracking.spool import Spool
+from tests.conftest import ROOT
 from tests.gate import Gate, opened
 from tests.processes import runs, started_by, until
 from tests.tracking.projects import NOW, Project, Server, files, pending, runs_of
@@ -64,6 +65,36 @@ def test_a_helper_that_hangs_or_dies_ends_no_stage(
     assert helper.sync(project.spool, deadline_s=0.2).line == line
     assert time.monotonic() - began < 10
     assert started_by(os.getpid()) == before
+
+
+CHATTY = """
+import os
+from pipelines.tracking import __main__, delivery
+class Sender(delivery.Sender):
+    def round(self):
+        os.write(1, b"MLflow's own words " * 10_000)
+        return super().round()
+__main__.Sender = Sender
+__main__.helper_main(0.01)
+"""
+
+
+def test_what_mlflow_prints_fills_no_pipe_and_is_no_answer(tmp_path: Path) -> None:
+    """A pipe holds 64 kB, and the stage reads it at the end."""
+    project = tmp_path / "project"
+    project.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    with subprocess.Popen(
+        [sys.executable, "-c", CHATTY],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=project,
+        env=environment,
+    ) as process:
+        result = helper._finish(process, 20, SyncResult(uri=""))
+    assert (result.uri, result.waits, result.failed, result.slow) == ("http://127.0.0.1:9", 0, None, False)
 
 
 @pytest.mark.alone
