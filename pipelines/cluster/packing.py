@@ -134,8 +134,10 @@ class _Packing:
             attempt = distributed.Attempt(trial, self.cluster, need, len(start.seats), work)
             self.attempts[attempt.begin()] = attempt
             return
-        shares = 0 < need.gpus < 1
-        where = self.shared.option(start, self.placing.floor.part(seat)) if shares else self.cluster.near(seat.node)
+        if 0 < need.gpus < 1:
+            where = self.shared.option(start, self.placing.floor.reserved_cpus(seat))
+        else:
+            where = self.cluster.near(seat.node)
         remote = ray.remote(max_retries=0)(_train_one)
         task = remote.options(**need.options, **where, name=trial.name).remote(trial, self.cluster.question)
         self.tasks[task] = trial, time.time()
@@ -153,7 +155,7 @@ class _Packing:
             else:
                 trial, _ = self.tasks.pop(task)
                 yield trial, _error_of(task, trial, self.cluster)
-        if not done and self.cluster.address is not None and time.monotonic() - self.checked > connection.CUT_OFF_S / 4:
+        if self.cluster.address is not None and time.monotonic() - self.checked > connection.CUT_OFF_S / 4:
             self.checked = time.monotonic()
             before, self.alive = self.alive, {node.id: node.host for node in connection.living()}
             gone = before.keys() - self.alive.keys()

@@ -34,6 +34,7 @@ WAIT_S = 600.0  # for nodes of an autoscaler: a cloud takes minutes for a machin
 LOOK_EVERY_S = 2.0
 ANSWER_WITHIN_S = 120.0  # a node imports torch meanwhile, perhaps from a slow disk
 FETCH_S = 3600.0
+GPU_S = 60.0  # to look for GPUs, in a process that imports torch
 SEEN_S = 10.0  # until one node's file shows on another: NFS caches for some seconds
 LEAST_FREE = 200 * 10**6  # bytes among a node's temporary files, for Ray's logs and sockets
 COMPARED = ("torch", "pytorch-lightning", "numpy")  # their releases must agree
@@ -218,7 +219,7 @@ def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]
     if absent:
         say(f"fetching the data on {', '.join(node.name for node in absent)}")
         answers = [(node, answer) for node, answer in answers if answer != ABSENT]
-        answers += nodes.ask(_fetch, question, among=absent, patience_s=FETCH_S)
+        answers += nodes.ask(_fetch, question, among=absent, patience_s=FETCH_S + ANSWER_WITHIN_S)
     faults = [(node, _in_words(answer)) for node, answer in answers if answer is not None]
     able = [(node, question.answer(node.id)) for node, answer in answers if answer is None]
     unseen = (node for node, path in able if path and not becomes(partial(_lists, path), within_s=SEEN_S))
@@ -295,8 +296,11 @@ def _gpu_fault(gpus: int) -> str | None:
         return f"{promised} a torch that is built for CPUs alone ({torch.__version__})"
     unhidden = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    found = subprocess.run([sys.executable, "-c", code], env=unhidden, capture_output=True)
-    return f"{promised} torch {torch.__version__} finds none: is its driver in order?" if found.returncode else None
+    try:
+        subprocess.run([sys.executable, "-c", code], env=unhidden, capture_output=True, timeout=GPU_S, check=True)
+    except subprocess.SubprocessError:  # where the driver is broken, it may also wait for ever
+        return f"{promised} torch {torch.__version__} finds none: is its driver in order?"
+    return None
 
 
 def _space_fault() -> str | None:
@@ -308,9 +312,14 @@ def _space_fault() -> str | None:
 def _fetch(question: Question) -> str | None:
     """Runs on a node without data: fetch it and look again."""
     command = [sys.executable, "-m", "pipelines.fetch", *question.digests]
-    done = subprocess.run(command, cwd=question.data.parent, capture_output=True, encoding="utf-8")
-    if done.returncode:
-        return f"it can't fetch the data: {reason(UserError(done.stderr.strip()))}"
+    try:
+        subprocess.run(
+            command, cwd=question.data.parent, capture_output=True, encoding="utf-8", timeout=FETCH_S, check=True
+        )
+    except subprocess.TimeoutExpired:
+        return f"it can't fetch the data within {duration(FETCH_S)}"
+    except subprocess.CalledProcessError as error:
+        return f"it can't fetch the data: {reason(UserError(error.stderr.strip()))}"
     return _inspect(question)
 
 

@@ -112,8 +112,10 @@ class Seats:
             seat.process.terminate()
 
     def _turn(self) -> None:
-        for seat in self.seats:
-            if seat.trial is None and self.waiting and self.deadline is None:
+        for seat in [seat for seat in self.seats if seat.trial is None]:
+            if self.deadline is not None:  # perhaps begun while the signal came, so without having received it
+                self._leave(seat)
+            elif self.waiting:
                 seat.begin(self.waiting.popleft())
         ready = connection.wait([seat.pipe for seat in self.seats], TURN_S)
         for seat in [seat for seat in self.seats if seat.pipe in ready]:
@@ -132,10 +134,13 @@ class Seats:
             self.board.say(line)
         seat.trial = None
         if kind == "unfit" or self.deadline is not None or not self.waiting:
-            self.seats.remove(seat)
-            seat.leave()
+            self._leave(seat)
             if self.waiting and self.deadline is None:
                 self.seats.append(Seat())
+
+    def _leave(self, seat: Seat) -> None:
+        self.seats.remove(seat)
+        seat.leave()
 
 
 class _Lines:

@@ -106,7 +106,7 @@ class Spec:
     @property
     def finished(self) -> bool:
         """Whether a variant is trained to its end."""
-        return self.settled.files.finished
+        return any(variant.files.finished for variant in self.variants)
 
     @property
     def epochs(self) -> int:
