@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cluster import connection, distributed, estimate, nodes, readiness
+from pipelines.cluster import connection, distributed, estimate, losses, nodes, readiness
 from pipelines.cluster.placement import Job, Node, Place, Placing, Start
 from pipelines.command import errors
 from pipelines.command.errors import FULL, LONGEST_LINE, PREEMPTED, HeldError, UserError, reason
@@ -80,7 +80,7 @@ class _Packing:
         self.shared = SharedGPUs(ray_cluster)
         self.tasks: dict[Any, tuple[Spec, float]] = {}  # and when they began
         self.attempts: dict[Any, distributed.Attempt] = {}  # by task of Ray; Ray Train notices lost nodes itself
-        self.losses = connection.Losses()
+        self.losses = losses.Losses()
         self.held: dict[str, str] = {}  # by trial's key: the line about the process that trains it
         self.alive = {node.id: node.host for node in ray_cluster.nodes}
         self.looked = self.checked = time.monotonic()  # when: at the nodes; for cut-off trials
@@ -95,7 +95,7 @@ class _Packing:
                 for trial, error in self._ended():
                     self.shared.left(self.placing.running[trial.key])
                     job = self.placing.ended(trial.key)
-                    if isinstance(error, connection.UnfitError):
+                    if isinstance(error, losses.UnfitError):
                         self._without(error)
                         self.placing.again(job)
                     elif isinstance(error, HeldError) and self._waits_for(trial, error):
@@ -104,7 +104,7 @@ class _Packing:
                         say(f"{error.fact}; it goes on elsewhere")
                         self.placing.again(job)
                     elif error is not None:
-                        yield trial, connection.given_up(error)
+                        yield trial, losses.given_up(error)
                 self._look()
         finally:
             self._ask_for([])
@@ -118,7 +118,7 @@ class _Packing:
             self.held[trial.key] = error.fact
         return waits
 
-    def _without(self, error: connection.UnfitError) -> None:
+    def _without(self, error: losses.UnfitError) -> None:
         """Keep the remaining trials from nodes that lack something or are gone."""
         self.cluster = self.shared.cluster = self.cluster.without(error)
         self._see(connection.living())
@@ -227,7 +227,7 @@ def _cut_off(tasks: Tasks, hosts: Collection[str]) -> Iterator[tuple[Any, Except
     for task, (trial, began) in tasks.items():
         state = status.read(trial.files.progress, since=began)
         if state is not None and state.get("host") not in hosts and time.time() - state["time"] > connection.CUT_OFF_S:
-            lost = connection.LostError(f"{trial.name}: its node {state['host']} is cut off")
+            lost = losses.LostError(f"{trial.name}: its node {state['host']} is cut off")
             yield task, None if trial.files.finished else lost
 
 
@@ -242,7 +242,7 @@ def _promised(tasks: Tasks, dead: Collection[str]) -> Iterator[tuple[Any, Except
     for task, (trial, began) in tasks.items() if dead else ():
         if status.read(trial.files.progress, since=began) is None:
             ray.cancel(task, force=True)  # with its process: an import that is interrupted would fail the next task
-            yield task, connection.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
+            yield task, losses.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
 
 
 def _error_of(task: Any, trial: Spec, ray_cluster: connection.Cluster) -> Exception | None:
@@ -256,7 +256,7 @@ def _error_of(task: Any, trial: Spec, ray_cluster: connection.Cluster) -> Except
             return UserError(f"{trial.name}: no space left in {trial.store}; make room and run this again")
         return error.cause if isinstance(error.cause, UserError) else nodes.unfit(error, ray_cluster) or error
     except (ray.exceptions.RayError, OSError) as error:
-        return connection.lost_worker(trial.name, error)
+        return losses.lost_worker(trial.name, error)
     return None
 
 

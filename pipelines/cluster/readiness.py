@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pipelines.cluster import connection, nodes
+from pipelines.cluster import connection, losses, nodes
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Node
 from pipelines.command.errors import UserError, brief, reason
@@ -199,17 +199,17 @@ def join(question: Question | None) -> None:
     fault = _inspect(question)
     fault = _fetch(question) if fault == ABSENT else fault
     if fault is not None:
-        raise connection.UnfitError(fault, (own,))
+        raise losses.UnfitError(fault, (own,))
     _joined.add(question.token)
 
 
-def unfit(found: Cluster) -> connection.UnfitError | None:
+def unfit(found: Cluster) -> losses.UnfitError | None:
     """The first of the nodes that joined later that lacks something; None without one."""
     if found.question is None:
         return None
     known = {*found.question.asked, *found.refused}
     lacking = _faults(found.question, [node for node in connection.living() if node.id not in known])
-    return connection.UnfitError(lacking[0][1], (lacking[0][0].id,)) if lacking else None
+    return losses.UnfitError(lacking[0][1], (lacking[0][0].id,)) if lacking else None
 
 
 def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]:

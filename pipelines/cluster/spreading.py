@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pipelines.cluster import connection, nodes, readiness
+from pipelines.cluster import connection, losses, nodes, readiness
 from pipelines.cluster.placement import Need
 from pipelines.command.errors import UserError
 
@@ -29,7 +29,7 @@ def spread(
 ) -> Iterator[tuple[Name, Any]]:
     """Call ``function``, a dotted name, with each tuple of arguments; yields names and results as calls end.
 
-    A call whose worker dies is repeated, ``connection.RETRIES`` times, and so are running calls when a node is lost,
+    A call whose worker dies is repeated, ``losses.RETRIES`` times, and so are running calls when a node is lost,
     since Ray waits for ever for a node that is cut off. Each takes ``need`` of a node. At most ``in_flight`` calls run
     at once and further ones are taken as these end: arguments and results need not all fit into memory. ``on`` has the
     nodes that can do it. Raises the error of a call, a UserError as such, and cancels the others. ``what`` names the
@@ -65,7 +65,7 @@ class _Calls(Generic[Name]):
     def __init__(self, function: str, what: str, need: Need, on: connection.Cluster | None) -> None:
         import ray
 
-        self.remote = ray.remote(max_retries=connection.RETRIES)(_call)
+        self.remote = ray.remote(max_retries=losses.RETRIES)(_call)
         self.function, self.what, self.need, self.on = function, what, need, on
         self.tasks: dict[Any, Call[Name]] = {}
         self.alive = {node.id for node in on.nodes} if on and on.address else set()
@@ -86,7 +86,7 @@ class _Calls(Generic[Name]):
             call = self.tasks.pop(task)
             try:
                 found = result(task, self.what, self.on)
-            except connection.UnfitError as error:
+            except losses.UnfitError as error:
                 self.on = self.on and self.on.without(error)
                 self.begin(call)
             else:
@@ -114,7 +114,7 @@ class _Calls(Generic[Name]):
         if due:
             self.gone |= dict.fromkeys(due, math.inf)
             # Ray may be waiting for a place on a lost node; another selector makes another queue (packing._promised).
-            self.on = self.on.without(connection.UnfitError(f"{self.what}: a node is gone", due))
+            self.on = self.on.without(losses.UnfitError(f"{self.what}: a node is gone", due))
             for call in dict.fromkeys(self.tasks.values()):
                 self.begin(call)
 
@@ -126,7 +126,7 @@ def result(task: Any, what: str, on: connection.Cluster | None = None) -> Any:
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:
-        if unfit := error.cause if isinstance(error.cause, connection.UnfitError) else on and nodes.unfit(error, on):
+        if unfit := error.cause if isinstance(error.cause, losses.UnfitError) else on and nodes.unfit(error, on):
             raise unfit from None
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
@@ -134,7 +134,7 @@ def result(task: Any, what: str, on: connection.Cluster | None = None) -> Any:
             raise UserError(f"{what}, a node of the cluster: {lacking}") from None
         raise
     except (ray.exceptions.RayError, OSError) as error:
-        raise connection.given_up(connection.lost_worker(what, error)) from None
+        raise losses.given_up(losses.lost_worker(what, error)) from None
 
 
 def _call(question: readiness.Question | None, function: str, *arguments: Any) -> Any:

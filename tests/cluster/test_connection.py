@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.cluster import campaign, connection, estimate, local, packing, readiness
+from pipelines.cluster import campaign, connection, estimate, local, losses, packing, readiness
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Job, Need, Node, Placing
 from pipelines.command.errors import PREEMPTED, UserError
@@ -138,13 +138,13 @@ def test_the_estimate_is_that_of_the_placing(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_lost_node_counts_against_no_trial_and_a_dead_worker_does() -> None:
-    losses, gone, dead = connection.Losses(), connection.LostError("gone"), connection.LostWorkerError("dead")
+    found, gone, dead = losses.Losses(), losses.LostError("gone"), losses.LostWorkerError("dead")
     preempted = UserError("preempted")
     preempted.status = PREEMPTED
-    assert all(losses.forgives("a", error) for error in [gone, preempted] * 10)
-    assert [losses.forgives("a", dead) for _ in range(connection.RETRIES + 1)] == [True] * connection.RETRIES + [False]
-    assert not losses.forgives("a", gone) and losses.forgives("b", gone)
-    assert not losses.forgives("b", UserError("a bad row"))
+    assert all(found.forgives("a", error) for error in [gone, preempted] * 10)
+    assert [found.forgives("a", dead) for _ in range(losses.RETRIES + 1)] == [True] * losses.RETRIES + [False]
+    assert not found.forgives("a", gone) and found.forgives("b", gone)
+    assert not found.forgives("b", UserError("a bad row"))
 
 
 @pytest.mark.parametrize("seconds", ["soon", "-1", "nan"])
