@@ -97,18 +97,18 @@ class Cluster:
 
     def gpus_for(self, benchmark: Benchmark) -> float:
         """GPUs for one worker of the benchmark here: required ones, or optional ones where there are any."""
-        asked = benchmark.resources
-        return asked.gpus or (asked.gpus_if_any if self.gpus else 0.0)
+        resources = benchmark.resources
+        return resources.gpus or (resources.gpus_if_any if self.gpus else 0.0)
 
     def need(self, benchmark: Benchmark) -> Need:
         """The needs of one worker of the benchmark here."""
-        asked, gpus = benchmark.resources, self.gpus_for(benchmark)
-        others = dict(asked.custom)
-        if asked.memory is not None:
-            others["memory"] = asked.memory * 1e9
-        if asked.accelerator_type is not None and gpus:
-            others[f"{KIND_OF_GPU}{asked.accelerator_type}"] = OF_ACCELERATOR
-        return Need(cpus=asked.cpus, gpus=gpus, others=tuple(sorted(others.items())))
+        resources, gpus = benchmark.resources, self.gpus_for(benchmark)
+        others = dict(resources.custom)
+        if resources.memory is not None:
+            others["memory"] = resources.memory * 1e9
+        if resources.accelerator_type is not None and gpus:
+            others[f"{KIND_OF_GPU}{resources.accelerator_type}"] = OF_ACCELERATOR
+        return Need(cpus=resources.cpus, gpus=gpus, others=tuple(sorted(others.items())))
 
     def require(self, benchmark: Benchmark) -> None:
         """Raise UserError where the benchmark could never be placed here: Ray would wait for ever.
@@ -178,8 +178,8 @@ def connect() -> Iterator[Cluster]:
     try:
         with _native_output_dropped():
             _start(address)
-            with _watched(address) as found:
-                yield found
+            with _watched(address) as cluster:
+                yield cluster
     except KeyboardInterrupt:
         if address is None:  # also while Ray starts or shuts down
             end_children(but=others)

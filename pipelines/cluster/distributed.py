@@ -116,16 +116,16 @@ def _fit(attempt: Attempt) -> None:
     from ray.train import TrainingFailedError
 
     before = {node.id for node in connection.living()}
-    spec, ray_cluster, trainer = attempt.spec, attempt.cluster, _trainer(attempt)
+    spec, cluster, trainer = attempt.spec, attempt.cluster, _trainer(attempt)
     try:
         trainer.fit()
     except (TrainingFailedError, RayError) as error:
         failure = _failure(spec, list(_causes(error)))
         lost = isinstance(failure, losses.LostWorkerError)
-        if (lost or failure is None) and (unfit := readiness.unfit(ray_cluster)):
+        if (lost or failure is None) and (unfit := readiness.latecomers_fault(cluster)):
             raise unfit from None  # no worker process can begin where the project is missing
         # The workers that a node leaves behind fail long before Ray takes the node for dead.
-        if lost and ray_cluster.address and becomes(partial(_gone, before), within_s=NOTICED_S, every_s=1.0):
+        if lost and cluster.address and becomes(partial(_gone, before), within_s=NOTICED_S, every_s=1.0):
             raise losses.LostError(f"{spec.name}: a node is gone") from None
         raise  # as it is: on its way to the driver, an error of ours would lose its cause, perhaps a bug
     finally:

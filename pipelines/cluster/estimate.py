@@ -21,25 +21,25 @@ SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surroun
 Sized = tuple[Spec, Sizes]
 
 
-def seconds(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> float:
+def seconds(specs: Sequence[Spec], cluster: connection.Cluster) -> float:
     """Seconds until all are trained, by a simulation of their placing; trials of unknown length are left out."""
-    known = [job for job in in_order(specs, ray_cluster) if job.seconds < math.inf]
-    return placement.simulate(known, ray_cluster.nodes).seconds
+    known = [job for job in in_order(specs, cluster) if job.seconds < math.inf]
+    return placement.simulate(known, cluster.nodes).seconds
 
 
-def in_order(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> list[Job]:
+def in_order(specs: Sequence[Spec], cluster: connection.Cluster) -> list[Job]:
     """The trials in the order in which they should begin."""
     lengths = trials_seconds(specs)
     jobs = (
         Job(
             key=trial.key,
-            need=ray_cluster.need(trial.benchmark),
+            need=cluster.need(trial.benchmark),
             seconds=lengths[trial.key] or math.inf,
             counts=trial.benchmark.resources.counts,
         )
         for trial in specs
     )
-    return placement.in_order(jobs, ray_cluster.nodes)
+    return placement.in_order(jobs, cluster.nodes)
 
 
 def trial_seconds(trial: Spec) -> float:
@@ -63,14 +63,14 @@ def _left(trial: Spec) -> float:
     return 1 - min(1.0, state["epoch"] / state["epochs"]) if state else 1.0
 
 
-def disk_bytes(sized: Sequence[Sized], ray_cluster: connection.Cluster) -> int:
+def disk_bytes(sized: Sequence[Sized], cluster: connection.Cluster) -> int:
     """The most bytes that trials need in the store, beside those that they already have there.
 
     The weights of all are kept. A running trial also has a checkpoint of weights and optimiser, and at times the next
     checkpoint beside it.
     """
     spare = [2 * sum(size) + SMALL_FILES - _bytes(trial.files.checkpoint) for trial, size in sized]
-    together = max((ray_cluster.side_by_side(trial.benchmark) for trial, _ in sized), default=0)
+    together = max((cluster.side_by_side(trial.benchmark) for trial, _ in sized), default=0)
     kept = sum(size.weights for _, size in sized)
     return kept + sum(sorted(spare, reverse=True)[:together]) + _fitted_bytes(trial for trial, _ in sized)
 

@@ -44,41 +44,41 @@ SHARED = "expected a run store that every node shares ($RUN_STORE)"
 
 
 @contextmanager
-def ready(found: Cluster, planned: Sequence[Spec]) -> Iterator[Cluster]:
+def ready(cluster: Cluster, planned: Sequence[Spec]) -> Iterator[Cluster]:
     """The nodes that can train, once they hold all these trials; UserError where they don't.
 
     A node that joins during the block is checked when it gets its first work (``join``).
     """
     benchmarks = [trial.benchmark for trial in planned]
-    with admitted(awaited(found, benchmarks), lambda: training(planned)) as able:
+    with admitted(awaited(cluster, benchmarks), lambda: training(planned)) as cluster:
         for benchmark in benchmarks:
-            able.require(benchmark)
-        yield able
+            cluster.require(benchmark)
+        yield cluster
 
 
-def awaited(found: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
+def awaited(cluster: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
     """The cluster once it holds each benchmark; UserError for a benchmark that it does not hold in time.
 
     An autoscaler gets a request for what is missing. A cluster that was started here does not grow.
     """
-    deadline = time.monotonic() + (0.0 if found.address is None else _patience())
-    asked = False
+    deadline = time.monotonic() + (0.0 if cluster.address is None else _patience())
+    requested = False
     try:
-        while (lacking := _lacking(found, benchmarks)) is not None:
+        while (lacking := _lacking(cluster, benchmarks)) is not None:
             line, benchmark = lacking
             if time.monotonic() >= deadline:
-                raise UserError(f"{line}; none came in {duration(_patience())} ({WAIT})" if asked else line)
-            if not asked:
+                raise UserError(f"{line}; none came in {duration(_patience())} ({WAIT})" if requested else line)
+            if not requested:
                 what = line.partition("; expected")[0]
-                say(f"{found}; waiting up to {duration(_patience())} for nodes that hold {what}")
-                _request(found, benchmark)
-                asked = True
+                say(f"{cluster}; waiting up to {duration(_patience())} for nodes that hold {what}")
+                _request(cluster, benchmark)
+                requested = True
             time.sleep(LOOK_EVERY_S)
-            found = dataclasses.replace(found, nodes=connection.living())
+            cluster = dataclasses.replace(cluster, nodes=connection.living())
     finally:
-        if asked:
-            _request(found, None)
-    return found
+        if requested:
+            _request(cluster, None)
+    return cluster
 
 
 def _patience() -> float:
@@ -92,21 +92,21 @@ def _patience() -> float:
     return seconds
 
 
-def _lacking(found: Cluster, benchmarks: Collection[Benchmark]) -> tuple[str, Benchmark] | None:
+def _lacking(cluster: Cluster, benchmarks: Collection[Benchmark]) -> tuple[str, Benchmark] | None:
     """The first benchmark that the cluster does not hold, and the reason."""
     for benchmark in benchmarks:
         try:
-            found.require(benchmark)
+            cluster.require(benchmark)
         except UserError as error:
             return str(error), benchmark
     return None
 
 
-def _request(found: Cluster, benchmark: Benchmark | None) -> None:
+def _request(cluster: Cluster, benchmark: Benchmark | None) -> None:
     """Request nodes that hold all workers of a trial from the autoscaler, if any; None withdraws the request."""
     from ray.autoscaler.sdk import request_resources
 
-    bundles = [] if benchmark is None else [found.need(benchmark).bundle] * benchmark.resources.most
+    bundles = [] if benchmark is None else [cluster.need(benchmark).bundle] * benchmark.resources.most
     request_resources(bundles=bundles)
 
 
@@ -152,26 +152,26 @@ def decoding() -> Question:
 
 
 @contextmanager
-def admitted(found: Cluster, question: Callable[[], Question]) -> Iterator[Cluster]:
+def admitted(cluster: Cluster, question: Callable[[], Question]) -> Iterator[Cluster]:
     """The cluster without nodes that can't do the work, each with a line; UserError where none can.
 
     Each node with a CPU is asked once. A node that has the code but not the data fetches it.
     """
-    if found.address is None:
-        yield found
+    if cluster.address is None:
+        yield cluster
         return
-    asked = [node for node in found.nodes if node.cpus]
+    candidates = [node for node in cluster.nodes if node.cpus]
     with _shown(question()) as shown:
-        lacking = _faults(shown, asked)
+        lacking = _faults(shown, candidates)
         refused = {node.id for node, _ in lacking}
-        if asked and len(refused) == len(asked):
+        if candidates and len(refused) == len(candidates):
             faults = "; ".join(f"{node.name}: {fault}" for node, fault in lacking)
             raise UserError(f"no node can {'train' if shown.store else 'decode'}: {faults}")
         for node, fault in lacking:
             say(f"node {node.name} takes no part: {fault}")
-        others = tuple(node for node in found.nodes if node.id not in refused)
-        known = dataclasses.replace(shown, asked=frozenset(node.id for node in found.nodes))
-        yield dataclasses.replace(found, nodes=others, refused=tuple(sorted(refused)), question=known)
+        others = tuple(node for node in cluster.nodes if node.id not in refused)
+        known = dataclasses.replace(shown, asked=frozenset(node.id for node in cluster.nodes))
+        yield dataclasses.replace(cluster, nodes=others, refused=tuple(sorted(refused)), question=known)
 
 
 @contextmanager
@@ -203,18 +203,18 @@ def join(question: Question | None) -> None:
     _joined.add(question.token)
 
 
-def unfit(found: Cluster) -> losses.UnfitError | None:
+def latecomers_fault(cluster: Cluster) -> losses.UnfitError | None:
     """The first of the nodes that joined later that lacks something; None without one."""
-    if found.question is None:
+    if cluster.question is None:
         return None
-    known = {*found.question.asked, *found.refused}
-    lacking = _faults(found.question, [node for node in connection.living() if node.id not in known])
+    known = {*cluster.question.asked, *cluster.refused}
+    lacking = _faults(cluster.question, [node for node in connection.living() if node.id not in known])
     return losses.UnfitError(lacking[0][1], (lacking[0][0].id,)) if lacking else None
 
 
-def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]:
+def _faults(question: Question, among: Sequence[Node]) -> list[tuple[Node, str]]:
     """The nodes that can't train, each with its first fault."""
-    answers = nodes.ask(_inspect, question, among=asked, patience_s=ANSWER_WITHIN_S)
+    answers = nodes.ask(_inspect, question, among=among, patience_s=ANSWER_WITHIN_S)
     absent = [node for node, answer in answers if answer == ABSENT]
     if absent:
         say(f"fetching the data on {', '.join(node.name for node in absent)}")

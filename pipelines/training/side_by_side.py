@@ -32,7 +32,7 @@ TURN_S = 0.5  # at most, between updates of the board
 ENDING_S = 60.0  # for the current minibatches and a checkpoint, after a signal to end
 ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CROWDED = "not enough memory on the GPU; expected fewer trials side by side"
-Kind = Literal["line", "done", "failed", "unfit"]  # unfit: failed, and so that the process ends
+Kind = Literal["line", "done", "failed", "crashed"]  # crashed: failed, and so that the process ends
 
 
 class Seat:
@@ -64,7 +64,7 @@ class Seat:
             self.process.join()
             code = self.process.exitcode or 0
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-            return "unfit", f"its process was ended {how}"
+            return "crashed", f"its process was ended {how}"
         return message
 
     def leave(self) -> None:
@@ -133,7 +133,7 @@ class Seats:
             self.failures.append(line)
             self.board.say(line)
         seat.trial = None
-        if kind == "unfit" or self.deadline is not None or not self.waiting:
+        if kind == "crashed" or self.deadline is not None or not self.waiting:
             self._leave(seat)
             if self.waiting and self.deadline is None:
                 self.seats.append(Seat())
@@ -166,7 +166,7 @@ def _work(pipe: connection.Connection) -> None:
     sys.stdout = _Lines(pipe)  # print uses no more of it
     try:
         kind: Kind = "done"
-        while kind != "unfit":
+        while kind != "crashed":
             kind, line = _train(pipe.recv())
             pipe.send((kind, line))
     except (EOFError, OSError, KeyboardInterrupt, SystemExit):  # no more trials, or asked to end
@@ -188,10 +188,10 @@ def _train(trial: Spec) -> tuple[Kind, str]:
     except UserError as error:
         return "failed", str(error)
     except torch.OutOfMemoryError:
-        return "unfit", CROWDED
+        return "crashed", CROWDED
     except Exception as error:
         line = errors.mendable(error)
         if line is None:
             traceback.print_exc()
-        return "unfit", line or f"{type(error).__name__}: {reason(error)}"
+        return "crashed", line or f"{type(error).__name__}: {reason(error)}"
     return "done", ""

@@ -150,7 +150,7 @@ class OtherSeat:
         self.trial = trial
 
     def report(self) -> tuple[str, str]:
-        return "unfit", "it crashed"
+        return "crashed", "it crashed"
 
     def leave(self) -> None:
         self.pipe.close()
