@@ -47,8 +47,8 @@ def _on_worker(cluster: connection.Cluster, function: str, *words: Any) -> Any:
     return dict(called)[0]
 
 
-def _check(planned: Sequence[spec.Spec]) -> list[spec.Sizes]:
-    """UserError for a trial that can't be trained; returns the sizes of each. Runs in a Ray worker process."""
+def _check(planned: Sequence[spec.Spec]) -> list[int]:
+    """UserError for a trial that can't be trained; the bytes of each one's weights. Runs in a Ray worker process."""
     from pipelines.training import checks
     from pipelines.training.inputs import Inputs
 

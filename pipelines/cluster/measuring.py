@@ -23,8 +23,8 @@ def measure(specs: Sequence[Spec], cluster: connection.Cluster) -> None:
     """
     import ray
 
-    kinds = {trial.alike: trial for trial in specs}.values()
-    waiting = {key: trial for trial in kinds if (key := estimate.rate_key(trial)) not in estimate.rates()}
+    kinds, known = {trial.alike: trial for trial in specs}.values(), estimate.rates()
+    waiting = {key: trial for trial in kinds if (key := estimate.rate_key(trial)) not in known}
     idle, busy, found = list(cluster.nodes), dict[Any, tuple[str, Node]](), dict[str, float]()
     deadline = time.monotonic() + MEASURING_S
     while time.monotonic() < deadline:
