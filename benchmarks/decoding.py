@@ -4,7 +4,7 @@
     python benchmarks/decoding.py --gigabytes 20      arrays of that size from a tar: peak memory of all processes
 
 The contenders decode the same JPEGs of 500 x 375 pixels, made here, to 256 x 256 into a memory map:
-``imagefolder.write`` from a tar on Ray, and two processes that open, convert, resize, crop and store one file after the
+that of ``fetch`` from a tar on Ray, and two processes that open, convert, resize, crop and store one file after the
 other. Counted from when the workers are up. On a machine that others use, too, the rate a second of CPU time says more
 than that of the clock: three processes get more of a busy machine than two.
 """
@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,6 @@ from pipelines.cluster import connection
 from pipelines.command.errors import guard
 from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
-from pipelines.data.imagefolder import Decode
 from pipelines.fetch import on_ray
 
 SIZE = 256  # pixels, as AlexNet's section 2 has it
@@ -94,19 +92,12 @@ def _family() -> list[psutil.Process]:
 
 
 def ours(root: Path, images: int, cluster: connection.Cluster) -> Rates:
-    """The decoding in ``imagefolder.write``."""
-    rates = (0.0, 0.0)
-
-    @contextmanager
-    def decoders(count: int) -> Iterator[Decode]:
-        nonlocal rates
-        watch = Watch()
-        yield on_ray(cluster)
-        rates = watch.rates(images)
-
+    """The decoding of ``fetch``."""
     origin = Origin(kind="imagefolder", archive="set.tar", size=SIZE)
-    imagefolder.write(root, "set", origin, lambda line: None, decoders=decoders)
-    return rates
+    with imagefolder.writing(root, "set", origin, lambda line: None) as rows:
+        watch = Watch()
+        rows.fill(on_ray(cluster))
+        return watch.rates(images)
 
 
 def plain(root: Path, made: Photographs, images: int, pool: ProcessPoolExecutor) -> Rates:
