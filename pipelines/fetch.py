@@ -123,7 +123,7 @@ def on_ray(ray_cluster: Cluster) -> imagefolder.Decode:
 
     def over(files: imagefolder.Encoded, size: int) -> Iterator[imagefolder.Decoded]:
         calls = ((None, (job,)) for job in imagefolder.jobs(files, size, in_flight))
-        results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, on=ray_cluster)
+        results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, cluster=ray_cluster)
         return (result for _, result in results)
 
     return over

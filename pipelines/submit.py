@@ -34,7 +34,7 @@ from pipelines.training import store
 
 BIN = Path(sys.executable).parent  # of the environment, which all nodes share with the checkout
 SCRIPTS = Path(__file__).resolve().parents[1] / "cluster"
-TIME = re.compile(r"(\d+-)?\d{1,3}(:\d\d){0,2}")  # days-hours:minutes:seconds, and SLURM's shorter forms
+TIME = re.compile(r"(\d+-)?\d+(:\d\d?){0,2}")  # days-hours:minutes:seconds, and SLURM's shorter forms
 
 
 def slurm(args: argparse.Namespace) -> None:
