@@ -4,7 +4,7 @@
 # make numeric    the tests that train, as if on another processor: CPU=avx2 or CPU=default, THREADS=2
 # make fuzz       random input to every reader, for ten minutes
 # make dashboard  the results in MLflow, with the addresses of its views
-# make benchmark  throughput against minimal PyTorch loops
+# make benchmark  training rates against minimal PyTorch loops
 # make clean      delete datasets and results; downloads in data/ stay
 
 PYTHON ?= python3
@@ -61,7 +61,6 @@ dashboard: install
 	python -m pipelines.dashboard
 
 benchmark: install
-	python benchmarks/throughput.py
 	python -m benchmarks.families
 
 install: home $(VENV)/installed

@@ -4,7 +4,7 @@
     python benchmarks/decoding.py --gigabytes 20      arrays of that size from a tar: peak memory of all processes
 
 The contenders decode the same JPEGs of 500 x 375 pixels, made here, to 256 x 256 into a memory map:
-``imagefolder.write`` from a tar on Ray, and two processes that open, convert, resize, crop and store one file after the
+that of ``fetch`` from a tar on Ray, and two processes that open, convert, resize, crop and store one file after the
 other. Counted from when the workers are up. On a machine that others use, too, the rate a second of CPU time says more
 than that of the clock: three processes get more of a busy machine than two.
 """
@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,6 @@ from pipelines.cluster import connection
 from pipelines.command.errors import guard
 from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
-from pipelines.data.imagefolder import Decode
 from pipelines.fetch import on_ray
 
 SIZE = 256  # pixels, as AlexNet's section 2 has it
@@ -93,20 +91,13 @@ def _family() -> list[psutil.Process]:
     return [me, *me.children(recursive=True)]
 
 
-def ours(root: Path, images: int, ray_cluster: connection.Cluster) -> Rates:
-    """The decoding in ``imagefolder.write``."""
-    rates = (0.0, 0.0)
-
-    @contextmanager
-    def decoders(count: int) -> Iterator[Decode]:
-        nonlocal rates
-        watch = Watch()
-        yield on_ray(ray_cluster)
-        rates = watch.rates(images)
-
+def ours(root: Path, images: int, cluster: connection.Cluster) -> Rates:
+    """The decoding of ``fetch``."""
     origin = Origin(kind="imagefolder", archive="set.tar", size=SIZE)
-    imagefolder.write(root, "set", origin, lambda line: None, decoders=decoders)
-    return rates
+    with imagefolder.writing(root, "set", origin, lambda line: None) as rows:
+        watch = Watch()
+        rows.fill(on_ray(cluster))
+        return watch.rates(images)
 
 
 def plain(root: Path, made: Photographs, images: int, pool: ProcessPoolExecutor) -> Rates:
@@ -162,34 +153,34 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="of a round")
     parser.add_argument("--gigabytes", type=float, help="of arrays: measure memory instead")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, connection.connect() as ray_cluster:
+    with tempfile.TemporaryDirectory() as folder, connection.connect() as cluster:
         root = Path(folder)
         if args.gigabytes:
-            memory(root, ray_cluster, args.gigabytes)
+            memory(root, cluster, args.gigabytes)
         else:
-            ratios(root, ray_cluster, args.images, args.rounds)
+            ratios(root, cluster, args.images, args.rounds)
 
 
-def memory(root: Path, ray_cluster: connection.Cluster, gigabytes: float) -> None:
+def memory(root: Path, cluster: connection.Cluster, gigabytes: float) -> None:
     """Print the peak of memory for arrays of that size."""
     images = int(gigabytes * 1e9 / (3 * SIZE**2))
     write_tar(root / "data" / "set.tar", photographs(280, 260), images)
     (peak := Peak()).start()
-    rate, _ = ours(root, images, ray_cluster)
+    rate, _ = ours(root, images, cluster)
     arrays = f"{images} images, {gigabytes:g} GB of arrays"
     print(f"{arrays}: at most {peak.bytes / 1e9:.2f} GB of memory in all processes, {rate:.0f} images/s")
 
 
-def ratios(root: Path, ray_cluster: connection.Cluster, images: int, rounds: int) -> None:
+def ratios(root: Path, cluster: connection.Cluster, images: int, rounds: int) -> None:
     """Print the rates of alternating rounds, and the medians of their ratios."""
     made = photographs()
     write_tar(root / "data" / "set.tar", made, images)
-    ours(root, images, ray_cluster)  # starts the workers
+    ours(root, images, cluster)  # starts the workers
     found: list[tuple[float, float]] = []
     with ProcessPoolExecutor(PROCESSES) as pool:
         plain(root, made, images, pool)
         for number in range(rounds):
-            here, there = ours(root, images, ray_cluster), plain(root, made, images, pool)
+            here, there = ours(root, images, cluster), plain(root, made, images, pool)
             found.append((here[0] / there[0], here[1] / there[1]))
             shown = f"fetch {here[0]:.0f} images/s ({here[1]:.0f} a CPU second)"
             print(f"round {number + 1}: {shown}, plain Pillow {there[0]:.0f} ({there[1]:.0f})", flush=True)

@@ -39,7 +39,7 @@ from pipelines.command.files import read_lines
 from pipelines.config.benchmarks import Benchmark, Budget
 from pipelines.config.params import load_params
 from pipelines.data import datasets
-from pipelines.training import provenance, spec, trainer
+from pipelines.training import provenance, spec, store, trainer
 from pipelines.training.inputs import Inputs
 
 # The images of an epoch: enough for a GPU's epoch to take a second, and for a CPU's in a rehearsal not to take minutes.
@@ -63,10 +63,8 @@ class Row:
 
     @property
     def benchmark(self) -> Benchmark:
-        """The row, at a budget of the images that are made here."""
-        found = load_params().benchmark(self.name)
-        budget = Budget(epochs=1000, seeds=(0,), train_images=None)
-        return dataclasses.replace(found, budgets=found.budgets | {"speed": budget})
+        """The row as it is committed."""
+        return load_params().benchmark(self.name)
 
     @property
     def dataset(self) -> str:
@@ -87,6 +85,11 @@ class Row:
             threads=1,
         )
 
+    def images_per_s(self, files: store.TrialFiles) -> float:
+        """The rate of a finished trial, its first epoch aside, which warms up."""
+        curve = read_lines(files.curve)
+        return self.images * (len(curve) - 1) / float(curve[-1]["seconds"] - curve[0]["seconds"])
+
     @property
     def autocast(self) -> AbstractContextManager[None]:
         """The recipe's precision."""
@@ -102,10 +105,9 @@ def make_images(root: Path, name: str, count: int) -> None:
 
 
 def pipeline(row: Row, epochs: int, seed: int = 0) -> float:
-    """Images a second of a trial, its first epoch aside, which warms up."""
+    """Images a second of a trial that is trained for one epoch more."""
     with tempfile.TemporaryDirectory() as folder:
-        curve = read_lines(trainer.run(row.planned(Path(folder), epochs + 1, seed)).curve)
-    return row.images * epochs / float(curve[-1]["seconds"] - curve[0]["seconds"])
+        return row.images_per_s(trainer.run(row.planned(Path(folder), epochs + 1, seed)))
 
 
 def side_by_side(row: Row, count: int, epochs: int) -> float:

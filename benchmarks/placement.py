@@ -28,7 +28,7 @@ from pipelines.config.params import Params, load_params
 from pipelines.data import subsets, transforms
 from pipelines.training.inputs import build_network
 
-IMAGES_OF = {"mnist": 60_000, "cifar10": 50_000, "imagenette": 9_469, "ilsvrc2012": 1_281_167}
+IMAGES_OF = {"mnist": 60_000, "cifar10": 50_000, "imagenette": 9_469, "imagenette-224": 9_469, "ilsvrc2012": 1_281_167}
 SIDES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 PHOTOGRAPH = (3, 256, 256)
 CLASSES = {"ilsvrc2012": 1000}
@@ -60,7 +60,10 @@ def cluster(gpus: int) -> Cluster:
 
 
 def seconds(benchmark: Benchmark) -> float:
-    """A trial's length on what it asks for."""
+    """A trial's length on what it asks for; UserError for a data set of unknown size."""
+    if benchmark.dataset not in IMAGES_OF:
+        expected = f"expected one whose size is known here: {wording.listed(IMAGES_OF)}"
+        raise UserError(f"{benchmark.where}.dataset is {benchmark.dataset}; {expected}")
     recipe, shape = benchmark.recipe, SIDES.get(benchmark.dataset, PHOTOGRAPH)
     for build, ops in ((transforms.build_preprocess, recipe.preprocess), (transforms.build_augment, recipe.augment)):
         shape = transforms.output_shape(build(ops), shape)
@@ -99,6 +102,8 @@ def main() -> None:
     args, params = parser.parse_args(), load_params()
     if args.suite not in params.suites:
         raise UserError(wording.unknown("--suite: suite", args.suite, params.suites))
+    if min(args.gpus) < 1:
+        raise UserError(f"--gpus has {min(args.gpus)}; expected at least 1")
     names = params.suites[args.suite].benchmarks
     waiting = list(jobs(params, names, cluster(max(args.gpus))))
     print(f"{args.suite}: {len(names)} benchmarks at the paper budget\n")

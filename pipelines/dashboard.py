@@ -52,30 +52,30 @@ def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]
     out = []
     experiments = [e for e in client.search_experiments() if delivery.OURS in e.tags]
     for experiment in sorted(experiments, key=lambda e: int(e.experiment_id)):
-        identity = experiment.experiment_id
-        benchmarks = client.search_runs([identity], BENCHMARKS, order_by=["attributes.start_time ASC"])
-        trials = client.search_runs([identity], "tags.kind = 'trial'")
+        identity, begun = experiment.experiment_id, ["attributes.start_time ASC"]
+        benchmarks = [*delivery.every_run(client, identity, filter_string=BENCHMARKS, order_by=begun)]
+        trials = delivery.every_run(client, identity, filter_string="tags.kind = 'trial'")
         explored = [run for run in benchmarks if "test/error" in run.data.metrics]
         trained = [run.info.run_id for run in trials if "train/error" in run.data.metrics]
         page = f"{server}/#/experiments/{identity}/runs"
-        mine = [
-            *([(CONFUSION, _address(page, compareRunsMode="CHART", searchFilter=BENCHMARKS))] if explored else []),
-            *([(CURVES, _curves(server, identity, trained))] if trained else []),
-            (LEDGER_TABLE, _address(page, compareRunsMode="TABLE")),
-        ]
+        views = [(LEDGER_TABLE, _address(page, compareRunsMode="TABLE"))]
+        if trained:
+            views.insert(0, (CURVES, _curves(server, identity, trained)))
+        if explored:
+            views.insert(0, (CONFUSION, _address(page, compareRunsMode="CHART", searchFilter=BENCHMARKS)))
         for run in explored:
-            where = _address(f"{page}/{run.info.run_id}/artifacts/{EXPLORER}")
-            mine.append((f"explorer of {run.info.run_name}", where))
+            explorer = _address(f"{page}/{run.info.run_id}/artifacts/{EXPLORER}")
+            views.append((f"explorer of {run.info.run_name}", explorer))
         if benchmarks:
-            out.append((experiment.name, mine))
+            out.append((experiment.name, views))
     return out
 
 
 def _curves(server: str, experiment: str, runs: list[str]) -> str:
     """The address of MLflow's page that compares a metric of several runs, which must come first in it."""
     metric = json.dumps("train/error")
-    chosen = {"runs": json.dumps(runs), "metric": metric, "experiments": json.dumps([experiment])}
-    return _address(f"{server}/#/metric", **chosen, plot_metric_keys=f"[{metric}]", x_axis="step")
+    query = {"runs": json.dumps(runs), "metric": metric, "experiments": json.dumps([experiment])}
+    return _address(f"{server}/#/metric", **query, plot_metric_keys=f"[{metric}]", x_axis="step")
 
 
 def _address(page: str, **query: str) -> str:
@@ -83,26 +83,25 @@ def _address(page: str, **query: str) -> str:
 
 
 def show(server: str, uri: str, *, browse: bool) -> None:
-    """Print the addresses, and open the first in a browser where **browse** is set.
+    """Print the addresses of the server at **uri**, which **server** names without a login; **browse** opens the first.
 
-    UserError when there is nothing to see, or the server at **uri** refuses or can't be reached.
+    UserError when there is nothing to see, or the server refuses or can't be reached.
     """
     try:
-        if is_remote(uri):
-            probe(uri)
+        probe(uri)
         with answers(uri):
-            found = addresses(server, delivery.connect(uri))
+            experiments = addresses(server, delivery.connect(uri))
     except (AwayError, RefusedError) as error:
         raise UserError(f"MLflow at {server} {error}") from None
-    if not found:
+    if not experiments:
         raise UserError(f"MLflow at {server} has no benchmark to show; run `make repro` first")
-    for name, mine in found:
+    for name, views in experiments:
         print(f"\n{name}")
-        for title, where in mine:
-            print(f"  {title}\n    {where}")
+        for title, address in views:
+            print(f"  {title}\n    {address}")
     sys.stdout.flush()
     if browse:
-        webbrowser.open(found[0][1][0][1])
+        webbrowser.open(experiments[0][1][0][1])
 
 
 @contextlib.contextmanager

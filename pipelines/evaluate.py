@@ -83,7 +83,7 @@ def _elsewhere(ray_cluster: connection.Cluster, trial: spec.Spec) -> Ask:
         calls = {start: (placed, weights, split, start, places) for start, places in pieces.items()}
         what = f"the evaluation of {trial.name}"
         place = "pipelines.training.predictions.answer"
-        return spreading.spread(place, calls, what=what, need=need, on=ray_cluster)
+        return spreading.spread(place, calls, what=what, need=need, cluster=ray_cluster)
 
     return ask
 

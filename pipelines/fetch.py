@@ -25,7 +25,7 @@ from pipelines.config import schema, wording, yamlfile
 from pipelines.config.origins import Origin
 from pipelines.config.params import PARAMS, load_origins
 from pipelines.data import imagefolder
-from pipelines.data.datasets import open_dataset, prepare, write_dataset
+from pipelines.data.datasets import open_dataset, restore_or_refuse, write_dataset
 from pipelines.data.download import Patience, SourceDown, SourceError, SourceSlow, mismatch
 from pipelines.data.rawfiles import RAW_FORMATS
 from pipelines.data.sources import UNPACKED, Pin, Source, address, from_cache, gzips, mirror, npm, remote, tarball
@@ -84,7 +84,7 @@ def fetch_from(sources: Sequence[Source], root: Path, name: str, origin: Origin,
     paths = [f"data/{file}" for file in files]
     lock, line = root / "data" / f".{name}.lock", f"another fetch is at work on {name}; waiting for it"
     with locks.held(lock, f"fetch {name}", patience_s=math.inf, waiting=lambda: say(line)):
-        prepare(root / "datasets", name)
+        restore_or_refuse(root / "datasets", name)
         pins = read_pins(root / PINS, paths, needed=bool(raw or origin.urls or origin.by_hand))
         if pins:
             unpacked = sum(pin.size for pin in pins) if raw else 0
@@ -98,15 +98,15 @@ def fetch_from(sources: Sequence[Source], root: Path, name: str, origin: Origin,
             expect_file(root / path)
             if not (root / path).is_file():
                 raise UserError(f"{path}: no such file; expected the archive that params.yaml: datasets.{name} names")
-        imagefolder.write(root, name, origin, say, md5s=md5s, decoders=lambda images: _decoders(images, say))
+        with imagefolder.writing(root, name, origin, say, md5s=md5s) as rows, _decoder(rows.left, say) as decode:
+            rows.fill(decode)
 
 
 @contextmanager
-def _decoders(images: int, say: Say) -> Iterator[imagefolder.Decode]:
+def _decoder(images: int, say: Say) -> Iterator[imagefolder.Decode]:
     """This process for few images, Ray for many: Ray takes as long to start as to decode ``FEW`` images."""
     if images < FEW:
-        with imagefolder.in_this_process(images) as here:
-            yield here
+        yield imagefolder.in_this_process
         return
     from pipelines.cluster import connection, readiness
 
@@ -123,7 +123,7 @@ def on_ray(ray_cluster: Cluster) -> imagefolder.Decode:
 
     def over(files: imagefolder.Encoded, size: int) -> Iterator[imagefolder.Decoded]:
         calls = ((None, (job,)) for job in imagefolder.jobs(files, size, in_flight))
-        results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, on=ray_cluster)
+        results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, cluster=ray_cluster)
         return (result for _, result in results)
 
     return over
@@ -250,11 +250,13 @@ class Delivery:
         A source that is too slow is tried again after all others have failed. The ``UserError`` names all that was
         tried, and what a person can do.
         """
-        waiting = [(source, self.patience) for source in sources]
-        for source, patience in waiting:
-            missing, was_slow = self.take_from(source, missing, patience)
+        slow = []
+        for source in sources:
+            missing, was_slow = self.take_from(source, missing, self.patience)
             if was_slow:
-                waiting.append((source, replace(patience, floor=0.0)))
+                slow.append(source)
+        for source in slow:
+            missing, _ = self.take_from(source, missing, replace(self.patience, floor=0.0))
         if missing and by_hand:
             files = ", ".join(f"{pin.path} (md5 {pin.md5})" for pin in missing)
             raise UserError(f"missing: {files}; expected them to be put there by hand, from {by_hand}")

@@ -83,7 +83,7 @@ def rewritten(text: str, rows: Sequence[LedgerRow]) -> str:
 def made(params: Params, root: Path = Path()) -> dict[Path, str]:
     """README.md and the page, made from the committed evidence below ``root``."""
     committed = evidence.read(params.benchmarks, root / EVIDENCE)
-    params = dataclasses.replace(params, suite=Suite(name="committed", datasets=(), benchmarks={}))
+    params = dataclasses.replace(params, suite=Suite(name="committed", budget="paper", benchmarks=()))
     rows = make_ledger(params, {}, committed)
     text = (root / README).read_text(encoding="utf-8")
     return {README: rewritten(text, rows), PAGE: report.build(params, rows, {}, committed)}

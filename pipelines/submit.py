@@ -27,14 +27,14 @@ from pipelines.cluster import jobs
 from pipelines.command import arguments, ending
 from pipelines.command.errors import UserError, guard
 from pipelines.command.files import require_folder
-from pipelines.config.params import load_catalogue, load_params, plan_suite
+from pipelines.config.params import load_catalogue, load_params
 from pipelines.data.datasets import DATA, META
 from pipelines.tracking.addresses import URI_VARIABLE, safe
 from pipelines.training import store
 
 BIN = Path(sys.executable).parent  # of the environment, which all nodes share with the checkout
 SCRIPTS = Path(__file__).resolve().parents[1] / "cluster"
-TIME = re.compile(r"(\d+-)?\d{1,3}(:\d\d){0,2}")  # days-hours:minutes:seconds, and SLURM's shorter forms
+TIME = re.compile(r"(\d+-)?\d+(:\d\d?){0,2}")  # days-hours:minutes:seconds, and SLURM's shorter forms
 
 
 def slurm(args: argparse.Namespace) -> None:
@@ -133,10 +133,10 @@ def filled(name: str, **values: Any) -> str:
     return environment.get_template(name).render(**values)
 
 
-def _datasets(suite: str) -> tuple[str, ...]:
+def _datasets(suite: str) -> list[str]:
     """The datasets of a suite; UserError for an unknown suite."""
-    params = load_catalogue()
-    return plan_suite(suite, params.suites, params.benchmarks).datasets
+    names: list[str] = load_catalogue().as_active(suite)["datasets"]
+    return names
 
 
 def _require_data(suite: str) -> None:

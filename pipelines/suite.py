@@ -4,35 +4,36 @@
     python -m pipelines.suite laptop   switch to one
 
 DVC cannot look up one parameter by another, so the file repeats each benchmark's values that a stage needs. The loader
-checks that they agree.
+checks that they are up to date.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipelines.command import arguments
 from pipelines.command.errors import guard
 from pipelines.command.files import write_bytes
-from pipelines.config.params import PARAMS, SUITE, Suite, load_catalogue, load_params, plan_suite
+from pipelines.config.params import PARAMS, SUITE, load_catalogue, load_params
 
 HEAD = "# What `dvc repro` runs, as written by `python -m pipelines.suite NAME`: edit params.yaml and models/*.yaml.\n"
 
 
-def text(suite: Suite) -> str:
+def text(active: Mapping[str, Any]) -> str:
     """The content of suite.yaml, names in quotes: YAML 1.1, 1.2 or DVC's mixture of both reads some as numbers."""
-    lines = ["suite:", f"  name: {json.dumps(suite.name)}"]
-    lines += [f"  datasets: {json.dumps(suite.datasets)}", "  benchmarks:"]
-    lines += [f"    {json.dumps(name)}: {json.dumps(vars(entry))}" for name, entry in suite.benchmarks.items()]
+    lines = ["suite:", f"  name: {json.dumps(active['name'])}"]
+    lines += [f"  datasets: {json.dumps(active['datasets'])}", "  benchmarks:"]
+    lines += [f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in active["benchmarks"].items()]
     return HEAD + "\n".join(lines) + "\n"
 
 
 def switch(name: str, params: Path = PARAMS) -> None:
     """Write suite.yaml beside ``params``, whatever it holds now; UserError when there is no such suite."""
-    catalogue = load_catalogue(params)
-    suite = plan_suite(name, catalogue.suites, catalogue.benchmarks)
-    write_bytes(params.with_name(SUITE.name), text(suite).encode())
+    active = load_catalogue(params).as_active(name)
+    write_bytes(params.with_name(SUITE.name), text(active).encode())
 
 
 def main() -> None:
@@ -47,10 +48,10 @@ def main() -> None:
     if args.name:
         switch(args.name)
     params = load_params()
-    for name, plan in params.suites.items():
+    for name, suite in params.suites.items():
         mark = "*" if name == params.suite.name else " "
-        noun = "benchmark " if len(plan.benchmarks) == 1 else "benchmarks"
-        print(f"{mark} {name:<12} {len(plan.benchmarks):>3} {noun} at the {plan.budget} budget")
+        noun = "benchmark " if len(suite.benchmarks) == 1 else "benchmarks"
+        print(f"{mark} {name:<12} {len(suite.benchmarks):>3} {noun} at the {suite.budget} budget")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def test_the_environment_puts_the_mirror_first(monkeypatch: pytest.MonkeyPatch) 
     assert [source.label for source in rest] == [source.label for source in official]
     assert first.label == "$DATA_MIRROR https://mirror.example/data"
     assert shown("http://a:b@h:1/x/") == "http://h:1/x"
+    assert shown("http://user:se#cr?t@h/x?token=1") == "http://h/x"
 
 
 def test_a_wrong_digest_names_all_and_the_next_source_is_tried(

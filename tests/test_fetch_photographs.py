@@ -178,6 +178,13 @@ def test_dvc_keeps_a_copy_of_what_may_be_passed_on_alone(root: Path, content: by
     assert f"{NAME}: from DVC's cache, md5 ok" in run(root)
 
 
+def test_pictures_that_lie_where_their_arrays_belong_are_not_replaced(root: Path) -> None:
+    folder = layouts.as_folder(root / "datasets/pets/train", layouts.train_files()).parent
+    line = refused(root, source=Origin(kind="imagefolder", folder="datasets/pets"))
+    assert line == f"{folder}: holds train, which is no part of a dataset and would be lost; move it away"
+    assert len([path for path in folder.rglob("*.JPEG")]) == len(layouts.train_files())
+
+
 # Each layout the whole way: fetch, arrays, a trial of a few steps
 
 
@@ -198,7 +205,8 @@ def as_imagenette(data: Path) -> Origin:
         files[f"imagenette2-320/val/{layouts.CLASSES[kind]}/{name}"] = content
     data.mkdir(parents=True)
     (data / "imagenette2-320.tgz").write_bytes(layouts.tar({**files, "imagenette2-320/noisy.csv": b"x"}, "w:gz"))
-    return load_params(ROOT / "params.yaml").datasets["imagenette"]
+    origin = load_params(ROOT / "params.yaml").datasets["imagenette"]
+    return dataclasses.replace(origin, names={name: origin.names[name] for name in layouts.CLASSES})
 
 
 def as_folder(data: Path) -> Origin:

@@ -13,11 +13,12 @@ import yaml
 
 from pipelines import suite
 from pipelines.config import yamlfile
-from pipelines.config.params import load_params, plan_suite
+from pipelines.config.params import load_params
 from pipelines.training import fingerprint
 from tests import projects
 from tests.config.test_params import B, changed
 from tests.conftest import ROOT
+from tests.test_house import imports
 
 PARAMS = load_params(ROOT / "params.yaml")
 STAGES: dict[str, Any] = yamlfile.read(ROOT / "dvc.yaml")["stages"]
@@ -63,6 +64,16 @@ def test_the_train_stage_depends_on_what_the_key_hashes(name: str) -> None:
         assert covered(f"{module.replace('.', '/')}.py", dependencies), module
 
 
+def test_the_fetch_stage_depends_on_the_code_of_data_that_it_imports() -> None:
+    """On all of it and on no more; entries of params.yaml stand for ``config``."""
+    reached, waiting = set[str](), ["pipelines.fetch"]
+    while waiting:
+        module = waiting.pop()
+        reached.add(module)
+        waiting += [other for other in imports(module) - reached if other.startswith("pipelines.data.")]
+    assert sorted(STAGES["fetch"]["do"]["deps"]) == sorted(f"{module.replace('.', '/')}.py" for module in reached)
+
+
 @pytest.mark.parametrize("name", PARAMS.benchmarks)
 @pytest.mark.parametrize("which", ["train", "evaluate"])
 def test_dvc_finds_every_parameter_that_a_stage_names(which: str, name: str) -> None:
@@ -76,7 +87,7 @@ def test_dvc_finds_every_parameter_that_a_stage_names(which: str, name: str) -> 
 @functools.cache
 def switched(plan: str) -> Any:
     """suite.yaml as ``pipelines.suite`` would write it."""
-    return yaml.safe_load(suite.text(plan_suite(plan, PARAMS.suites, PARAMS.benchmarks)))
+    return yaml.safe_load(suite.text(PARAMS.as_active(plan)))
 
 
 @functools.cache

@@ -521,6 +521,10 @@ def test_a_data_set_that_is_damaged_is_refused(
             "--piece-size is 10; expected bytes, at least 1M, such as 60M",
         ),
         (["export", "-o", "folder"], "folder is a folder; expected the name of a file to write"),
+        (
+            ["export", "-o", "x.20261128"],
+            "x.20261128 ends like a piece of a parcel; expected another ending, such as x.20261128.tar",
+        ),
         (["export", "-o", "x.tar"], "has no such trial to export; see: python -m pipelines.store list"),
         (["list"], "has no such trial; expected one that pipelines.trial or train began"),
     ],

@@ -50,6 +50,11 @@ def test_a_batch_script_says_what_was_asked_for(home: Path, capsys: pytest.Captu
     assert not (home / "store").exists()
 
 
+@pytest.mark.parametrize("time", ["1440", "90:00", "1000:00:00", "7-0", "7-12:30", "7-12:30:00"])
+def test_slurms_ways_to_write_a_time_are_taken(capsys: pytest.CaptureFixture[str], time: str) -> None:
+    assert f"#SBATCH --time={time}\n" in printed(capsys, "slurm", f"--time={time}", "--print")
+
+
 def test_a_ray_job_runs_in_the_checkout_or_in_a_copy(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = printed(capsys, "ray", "--suite=mnist", "--print")
     assert f"cd {home} && PATH={Path(sys.executable).parent}:$PATH bash cluster/suite.sh checkout mnist mnist" in shared

@@ -16,7 +16,7 @@ from pipelines import suite
 from pipelines.command import errors
 from pipelines.command.errors import UserError
 from pipelines.config import yamlfile
-from pipelines.config.params import Suite, SuiteEntry, load_params
+from pipelines.config.params import load_params
 from tests import projects
 from tests.conftest import ROOT
 from tests.processes import environment
@@ -34,9 +34,11 @@ def test_switching_writes_suite_yaml_alone_and_back_leaves_every_byte(params: Pa
     before = {path: path.read_bytes() for path in params.parent.rglob("*.yaml") if path.name != "suite.yaml"}
     suite.switch("imagenette", params)
     active = load_params(params).suite
-    assert (active.name, active.datasets) == ("imagenette", ("imagenette",))
-    assert active.benchmarks == {
-        "alexnet-imagenette": SuiteEntry(family="alexnet", dataset="imagenette", budget="laptop")
+    assert (active.name, active.budget, active.benchmarks) == ("imagenette", "laptop", ("alexnet-imagenette",))
+    assert yamlfile.read(params.parent / "suite.yaml")["suite"] == {
+        "name": "imagenette",
+        "datasets": ["imagenette"],
+        "benchmarks": {"alexnet-imagenette": {"family": "alexnet", "dataset": "imagenette", "budget": "laptop"}},
     }
     suite.switch("laptop", params)
     assert (params.parent / "suite.yaml").read_bytes() == COMMITTED.read_bytes()
@@ -102,7 +104,7 @@ def quoted(value: object) -> str:
 def test_a_dataset_with_underscores_between_digits_is_quoted() -> None:
     """Numbers to DVC's reader, which takes 1.1's underscores with 1.2's exponents."""
     names = ("1_0", "1_0e5", "1e5_0", "my_photos")
-    assert f"datasets: {json.dumps(names)}" in suite.text(Suite(name="one", datasets=names, benchmarks={}))
+    assert f"datasets: {json.dumps(names)}" in suite.text({"name": "one", "datasets": names, "benchmarks": {}})
 
 
 def test_the_command_says_one_line_and_exits_2(params: Path) -> None:

@@ -184,15 +184,15 @@ def test_a_budget_that_makes_no_sense_is_one_line(
 
 
 @pytest.mark.parametrize("optimiser", [{"momentum": 0.0}, {"momentum": 0.9}, {"name": "adadelta", "momentum": 0.0}])
-def test_the_disk_that_a_trial_is_said_to_need_is_what_it_takes(
+def test_the_disk_that_a_trial_is_said_to_need_is_enough_and_about_twice_it_at_most(
     project: Path, monkeypatch: pytest.MonkeyPatch, optimiser: dict[str, Any]
 ) -> None:
     changes = {f"recipe.optimiser.{key}": value for key, value in optimiser.items()}
     only(project, lenet5_mnist=SHORT | changes)
     one, other = specs("lenet5-mnist")
     held = Cluster(address=None, nodes=(Node(cpus=1),))
-    size = checks.check(Inputs.of(one), one.budget)
-    needed = estimate.disk_bytes([(one, size), (other, size)], held)
+    weights = checks.check(Inputs.of(one), one.budget)
+    needed = estimate.disk_bytes([(one, weights), (other, weights)], held)
     sizes: list[int] = []
 
     def note(told: Mapping[str, Any]) -> None:
@@ -202,12 +202,12 @@ def test_the_disk_that_a_trial_is_said_to_need_is_what_it_takes(
     files = trainer.run(one, watch=note)
     taken = files.weights.stat().st_size + 2 * sizes[0]
     # Of two trials one trains at a time, and the other's weights are kept beside it.
-    assert taken + size.weights < needed < 1.2 * (taken + files.weights.stat().st_size) + estimate.SMALL_FILES
+    assert taken + weights < needed < 2.1 * (taken + files.weights.stat().st_size) + estimate.SMALL_FILES
 
     usage = shutil.disk_usage(project)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=r"store has \d MB free; expected \d MB for 2 trials"):
-        campaign._require_space([(one, size), (other, size)], held)
+        campaign._require_space([(one, weights), (other, weights)], held)
 
 
 def test_a_machine_without_memory_is_one_line_after_some_attempts(project: Path) -> None:
@@ -223,12 +223,13 @@ def test_a_machine_without_memory_is_one_line_after_some_attempts(project: Path)
     "address",
     [
         *("head", "head:ray", "head..cluster:6379", ":6379", "head:0", "head:65536", "head:6379/x", "a b:6379"),
-        *("http://head:6379", "ray://head", "user:word@head:6379", "::1:6379", "[::1]", "he\x1bad:6379", "x" * 300),
+        *("http://head:6379", "ray://head:10001", "user:word@head:6379", "::1:6379", "[::1]", "he\x1bad:6379"),
+        "x" * 300,
     ],
 )
 def test_a_malformed_cluster_address_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    line = f"^RAY_ADDRESS is {re.escape(brief(address, 200))}; expected host:port, ray://host:port, auto, or nothing$"
+    line = f"^RAY_ADDRESS is {re.escape(brief(address, 200))}; expected host:port, auto, or nothing$"
     with pytest.raises(UserError, match=line), connection.connect():
         pass
 
@@ -246,14 +247,13 @@ def test_an_unreachable_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
 def test_what_answers_and_is_no_ray_is_one_line_at_once(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], form: str
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Ray itself asks it for minutes, and prints each time that it does."""
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as closing:
         threading.Thread(target=closing.serve_forever, daemon=True).start()
-        address = form.format(closing.server_address[1])
+        address = f"127.0.0.1:{closing.server_address[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         line = (
             f"^RAY_ADDRESS is {address}, which can't be reached .no Ray cluster answers there: unavailable.; expected"

@@ -30,56 +30,56 @@ def train(params: Params, planned: Sequence[spec.Spec], beside: Callable[[], Abs
     while they train.
     """
     kinds = {trial.alike: trial for trial in planned}
-    with connection.connect() as found, readiness.ready(found, list(kinds.values())) as ray_cluster:
-        sizes = dict(zip(kinds, _on_worker(ray_cluster, CHECK, list(kinds.values())), strict=True))
+    with connection.connect() as joined, readiness.ready(joined, list(kinds.values())) as cluster:
+        sizes = dict(zip(kinds, _on_worker(cluster, CHECK, list(kinds.values())), strict=True))
         # By key on the device: two benchmarks may train the same weights.
-        sized = {(trial := _place(s, ray_cluster)).key: (trial, sizes[s.alike]) for s in planned}
+        sized = {(trial := _place(s, cluster)).key: (trial, sizes[s.alike]) for s in planned}
         placed = [trial for trial, _ in sized.values()]
-        _require_space(list(sized.values()), ray_cluster)
-        _announce(params, placed, ray_cluster)
+        _require_space(list(sized.values()), cluster)
+        _announce(params, placed, cluster)
         with packing.shown(placed), beside():
-            packing.run(placed, ray_cluster)
+            packing.run(placed, cluster)
 
 
-def _on_worker(ray_cluster: connection.Cluster, function: str, *words: Any) -> Any:
+def _on_worker(cluster: connection.Cluster, function: str, *words: Any) -> Any:
     """Call a function in a Ray worker, which needs torch and Lightning anyway; this process never loads them."""
-    called = spreading.spread(function, {0: words}, what="before training", need=Need(cpus=0), on=ray_cluster)
+    called = spreading.spread(function, {0: words}, what="before training", need=Need(cpus=0), cluster=cluster)
     return dict(called)[0]
 
 
-def _check(planned: Sequence[spec.Spec]) -> list[spec.Sizes]:
-    """UserError for a trial that can't be trained; returns the sizes of each. Runs in a Ray worker process."""
+def _check(planned: Sequence[spec.Spec]) -> list[int]:
+    """UserError for a trial that can't be trained; the bytes of each one's weights. Runs in a Ray worker process."""
     from pipelines.training import checks
     from pipelines.training.inputs import Inputs
 
     return [checks.check(Inputs.of(trial), trial.budget) for trial in planned]
 
 
-def _place(trial: spec.Spec, ray_cluster: connection.Cluster) -> spec.Spec:
-    device = "cuda" if ray_cluster.gpus_for(trial.benchmark) else "cpu"
+def _place(trial: spec.Spec, cluster: connection.Cluster) -> spec.Spec:
+    device = "cuda" if cluster.gpus_for(trial.benchmark) else "cpu"
     return trial.on(device, threads=trial.benchmark.resources.cpus).settled
 
 
-def _require_space(sized: Sequence[estimate.Sized], ray_cluster: connection.Cluster) -> None:
+def _require_space(sized: Sequence[estimate.Sized], cluster: connection.Cluster) -> None:
     """UserError, before training starts, where the store has less room than the trials need."""
     root = store.default()
     root.mkdir(parents=True, exist_ok=True)
-    free, need = shutil.disk_usage(root).free, estimate.disk_bytes(sized, ray_cluster)
+    free, need = shutil.disk_usage(root).free, estimate.disk_bytes(sized, cluster)
     if need > free:
         have, wanted = f"{free // 10**6:,} MB free", f"{-(-need // 10**6):,} MB for {len(sized)} trials"
         raise UserError(f"{root} has {have}; expected {wanted}")
 
 
-def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster) -> None:
+def _announce(params: Params, placed: Sequence[spec.Spec], cluster: connection.Cluster) -> None:
     """Report device, resources and expected time; also of the whole suite, as far as its data is there."""
     devices = " and ".join(sorted({f"{trial.device} in {trial.precision}" for trial in placed}))
-    names = ray_cluster.accelerators if any(trial.device == "cuda" for trial in placed) else []
+    names = cluster.accelerators if any(trial.device == "cuda" for trial in placed) else []
     if any(trial.device == "cpu" for trial in placed):
-        names = [_on_worker(ray_cluster, HARDWARE, "cpu"), *names]
-    say(f"{ray_cluster}; training on {devices}{': ' if names else ''}{', '.join(names)}")
-    others = [_place(s, ray_cluster) for s in _unfinished_elsewhere(params, placed, ray_cluster)]
-    measuring.measure([*placed, *others], ray_cluster)
-    here = estimate.seconds(placed, ray_cluster)
+        names = [_on_worker(cluster, HARDWARE, "cpu"), *names]
+    say(f"{cluster}; training on {devices}{': ' if names else ''}{', '.join(names)}")
+    others = [_place(s, cluster) for s in _unfinished_elsewhere(params, placed, cluster)]
+    measuring.measure([*placed, *others], cluster)
+    here = estimate.seconds(placed, cluster)
     budgets = " and ".join(sorted({trial.budget for trial in placed}))
     count = "1 trial" if len(placed) == 1 else f"{len(placed)} trials"
     say(f"{count} to train at the {budgets} budget, about {progress.duration(here)}")
@@ -88,7 +88,7 @@ def _announce(params: Params, placed: Sequence[spec.Spec], ray_cluster: connecti
         say(f"  {name}: {len(trials)} of {f'about {progress.duration(each)}' if each else 'unknown length'} each")
     whole = {trial.key: trial for trial in (*placed, *others)}
     if len(whole) > len(placed):
-        seconds = estimate.seconds(list(whole.values()), ray_cluster)
+        seconds = estimate.seconds(list(whole.values()), cluster)
         say(f"whole suite {params.suite.name}: {len(whole)} trials, about {progress.duration(seconds)}")
 
 
@@ -99,16 +99,14 @@ def _by_kind(placed: Sequence[spec.Spec]) -> dict[str, list[spec.Spec]]:
     return groups
 
 
-def _unfinished_elsewhere(
-    params: Params, placed: Sequence[spec.Spec], ray_cluster: connection.Cluster
-) -> list[spec.Spec]:
+def _unfinished_elsewhere(params: Params, placed: Sequence[spec.Spec], cluster: connection.Cluster) -> list[spec.Spec]:
     """The suite's other trials that can be trained; the rest report their faults in their own stages."""
     others: list[spec.Spec] = []
     for name in sorted(set(params.suite.benchmarks) - {trial.benchmark.name for trial in placed}):
         with contextlib.suppress(UserError):
             trials = spec.trials(params, name, data=DATA, root=store.default())
-            ray_cluster.require(params.benchmarks[name])
-            _on_worker(ray_cluster, CHECK, trials[:1])
+            cluster.require(params.benchmarks[name])
+            _on_worker(cluster, CHECK, trials[:1])
             others += [trial for trial in trials if not trial.finished]
     return others
 

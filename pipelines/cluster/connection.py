@@ -19,33 +19,28 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipelines.cluster import local
+from pipelines.cluster import local, losses
 from pipelines.cluster.placement import Need, Node
 from pipelines.command import ending
 from pipelines.command.children import end_children
-from pipelines.command.errors import PREEMPTED, USER_ERROR, HeldError, UserError, brief, reason
+from pipelines.command.errors import USER_ERROR, UserError, brief, reason
 from pipelines.command.progress import say
 
 if TYPE_CHECKING:
     from pipelines.config.benchmarks import Benchmark
 
 Endpoint = tuple[str, int]  # host and port
-CLIENT = "ray://"
 KIND_OF_GPU = "accelerator_type:"  # start of the resource's name, before the kind of GPU
 OF_ACCELERATOR = 0.001  # of a node's one such resource, for each worker that asks for the kind
-ADDRESS = re.compile(r"(ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
+ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 CONNECT_S = 5.0
 HEAD_ANSWER_S = 20.0  # the head may be busy
-NO_RAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED")
 LOST_S = 1.0  # without an answer, on this machine
 LOST_ELSEWHERE_S = 30.0  # a cluster's head may be restarting; Ray gives up after 60 s
 LEAVE_S = 15.0  # for leaving a lost cluster; after that the process ends at once
 FOLLOW_EVERY_S = 0.5
 NODES_EVERY_S = 2.0  # between looks at the nodes
 CUT_OFF_S = 20.0  # without progress on a node that Ray takes for dead
-RETRIES = 3  # of a trial whose worker process died; it goes on at its checkpoint
-NODE_DIED = "node has died"  # in Ray's message about an actor
-NODES_LOST = 20  # until the trial itself is suspected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +66,7 @@ class Cluster:
             **self.placing,
         }
 
-    def without(self, error: UnfitError) -> Cluster:
+    def without(self, error: losses.UnfitError) -> Cluster:
         """The cluster without the error's nodes, which joined later; prints a line for each new one."""
         news = {node.id: node.name for node in living() if node.id in error.nodes} if self.address else {}
         for node in news.keys() - set(self.refused):
@@ -102,18 +97,18 @@ class Cluster:
 
     def gpus_for(self, benchmark: Benchmark) -> float:
         """GPUs for one worker of the benchmark here: required ones, or optional ones where there are any."""
-        asked = benchmark.resources
-        return asked.gpus or (asked.gpus_if_any if self.gpus else 0.0)
+        resources = benchmark.resources
+        return resources.gpus or (resources.gpus_if_any if self.gpus else 0.0)
 
     def need(self, benchmark: Benchmark) -> Need:
         """The needs of one worker of the benchmark here."""
-        asked, gpus = benchmark.resources, self.gpus_for(benchmark)
-        others = dict(asked.custom)
-        if asked.memory is not None:
-            others["memory"] = asked.memory * 1e9
-        if asked.accelerator_type is not None and gpus:
-            others[f"{KIND_OF_GPU}{asked.accelerator_type}"] = OF_ACCELERATOR
-        return Need(cpus=asked.cpus, gpus=gpus, others=tuple(sorted(others.items())))
+        resources, gpus = benchmark.resources, self.gpus_for(benchmark)
+        others = dict(resources.custom)
+        if resources.memory is not None:
+            others["memory"] = resources.memory * 1e9
+        if resources.accelerator_type is not None and gpus:
+            others[f"{KIND_OF_GPU}{resources.accelerator_type}"] = OF_ACCELERATOR
+        return Need(cpus=resources.cpus, gpus=gpus, others=tuple(sorted(others.items())))
 
     def require(self, benchmark: Benchmark) -> None:
         """Raise UserError where the benchmark could never be placed here: Ray would wait for ever.
@@ -183,8 +178,8 @@ def connect() -> Iterator[Cluster]:
     try:
         with _native_output_dropped():
             _start(address)
-            with _watched(address) as found:
-                yield found
+            with _watched(address) as cluster:
+                yield cluster
     except KeyboardInterrupt:
         if address is None:  # also while Ray starts or shuts down
             end_children(but=others)
@@ -213,7 +208,7 @@ def named_address() -> str | None:
 def _watched(address: str | None) -> Iterator[Cluster]:
     import ray
 
-    watch = _Watch(address, _endpoints(address))
+    watch = _Watch(address, _endpoints())
     try:
         yield Cluster(address=address, nodes=living())
     except UserError:
@@ -240,7 +235,7 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(24 * 3600))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray would restart a worker for ever that it ends for want of memory.
-    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
+    os.environ.setdefault("RAY_task_oom_retries", str(losses.RETRIES))
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:
@@ -313,29 +308,23 @@ def _ask(address: str) -> None:
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 
-    client = address.startswith(CLIENT)
-    method = "/ray.rpc.RayletDriver/ClusterInfo" if client else "/ray.rpc.NodeInfoGcsService/CheckAlive"
     options = [("grpc.enable_http_proxy", 0)]  # as Ray has it
-    with init_grpc_channel(address.removeprefix(CLIENT), options) as channel:
+    with init_grpc_channel(address, options) as channel:
         try:
-            answer = channel.unary_unary(method)(b"", timeout=HEAD_ANSWER_S)
+            answer = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=HEAD_ANSWER_S)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise UserError(f"RAY_ADDRESS is {address}, a cluster with another token; {local.TOKEN}") from None
-            if not client or error.code().name in NO_RAY:
-                raise _unreachable(address, f"no Ray cluster answers there: {error.code().name.lower()}") from None
-            return
-    version = ray.__version__ if client else CheckAliveReply.FromString(answer).ray_version
+            raise _unreachable(address, f"no Ray cluster answers there: {error.code().name.lower()}") from None
+    version = CheckAliveReply.FromString(answer).ray_version
     if version != ray.__version__:
         raise _unreachable(address, f"it runs Ray {version}, not {ray.__version__}")
 
 
-def _endpoints(address: str | None) -> tuple[Endpoint, ...]:
+def _endpoints() -> tuple[Endpoint, ...]:
     """The addresses that this process depends on: the cluster's head and the raylet of its own node."""
     import ray
 
-    if address is not None and address.startswith(CLIENT):
-        return (_host_port(address),)
     context = ray.get_runtime_context()
     mine = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
     raylets = ((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in mine)
@@ -432,70 +421,10 @@ def _host_port(address: str) -> Endpoint:
     except ValueError:
         port = 0
     if not 0 < port < 2**16:
-        raise UserError(f"RAY_ADDRESS is {brief(address, 200)}; expected host:port, ray://host:port, auto, or nothing")
+        raise UserError(f"RAY_ADDRESS is {brief(address, 200)}; expected host:port, auto, or nothing")
     return host, port
 
 
 def _unreachable(address: str, why: str) -> UserError:
     expected = "expected a running Ray cluster, or unset it"
     return UserError(f"RAY_ADDRESS is {brief(address, 200)}, which can't be reached ({why}); {expected}")
-
-
-class LostError(UserError):
-    """Work ended with its node, and is not to blame."""
-
-
-class UnfitError(LostError):
-    """A node that joined later lacks something, or was lost before its work began: others get the work."""
-
-    def __init__(self, line: str, nodes: tuple[str, ...]) -> None:
-        super().__init__(line, nodes)
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """The node's id; several ids where only the machine is known."""
-        found: tuple[str, ...] = self.args[1]
-        return found
-
-
-class Losses:
-    """How often each trial lost its worker, and how often its node: a trial that keeps ending either is given up."""
-
-    def __init__(self) -> None:
-        self._lost: Counter[tuple[str, bool]] = Counter()
-
-    def forgives(self, trial: str, error: UserError) -> bool:
-        """Whether ``error`` is a loss, and not one too many: the trial goes on elsewhere."""
-        gone = isinstance(error, (LostError, HeldError)) or error.status == PREEMPTED
-        if not gone and not isinstance(error, LostWorkerError):
-            return False
-        self._lost[trial, gone] += 1
-        return self._lost[trial, gone] <= (NODES_LOST if gone else RETRIES)
-
-
-class LostWorkerError(UserError):
-    """A worker process ended in the middle of its work, which may be the reason."""
-
-
-def lost_worker(what: str, *errors: BaseException) -> UserError:
-    """The error of a trial, or of a step before it, that lost its worker process or node."""
-    import ray
-
-    gone = (ray.exceptions.NodeDiedError, ray.exceptions.ActorUnschedulableError, ray.exceptions.TaskUnschedulableError)
-    for error in errors:
-        if isinstance(error, gone) or NODE_DIED in str(error):
-            return LostError(f"{what}: its node is gone")
-    if isinstance(errors[0], ray.exceptions.OutOfMemoryError):  # its own text is a page
-        why = "out of memory: fewer trials run at once where each asks for more resources.cpus"
-    else:
-        why = brief(" ".join(str(errors[0]).split()), 200) or type(errors[0]).__name__
-    return LostWorkerError(f"{what}: its worker was lost ({why})")
-
-
-def given_up(error: Exception) -> Exception:
-    """The error to end with after a loss that is not forgiven: its cause, where it has one, may be a bug."""
-    if isinstance(error.__cause__, Exception):
-        return error.__cause__
-    if isinstance(error, (LostError, LostWorkerError)):
-        return UserError(f"{error}; run the same command again, it goes on at the last checkpoint")
-    return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.cluster import connection, placement
@@ -13,33 +13,32 @@ from pipelines.cluster.placement import Job
 from pipelines.command import progress
 from pipelines.command.errors import UserError
 from pipelines.command.files import read_json
-from pipelines.data import datasets
 from pipelines.training import status, store
-from pipelines.training.spec import Alike, Sizes, Spec
+from pipelines.training.spec import Alike, Spec
 
 SMALL_FILES = 300_000  # bytes: curve, progress and provenance, and what surrounds the tensors in two checkpoints
-Sized = tuple[Spec, Sizes]
+Sized = tuple[Spec, int]  # and the bytes of its weights
 
 
-def seconds(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> float:
+def seconds(specs: Sequence[Spec], cluster: connection.Cluster) -> float:
     """Seconds until all are trained, by a simulation of their placing; trials of unknown length are left out."""
-    known = [job for job in in_order(specs, ray_cluster) if job.seconds < math.inf]
-    return placement.simulate(known, ray_cluster.nodes).seconds
+    known = [job for job in in_order(specs, cluster) if job.seconds < math.inf]
+    return placement.simulate(known, cluster.nodes).seconds
 
 
-def in_order(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> list[Job]:
+def in_order(specs: Sequence[Spec], cluster: connection.Cluster) -> list[Job]:
     """The trials in the order in which they should begin."""
     lengths = trials_seconds(specs)
     jobs = (
         Job(
             key=trial.key,
-            need=ray_cluster.need(trial.benchmark),
+            need=cluster.need(trial.benchmark),
             seconds=lengths[trial.key] or math.inf,
             counts=trial.benchmark.resources.counts,
         )
         for trial in specs
     )
-    return placement.in_order(jobs, ray_cluster.nodes)
+    return placement.in_order(jobs, cluster.nodes)
 
 
 def trial_seconds(trial: Spec) -> float:
@@ -63,34 +62,15 @@ def _left(trial: Spec) -> float:
     return 1 - min(1.0, state["epoch"] / state["epochs"]) if state else 1.0
 
 
-def disk_bytes(sized: Sequence[Sized], ray_cluster: connection.Cluster) -> int:
-    """The most bytes that trials need in the store, beside those that they already have there.
+def disk_bytes(sized: Sequence[Sized], cluster: connection.Cluster) -> int:
+    """The most bytes that trials need in the store, fitted preprocessing aside.
 
-    The weights of all are kept. A running trial also has a checkpoint of weights and optimiser, and at times the next
-    checkpoint beside it.
+    The weights of all are kept. A running trial also has a checkpoint, and at times the next one beside it: weights,
+    and up to two values of the optimiser for each.
     """
-    spare = [2 * sum(size) + SMALL_FILES - _bytes(trial.files.checkpoint) for trial, size in sized]
-    together = max((ray_cluster.side_by_side(trial.benchmark) for trial, _ in sized), default=0)
-    kept = sum(size.weights for _, size in sized)
-    return kept + sum(sorted(spare, reverse=True)[:together]) + _fitted_bytes(trial for trial, _ in sized)
-
-
-def _fitted_bytes(specs: Iterable[Spec]) -> int:
-    """ZCA's matrix, kept in the store for all seeds; other fitted preprocessing is small."""
-    found = dict[tuple[Path, str, str], int]()
-    for trial in specs:
-        recipe, name = trial.benchmark.recipe, trial.benchmark.dataset
-        if any("zca" in op for op in recipe.preprocess):
-            dataset, identity = datasets.open_dataset(trial.data, name), (trial.data, name, str(recipe.preprocess))
-            found[identity] = 4 * math.prod(dataset.shape) ** 2
-    return sum(found.values())
-
-
-def _bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    spare = sorted((2 * 3 * weights + SMALL_FILES for _, weights in sized), reverse=True)
+    together = max((cluster.side_by_side(trial.benchmark) for trial, _ in sized), default=0)
+    return sum(weights for _, weights in sized) + sum(spare[:together])
 
 
 def rate_key(trial: Spec) -> str:

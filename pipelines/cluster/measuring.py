@@ -15,7 +15,7 @@ from pipelines.training.spec import Spec
 MEASURING_S = 30.0  # of all unknown rates together
 
 
-def measure(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
+def measure(specs: Sequence[Spec], cluster: connection.Cluster) -> None:
     """Measure unknown rates, for ``MEASURING_S`` at most: on all nodes, one trial at a time on each.
 
     Side by side they would slow each other down. A rate that can't be measured in time stays unknown: an estimate must
@@ -23,17 +23,17 @@ def measure(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
     """
     import ray
 
-    kinds = {trial.alike: trial for trial in specs}.values()
-    waiting = {key: trial for trial in kinds if (key := estimate.rate_key(trial)) not in estimate.rates()}
-    idle, busy, found = list(ray_cluster.nodes), dict[Any, tuple[str, Node]](), dict[str, float]()
+    kinds, known = {trial.alike: trial for trial in specs}.values(), estimate.rates()
+    waiting = {key: trial for trial in kinds if (key := estimate.rate_key(trial)) not in known}
+    idle, busy, found = list(cluster.nodes), dict[Any, tuple[str, Node]](), dict[str, float]()
     deadline = time.monotonic() + MEASURING_S
     while time.monotonic() < deadline:
         for key, trial in list(waiting.items()):
-            need = ray_cluster.need(trial.benchmark)
+            need = cluster.need(trial.benchmark)
             node = next((one for one in idle if one.holds(need)), None)
             if node is not None:
                 idle.remove(node)
-                busy[_measuring(waiting.pop(key), node, ray_cluster)] = key, node
+                busy[_measuring(waiting.pop(key), node, cluster)] = key, node
         if not busy:
             break
         for task in ray.wait(list(busy), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))[0]:
@@ -47,11 +47,11 @@ def measure(specs: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
         write_json(estimate.path(), estimate.rates() | found)
 
 
-def _measuring(trial: Spec, node: Node, ray_cluster: connection.Cluster) -> Any:
+def _measuring(trial: Spec, node: Node, cluster: connection.Cluster) -> Any:
     import ray
 
-    options = ray_cluster.need(trial.benchmark).options | {"num_gpus": int(trial.device == "cuda")}  # a whole one
-    return ray.remote(max_retries=0)(_measure).options(**options, **ray_cluster.near(node.id)).remote(trial)
+    options = cluster.need(trial.benchmark).options | {"num_gpus": int(trial.device == "cuda")}  # a whole one
+    return ray.remote(max_retries=0)(_measure).options(**options, **cluster.near(node.id)).remote(trial)
 
 
 def _measure(trial: Spec) -> float:

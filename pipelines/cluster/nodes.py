@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pipelines.cluster import connection
+from pipelines.cluster import connection, losses
 from pipelines.cluster.placement import Node
 from pipelines.training import fingerprint
 
@@ -28,16 +28,16 @@ def lacks_module(error: Exception) -> str | None:
     return f"it has no module {missing[0]}; {expected}" if missing else None
 
 
-def unfit(error: Exception, found: connection.Cluster) -> connection.UnfitError | None:
+def lacks_project(error: Exception, cluster: connection.Cluster) -> losses.UnfitError | None:
     """The error where a task failed on a node that joined after the question and lacks the project; otherwise None."""
     import ray
 
     lacking, address = lacks_module(error), WHERE.search(str(error))
-    if lacking is None or address is None or found.question is None:
+    if lacking is None or address is None or cluster.question is None:
         return None
     there = (node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == address[1])
-    late = tuple(node for node in there if node not in found.question.asked)
-    return connection.UnfitError(lacking, late) if late else None
+    late = tuple(node for node in there if node not in cluster.question.asked)
+    return losses.UnfitError(lacking, late) if late else None
 
 
 def ask(function: Callable[..., Any], *words: Any, among: Iterable[Node], patience_s: float) -> list[tuple[Node, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cluster import connection, distributed, estimate, nodes, readiness
+from pipelines.cluster import connection, distributed, estimate, losses, nodes, readiness
 from pipelines.cluster.placement import Job, Node, Place, Placing, Start
 from pipelines.command import errors
 from pipelines.command.errors import FULL, LONGEST_LINE, PREEMPTED, HeldError, UserError, reason
@@ -34,19 +34,19 @@ Failure = tuple[Spec, Exception]
 Tasks = Mapping[Any, tuple[Spec, float]]  # by task of Ray: its trial, and when it began
 
 
-def run(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
+def run(placed: Sequence[Spec], cluster: connection.Cluster) -> None:
     """Train all, as many side by side as fit.
 
     One that fails ends no other; raises an error for those that failed once all have ended. Where SIGUSR1 asks this
     process to end, all trials save their checkpoints first.
     """
     with _saving_when_preempted(placed):
-        _run_all(placed, ray_cluster)
+        _run_all(placed, cluster)
 
 
-def _run_all(placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
+def _run_all(placed: Sequence[Spec], cluster: connection.Cluster) -> None:
     failed: list[Failure] = []
-    for trial, error in _Packing(placed, ray_cluster).failures():
+    for trial, error in _Packing(placed, cluster).failures():
         failed.append((trial, error))
         if len(placed) > 1:
             say(f"{trial.name} failed: {reason(error, LONGEST_LINE).removeprefix(f'{trial.name}: ')}")
@@ -73,18 +73,18 @@ class _Packing:
     A trial of one worker is a task of Ray's; one of several is an attempt of Ray Train's, with a task to wait for.
     """
 
-    def __init__(self, placed: Sequence[Spec], ray_cluster: connection.Cluster) -> None:
-        self.cluster = ray_cluster
+    def __init__(self, placed: Sequence[Spec], cluster: connection.Cluster) -> None:
+        self.cluster = cluster
         self.trials = {trial.key: trial for trial in placed}
-        self.placing = Placing(estimate.in_order(placed, ray_cluster), ray_cluster.nodes)
-        self.shared = SharedGPUs(ray_cluster)
+        self.placing = Placing(estimate.in_order(placed, cluster), cluster.nodes)
+        self.shared = SharedGPUs(cluster)
         self.tasks: dict[Any, tuple[Spec, float]] = {}  # and when they began
         self.attempts: dict[Any, distributed.Attempt] = {}  # by task of Ray; Ray Train notices lost nodes itself
-        self.losses = connection.Losses()
+        self.losses = losses.Losses()
         self.held: dict[str, str] = {}  # by trial's key: the line about the process that trains it
-        self.alive = {node.id: node.host for node in ray_cluster.nodes}
+        self.alive = {node.id: node.host for node in cluster.nodes}
         self.looked = self.checked = time.monotonic()  # when: at the nodes; for cut-off trials
-        self.asked: list[dict[str, float]] = []  # requested from an autoscaler
+        self.requested: list[dict[str, float]] = []  # from an autoscaler
 
     def failures(self) -> Iterator[Failure]:
         """Train all to their ends; yields each failure as it happens."""
@@ -95,7 +95,7 @@ class _Packing:
                 for trial, error in self._ended():
                     self.shared.left(self.placing.running[trial.key])
                     job = self.placing.ended(trial.key)
-                    if isinstance(error, connection.UnfitError):
+                    if isinstance(error, losses.UnfitError):
                         self._without(error)
                         self.placing.again(job)
                     elif isinstance(error, HeldError) and self._waits_for(trial, error):
@@ -104,10 +104,10 @@ class _Packing:
                         say(f"{error.fact}; it goes on elsewhere")
                         self.placing.again(job)
                     elif error is not None:
-                        yield trial, connection.given_up(error)
+                        yield trial, losses.given_up(error)
                 self._look()
         finally:
-            self._ask_for([])
+            self._request([])
 
     def _waits_for(self, trial: Spec, error: HeldError) -> bool:
         """Whether to wait for the process with the trial's lock: it makes progress, or may after being cut off."""
@@ -118,7 +118,7 @@ class _Packing:
             self.held[trial.key] = error.fact
         return waits
 
-    def _without(self, error: connection.UnfitError) -> None:
+    def _without(self, error: losses.UnfitError) -> None:
         """Keep the remaining trials from nodes that lack something or are gone."""
         self.cluster = self.shared.cluster = self.cluster.without(error)
         self._see(connection.living())
@@ -134,8 +134,10 @@ class _Packing:
             attempt = distributed.Attempt(trial, self.cluster, need, len(start.seats), work)
             self.attempts[attempt.begin()] = attempt
             return
-        shares = 0 < need.gpus < 1
-        where = self.shared.option(start, self.placing.floor.part(seat)) if shares else self.cluster.near(seat.node)
+        if 0 < need.gpus < 1:
+            where = self.shared.option(start, self.placing.floor.reserved_cpus(seat))
+        else:
+            where = self.cluster.near(seat.node)
         remote = ray.remote(max_retries=0)(_train_one)
         task = remote.options(**need.options, **where, name=trial.name).remote(trial, self.cluster.question)
         self.tasks[task] = trial, time.time()
@@ -153,7 +155,7 @@ class _Packing:
             else:
                 trial, _ = self.tasks.pop(task)
                 yield trial, _error_of(task, trial, self.cluster)
-        if not done and self.cluster.address is not None and time.monotonic() - self.checked > connection.CUT_OFF_S / 4:
+        if self.cluster.address is not None and time.monotonic() - self.checked > connection.CUT_OFF_S / 4:
             self.checked = time.monotonic()
             before, self.alive = self.alive, {node.id: node.host for node in connection.living()}
             gone = before.keys() - self.alive.keys()
@@ -169,14 +171,14 @@ class _Packing:
         self.looked = time.monotonic()
         self._see(connection.living())
         running = [start.job for start in self.placing.running.values()]
-        self._ask_for([*running, *self.placing.waiting] if self.placing.waiting else [])
+        self._request([*running, *self.placing.waiting] if self.placing.waiting else [])
 
-    def _ask_for(self, jobs: Sequence[Job]) -> None:
+    def _request(self, jobs: Sequence[Job]) -> None:
         from ray.autoscaler.sdk import request_resources
 
         bundles = [job.need.bundle for job in jobs for _ in range(job.counts[0])]
-        if bundles != self.asked:
-            self.asked = bundles
+        if bundles != self.requested:
+            self.requested = bundles
             request_resources(bundles=bundles)
 
 
@@ -186,8 +188,8 @@ class SharedGPUs:
     Ray fills one GPU with fractions before it takes the next: within the reservation of a GPU, it has no choice.
     """
 
-    def __init__(self, ray_cluster: connection.Cluster) -> None:
-        self.cluster = ray_cluster
+    def __init__(self, cluster: connection.Cluster) -> None:
+        self.cluster = cluster
         self.held: dict[Place, tuple[Any, set[str]]] = {}  # and the keys of the trials in it
 
     def option(self, start: Start, cpus: int) -> dict[str, Any]:
@@ -225,7 +227,7 @@ def _cut_off(tasks: Tasks, hosts: Collection[str]) -> Iterator[tuple[Any, Except
     for task, (trial, began) in tasks.items():
         state = status.read(trial.files.progress, since=began)
         if state is not None and state.get("host") not in hosts and time.time() - state["time"] > connection.CUT_OFF_S:
-            lost = connection.LostError(f"{trial.name}: its node {state['host']} is cut off")
+            lost = losses.LostError(f"{trial.name}: its node {state['host']} is cut off")
             yield task, None if trial.files.finished else lost
 
 
@@ -240,10 +242,10 @@ def _promised(tasks: Tasks, dead: Collection[str]) -> Iterator[tuple[Any, Except
     for task, (trial, began) in tasks.items() if dead else ():
         if status.read(trial.files.progress, since=began) is None:
             ray.cancel(task, force=True)  # with its process: an import that is interrupted would fail the next task
-            yield task, connection.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
+            yield task, losses.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
 
 
-def _error_of(task: Any, trial: Spec, ray_cluster: connection.Cluster) -> Exception | None:
+def _error_of(task: Any, trial: Spec, cluster: connection.Cluster) -> Exception | None:
     """The error of an ended task, a UserError unless it is a bug of ours; None where it succeeded."""
     import ray
 
@@ -252,9 +254,9 @@ def _error_of(task: Any, trial: Spec, ray_cluster: connection.Cluster) -> Except
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OSError) and error.cause.errno in FULL:
             return UserError(f"{trial.name}: no space left in {trial.store}; make room and run this again")
-        return error.cause if isinstance(error.cause, UserError) else nodes.unfit(error, ray_cluster) or error
+        return error.cause if isinstance(error.cause, UserError) else nodes.lacks_project(error, cluster) or error
     except (ray.exceptions.RayError, OSError) as error:
-        return connection.lost_worker(trial.name, error)
+        return losses.lost_worker(trial.name, error)
     return None
 
 
@@ -282,32 +284,32 @@ def _saving_when_preempted(placed: Sequence[Spec]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if errors.preempted():
-            asked, keys = time.time(), _asked_everywhere(placed, began)
+            since, keys = time.time(), _ask_everywhere(placed, began)
             saving = [trial for trial in placed if trial.key in keys]
-            becomes(lambda: all(_saved(trial, asked) for trial in saving), within_s=SAVING_S, every_s=0.1)
+            becomes(lambda: all(_saved(trial, since) for trial in saving), within_s=SAVING_S, every_s=0.1)
         raise
 
 
-def _asked_everywhere(placed: Sequence[Spec], began: float) -> set[str]:
+def _ask_everywhere(placed: Sequence[Spec], began: float) -> set[str]:
     """Ask all nodes, this one first, to let their trials save and end; returns the keys of these trials."""
-    asked = set(_ask_to_save(placed, began))
+    saving = set(_ask_to_save(placed, began))
     with contextlib.suppress(Exception):  # the cluster may be ending, too
         others = [node for node in connection.living() if node.id != nodes.own()]
         for _, keys in nodes.ask(_ask_to_save, placed, began, among=others, patience_s=ASKING_S):
-            asked.update(keys if isinstance(keys, list) else ())
-    return asked
+            saving.update(keys if isinstance(keys, list) else ())
+    return saving
 
 
 def _ask_to_save(placed: Sequence[Spec], began: float) -> list[str]:
     """Runs on each node: ask the processes that train there to save and end; the keys of their trials."""
-    asked = []
+    saving = []
     for trial in placed:
         state = status.read(trial.files.progress, since=began)
         if state is not None and state["state"] == "running" and state.get("host") == socket.gethostname():
             with contextlib.suppress(ProcessLookupError, TypeError):  # it has ended; the file is damaged
                 os.kill(state["pid"], signal.SIGUSR1)
-                asked.append(trial.key)
-    return asked
+                saving.append(trial.key)
+    return saving
 
 
 def _saved(trial: Spec, since: float) -> bool:

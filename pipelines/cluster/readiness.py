@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pipelines.cluster import connection, nodes
+from pipelines.cluster import connection, losses, nodes
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Node
 from pipelines.command.errors import UserError, brief, reason
@@ -34,6 +34,7 @@ WAIT_S = 600.0  # for nodes of an autoscaler: a cloud takes minutes for a machin
 LOOK_EVERY_S = 2.0
 ANSWER_WITHIN_S = 120.0  # a node imports torch meanwhile, perhaps from a slow disk
 FETCH_S = 3600.0
+GPU_S = 60.0  # to look for GPUs, in a process that imports torch
 SEEN_S = 10.0  # until one node's file shows on another: NFS caches for some seconds
 LEAST_FREE = 200 * 10**6  # bytes among a node's temporary files, for Ray's logs and sockets
 COMPARED = ("torch", "pytorch-lightning", "numpy")  # their releases must agree
@@ -43,41 +44,41 @@ SHARED = "expected a run store that every node shares ($RUN_STORE)"
 
 
 @contextmanager
-def ready(found: Cluster, planned: Sequence[Spec]) -> Iterator[Cluster]:
+def ready(cluster: Cluster, planned: Sequence[Spec]) -> Iterator[Cluster]:
     """The nodes that can train, once they hold all these trials; UserError where they don't.
 
     A node that joins during the block is checked when it gets its first work (``join``).
     """
     benchmarks = [trial.benchmark for trial in planned]
-    with admitted(awaited(found, benchmarks), lambda: training(planned)) as able:
+    with admitted(awaited(cluster, benchmarks), lambda: training(planned)) as cluster:
         for benchmark in benchmarks:
-            able.require(benchmark)
-        yield able
+            cluster.require(benchmark)
+        yield cluster
 
 
-def awaited(found: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
+def awaited(cluster: Cluster, benchmarks: Collection[Benchmark]) -> Cluster:
     """The cluster once it holds each benchmark; UserError for a benchmark that it does not hold in time.
 
     An autoscaler gets a request for what is missing. A cluster that was started here does not grow.
     """
-    deadline = time.monotonic() + (0.0 if found.address is None else _patience())
-    asked = False
+    deadline = time.monotonic() + (0.0 if cluster.address is None else _patience())
+    requested = False
     try:
-        while (lacking := _lacking(found, benchmarks)) is not None:
+        while (lacking := _lacking(cluster, benchmarks)) is not None:
             line, benchmark = lacking
             if time.monotonic() >= deadline:
-                raise UserError(f"{line}; none came in {duration(_patience())} ({WAIT})" if asked else line)
-            if not asked:
+                raise UserError(f"{line}; none came in {duration(_patience())} ({WAIT})" if requested else line)
+            if not requested:
                 what = line.partition("; expected")[0]
-                say(f"{found}; waiting up to {duration(_patience())} for nodes that hold {what}")
-                _request(found, benchmark)
-                asked = True
+                say(f"{cluster}; waiting up to {duration(_patience())} for nodes that hold {what}")
+                _request(cluster, benchmark)
+                requested = True
             time.sleep(LOOK_EVERY_S)
-            found = dataclasses.replace(found, nodes=connection.living())
+            cluster = dataclasses.replace(cluster, nodes=connection.living())
     finally:
-        if asked:
-            _request(found, None)
-    return found
+        if requested:
+            _request(cluster, None)
+    return cluster
 
 
 def _patience() -> float:
@@ -91,21 +92,21 @@ def _patience() -> float:
     return seconds
 
 
-def _lacking(found: Cluster, benchmarks: Collection[Benchmark]) -> tuple[str, Benchmark] | None:
+def _lacking(cluster: Cluster, benchmarks: Collection[Benchmark]) -> tuple[str, Benchmark] | None:
     """The first benchmark that the cluster does not hold, and the reason."""
     for benchmark in benchmarks:
         try:
-            found.require(benchmark)
+            cluster.require(benchmark)
         except UserError as error:
             return str(error), benchmark
     return None
 
 
-def _request(found: Cluster, benchmark: Benchmark | None) -> None:
+def _request(cluster: Cluster, benchmark: Benchmark | None) -> None:
     """Request nodes that hold all workers of a trial from the autoscaler, if any; None withdraws the request."""
     from ray.autoscaler.sdk import request_resources
 
-    bundles = [] if benchmark is None else [found.need(benchmark).bundle] * benchmark.resources.most
+    bundles = [] if benchmark is None else [cluster.need(benchmark).bundle] * benchmark.resources.most
     request_resources(bundles=bundles)
 
 
@@ -151,26 +152,26 @@ def decoding() -> Question:
 
 
 @contextmanager
-def admitted(found: Cluster, question: Callable[[], Question]) -> Iterator[Cluster]:
+def admitted(cluster: Cluster, question: Callable[[], Question]) -> Iterator[Cluster]:
     """The cluster without nodes that can't do the work, each with a line; UserError where none can.
 
     Each node with a CPU is asked once. A node that has the code but not the data fetches it.
     """
-    if found.address is None:
-        yield found
+    if cluster.address is None:
+        yield cluster
         return
-    asked = [node for node in found.nodes if node.cpus]
+    candidates = [node for node in cluster.nodes if node.cpus]
     with _shown(question()) as shown:
-        lacking = _faults(shown, asked)
+        lacking = _faults(shown, candidates)
         refused = {node.id for node, _ in lacking}
-        if asked and len(refused) == len(asked):
+        if candidates and len(refused) == len(candidates):
             faults = "; ".join(f"{node.name}: {fault}" for node, fault in lacking)
             raise UserError(f"no node can {'train' if shown.store else 'decode'}: {faults}")
         for node, fault in lacking:
             say(f"node {node.name} takes no part: {fault}")
-        others = tuple(node for node in found.nodes if node.id not in refused)
-        known = dataclasses.replace(shown, asked=frozenset(node.id for node in found.nodes))
-        yield dataclasses.replace(found, nodes=others, refused=tuple(sorted(refused)), question=known)
+        others = tuple(node for node in cluster.nodes if node.id not in refused)
+        known = dataclasses.replace(shown, asked=frozenset(node.id for node in cluster.nodes))
+        yield dataclasses.replace(cluster, nodes=others, refused=tuple(sorted(refused)), question=known)
 
 
 @contextmanager
@@ -198,27 +199,27 @@ def join(question: Question | None) -> None:
     fault = _inspect(question)
     fault = _fetch(question) if fault == ABSENT else fault
     if fault is not None:
-        raise connection.UnfitError(fault, (own,))
+        raise losses.UnfitError(fault, (own,))
     _joined.add(question.token)
 
 
-def unfit(found: Cluster) -> connection.UnfitError | None:
+def latecomers_fault(cluster: Cluster) -> losses.UnfitError | None:
     """The first of the nodes that joined later that lacks something; None without one."""
-    if found.question is None:
+    if cluster.question is None:
         return None
-    known = {*found.question.asked, *found.refused}
-    lacking = _faults(found.question, [node for node in connection.living() if node.id not in known])
-    return connection.UnfitError(lacking[0][1], (lacking[0][0].id,)) if lacking else None
+    known = {*cluster.question.asked, *cluster.refused}
+    lacking = _faults(cluster.question, [node for node in connection.living() if node.id not in known])
+    return losses.UnfitError(lacking[0][1], (lacking[0][0].id,)) if lacking else None
 
 
-def _faults(question: Question, asked: Sequence[Node]) -> list[tuple[Node, str]]:
+def _faults(question: Question, among: Sequence[Node]) -> list[tuple[Node, str]]:
     """The nodes that can't train, each with its first fault."""
-    answers = nodes.ask(_inspect, question, among=asked, patience_s=ANSWER_WITHIN_S)
+    answers = nodes.ask(_inspect, question, among=among, patience_s=ANSWER_WITHIN_S)
     absent = [node for node, answer in answers if answer == ABSENT]
     if absent:
         say(f"fetching the data on {', '.join(node.name for node in absent)}")
         answers = [(node, answer) for node, answer in answers if answer != ABSENT]
-        answers += nodes.ask(_fetch, question, among=absent, patience_s=FETCH_S)
+        answers += nodes.ask(_fetch, question, among=absent, patience_s=FETCH_S + ANSWER_WITHIN_S)
     faults = [(node, _in_words(answer)) for node, answer in answers if answer is not None]
     able = [(node, question.answer(node.id)) for node, answer in answers if answer is None]
     unseen = (node for node, path in able if path and not becomes(partial(_lists, path), within_s=SEEN_S))
@@ -295,8 +296,11 @@ def _gpu_fault(gpus: int) -> str | None:
         return f"{promised} a torch that is built for CPUs alone ({torch.__version__})"
     unhidden = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    found = subprocess.run([sys.executable, "-c", code], env=unhidden, capture_output=True)
-    return f"{promised} torch {torch.__version__} finds none: is its driver in order?" if found.returncode else None
+    try:
+        subprocess.run([sys.executable, "-c", code], env=unhidden, capture_output=True, timeout=GPU_S, check=True)
+    except subprocess.SubprocessError:  # where the driver is broken, it may also wait for ever
+        return f"{promised} torch {torch.__version__} finds none: is its driver in order?"
+    return None
 
 
 def _space_fault() -> str | None:
@@ -308,9 +312,14 @@ def _space_fault() -> str | None:
 def _fetch(question: Question) -> str | None:
     """Runs on a node without data: fetch it and look again."""
     command = [sys.executable, "-m", "pipelines.fetch", *question.digests]
-    done = subprocess.run(command, cwd=question.data.parent, capture_output=True, encoding="utf-8")
-    if done.returncode:
-        return f"it can't fetch the data: {reason(UserError(done.stderr.strip()))}"
+    try:
+        subprocess.run(
+            command, cwd=question.data.parent, capture_output=True, encoding="utf-8", timeout=FETCH_S, check=True
+        )
+    except subprocess.TimeoutExpired:
+        return f"it can't fetch the data within {duration(FETCH_S)}"
+    except subprocess.CalledProcessError as error:
+        return f"it can't fetch the data: {reason(UserError(error.stderr.strip()))}"
     return _inspect(question)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pipelines.cluster import connection, nodes, readiness
+from pipelines.cluster import connection, losses, nodes, readiness
 from pipelines.cluster.placement import Need
 from pipelines.command.errors import UserError
 
@@ -25,18 +25,18 @@ def spread(
     what: str,
     need: Need = ONE_CPU,
     in_flight: int | None = None,
-    on: connection.Cluster | None = None,
+    cluster: connection.Cluster | None = None,
 ) -> Iterator[tuple[Name, Any]]:
     """Call ``function``, a dotted name, with each tuple of arguments; yields names and results as calls end.
 
-    A call whose worker dies is repeated, ``connection.RETRIES`` times, and so are running calls when a node is lost,
+    A call whose worker dies is repeated, ``losses.RETRIES`` times, and so are running calls when a node is lost,
     since Ray waits for ever for a node that is cut off. Each takes ``need`` of a node. At most ``in_flight`` calls run
-    at once and further ones are taken as these end: arguments and results need not all fit into memory. ``on`` has the
-    nodes that can do it. Raises the error of a call, a UserError as such, and cancels the others. ``what`` names the
-    work.
+    at once and further ones are taken as these end: arguments and results need not all fit into memory. ``cluster`` has
+    the nodes that can do it. Raises the error of a call, a UserError as such, and cancels the others. ``what`` names
+    the work.
     """
     left = iter(calls.items() if isinstance(calls, Mapping) else calls)
-    under_way = _Calls[Name](function, what, need, on)
+    under_way = _Calls[Name](function, what, need, cluster)
     try:
         begun = in_flight  # how many calls to begin next; None for all
         while True:
@@ -62,20 +62,21 @@ class Call(Generic[Name]):
 class _Calls(Generic[Name]):
     """Running calls, each with a Ray task, or several after a node was lost."""
 
-    def __init__(self, function: str, what: str, need: Need, on: connection.Cluster | None) -> None:
+    def __init__(self, function: str, what: str, need: Need, cluster: connection.Cluster | None) -> None:
         import ray
 
-        self.remote = ray.remote(max_retries=connection.RETRIES)(_call)
-        self.function, self.what, self.need, self.on = function, what, need, on
+        self.remote = ray.remote(max_retries=losses.RETRIES)(_call)
+        self.function, self.what, self.need, self.cluster = function, what, need, cluster
         self.tasks: dict[Any, Call[Name]] = {}
-        self.alive = {node.id for node in on.nodes} if on and on.address else set()
+        self.alive = {node.id for node in cluster.nodes} if cluster and cluster.address else set()
         self.gone: dict[str, float] = {}  # nodes, and since when
         self.looked = time.monotonic()
 
     def begin(self, call: Call[Name]) -> None:
         """Begin a call wherever there is room."""
-        options = {**self.need.options, "name": self.what, **(self.on.placing if self.on else {})}
-        task = self.remote.options(**options).remote(self.on and self.on.question, self.function, *call.arguments)
+        options = {**self.need.options, "name": self.what, **(self.cluster.placing if self.cluster else {})}
+        question = self.cluster.question if self.cluster else None
+        task = self.remote.options(**options).remote(question, self.function, *call.arguments)
         self.tasks[task] = call
 
     def ended(self) -> Iterator[tuple[Name, Any]]:
@@ -85,9 +86,9 @@ class _Calls(Generic[Name]):
         for task in ray.wait(list(self.tasks), num_returns=1, timeout=1.0)[0]:
             call = self.tasks.pop(task)
             try:
-                found = result(task, self.what, self.on)
-            except connection.UnfitError as error:
-                self.on = self.on and self.on.without(error)
+                found = result(task, self.what, self.cluster)
+            except losses.UnfitError as error:
+                self.cluster = self.cluster and self.cluster.without(error)
                 self.begin(call)
             else:
                 self.cancel([copy for copy, other in self.tasks.items() if other is call])
@@ -105,7 +106,7 @@ class _Calls(Generic[Name]):
     def _look(self) -> None:
         """Repeat the running calls some time after a node was lost: they may have run there."""
         now = time.monotonic()
-        if self.on is None or not self.alive or now - self.looked < connection.NODES_EVERY_S:
+        if self.cluster is None or not self.alive or now - self.looked < connection.NODES_EVERY_S:
             return
         self.looked, before = now, self.alive
         self.alive = {node.id for node in connection.living()}
@@ -114,19 +115,21 @@ class _Calls(Generic[Name]):
         if due:
             self.gone |= dict.fromkeys(due, math.inf)
             # Ray may be waiting for a place on a lost node; another selector makes another queue (packing._promised).
-            self.on = self.on.without(connection.UnfitError(f"{self.what}: a node is gone", due))
+            self.cluster = self.cluster.without(losses.UnfitError(f"{self.what}: a node is gone", due))
             for call in dict.fromkeys(self.tasks.values()):
                 self.begin(call)
 
 
-def result(task: Any, what: str, on: connection.Cluster | None = None) -> Any:
+def result(task: Any, what: str, cluster: connection.Cluster | None = None) -> Any:
     """The result of a task; UserError where it raises one, or its worker is lost."""
     import ray
 
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:
-        if unfit := error.cause if isinstance(error.cause, connection.UnfitError) else on and nodes.unfit(error, on):
+        if isinstance(error.cause, losses.UnfitError):
+            raise error.cause from None
+        if cluster and (unfit := nodes.lacks_project(error, cluster)):
             raise unfit from None
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
@@ -134,7 +137,7 @@ def result(task: Any, what: str, on: connection.Cluster | None = None) -> Any:
             raise UserError(f"{what}, a node of the cluster: {lacking}") from None
         raise
     except (ray.exceptions.RayError, OSError) as error:
-        raise connection.given_up(connection.lost_worker(what, error)) from None
+        raise losses.given_up(losses.lost_worker(what, error)) from None
 
 
 def _call(question: readiness.Question | None, function: str, *arguments: Any) -> Any:

@@ -8,27 +8,19 @@ data.dvc pins raw files of a fixed format (``idx``, ``cifar``) as ``data/<name>/
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
 
-from pipelines.command.errors import UserError
-from pipelines.config import schema, wording
+from pipelines.config import wording
 from pipelines.config.values import EACH_ONCE, Count, Rule, default, named, within
 from pipelines.config.wording import require
 
 LARGEST_SIZE = 1024  # pixels: an image takes size x size x 3 bytes, so at most 3 MB
 WITH_VERSION = re.compile(r"(@[\w.-]+/)?[\w.-]+@[\w.+-]+")  # of npm
-PINNED = (
-    "classes",
-    "gzips",
-    "tarballs",
-    "packed",
-    "npm",
-)  # of idx and cifar, beside kind; the others are imagefolder's
+# Keys of idx and cifar, beside kind; the others are imagefolder's.
+PINNED = ("classes", "gzips", "tarballs", "packed", "npm")
 
 DatasetName = Annotated[
     str, named("[a-z0-9]+([-_][a-z0-9]+)*", "small letters, digits, hyphens and underscores, like my-photos")
@@ -105,7 +97,8 @@ class Origin:
         if self.kind == "imagefolder":
             self._check_folder()
         else:
-            self._check_pinned()
+            classes = f"classes is {wording.show(self.classes)}"
+            require(len(self.classes) > 1, f"{classes}; expected the names of two or more")
 
     @property
     def packed_images(self) -> tuple[str, ...]:
@@ -130,33 +123,7 @@ class Origin:
         apart = not (train.is_relative_to(val) or val.is_relative_to(train))
         require(apart, f"{folders}; expected two folders, neither within the other")
 
-    def _check_pinned(self) -> None:
-        require(len(self.classes) > 1, f"classes is {wording.show(self.classes)}; expected the names of two or more")
-
 
 def is_within(parts: tuple[str, ...]) -> bool:
     """Whether a path leads to a folder below the one it begins in."""
     return bool(parts) and not {"..", "/"} & {*parts}
-
-
-def read_origins(value: Any, where: str, root: Path) -> dict[str, Origin]:
-    """The datasets that the mapping ``value`` describes, for the project in ``root``; UserError otherwise."""
-    origins: dict[str, Origin] = schema.convert(dict[DatasetName, Origin], value, where)
-    _check_apart(origins, where, root)
-    return origins
-
-
-def _check_apart(origins: Mapping[str, Origin], where: str, root: Path) -> None:
-    """UserError where a data set is made from files in ``datasets/<name>``, which fetch and DVC replace whole."""
-    outputs = {Path(os.path.realpath(root / "datasets" / name)): name for name in origins}
-    above = {folder: name for output, name in outputs.items() for folder in output.parents}
-    for name, origin in origins.items():
-        archives = [("archive", archive, root / "data") for archive in origin.packed_images]
-        for key, value, folder in (("folder", origin.folder, root), *archives):
-            if value is None:
-                continue
-            here = Path(os.path.realpath(folder / value))
-            there = next((outputs[path] for path in (here, *here.parents) if path in outputs), above.get(here))
-            if there is not None:
-                apart = f"expected one apart from datasets/{there}, which fetch replaces"
-                raise UserError(f"{where}.{name}.{key} is {wording.show(value)}; {apart}")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pipelines.command.errors import UserError
 from pipelines.config import schema, wording, yamlfile
 from pipelines.config.benchmarks import Benchmark
-from pipelines.config.origins import Origin, read_origins
+from pipelines.config.origins import DatasetName, Origin
 from pipelines.config.values import AT_LEAST_ONE, EACH_ONCE, Name
 
 PARAMS = Path("params.yaml")
@@ -24,29 +24,12 @@ SENTENCES = "sentences"  # key in a file of rows: text that rows share by anchor
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuitePlan:
+class Suite:
     """A suite of params.yaml: which benchmarks, at which budget."""
 
+    name: str
     budget: str
     benchmarks: Annotated[tuple[str, ...], AT_LEAST_ONE, EACH_ONCE]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteEntry:
-    """A benchmark as the active suite runs it."""
-
-    family: str
-    dataset: str
-    budget: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Suite:
-    """The active suite, which ``dvc repro`` runs."""
-
-    name: str
-    datasets: tuple[str, ...]
-    benchmarks: dict[str, SuiteEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +46,27 @@ class Catalogue:
 
     datasets: dict[str, Origin]
     benchmarks: dict[str, Benchmark]
-    suites: dict[str, SuitePlan]
+    suites: dict[str, Suite]
 
     def benchmark(self, name: str) -> Benchmark:
         """The benchmark ``name``; UserError with the known ones otherwise."""
         if name not in self.benchmarks:
             raise UserError(wording.unknown("benchmark", name, self.benchmarks))
         return self.benchmarks[name]
+
+    def as_active(self, name: str) -> dict[str, Any]:
+        """What suite.yaml holds where the suite ``name`` is active; UserError when there is no such suite."""
+        if name not in self.suites:
+            raise UserError(wording.unknown("suite", name, self.suites))
+        suite = self.suites[name]
+        rows = [self.benchmarks[benchmark] for benchmark in suite.benchmarks]
+        return {
+            "name": name,
+            "datasets": list(dict.fromkeys(row.dataset for row in rows)),
+            "benchmarks": {
+                row.name: {"family": row.model.family, "dataset": row.dataset, "budget": suite.budget} for row in rows
+            },
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +77,8 @@ class Params(Catalogue):
 
     def budget(self, name: str, asked: str | None = None) -> str:
         """The budget ``asked`` for, or the active suite's, or the paper's; UserError for an unknown one."""
-        benchmark, entry = self.benchmark(name), self.suite.benchmarks.get(name)
-        budget = asked or (entry.budget if entry else "paper")
+        benchmark = self.benchmark(name)
+        budget = asked or (self.suite.budget if name in self.suite.benchmarks else "paper")
         if budget not in benchmark.budgets:
             raise UserError(wording.unknown(f"--budget: {name}: budget", budget, benchmark.budgets))
         return budget
@@ -93,19 +90,19 @@ def load_params(path: Path = PARAMS) -> Params:
     place = path.with_name(SUITE.name)
     if not place.exists():
         raise UserError(f"{place} does not exist; write it with: python -m pipelines.suite laptop")
-    return build_params(written, yamlfile.read(place), path.parent)
+    return build_params(written, yamlfile.read(place))
 
 
 def load_catalogue(path: Path = PARAMS) -> Catalogue:
     """As ``load_params``, whatever suite.yaml holds."""
-    return build_catalogue(read_files(path), path.parent)
+    return build_catalogue(read_files(path))
 
 
 def load_origins(path: Path = PARAMS) -> dict[str, Origin]:
     """The datasets that params.yaml at ``path`` names, whatever else the project's files hold."""
     params = yamlfile.read(path)
     _check_keys(params, path.name, "datasets", "suites")
-    return read_origins(params["datasets"], f"{path.name}: datasets", path.parent)
+    return _read_origins(params["datasets"])
 
 
 def read_files(path: Path = PARAMS) -> Written:
@@ -115,18 +112,17 @@ def read_files(path: Path = PARAMS) -> Written:
     return Written(params=params, families={file.stem: yamlfile.read(file) for file in rows})
 
 
-def build_params(written: Written, suite: Mapping[Any, Any], root: Path = Path()) -> Params:
-    """Check the files of the project in ``root``, and suite.yaml's mapping; UserError for the first fault."""
-    catalogue = build_catalogue(written, root)
-    _check_keys(suite, SUITE.name, "suite")
-    active = _read_suite(suite["suite"], f"{SUITE}: suite", catalogue.suites, catalogue.benchmarks)
-    return Params(**vars(catalogue), suite=active)
+def build_params(written: Written, active: Mapping[Any, Any]) -> Params:
+    """Check the project's files, and suite.yaml's mapping ``active``; UserError for the first fault."""
+    catalogue = build_catalogue(written)
+    _check_keys(active, SUITE.name, "suite")
+    return Params(**vars(catalogue), suite=_active_suite(active["suite"], catalogue))
 
 
-def build_catalogue(written: Written, root: Path = Path()) -> Catalogue:
-    """Check the files of the project in ``root``; UserError for the first fault."""
+def build_catalogue(written: Written) -> Catalogue:
+    """Check the project's files; UserError for the first fault."""
     _check_keys(written.params, PARAMS.name, "datasets", "suites")
-    origins = read_origins(written.params["datasets"], f"{PARAMS}: datasets", root)
+    origins = _read_origins(written.params["datasets"])
     benchmarks: dict[str, Benchmark] = {}
     for family, rows in written.families.items():
         for benchmark in _read_rows(family, rows, origins):
@@ -135,8 +131,13 @@ def build_catalogue(written: Written, root: Path = Path()) -> Catalogue:
                 raise UserError(f"{benchmark.where} stands in {MODELS}/{other}.yaml too; expected each name once")
             benchmarks[benchmark.name] = benchmark
     _check_ablations(benchmarks)
-    plans = _read_plans(written.params["suites"], f"{PARAMS}: suites", benchmarks)
-    return Catalogue(datasets=origins, benchmarks=_in_order(benchmarks, plans), suites=plans)
+    suites = _read_suites(written.params["suites"], benchmarks)
+    return Catalogue(datasets=origins, benchmarks=_in_order(benchmarks, suites), suites=suites)
+
+
+def _read_origins(value: Any) -> dict[str, Origin]:
+    origins: dict[str, Origin] = schema.convert(dict[DatasetName, Origin], value, f"{PARAMS}: datasets")
+    return origins
 
 
 def _check_ablations(benchmarks: Mapping[str, Benchmark]) -> None:
@@ -151,10 +152,10 @@ def _check_ablations(benchmarks: Mapping[str, Benchmark]) -> None:
             raise UserError(f"{where} is {of}; expected a benchmark that claims a value of {metric}")
 
 
-def _in_order(benchmarks: Mapping[str, Benchmark], plans: Mapping[str, SuitePlan]) -> dict[str, Benchmark]:
+def _in_order(benchmarks: Mapping[str, Benchmark], suites: Mapping[str, Suite]) -> dict[str, Benchmark]:
     """In the ledger's order: as the suites name them, the longest suite first; then those of no suite."""
-    longest_first = sorted(plans.values(), key=lambda plan: -len(plan.benchmarks))
-    named = (name for plan in longest_first for name in plan.benchmarks)
+    longest_first = sorted(suites.values(), key=lambda suite: -len(suite.benchmarks))
+    named = (name for suite in longest_first for name in suite.benchmarks)
     return {name: benchmarks[name] for name in dict.fromkeys((*named, *benchmarks))}
 
 
@@ -195,39 +196,32 @@ def _read_row(family: str, name: str, row: Any, where: str, origins: Mapping[str
     return benchmark
 
 
-def plan_suite(name: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
-    """The suite ``name`` as DVC needs it; UserError when there is no such suite."""
-    if name not in plans:
-        raise UserError(wording.unknown("suite", name, plans))
-    plan = plans[name]
-    rows = [benchmarks[benchmark] for benchmark in plan.benchmarks]
-    entries = {row.name: SuiteEntry(family=row.model.family, dataset=row.dataset, budget=plan.budget) for row in rows}
-    return Suite(name=name, datasets=tuple(dict.fromkeys(row.dataset for row in rows)), benchmarks=entries)
-
-
-def _read_plans(value: Any, where: str, benchmarks: Mapping[str, Benchmark]) -> dict[str, SuitePlan]:
-    """The suites in ``value``; UserError for an unknown benchmark or budget."""
-    plans: dict[str, SuitePlan] = schema.convert(dict[Name, SuitePlan], value, where)
-    for name, plan in plans.items():
-        for benchmark in plan.benchmarks:
+def _read_suites(written: Mapping[Any, Any], benchmarks: Mapping[str, Benchmark]) -> dict[str, Suite]:
+    """The suites of params.yaml; UserError for an unknown benchmark or budget."""
+    where, suites = f"{PARAMS}: suites", dict[str, Suite]()
+    schema.check_keys(Name, written, where)
+    for name, row in written.items():
+        suite = suites[name] = schema.parse(Suite, row, wording.place(where, name), name=name)
+        for benchmark in suite.benchmarks:
             if benchmark not in benchmarks:
                 raise UserError(wording.unknown(f"{where}.{name}.benchmarks: benchmark", benchmark, benchmarks))
             budgets = benchmarks[benchmark].budgets
-            if plan.budget not in budgets:
-                raise UserError(wording.unknown(f"{where}.{name}.budget: {benchmark}: budget", plan.budget, budgets))
-    return plans
+            if suite.budget not in budgets:
+                raise UserError(wording.unknown(f"{where}.{name}.budget: {benchmark}: budget", suite.budget, budgets))
+    return suites
 
 
-def _read_suite(value: Any, where: str, plans: Mapping[str, SuitePlan], benchmarks: Mapping[str, Benchmark]) -> Suite:
-    """The active suite; UserError where ``pipelines.suite`` would write another now.
+def _active_suite(active: Mapping[Any, Any], catalogue: Catalogue) -> Suite:
+    """The active suite; UserError where ``pipelines.suite`` would write another file now.
 
     DVC reads the file as it is, and would run a suite or a benchmark that was edited since as it was before.
     """
-    suite = schema.parse(Suite, value, where)
-    if suite.name not in plans:
-        raise UserError(wording.unknown(f"{where}.name: suite", suite.name, plans))
-    wanted = plan_suite(suite.name, plans, benchmarks)
-    if suite != wanted or list(suite.benchmarks) != list(wanted.benchmarks):
-        again = f"run `python -m pipelines.suite {suite.name}` to bring the file up to date"
-        raise UserError(f"{where} is not what params.yaml and the rows make of {suite.name}; {again}")
-    return suite
+    given = active.get("name")
+    name = given if isinstance(given, str) else wording.show(given)
+    if name not in catalogue.suites:
+        raise UserError(wording.unknown(f"{SUITE}: suite.name: suite", name, catalogue.suites))
+    wanted = catalogue.as_active(name)
+    if active != wanted or list(active["benchmarks"]) != list(wanted["benchmarks"]):
+        again = f"run `python -m pipelines.suite {name}` to bring the file up to date"
+        raise UserError(f"{SUITE}: suite is not what params.yaml and the rows make of {name}; {again}")
+    return catalogue.suites[name]

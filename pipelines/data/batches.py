@@ -96,7 +96,7 @@ class Batches:
         """
         shape = (len(self.images), *output_shape(self.preprocess, self.shape))
         size = 4 * math.prod(shape)
-        if size > MOST_PREPROCESSED if self.device.type == "cpu" else exceeds(size, self.device):
+        if (size > MOST_PREPROCESSED) if self.device.type == "cpu" else exceeds(size, self.device):
             return
         kept = torch.empty(shape, device=self.device)
         for here, there in zip(self.images.split(self.batch), kept.split(self.batch), strict=True):

@@ -101,8 +101,10 @@ def walk(root: str, entries: Callable[[str], Sequence[Item]], left_out: LeftOut,
             below = f"{path}/{entry.name}" if path else entry.name
             if entry.name.startswith(".") or entry.name in SYSTEM:
                 left_out.add("hidden or the system's", below)
+            elif entry.kind == "folder" and entry.link:
+                heapq.heappush(links, (below, entry.place))
             elif entry.kind == "folder":
-                heapq.heappush(links, (below, entry.place)) if entry.link else folders.append((below, entry.place))
+                folders.append((below, entry.place))
             elif labels and entry.kind == "file" and f"/{below}".endswith(f"/{labels}"):
                 pictures.append(Picture(below, entry.place))
             else:

@@ -2,7 +2,7 @@
 
 <root>/<name>/train_images.npy  uint8 (N, C, H, W)      train_labels.npy  int64 (N,)
 <root>/<name>/test_images.npy   uint8 (M, C, H, W)      test_labels.npy   int64 (M,)
-<root>/<name>/meta.json         names, sizes, statistics of train, a sha256 for each array, md5s of the raw files
+<root>/<name>/meta.json         names, sizes, a sha256 for each array, md5s of the raw files
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 DATA = Path(os.environ.get("DATASETS") or "datasets")  # the <root> of stages that read; fetch writes to datasets/
 META = "meta.json"
 ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
-PIXELS_AT_A_TIME = 4_000_000  # whose grey levels are counted at once, at 8 bytes of memory a pixel
+FORMER_KEYS = ("mean", "std")  # of meta.json, as earlier versions wrote it
 PLAN = "plan"  # file beside unfinished arrays
 Digests = Annotated[dict[str, str], Rule(f"those of {', '.join(ARRAYS)}", lambda found: set(found) == set(ARRAYS))]
 
@@ -65,8 +65,6 @@ class Dataset:
     shape: tuple[Count, Count, Count]  # channels, height, width
     train: Count  # number of training images
     test: Count
-    mean: tuple[float, ...]  # by channel, of pixel / 255 over the training images
-    std: tuple[float, ...]
     digests: Digests  # sha256 by file name
     source_md5: dict[str, str] = field(default_factory=dict)  # of the raw files or archives, by name
     subset: str = ""  # the rule that selects it from a larger data set, in words
@@ -76,9 +74,6 @@ class Dataset:
         sizes = f"train is {self.train}, test {self.test} and shape {wording.show(self.shape)}"
         size = math.prod(self.shape) * max(self.train, self.test)
         require(size <= sys.maxsize, f"{sizes}; expected images that fit into memory")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            require(len(values) == self.shape[0], f"{name} is {wording.show(values)}; expected {self.shape[0]} numbers")
 
     @property
     def digest(self) -> str:
@@ -126,7 +121,7 @@ def open_dataset(root: Path, name: str) -> Dataset:
     return read_description(root / name, name)
 
 
-def is_made(root: Path, name: str, plan: str) -> bool:
+def is_up_to_date(root: Path, name: str, plan: str) -> bool:
     """Whether ``<root>/<name>`` was made by the same ``plan`` and is whole; hashes its files."""
     try:
         there = open_dataset(root, name)
@@ -142,7 +137,8 @@ def read_description(path: Path, name: str) -> Dataset:
     """As ``open_dataset``, for the data set ``name`` in any folder."""
     with _advising(name):
         try:
-            dataset = schema.parse(Dataset, read_json(path / META), str(path / META), path=path)
+            description = {key: value for key, value in read_json(path / META).items() if key not in FORMER_KEYS}
+            dataset = schema.parse(Dataset, description, str(path / META), path=path)
         except MissingError:
             raise UserError(f"{path}: no such dataset") from None
         if dataset.name != name:
@@ -189,8 +185,8 @@ def new_dataset(
 ) -> Iterator[dict[Split, tuple[Mapped, Mapped]]]:
     """Give arrays on disk, ``{"train": (images, labels), "test": ...}``, to fill within the ``with`` block.
 
-    Images are 0 and labels -1. At a normal end of the block they become ``<root>/<name>``, with statistics and digests.
-    When it raises, nothing is left behind, unless there is a ``plan``, a digest of all that decides the rows, and no
+    Images are 0 and labels -1. At a normal end of the block they become ``<root>/<name>``, with digests. When it
+    raises, nothing is left behind, unless there is a ``plan``, a digest of all that decides the rows, and no
     FaultyError: the next call of the same plan then continues these arrays, in which the rows that were filled have
     labels. Two writers of one data set must exclude each other (``fetch`` holds a lock). A full disk raises ``OSError``
     before the block begins; later, writing to a mapped page without room would be a SIGBUS. Raises ``UserError`` where
@@ -198,17 +194,16 @@ def new_dataset(
     """
     partial, arrays = root / f".{name}.partial", dict[Split, tuple[Mapped, Mapped]]()
     require_folder(root)
-    _check_place(root / name)
+    _refuse_foreign_files(root / name)
     try:
         arrays = _begin(partial, shape, {"train": train, "test": test}, plan)
         yield arrays
         for split, (_, labels) in arrays.items():
             _check_labels(f"{name}: {split} labels", labels, len(classes))
-        pixels = sum(images.nbytes for images, _ in arrays.values()) + arrays["train"][0].nbytes
-        with counting(f"{name}: statistics and checksums", pixels) as advance:
-            mean, std = channel_statistics(arrays["train"][0], advance)
-            for array in (array for pair in arrays.values() for array in pair):
-                array.flush()
+        for array in (array for pair in arrays.values() for array in pair):
+            array.flush()
+        pixels = sum(images.nbytes for images, _ in arrays.values())
+        with counting(f"{name}: checksums", pixels) as advance:
             digests = {file: hashed(partial / file, "sha256", advance) for file in ARRAYS}
         dataset = Dataset(
             path=partial,
@@ -217,8 +212,6 @@ def new_dataset(
             shape=shape,
             train=train,
             test=test,
-            mean=mean,
-            std=std,
             digests=digests,
             source_md5=dict(source_md5 or {}),
             subset=subset,
@@ -280,7 +273,7 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
     Raises ``UserError`` where a file is missing or differs from its digest, and as ``new_dataset``.
     """
     partial = root / f".{name}.partial"
-    prepare(root, name)
+    restore_or_refuse(root, name)
     remove(partial)
     partial.mkdir()
     try:
@@ -292,29 +285,6 @@ def receiving(root: Path, name: str) -> Iterator[Path]:
         replace_folder(partial, root / name)
     finally:
         remove(partial)
-
-
-def channel_statistics(
-    images: Images, advance: Callable[[int], None] = lambda amount: None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of pixel / 255, by channel of images (N, C, H, W), from exact integer sums."""
-    count, channels, height, width = images.shape
-    pixels = count * height * width
-    histograms = np.zeros((channels, 256), np.int64)
-    step = max(1, PIXELS_AT_A_TIME // (height * width))
-    for start in range(0, count, step):
-        for channel in range(channels):
-            levels = images[start : start + step, channel].ravel()
-            histograms[channel] += np.bincount(levels, minlength=256)
-            advance(levels.size)
-        release_pages(images)
-    means, stds = [], []
-    for histogram in histograms.tolist():
-        first = sum(level * n for level, n in enumerate(histogram))
-        second = sum(level * level * n for level, n in enumerate(histogram))
-        means.append(first / pixels / 255)
-        stds.append(math.sqrt(pixels * second - first * first) / pixels / 255)
-    return tuple(means), tuple(stds)
 
 
 def release_pages(array: npt.NDArray[Any]) -> None:
@@ -362,7 +332,7 @@ def _check_labels(where: str, labels: Labels, classes: int) -> None:
         raise UserError(f"{where} {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
 
 
-def _check_place(final: Path) -> None:
+def _refuse_foreign_files(final: Path) -> None:
     """UserError where a replacement would remove files that are no data set; of a link only the link is replaced."""
     if final.is_symlink() or not final.exists():
         return
@@ -374,11 +344,11 @@ def _check_place(final: Path) -> None:
         raise UserError(f"{final}: holds {foreign[0]}, which is no part of a dataset and would be lost; move it away")
 
 
-def prepare(root: Path, name: str) -> None:
+def restore_or_refuse(root: Path, name: str) -> None:
     """Make ``root``, and restore ``<root>/<name>`` where its replacement was killed between the two renames.
 
     Raises ``UserError`` before long work begins, where :func:`new_dataset` would raise it at the end.
     """
     require_folder(root)
     restore_folder(root / name)
-    _check_place(root / name)
+    _refuse_foreign_files(root / name)

@@ -97,7 +97,8 @@ def md5_of(path: Path) -> str:
 
 def shown(url: str) -> str:
     """A URL, or any text, for the log: without user, password and query."""
-    return re.sub(r"(?<=://)[^/]*@", "", re.split("[?#]", url)[0]).rstrip("/")
+    without_user = re.sub(r"(?<=://)[^/]*@", "", url)  # first: a password may contain ? or #
+    return re.split("[?#]", without_user)[0].rstrip("/")
 
 
 def is_url(place: str) -> bool:
@@ -179,16 +180,16 @@ def _complete(remote: Remote, part: Path, patience: Patience, label: str) -> Non
         try:
             if _transfer(remote, part, patience, label):
                 return
-            continue  # the server refused the range; part is gone
+            cause = "the server has nothing from there on"  # part is gone: the next attempt starts anew
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # odd headers
-            reason = _reason(error)
-        if _size(part) <= before:
-            if not attempt and not before:
-                raise SourceDown(f"unreachable ({reason})")
-            break
+            cause = _reason(error)
+            if _size(part) <= before:
+                if not attempt and not before:
+                    raise SourceDown(f"unreachable ({cause})") from None
+                break
     total = "" if remote.size is None else f" of {remote.size}"
     expected = "" if remote.md5 is None else f"; expected md5 {remote.md5}, found none"
-    raise SourceError(f"broke off at {_size(part)}{total} bytes ({reason}){expected}")
+    raise SourceError(f"broke off at {_size(part)}{total} bytes ({cause}){expected}")
 
 
 def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> bool:
@@ -196,7 +197,7 @@ def _transfer(remote: Remote, part: Path, patience: Patience, label: str) -> boo
     offset = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     with _opened(remote.url, headers, patience) as response:
-        if response.status_code == requests.codes.requested_range_not_satisfiable:
+        if offset and response.status_code == requests.codes.requested_range_not_satisfiable:
             part.unlink()
             return False
         if response.status_code not in (requests.codes.ok, requests.codes.partial_content):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
@@ -16,12 +17,22 @@ from PIL import features
 
 from pipelines.command.errors import UserError, brief
 from pipelines.command.progress import counting
+from pipelines.config.meaning import as_text, meaning
 from pipelines.config.origins import Origin
 from pipelines.data.containers import Files, Folder, LeftOut, Mounted, Picture, open_archive
-from pipelines.data.datasets import SPLITS, FaultyError, Images, Mapped, Split, is_made, new_dataset, release_pages
+from pipelines.data.datasets import (
+    SPLITS,
+    FaultyError,
+    Images,
+    Mapped,
+    Split,
+    is_up_to_date,
+    new_dataset,
+    release_pages,
+)
 from pipelines.data.labels import LabelList, read_devkit, read_list
 from pipelines.data.layout import Layout, lay_out
-from pipelines.data.pictures import Undecodable, decode, quiet_libraries
+from pipelines.data.pictures import Undecodable, decode
 
 IN_FLIGHT_BYTES = 48 << 20  # of all jobs at once; a local Ray's object store has room for them and to spare
 MOST_IN_A_JOB = 64  # images
@@ -30,52 +41,36 @@ Encoded = Iterable[tuple[str, bytes]]  # place and content of each file
 Job = tuple[int, Sequence[tuple[str, bytes]]]  # side of the squares; place and content of each file
 Decoded = Sequence[tuple[str, Images | str]]  # by place, the pixels or the reason for having none
 Decode = Callable[[Encoded, int], Iterable[Decoded]]  # all files, to squares of so many pixels, in any order
-DecodeFor = Callable[[int], AbstractContextManager[Decode]]  # of a number of images
 Say = Callable[[str], None]
 
 
 @contextmanager
-def in_this_process(images: int) -> Iterator[Decode]:
-    """One job after the other."""
-    yield lambda files, size: map(decode_job, jobs(files, size, in_flight=1))
+def writing(
+    root: Path, name: str, origin: Origin, say: Say, *, md5s: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Rows]:
+    """Lay out the pictures of the archives or folder that ``origin`` names, and give the rows to fill with them.
 
-
-def write(
-    root: Path,
-    name: str,
-    origin: Origin,
-    say: Say,
-    *,
-    md5s: Mapping[str, str] = MappingProxyType({}),
-    decoders: DecodeFor = in_this_process,
-) -> None:
-    """Write ``datasets/<name>`` from the archives or folder that ``origin`` names; ``val`` becomes the test split.
-
-    Images become squares of ``origin.size`` pixels (:func:`decode`); files that are left out are logged by reason.
-    ``md5s`` are those of checked archives; ``decoders`` takes the number of images to decode. An interrupted run is
-    continued. Raises ``UserError`` where the pictures do not form two splits of the same classes, or one cannot be
-    decoded.
+    At a normal end of the block the rows become ``datasets/<name>``; ``val`` is its test split. There are none to fill
+    where that is up to date, and fewer where an interrupted run is continued. Files that are left out are logged by
+    reason. ``md5s`` are those of checked archives. Raises ``UserError`` where the pictures do not form two splits of
+    the same classes.
     """
-    folders: dict[Split, str] = {"train": origin.train, "test": origin.val}
-    where = f"params.yaml: datasets.{name}"
-    files, left_out = _open(root, where, origin), LeftOut()
+    files, left_out = _open(root, name, origin), LeftOut()
     if not md5s:
+        where = f"params.yaml: datasets.{name}"
         say(f"{where}: data.dvc has no md5 of it: when its files change, `dvc repro -f fetch@{name}` takes them in")
     try:
-        with counting(f"fetch: {name}: reading names", None, unit=""):
-            found = files.scan(left_out, origin.labels or "")
-        labels = _labels(root, files, origin, [one for one in found if _is_list(one.path, origin)])
-        pictures = [one for one in found if not _is_list(one.path, origin)]
-        layout = lay_out(files.label, pictures, folders, left_out, labels, origin.subset)
+        layout = _lay_out(root, name, origin, files, left_out)
     except UserError:
         if left_out.reasons:
             say(f"{files.label}: left out: {left_out}")
         raise
     say(f"{layout.images} images of {len(layout.classes)} classes in {files.label}")
-    classes = [origin.names.get(kind, kind) for kind in layout.classes]
+    classes = _class_names(name, layout, origin.names)
     plan = _plan(root, origin, layout, classes, md5s)
-    if is_made(root / "datasets", name, plan):
+    if is_up_to_date(root / "datasets", name, plan):
         say("they are decoded already, and undamaged")
+        yield Rows(name, files, layout, {})
         return
     with new_dataset(
         root / "datasets",
@@ -88,15 +83,43 @@ def write(
         subset=origin.subset.words,
         plan=plan,
     ) as arrays:
-        rows = _Rows(files.label, layout, arrays)
-        _decode_all(rows, files, origin.size, decoders, f"fetch: {name}: decoding", say)
+        rows = Rows(name, files, layout, arrays)
+        if rows.left < layout.images:
+            say(f"{layout.images - rows.left} of {layout.images} images were decoded by an earlier run")
+        yield rows
+        rows.expect_none()
     say(f"{layout.images} images taken from {files.label}; left out: {left_out}")
 
 
-def _open(root: Path, where: str, origin: Origin) -> Files:
+def _lay_out(root: Path, name: str, origin: Origin, files: Files, left_out: LeftOut) -> Layout:
+    with counting(f"fetch: {name}: reading names", None, unit=""):
+        found = files.scan(left_out, origin.labels or "")
+    labels = _labels(root, files, origin, [one for one in found if _is_list(one.path, origin)])
+    pictures = [one for one in found if not _is_list(one.path, origin)]
+    folders: dict[Split, str] = {"train": origin.train, "test": origin.val}
+    return lay_out(files.label, pictures, folders, left_out, labels, origin.subset)
+
+
+def _class_names(name: str, layout: Layout, names: Mapping[str, str]) -> list[str]:
+    """The names of the classes; UserError where two have the same, or ``names`` has a folder that is no class."""
+    where, known = f"params.yaml: datasets.{name}.names", layout.known
+    absent = sorted(names.keys() - set(known))
+    if absent:
+        there = f"{len(known)} classes, {brief(known[0], 30)} to {brief(known[-1], 30)}"
+        raise UserError(f"{where} has {brief(absent[0], 30)}, which is no class here; expected some of {there}")
+    classes = [names.get(folder, folder) for folder in layout.classes]
+    most_common, count = Counter(classes).most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f"{where} gives {count} classes the name {brief(most_common, 30)}; expected a name of its own for each"
+        )
+    return classes
+
+
+def _open(root: Path, name: str, origin: Origin) -> Files:
     if origin.folder is not None:
         if not (root / origin.folder).is_dir():
-            raise UserError(f"{where}.folder: no such folder: {brief(origin.folder)}")
+            raise UserError(f"params.yaml: datasets.{name}.folder: no such folder: {brief(origin.folder)}")
         return Folder(root / origin.folder, brief(origin.folder))
     if origin.archive is not None:
         return open_archive(root / "data" / origin.archive, brief(origin.archive))
@@ -120,31 +143,11 @@ def _labels(root: Path, files: Files, origin: Origin, lists: Sequence[Picture]) 
     return read_list(files, min(lists, key=lambda one: (one.path.count("/"), one.path)))
 
 
-def _decode_all(rows: _Rows, files: Files, size: int, decoders: DecodeFor, what: str, say: Say) -> None:
-    left, images = sum(map(len, rows.rows.values())), rows.layout.images
-    if left < images:
-        say(f"{images - left} of {images} images were decoded by an earlier run")
-    with (
-        quiet_libraries(),
-        warnings.catch_warnings(action="ignore"),  # about odd EXIF and the like; only errors matter
-        decoders(left) as decode_all,
-        counting(what, left, unit="images") as advance,
-    ):
-        for decoded in decode_all(files.read(rows.paths), size):
-            advance(sum(rows.write(place, square) for place, square in decoded))
-            for pixels, _ in rows.arrays.values():
-                release_pages(pixels)
-    if rows.rows:  # they would be black
-        lost = rows.paths[next(iter(rows.rows))]
-        expected = "expected files that do not change while they are read"
-        raise FaultyError(f"{files.label}: {brief(lost)} is gone; {expected}")
-
-
 def _plan(root: Path, origin: Origin, layout: Layout, classes: Sequence[str], md5s: Mapping[str, str]) -> str:
     """A digest of all that decides the arrays and class names: the pictures in order, and the code that decodes."""
     versions = f"{PIL.__version__} {features.version('jpg')}"
     digest = hashlib.sha256(f"{origin.size} {sorted(md5s.items())} {versions} {classes} {origin.subset.words}".encode())
-    digest.update(Path(inspect.getfile(decode)).read_bytes())
+    digest.update(as_text(meaning(Path(inspect.getfile(decode)).read_text(encoding="utf-8"))).encode())
     for archive in origin.packed_images:
         digest.update(b"" if PurePosixPath(archive).name in md5s else _stamp(root / "data" / archive))
     for split in SPLITS:
@@ -177,6 +180,11 @@ def jobs(images: Encoded, size: int, in_flight: int) -> Iterator[Job]:
         yield size, job
 
 
+def in_this_process(files: Encoded, size: int) -> Iterator[Decoded]:
+    """Decode one job after the other."""
+    return map(decode_job, jobs(files, size, in_flight=1))
+
+
 def decode_job(job: Job) -> Decoded:
     """Decode the files of one job, each to (3, size, size)."""
     size, images = job
@@ -190,26 +198,52 @@ def _decoded(packed: bytes, size: int) -> Images | str:
         return brief(str(error))
 
 
-class _Rows:
-    """The rows that pictures have still to fill."""
+class Rows:
+    """The rows of a data set's arrays that pictures have still to fill."""
 
-    def __init__(self, label: str, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]]) -> None:
-        self.label, self.layout, self.arrays = label, layout, arrays
+    def __init__(self, name: str, files: Files, layout: Layout, arrays: Mapping[Split, tuple[Mapped, Mapped]]) -> None:
+        self.name, self.files, self.layout, self.arrays = name, files, layout, arrays
         self.paths: dict[str, str] = {}  # of the places still to be decoded
         self.rows: dict[str, list[tuple[Split, int]]] = {}  # of each place, which may have several paths
-        for split in SPLITS:
-            for row in np.flatnonzero(arrays[split][1] < 0).tolist():
+        for split, (_, labels) in arrays.items():
+            for row in np.flatnonzero(labels < 0).tolist():
                 picture = layout.pictures[split][row]
                 self.rows.setdefault(picture.place, []).append((split, row))
                 self.paths[picture.place] = picture.path
 
-    def write(self, place: str, pixels: Images | str) -> int:
-        """Fill the rows of one file, and return their number; ``FaultyError`` where it could not be decoded."""
+    @property
+    def left(self) -> int:
+        """Their number."""
+        return sum(map(len, self.rows.values()))
+
+    def fill(self, decode: Decode) -> None:
+        """Fill all rows by ``decode``; ``FaultyError`` where a file could not be decoded."""
+        if not self.rows:
+            return
+        with (
+            warnings.catch_warnings(action="ignore"),  # about odd EXIF and the like; only errors matter
+            counting(f"fetch: {self.name}: decoding", self.left, unit="images") as advance,
+        ):
+            size = self.arrays["train"][0].shape[-1]
+            for decoded in decode(self.files.read(self.paths), size):
+                advance(sum(self._write(place, square) for place, square in decoded))
+                for images, _ in self.arrays.values():
+                    release_pages(images)
+
+    def expect_none(self) -> None:
+        """``FaultyError`` for rows that nothing has filled: they would be black."""
+        if self.rows:
+            lost = self.paths[next(iter(self.rows))]
+            expected = "expected files that do not change while they are read"
+            raise FaultyError(f"{self.files.label}: {brief(lost)} is gone; {expected}")
+
+    def _write(self, place: str, pixels: Images | str) -> int:
+        """Fill the rows of one file; their number."""
         if isinstance(pixels, str):
-            raise FaultyError(f"{self.label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
-        ours = self.rows.pop(place)  # so that a row is written once
-        for split, row in ours:
+            raise FaultyError(f"{self.files.label}: {brief(self.paths[place])} cannot be decoded ({pixels})")
+        filled = self.rows.pop(place)  # so that a row is written once
+        for split, row in filled:
             images, labels = self.arrays[split]
             images[row] = pixels
             labels[row] = self.layout.labels[split][row]  # last, as it marks the row as filled
-        return len(ours)
+        return len(filled)

@@ -33,10 +33,10 @@ class LabelList:
             of_path = dict(zip(sorted(pictures), (row[0] for row in self.rows), strict=True))
         else:
             of_path = self._by_name(pictures)
-        classes: dict[str, list[Picture]] = {}
-        for path, kind in of_path.items():
-            classes.setdefault(kind, []).append(pictures[path])
-        return classes
+        by_class: dict[str, list[Picture]] = {}
+        for path, class_name in of_path.items():
+            by_class.setdefault(class_name, []).append(pictures[path])
+        return by_class
 
     def _by_name(self, pictures: Mapping[str, Picture]) -> dict[str, str]:
         names = {PurePosixPath(path).name: path for path in pictures}
@@ -44,7 +44,9 @@ class LabelList:
         for number, row in enumerate(self.rows, 1):
             path = row[0] if row[0] in pictures else names.get(PurePosixPath(row[0]).name)
             if path is not None and len(row) > 1:
-                found[path] = row[1]
+                if found.setdefault(path, row[1]) != row[1]:
+                    twice = f"expected one class an image, not {found[path]} and another"
+                    raise UserError(f"{self.where} line {number}: {brief(' '.join(row))}; {twice}")
             elif number > 1:  # the first line may be a heading
                 expected = "expected the name of an image of the split, and its class"
                 raise UserError(f"{self.where} line {number}: {brief(' '.join(row))}; {expected}")

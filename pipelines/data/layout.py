@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -12,7 +12,7 @@ from pipelines.data.containers import LeftOut, Picture
 from pipelines.data.datasets import SPLITS, Split
 from pipelines.data.labels import LabelList
 
-Kinds = dict[str, list[Picture]]  # pictures by class
+ByClass = dict[str, list[Picture]]
 NAMED = 5  # classes in a message
 LABELS = "expected labels: <file> in params.yaml, which names the class of each validation image"
 FLAT = ""  # the class of pictures outside of class folders
@@ -23,6 +23,7 @@ class Layout:
     """The pictures of each split in the order of their rows: sorted by class, then by path."""
 
     classes: tuple[str, ...]
+    known: tuple[str, ...]  # classes, those that a subset leaves out included
     pictures: Mapping[Split, Sequence[Picture]]
     labels: Mapping[Split, Sequence[int]]
 
@@ -46,44 +47,67 @@ def lay_out(
     classes, different classes in the two splits, a class whose name is not plain text, a picture that cannot be read,
     and a ``subset`` of classes that are absent.
     """
+    folders = {split: str(PurePosixPath(folder)) for split, folder in folders.items()}
     flat: Split | None = None if labels is None else "test"
-    by_base: dict[str, dict[Split, Kinds]] = {}
+    bases: dict[Split, set[str]] = {split: set() for split in SPLITS}
     for picture in found:
-        for split, folder in folders.items():
-            for base, kind in _below(picture.path, folder, flat=split == flat):
-                by_base.setdefault(base, {}).setdefault(split, {}).setdefault(kind, []).append(picture)
-    base = _base(label, by_base, folders, found)
-    by_split = by_base[base]
-    _pass_over(found, by_base, base, folders, left_out)
-    for picture in (picture for kinds in by_split.values() for kind in kinds.values() for picture in kind):
+        for base, split, _ in _readings(picture.path, folders, flat):
+            bases[split].add(base)
+    root = _root(label, bases, folders, found)
+    by_split = _split(found, root, folders, flat, left_out)
+    for picture in _every(by_split):
         if picture.fault:
             raise UserError(f"{label}: {brief(picture.path)} cannot be read ({picture.fault})")
     if labels is not None:
-        below = PurePosixPath(base, folders["test"])
+        below = PurePosixPath(root, folders["test"])
         by_split["test"] = labels.assign(
             {str(PurePosixPath(picture.path).relative_to(below)): picture for picture in by_split["test"][FLAT]}
         )
     _check_classes(label, by_split, folders)
-    return _in_order(_cut(label, by_split, subset or ImageSubset(), left_out))
+    return _in_order(sorted(by_split["train"]), _cut(label, by_split, subset or ImageSubset(), left_out))
 
 
-def _in_order(by_split: Mapping[Split, Kinds]) -> Layout:
-    classes = tuple(sorted(by_split["train"]))
+def _split(
+    found: Sequence[Picture], root: str, folders: Mapping[Split, str], flat: Split | None, left_out: LeftOut
+) -> dict[Split, ByClass]:
+    """The pictures of the split folders in ``root``; counts the others."""
+    by_split: dict[Split, ByClass] = {split: {} for split in SPLITS}
+    for picture in found:
+        readings = {base: (split, class_name) for base, split, class_name in _readings(picture.path, folders, flat)}
+        if root in readings:
+            split, class_name = readings[root]
+            by_split[split].setdefault(class_name, []).append(picture)
+        else:
+            what, where = "unreadable" if picture.fault else "pictures", "below a second" if readings else "outside of"
+            left_out.add(f"{what} {where} {_both(folders)}", picture.path)
+    return by_split
+
+
+def _in_order(known: Sequence[str], by_split: Mapping[Split, ByClass]) -> Layout:
+    classes = sorted(by_split["train"])
     pictures: dict[Split, list[Picture]] = {"train": [], "test": []}
     labels: dict[Split, list[int]] = {"train": [], "test": []}
     for split in SPLITS:
-        for index, kind in enumerate(classes):
-            ordered = _by_path(by_split[split][kind])
+        for index, class_name in enumerate(classes):
+            ordered = _by_path(by_split[split][class_name])
             pictures[split] += ordered
             labels[split] += [index] * len(ordered)
-    return Layout(classes=classes, pictures=pictures, labels=labels)
+    return Layout(classes=tuple(classes), known=tuple(known), pictures=pictures, labels=labels)
+
+
+def _every(by_split: Mapping[Split, ByClass]) -> Iterator[Picture]:
+    for by_class in by_split.values():
+        for pictures in by_class.values():
+            yield from pictures
 
 
 def _by_path(pictures: Sequence[Picture]) -> list[Picture]:
     return sorted(pictures, key=lambda picture: picture.path)
 
 
-def _cut(label: str, by_split: Mapping[Split, Kinds], subset: ImageSubset, left_out: LeftOut) -> Mapping[Split, Kinds]:
+def _cut(
+    label: str, by_split: Mapping[Split, ByClass], subset: ImageSubset, left_out: LeftOut
+) -> Mapping[Split, ByClass]:
     """The classes and training images that ``subset`` selects; counts the others."""
     if not subset.words:
         return by_split
@@ -98,84 +122,65 @@ def _cut(label: str, by_split: Mapping[Split, Kinds], subset: ImageSubset, left_
         raise UserError(f"{label}: subset takes {subset.classes} classes; expected at most the {len(known)} there are")
     classes = subset.ids or known[: subset.classes]
     first = {"train": subset.per_class, "test": None}
-    kept = {split: {kind: _by_path(by_split[split][kind])[: first[split]] for kind in classes} for split in SPLITS}
-    taken = {id(picture) for kinds in kept.values() for pictures in kinds.values() for picture in pictures}
-    for picture in (one for kinds in by_split.values() for pictures in kinds.values() for one in pictures):
+    kept = {split: {one: _by_path(by_split[split][one])[: first[split]] for one in classes} for split in SPLITS}
+    taken = {id(picture) for picture in _every(kept)}
+    for picture in _every(by_split):
         if id(picture) not in taken:
             left_out.add("pictures outside of the subset", picture.path)
     return kept
 
 
-def _below(path: str, folder: str, flat: bool = False) -> Iterator[tuple[str, str]]:
-    """Base and class of each reading of ``path`` as ``<base>/<folder>/<class>/...``; no class where flat."""
-    parts, wanted = path.split("/"), list(PurePosixPath(folder).parts)
-    for start in range(len(parts) - len(wanted) - (0 if flat else 1)):
-        if parts[start : start + len(wanted)] == wanted:
-            yield "/".join(parts[:start]), FLAT if flat else parts[start + len(wanted)]
+def _readings(path: str, folders: Mapping[Split, str], flat: Split | None) -> Iterator[tuple[str, Split, str]]:
+    """Base, split and class of each reading of ``path`` as ``<base>/<split's folder>/<class>/...``.
+
+    There is no class in the split that is ``flat``.
+    """
+    parts = path.split("/")
+    for split, folder in folders.items():
+        wanted, below = folder.split("/"), 0 if split == flat else 1
+        for start in range(len(parts) - len(wanted) - below):
+            if parts[start : start + len(wanted)] == wanted:
+                yield "/".join(parts[:start]), split, FLAT if split == flat else parts[start + len(wanted)]
 
 
-def _base(
-    label: str, by_base: Mapping[str, Mapping[Split, Kinds]], folders: Mapping[Split, str], found: Sequence[Picture]
-) -> str:
+def _root(label: str, bases: Mapping[Split, Set[str]], folders: Mapping[Split, str], found: Sequence[Picture]) -> str:
     """The uppermost folder with both splits."""
-    whole = (base for base, splits in by_base.items() if len(splits) == len(SPLITS))
-    bases = sorted(whole, key=lambda base: (_depth(base), base))
-    if not bases:
-        seen = {split for splits in by_base.values() for split in splits}
-        lacking = [brief(folders[split]) for split in SPLITS if split not in seen]
-        nowhere = f"{brief(folders['train'])}/ and {brief(folders['test'])}/ of one folder"
-        where = " or ".join(f"{folder}/<class>/" for folder in lacking) or nowhere
-        flat = next((one.path for one in found if any(_below(one.path, folders["test"], flat=True))), None)
-        if "test" not in seen and flat is not None:
-            raise UserError(f"{label}: no images in {where}, but {brief(flat)}; {LABELS}")
-        raise UserError(f"{label}: no images in {where}; expected files such as .jpg and .png")
-    equal = [brief(base, 60) for base in bases if _depth(base) == _depth(bases[0])]
-    if len(equal) > 1:
-        both = f"{brief(folders['train'])}/ and {brief(folders['test'])}/"
-        raise UserError(f"{label}: {both} lie in {equal[0]}/ and in {equal[1]}/; expected them in one folder")
-    return bases[0]
+    by_depth: dict[int, list[str]] = {}
+    for base in sorted(bases["train"] & bases["test"]):
+        by_depth.setdefault(len(PurePosixPath(base).parts), []).append(base)
+    if by_depth:
+        root, *others = by_depth[min(by_depth)]
+        if others:
+            both = f"{_both(folders)} lie in {brief(root, 60)}/ and in {brief(others[0], 60)}/"
+            raise UserError(f"{label}: {both}; expected them in one folder")
+        return root
+    lacking = [brief(folders[split]) for split in SPLITS if not bases[split]]
+    where = " or ".join(f"{folder}/<class>/" for folder in lacking) or f"{_both(folders)} of one folder"
+    flat = next((one.path for one in found if any(_readings(one.path, {"test": folders["test"]}, "test"))), None)
+    if not bases["test"] and flat is not None:
+        raise UserError(f"{label}: no images in {where}, but {brief(flat)}; {LABELS}")
+    raise UserError(f"{label}: no images in {where}; expected files such as .jpg and .png")
 
 
-def _depth(base: str) -> int:
-    return len(PurePosixPath(base).parts)
+def _both(folders: Mapping[Split, str]) -> str:
+    return " and ".join(f"{brief(folders[split])}/" for split in SPLITS)
 
 
-def _pass_over(
-    found: Sequence[Picture],
-    by_base: Mapping[str, Mapping[Split, Kinds]],
-    base: str,
-    folders: Mapping[Split, str],
-    left_out: LeftOut,
-) -> None:
-    """Count the pictures outside of the splits of ``base``."""
-    readings = {
-        home: {picture.path for kinds in splits.values() for kind in kinds.values() for picture in kind}
-        for home, splits in by_base.items()
-    }
-    taken = readings.pop(base)
-    elsewhere = set().union(*readings.values())
-    split_folders = " and ".join(f"{brief(folders[split])}/" for split in SPLITS)
-    for picture in found:
-        if picture.path not in taken:
-            where = f"below a second {split_folders}" if picture.path in elsewhere else f"outside of {split_folders}"
-            left_out.add(f"{'unreadable' if picture.fault else 'pictures'} {where}", picture.path)
-
-
-def _check_classes(label: str, by_split: Mapping[Split, Kinds], folders: Mapping[Split, str]) -> None:
+def _check_classes(label: str, by_split: Mapping[Split, ByClass], folders: Mapping[Split, str]) -> None:
     train, test = (by_split[split].keys() for split in SPLITS)
-    for kind in sorted(train | test):
-        if not kind.isprintable() or kind != kind.strip():
-            folder = f"{folders['train' if kind in train else 'test']}/{kind}"
+    for name in sorted(train | test):
+        if not name.isprintable() or name != name.strip():
+            folder = f"{folders['train' if name in train else 'test']}/{name}"
             text = "expected a class name of printable characters in UTF-8, without a space at either end"
             raise UserError(f"{label}: the folder {brief(folder)} names a class; {text}")
     if not train & test:
-        few = ", ".join(brief(kind, 30) for kind in sorted(test)[:NAMED])
+        few = ", ".join(brief(name, 30) for name in sorted(test)[:NAMED])
         line = f"{label}: no class of {brief(folders['train'])}/ is in {brief(folders['test'])}/, which has {few}"
         raise UserError(f"{line}; expected the same folders, or {LABELS.removeprefix('expected ')}")
     for have, lack in ((SPLITS[0], SPLITS[1]), (SPLITS[1], SPLITS[0])):
         missing = sorted(by_split[have].keys() - by_split[lack].keys())
         if missing:
-            named = ", ".join(brief(kind, 30) for kind in missing[:NAMED])
+            named = ", ".join(brief(name, 30) for name in missing[:NAMED])
             more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
             held, absent = brief(folders[have]), brief(folders[lack])
             raise UserError(f"{label}: class {named}{more} has images in {held}/ but none in {absent}/; expected both")

@@ -93,6 +93,8 @@ def writing(path: Path, most: int | None = None) -> Iterator[Writer]:
     require_folder(path.parent)
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected the name of a file to write")
+    if PIECE_NUMBER.fullmatch(path.suffix):  # would be read as a piece of another parcel
+        raise UserError(f"{path} ends like a piece of a parcel; expected another ending, such as {path.name}.tar")
     partial = path.with_name(f".{path.name}.writing")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

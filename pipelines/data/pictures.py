@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, PpmImagePlugin, _imaging
+from PIL import Image, ImageOps, _imaging
 
 from pipelines.command.errors import reason
 
@@ -44,9 +41,8 @@ class Undecodable(Exception):
 def decode(packed: bytes, size: int) -> npt.NDArray[np.uint8]:
     """A picture's file as (3, size, size): RGB, short side scaled to ``size`` (bilinear, antialiased), centre crop.
 
-    The EXIF orientation is applied where it can be read. Transparent pixels become white. Grey levels of 16 bits (12 in
-    a TIFF) are scaled by the range of their type, colours of 16 bits keep the upper 8, and floating-point levels must
-    lie within 0 to 1. Of several frames the first is taken; colour profiles are ignored.
+    The EXIF orientation is applied where it can be read. Transparent pixels become white. Grey levels have at most 8
+    bits; colours of 16 bits keep the upper 8. Of several frames the first is taken; colour profiles are ignored.
 
     Only the part that becomes the square is scaled. For a square picture the result is that of scaling it whole, bit
     for bit; for others it differs by at most 1 of 255, as Pillow's order of rows and columns depends on the part. JPEGs
@@ -71,36 +67,6 @@ def decode(packed: bytes, size: int) -> npt.NDArray[np.uint8]:
         raise
     except Exception as error:  # Pillow's readers raise errors of many kinds
         raise Undecodable(reason(error).partition(" <")[0] or type(error).__name__) from None  # "<_io.BytesIO ...>"
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Discard what C libraries write to file descriptor 2; Python's stderr still reaches the user.
-
-    libtiff reports each damaged picture under a name of its own, "tempfile.tif".
-    """
-    shown, number = sys.stderr, _number(sys.stderr)
-    if number != 2:  # captured by a test, or closed
-        yield
-        return
-    shown.flush()
-    kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, number)
-        with open(kept, "w", buffering=1, encoding=shown.encoding, errors=shown.errors, closefd=False) as sys.stderr:
-            yield
-    finally:
-        sys.stderr = shown
-        os.dup2(kept, number)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _number(stream: TextIO) -> int | None:
-    try:
-        return stream.fileno()
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 @contextmanager
@@ -155,34 +121,10 @@ def _centre(sides: tuple[int, int], size: int) -> tuple[float, float, float, flo
 def _rgb(image: Image.Image) -> Image.Image:
     """The picture in RGB, 8 bits a channel."""
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
+        raise Undecodable(f"grey levels of more than 8 bits (Pillow's mode {image.mode}); expected at most 8")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, PAPER), image).convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Grey levels of more than 8 bits as 8, (H, W): black is 0, and the top of the type's range 255."""
-    values: npt.NDArray[Any] = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
-    if image.mode == "F":
-        if not ((values >= 0) & (values <= 1)).all():
-            raise Undecodable(f"floating-point levels from {values.min():g} to {values.max():g}; expected 0 to 1")
-        levels: npt.NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
-    elif image.mode == "I" and not isinstance(image, PpmImagePlugin.PpmImageFile):  # already scaled to 16 bits
-        raise Undecodable("levels are 32-bit or signed integers; expected 8 or 16 bits")
-    else:
-        top = (1 << tags.get(258, (16,))[0]) - 1  # BitsPerSample
-        wide = values.astype(np.uint32)
-        wide *= 255
-        wide += top // 2
-        wide //= top
-        levels = np.minimum(wide, 255).astype(np.uint8)
-    if tags.get(262) == 0:  # PhotometricInterpretation: white is zero
-        np.subtract(255, levels, out=levels)
-    if "transparency" in image.info:
-        levels[values == image.info["transparency"]] = 255
-    return levels

@@ -34,9 +34,8 @@ def gather(params: Params, project: Path = Path()) -> dict[str, Outcome]:
     """
     outcomes: dict[str, Outcome] = {}
     for name, benchmark in params.benchmarks.items():
-        entry = params.suite.benchmarks.get(name)
-        if entry is not None:  # other suites' leftovers are not read
-            outcome = reader.load(benchmark, budget=entry.budget, project=project)
+        if name in params.suite.benchmarks:  # other suites' leftovers are not read
+            outcome = reader.load(benchmark, budget=params.suite.budget, project=project)
             outcomes |= {name: outcome} if outcome else {}
     for first, (name, outcome) in itertools.product(outcomes.values(), outcomes.items()):
         if first.dataset == outcome.dataset and first.shape != outcome.shape:
@@ -51,8 +50,8 @@ def make_ledger(
     """The rows of each benchmark, its best first, in the order of params.yaml; those without evidence last."""
     rows: list[LedgerRow] = []
     for name, benchmark in params.benchmarks.items():
-        entry, found = params.suite.benchmarks.get(name), outcomes.get(name)
-        budget = entry.budget if entry else None
+        found = outcomes.get(name)
+        budget = params.suite.budget if name in params.suite.benchmarks else None
         own = [evidence.of_outcome(found, budget, benchmark.evaluation.claimed_on)] if budget and found else []
         subset = params.datasets[benchmark.dataset].subset.words
         dataset = f"{benchmark.dataset}: {subset}" if subset else benchmark.dataset

@@ -13,44 +13,46 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from pipelines.command import arguments
 from pipelines.command.errors import UserError, guard
 from pipelines.tracking.addresses import place, safe, tracking_uri
 from pipelines.tracking.delivery import Sender
 from pipelines.tracking.helper import HELPER
-from pipelines.tracking.outcome import SyncResult
 from pipelines.tracking.probe import be_patient
 from pipelines.tracking.spool import Spool
 
 
 def helper_main(interval_s: float | None = None) -> None:
-    """The helper process: send round by round until a line asks it to finish, and print the outcome so far."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The helper process: send round by round until a line names a deadline, in unix seconds.
+
+    Then it sends the rest, and prints the outcome at that time. It ends at once when its standard input is closed
+    without such a line: the stage is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage handles Ctrl-C
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # MLflow's words would fill a pipe that is read at the end
     if interval_s is not None:
         os.nice(10)  # running trials come first
     finish = threading.Event()
-
-    def listen() -> None:
-        if sys.stdin.readline():
-            finish.set()
-            sys.stdin.readline()
-        os._exit(1)  # the pipe is closed: the stage is gone, or has given this process up
-
-    def report(so_far: SyncResult, name: str = "") -> None:
-        if finish.is_set():  # earlier results are not read
-            print(json.dumps(asdict(so_far)), flush=True)
-
-    threading.Thread(target=listen, daemon=True).start()
     spool = Spool.here()
-    sender = Sender(spool, tracking_uri(spool.project), report)
-    while True:
-        last = finish.wait(interval_s)
-        result = sender.round()
-        if last or (finish.is_set() and result.away):  # a server that is away has just had its time
-            break
-    report(result)
+    sender = Sender(spool, tracking_uri(spool.project))
+
+    def send() -> None:
+        while True:
+            last = finish.wait(interval_s)
+            away = sender.round().away is not None
+            if last or (away and finish.is_set()):  # a server that is away has just had its time
+                return
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    if line := sys.stdin.readline():
+        finish.set()
+        sending.join(max(float(line) - time.time(), 0))
+        print(json.dumps(asdict(replace(sender.result, slow=sending.is_alive()))), file=answer, flush=True)
     os._exit(0)  # MLflow's threads, and those that a server left hanging, need not end
 
 
@@ -58,7 +60,7 @@ def replay(spool: Spool) -> None:
     """Send everything now and print each run; UserError when something could not be sent."""
     uri, began = tracking_uri(spool.project), time.monotonic()
     be_patient()
-    result = Sender(spool, uri, lambda _, name: print(f"sent {name}", flush=True)).round(verify=True)
+    result = Sender(spool, uri, lambda name: print(f"sent {name}", flush=True)).round(verify=True)
     where = place(safe(uri))
     if result.busy:
         raise UserError(f"another process is sending to {where} right now; run this again in a moment")

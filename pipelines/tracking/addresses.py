@@ -82,8 +82,8 @@ def clean(message: str, uri: str) -> str:
     """The first line of a message, without the URI's secrets and without control characters."""
     lines = message.strip().splitlines() or ["no reason given"]
     line = lines[0].replace(uri, safe(uri))
-    found = None if uri.startswith(FILES) else LOGIN.match(uri)
-    login = found["login"] if found else ""
+    match = None if uri.startswith(FILES) else LOGIN.match(uri)
+    login = match["login"] if match else ""
     password = login.partition(":")[2] or login
     for secret in {password, unquote(password)} - {""}:
         line = line.replace(secret, "***")

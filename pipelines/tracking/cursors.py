@@ -29,8 +29,8 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """One run of MLflow."""
+class RunRecord:
+    """One run of MLflow, as it should be there."""
 
     identity: str
     experiment: str
@@ -45,7 +45,7 @@ class Record:
     points: Sequence[Point]
     curve: Sequence[Point] = ()  # in the order of the epochs; an epoch's number is the last point of its line
     files: Sequence[MakeFiles]
-    mark: str  # a digest of everything
+    mark: str  # of everything above: another one where any of it has changed
 
 
 @dataclass(kw_only=True)
@@ -59,7 +59,7 @@ class Cursor:
     @classmethod
     def of(cls, root: Path, uri: str) -> Cursor:
         """The cursor of **uri** in the run store **root**; empty where there is none, or its sqlite file is gone."""
-        path, file, sent = root / "tracking" / f"{digest(safe(uri))}.json", sqlite_file(uri), None
+        path, file, sent = root / "tracking" / f"{mark_of(safe(uri))}.json", sqlite_file(uri), None
         if file is None or os.path.exists(file):
             with suppress(UserError):  # missing or damaged: everything is sent again, over what is there
                 sent = read_json(path).get("sent")
@@ -69,11 +69,11 @@ class Cursor:
         """Write the file in one step."""
         write_json(self.path, {"uri": self.uri, "sent": self.sent})
 
-    def lacks(self, record: Record) -> bool:
+    def lacks(self, record: RunRecord) -> bool:
         """Whether some of the record was not sent; a run that somebody deleted stays deleted."""
         return self.sent.get(record.identity) not in (record.mark, DELETED)
 
 
-def digest(*parts: Any) -> str:
-    """A short digest of plain values."""
+def mark_of(*parts: Any) -> str:
+    """16 hex digits that stand for plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

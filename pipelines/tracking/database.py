@@ -27,11 +27,11 @@ SCHEMA = re.compile(
 
 def reason(error: BaseException) -> str | None:
     """The database's fault in sqlite's words; None where the error has another cause."""
-    behind = list(chain(error))
-    if any(SCHEMA.search(str(one)) for one in behind):
+    causes = list(chain(error))
+    if any(SCHEMA.search(str(cause)) for cause in causes):
         return OTHER_VERSION
-    drivers = (one if isinstance(one, sqlite3.Error) else getattr(one, "orig", None) for one in behind)
-    return next((str(fault) for fault in drivers if fault), None)
+    faults = (cause if isinstance(cause, sqlite3.Error) else getattr(cause, "orig", None) for cause in causes)
+    return next((str(fault) for fault in faults if fault), None)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -46,8 +46,9 @@ def shared_by(file: Path) -> str | None:
     import psutil
 
     above = file.resolve().parents
-    mounts = [one for one in psutil.disk_partitions(all=True) if Path(one.mountpoint) in above]
-    kind = max(reversed(mounts), key=lambda one: len(one.mountpoint)).fstype if mounts else ""  # the last one shows
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if Path(mount.mountpoint) in above]
+    mounts.sort(key=lambda mount: len(mount.mountpoint))  # of two on one folder, the later one hides the other
+    kind = mounts[-1].fstype if mounts else ""
     return kind if kind in SEVERAL_WRITE else None
 
 
@@ -66,19 +67,19 @@ def bring_home(file: Path, tag: str) -> Path | None:
 
     Raises sqlite3.Error at once unless the database can be written now; MLflow would try again for minutes.
     """
-    home, was, address = artifacts(file), None, f"{file.absolute().as_uri()}?mode=rw"
+    home, old, address = artifacts(file), None, f"{file.absolute().as_uri()}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiment_tags'").fetchone():
             query = "SELECT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) WHERE key = ?"
             for (location,) in database.execute(query, (tag,)).fetchall():
                 place, _, name = str(location).rpartition("/")
-                there = Path(unquote(urlsplit(place).path))
-                if name and place.startswith("file:") and there.name == ARTIFACTS and there.resolve() != home.resolve():
-                    was = there
-                    old, new = f"{place}/", f"{home.as_uri()}/"
+                folder = Path(unquote(urlsplit(place).path))
+                ours = name and place.startswith("file:") and folder.name == ARTIFACTS
+                if ours and folder.resolve() != home.resolve():
+                    old, start, new = folder, f"{place}/", f"{home.as_uri()}/"
                     for table, uri in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
                         change = f"UPDATE {table} SET {uri} = ? || substr({uri}, ?) WHERE substr({uri}, 1, ?) = ?"
-                        database.execute(change, (new, len(old) + 1, len(old), old))
+                        database.execute(change, (new, len(start) + 1, len(start), start))
         database.execute("COMMIT")
-    return was
+    return old

@@ -20,16 +20,17 @@ from pipelines.command import locks
 from pipelines.command.files import TEMPORARY, DamagedError, replacing
 from pipelines.tracking import database, limits, records
 from pipelines.tracking.addresses import is_remote, safe, sqlite_file
-from pipelines.tracking.cursors import DELETED, Cursor, Record, digest
+from pipelines.tracking.cursors import DELETED, Cursor, RunRecord, mark_of
 from pipelines.tracking.outcome import SyncResult
 from pipelines.tracking.probe import ENVIRONMENT, Bounded, RefusedError, answers, probe, reach_local
-from pipelines.tracking.records import IDENTITY_TAG, REACHED, survey
+from pipelines.tracking.records import IDENTITY_TAG, REACHED
 from pipelines.tracking.spool import Spool
 
 if TYPE_CHECKING:
     from mlflow.entities import Run, RunInfo
 
 OURS = "convnet_benchmarks"  # the tag of an experiment of ours
+RUNS_A_PAGE = 500  # runs in one answer
 DESCRIPTION = (
     "Benchmarks on {dataset}: one run each, its trials below it (+). `explorer.html` of a run shows its confusion "
     "matrices, its learning curves and the figures of each class.\n\nThe step of a metric counts "
@@ -40,28 +41,28 @@ DESCRIPTION = (
 class Sender:
     """Sends records to one server, over one connection."""
 
-    def __init__(
-        self, spool: Spool, uri: str, report: Callable[[SyncResult, str], object] = lambda so_far, name: None
-    ) -> None:
-        """**report** gets the result so far and the name of each run that is sent."""
+    def __init__(self, spool: Spool, uri: str, report: Callable[[str], object] = lambda name: None) -> None:
+        """**report** gets the name of each run that is sent."""
         self.spool, self.uri, self.report = spool, uri, report
         self.client: Any = None
+        self.result = SyncResult(uri=safe(uri))  # of the latest round, so far
 
     def round(self, *, verify: bool = False) -> SyncResult:
         """Send all missing runs. Never raises. **verify** asks the server even if the cursor lacks nothing."""
-        result = SyncResult(uri=safe(self.uri))
+        result = self.result = SyncResult(uri=safe(self.uri))
         lock = Cursor.of(self.spool.store, self.uri).path.with_suffix(".lock")
         with result.keeping_errors(self.uri), locks.held(lock, "tracking", patience_s=0):
-            cursor, everything = survey(result, self.spool, self.uri)
+            everything, result.problems = records.all_runs(self.spool)
+            cursor = Cursor.of(self.spool.store, self.uri)
+            result.count(filter(cursor.lacks, everything))
             if everything and (verify or result.waits):
                 self._connect(result)
                 for name in dict.fromkeys(record.experiment for record in everything):
-                    mine = [record for record in everything if record.experiment == name]
-                    if not (verify or any(map(cursor.lacks, mine))):
-                        continue
-                    for record in self._send(name, mine, cursor, result):
-                        result.count(filter(cursor.lacks, everything))
-                        self.report(result, record.name)
+                    group = [record for record in everything if record.experiment == name]
+                    if verify or any(map(cursor.lacks, group)):
+                        for record in self._send(name, group, cursor, result):
+                            result.count(filter(cursor.lacks, everything))
+                            self.report(record.name)
                 result.count(filter(cursor.lacks, everything))
         return result
 
@@ -71,22 +72,22 @@ class Sender:
         if self.client is None:
             file = sqlite_file(self.uri)
             with answers(self.uri):
-                if file is not None and file.exists() and (before := database.bring_home(file, OURS)):
-                    result.came_from = str(before)
+                if file is not None and file.exists() and (old := database.bring_home(file, OURS)):
+                    result.came_from = str(old)
                 client = connect(self.uri)
                 client.search_experiments(max_results=1)  # raises faults of all runs, such as a login
             self.client = client
 
-    def _send(self, name: str, mine: list[Record], cursor: Cursor, result: SyncResult) -> Iterator[Record]:
+    def _send(self, name: str, group: list[RunRecord], cursor: Cursor, result: SyncResult) -> Iterator[RunRecord]:
         """Send the missing runs of an experiment; yields each that is sent."""
         try:
             with answers(self.uri):
                 experiment = self._experiment(name)
-                runs = self._list(experiment, mine, cursor)
+                runs = self._list(experiment, group, cursor)
         except RefusedError as error:  # of this experiment alone
-            result.refused += [f"{record.name}: {error}" for record in mine]
+            result.refused += [f"{record.name}: {error}" for record in group]
             return
-        for record in filter(cursor.lacks, mine):
+        for record in filter(cursor.lacks, group):
             try:
                 with answers(self.uri):
                     self._deliver(record, experiment, runs)
@@ -100,21 +101,21 @@ class Sender:
 
     def _experiment(self, name: str) -> str:
         """The id of the experiment; a missing one is made, a deleted one restored."""
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             file = sqlite_file(self.uri)
             plain = re.fullmatch(r"[\w-]{1,100}", name, re.ASCII)
-            folder = name if plain else digest(name)  # which file systems take
-            where = None if file is None else (database.artifacts(file) / folder).as_uri()
+            folder = name if plain else mark_of(name)  # which file systems take
+            place = None if file is None else (database.artifacts(file) / folder).as_uri()
             tags = {OURS: "true", "mlflow.note.content": DESCRIPTION.format(dataset=limits.name(name))}
-            return str(self.client.create_experiment(name, artifact_location=where, tags=tags))
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        if OURS not in found.tags:
-            self.client.set_experiment_tag(found.experiment_id, OURS, "true")
-        return str(found.experiment_id)
+            return str(self.client.create_experiment(name, artifact_location=place, tags=tags))
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        if OURS not in experiment.tags:
+            self.client.set_experiment_tag(experiment.experiment_id, OURS, "true")
+        return str(experiment.experiment_id)
 
-    def _list(self, experiment: str, mine: list[Record], cursor: Cursor) -> dict[str, str]:
+    def _list(self, experiment: str, group: list[RunRecord], cursor: Cursor) -> dict[str, str]:
         """The ids of the server's runs, by identity; corrects the cursor by them.
 
         A run made just before a crash is continued. A run that the server lost (a new database at the old address) is
@@ -122,23 +123,19 @@ class Sender:
         """
         from mlflow.entities import ViewType
 
-        there: dict[str, RunInfo] = {}
-        pages = [""]
-        for token in pages:
-            found = self.client.search_runs([experiment], "", ViewType.ALL, max_results=500, page_token=token or None)
-            for run in found:
-                if IDENTITY_TAG in run.data.tags:  # others in this experiment are not ours
-                    there.setdefault(run.data.tags[IDENTITY_TAG], run.info)
-            pages += [found.token] if found.token else []
-        for identity in (record.identity for record in mine):
-            if identity in there and there[identity].lifecycle_stage == "deleted":
+        known: dict[str, RunInfo] = {}
+        for run in every_run(self.client, experiment, run_view_type=ViewType.ALL):
+            if IDENTITY_TAG in run.data.tags:  # others in this experiment are not ours
+                known.setdefault(run.data.tags[IDENTITY_TAG], run.info)
+        for identity in (record.identity for record in group):
+            if identity in known and known[identity].lifecycle_stage == "deleted":
                 cursor.sent[identity] = DELETED
-            elif identity not in there or cursor.sent.get(identity) == DELETED:
+            elif identity not in known or cursor.sent.get(identity) == DELETED:
                 cursor.sent.pop(identity, None)
         cursor.save()
-        return {identity: info.run_id for identity, info in there.items()}
+        return {identity: info.run_id for identity, info in known.items()}
 
-    def _deliver(self, record: Record, experiment: str, runs: dict[str, str]) -> None:
+    def _deliver(self, record: RunRecord, experiment: str, runs: dict[str, str]) -> None:
         """Make or update the run. Raises DamagedError where some of its files can't be made, after sending the rest."""
         files: dict[str, bytes] = {}
         failure = None
@@ -157,7 +154,7 @@ class Sender:
         if failure is not None:
             raise failure
 
-    def _run(self, record: Record, experiment: str, runs: dict[str, str]) -> Run:
+    def _run(self, record: RunRecord, experiment: str, runs: dict[str, str]) -> Run:
         """The server's run; a missing one is made, and joins **runs**."""
         if record.identity in runs:
             return self.client.get_run(runs[record.identity])
@@ -168,7 +165,7 @@ class Sender:
         runs[record.identity] = run.info.run_id
         return run
 
-    def _log(self, run: Run, record: Record) -> None:
+    def _log(self, run: Run, record: RunRecord) -> None:
         """Send the dataset, and the rest in one call, which MLflow divides.
 
         A param can't change: the first value stays. Of the curve later epochs are sent alone: a resumed trial repeats
@@ -186,13 +183,12 @@ class Sender:
             *(point for point in record.points if held.metrics.get(point.key) != point.value),
             *(point for point in record.curve if point.step > reached),
         ]
-        params = {limits.key(key): limits.value(value, limits.PARAM) for key, value in record.params.items()}
-        tags = {limits.key(key): limits.value(value, limits.TAG) for key, value in record.tags.items()}
+        params = {key: value for key, value in record.params.items() if key not in held.params}
         self.client.log_batch(
             run_id,
             [Metric(p.key, p.value, milliseconds(p.time), p.step) for p in points],
-            [Param(key, value) for key, value in params.items() if key not in held.params],
-            [RunTag(key, value) for key, value in tags.items()],
+            [Param(key, limits.value(value, limits.PARAM)) for key, value in params.items()],
+            [RunTag(key, limits.value(value, limits.TAG)) for key, value in record.tags.items()],
         )
 
     def _log_files(self, run: Run, files: Mapping[str, bytes]) -> None:
@@ -218,6 +214,16 @@ class Sender:
             self.client.set_tag(run.info.run_id, f"sent.{key}", version)
 
 
+def every_run(client: Any, experiment: str, **search: Any) -> Iterator[Run]:
+    """The runs of an experiment that ``search_runs`` finds, however many pages they fill."""
+    token = None
+    while True:
+        page = client.search_runs([experiment], max_results=RUNS_A_PAGE, page_token=token, **search)
+        yield from page
+        if not (token := page.token):
+            return
+
+
 def milliseconds(seconds: float) -> int:
     """A time in MLflow's unit."""
     return int(1000 * seconds)
@@ -232,8 +238,8 @@ def connect(uri: str) -> Any:
         from mlflow.tracking import MlflowClient
 
         if file is not None and not file.exists():
-            for left in file.parent.glob(f".{file.name}.{TEMPORARY}.*"):  # by a killed process
-                left.unlink(missing_ok=True)
+            for half in file.parent.glob(f".{file.name}.{TEMPORARY}.*"):  # of a killed process
+                half.unlink(missing_ok=True)
             with replacing(file.absolute()) as temporary:  # this takes seconds; nothing would repair half a schema
                 MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
         client = MlflowClient(uri)

@@ -14,24 +14,25 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 
+from pipelines.tracking import records
 from pipelines.tracking.addresses import URI_VARIABLE, address, safe, tracking_uri
+from pipelines.tracking.cursors import Cursor
 from pipelines.tracking.outcome import SyncResult
-from pipelines.tracking.records import survey
 from pipelines.tracking.spool import Spool
 from pipelines.training.fingerprint import ROOT
 
 DEADLINE_S = 30.0  # for a slow server; one that never answers is given up within 5 s
+OVERTIME_S = 2.0  # more, for a helper that can't keep the deadline itself
 INTERVAL_S = 30.0
 HELPER = "--helper"
-Finish = Callable[[float, SyncResult], SyncResult]
 
 
 def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncResult:
-    """Send all missing runs; return within **deadline_s**, whatever the server does. Never raises.
+    """Send all missing runs; return within **deadline_s** (and OVERTIME_S), whatever the server does. Never raises.
 
     Costs some 20 ms when there is nothing to send. Unsent runs wait in the spool.
     """
@@ -39,11 +40,12 @@ def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncR
     uri = address(spool.project)
     result = SyncResult(uri=safe(uri))
     with result.keeping_errors(uri):
-        survey(result, spool, uri)
+        everything, result.problems = records.all_runs(spool)
+        result.count(filter(Cursor.of(spool.store, uri).lacks, everything))
         tracking_uri(spool.project)
         if result.waits:
-            with _helper(spool) as finish:
-                result = finish(deadline_s, result)
+            with _helper(spool) as process:
+                result = _finish(process, deadline_s, result)
     return result
 
 
@@ -53,64 +55,51 @@ def follow(
 ) -> Iterator[None]:
     """Keep the server up to date while the block runs, and send the rest at its end. Never raises.
 
-    The helper ends with the block's process, however that ends.
+    The helper ends with the block's process, however that ends; by **deadline_s** if that is killed at the block's end.
     """
     with contextlib.ExitStack() as stack:
-        finish = None
+        process = None
         with contextlib.suppress(Exception):
-            finish = stack.enter_context(_helper(spool or Spool.here(), interval_s))
+            process = stack.enter_context(_helper(spool or Spool.here(), interval_s))
         try:
             yield
         except BaseException:
             deadline_s = min(deadline_s, 5.0)  # nobody waits long for an interrupted stage
             raise
         finally:
-            if finish is not None:
-                finish(deadline_s, SyncResult(uri=""))
+            if process is not None:
+                _finish(process, deadline_s, SyncResult(uri=""))
 
 
 @contextlib.contextmanager
-def _helper(spool: Spool, interval_s: float | None = None) -> Iterator[Finish]:
-    """The process that talks to MLflow. It ends with the pipe to it, so it can't outlive its stage.
-
-    Yields a function that tells the process to send the rest, and returns the outcome; after ``deadline_s`` the outcome
-    so far.
-    """
+def _helper(spool: Spool, interval_s: float | None = None) -> Iterator[subprocess.Popen[str]]:
+    """The process that talks to MLflow; it ends when the pipe to it does."""
     command = [sys.executable, "-m", "pipelines.tracking", HELPER, *([] if interval_s is None else [str(interval_s)])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RUN_STORE": str(spool.store.absolute())}
     environment[URI_VARIABLE] = tracking_uri(spool.project)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with (
-        tempfile.TemporaryFile() as results,  # one a line, the latest last
-        subprocess.Popen(
-            command,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=results,
-            stderr=subprocess.DEVNULL,
-            cwd=spool.project,
-            env=environment,
-            start_new_session=True,  # the stage handles Ctrl-C
-        ) as process,
-    ):
-
-        def finish(deadline_s: float, so_far: SyncResult) -> SyncResult:
-            with contextlib.suppress(OSError):  # it is gone, and has a status
-                process.stdin.write(b"\n")  # type: ignore[union-attr]
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(deadline_s)
-            late = process.poll() is None
-            process.kill()
-            status = process.wait()
-            results.seek(0)
-            for line in results:
-                with contextlib.suppress(ValueError):  # the last line, cut off
-                    so_far = SyncResult(**json.loads(line))
-            if late:
-                return replace(so_far, slow=True)
-            return replace(so_far, failed=f"the sending process ended with status {status}") if status else so_far
-
+    with subprocess.Popen(
+        command,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=spool.project,
+        env=environment,
+        start_new_session=True,  # the stage handles Ctrl-C
+    ) as process:
         try:
-            yield finish
+            yield process
         finally:
             process.kill()
+
+
+def _finish(process: subprocess.Popen[str], deadline_s: float, so_far: SyncResult) -> SyncResult:
+    """Have the helper send the rest; its outcome, after **deadline_s** at the latest."""
+    try:
+        answer, _ = process.communicate(f"{time.time() + deadline_s}\n", timeout=deadline_s + OVERTIME_S)
+    except subprocess.TimeoutExpired:
+        return replace(so_far, slow=True)
+    if process.returncode:
+        return replace(so_far, failed=f"the sending process ended with status {process.returncode}")
+    return SyncResult(**json.loads(answer))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pipelines.command.errors import HeldError, UserError
 from pipelines.tracking.addresses import clean, place
-from pipelines.tracking.cursors import Record
+from pipelines.tracking.cursors import RunRecord
 from pipelines.tracking.probe import AwayError, LoginError
 
 
@@ -52,7 +52,7 @@ class SyncResult:
         more = f" (and {len(self.problems) - 1} more like it)" if len(self.problems) > 1 else ""
         return f"not tracked: {self.problems[0]}{more}" if self.problems else None
 
-    def count(self, waiting: Iterable[Record]) -> None:
+    def count(self, waiting: Iterable[RunRecord]) -> None:
         """Note how many records wait."""
         kinds = [record.tags["kind"] for record in waiting]
         self.waiting = {kind: kinds.count(kind) for kind in ("trial", "benchmark")}

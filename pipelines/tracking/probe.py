@@ -6,9 +6,10 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any, TypeVar
 
 from pipelines.command.errors import UserError
@@ -100,11 +101,23 @@ class Bounded:
         call = getattr(self._client, name)
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            size = os.path.getsize(args[1]) if name == "log_artifact" else 0
-            requests = 1 + len(args[1]) // METRICS_A_REQUEST if name == "log_batch" else 1
+            requests, size = _work(name, args)
             return within(requests * patience() + size / BYTES_A_SECOND, lambda: call(*args, **kwargs))
 
         return bounded
+
+
+def _work(name: str, args: Sequence[Any]) -> tuple[int, int]:
+    """The requests that a call of MLflow's client makes, and the bytes that it uploads."""
+    match name:
+        case "log_batch":
+            return 1 + len(args[1]) // METRICS_A_REQUEST, 0
+        case "log_artifact":
+            return 1, os.path.getsize(args[1])
+        case "log_image":  # as a PNG
+            args[1].save(encoded := BytesIO(), "PNG")
+            return 1, len(encoded.getvalue())
+    return 1, 0
 
 
 def reach_local() -> None:
@@ -116,7 +129,10 @@ def reach_local() -> None:
 
 
 def probe(uri: str) -> None:
-    """Raise AwayError unless MLflow answers at **uri** in time; asking for a login is an answer."""
+    """Raise AwayError unless MLflow answers at **uri** in time; asking for a login is an answer.
+
+    MLflow's own client takes two seconds to be imported, and a dead server may cost 5 s: its silence takes ANSWER_S.
+    """
     reach_local()
     status, body = within(patience(), lambda: _ask(uri))
     if status >= 500 or status in LATER:
@@ -167,16 +183,16 @@ def _meaning(error: Exception, uri: str) -> AwayError | RefusedError:
         status = getattr(getattr(error, "response", None), "status_code", None)  # of an upload
     if status in (401, 403):
         body = re.search(r"Response body: '([^'<]{1,80})'", str(error))
-        said = f", {body[1]}" if body else ""
-        words = f"wants a login (401; {SET_LOGIN})" if status == 401 else f"denies access (403{said}; {OTHER_LOGIN})"
+        reply = f", {body[1]}" if body else ""
+        words = f"wants a login (401; {SET_LOGIN})" if status == 401 else f"denies access (403{reply}; {OTHER_LOGIN})"
         return LoginError(clean(words, uri))
     if status is not None and status < 500 and status not in LATER:
         return RefusedError(clean(str(error), uri))
-    wrong = None if is_remote(uri) else database.reason(error)
-    if wrong is None and (lost := _lost(error, uri)):
+    fault = None if is_remote(uri) else database.reason(error)
+    if fault is None and (lost := _lost(error, uri)):
         return AwayError(lost)
-    if wrong is not None or isinstance(error, MlflowException | OSError):
-        return AwayError(f"can't be used ({clean(wrong or str(error), uri)})")
+    if fault is not None or isinstance(error, MlflowException | OSError):
+        return AwayError(f"can't be used ({clean(fault or str(error), uri)})")
     return RefusedError(clean(f"{type(error).__name__}: {error}", uri))
 
 
@@ -184,17 +200,17 @@ def _lost(error: Exception, uri: str) -> str | None:
     """The predicate of a server that gave no answer, by the error of requests behind **error**; None without one."""
     import requests
 
-    for one in database.chain(error):
-        match one:
+    for cause in database.chain(error):
+        match cause:
             case requests.exceptions.RetryError():
                 return "answers with errors of its own"
             case requests.Timeout():
                 return _late(patience())
             case requests.exceptions.SSLError():
-                why = re.search(r"\] ([^()]+) \(_ssl", str(one))
+                why = re.search(r"\] ([^()]+) \(_ssl", str(cause))
                 return f"is away (TLS fails{': ' + clean(why[1], uri) if why else ''})"
             case requests.ConnectionError():
                 return "is away (no connection)"
             case requests.RequestException():
-                return f"is away ({clean(str(one), uri)})"
+                return f"is away ({clean(str(cause), uri)})"
     return None

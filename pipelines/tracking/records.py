@@ -20,8 +20,7 @@ from pipelines.results.reader import Metrics, Outcome, Result, Trial, per_class
 from pipelines.results.rows import LedgerRow, Summary, claimed_error
 from pipelines.results.words import figure, seeds, stuck
 from pipelines.tracking import limits, spool
-from pipelines.tracking.cursors import Cursor, MakeFiles, Point, Record, digest
-from pipelines.tracking.outcome import SyncResult
+from pipelines.tracking.cursors import MakeFiles, Point, RunRecord, mark_of
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
 FORMAT = 6  # raise it with a change of figures or texts: each run is then sent again, over the old one
@@ -38,24 +37,13 @@ COST = ("wall_s", "device_s", "images_per_s", "images_seen", "parameters")
 PROVENANCE = ("hardware", "device", "cuda_graph", "workers", "resumed", "git_commit", "git_dirty")
 
 
-def gather(where: Spool) -> tuple[list[Record], list[str]]:
+def all_runs(where: Spool) -> tuple[list[RunRecord], list[str]]:
     """All runs, each benchmark before its trials; and a line for each file that can't be tracked."""
-    found, (benchmarks, problems) = [], spool.read(where)
+    runs, (benchmarks, problems) = [], spool.read(where)
     for benchmark in benchmarks:
-        found += [benchmark_record(benchmark), *(trial_record(trial, benchmark) for trial in benchmark.trials)]
-    return found, list(dict.fromkeys(problems))  # several runs may share a file
-
-
-def survey(result: SyncResult, where: Spool, uri: str) -> tuple[Cursor, list[Record]]:
-    """The cursor of **uri** and all records; what waits and what can't be read is noted in **result**.
-
-    The server is not asked.
-    """
-    everything, problems = gather(where)
-    cursor = Cursor.of(where.store, uri)
-    result.problems = [limits.name(line, LONGEST_PROBLEM) for line in problems]
-    result.count(filter(cursor.lacks, everything))
-    return cursor, everything
+        runs += [benchmark_record(benchmark), *(trial_record(trial, benchmark) for trial in benchmark.trials)]
+    lines = [limits.name(problem, LONGEST_PROBLEM) for problem in problems]
+    return runs, list(dict.fromkeys(lines))  # several runs may share a file
 
 
 def step(epochs: float) -> int:
@@ -63,7 +51,7 @@ def step(epochs: float) -> int:
     return round(STEPS_AN_EPOCH * epochs)
 
 
-def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
+def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> RunRecord:
     """The child run of one trial, restarts included."""
     params = {"benchmark": trial.benchmark, "budget": trial.budget, "seed": str(trial.seed), **flatten(trial.config)}
     tags = {
@@ -86,9 +74,9 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         tags |= {"stuck_at_chance": "true"} if evaluation.at_chance else {}
         points += _points(_trial_figures(evaluation.metrics), modified(evaluation.folder / "metrics.json"))
         title = f"{trial.benchmark}, seed {trial.seed}"
-        files = [partial(_files, title, _trial_facts(trial, evaluation), benchmark, (trial,))]
+        files = [partial(_files, title, _trial_facts(trial, evaluation), benchmark, (evaluation,))]
     own = trial.benchmark == trial.trained_as  # otherwise another row has the same weights
-    return Record(
+    return RunRecord(
         identity=limits.name(f"trial:{trial.key}" + ("" if own else f"/{trial.benchmark}"), limits.TAG),
         experiment=limits.name(trial.dataset, limits.EXPERIMENT),
         name=limits.name(f"{trial.benchmark} seed {trial.seed}"),
@@ -102,9 +90,9 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> Record:
         points=points,
         curve=_curve(trial),
         files=files,
-        mark=digest(
+        mark=mark_of(
             *(FORMAT, params, tags, trial.status, len(trial.curve)),
-            *(trial.result, _shown(trial), _claimed(benchmark)),
+            *(trial.result, _files_digest(trial.evaluation), _claimed(benchmark)),
         ),
     )
 
@@ -129,34 +117,35 @@ def _provenance(trial: SpooledTrial, result: Result) -> dict[str, str]:
     return tags | ({"mlflow.source.git.commit": result.commit} if result.git_commit else {})
 
 
-def _trial_facts(trial: SpooledTrial, found: Trial) -> dict[str, str]:
+def _trial_facts(trial: SpooledTrial, evaluation: Trial) -> dict[str, str]:
     """An evaluated trial in words, for the head of its explorer."""
-    on = {} if found.claimed_on is None else {"error on the images of the claim": f"{found.claimed_on:.2f} %"}
-    return {"test error": f"{found.error:.2f} %", **on, "budget": trial.budget, "trial": trial.key}
+    facts = {"test error": f"{evaluation.error:.2f} %"}
+    if evaluation.claimed_on is not None:
+        facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
+    return {**facts, "budget": trial.budget, "trial": trial.key}
 
 
-def _shown(trial: SpooledTrial) -> str:
-    """A digest of everything that the files of a run show of an evaluated trial."""
-    found = trial.evaluation
-    return digest(found and [trial.seed, trial.curve, found.metrics, found.confusion.tolist(), vars(found.about)])
+def _files_digest(of: Trial | None) -> str:
+    """A digest of all that the files of a run show of a trial; of nothing where it is not evaluated."""
+    return mark_of(of and [of.seed, of.curve, of.metrics, of.confusion.tolist(), vars(of.about)])
 
 
-def benchmark_record(benchmark: SpooledBenchmark) -> Record:
+def benchmark_record(benchmark: SpooledBenchmark) -> RunRecord:
     """The parent run of a benchmark at one budget: all seeds together, and the row of the ledger."""
     params = {"benchmark": benchmark.name, "budget": benchmark.budget, "dataset": benchmark.dataset}
     tags = {"kind": "benchmark", "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"}
     points: list[Point] = []
     files: list[MakeFiles] = []
     facts: dict[str, str] = {}
-    if benchmark.row is not None:
-        tags |= _row_tags(benchmark.row)
-        points += _points(_row_figures(benchmark.row), benchmark.row_time)
-        facts = {"verdict": _verdict(benchmark.row), **_row_facts(benchmark.row)}
-        files.append(partial(_ledger, benchmark.row))
-    if benchmark.evaluated:
-        points += _points(_mean_figures(benchmark.evaluated), benchmark.evaluated_time)
-        files.append(partial(_files, benchmark.name, facts, benchmark, benchmark.evaluated))
-    return Record(
+    if (row := benchmark.row) is not None:
+        tags |= _row_tags(row)
+        points += _points(_row_figures(row), benchmark.row_time)
+        facts = {"verdict": _verdict(row), **_row_facts(row)}
+        files.append(lambda: {LEDGER: (json.dumps(plain(row), indent=1, sort_keys=True) + "\n").encode()})
+    if benchmark.evaluations:
+        points += _points(_mean_figures(benchmark.evaluations), benchmark.evaluated_time)
+        files.append(partial(_files, benchmark.name, facts, benchmark, benchmark.evaluations))
+    return RunRecord(
         identity=_identity(benchmark),
         experiment=limits.name(benchmark.dataset, limits.EXPERIMENT),
         name=limits.name(f"{benchmark.name} ({benchmark.budget})"),
@@ -169,20 +158,16 @@ def benchmark_record(benchmark: SpooledBenchmark) -> Record:
         tags=tags,
         points=points,
         files=files,
-        mark=digest(FORMAT, params, tags, benchmark.status, benchmark.row, [*map(_shown, benchmark.evaluated)]),
+        mark=mark_of(FORMAT, params, tags, benchmark.status, row, [*map(_files_digest, benchmark.evaluations)]),
     )
 
 
-def _ledger(row: LedgerRow) -> dict[str, bytes]:
-    return {LEDGER: (json.dumps(plain(row), indent=1, sort_keys=True) + "\n").encode()}
-
-
 def _files(
-    title: str, facts: Mapping[str, str], benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]
+    title: str, facts: Mapping[str, str], benchmark: SpooledBenchmark, trials: tuple[Trial, ...]
 ) -> dict[str, bytes]:
     """The explorer, the figures and the table of the classes, over **trials**."""
     outcome = _outcome(benchmark, trials)
-    errors = figure(Summary.of({str(trial.seed): trial.error for trial in outcome.trials}))
+    errors = figure(Summary.of({str(trial.seed): trial.error for trial in trials}))
     facts = facts or {"test error, %": errors}
     page = explorer.artifact(
         title=title, facts={**facts, "protocol": outcome.protocol}, outcome=outcome, claimed_error=_claimed(benchmark)
@@ -196,15 +181,14 @@ def _files(
     }
 
 
-def _outcome(benchmark: SpooledBenchmark, trials: Sequence[SpooledTrial]) -> Outcome:
-    """The evaluated **trials** of a benchmark, with their test images where these were kept."""
-    finished = tuple(trial.evaluation for trial in trials if trial.evaluation)
-    folder, kept = finished[0].folder.parents[1], None
+def _outcome(benchmark: SpooledBenchmark, trials: tuple[Trial, ...]) -> Outcome:
+    """Some evaluated **trials** of a benchmark, with their test images where these were kept."""
+    folder, examples = trials[0].folder.parents[1], None
     with suppress(MissingError):
-        kept = reader.read_examples(folder / "examples.npz", finished)
-    lowest = trials[0].key == benchmark.evaluated[0].key  # the seed whose first layer is kept
+        examples = reader.read_examples(folder / "examples.npz", trials)
+    lowest = trials[0].folder == benchmark.evaluations[0].folder  # the seed whose first layer is kept
     layer = arrays.first_layer(folder / "first_layer.npz") if lowest else {}
-    return Outcome(**vars(finished[0].about), trials=finished, examples=kept, **layer)
+    return Outcome(**vars(trials[0].about), trials=trials, examples=examples, **layer)
 
 
 def _classes(outcome: Outcome) -> bytes:
@@ -282,17 +266,16 @@ def _row_facts(row: LedgerRow) -> dict[str, str]:
 
 def _trial_figures(metrics: Metrics) -> dict[str, float | None]:
     """A trial's figures on the test set and, where the claim was measured on other images, on those."""
-    tested = {"test": metrics, "claimed_on": metrics.claimed_on}
-    return {f"{split}/{key}": getattr(found, key, None) for split, found in tested.items() for key in TEST_METRICS}
+    splits = {"test": metrics, "claimed_on": metrics.claimed_on}
+    return {f"{split}/{key}": getattr(figures, key, None) for split, figures in splits.items() for key in TEST_METRICS}
 
 
-def _mean_figures(trials: Sequence[SpooledTrial]) -> dict[str, float | None]:
+def _mean_figures(trials: Sequence[Trial]) -> dict[str, float | None]:
     """The mean figures of a benchmark's seeds, each with its interval."""
-    found = [trial.evaluation for trial in trials if trial.evaluation]
-    figures = verdicts.summary("test/", [trial.error for trial in found])
-    top5 = [trial.metrics.top5_error for trial in found if trial.metrics.top5_error is not None]
+    figures = verdicts.summary("test/", [trial.error for trial in trials])
+    top5 = [trial.metrics.top5_error for trial in trials if trial.metrics.top5_error is not None]
     figures |= {"test/top5_error": statistics.fmean(top5)} if top5 else {}
-    on = [trial.claimed_on for trial in found if trial.claimed_on is not None]
+    on = [trial.claimed_on for trial in trials if trial.claimed_on is not None]
     return figures | (verdicts.summary("claimed_on/", on) if on else {})
 
 

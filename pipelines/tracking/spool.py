@@ -26,7 +26,7 @@ from pipelines.results.reader import LATEST, SEED, About, CurveLine, Identity, R
 from pipelines.results.rows import LedgerRow
 from pipelines.training import store
 
-SILENT_S = 900.0  # without progress: such a trial counts as ended
+SILENT_S = 900.0  # without a report: such a trial counts as ended
 Found = TypeVar("Found")
 Evaluations = dict[tuple[str, str], Trial]  # by benchmark and key of the trial
 
@@ -67,8 +67,9 @@ class SpooledTrial:
         """MLflow's status: FINISHED, FAILED, RUNNING, or KILLED when the process is gone."""
         if self.result is not None:
             return "FINISHED"
-        if self.progress is None:
-            return "RUNNING"
+        if self.progress is None:  # before the first report it reads its data, and fits its transforms
+            young = time.time() - modified(self.folder / "trial.json") <= SILENT_S
+            return "RUNNING" if young else "KILLED"
         if self.progress.get("state") == "failed":
             return "FAILED"
         return "RUNNING" if alive(self.progress) else "KILLED"
@@ -90,7 +91,9 @@ class SpooledTrial:
         if self.status == "RUNNING":
             return None
         last = (self.progress or {}).get("time")
-        return float(last) if is_number(last) and 0 <= last <= LATEST else time.time()
+        if is_number(last) and 0 <= last <= LATEST:
+            return float(last)
+        return self.curve[-1].time if self.curve else self.started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +108,14 @@ class SpooledBenchmark:
     row_time: float  # when the row was written, unix seconds; 0 without one
 
     @property
-    def evaluated(self) -> tuple[SpooledTrial, ...]:
-        """Its evaluated trials by seed; they are of the current configuration."""
-        return tuple(trial for trial in self.trials if trial.evaluation is not None)
+    def evaluations(self) -> tuple[Trial, ...]:
+        """The evaluations of its trials by seed; they are of the current configuration."""
+        return tuple(trial.evaluation for trial in self.trials if trial.evaluation)
 
     @property
     def evaluated_time(self) -> float:
         """When the last of its evaluations was written, unix seconds; 0 without one."""
-        found = [trial.evaluation for trial in self.trials if trial.evaluation]
-        return max((modified(one.folder / "metrics.json") for one in found), default=0.0)
+        return max((modified(evaluation.folder / "metrics.json") for evaluation in self.evaluations), default=0.0)
 
     @property
     def status(self) -> str:
@@ -121,7 +123,7 @@ class SpooledBenchmark:
         states = {trial.status for trial in self.trials}
         if "RUNNING" in states:
             return "RUNNING"
-        if self.row is not None or self.evaluated or not states or "FINISHED" in states:
+        if self.row is not None or self.evaluations or not states or "FINISHED" in states:
             return "FINISHED"
         return "FAILED" if "FAILED" in states else "KILLED"
 
@@ -149,11 +151,11 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     datasets |= {key: row.dataset for key, row in rows.items() if key in datasets or row.n}
     benchmarks = []
     for (name, budget), dataset in datasets.items():
-        mine = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
+        own = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
         row = rows.get((name, budget))
         written = modified(path) if row else 0.0
         benchmarks.append(
-            SpooledBenchmark(name=name, budget=budget, dataset=dataset, trials=mine, row=row, row_time=written)
+            SpooledBenchmark(name=name, budget=budget, dataset=dataset, trials=own, row=row, row_time=written)
         )
     return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
 
@@ -168,14 +170,22 @@ def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list
             continue
         name = identity.benchmark if path.name == "trial.json" else path.parents[1].name
         if (name, identity.key) not in trials:
-            trial = _try(problems, _trial, path, name, identity, evaluations, problems)
+            evaluation = _evaluation_of(identity.key, name, evaluations)
+            trial = _try(problems, _trial, path, name, identity, evaluation, problems)
             trials |= {(name, trial.key): trial} if trial else {}
     return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
 
 
-def _trial(path: Path, name: str, identity: Identity, evaluations: Evaluations, problems: list[str]) -> SpooledTrial:
-    of_key = [one for (_, key), one in evaluations.items() if key == identity.key]
-    found = evaluations.get((name, identity.key), of_key[0] if len(of_key) == 1 else None)
+def _evaluation_of(key: str, name: str, evaluations: Evaluations) -> Trial | None:
+    """The evaluation of a trial as the benchmark **name**, or else the only one that there is of it.
+
+    Rows may share weights; the store names the row that trained them, and another may be the only one evaluated.
+    """
+    of_trial = [evaluation for evaluation in evaluations.values() if evaluation.metrics.key == key]
+    return evaluations.get((name, key), of_trial[0] if len(of_trial) == 1 else None)
+
+
+def _trial(path: Path, name: str, identity: Identity, evaluation: Trial | None, problems: list[str]) -> SpooledTrial:
     named: Mapping[str, Any] = identity.dataset or {}
     dataset = convert(Text, named.get("name", identity.config.get("dataset")), f"{path}: dataset.name", strict=False)
     digest = convert(Text, named.get("digest", identity.dataset_digest), f"{path}: dataset.digest", strict=False)
@@ -188,7 +198,7 @@ def _trial(path: Path, name: str, identity: Identity, evaluations: Evaluations, 
         curve=curve,
         progress=_try(problems, read_json, path.parent / "progress.json"),
         result=result,
-        evaluation=found and replace(found, curve=curve, result=result),
+        evaluation=evaluation and replace(evaluation, curve=curve, result=result),
     )
 
 
@@ -199,8 +209,8 @@ def _of_seed(path: Path) -> bool:
 
 def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
     paths = sorted(filter(_of_seed, (spool.project / reader.EVALUATIONS).glob("*/trials/seed-*/metrics.json")))
-    found = [_try(problems, _evaluation, path.parent) for path in paths]
-    return {(one.folder.parents[1].name, one.metrics.key): one for one in found if one}
+    trials = [_try(problems, _evaluation, path.parent) for path in paths]
+    return {(trial.folder.parents[1].name, trial.metrics.key): trial for trial in trials if trial}
 
 
 def _evaluation(folder: Path) -> Trial:
@@ -210,8 +220,8 @@ def _evaluation(folder: Path) -> Trial:
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], LedgerRow]:
     """The rows of this checkout by benchmark and budget; committed evidence was tracked where it ran."""
     places = {f"{path} row {place}": row for place, row in enumerate(read_list(path), 1) if _own(row)}
-    found = [_try(problems, reader.parsed, LedgerRow, row, place) for place, row in places.items()]
-    return {(row.benchmark, row.budget): row for row in found if row and row.budget}
+    rows = [_try(problems, reader.parsed, LedgerRow, row, place) for place, row in places.items()]
+    return {(row.benchmark, row.budget): row for row in rows if row and row.budget}
 
 
 def _own(row: Any) -> bool:

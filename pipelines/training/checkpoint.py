@@ -76,7 +76,7 @@ class CheckpointCallback(pl.Callback):
         self.saving_s = 0.0
         self.images = 0  # in this process
         self.epoch_started_s = 0.0  # value of elapsed() when the epoch began
-        self.asked: int | None = None  # the signal upon which to save and end
+        self.ended_by: int | None = None  # the signal upon which to save and end
 
     def recipe_epochs(self, epochs: float) -> float:
         """Epochs as they are reported (``Spec.recipe_epochs``)."""
@@ -143,9 +143,9 @@ class CheckpointCallback(pl.Callback):
 
     def preempt(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: save at the end of the chunk, and end; a second signal ends at once."""
-        if self.asked is not None:
+        if self.ended_by is not None:
             raise KeyboardInterrupt
-        self.asked = number
+        self.ended_by = number
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -157,7 +157,7 @@ class CheckpointCallback(pl.Callback):
         often = max(0.2, min(1.0, (now - self.started) / FIRST_S))
         if self.worker.rank == 0 and now - self.reported >= PROGRESS_EVERY_S * often:
             self.report("running", float(outputs["loss"]))
-        if self.loader.done and (self._agree(now, batch_idx) or self._asked_alone()):
+        if self.loader.done and self._agree(now, batch_idx):
             self._save(trainer)
             self._make_room()
 
@@ -166,7 +166,7 @@ class CheckpointCallback(pl.Callback):
         assert isinstance(module, Classifier)
         ended, last = trainer.current_epoch + 1, trainer.current_epoch + 1 == self.spec.epochs
         self._add_point(ended, module, trainer.optimizers[0].param_groups[0]["lr"])
-        if self._agree(time.monotonic(), 0) or self._asked_alone() or last:
+        if self._agree(time.monotonic(), 0) or last:
             self._save(trainer)
             if not last:  # to finish takes no longer than to end early
                 self._make_room()
@@ -204,28 +204,26 @@ class CheckpointCallback(pl.Callback):
             print(f"{self.spec.name}: {line} = {math.log(classes):.4f}", flush=True)
 
     def _make_room(self) -> None:
-        if self.asked is not None:
-            how = signal.Signals(self.asked).name
-            raise PreemptedError(f"{self.spec.name} was ended by {how}, its checkpoint is saved", GO_ON, self.asked)
-
-    def _asked_alone(self) -> bool:
-        """Whether a signal has asked the only worker to end; several agree on it."""
-        if self.worker.workers == 1 and self.asked is None:
-            self.asked = self.worker.preempted()
-        return self.worker.workers == 1 and self.asked is not None
+        if self.ended_by is not None:
+            how = signal.Signals(self.ended_by).name
+            raise PreemptedError(f"{self.spec.name} was ended by {how}, its checkpoint is saved", GO_ON, self.ended_by)
 
     def _agree(self, now: float, batch_idx: int) -> bool:
-        """Whether to save now: all workers or none, by rank 0's clock or where a signal asks one of them to end."""
+        """Whether to save now: all workers or none, by rank 0's clock or where a signal asks one of them to end.
+
+        All of them then have the signal in ``ended_by``.
+        """
         due = now - self.saved >= max(CHECKPOINT_EVERY_S, 20 * self.saving_s)
         if self.worker.workers == 1:
-            return due
+            self.ended_by = self.ended_by or self.worker.preempted()
+            return due or self.ended_by is not None
         if batch_idx % AGREE_EVERY:
             return False
         flags = torch.tensor([float(due and self.worker.rank == 0), float(self.worker.preempted() or 0)])
         if torch.distributed.get_backend() == "nccl":
             flags = flags.cuda()
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        self.asked = int(flags[1].item()) or None
+        self.ended_by = int(flags[1].item()) or None
         return bool(flags.any().item())
 
     def _save(self, trainer: pl.Trainer) -> None:

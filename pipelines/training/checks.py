@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.command.errors import UserError, reason
 from pipelines.config.benchmarks import Benchmark
@@ -16,11 +15,10 @@ from pipelines.training import boosting, sdlm
 from pipelines.training.inputs import LONGEST_REASON, Inputs
 from pipelines.training.losses import build_loss
 from pipelines.training.optimisers import build_optimiser
-from pipelines.training.spec import Sizes
 
 
-def check(inputs: Inputs, budget: str) -> Sizes:
-    """UserError for the first fault; returns the sizes of a trial's files."""
+def check(inputs: Inputs, budget: str) -> int:
+    """UserError for the first fault; returns the bytes of a trial's weights."""
     benchmark, dataset = inputs.benchmark, inputs.dataset
     dataset.verify("train")
     check_counts(benchmark, budget, dataset)
@@ -30,7 +28,7 @@ def check(inputs: Inputs, budget: str) -> Sizes:
     check_ensemble(benchmark, model)
     _check_outputs(inputs, model)
     check_optimiser(benchmark, model, inputs.shape)
-    return Sizes(weights=_bytes(model.state_dict().values()), state=_state_bytes(benchmark, model))
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def check_counts(benchmark: Benchmark, budget: str, dataset: Dataset) -> None:
@@ -108,17 +106,3 @@ def check_optimiser(benchmark: Benchmark, model: nn.Module, shape: tuple[int, ..
             sdlm.curvature(model, build_loss(benchmark.recipe), images, labels)
     except (UserError, ValueError) as error:
         raise UserError(f"{benchmark.where}.recipe.optimiser: {error}") from None
-
-
-def _state_bytes(benchmark: Benchmark, model: nn.Module) -> int:
-    """Bytes of the optimiser's state after a step, counted on meta tensors; makes ``model`` unusable."""
-    model = model.to("meta")
-    optimiser = build_optimiser(benchmark.recipe.optimiser, model)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimiser.step()
-    return _bytes(value for state in optimiser.state.values() for value in state.values() if torch.is_tensor(value))
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

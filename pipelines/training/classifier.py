@@ -61,7 +61,7 @@ class Classifier(pl.LightningModule):
         # No buffers: DDP would overwrite them.
         self.loss_sum, self.wrong = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
         self.trained: list[nn.Parameter] = []
-        self.learn: graphs.Pass = self._learn
+        self.replayed: graphs.Replayed | None = None  # ``forward_backward`` as a CUDA graph, on a GPU
         self.images = 0  # of this worker, in this epoch
         self.seen = 0  # images of this worker, in this process
 
@@ -70,7 +70,13 @@ class Classifier(pl.LightningModule):
         self.loss_sum, self.wrong = self.loss_sum.to(self.device), self.wrong.to(self.device)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if self.device.type == "cuda":
-            self.learn = graphs.Replayed(self._learn, self.trained, graphs.CudaCapture(), self._obstacle())
+            capture = graphs.CudaCapture()
+            self.replayed = graphs.Replayed(self.forward_backward, self.trained, capture, self._obstacle())
+
+    @property
+    def cuda_graph(self) -> str | None:
+        """For a trial's result: whether its passes were replayed, or why not; None on a CPU."""
+        return None if self.replayed is None else self.replayed.outcome
 
     def _obstacle(self) -> str | None:
         """Why passes should not be captured; None where it can be tried."""
@@ -88,17 +94,18 @@ class Classifier(pl.LightningModule):
         assert isinstance(optimiser, torch.optim.Optimizer)
         if chunk.first == 0:
             self.prepare_epoch(optimiser, self.trainer.train_dataloader.loader, chunk.epoch)
+        learn = self.replayed or self.forward_backward
         second_order = optimiser if isinstance(optimiser, SecondOrder) else None  # once: the check is slow
         for number, (images, labels) in enumerate(chunk.minibatches, chunk.first):
             self.prepare_step(optimiser, chunk.epoch, number)
-            passed = self.learn(images, labels)
+            passed = learn(images, labels)
             self.count(passed, len(labels))
             if second_order is not None:
                 second_order.examples = len(labels) * _world()
             optimiser.step()
         return passed.loss
 
-    def _learn(self, images: Tensor, labels: Tensor) -> Passed:
+    def forward_backward(self, images: Tensor, labels: Tensor) -> Passed:
         """Forward and backward: new gradients of the trained parameters."""
         judged = self.judge(images, labels)
         for parameter in self.trained:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.meaning import as_text, meaning
 from pipelines.config.registry import registered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +145,7 @@ def parse(source: str) -> Parsed:
     parts: dict[str, list[ast.stmt]] = {LOOSE: []}
     imports: dict[str, str] = {}
     entries: dict[str, list[tuple[str, str]]] = {}
-    tree = _Meaning().visit(ast.parse(source))
+    tree = meaning(source)
     for node in ast.walk(tree):
         imports |= _imported(node)
     for statement in tree.body:
@@ -156,7 +157,7 @@ def parse(source: str) -> Parsed:
                 entries.setdefault(registry, []).append((name, as_name))
     used = {name: sorted({used for part in held for used in _used(part)}) for name, held in parts.items()}
     return Parsed(
-        text={name: "\n".join([*map(plain, held), *_external(used[name], imports)]) for name, held in parts.items()},
+        text={name: "\n".join([*map(as_text, held), *_external(used[name], imports)]) for name, held in parts.items()},
         used=used,
         imports=imports,
         entries=entries,
@@ -167,26 +168,6 @@ def _external(used: Collection[str], imports: Mapping[str, str]) -> list[str]:
     """The meaning of names from other packages; names from ours count by their own code."""
     heads = sorted({name.partition(".")[0] for name in used} & set(imports))
     return [f"{head} is {imports[head]}" for head in heads if imports[head].partition(".")[0] not in PACKAGES]
-
-
-class _Meaning(ast.NodeTransformer):
-    """Drops all that changes no number: docstrings, imports for type checking, the arguments of exceptions."""
-
-    def visit(self, node: ast.AST) -> Any:
-        """Drop the docstring of a module, class or function; leave the rest to the methods below."""
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = node.body[ast.get_docstring(node) is not None :]
-        return super().visit(node)
-
-    def visit_If(self, node: ast.If) -> Any:
-        """Of ``if TYPE_CHECKING:`` only the other branch is run."""
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return [self.visit(statement) for statement in node.orelse]
-        return self.generic_visit(node)
-
-    def visit_Raise(self, node: ast.Raise) -> Any:
-        """Keep only the fact that it raises."""
-        return ast.Raise()
 
 
 def _imported(node: ast.AST) -> dict[str, str]:
@@ -230,11 +211,3 @@ def _dotted(node: ast.expr) -> str | None:
         return node.id
     inner = _dotted(node.value) if isinstance(node, ast.Attribute) else None
     return f"{inner}.{node.attr}" if inner and isinstance(node, ast.Attribute) else None
-
-
-def plain(node: Any) -> str:
-    """A syntax tree as text, the same in each version of Python: fields that are not set are left out."""
-    if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
-        return f"{type(node).__name__}({', '.join(f'{name}={plain(value)}' for name, value in fields)})"
-    return f"[{', '.join(map(plain, node))}]" if isinstance(node, list) else repr(node)

@@ -32,7 +32,7 @@ TURN_S = 0.5  # at most, between updates of the board
 ENDING_S = 60.0  # for the current minibatches and a checkpoint, after a signal to end
 ENDED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CROWDED = "not enough memory on the GPU; expected fewer trials side by side"
-Kind = Literal["line", "done", "failed", "unfit"]  # unfit: failed, and so that the process ends
+Kind = Literal["line", "done", "failed", "crashed"]  # crashed: failed, and so that the process ends
 
 
 class Seat:
@@ -64,7 +64,7 @@ class Seat:
             self.process.join()
             code = self.process.exitcode or 0
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-            return "unfit", f"its process was ended {how}"
+            return "crashed", f"its process was ended {how}"
         return message
 
     def leave(self) -> None:
@@ -112,8 +112,10 @@ class Seats:
             seat.process.terminate()
 
     def _turn(self) -> None:
-        for seat in self.seats:
-            if seat.trial is None and self.waiting and self.deadline is None:
+        for seat in [seat for seat in self.seats if seat.trial is None]:
+            if self.deadline is not None:  # perhaps begun while the signal came, so without having received it
+                self._leave(seat)
+            elif self.waiting:
                 seat.begin(self.waiting.popleft())
         ready = connection.wait([seat.pipe for seat in self.seats], TURN_S)
         for seat in [seat for seat in self.seats if seat.pipe in ready]:
@@ -131,11 +133,14 @@ class Seats:
             self.failures.append(line)
             self.board.say(line)
         seat.trial = None
-        if kind == "unfit" or self.deadline is not None or not self.waiting:
-            self.seats.remove(seat)
-            seat.leave()
+        if kind == "crashed" or self.deadline is not None or not self.waiting:
+            self._leave(seat)
             if self.waiting and self.deadline is None:
                 self.seats.append(Seat())
+
+    def _leave(self, seat: Seat) -> None:
+        self.seats.remove(seat)
+        seat.leave()
 
 
 class _Lines:
@@ -161,7 +166,7 @@ def _work(pipe: connection.Connection) -> None:
     sys.stdout = _Lines(pipe)  # print uses no more of it
     try:
         kind: Kind = "done"
-        while kind != "unfit":
+        while kind != "crashed":
             kind, line = _train(pipe.recv())
             pipe.send((kind, line))
     except (EOFError, OSError, KeyboardInterrupt, SystemExit):  # no more trials, or asked to end
@@ -183,10 +188,10 @@ def _train(trial: Spec) -> tuple[Kind, str]:
     except UserError as error:
         return "failed", str(error)
     except torch.OutOfMemoryError:
-        return "unfit", CROWDED
+        return "crashed", CROWDED
     except Exception as error:
         line = errors.mendable(error)
         if line is None:
             traceback.print_exc()
-        return "unfit", line or f"{type(error).__name__}: {reason(error)}"
+        return "crashed", line or f"{type(error).__name__}: {reason(error)}"
     return "done", ""

@@ -34,13 +34,6 @@ class Alike(NamedTuple):
     precision: str  # that of another kind of device where the trial began there
 
 
-class Sizes(NamedTuple):
-    """Bytes that a trial keeps."""
-
-    weights: int  # parameters and buffers
-    state: int  # of the optimiser
-
-
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """One benchmark at one budget from one seed, on one dataset and one kind of device."""
@@ -106,7 +99,7 @@ class Spec:
     @property
     def finished(self) -> bool:
         """Whether a variant is trained to its end."""
-        return self.settled.files.finished
+        return any(variant.files.finished for variant in self.variants)
 
     @property
     def epochs(self) -> int:

@@ -27,7 +27,6 @@ from pipelines.data.batches import Chunks
 from pipelines.training import core, fingerprint, memory, provenance, store, tensors
 from pipelines.training.checkpoint import CheckpointCallback, Checkpoints, Watch, Worker, chunks_of
 from pipelines.training.classifier import Classifier
-from pipelines.training.graphs import Replayed
 from pipelines.training.inputs import LOADED, Inputs
 from pipelines.training.spec import Spec
 
@@ -213,7 +212,7 @@ def _finish(spec: Spec, module: Classifier, callback: CheckpointCallback, identi
         "workers": workers[0] if len(workers) == 1 else workers,  # of an elastic trial, in the order of their work
         "hardware": ", then ".join(callback.trained_on),
         "device": spec.device,
-        **({"cuda_graph": module.learn.outcome} if isinstance(module.learn, Replayed) else {}),
+        **({"cuda_graph": module.cuda_graph} if module.cuda_graph else {}),
         "threads": torch.get_num_threads(),
         "versions": provenance.versions(),
         "parameters": sum(p.numel() for p in module.model.parameters() if p.requires_grad),

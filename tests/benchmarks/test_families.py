@@ -27,5 +27,5 @@ def test_a_row_is_measured() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert re.search(
-        r"^\| ordinary-cifar10 \| fp32 \| [\d,]+ \| [\d,]+ \| [\d,]+ \| \d\.\d\d \| ", done.stdout, re.MULTILINE
+        r"^\| ordinary-cifar10 \| fp32 \|( [\d,]+ \|){4}( \d+\.\d\d \|){4} [\d.]+ \|$", done.stdout, re.MULTILINE
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import placement, scale
+from pipelines.command.errors import UserError
 from tests.conftest import ROOT
 
 
@@ -31,3 +32,11 @@ def test_the_simulated_placing_of_a_suite_is_a_table(
     *_, small, large = capsys.readouterr().out.splitlines()
     assert small.split()[:2] == ["3", "60"] and large.split()[:2] == ["16", "60"]
     assert min(float(line.split()[-1]) for line in (small, large)) > 0.9
+    monkeypatch.setattr(sys, "argv", ["placement.py", "--suite", "imagenette-224", "--gpus", "0"])
+    with pytest.raises(UserError, match=r"^--gpus has 0; expected at least 1$"):
+        placement.main()
+    monkeypatch.setattr(sys, "argv", ["placement.py", "--suite", "imagenette-224", "--gpus", "1"])
+    placement.main()
+    monkeypatch.setattr(placement, "IMAGES_OF", {"mnist": 60_000, "cifar10": 50_000})
+    with pytest.raises(UserError, match=r"imagenette-224\.dataset is imagenette-224; expected one whose size is known"):
+        placement.main()

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from pipelines.cluster import campaign, connection, estimate, local, packing, readiness
+from pipelines.cluster import campaign, connection, estimate, local, losses, packing, readiness
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Job, Need, Node, Placing
 from pipelines.command.errors import PREEMPTED, UserError
+from pipelines.command.files import write_json
 from pipelines.config.benchmarks import Benchmark, Resources
 from pipelines.config.params import load_params
 from pipelines.training import spec
@@ -136,13 +138,13 @@ def test_the_estimate_is_that_of_the_placing(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_lost_node_counts_against_no_trial_and_a_dead_worker_does() -> None:
-    losses, gone, dead = connection.Losses(), connection.LostError("gone"), connection.LostWorkerError("dead")
+    found, gone, dead = losses.Losses(), losses.LostError("gone"), losses.LostWorkerError("dead")
     preempted = UserError("preempted")
     preempted.status = PREEMPTED
-    assert all(losses.forgives("a", error) for error in [gone, preempted] * 10)
-    assert [losses.forgives("a", dead) for _ in range(connection.RETRIES + 1)] == [True] * connection.RETRIES + [False]
-    assert not losses.forgives("a", gone) and losses.forgives("b", gone)
-    assert not losses.forgives("b", UserError("a bad row"))
+    assert all(found.forgives("a", error) for error in [gone, preempted] * 10)
+    assert [found.forgives("a", dead) for _ in range(losses.RETRIES + 1)] == [True] * losses.RETRIES + [False]
+    assert not found.forgives("a", gone) and found.forgives("b", gone)
+    assert not found.forgives("b", UserError("a bad row"))
 
 
 @pytest.mark.parametrize("seconds", ["soon", "-1", "nan"])
@@ -151,6 +153,39 @@ def test_a_time_to_wait_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch
     joined = dataclasses.replace(of((1, 0)), address="head:6379")
     with pytest.raises(UserError, match=rf"^RAY_WAIT_S is {seconds}; expected seconds, such as 600$"):
         readiness.awaited(joined, [])
+
+
+def test_a_command_that_hangs_on_a_node_is_a_fault_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(command: list[str], timeout: float, **options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(subprocess, "run", hangs)
+    assert str(readiness._gpu_fault(2)).endswith(" finds none: is its driver in order?")
+    question = dataclasses.replace(readiness.decoding(), data=tmp_path / "datasets", digests={"mnist": "0"})
+    assert readiness._fetch(question) == "it can't fetch the data within 1 h 0 min"
+
+
+def test_a_node_that_is_cut_off_is_noticed_while_other_trials_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a trial ended every second, nobody looked for those whose node was gone."""
+    ended, hung = (
+        spec.Spec(benchmark=asking(), seed=seed, budget="laptop", data=tmp_path, store=tmp_path) for seed in (0, 1)
+    )
+    joined = dataclasses.replace(of((1, 0), (1, 0)), address="head:6379")
+    running = packing._Packing([ended, hung], joined)
+    running.placing.starts(0.0)
+    running.tasks = {"ended": (ended, 0.0), "hung": (hung, 0.0)}
+    running.checked -= connection.CUT_OFF_S
+    state = {"state": "running", "time": time.time() - 2 * connection.CUT_OFF_S, "epoch": 1, "epochs": 2}
+    write_json(hung.files.progress, state | {"host": "gone"})
+    monkeypatch.setattr("ray.wait", lambda tasks, **options: (tasks[:1], tasks[1:]))
+    monkeypatch.setattr(packing, "_error_of", lambda *about: None)
+    monkeypatch.setattr(connection, "living", lambda: joined.nodes)
+    first, second = running._ended()
+    assert first == (ended, None)
+    assert second[0] == hung and str(second[1]) == "lenet5-mnist seed 1: its node gone is cut off"
 
 
 def test_candidates_of_one_speed_are_measured_once(tmp_path: Path) -> None:
@@ -229,7 +264,7 @@ def test_ray_puts_trials_that_share_gpus_where_they_are_seated(two_nodes: str, m
         need, shared = Need(gpus=0.25), packing.SharedGPUs(found)
         placing = Placing([Job(key=str(number), need=need, seconds=1.0) for number in range(4)], found.nodes)
         starts = placing.starts(0)
-        places = [shared.option(start, placing.floor.part(start.seats[0])) for start in starts]
+        places = [shared.option(start, placing.floor.reserved_cpus(start.seats[0])) for start in starts]
         remote = ray.remote(gpu)
         tasks = [remote.options(**need.options, **place).remote() for place in places]
         assert len(set(ray.get(tasks))) == 4

@@ -121,7 +121,7 @@ PROBE = """
             if line.startswith("calls"):
                 calls = {number: (line.removeprefix("calls "),) for number in range(4)}
                 with readiness.admitted(found, readiness.decoding) as able:
-                    print(*dict(spreading.spread("os.system", calls, what="calls", on=able)), flush=True)
+                    print(*dict(spreading.spread("os.system", calls, what="calls", cluster=able)), flush=True)
                 continue
             gpus = Resources(gpus_if_any=float(line.partition(" ")[2] or 0))
             one = dataclasses.replace(planned[0], benchmark=dataclasses.replace(planned[0].benchmark, resources=gpus))

@@ -344,8 +344,6 @@ def test_misspelt_keys_are_found_at_every_depth() -> None:
         f"{B}/resources/cpu": "cpus",
         f"{B}/claim/sorce": "source",
         "suites/laptop/benchmark": "benchmarks",
-        "suite/nam": "name",
-        "suite/benchmarks/lenet5-mnist/famly": "family",
     }
     for place, near in depths.items():
         where = "params.yaml: the key suits" if place == "suits" else shown(place)
@@ -456,40 +454,6 @@ def test_a_dataset_is_named_as_its_folder_may_be(name: str) -> None:
     assert line.startswith(
         f"params.yaml: datasets has the key {name!r}; expected a name of small letters, digits, hyphens and underscores"
     )
-
-
-@pytest.mark.parametrize(
-    "folder",
-    [
-        "datasets/imagenette",
-        "./data/../datasets/imagenette/",
-        "datasets/imagenette/raw",
-        "datasets",
-        ".",
-        "datasets/mnist",
-        "{cwd}/datasets/imagenette",
-        "{link}/imagenette",
-    ],
-)
-def test_pictures_do_not_lie_where_fetch_would_replace_them(folder: str, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(Path("datasets").absolute())
-    place = folder.format(cwd=Path.cwd(), link=tmp_path / "link")
-    line = complaint(changed("datasets/imagenette", {"kind": "imagefolder", "folder": place}))
-    assert line.startswith(
-        f"params.yaml: datasets.imagenette.folder is {wording.show(place)}; expected one apart from datasets/"
-    )
-    assert line.endswith(", which fetch replaces")
-
-
-def test_an_archive_does_not_lie_where_fetch_would_replace_it() -> None:
-    line = complaint(changed("datasets/imagenette/archive", "../datasets/imagenette/all.tar"))
-    assert line.endswith("/all.tar'; expected one apart from datasets/imagenette, which fetch replaces")
-
-
-@pytest.mark.parametrize("folder", ["pictures", "data/imagenette", "datasets-raw/imagenette", "datasets/imagenette2"])
-def test_pictures_may_lie_elsewhere(folder: str) -> None:
-    found = projects.build(changed("datasets/imagenette", {"kind": "imagefolder", "folder": folder}))
-    assert found.datasets["imagenette"].folder == folder
 
 
 def test_where_nothing_is_declared_no_names_are_listed() -> None:
@@ -622,6 +586,9 @@ STALE: list[tuple[str, Any]] = [
     (f"{LENET}/budget", "paper"),
     (LENET, NOTHING),
     ("suite/benchmarks/lenet5-mnits", ENTRY),
+    (LENET, None),
+    (f"{LENET}/famly", "lenet"),
+    ("suite/nam", "laptop"),
     ("suite/datasets", ["mnist"]),
     ("suite/datasets", ["cifar10", "mnist"]),
     (
@@ -640,7 +607,9 @@ def test_an_active_suite_that_was_edited_or_is_old_is_one_line(place: str, value
 
 
 def test_an_active_suite_of_another_shape_is_one_line() -> None:
-    assert complaint(changed(LENET, None)) == "suite.yaml: suite.benchmarks.lenet5-mnist is null; expected a mapping"
+    for name in (None, 5, ["laptop"]):
+        line = complaint(changed("suite/name", name))
+        assert line.startswith(f"suite.yaml: suite.name: suite {wording.show(name)} is not known; ")
     assert complaint(changed("suite/name", "labtop")).startswith(
         "suite.yaml: suite.name: suite labtop is not known; did you mean laptop?"
     )

@@ -115,5 +115,13 @@ def as_folder(folder: Path, files: dict[str, bytes]) -> Path:
 def write(root: Path, source: Origin) -> tuple[Dataset, list[str]]:
     """The dataset that ``source`` becomes, and the log."""
     log: list[str] = []
-    imagefolder.write(root, "pets", source, log.append)
+    write_images(root, source, log.append)
     return open_dataset(root / "datasets", "pets"), log
+
+
+def write_images(
+    root: Path, source: Origin, say: imagefolder.Say, decode: imagefolder.Decode = imagefolder.in_this_process
+) -> None:
+    """``datasets/pets``."""
+    with imagefolder.writing(root, "pets", source, say) as rows:
+        rows.fill(decode)

@@ -268,6 +268,11 @@ def test_odd_answers_are_one_line(root: Path, serve: Callable[[Server], Server],
     assert "no source has" in run_or_refuse(root, answering(serve, answer))[-1]
 
 
+def test_a_range_that_nobody_asked_for_is_refused_by_its_status(root: Path, serve: Callable[[Server], Server]) -> None:
+    log = run_or_refuse(root, answering(serve, lambda handler: handler.send_error(416, "No range")))
+    assert line_about(log, IMAGES, "HTTP 416 No range")
+
+
 @pytest.mark.parametrize("variable", ["http_proxy", "ALL_PROXY"])
 def test_no_proxy_leads_back_to_this_machine(
     root: Path, serve: Callable[[Server], Server], monkeypatch: pytest.MonkeyPatch, variable: str

@@ -26,8 +26,7 @@ from PIL import Image
 from pipelines.command.errors import UserError, printable
 from pipelines.config import schema
 from pipelines.config.origins import Origin
-from pipelines.data import containers, imagefolder
-from tests import projects
+from pipelines.data import containers
 from tests.data import layouts
 from tests.processes import soon
 
@@ -120,7 +119,9 @@ def test_all_containers_give_the_same_dataset(tmp_path: Path, pictures: dict[str
 def test_split_folders_may_have_other_names(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     renamed = {name.replace("/val/", "/held/out/"): content for name, content in pictures.items()}
     layouts.as_folder(tmp_path / "mine", renamed)
-    dataset, _ = layouts.write(tmp_path, Origin(kind="imagefolder", folder="mine", size=8, val="held/out"))
+    dataset, _ = layouts.write(
+        tmp_path, Origin(kind="imagefolder", folder="mine", size=8, train="./train", val="held//out/")
+    )
     assert dataset.test == 7
 
 
@@ -136,7 +137,7 @@ def test_a_class_may_bear_the_name_of_a_split(tmp_path: Path, pictures: dict[str
 
 def refused(root: Path, source: Origin) -> str:
     with pytest.raises(UserError) as caught:
-        imagefolder.write(root, "pets", source, lambda line: None)
+        layouts.write(root, source)
     assert not (root / "datasets").exists() or not list((root / "datasets").iterdir())
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -229,34 +230,6 @@ def test_a_hard_link_to_what_the_archive_does_not_hold(tmp_path: Path, pictures:
     assert line == "pets.tar: set/val/n02/9.png cannot be read (No such file or directory)"
 
 
-def test_what_a_library_says_of_a_damaged_picture_does_not_reach_the_user(tmp_path: Path) -> None:
-    """libtiff writes to file 2 by itself, under a name that is not the picture's."""
-    projects.copy_params(tmp_path)
-    buffer = io.BytesIO()
-    picture(0, 40, 40).save(buffer, "TIFF", compression="tiff_adobe_deflate")
-    damaged = bytearray(buffer.getvalue())
-    damaged[60:80] = bytes(20)
-    decode = "from pipelines.data.pictures import decode; decode(open('x.tif', 'rb').read(), 8)"
-    (tmp_path / "x.tif").write_bytes(damaged)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    alone = subprocess.run(
-        [sys.executable, "-c", decode], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert "Decod" in alone.stderr.splitlines()[0]  # or this tests nothing
-    pictures = {f"{split}/{kind}/0.png": packed(picture(1)) for split in ("train", "val") for kind in ("a", "b")}
-    for name, content in {**pictures, "train/a/1.tif": bytes(damaged)}.items():
-        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "mine" / name).write_bytes(content)
-    params = tmp_path / "params.yaml"
-    params.write_text(
-        params.read_text().replace("datasets:\n", "datasets:\n  mine: {kind: imagefolder, folder: mine}\n", 1)
-    )
-    fetch = [sys.executable, "-m", "pipelines.fetch", "mine"]
-    done = subprocess.run(fetch, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: mine: train/a/1.tif cannot be decoded")
-
-
 # What is passed over is counted, and the same in every form
 
 
@@ -339,7 +312,7 @@ def test_what_is_left_out_is_said_before_an_error_that_it_may_explain(tmp_path: 
         as_tree(tmp_path / "mine", {f"{split}/cat/1.heic": b"x", f"{split}/dog/1.heic": b"x"})
     log: list[str] = []
     with pytest.raises(UserError, match="no images in train/<class>/ or val/<class>/"):
-        imagefolder.write(tmp_path, "pets", Origin(kind="imagefolder", folder="mine"), log.append)
+        layouts.write_images(tmp_path, Origin(kind="imagefolder", folder="mine"), log.append)
     assert log[-1] == "mine: left out: pictures of formats that are not read: 4 (train/cat/1.heic)"
 
 
@@ -641,10 +614,8 @@ def test_names_of_others_move_no_cursor(tmp_path: Path) -> None:
 BOMBS = r"""
 import io, resource, struct, sys, tarfile, zlib
 from pathlib import Path
-from pipelines.data import containers, imagefolder
 from pipelines.config.origins import Origin
-from pipelines.command.errors import UserError, printable
-from tests import projects
+from tests.data import layouts
 
 resource.setrlimit(resource.RLIMIT_AS, (1_200_000_000,) * 2)
 
@@ -667,7 +638,7 @@ with tarfile.open(root / "data" / "pets.tar", "w") as tar:
         member = tarfile.TarInfo(name)
         member.size = len(large)
         tar.addfile(member, io.BytesIO(large))
-imagefolder.write(root, "pets", Origin(kind="imagefolder", archive="pets.tar", size=8), print)
+layouts.write_images(root, Origin(kind="imagefolder", archive="pets.tar", size=8), print)
 """
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from pipelines.config.origins import Origin
 from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset
 from pipelines.data.imagefolder import Decoded, Encoded, decode_job, jobs
+from pipelines.data.pictures import decode
 from tests.conftest import ROOT
 from tests.data import layouts
 
@@ -55,7 +56,7 @@ def root(tmp_path: Path) -> Path:
 
 def write(root: Path, spread: Spread, source: Origin = PETS) -> list[str]:
     log: list[str] = []
-    imagefolder.write(root, "pets", source, log.append, decoders=lambda images: nullcontext(spread.over))
+    layouts.write_images(root, source, log.append, spread.over)
     return log
 
 
@@ -93,6 +94,21 @@ def test_images_that_are_decoded_already_are_not_decoded_again(root: Path) -> No
     write(root, anew, renamed)
     assert anew.done == IMAGES
     open_dataset(root / "datasets", "pets").verify()
+
+
+def test_a_comment_in_the_decoder_decodes_nothing_anew_and_another_decoder_everything(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(root, Spread())
+    original = Path(inspect.getfile(decode)).read_text()
+    copy = tmp_path / "copy.py"
+    monkeypatch.setattr(inspect, "getfile", lambda function: str(copy))
+    copy.write_text(f"# A word more.\n{original}")
+    again = Spread()
+    assert "they are decoded already, and undamaged" in write(root, again) and again.done == 0
+    copy.write_text(original.replace("BILINEAR", "BICUBIC"))
+    write(root, again)
+    assert again.done == IMAGES
 
 
 class LostCluster(Spread):
@@ -197,8 +213,8 @@ def test_a_killed_fetch_goes_on_on_ray(root: Path) -> None:
         for number in range(60):
             (root / "mine/train" / name / f"x{number}.jpg").write_bytes(layouts.picture(kind, number % 50, side=600))
     images = 3 * (60 + layouts.TRAIN + layouts.VAL)
-    imagefolder.write(root, "whole", Origin(kind="imagefolder", folder="mine", size=512), lambda line: None)
-    whole = open_dataset(root / "datasets", "whole")
+    whole, _ = layouts.write(root, Origin(kind="imagefolder", folder="mine", size=512))
+    (root / "datasets/pets").rename(root / "datasets/whole")
 
     killed = command(root, few=10**6)
     labels = root / "datasets/.pets.partial/train_labels.npy"

@@ -118,6 +118,10 @@ def without(line: int) -> str:
     [
         (without(0), "mine: val/labels.csv: val_00000001.JPEG has no label; images without one: 1"),
         (lines() + "\nval_7.JPEG,n1", "mine: val/labels.csv line 7: val_7.JPEG n1; expected the name of an image"),
+        (
+            lines() + f"\nval_00000001.JPEG,{CLASSES[2]}\nval/val_00000001.JPEG,other",
+            "mine: val/labels.csv line 8: val/val_00000001.JPEG other; expected one class an image, not n",
+        ),
         (lines("{kind}") + "\nn1", "mine: val/labels.csv: 7 labels for 6 images; expected one a line"),
         ("", "mine: val/labels.csv: 0 labels for 6 images"),
         (lines().replace(CLASSES[2], "n9"), f"mine: class {CLASSES[2]} has images in train/ but none in val/"),
@@ -249,6 +253,24 @@ def test_classes_may_have_names_of_their_own(tmp_path: Path) -> None:
     names = {CLASSES[0]: "tench", CLASSES[2]: "cassette player"}
     dataset = layouts.write(tmp_path, Origin(**vars(ILSVRC) | {"names": names}))[0]
     assert dataset.classes == ("tench", CLASSES[1], "cassette player")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({CLASSES[0]: CLASSES[1]}, f"names gives 2 classes the name {CLASSES[1]}; expected a name of its own for each"),
+        ({"typo": "zebra"}, f"names has typo, which is no class here; expected some of 3 classes, {CLASSES[0]}"),
+    ],
+)
+def test_names_that_do_not_fit_the_classes_are_one_line(tmp_path: Path, names: dict[str, str], words: str) -> None:
+    flat_folder(tmp_path, lines())
+    assert f"params.yaml: datasets.pets.{words}" in refused(tmp_path, Origin(**vars(FLAT) | {"names": names}))
+
+
+def test_names_may_be_those_of_the_whole_for_a_subset(tmp_path: Path) -> None:
+    flat_folder(tmp_path, lines())
+    part = vars(FLAT) | {"names": {CLASSES[0]: "tench", CLASSES[2]: "owl"}, "subset": ImageSubset(classes=2)}
+    assert layouts.write(tmp_path, Origin(**part))[0].classes == ("tench", CLASSES[1])
 
 
 def test_the_projects_subset_is_a_tenth_of_ilsvrc() -> None:

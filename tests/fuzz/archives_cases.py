@@ -22,8 +22,8 @@ from PIL import Image
 
 from pipelines.command.errors import UserError
 from pipelines.config.origins import Origin
-from pipelines.data import imagefolder
 from pipelines.data.datasets import open_dataset
+from tests.data import layouts
 from tests.fuzz.images_cases import damage
 
 FORMS = ("pets.tar", "pets.tgz", "pets.zip")
@@ -55,7 +55,7 @@ def case(random: random.Random, folder: Path) -> None:
     elif random.random() < 0.7:
         content = _damaged(random, content)
     archive.write_bytes(content)
-    imagefolder.write(folder, "pets", Origin(kind="imagefolder", archive=form, size=SIZE), lambda line: None)
+    layouts.write(folder, Origin(kind="imagefolder", archive=form, size=SIZE))
     open_dataset(folder / "datasets", "pets").verify()
 
 
@@ -64,7 +64,7 @@ def _outcome(folder: Path, source: Origin) -> tuple[str, str]:
     said: list[str] = []
     label = source.folder or source.archive or ""
     try:
-        imagefolder.write(folder, "pets", source, said.append)
+        layouts.write_images(folder, source, said.append)
     except UserError as error:
         if not str(error).isprintable() or len(str(error)) > 500:
             raise

@@ -26,7 +26,7 @@ MODES = {
     "WEBP": ("RGB", "RGBA"),
 }
 SLOW = ("AVIF", "JPEG2000")  # to encode: tried less often
-REFUSED = {("TIFF", "I")}
+REFUSED = ("I", "I;16", "I;16B", "F")  # modes of more than 8 bits
 SIZE = 8
 
 
@@ -42,7 +42,7 @@ def case(random: random.Random, folder: Path) -> None:
         try:
             pixels = decode(packed, SIZE)
         except Undecodable as error:
-            assert damaged or (kind, mode) in REFUSED, f"a whole {kind} of mode {mode}: {error}"
+            assert damaged or mode in REFUSED, f"a whole {kind} of mode {mode}: {error}"
             raise UserError(str(error)) from None
     assert pixels.shape == (3, SIZE, SIZE) and pixels.dtype == np.uint8
 

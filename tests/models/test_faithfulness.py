@@ -323,11 +323,8 @@ PUBLISHED = MNIST | DEMOS | LAYER_FILES | CELLS | AUGMENTED | PHOTOGRAPHS
 def dataset(name: str) -> Dataset:
     """The dataset as published, without its files."""
     shape = SHAPES[name]
-    none = (0.0,) * shape[0]
     classes = tuple(map(str, range(projects.classes(name))))
-    return Dataset(
-        path=Path(name), name=name, classes=classes, shape=shape, train=0, test=0, mean=none, std=none, digests={}
-    )
+    return Dataset(path=Path(name), name=name, classes=classes, shape=shape, train=0, test=0, digests={})
 
 
 def build(benchmark: Benchmark) -> nn.Module:

@@ -50,10 +50,7 @@ def nets() -> Iterator[Any]:
 def made(name: str) -> Dataset:
     """The data set ``name`` as published, without its files."""
     shape = projects.shape(PARAMS.datasets[name])
-    none = (0.0,) * shape[0]
-    return Dataset(
-        path=Path(name), name=name, classes=(), shape=shape, train=0, test=0, mean=none, std=none, digests={}
-    )
+    return Dataset(path=Path(name), name=name, classes=(), shape=shape, train=0, test=0, digests={})
 
 
 PARAMS = load_params(ROOT / "params.yaml")

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import requests
 
-from pipelines.tracking import addresses, probe, records
+from pipelines.tracking import addresses, records
 from pipelines.tracking.cursors import Cursor
 from pipelines.tracking.delivery import Sender
-from pipelines.tracking.probe import AwayError
 from pipelines.tracking.spool import Spool
 from pipelines.training import store
 from tests.processes import until
@@ -257,7 +257,7 @@ def deliver(spool: Spool) -> tuple[Any, int]:
 def pending(spool: Spool, uri: str) -> list[str]:
     """The names of the runs that the server at **uri** lacks, by the cursor."""
     cursor = Cursor.of(spool.store, uri)
-    return [record.name for record in records.gather(spool)[0] if cursor.lacks(record)]
+    return [record.name for record in records.all_runs(spool)[0] if cursor.lacks(record)]
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -270,6 +270,14 @@ def execute(file: Path, *statements: str) -> None:
     with contextlib.closing(sqlite3.connect(file)) as opened, opened:
         for statement in statements:
             opened.execute(statement)
+
+
+def healthy(uri: str) -> bool:
+    """Whether a server of MLflow answers there."""
+    with contextlib.suppress(requests.RequestException), requests.Session() as session:
+        session.trust_env = False
+        return session.get(f"{uri}/health", timeout=5).ok
+    return False
 
 
 class Server:
@@ -290,14 +298,7 @@ class Server:
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=quiet, stderr=quiet)
-        until(self.healthy, 90)
-
-    def healthy(self) -> bool:
-        try:
-            probe.probe(self.uri)
-        except AwayError:
-            return False
-        return True
+        until(lambda: healthy(self.uri), 90)
 
     def signal(self, number: int) -> None:
         assert self.process is not None

@@ -19,9 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking import probe
-from pipelines.tracking.probe import AwayError
 from tests.processes import until
+from tests.tracking.projects import healthy
 
 NOBODY = 65534  # PostgreSQL refuses to run as root
 INI = """
@@ -189,11 +188,3 @@ def mlflow(folder: Path, database: Postgres, artifacts: Bucket) -> Iterator[Mlfl
         until(lambda: process.poll() is not None or healthy(server.uri), 120)
         assert process.poll() is None, log.read_text()
         yield server
-
-
-def healthy(uri: str) -> bool:
-    try:
-        probe.probe(uri)
-    except AwayError:
-        return False
-    return True

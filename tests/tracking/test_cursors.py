@@ -13,7 +13,7 @@ def test_a_damaged_cursor_has_the_server_asked_again(tmp_path: Path) -> None:
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
     uri = "http://127.0.0.1:9"
     cursor = cursors.Cursor.of(project.spool.store, uri)
-    everything = records.gather(project.spool)[0]
+    everything = records.all_runs(project.spool)[0]
     marks = {r.identity: r.mark for r in everything}
     for damaged in (None, "another", {"run_id": "1"}, ["a"]):
         project.write(str(cursor.path), {"uri": uri, "sent": {**marks, everything[0].identity: damaged}})

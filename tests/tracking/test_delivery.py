@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -209,6 +209,23 @@ def test_only_what_ran_is_sent(local: Path) -> None:
     assert name == "cifar10" and [title for title, _ in addresses] == seen
 
 
+def test_the_views_show_all_runs_however_many_pages_they_fill(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(local)
+    for name in ("lenet5-mnist", "linear-mnist", "mlp300-mnist"):
+        project.benchmark(name, "mnist", 1.0, 1)
+    client, _ = deliver(project.spool)
+    search = client.search_runs
+
+    def two_a_page(*args: Any, max_results: int = 2, **more: Any) -> Any:
+        return search(*args, max_results=min(max_results, 2), **more)
+
+    monkeypatch.setattr(client, "search_runs", two_a_page)
+    ((_, views),) = dashboard.addresses("http://x", client)
+    assert sum(title.startswith("explorer of") for title, _ in views) == 3
+    (curves,) = (where for title, where in views if title == dashboard.CURVES)
+    assert len(json.loads(parse_qs(urlsplit(curves).fragment.partition("?")[2])["runs"][0])) == 3
+
+
 def test_a_lost_cursor_doubles_nothing_of_a_report_that_was_written_again(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
@@ -241,7 +258,7 @@ def test_a_lost_cursor_doubles_nothing_of_a_report_that_was_written_again(local:
 
 @pytest.mark.parametrize("name", ODD, ids=range(len(ODD)))
 def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
-    """As name of a benchmark, dataset and class, as source of a claim, as option of a model and its value."""
+    """As name of a benchmark, dataset and class, as source of a claim, as value of an option."""
     project = Project(local)
     classes = [*ODD, *"123", name]
     project.trial("mlp300-mnist", "mnist", 0, epochs=1)
@@ -250,7 +267,7 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
         found = json.loads(path.read_text())
         if found.get("benchmark", "lenet5-mnist") == "lenet5-mnist":
             if "config" in found:
-                found["config"]["model"]["options"] = {name: name, "..": "up", "/": "", "a/../b": 1}
+                found["config"]["model"]["options"] = {"head": name, "tail": ""}
                 found |= {"benchmark": name, "dataset": {"name": name, "digest": "d" * 64}, "hardware": name}
             path.write_text(json.dumps({**found, **({"classes": classes} if "classes" in found else {})}))
     row = project.rows[0]
@@ -262,10 +279,24 @@ def test_whatever_text_there_is_reaches_mlflow(local: Path, name: str) -> None:
     assert sent == 4
     odd = next(run for run in runs_of(client, "trial").values() if run.info.run_name != "mlp300-mnist seed 0")
     assert {"confusion.png", "explorer.html", "per_class.csv"} <= set(files(client, odd))
-    options = {key: value for key, value in odd.data.params.items() if key.startswith("model.options.")}
-    assert len(options) == 4 and options["model.options..."] == "up"
+    assert odd.data.params["model.options.head"] and odd.data.params["model.options.tail"] == ""
     place = Path(unquote(urlsplit(odd.info.artifact_uri).path))
     assert place.resolve().is_relative_to((local / "mlartifacts").resolve()) and place.is_dir()
+
+
+@pytest.mark.parametrize("name", ["a$b", "a//b", "x" * 300])
+def test_a_param_whose_name_mlflow_refuses_costs_its_run_and_a_line(local: Path, name: str) -> None:
+    """No checked row has one: options are named after the arguments of a function."""
+    project = Project(local)
+    project.trial("linear-mnist", "mnist", 0, epochs=1)
+    path = local / "store" / project.trial("lenet5-mnist", "mnist", 0, epochs=1) / "trial.json"
+    found = json.loads(path.read_text())
+    found["config"]["model"]["options"] = {name: 1}
+    path.write_text(json.dumps(found))
+    result = Sender(project.spool, addresses.tracking_uri(local)).round()
+    assert result.sent == 3 and result.waiting == {"trial": 1, "benchmark": 0}
+    (line,) = result.refused
+    assert line.startswith("lenet5-mnist seed 0: ") and line in str(result.line)
 
 
 def test_a_run_deleted_in_mlflow_stays_deleted(local: Path) -> None:

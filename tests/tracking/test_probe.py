@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 
 from pipelines.tracking import helper
-from pipelines.tracking.probe import AwayError, probe, reach_local, within
+from pipelines.tracking.probe import AwayError, Bounded, probe, reach_local, within
 from tests.conftest import ROOT
 from tests.gate import listening
 from tests.tracking.projects import Project
@@ -53,6 +54,7 @@ SLOW_HEADER = dripping(b"HTTP/1.1 200 OK\r\nX-Header: ", b"x")
 SLOW_BODY = dripping(OK + b"Content-Length: 1000000\r\n\r\n{", b" ")
 SLOW_CHUNKS = dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n{\r\n")
 IN_CIRCLES = saying(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
 DEATHS: dict[str, tuple[str, Talk, str]] = {
     "silent": ("http", silent, r"gives no answer within 0\.6 s"),
     "silent before TLS": ("https", silent, r"gives no answer within 0\.6 s"),
@@ -78,7 +80,12 @@ DEATHS: dict[str, tuple[str, Talk, str]] = {
         saying(OK + b"Content-Length: 100000\r\n\r\n" + b"[" * 100_000),
         r"is away \(what answers there, with status 200, is not MLflow\)",
     ),
-    "a gateway": ("http", saying(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"), r"answers with status 502"),
+    "no such page": (
+        "http",
+        saying(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"),
+        r"is away \(what answers there, with status 404, is not MLflow\)",
+    ),
+    "a gateway": ("http", saying(GATEWAY), r"answers with status 502"),
 }
 
 
@@ -119,6 +126,28 @@ def test_what_is_called_in_time_returns_or_raises() -> None:
 
     with pytest.raises(TimeoutError, match="its own"):
         within(5, late)
+
+
+class SlowLine:
+    """A client that takes a second for each upload."""
+
+    def log_image(self, run: str, image: Image.Image, *, key: str) -> str:
+        time.sleep(1)
+        return key
+
+    log_artifact = log_image
+
+
+def test_an_upload_has_time_by_its_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Noise, which no format makes smaller."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "0.1")
+    noise = Image.effect_noise((600, 600), 100)
+    noise.save(tmp_path / "noise.png")
+    client = Bounded(SlowLine())
+    assert client.log_image("run", noise, key="figures/noise") == "figures/noise"
+    assert client.log_artifact("run", tmp_path / "noise.png", key="noise.png") == "noise.png"
+    with pytest.raises(AwayError):
+        client.log_image("run", Image.new("RGB", (600, 600)), key="figures/blank")
 
 
 @pytest.mark.alone
@@ -190,7 +219,7 @@ def late(seconds: float) -> Talk:
     def talk(connection: socket.socket, over: threading.Event) -> None:
         connection.recv(65536)
         over.wait(seconds)
-        connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+        connection.sendall(GATEWAY)
 
     return talk
 

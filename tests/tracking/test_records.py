@@ -24,7 +24,7 @@ from tests.tracking.projects import NOW, Project, change
 pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
 
 
-def evaluation_files(record: cursors.Record) -> dict[str, bytes]:
+def evaluation_files(record: cursors.RunRecord) -> dict[str, bytes]:
     """The files of a run."""
     return {name: content for make in record.files for name, content in make().items()}
 
@@ -42,7 +42,7 @@ def test_figures_of_the_classes_are_those_of_the_matrix(tmp_path: Path) -> None:
         write_matrix(folder, counts)
         error = 100 - float(np.trace(counts)) / 100
         change(folder / "metrics.json", error=error, accuracy=100 - error)
-    benchmark, trial, _ = records.gather(project.spool)[0]
+    benchmark, trial, _ = records.all_runs(project.spool)[0]
     head, *lines = evaluation_files(benchmark)[records.CLASSES].decode().splitlines()
     assert head == "class,seed,precision %,recall %,F1 %,images"
     for line in lines:
@@ -65,12 +65,12 @@ def test_a_trial_that_is_stuck_at_chance_has_a_tag(tmp_path: Path) -> None:
     counts[:, 3] = 1000  # each image is called a 3
     write_matrix(folder, counts)
     change(folder / "metrics.json", error=90.0, accuracy=10.0)
-    _, *trials = records.gather(project.spool)[0]
+    _, *trials = records.all_runs(project.spool)[0]
     tags = [{k: v for k, v in trial.tags.items() if "stuck" in k} for trial in trials]
     assert tags == [{}, {"stuck_at_chance": "true"}]
 
 
-def explored(record: cursors.Record) -> Any:
+def explored(record: cursors.RunRecord) -> Any:
     """What a run's explorer shows."""
     page = evaluation_files(record)[records.EXPLORER].decode()
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
@@ -88,7 +88,7 @@ def test_the_explorer_has_the_seeds_of_its_run_and_their_test_images(tmp_path: P
         index=np.arange(0, 10_000, 1000),
         keys=np.array([json.loads((folder / f"trials/seed-{n}/metrics.json").read_text())["key"] for n in range(3)]),
     )
-    benchmark, first, *_ = records.gather(project.spool)[0]
+    benchmark, first, *_ = records.all_runs(project.spool)[0]
     (net,) = explored(benchmark)["benchmarks"]
     assert net["seeds"] == [0, 1, 2] and net["claimed_error"] is None  # there is no ledger yet
     assert [net["matrices"][str(n)] for n in range(3)] == [matrix.tolist() for matrix in matrices]
@@ -96,7 +96,7 @@ def test_the_explorer_has_the_seeds_of_its_run_and_their_test_images(tmp_path: P
     (net,) = explored(first)["benchmarks"]
     assert net["seeds"] == [0] and list(net["curves"]) == ["0"] and set(net["examples"]["predicted"]) == {"0"}
     project.ledger()
-    assert explored(records.gather(project.spool)[0][0])["benchmarks"][0]["claimed_error"] == 1.0
+    assert explored(records.all_runs(project.spool)[0][0])["benchmarks"][0]["claimed_error"] == 1.0
 
 
 def test_a_figure_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_a_figure_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(FIGURES, "bars", bars)
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
-    drawn = [evaluation_files(record)["bars.png"].decode() for record in records.gather(project.spool)[0]]
+    drawn = [evaluation_files(record)["bars.png"].decode() for record in records.all_runs(project.spool)[0]]
     assert drawn == ["lenet5-mnist: [0, 1]", "lenet5-mnist, seed 0: [0]", "lenet5-mnist, seed 1: [1]"]
 
 
@@ -127,7 +127,7 @@ def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Pa
     key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=4)
     lines = [{"epoch": n / 60_000, "loss": 1.0, "time": NOW + n, "seconds": n} for n in range(1, 61)]
     project.write(f"store/{key}/curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    _, trial = records.gather(project.spool)[0]
+    _, trial = records.all_runs(project.spool)[0]
     steps = [point.step for point in trial.curve if point.key == "train/loss"]
     assert len(set(steps)) == 60 and steps == sorted(steps) and steps[0] > 0
 
@@ -174,7 +174,7 @@ def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_pa
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 60.0, 3)
     benchmark, *_ = spools.read(project.spool)[0]
-    plain = records._mean_figures(benchmark.evaluated)
+    plain = records._mean_figures(benchmark.evaluations)
     names = ("error", "accuracy", "error_ci95_low", "error_ci95_high", "top5_error")
     assert plain.keys() == {f"test/{key}" for key in names}
     for seed, error in enumerate((61.0, 61.5, 62.0)):
@@ -182,11 +182,10 @@ def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_pa
         on |= {"single_view_error": 61.6}
         change(tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/metrics.json", claimed_on=on)
     benchmark, *_ = spools.read(project.spool)[0]
-    both = records._mean_figures(benchmark.evaluated)
+    both = records._mean_figures(benchmark.evaluations)
     assert {key: value for key, value in both.items() if key.startswith("test/")} == plain
     assert (both["claimed_on/error"], both["claimed_on/accuracy"]) == (61.5, 38.5)
-    trial = benchmark.evaluated[0].evaluation
-    assert trial is not None
+    trial = benchmark.evaluations[0]
     figures = records._trial_figures(trial.metrics)
     assert (figures["test/error"], figures["claimed_on/error"]) == (trial.error, 61.0)
     assert figures["claimed_on/single_view_error"] == 61.6 and figures["test/single_view_error"] is None

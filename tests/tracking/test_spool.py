@@ -17,7 +17,7 @@ import pytest
 
 from pipelines.tracking import cursors, records
 from pipelines.tracking import spool as spools
-from tests.tracking.projects import DIGITS, Project, change, rewrite, suite
+from tests.tracking.projects import DIGITS, NOW, Project, change, rewrite, suite
 
 
 def test_reads_what_stages_write(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_reads_what_stages_write(tmp_path: Path) -> None:
     found, problems = spools.read(project.spool)
     assert problems == []
     assert [b.name for b in found][:3] == ["linear-mnist", "mlp300-mnist", "lenet5-mnist"]  # by their first trial
-    assert all(len(b.trials) == len(b.evaluated) == 2 and b.row is not None for b in found)
+    assert all(len(b.trials) == len(b.evaluations) == 2 and b.row is not None for b in found)
 
 
 def test_damaged_files_read_as_absent(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_an_evaluation_of_an_unknown_trial_is_told(tmp_path: Path) -> None:
     path = tmp_path / "evaluations/lenet5-mnist/trials/seed-0/metrics.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "key"}))
     (benchmark,), problems = spools.read(project.spool)
-    assert benchmark.evaluated == () and len(problems) == 1 and str(path) in problems[0]
+    assert benchmark.evaluations == () and len(problems) == 1 and str(path) in problems[0]
 
 
 def test_an_evaluation_goes_to_the_trial_it_was_made_of(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_an_evaluation_goes_to_the_trial_it_was_made_of(tmp_path: Path) -> None:
     new = project.trial("lenet5-mnist", "mnist", 7, epochs=2)
     (benchmark,) = spools.read(project.spool)[0]
     assert {trial.key: trial.evaluation is not None for trial in benchmark.trials}[new] is False
-    assert [trial.seed for trial in benchmark.evaluated] == [0]
+    assert [trial.seed for trial in benchmark.evaluations] == [0]
 
 
 def test_rows_that_share_their_weights_have_runs_and_evaluations_of_their_own(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_rows_that_share_their_weights_have_runs_and_evaluations_of_their_own(tm
         project.evaluation(name, "mnist", {0: key}, error, DIGITS)
         shutil.copytree(tmp_path / "store" / key, tmp_path / "runs" / name / "seed-0")
     project.ledger()
-    found, problems = records.gather(project.spool)
+    found, problems = records.all_runs(project.spool)
     trials = {record.identity: record for record in found if record.tags["kind"] == "trial"}
     assert problems == [] and trials.keys() == {f"trial:{key}", f"trial:{key}/another-mnist"}
     errors = [p.value for one in trials.values() for p in one.points if p.key == "test/error"]
@@ -85,7 +85,7 @@ def test_collected_runs_stand_in_for_a_missing_store(tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "runs/lenet5-mnist/seed-0")
     (tmp_path / "runs/lenet5-mnist/seed-0/trial.json").unlink()
     (benchmark,) = spools.read(project.spool)[0]
-    assert benchmark.dataset == "mnist" and len(benchmark.trials) == len(benchmark.evaluated) == 1
+    assert benchmark.dataset == "mnist" and len(benchmark.trials) == len(benchmark.evaluations) == 1
 
 
 def test_status_of_a_trial_whose_process_is_gone(tmp_path: Path) -> None:
@@ -100,6 +100,26 @@ def test_status_of_a_trial_whose_process_is_gone(tmp_path: Path) -> None:
     ):
         project.progress(key, state, 2, 9, pid)
         assert spools.read(project.spool)[0][0].trials[0].status == status
+
+
+@pytest.mark.parametrize("progress", [None, "{"])
+def test_a_trial_that_was_killed_before_its_first_report_does_not_run_for_ever(
+    tmp_path: Path, progress: str | None
+) -> None:
+    """Before that it reads the data and fits ZCA, which takes minutes at most."""
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=0)
+    folder = tmp_path / "store" / key
+    (folder / "progress.json").unlink()
+    if progress is not None:
+        project.write(f"store/{key}/progress.json", progress)
+    (benchmark,) = spools.read(project.spool)[0]
+    assert (benchmark.status, benchmark.trials[0].status, benchmark.ended) == ("RUNNING", "RUNNING", None)
+    last = time.time() - spools.SILENT_S - 1
+    os.utime(folder / "trial.json", (last, last))
+    (benchmark,) = spools.read(project.spool)[0]
+    assert (benchmark.status, benchmark.trials[0].status) == ("KILLED", "KILLED")
+    assert benchmark.ended == benchmark.trials[0].ended == pytest.approx(last, abs=1)
 
 
 NO_TIMES: dict[str, Any] = {
@@ -121,21 +141,21 @@ def test_progress_at_no_time_is_of_no_living_process(tmp_path: Path, told: Any) 
     project = Project(tmp_path)
     key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
     project.write(f"store/{key}/progress.json", {**here, "state": "running", "time": told})
-    record = next(r for r in records.gather(project.spool)[0] if r.identity == f"trial:{key}")
-    assert record.status == "KILLED" and record.ended == pytest.approx(time.time(), abs=60)
+    record = next(r for r in records.all_runs(project.spool)[0] if r.identity == f"trial:{key}")
+    assert (record.status, record.ended) == ("KILLED", NOW + 14)  # the end of its second epoch
 
 
 def test_a_copy_beside_the_trials_is_not_one_of_them(tmp_path: Path) -> None:
     """``cp -r seed-0 seed-0.bak``, below evaluations/ and runs/, with a key of its own."""
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
-    before = records.gather(project.spool)
+    before = records.all_runs(project.spool)
     identity = json.loads(next((tmp_path / "store").glob("*/result.json")).read_text())
     for stray in ("seed-0.bak", "seed-", "seed-x"):
         folder = tmp_path / "evaluations/lenet5-mnist/trials"
         shutil.copytree(folder / "seed-0", folder / stray)
         project.write(f"runs/lenet5-mnist/{stray}/result.json", {**identity, "key": f"of {stray}"})
-    after = records.gather(project.spool)
+    after = records.all_runs(project.spool)
     assert after[1] == before[1] == []
     assert [r.mark for r in after[0]] == [r.mark for r in before[0]] and len(after[0]) == 3
 
@@ -215,12 +235,12 @@ def test_a_damaged_file_costs_itself_and_one_line(
     project.benchmark("a-mnist", "mnist", 1.0, 2)
     project.benchmark("b-mnist", "mnist", 5.0, 2, at=1000)
     project.ledger()
-    before, problems = records.gather(project.spool)
+    before, problems = records.all_runs(project.spool)
     assert problems == [] and len(before) == 6
     key = next(r for r in before if r.name == "a-mnist seed 0").identity.partition(":")[2]
     path = tmp_path / file.format(key=key)
     damage(path)
-    after, (problem,) = records.gather(project.spool)
+    after, (problem,) = records.all_runs(project.spool)
     assert problem.startswith(str(path)) and says in problem and "\n" not in problem
     marks = {r.identity: r.mark for r in after}
     assert all(marks[r.identity] == r.mark for r in before if r.name.startswith("b-mnist"))
@@ -229,7 +249,7 @@ def test_a_damaged_file_costs_itself_and_one_line(
     assert lost <= all_of_it.get(path.name, 2)
 
 
-def kept(record: cursors.Record) -> int:
+def kept(record: cursors.RunRecord) -> int:
     """How much of a run is there: itself, its curve, its provenance, its evaluation, its row of the ledger."""
     keys = {point.key for point in record.points}
     return 1 + bool(record.curve) + sum(key in keys for key in ("cost/wall_s", "test/error", "ledger/mean"))

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.cluster import estimate
 from pipelines.command.errors import UserError
 from pipelines.config import schema
 from pipelines.config.benchmarks import Model
@@ -61,12 +60,6 @@ def test_a_trial_that_sees_as_many_images_as_there_are_whitens_each_once(
     loader, _ = core.assemble(one, Inputs.of(one), workers=workers)
     assert loader.images.dtype == kept
     assert core.assemble(one, Inputs.of(one), once=False)[0].images.dtype == torch.uint8
-
-
-def test_the_estimate_of_the_disk_counts_zcas_matrix_once(project: Path) -> None:
-    changes: dict[str, Any] = {"recipe.preprocess": [{"raw": {}}, {"zca": {}}]}
-    trials = [planned(changes, seed=seed) for seed in (0, 1)]
-    assert estimate._fitted_bytes(trials) == 4 * 784 * 784
 
 
 # --- the network's options ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,16 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import psutil
 import pytest
 
 from pipelines import trial
+from pipelines.command import errors
 from pipelines.command.errors import UserError
 from pipelines.command.files import read_json, read_lines
 from pipelines.config.params import load_params
-from pipelines.training import spec, trainer
+from pipelines.training import side_by_side, spec, trainer
 from tests import projects
 from tests.conftest import edit_params
 from tests.disturbed import same_weights
@@ -127,6 +130,43 @@ def test_a_process_that_is_killed_is_one_failed_trial(project: Path) -> None:
     assert (process.returncode, complained) == (1, "")
     assert "linear-mnist seed 0 failed: its process was ended by SIGKILL" in said.splitlines()
     assert [f"linear-mnist seed {seed}: trained in " in said for seed in (0, 1, 2)] == [False, True, True]
+
+
+class OtherSeat:
+    """A seat without a process. Once two have begun, a signal comes while the next one is made."""
+
+    made: ClassVar[list[OtherSeat]] = []
+    seats: side_by_side.Seats
+
+    def __init__(self) -> None:
+        self.trial: spec.Spec | None = None
+        self.pipe, self.theirs = multiprocessing.Pipe()
+        self.process = SimpleNamespace(terminate=lambda: self.theirs.close(), kill=self.theirs.close)
+        OtherSeat.made.append(self)
+        if len(OtherSeat.made) == 2:
+            self.seats._ask(signal.SIGUSR1, None)
+
+    def begin(self, trial: spec.Spec) -> None:
+        self.trial = trial
+
+    def report(self) -> tuple[str, str]:
+        return "crashed", "it crashed"
+
+    def leave(self) -> None:
+        self.pipe.close()
+
+
+def test_a_seat_that_a_signal_has_missed_is_left(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It idled until the patience with the others was over."""
+    edit_params(project / "params.yaml", **LONG)
+    monkeypatch.setattr(side_by_side, "Seat", OtherSeat)
+    monkeypatch.setattr(errors, "_ended_by", [])
+    OtherSeat.seats = seats = side_by_side.Seats(trials(), 1)
+    (first,) = OtherSeat.made
+    first.theirs.close()
+    with pytest.raises(KeyboardInterrupt):
+        seats.run()
+    assert seats.seats == [] and len(OtherSeat.made) == 2
 
 
 def test_as_many_as_the_rows_ask_for_are_trained_at_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.command import files
 from pipelines.command.files import read_json, write_bytes
 from pipelines.config.params import load_params
-from pipelines.training import spec, trainer
+from pipelines.training import spec, store, trainer
 from tests.conftest import ROOT
 from tests.training.trials import planned
 
@@ -32,6 +33,21 @@ def test_what_one_kind_of_device_has_begun_or_finished_is_not_trained_anew_for_a
     assert [one.settled.key for one in begun] == [one.key for one in begun]
     alike = planned().on("cuda", threads=1)
     assert [each.key for each in alike.variants] == [planned().key]
+
+
+def test_whether_a_trial_is_finished_is_checked_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights, which may be large, are hashed for it."""
+    one, read = planned(), list[Path]()
+    write_bytes(one.files.weights, b"weights")
+    write_bytes(one.files.curve, b"{}")
+    one.files.write_result({"key": one.key})
+
+    def digest(path: Path) -> str:
+        read.append(path)
+        return files.file_sha256(path)
+
+    monkeypatch.setattr(store, "digest", digest)
+    assert one.finished and read == [one.files.weights, one.files.curve]
 
 
 # What /proc/cpuinfo has, what oneDNN may use, and whether bf16 is then the faster one.
