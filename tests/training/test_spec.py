@@ -46,7 +46,7 @@ def test_whether_a_trial_is_finished_is_checked_once(project: Path, monkeypatch:
         read.append(path)
         return files.file_sha256(path)
 
-    monkeypatch.setattr(store, "digest", digest)
+    monkeypatch.setattr(store, "file_sha256", digest)
     assert one.finished and read == [one.files.weights, one.files.curve]
 
 
