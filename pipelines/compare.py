@@ -52,6 +52,7 @@ def terminal_table(ledger: Sequence[LedgerRow], *, plain: bool = False) -> Table
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
         caption="\n".join(_notes(ledger, shown)).translate(signs) or None,
         caption_justify="left",
     )

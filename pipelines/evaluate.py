@@ -17,7 +17,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -37,8 +36,7 @@ from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import load_params
 from pipelines.data import datasets
 from pipelines.data.datasets import DATA, Dataset, Split
-from pipelines.results import examples, verdicts
-from pipelines.results.arrays import write as write_arrays
+from pipelines.results import arrays, examples, verdicts
 from pipelines.results.reader import EVALUATIONS, RUNS
 from pipelines.training import checks, provenance, spec, store
 from pipelines.training.inputs import Inputs
@@ -98,12 +96,12 @@ def _evaluate(
     elsewhere: Callable[[spec.Spec], Ask] | None,
 ) -> None:
     benchmark, dataset, on = inputs.benchmark, inputs.dataset, inputs.benchmark.evaluation.claimed_on
-    planned = [_collected(benchmark, trial) for trial in planned]
-    models = [inputs.load(_files(trial).weights) for trial in planned]
     seeds: list[dict[str, Any]] = []
     answers: dict[str, Arrays] = {}  # by the trial's key
-    total = np.zeros((len(dataset.classes),) * 2, dtype=np.int64)
-    for trial, model in zip(planned, models, strict=True):
+    for trial in [_collected(benchmark, trial) for trial in planned]:
+        model = inputs.load(_files(trial).weights)
+        if not seeds:
+            _write_first_layer(folder / "first_layer.npz", model, dataset)
         ask, examiner = elsewhere and elsewhere(trial), Examiner(inputs, model, trial.seed, device, trial.precision)
         found = predict(examiner, "test", ask=ask)
         metrics = {
@@ -120,11 +118,11 @@ def _evaluate(
             line += f"; {other.error:.2f} % on {on.words}"
         answers[trial.key] = _write_seed(folder / "trials" / f"seed-{trial.seed}", metrics, found)
         seeds.append(metrics)
-        total += found.confusion()
         print(line, flush=True)
     _write_examples(folder / "examples.npz", answers, dataset)
-    _write_first_layer(folder / "first_layer.npz", models[0], dataset)
-    _write_aggregate(folder, benchmark, dataset, seeds, total)
+    classes = len(dataset.classes)
+    matrices = [arrays.confusion(one["labels"], one["predicted"], classes) for one in answers.values()]
+    _write_aggregate(folder, benchmark, dataset, seeds, np.sum(matrices, axis=0))
 
 
 @contextmanager
@@ -169,7 +167,7 @@ def _errors(found: Predictions) -> dict[str, float]:
 
 
 def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> Arrays:
-    """Write a seed's metrics, confusion matrix and answers; returns the answers to the N test images.
+    """Write a seed's metrics and its answers to the N test images; returns the answers.
 
     ``labels`` and ``predicted`` are (N,) uint16, ``confidence`` (N,) float16 is the probability of the class predicted.
     """
@@ -180,27 +178,18 @@ def _write_seed(folder: Path, metrics: dict[str, Any], found: Predictions) -> Ar
     }
     folder.mkdir(parents=True)
     write_json(folder / "metrics.json", metrics)
-    np.savetxt(folder / "confusion.csv", found.confusion(), fmt="%d", delimiter=",")
-    np.savez_compressed(folder / "predictions.npz", **answers)  # type: ignore[arg-type]
+    arrays.write(folder / "predictions.npz", **answers)
     return answers
 
 
 def _write_examples(path: Path, answers: Mapping[str, Arrays], dataset: Dataset) -> None:
-    """Test images behind the cells of every trial's confusion matrix, with each trial's answer to each of them."""
+    """Write the test images behind the cells of every trial's confusion matrix."""
     images, labels = dataset.split("test")
     actual = np.array(labels, dtype=np.int64)
     predicted = np.stack([answer["predicted"] for answer in answers.values()]).astype(np.int64)
     index = examples.bounded(actual, predicted, len(dataset.classes))
     parts = [_small(np.array(images[index[i : i + BATCH]])) for i in range(0, len(index), BATCH)]
-    write_arrays(
-        path,
-        images=np.concatenate(parts),
-        actual=actual[index],
-        index=index,
-        keys=np.array(list(answers)),
-        predicted=predicted[:, index],
-        confidence=np.stack([answer["confidence"][index] for answer in answers.values()]),
-    )
+    arrays.write(path, images=np.concatenate(parts), index=index, keys=np.array(list(answers)))
 
 
 def _small(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -219,13 +208,13 @@ def _write_first_layer(path: Path, model: nn.Module, dataset: Dataset) -> None:
     """
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     first, second = (*layers, None, None)[:2]
-    arrays: Arrays = {}
+    kept: Arrays = {}
     if isinstance(first, nn.Conv2d):
-        arrays["filters"] = first.weight.detach().cpu().float().numpy()
-        arrays["towers"] = np.array(second.groups if isinstance(second, nn.Conv2d) else 1)
+        kept["filters"] = first.weight.detach().cpu().float().numpy()
+        kept["towers"] = np.array(second.groups if isinstance(second, nn.Conv2d) else 1)
     elif first is not None and first.weight.shape == (len(dataset.classes), int(np.prod(dataset.shape))):
-        arrays["templates"] = first.weight.detach().cpu().float().numpy().reshape(-1, *dataset.shape)
-    write_arrays(path, **arrays)
+        kept["templates"] = first.weight.detach().cpu().float().numpy().reshape(-1, *dataset.shape)
+    arrays.write(path, **kept)
 
 
 def _write_aggregate(
@@ -253,7 +242,7 @@ def _write_aggregate(
         "protocol": benchmark.evaluation.protocol,
         "test": dataset.test,
     }
-    (folder / "classes.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "classes.json", about)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ README, PAGE = Path("README.md"), Path("results/index.html")
 LEDGER_BLOCK = re.compile(r"(<!-- ledger -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def record(params: Params, name: str, budget: str | None, project: Path) -> str:
+def evidence_text(params: Params, name: str, budget: str | None, project: Path) -> str:
     """A benchmark's evidence file, with the trials evaluated in ``project``; UserError where they are no evidence.
 
     The seeds are the budget's from the first on, as far as they are evaluated: none is picked.
@@ -96,7 +96,8 @@ def main() -> None:
     if args.benchmarks and dirty is not False:
         state = "has uncommitted changes" if dirty else "is not in Git"
         raise UserError(f"this tree {state}; expected a clean one: evidence is of committed code")
-    files = {EVIDENCE / f"{name}.json": record(params, name, args.budget, args.project) for name in args.benchmarks}
+    texts = {name: evidence_text(params, name, args.budget, args.project) for name in args.benchmarks}
+    files = {EVIDENCE / f"{name}.json": text for name, text in texts.items()}
     for path, text in files.items():
         write_bytes(path, text.encode())
     for path, text in made(params).items():

@@ -185,7 +185,7 @@ def _write_benchmark(
         errors.append(_write_seed(folder, name, seed, made=made, matrix=matrix, predicted=predicted, labels=labels,
                                   confidence=confidence))  # fmt: skip
         _write_run(folder / "runs" / name / f"seed-{seed}", benchmark, made, seed, random)
-        said.append((predicted, confidence))
+        said.append(predicted)
     _write_examples(folder / "evaluations" / name, images, labels, [f"{seed:016x}" for seed in seeds], said, per_cell)
     _write_summary(folder / "evaluations" / name, made, total, errors, len(labels))
     _write_first_layer(folder / "evaluations" / name, made, images, labels, random)
@@ -204,10 +204,22 @@ def _write_seed(
         metrics["claimed_on"] = {**claimed_on(made), "error": figure, "accuracy": 100 - figure,
                                  "single_view_error": figure}  # fmt: skip
     (place / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    np.savetxt(place / "confusion.csv", matrix, fmt="%d", delimiter=",")
-    np.savez(place / "predictions.npz", labels=labels.astype(np.uint16), predicted=predicted.astype(np.uint16),
-             confidence=confidence)  # fmt: skip
+    arrays.write(place / "predictions.npz", labels=labels.astype(np.uint16), predicted=predicted.astype(np.uint16),
+                 confidence=confidence)  # fmt: skip
     return error
+
+
+def write_matrix(folder: Path, matrix: Array) -> None:
+    """Write a seed's predictions that come to a confusion matrix of counts."""
+    labels, predicted = np.repeat(np.indices(matrix.shape).reshape(2, -1), matrix.ravel(), axis=1).astype(np.uint16)
+    confidence = np.full(len(labels), 0.5, dtype=np.float16)
+    arrays.write(folder / "predictions.npz", labels=labels, predicted=predicted, confidence=confidence)
+
+
+def read_matrix(folder: Path) -> Array:
+    """The confusion matrix (10, 10) of a seed's predictions."""
+    found = arrays.read(folder / "predictions.npz")
+    return arrays.confusion(found["labels"], found["predicted"], 10)
 
 
 def _write_summary(place: Path, made: Made, total: Array, errors: Sequence[float], test: int) -> None:
@@ -228,13 +240,11 @@ def _write_examples(
     images: Array,
     labels: Array,
     keys: Sequence[str],
-    said: Sequence[tuple[Array, Array]],
+    said: Sequence[Array],
     per_cell: int,
 ) -> None:
-    predicted, confidence = (np.stack(found) for found in zip(*said, strict=True))
-    kept = examples.behind(labels * 10 + predicted, per_cell)
-    arrays.write(place / "examples.npz", images=images[kept], actual=labels[kept], index=kept, keys=np.array(keys),
-                 predicted=predicted[:, kept], confidence=confidence[:, kept])  # fmt: skip
+    kept = examples.behind(labels * 10 + np.stack(said), per_cell)
+    arrays.write(place / "examples.npz", images=images[kept], index=kept, keys=np.array(keys))
 
 
 def _write_first_layer(place: Path, made: Made, images: Array, labels: Array, random: np.random.Generator) -> None:

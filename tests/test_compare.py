@@ -23,13 +23,13 @@ from pipelines.config.claims import Claim
 from pipelines.config.params import load_params
 from pipelines.results import arrays
 from pipelines.results.ledger import gather
-from pipelines.results.reader import record
+from pipelines.results.reader import parsed
 from pipelines.results.rows import LedgerRow, claimed_error
 from pipelines.tracking import records
 from pipelines.training import store
 from tests import projects
 from tests.conftest import edit_params
-from tests.report_inputs import DIFFERENCE, LABEL, MADE, REMARKS, SEEDS, claimed_on, make
+from tests.report_inputs import DIFFERENCE, LABEL, MADE, REMARKS, SEEDS, claimed_on, make, write_matrix
 
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,11 +117,11 @@ def test_a_net_without_a_figure_to_compare_with_has_no_claim_and_shows_its_own(
     ledger = json.loads((project / "report" / "ledger.json").read_text())
     found, top = (next(r for r in ledger if r["benchmark"] == name) for name in ("lenet5-mnist", "mlp300-mnist"))
     assert (found["verdict"], found["claim"]["value"], found["margin"], found["n"]) == ("no claim", None, None, 5)
-    assert "lenet5-mnist: error, no claim; ours" in (project / "report" / "index.html").read_text()
+    assert "lenet5-mnist: error in %, no claim; ours" in (project / "report" / "index.html").read_text()
     files = [project / f"evaluations/mlp300-mnist/trials/seed-{seed}/metrics.json" for seed in SEEDS]
-    assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 4) for file in files]
+    assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 6) for file in files]
     assert claimed_error("top-5 error", 4.7) is claimed_error("error", None) is None  # no line among training errors
-    assert "claimed error | none |" in records.note(record(LedgerRow, found, "a row"))
+    assert "claimed error | none |" in records.note(parsed(LedgerRow, found, "a row"))
 
 
 def test_versions_and_remarks_stand_in_every_form_of_the_ledger(project: Path) -> None:
@@ -150,7 +150,7 @@ def test_seeds_that_never_left_guessing_are_counted(project: Path, capsys: pytes
         matrix = np.zeros((10, 10), dtype=int)
         matrix[:, 3] = 40
         matrix[0, 3], matrix[0, 0] = 40 - right, right
-        np.savetxt(folder / "confusion.csv", matrix, fmt="%d", delimiter=",")
+        write_matrix(folder, matrix)
         error = 90 - right / 4
         edit_json(folder / "metrics.json", error=error, accuracy=100 - error)
     compare.main()
@@ -226,7 +226,7 @@ def test_the_verdict_is_on_the_images_of_the_claim(project: Path, claimed: float
         right = round(400 * (1 - tested / 100))
         matrix = np.zeros((10, 10), dtype=int)
         matrix[0, 0], matrix[0, 1] = right, 400 - right
-        np.savetxt(folder / "confusion.csv", matrix, fmt="%d", delimiter=",")
+        write_matrix(folder, matrix)
     found = row(report(), name)
     assert found.verdict == verdict
     assert found.test_set is not None
@@ -321,10 +321,8 @@ def keep_no_examples(folder: Path) -> None:
     """For a test that gives a seed another confusion matrix."""
 
     def empty(held: dict[str, Array]) -> None:
-        for key in ("images", "actual", "index"):
+        for key in ("images", "index"):
             held[key] = held[key][:0]
-        for key in ("predicted", "confidence"):
-            held[key] = held[key][:, :0]
 
     edit_arrays(folder / "examples.npz", empty)
 
@@ -342,7 +340,7 @@ RUN = "runs/lenet5-mnist/seed-3"
 MARKED_SEED, ON = "evaluations/ordinary-cifar10/trials/seed-3", claimed_on(MADE["ordinary-cifar10"])
 OTHER = {**ON, "first": 0, "error": 1.0, "accuracy": 99.0}
 FILES = [
-    *(f"{SEED}/metrics.json", f"{SEED}/confusion.csv", "evaluations/lenet5-mnist/classes.json"),
+    *(f"{SEED}/metrics.json", f"{SEED}/predictions.npz", "evaluations/lenet5-mnist/classes.json"),
     *("evaluations/lenet5-mnist/examples.npz", f"{RUN}/result.json", f"{RUN}/curve.jsonl"),
 ]
 
@@ -429,19 +427,18 @@ def test_a_wrong_value_is_named(project: Path, file: str, changes: dict[str, obj
     assert words in refused(project, file)
 
 
-def drop_a_row(path: Path) -> None:
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-
-
-def test_an_inconsistent_file_is_named(project: Path) -> None:
-    drop_a_row(project / f"{SEED}/confusion.csv")
-    assert "holds 9x10 counts" in refused(project, f"{SEED}/confusion.csv")
+def test_predictions_of_other_images_or_classes_are_named(project: Path) -> None:
+    file = f"{SEED}/predictions.npz"
+    edit_arrays(project / file, lambda held: held["predicted"].__setitem__(7, 10))
+    assert "holds 400 answers up to class 10; expected 400 up to 9" in refused(project, file)
+    edit_arrays(project / file, lambda held: held.update({key: held[key][:7] for key in held}))
+    assert "holds 7 answers up to class " in refused(project, file)
 
 
 EXAMPLES = "evaluations/lenet5-mnist/examples.npz"
 
 
-@pytest.mark.parametrize("file", [EXAMPLES, "evaluations/lenet5-mnist/first_layer.npz"])
+@pytest.mark.parametrize("file", [EXAMPLES, "evaluations/lenet5-mnist/first_layer.npz", f"{SEED}/predictions.npz"])
 def test_arrays_that_evaluate_did_not_write_are_one_line(project: Path, file: str) -> None:
     """An archive that NumPy reads, without a digest and with that of other contents."""
     sealed = (project / file).read_bytes()

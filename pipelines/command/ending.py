@@ -80,17 +80,18 @@ _interrupt = _Interrupt()
 dealt_with = _interrupt.deal
 
 
-def heed(*signals: signal.Signals) -> None:
-    """Make each of ``signals`` end this process as Ctrl-C does; does nothing outside the main thread."""
+def heed(*numbers: signal.Signals) -> None:
+    """Make each signal end this process as Ctrl-C does; does nothing outside the main thread."""
     if threading.current_thread() is threading.main_thread():
-        for one in signals:
-            signal.signal(one, _interrupt.answer)
+        for number in numbers:
+            signal.signal(number, _interrupt.answer)
 
 
 def follow() -> None:
     """End this process as Ctrl-C would, once the DVC or make that started it is gone.
 
-    For a command's ``main``: from here on, Ctrl-C, SIGTERM and SIGUSR1 end it within ``GRACE_S``.
+    For a command's ``main``: from here on, Ctrl-C, SIGTERM and SIGUSR1 end it within ``GRACE_S``. ``errors`` lists this
+    phase and those before it.
     """
     _interrupt.bound()
     heed(signal.SIGTERM, signal.SIGUSR1)  # a stopped Ray job gets SIGTERM, and SIGKILL three seconds later

@@ -102,9 +102,7 @@ def guard(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
-        if signal.getsignal(signal.SIGINT) is end_early:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        await_preemption()
+        begin_main()
         main()
         print(end="", flush=True)
     except KeyboardInterrupt:
@@ -163,8 +161,29 @@ def _drop_unwritable() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def await_preemption() -> None:
-    """From now on SIGUSR1, by which schedulers preempt, ends the process with ``PREEMPTED`` and a line."""
+# --- signals, in three phases ---------------------------------------------------------------------------------------
+# 1. `python -m pipelines.train` imports for seconds: Ctrl-C and SIGUSR1 end it at once (`begin_importing`).
+# 2. From `guard` on, Ctrl-C is Python's KeyboardInterrupt, so that `main` can clean up; SIGUSR1, by which schedulers
+#    preempt, still ends the command at once (`begin_main`).
+# 3. From `ending.follow` on, where a command calls it, Ctrl-C, SIGTERM and SIGUSR1 raise KeyboardInterrupt, and the
+#    command ends within `ending.GRACE_S`.
+
+
+def begin_importing() -> None:
+    """Phase 1; a shell's background jobs, which ignore Ctrl-C, go on ignoring it."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_early)
+    _await_preemption()
+
+
+def begin_main() -> None:
+    """Phase 2."""
+    if signal.getsignal(signal.SIGINT) is end_early:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _await_preemption()
+
+
+def _await_preemption() -> None:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
         signal.signal(signal.SIGUSR1, end_early)
 

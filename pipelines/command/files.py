@@ -218,16 +218,16 @@ def hashed(path: Path, algorithm: str, advance: Callable[[int], object] = lambda
     return digest.hexdigest()
 
 
-def digest(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """The sha256 of a file; DamagedError without one. An unchanged file is hashed once."""
     with reading(path) as file:
         about = os.fstat(file.fileno())
         version = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-        return _digest(path, version)
+        return _file_sha256(path, version)
 
 
 @functools.lru_cache(maxsize=1024)
-def _digest(path: Path, version: tuple[int, ...]) -> str:
+def _file_sha256(path: Path, version: tuple[int, ...]) -> str:
     with reading(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

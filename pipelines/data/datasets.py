@@ -26,7 +26,7 @@ import numpy.typing as npt
 from pipelines.command.errors import UserError, reason
 from pipelines.command.files import (
     MissingError,
-    digest,
+    file_sha256,
     hashed,
     read_json,
     reading,
@@ -102,7 +102,7 @@ class Dataset:
         """
         with _advising(self.name):
             for path in (self.path / file for split in splits or SPLITS for file in _files(split)):
-                found = digest(path)
+                found = file_sha256(path)
                 if found != self.digests[path.name]:
                     raise UserError(f"{path}: expected sha256 {self.digests[path.name]}, found {found}")
 

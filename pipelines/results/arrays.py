@@ -1,4 +1,4 @@
-"""The .npz files of an evaluation: NumPy's archive, followed by its sha256."""
+"""The arrays of an evaluation, and their .npz files: NumPy's archive, followed by its sha256."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def read(path: Path) -> dict[str, Array]:
         raise
     except DamagedError as error:
         raise DamagedError(f"{error}; run dvc repro, with -f where it finds nothing to do") from None
+
+
+def confusion(labels: Array, predicted: Array, classes: int) -> Array:
+    """The counts (C, C) int64 of N answers, rows actual, columns predicted; both arguments are (N,) class numbers."""
+    cells = labels.astype(np.int64) * classes + predicted
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
 def first_layer(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ models/*.yaml. ``pipelines.publish`` writes these files.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pipelines.config.values import AT_LEAST_ONE, Count, Percent, Rule, plain
 from pipelines.config.wording import require, show
 from pipelines.results import reader
 from pipelines.results.reader import Amount, Outcome, Trial
+from pipelines.results.rows import DIGITS
 from pipelines.results.words import each
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ class Curve:
     def __post_init__(self) -> None:
         lengths = {len(values) for values in vars(self).values()}
         require(len(lengths) == 1 and 0 not in lengths, "epoch, loss and train_error differ in length, or are empty")
+
+
+CURVE_COLUMNS = tuple(Curve.__annotations__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +137,6 @@ class Evidence:
         return differs and f"{differs[0][1:]} was {show(differs[1])}, now {show(differs[2])}"
 
 
-KEYS = tuple(Curve.__annotations__)
-
-
 def of_outcome(outcome: Outcome, budget: str, on: ClaimedOn | None) -> Evidence:
     """The evidence of this checkout's evaluated trials; ``on`` are the images of the claim."""
     results = [trial.result for trial in outcome.trials if trial.result]
@@ -175,18 +177,23 @@ def _precision(trial: Trial) -> str | None:
 def _seed(trial: Trial, usual: str | None) -> Seed:
     """A trial with a thinned curve, and without its matrix where that has many classes."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
-    columns = {key: tuple(reader.short(getattr(trial.curve[i], key)) for i in at) for key in KEYS}
+    columns = {key: tuple(_short(getattr(trial.curve[i], key)) for i in at) for key in CURVE_COLUMNS}
     top5, precision = trial.metrics.top5_error, _precision(trial)
     return Seed(
-        error=round(trial.error, 6),
-        claimed_error=None if trial.claimed_on is None else round(trial.claimed_on, 6),
+        error=round(trial.error, DIGITS),
+        claimed_error=None if trial.claimed_on is None else round(trial.claimed_on, DIGITS),
         at_chance=trial.at_chance,
-        wall_s=round(trial.result.wall_s, 2) if trial.result else 0.0,
+        wall_s=round(trial.result.wall_s, 2) if trial.result else None,
         curve=Curve(**columns) if at else None,  # type: ignore[arg-type]
         confusion=tuple(map(tuple, trial.confusion.tolist())) if len(trial.confusion) <= WIDEST else None,
-        top5_error=None if top5 is None else round(top5, 6),
+        top5_error=None if top5 is None else round(top5, DIGITS),
         precision=precision if precision != usual else None,
     )
+
+
+def _short(value: float | None) -> float | None:
+    """Four digits, enough for a curve; None for a loss that is no number, since JSON has no NaN."""
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
 def read(names: Iterable[str], folder: Path = EVIDENCE) -> dict[str, list[Evidence]]:

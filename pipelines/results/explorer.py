@@ -6,16 +6,15 @@ with one benchmark, or one trial, as an artifact. A figure is one function in pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pipelines.config.values import plain
 from pipelines.results.arrays import Array
-from pipelines.results.evidence import KEYS, WIDEST, Evidence, Seed, seeds_of
+from pipelines.results.evidence import CURVE_COLUMNS, WIDEST, Seed, seeds_of
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
@@ -25,28 +24,33 @@ MOST_CONFUSIONS = 40  # listed where the classes are too many for a matrix
 ARTIFACT_BYTES = 400_000  # of the images in an artifact of MLflow, encoded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Net:
-    """One body of evidence in the explorer: an outcome of this checkout, with its test images, or committed."""
+    """One body of evidence in the explorer."""
 
     dataset: str
-    body: Outcome | Evidence
+    protocol: str
+    classes: Sequence[str]
+    seeds: Mapping[str, Seed]
     claimed_error: float | None  # in %, as the source reports it
+    outcome: Outcome | None = None  # of this checkout, with test images; None: committed
 
-    @property
-    def outcome(self) -> Outcome | None:
-        """The outcome of this checkout."""
-        return self.body if isinstance(self.body, Outcome) else None
 
-    @cached_property
-    def seeds(self) -> Mapping[str, Seed]:
-        """The trials by seed."""
-        return seeds_of(self.body) if isinstance(self.body, Outcome) else self.body.seeds
+def own(outcome: Outcome, claimed_error: float | None) -> Net:
+    """An outcome of this checkout."""
+    return Net(
+        dataset=outcome.dataset,
+        protocol=outcome.protocol,
+        classes=outcome.classes,
+        seeds=seeds_of(outcome),
+        claimed_error=claimed_error,
+        outcome=outcome,
+    )
 
 
 def artifact(*, title: str, facts: Mapping[str, str], outcome: Outcome, claimed_error: float | None) -> str:
     """One benchmark's explorer as a page of its own, with ``facts`` under the title."""
-    found = data({title: Net(outcome.dataset, outcome, claimed_error)}, budget=ARTIFACT_BYTES)
+    found = data({title: own(outcome, claimed_error)}, budget=ARTIFACT_BYTES)
     return render("explorer.html", title=title, facts=facts, data=found, a_cell=found["a_cell"])
 
 
@@ -71,18 +75,18 @@ def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[s
 
 def _shown(net: Net) -> dict[str, Any]:
     compared = {seed: one.claimed_error for seed, one in net.seeds.items() if one.claimed_error is not None}
-    curves = {seed: plain(one.curve) if one.curve else dict.fromkeys(KEYS, ()) for seed, one in net.seeds.items()}
+    no_curve = dict.fromkeys(CURVE_COLUMNS, ())
     matrices = {seed: one.confusion for seed, one in net.seeds.items() if one.confusion}
     counts = {str(trial.seed): trial.confusion for trial in net.outcome.trials} if net.outcome else matrices
     return {
         "dataset": net.dataset,
-        "protocol": net.body.protocol,
-        "classes": [visible(name) for name in net.body.classes or ()],
+        "protocol": net.protocol,
+        "classes": [visible(name) for name in net.classes],
         "claimed_error": net.claimed_error,
         "seeds": [int(seed) for seed in net.seeds],
         "errors": {seed: one.error for seed, one in net.seeds.items()},
         "compared_errors": compared or None,  # on the images of the claim
-        "curves": curves,
+        "curves": {seed: plain(one.curve) if one.curve else no_curve for seed, one in net.seeds.items()},
         "per_class": {seed: per_class(np.array(matrix)) for seed, matrix in counts.items()},
         **({"matrices": matrices} if matrices or not net.outcome else {"confusions": _commonest(net.outcome)}),
     }
@@ -110,7 +114,7 @@ def _behind(found: ClassifiedExamples | None, a_cell: int, sheet: Sheet, seeds: 
     """The tiles of a benchmark's examples, with each seed's answer and confidence in %."""
     if found is None:
         return None
-    kept = images.shown(found, a_cell)
+    kept = images.chosen(found, a_cell)
     return {
         "tiles": np.searchsorted(sheet.index, kept.index).tolist(),
         "predicted": dict(zip(seeds, kept.predicted.tolist(), strict=True)),

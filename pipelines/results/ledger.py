@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from pipelines.command.errors import UserError
 from pipelines.command.files import DamagedError
@@ -21,11 +20,10 @@ from pipelines.config.params import Params
 from pipelines.results import evidence, reader
 from pipelines.results.evidence import Evidence
 from pipelines.results.reader import EVALUATIONS, Outcome
-from pipelines.results.rows import AblationRow, LedgerRow, OnTestSet
-from pipelines.results.verdicts import Interval, ablation_margin, claim_margin, difference, judge, judge_ablation, shown
+from pipelines.results.rows import DIGITS, AblationRow, LedgerRow, OnTestSet, Summary, rounded
+from pipelines.results.verdicts import ablation_margin, claim_margin, difference, judge, judge_ablation
 from pipelines.results.words import figure
 
-DIGITS = 4  # decimals of a figure in %; verdicts are of unrounded figures
 COPIED = {field.name for field in fields(Evidence)} & {field.name for field in fields(LedgerRow)}  # into a row
 
 
@@ -89,7 +87,7 @@ def _judged(params: Params, row: LedgerRow, rows: Sequence[LedgerRow]) -> Ledger
         claimed=claimed.points,
         margin=round(margin, DIGITS),
         mean=round(statistics.fmean(pair[0]) - statistics.fmean(pair[1]), DIGITS) if all(pair) else None,
-        ci95=_rounded(difference(*pair)),
+        ci95=rounded(difference(*pair)),
     )
     verdict = judge_ablation(claim=claimed.points, margin=margin, values=pair[0], others=pair[1], short=short)
     return replace(row, ablation=ablation, verdict=verdict.value)
@@ -135,7 +133,7 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
     )
     mixed = "two precisions" if body and len(body.by_precision) > 1 else None
     row = LedgerRow(
-        **_summary(figures),
+        **vars(Summary.of(figures)),
         benchmark=benchmark.name,
         label=", ".join(filter(None, (benchmark.label, mixed))) or None,
         dataset=benchmark.dataset,
@@ -156,25 +154,12 @@ def make_row(benchmark: Benchmark, body: Evidence | None) -> LedgerRow:
         **{name: getattr(body, name) for name in COPIED},
         precision=body.precision,
         changed=body.changed(benchmark),
-        test_set=OnTestSet(**_summary(tested), images=body.test_images) if body.claimed_on else None,
+        test_set=OnTestSet(**vars(Summary.of(tested)), images=body.test_images) if body.claimed_on else None,
         at_chance=tuple(int(seed) for seed, one in seeds.items() if one.at_chance),
         views=body.protocol,
         train_error={seed: one.curve.train_error[-1] if one.curve else None for seed, one in seeds.items()},
         seconds={seed: one.wall_s for seed, one in seeds.items()},
     )
-
-
-def _summary(figures: Mapping[str, float]) -> dict[str, Any]:
-    """The fields of a ``Summary``."""
-    return {
-        "per_seed": {seed: round(value, DIGITS) for seed, value in figures.items()},
-        "mean": round(statistics.fmean(figures.values()), DIGITS) if figures else None,
-        "ci95": _rounded(shown(list(figures.values()))),
-    }
-
-
-def _rounded(spread: Interval | None) -> tuple[float, float] | None:
-    return (round(spread.low, DIGITS), round(spread.high, DIGITS)) if spread else None
 
 
 def quoted(rows: Sequence[LedgerRow]) -> list[LedgerRow]:

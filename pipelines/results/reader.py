@@ -6,16 +6,16 @@ files are checked here (``training.store``).
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from pipelines.command.files import DamagedError, read_json, read_lines, reading
+from pipelines.command.files import DamagedError, read_json, read_lines
 from pipelines.config import wording
 from pipelines.config.claims import ClaimedOn
 from pipelines.config.schema import parse
@@ -141,8 +141,10 @@ class Trial:
 
     folder: Path
     about: About
-    confusion: Array  # (C, C) int64, rows actual, columns predicted
     metrics: Metrics
+    labels: Array  # (N,) int64, the classes of the test images
+    predicted: Array  # (N,) int64, the most probable classes
+    confidence: Array  # (N,) float64, their probabilities
     curve: Sequence[CurveLine] = ()
     result: Result | None = None
 
@@ -150,6 +152,11 @@ class Trial:
     def seed(self) -> int:
         """The seed, from the folder's name."""
         return int(self.folder.name.removeprefix("seed-"))
+
+    @cached_property
+    def confusion(self) -> Array:
+        """The counts (C, C), rows actual, columns predicted."""
+        return arrays.confusion(self.labels, self.predicted, len(self.about.classes))
 
     @property
     def error(self) -> float:
@@ -169,8 +176,8 @@ class Trial:
         A guess names the commonest class for every test image; the margin is that of a claim of its error.
         """
         loss = recipe_of(self.result.config).get("loss", "") if self.result else ""
-        images = int(self.confusion.sum())
-        guessing = 100 * (1 - int(self.confusion.sum(axis=1).max()) / images)
+        images = len(self.labels)
+        guessing = 100 * (1 - int(np.bincount(self.labels).max()) / images)
         return self.error >= guessing - claim_margin(guessing, images) or status.at_plateau(
             loss, [line.loss for line in self.curve], len(self.about.classes)
         )
@@ -283,26 +290,31 @@ def difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None
     return next((one for one in differences if one is not None), None)
 
 
-def record(kind: type[Kind], found: Any, where: object) -> Kind:
+def parsed(kind: type[Kind], found: Any, where: object) -> Kind:
     """A JSON object of ours as this dataclass; keys of other versions are ignored."""
     return parse(kind, found, f"{where}:", strict=False)
 
 
 def read(kind: type[Kind], path: Path) -> Kind:
     """The JSON file of ours at ``path`` as this dataclass."""
-    return record(kind, read_json(path), path)
+    return parsed(kind, read_json(path), path)
 
 
 def read_evaluation(folder: Path, about: About) -> Trial:
-    """One trial's metrics and confusion matrix, which must agree."""
-    path, table = folder / "metrics.json", folder / "confusion.csv"
-    metrics = read(Metrics, path)
-    confusion = _confusion(table, size=len(about.classes), images=about.test)
-    counted = 100 * (1 - float(np.trace(confusion)) / about.test)
+    """One trial's metrics and its answers to the test images, which must agree."""
+    path, table = folder / "metrics.json", folder / "predictions.npz"
+    metrics, answers = read(Metrics, path), arrays.read(table)
+    labels, predicted = (answers[key].astype(np.int64) for key in ("labels", "predicted"))
+    last, classes = max(labels.max(), predicted.max()), len(about.classes)
+    if len(labels) != about.test or last >= classes:
+        holds = f"{len(labels)} answers up to class {last}"
+        raise DamagedError(f"{table} holds {holds}; expected {about.test} up to {classes - 1}: {AGAIN}")
+    counted = 100 * float((predicted != labels).mean())
     if abs(counted - metrics.error) > 0.01:
         line = f"error is {metrics.error:.2f} %, but {table} counts {counted:.2f} %"
         raise DamagedError(f"{path}: {line}; expected files of one evaluation")
-    return Trial(folder=folder, about=about, confusion=confusion, metrics=metrics)
+    confidence = answers["confidence"].astype(np.float64)
+    return Trial(folder=folder, about=about, metrics=metrics, labels=labels, predicted=predicted, confidence=confidence)
 
 
 def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
@@ -321,48 +333,29 @@ def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
     return tuple(ClassFigures(*four) for four in zip(*columns, images.astype(int).tolist(), strict=True))
 
 
-def short(value: float | None) -> float | None:
-    """Four digits, enough for a curve; None for a loss that is no number, since JSON has no NaN."""
-    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
-
-
-def _confusion(path: Path, *, size: int, images: int) -> Array:
-    with reading(path) as file:
-        text = file.read()
-    try:
-        matrix = np.array([row.split(",") for row in text.decode().split()], dtype=np.int64)
-    except (ValueError, OverflowError):
-        raise DamagedError(f"{path} is damaged; expected {size} lines of {size} whole numbers") from None
-    if matrix.shape != (size, size) or matrix.min() < 0 or matrix.max() > images or matrix.sum() != images:
-        counts = f"{'x'.join(map(str, matrix.shape))} counts that sum to {int(matrix.sum())}"
-        raise DamagedError(f"{path} holds {counts}; expected {size}x{size} that sum to the {images} test images")
-    return matrix
-
-
 def read_curve(path: Path) -> list[CurveLine]:
     """A trial's learning curve, one line an epoch; empty without a file."""
-    return [record(CurveLine, line, f"{path} line {number}") for number, line in enumerate(read_lines(path), 1)]
+    return [parsed(CurveLine, line, f"{path} line {number}") for number, line in enumerate(read_lines(path), 1)]
 
 
 def read_result(folder: Path, *, weights: bool = True) -> Result:
     """The provenance of the finished trial in ``folder``; ``weights`` False skips their digest."""
     files = store.TrialFiles(folder)
-    return record(Result, files.read_result(None, weights=weights), files.result)
+    return parsed(Result, files.read_result(None, weights=weights), files.result)
 
 
 def read_examples(path: Path, trials: Sequence[Trial]) -> ClassifiedExamples:
     """The test images kept with an evaluation, and the answers of these trials to them."""
     found = arrays.read(path)
-    keys = found["keys"].tolist() if "keys" in found else []
-    lost = [trial for trial in trials if trial.metrics.key not in keys]
+    lost = [trial for trial in trials if trial.metrics.key not in found.get("keys", ())]
     if lost:
         what = f"seed {lost[0].seed}, trial {lost[0].metrics.key}"
         raise DamagedError(f"{path} has nothing of {what}; expected all that were evaluated: {AGAIN}")
-    rows = [keys.index(trial.metrics.key) for trial in trials]
+    index = found["index"]
     return ClassifiedExamples(
         images=found["images"],
-        actual=found["actual"],
-        index=found["index"],
-        predicted=found["predicted"][rows],
-        confidence=found["confidence"][rows].astype(np.float64),
+        actual=trials[0].labels[index],
+        index=index,
+        predicted=np.stack([trial.predicted[index] for trial in trials]),
+        confidence=np.stack([trial.confidence[index] for trial in trials]),
     )

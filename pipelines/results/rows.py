@@ -5,11 +5,16 @@ A row may come from a file of an older version: a field that is newer than other
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.config.claims import TOP5, Claim
 from pipelines.config.values import Number, Text
+from pipelines.results.verdicts import Interval, clipped
+
+DIGITS = 6  # decimals of a figure in %: of a million images, each counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,15 @@ class Summary(Mean):
     """Each seed's figure, their mean and its interval."""
 
     per_seed: dict[str, Number]
+
+    @classmethod
+    def of(cls, figures: Mapping[str, float]) -> Summary:
+        """The summary of each seed's figure in %."""
+        return Summary(
+            per_seed={seed: round(value, DIGITS) for seed, value in figures.items()},
+            mean=round(statistics.fmean(figures.values()), DIGITS) if figures else None,
+            ci95=rounded(clipped(list(figures.values()))),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +101,11 @@ class LedgerRow(Summary):
     dataset_digest: str | None = None
     images_per_s: Number | None = None  # of one trial
     finished: Number | None = None  # end of the last trial, unix seconds
+
+
+def rounded(spread: Interval | None) -> Interval | None:
+    """An interval to ``DIGITS`` decimals."""
+    return spread and Interval(*(round(end, DIGITS) for end in spread))
 
 
 def as_error(metric: str, value: float) -> float:

@@ -87,15 +87,15 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean - half, mean + half)
 
 
-def shown(values: Sequence[float]) -> Interval | None:
-    """The interval of figures in % for a report, cut at 0 and 100."""
+def clipped(values: Sequence[float]) -> Interval | None:
+    """The interval of figures in %, cut at 0 and 100."""
     found = interval(values)
     return found and Interval(max(0.0, found.low), min(100.0, found.high))
 
 
 def summary(prefix: str, errors: Sequence[float]) -> dict[str, float | None]:
     """Mean error and accuracy of some seeds in %, and the error's interval, named with a ``prefix``."""
-    mean, found = statistics.fmean(errors), shown(errors)
+    mean, found = statistics.fmean(errors), clipped(errors)
     return {
         f"{prefix}error": mean,
         f"{prefix}error_ci95_low": found and found.low,

@@ -18,12 +18,12 @@ from pipelines.results.figures import FIGURES
 from pipelines.results.page.html import render
 from pipelines.results.reader import Metrics, Outcome, Result, Trial, per_class
 from pipelines.results.rows import LedgerRow, Summary, claimed_error
-from pipelines.results.words import mean_or_each, seeds, spelt, stuck
+from pipelines.results.words import figure, seeds, stuck
 from pipelines.tracking import limits, spool
 from pipelines.tracking.cursors import MakeFiles, Point, RunRecord, mark_of
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
-FORMAT = 5  # raise it with a change of figures or texts: each run is then sent again, over the old one
+FORMAT = 6  # raise it with a change of figures or texts: each run is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
 LONGEST_PROBLEM = 400  # characters, of a problem with a file
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
@@ -167,13 +167,12 @@ def _files(
 ) -> dict[str, bytes]:
     """The explorer, the figures and the table of the classes, over **trials**."""
     outcome = _outcome(benchmark, trials)
-    errors = mean_or_each([trial.error for trial in trials])
-    facts = facts or {"test error": errors}
+    errors = figure(Summary.of({str(trial.seed): trial.error for trial in trials}))
+    facts = facts or {"test error, %": errors}
     page = explorer.artifact(
         title=title, facts={**facts, "protocol": outcome.protocol}, outcome=outcome, claimed_error=_claimed(benchmark)
     )
-    of = "" if len(trials) == 1 else f", {seeds(len(trials))}"
-    subtitle = f"test error {errors}{of}, {outcome.protocol}; cells: % of row"
+    subtitle = f"test error in %: {errors}, {outcome.protocol}; cells: % of row"
     drawn = {name: draw(outcome, title=title, subtitle=subtitle) for name, draw in FIGURES.items()}
     return {
         EXPLORER: page.encode(errors="backslashreplace"),
@@ -258,10 +257,10 @@ def _verdict(row: LedgerRow) -> str:
 def _row_facts(row: LedgerRow) -> dict[str, str]:
     """Our figures and the claim in words, for the run's description and the head of its explorer."""
     metric = row.metric
-    ours = "not measured" if row.mean is None else f"{spelt(row)}, {seeds(row.n)}"
-    facts = {f"our {metric}{', on the images of the claim' if row.test_set else ''}": ours}
+    ours = "not measured" if row.mean is None else f"{figure(row)}{f', {seeds(row.n)}' if row.ci95 else ''}"
+    facts = {f"our {metric} in %{', on the images of the claim' if row.test_set else ''}": ours}
     if row.test_set:
-        facts[f"our {metric} on the whole test set"] = spelt(row.test_set)
+        facts[f"our {metric} in % on the whole test set"] = figure(row.test_set)
     return {**facts, f"claimed {metric}": _claim(row)}
 
 

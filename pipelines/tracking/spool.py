@@ -220,7 +220,7 @@ def _evaluation(folder: Path) -> Trial:
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], LedgerRow]:
     """The rows of this checkout by benchmark and budget; committed evidence was tracked where it ran."""
     places = {f"{path} row {place}": row for place, row in enumerate(read_list(path), 1) if _own(row)}
-    rows = [_try(problems, reader.record, LedgerRow, row, place) for place, row in places.items()]
+    rows = [_try(problems, reader.parsed, LedgerRow, row, place) for place, row in places.items()]
     return {(row.benchmark, row.budget): row for row in rows if row and row.budget}
 
 

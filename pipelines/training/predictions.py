@@ -70,12 +70,6 @@ class Predictions:
         top = self.probabilities.topk(min(TOP, self.probabilities.shape[1]), 1).indices
         return 100 * (top != self.labels[:, None]).all(1).double().mean().item()
 
-    def confusion(self) -> NDArray[np.int64]:
-        """(classes, classes): rows actual, columns predicted."""
-        classes = self.probabilities.shape[1]
-        cells = torch.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
-        return cells.view(classes, classes).numpy()
-
     def part(self, places: NDArray[np.int64]) -> Predictions:
         """The predictions of the images at these positions."""
         at = torch.from_numpy(places)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.command.files import TEMPORARY, DamagedError, check_seal, digest, read_json, set_aside, write_json
+from pipelines.command.files import TEMPORARY, DamagedError, check_seal, file_sha256, read_json, set_aside, write_json
 
 
 def default() -> Path:
@@ -68,13 +68,14 @@ class TrialFiles:
         if key is not None and result.get("key") != key:
             raise DamagedError(f"{self.result} is of another trial (key {result.get('key')}); expected {key}")
         for path in (self.weights, self.curve) if weights else (self.curve,):
-            if digest(path) != digests.get(path.name):
+            if file_sha256(path) != digests.get(path.name):
                 raise DamagedError(f"{path} is damaged: its sha256 is not the one in {self.result.name}")
         return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the provenance with the digests of weights and curve, which makes the trial finished."""
-        whole = json.loads(json.dumps({**result, "files": {p.name: digest(p) for p in (self.weights, self.curve)}}))
+        files = {path.name: file_sha256(path) for path in (self.weights, self.curve)}
+        whole = json.loads(json.dumps({**result, "files": files}))
         write_json(self.result, whole | {"digest": _own_digest(whole)})
 
     def inspect(self, name: str) -> str | None:

@@ -134,7 +134,7 @@ KINDS: tuple[Callable[[Path], object], ...] = (
 
 
 def change(rng: random.Random, path: Path) -> None:
-    """A value of a JSON or a number of a table; garbled bytes where the file is neither, or no longer."""
+    """A value of a JSON; garbled bytes where the file is neither, or no longer."""
     try:
         _CONTENTS.get(path.suffix, garble)(rng, path)
     except Exception:  # whatever an earlier change has made of it
@@ -173,17 +173,5 @@ def _mutate(rng: random.Random, value: Any) -> None:
         value[place] = odd
 
 
-def _table(rng: random.Random, path: Path) -> None:
-    rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
-    row = rng.randrange(len(rows))
-    place = rng.randrange(len(rows[row]))
-    rows[row][place] = rng.choice(
-        ("", "-1", "1e3", "nan", "9" * 30, "1;2", "x", "\x1b[2J", " 7", str(rng.randrange(50)))
-    )
-    if rng.random() < 0.3:
-        rows[row].append("3")
-    path.write_text("\n".join(map(",".join, rows)) + "\n", encoding="utf-8")
-
-
-_CONTENTS = {".json": _json, ".jsonl": _lines, ".csv": _table}
+_CONTENTS = {".json": _json, ".jsonl": _lines}
 CHANGES = (garble, cut, replace, become, *[change] * 10)

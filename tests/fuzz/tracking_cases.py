@@ -8,8 +8,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from pipelines.tracking import cursors, limits, outcome, records
 from pipelines.tracking.spool import Spool
+from tests.report_inputs import write_matrix
 
 KEY, HASH = "0123456789abcdef", "d" * 64
 ROW = {"class": "a", "precision": 0.5, "recall": None, "f1": 0.5, "support": 2}
@@ -86,7 +89,7 @@ def case(random: Random, folder: Path) -> None:
         _write(random, folder / name, json.dumps(_changed(random, value) if random.random() < 0.3 else value))
     lines = [_changed(random, LINE) if random.random() < 0.2 else {**LINE, "epoch": 0.256 * (n + 1)} for n in range(3)]
     _write(random, folder / f"store/{KEY}/curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    _write(random, folder / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv", "1,1\n0,2\n")
+    write_matrix(folder / "evaluations/lenet5-mnist/trials/seed-0", np.array([[1, 1], [0, 2]]))
     cursor = {"sent": {f"trial:{KEY}": "0123456789abcdef"}}
     spool = Spool(project=folder, store=folder / "store")
     uri = "http://127.0.0.1:9"

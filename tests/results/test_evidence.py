@@ -256,7 +256,7 @@ def test_evidence_and_ledger_name_two_precisions_of_a_rows_seeds(project: Path) 
     found = own()
     assert (found.device, found.changed(load_params().benchmark("linear-mnist"))) == ("cuda, cpu", None)
     FILE.parent.mkdir(parents=True)
-    FILE.write_text(publish.record(load_params(), "linear-mnist", "laptop", project))
+    FILE.write_text(publish.evidence_text(load_params(), "linear-mnist", "laptop", project))
     (committed,) = evidence.read(["linear-mnist"])["linear-mnist"]
     assert committed.by_precision == found.by_precision and committed.by_precision["bf16"] == ["0", "1"]
     params = load_params()
@@ -311,6 +311,13 @@ def test_a_long_curve_is_thinned_to_its_end(project: Path) -> None:
     assert kept is not None and len(kept.epoch) == evidence.MOST_POINTS
     assert (kept.epoch[0], kept.epoch[-1], kept.train_error[-1]) == (1, 350, 350.0)
     assert len(evidence.text({"laptop": body})) < 20_000
+
+
+def test_the_time_of_a_trial_whose_result_is_gone_is_unknown(project: Path) -> None:
+    outcome = gather(load_params())["linear-mnist"]
+    first, *others = outcome.trials
+    seeds = evidence.seeds_of(replace(outcome, trials=(*others, replace(first, result=None))))
+    assert seeds["0"].wall_s is None and seeds["1"].wall_s == 75.0
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from pipelines.results.page.html import TEMPLATES
 from pipelines.results.reader import ClassFigures, ClassifiedExamples, Outcome, per_class
 from pipelines.results.rows import LedgerRow, as_error
 from pipelines.results.verdicts import Verdict
+from pipelines.results.words import figure
 from tests import projects
 from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params
 
@@ -141,15 +142,15 @@ def test_marked_rows_show_both_figures(html: str, inputs: Inputs) -> None:
             assert (data[name]["compared_errors"] is None) is (made.claimed_on is None)
         if row.test_set is None:
             continue
-        assert f"{row.mean:.2f} % † " in words
-        assert f"{row.test_set.mean:.2f} % on the test set" in words
-        assert f"{row.test_set.mean:.2f} % accuracy (" in words
+        assert f"{figure(row)} † " in words
+        assert f"{figure(row.test_set)} on the test set" in words
+        assert f"accuracy in %, {figure(row.test_set)}, on all " in words
         compared, errors = (list(data[name][key].values()) for key in ("compared_errors", "errors"))
         assert np.mean(compared) == pytest.approx(made.claimed_error)
         assert np.mean(errors) == pytest.approx(100 - (row.test_set.mean or 0), abs=1e-3)
-        assert f"; on the whole test set {row.test_set.mean:.2f} %" in plots.describe(row)
+        assert f"; on the whole test set {figure(row.test_set)}" in plots.describe(row)
     marked = [name for name in RUN if MADE[name].claimed_on]
-    assert words.count("% † ") == words.count(" % on the test set") == words.count(DIFFERENCE) == len(marked)
+    assert words.count("] † ") == words.count("] on the test set") == words.count(DIFFERENCE) == len(marked)
     assert words.count("Accuracy† Test accuracy") == len(marked)
     assert "single view, images 40,001 to 50,000 of the training file, last epoch, once" in words
     assert words.count("single view, whole test set, last epoch, once") == len(MADE) - len(marked)
@@ -366,8 +367,8 @@ def test_of_fewer_than_three_seeds_the_figures_themselves_stand_there(inputs: In
     assert words.figure(row) == f"{values} ({count} seed{'s' if count > 1 else ''})"
     assert words_of(row) == values
     reader = read(built)
-    assert f"{values} %" in reader.words
-    assert f"ours {values} %" in plots.describe(row) and "interval" not in plots.describe(row)
+    assert words.figure(row) in reader.words
+    assert plots.describe(row).endswith(f"ours {words.figure(row)}")
     axis = plots.ledger_axis([row])
     drawn = read(part("plot(row, axis, 26, 26, 13, plots.as_error)", row=row, axis=axis)).attributes
     assert [kind for _, key, kind in drawn if key == "class"].count("mean") == count
@@ -428,15 +429,21 @@ def examples_of(outcome: Outcome) -> ClassifiedExamples:
 
 def many_classes(outcome: Outcome, count: int = 40) -> Outcome:
     """The outcome of a net with more classes than a matrix can show."""
-    confusion = np.eye(count, dtype=np.int64) * 8
-    confusion[3, 7], confusion[7, 3] = 5, 2
-    error = 100 * (1 - 320 / confusion.sum())
+    labels = np.r_[np.repeat(np.arange(count), 8), [3] * 5, [7] * 2]
+    predicted = np.r_[labels[: 8 * count], [7] * 5, [3] * 2]
+    classes = tuple(f"class {i}" for i in range(count))
     trials = tuple(
-        replace(trial, confusion=confusion, metrics=replace(trial.metrics, error=error)) for trial in outcome.trials
+        replace(
+            trial,
+            about=replace(trial.about, classes=classes),
+            labels=labels,
+            predicted=predicted,
+            metrics=replace(trial.metrics, error=100 * 7 / len(labels)),
+        )
+        for trial in outcome.trials
     )
     said = np.array([[7, 7, 3, 9], [7, 3, 3, 9], [3, 3, 3, 9], [3, 3, 7, 9], [3, 3, 7, 9]])
     kept = replace(noise(4, seeds=5), actual=np.array([3, 3, 7, 9]), predicted=said)
-    classes = tuple(f"class {i}" for i in range(count))
     return replace(outcome, classes=classes, dataset="many", trials=trials, examples=kept)
 
 
@@ -449,9 +456,8 @@ def awkward(inputs: Inputs) -> str:
     kept = examples_of(changed["linear-mnist"])
     alone = replace(kept, predicted=kept.predicted[:1], confidence=kept.confidence[:1])
     changed["linear-mnist"] = replace(changed["linear-mnist"], trials=(diverged,), examples=alone)
-    right = np.diag(first.confusion.sum(axis=1))
     ended = [replace(first.curve[0], loss=0.0, train_error=0.0)]
-    perfect = replace(first, metrics=replace(first.metrics, error=0.0), confusion=right, curve=ended)
+    perfect = replace(first, metrics=replace(first.metrics, error=0.0), predicted=first.labels, curve=ended)
     changed["mlp300-mnist"] = replace(changed["mlp300-mnist"], trials=(perfect,), examples=noise(0, 28, 1))
     changed["allcnn-c-cifar10"] = many_classes(changed["allcnn-c-cifar10"])
     return report.build(whole, make_ledger(whole, changed), changed)

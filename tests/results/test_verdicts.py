@@ -11,11 +11,11 @@ from pipelines.results.verdicts import (
     Verdict,
     ablation_margin,
     claim_margin,
+    clipped,
     difference,
     interval,
     judge,
     judge_ablation,
-    shown,
 )
 
 # Five seeds 0.1 apart: standard deviation sqrt(0.1 / 4) = 0.158114, so with t(0.975, 4) = 2.776 the half width is
@@ -46,13 +46,13 @@ def test_interval_is_students_t(values: list[float], low: float, high: float) ->
 
 
 def test_an_interval_ends_where_percentages_do() -> None:
-    assert shown([1.0, 1.0, 4.0]) == pytest.approx((0.0, 2 + 4.303), abs=1e-3)
-    assert shown([99.0, 99.0, 96.0]) == pytest.approx((98 - 4.303, 100.0), abs=1e-3)
+    assert clipped([1.0, 1.0, 4.0]) == pytest.approx((0.0, 2 + 4.303), abs=1e-3)
+    assert clipped([99.0, 99.0, 96.0]) == pytest.approx((98 - 4.303, 100.0), abs=1e-3)
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 3.0], [1.0, 1.0]])
 def test_fewer_than_three_seeds_have_no_interval(values: list[float]) -> None:
-    assert interval(values) is None and shown(values) is None
+    assert interval(values) is None and clipped(values) is None
 
 
 def test_equal_seeds_have_an_interval_of_no_width() -> None:

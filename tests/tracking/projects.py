@@ -25,6 +25,7 @@ from pipelines.tracking.delivery import Sender
 from pipelines.tracking.spool import Spool
 from pipelines.training import store
 from tests.processes import until
+from tests.report_inputs import write_matrix
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -149,8 +150,7 @@ class Project:
                 "seconds": 1.0,
             }
             self.write(f"evaluations/{name}/trials/seed-{seed}/metrics.json", metrics)
-            text = "".join(",".join(map(str, row)) + "\n" for row in counts)
-            self.write(f"evaluations/{name}/trials/seed-{seed}/confusion.csv", text)
+            write_matrix(self.root / f"evaluations/{name}/trials/seed-{seed}", counts)
         mean = float(np.mean(errors))
         about = {
             "classes": classes,

@@ -314,11 +314,11 @@ def test_one_damaged_evaluation_holds_back_nothing_else(local: Path) -> None:
     project = Project(local)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     project.trial("linear-mnist", "mnist", 0, epochs=2, at=1000)
-    (local / "evaluations/lenet5-mnist/trials/seed-0/confusion.csv").write_text("1,2\n")
+    (local / "evaluations/lenet5-mnist/trials/seed-0/predictions.npz").write_text("1,2\n")
     client, sent = deliver(project.spool)
     assert sent == 5
     (problem,) = helper.sync(project.spool).problems
-    assert "seed-0/confusion.csv holds 1x2 counts that sum to 3; expected 10x10" in problem
+    assert "seed-0/predictions.npz is damaged" in problem
     run = runs_of(client, "trial")["lenet5-mnist seed 0"]  # what is not damaged arrives
     assert run.info.status == "FINISHED" and "cost/wall_s" in run.data.metrics and "test/error" not in run.data.metrics
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 10

@@ -18,6 +18,7 @@ from pipelines.results.reader import Outcome
 from pipelines.results.rows import LedgerRow, OnTestSet
 from pipelines.tracking import cursors, records
 from pipelines.tracking import spool as spools
+from tests.report_inputs import read_matrix, write_matrix
 from tests.tracking.projects import NOW, Project, change
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
@@ -33,21 +34,20 @@ def test_figures_of_the_classes_are_those_of_the_matrix(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
     for seed in (0, 1):
-        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}/confusion.csv"
-        counts = np.loadtxt(path, delimiter=",", dtype=np.int64)
+        folder = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{seed}"
+        counts = read_matrix(folder)
         counts[0] = [0, 30, 970, *([0] * 7)]
         counts[1], counts[:, 0] = 0, 0
         counts[3, 3] += 10_000 - counts.sum()
-        np.savetxt(path, counts, fmt="%d", delimiter=",")
+        write_matrix(folder, counts)
         error = 100 - float(np.trace(counts)) / 100
-        change(path.with_name("metrics.json"), error=error, accuracy=100 - error)
+        change(folder / "metrics.json", error=error, accuracy=100 - error)
     benchmark, trial, _ = records.all_runs(project.spool)[0]
     head, *lines = evaluation_files(benchmark)[records.CLASSES].decode().splitlines()
     assert head == "class,seed,precision %,recall %,F1 %,images"
     for line in lines:
         name, of, *figures, images = line.split(",")
-        path = tmp_path / f"evaluations/lenet5-mnist/trials/seed-{of}/confusion.csv"
-        counts, digit = np.loadtxt(path, delimiter=",", dtype=np.int64), int(name)
+        counts, digit = read_matrix(tmp_path / f"evaluations/lenet5-mnist/trials/seed-{of}"), int(name)
         right, said, there = counts[digit, digit], counts[:, digit].sum(), counts[digit].sum()
         shares = ((right, said), (right, there), (2 * right, said + there))
         expected = [pytest.approx(100 * part / whole, abs=0.01) if whole else None for part, whole in shares]
@@ -60,11 +60,11 @@ def test_figures_of_the_classes_are_those_of_the_matrix(tmp_path: Path) -> None:
 def test_a_trial_that_is_stuck_at_chance_has_a_tag(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 2)
-    path = tmp_path / "evaluations/lenet5-mnist/trials/seed-1/confusion.csv"
+    folder = tmp_path / "evaluations/lenet5-mnist/trials/seed-1"
     counts = np.zeros((10, 10), dtype=np.int64)
     counts[:, 3] = 1000  # each image is called a 3
-    np.savetxt(path, counts, fmt="%d", delimiter=",")
-    change(path.with_name("metrics.json"), error=90.0, accuracy=10.0)
+    write_matrix(folder, counts)
+    change(folder / "metrics.json", error=90.0, accuracy=10.0)
     _, *trials = records.all_runs(project.spool)[0]
     tags = [{k: v for k, v in trial.tags.items() if "stuck" in k} for trial in trials]
     assert tags == [{}, {"stuck_at_chance": "true"}]
@@ -81,15 +81,12 @@ def test_the_explorer_has_the_seeds_of_its_run_and_their_test_images(tmp_path: P
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 3)
     folder = tmp_path / "evaluations/lenet5-mnist"
-    matrices = [np.loadtxt(folder / f"trials/seed-{n}/confusion.csv", delimiter=",", dtype=int) for n in range(3)]
+    matrices = [read_matrix(folder / f"trials/seed-{n}") for n in range(3)]
     arrays.write(
         folder / "examples.npz",
         images=np.zeros((10, 1, 28, 28), dtype=np.uint8),
-        actual=np.arange(10),
-        index=np.arange(10),
+        index=np.arange(0, 10_000, 1000),
         keys=np.array([json.loads((folder / f"trials/seed-{n}/metrics.json").read_text())["key"] for n in range(3)]),
-        predicted=np.tile(np.arange(10), (3, 1)),
-        confidence=np.full((3, 10), 0.5),
     )
     benchmark, first, *_ = records.all_runs(project.spool)[0]
     (net,) = explored(benchmark)["benchmarks"]
@@ -120,8 +117,8 @@ def test_under_three_seeds_the_figures_themselves_are_shown(tmp_path: Path) -> N
     project.ledger()
     row = spools.read(project.spool)[0][0].row
     assert row is not None
-    assert "| our error | 29.50, 30.25 %, 2 seeds |" in records.note(row) and "29.8" not in records.note(row)
-    assert records._row_facts(row) == {"our error": "29.50, 30.25 %, 2 seeds", "claimed error": "30.0 %"}
+    assert "| our error in % | 29.50, 30.25 (2 seeds) |" in records.note(row) and "29.8" not in records.note(row)
+    assert records._row_facts(row) == {"our error in %": "29.50, 30.25 (2 seeds)", "claimed error": "30.0 %"}
 
 
 def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Path) -> None:
@@ -159,8 +156,8 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     ends = ("ledger/test_set_mean", "ledger/test_set_ci95_low", "ledger/test_set_ci95_high")
     assert tuple(values[key] for key in ends) == (33.4, 33.1, 33.7)
     note = records._row_tags(MARKED)["mlflow.note.content"]
-    assert "| our accuracy, on the images of the claim | 38.00 %, 95 % interval 37.80 to 38.20 %, 5 seeds |" in note
-    assert "| our accuracy on the whole test set | 33.40 %, 95 % interval 33.10 to 33.70 % |" in note
+    assert "| our accuracy in %, on the images of the claim | 38.00 [37.80, 38.20], 5 seeds |" in note
+    assert "| our accuracy in % on the whole test set | 33.40 [33.10, 33.70] |" in note
     assert note.endswith("The images of the claim are not the whole test set. They are images of the training file.")
     plain = replace(MARKED, test_set=None, difference=None, label="a variant", at_chance=(0, 3))
     assert not [key for key in records._row_figures(plain) if "test_set" in key]
@@ -168,7 +165,7 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     assert "claim |" not in note and "on the whole test set" not in note
     assert note.startswith("**reproduced (a variant)**\n")
     assert note.endswith("2 of 5 seeds are stuck at chance: no better than guessing.")
-    assert list(records._row_facts(plain)) == ["our accuracy", "claimed accuracy"]
+    assert list(records._row_facts(plain)) == ["our accuracy in %", "claimed accuracy"]
     assert records._row_tags(plain)["stuck_at_chance"] == "2 of 5 seeds: 0, 3"
     assert "stuck_at_chance" not in records._row_tags(MARKED)
 

@@ -44,9 +44,9 @@ def test_whether_a_trial_is_finished_is_checked_once(project: Path, monkeypatch:
 
     def digest(path: Path) -> str:
         read.append(path)
-        return files.digest(path)
+        return files.file_sha256(path)
 
-    monkeypatch.setattr(store, "digest", digest)
+    monkeypatch.setattr(store, "file_sha256", digest)
     assert one.finished and read == [one.files.weights, one.files.curve]
 
 

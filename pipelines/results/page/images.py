@@ -47,14 +47,14 @@ def sheets(kept: Mapping[str, Iterable[ClassifiedExamples]], budget: int = SHEET
     listed = {dataset: list(found) for dataset, found in kept.items()}
     a_cell = examples.A_CELL
     while True:
-        made = {dataset: _sheet([shown(one, a_cell) for one in found]) for dataset, found in listed.items()}
+        made = {dataset: _sheet([chosen(one, a_cell) for one in found]) for dataset, found in listed.items()}
         size = sum(len(sheet.source) for sheet in made.values())
         if size <= budget or a_cell == 1:
             return made, a_cell
         a_cell = max(1, min(a_cell - 1, a_cell * budget // size))
 
 
-def shown(kept: ClassifiedExamples, a_cell: int) -> ClassifiedExamples:
+def chosen(kept: ClassifiedExamples, a_cell: int) -> ClassifiedExamples:
     """The examples on the page: ``a_cell`` images of each cell of each seed's matrix, or all kept ones."""
     classes = 1 + int(max(kept.actual.max(initial=0), kept.predicted.max(initial=0)))
     return kept.part(examples.behind(kept.actual * classes + kept.predicted, a_cell))

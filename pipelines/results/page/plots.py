@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelines.results.rows import LedgerRow, as_error
-from pipelines.results.words import NONE, centre, claim, spelt
+from pipelines.results.words import NONE, claim, figure
 
 WIDTH, HEIGHT = 330, 26  # of the ledger's plot, in SVG units
 ZOOM_WIDTH, ZOOM_HEIGHT = 420, 84  # of the plot in a row's details
@@ -69,9 +69,8 @@ def figures(row: LedgerRow) -> list[float]:
 
 def describe(row: LedgerRow) -> str:
     """The plot in words."""
-    unit = "points" if row.ablation else "%"
-    claimed = "no claim" if claim(row) == NONE else f"claim {claim(row)} {unit}"
+    claimed = "no claim" if claim(row) == NONE else f"claim {claim(row)}{' points' if row.ablation else ''}"
     if row.mean is None:
-        return f"{row.benchmark}: {row.metric}, {claimed}; not run"
-    tested = f"; on the whole test set {centre(row.test_set)} %" if row.test_set else ""
-    return f"{row.benchmark}: {row.metric}, {claimed}; ours {spelt(row)}{tested}"
+        return f"{row.benchmark}: {row.metric} in %, {claimed}; not run"
+    tested = f"; on the whole test set {figure(row.test_set)}" if row.test_set else ""
+    return f"{row.benchmark}: {row.metric} in %, {claimed}; ours {figure(row)}{tested}"

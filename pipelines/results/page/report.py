@@ -62,9 +62,15 @@ def _explored(
     for name, benchmark in params.benchmarks.items():
         claimed = claimed_error(benchmark.claim.metric, benchmark.claim.value)
         if name in outcomes:
-            nets[name] = Net(outcomes[name].dataset, outcomes[name], claimed)
+            nets[name] = explorer.own(outcomes[name], claimed)
         for body in committed.get(name, ()):
             if all(seed.confusion for seed in body.seeds.values()) and not body.changed(benchmark):
                 label = f"{name} ({'committed, ' if outcomes else ''}{body.budget} budget)"
-                nets[label] = Net(benchmark.dataset, body, claimed)
+                nets[label] = Net(
+                    dataset=benchmark.dataset,
+                    protocol=body.protocol,
+                    classes=body.classes or (),
+                    seeds=body.seeds,
+                    claimed_error=claimed,
+                )
     return explorer.data(nets)
