@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shutil
 import statistics
 import tarfile
 import tempfile
@@ -92,7 +93,8 @@ def _family() -> list[psutil.Process]:
 
 
 def ours(root: Path, images: int, cluster: connection.Cluster) -> Rates:
-    """The decoding of ``fetch``."""
+    """The decoding of ``fetch``, from the start."""
+    shutil.rmtree(root / "datasets", ignore_errors=True)
     origin = Origin(kind="imagefolder", archive="set.tar", size=SIZE)
     with imagefolder.writing(root, "set", origin, lambda line: None) as rows:
         watch = Watch()

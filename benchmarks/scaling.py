@@ -71,25 +71,25 @@ def _seen(curve: list[dict[str, Any]], at: float) -> float:
     return float(np.interp(at, [point["time"] for point in curve], [IMAGES * (n + 1) for n in range(len(curve))]))
 
 
-def shared_out(row: Row, found: Cluster, workers: int, epochs: int) -> float:
+def shared_out(row: Row, cluster: Cluster, workers: int, epochs: int) -> float:
     """Images a second of one trial on so many workers, more than one."""
     with tempfile.TemporaryDirectory() as folder:
         one = row.planned(Path(folder), epochs)
         resources = dataclasses.replace(one.benchmark.resources, workers=workers)
         one = dataclasses.replace(one, benchmark=dataclasses.replace(one.benchmark, resources=resources))
-        attempt = distributed.Attempt(one, found, found.need(one.benchmark), workers, packing.work)
+        attempt = distributed.Attempt(one, cluster, cluster.need(one.benchmark), workers, packing.work)
         if error := attempt.error(attempt.begin()):
             raise error
         return row.images_per_s(one.files)
 
 
-def measure(row: Row, found: Cluster, counts: Sequence[int], rounds: int, epochs: int) -> list[Measured]:
+def measure(row: Row, cluster: Cluster, counts: Sequence[int], rounds: int, epochs: int) -> list[Measured]:
     """Both kinds at each number of workers, in turn; medians over the rounds."""
     rates: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
         for workers in counts:
             beside = packed(row, workers, epochs)
-            shared = beside if workers == 1 else shared_out(row, found, workers, epochs)  # one is one either way
+            shared = beside if workers == 1 else shared_out(row, cluster, workers, epochs)  # one is one either way
             rates.setdefault(("distributed", workers), []).append(shared)
             rates.setdefault(("side by side", workers), []).append(beside)
     middle = {key: statistics.median(values) for key, values in rates.items()}
@@ -137,13 +137,13 @@ def main() -> None:
     if 1 not in args.workers:
         named = ", ".join(map(str, args.workers))
         raise UserError(f"--workers has {named}; expected 1 among them, which the others are compared with")
-    with connection.connect() as found, tempfile.TemporaryDirectory() as folder:
-        if max(args.workers) > found.cpus:
-            raise UserError(f"--workers has {max(args.workers)}; expected at most the {found.cpus} CPUs of {found}")
+    with connection.connect() as cluster, tempfile.TemporaryDirectory() as folder:
+        if max(args.workers) > cluster.cpus:
+            raise UserError(f"--workers has {max(args.workers)}; expected at most the {cluster.cpus} CPUs of {cluster}")
         row = Row("lenet5-mnist", "cpu", Path(folder), IMAGES)
         make_images(row.data, row.dataset, row.images)
         packed(row, min(2, max(args.workers)), 2)  # starts the workers
-        scales = measure(row, found, args.workers, args.rounds, args.epochs + 1)
+        scales = measure(row, cluster, args.workers, args.rounds, args.epochs + 1)
     uses, hardware = simulate(), provenance.hardware("cpu")
     print(f"{hardware}, torch {torch.__version__}\n\n| measured | workers | images/s | efficiency |\n|---|---|---|---|")
     for one in scales:

@@ -66,15 +66,15 @@ def evaluate(
     target = EVALUATIONS / benchmark.name
     with _replacing(target) as fresh:
         much = device == "cpu" and len(planned) * dataset.test * flops(inputs) >= MUCH
-        with readiness.ready(connect(), planned[:1]) if connect and much else nullcontext() as able:
-            ask = functools.partial(_elsewhere, able) if able else None
+        with readiness.ready(connect(), planned[:1]) if connect and much else nullcontext() as cluster:
+            ask = functools.partial(_elsewhere, cluster) if cluster else None
             _evaluate(fresh, inputs, sorted(planned, key=lambda trial: trial.seed), device, ask)
     return target
 
 
-def _elsewhere(ray_cluster: connection.Cluster, trial: spec.Spec) -> Ask:
+def _elsewhere(cluster: connection.Cluster, trial: spec.Spec) -> Ask:
     """Have images classified by Ray workers, piece by piece, each with the resources of a training worker."""
-    need = ray_cluster.need(trial.benchmark)
+    need = cluster.need(trial.benchmark)
     placed = dataclasses.replace(trial, device="cuda" if need.gpus else "cpu", threads=need.cpus)
     # The nodes of a job share the run store; a copy of the code, and so runs/, lies on one of them alone.
     weights = (trial.files if trial.files.finished else _files(trial)).weights.absolute()
@@ -83,7 +83,7 @@ def _elsewhere(ray_cluster: connection.Cluster, trial: spec.Spec) -> Ask:
         calls = {start: (placed, weights, split, start, places) for start, places in pieces.items()}
         what = f"the evaluation of {trial.name}"
         place = "pipelines.training.predictions.answer"
-        return spreading.spread(place, calls, what=what, need=need, cluster=ray_cluster)
+        return spreading.spread(place, calls, what=what, need=need, cluster=cluster)
 
     return ask
 
@@ -259,9 +259,9 @@ def main() -> None:
 
         @functools.cache
         def connect() -> connection.Cluster:
-            ray_cluster = stack.enter_context(connection.connect())
-            print(f"spread over {ray_cluster}", flush=True)
-            return ray_cluster
+            cluster = stack.enter_context(connection.connect())
+            print(f"spread over {cluster}", flush=True)
+            return cluster
 
         for name in names:
             planned = spec.trials(params, name, data=DATA, root=store.default())

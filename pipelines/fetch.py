@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -84,6 +84,7 @@ def fetch_from(sources: Sequence[Source], root: Path, name: str, origin: Origin,
     paths = [f"data/{file}" for file in files]
     lock, line = root / "data" / f".{name}.lock", f"another fetch is at work on {name}; waiting for it"
     with locks.held(lock, f"fetch {name}", patience_s=math.inf, waiting=lambda: say(line)):
+        _require_apart(root, name, [origin.folder] if origin.folder else paths)
         restore_or_refuse(root / "datasets", name)
         pins = read_pins(root / PINS, paths, needed=bool(raw or origin.urls or origin.by_hand))
         if pins:
@@ -102,6 +103,15 @@ def fetch_from(sources: Sequence[Source], root: Path, name: str, origin: Origin,
             rows.fill(decode)
 
 
+def _require_apart(root: Path, name: str, sources: Iterable[str]) -> None:
+    """UserError where the data set would be made from what it replaces."""
+    output = Path(os.path.realpath(root / "datasets" / name))
+    for source in sources:
+        place = Path(os.path.realpath(root / source))
+        if output == place or output in place.parents or place in output.parents:
+            raise UserError(f"{source}: expected images apart from datasets/{name}, which fetch replaces")
+
+
 @contextmanager
 def _decoder(images: int, say: Say) -> Iterator[imagefolder.Decode]:
     """This process for few images, Ray for many: Ray takes as long to start as to decode ``FEW`` images."""
@@ -110,20 +120,20 @@ def _decoder(images: int, say: Say) -> Iterator[imagefolder.Decode]:
         return
     from pipelines.cluster import connection, readiness
 
-    with connection.connect() as found, readiness.admitted(found, readiness.decoding) as able:
-        say(f"decoding {images} images on {able}")
-        yield on_ray(able)
+    with connection.connect() as joined, readiness.admitted(joined, readiness.decoding) as cluster:
+        say(f"decoding {images} images on {cluster}")
+        yield on_ray(cluster)
 
 
-def on_ray(ray_cluster: Cluster) -> imagefolder.Decode:
+def on_ray(cluster: Cluster) -> imagefolder.Decode:
     """Decode on the connected Ray: for each CPU a job that runs, and one that waits."""
     from pipelines.cluster import spreading
 
-    decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, ray_cluster.cpus)
+    decode, in_flight = "pipelines.data.imagefolder.decode_job", 2 * max(1, cluster.cpus)
 
     def over(files: imagefolder.Encoded, size: int) -> Iterator[imagefolder.Decoded]:
         calls = ((None, (job,)) for job in imagefolder.jobs(files, size, in_flight))
-        results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, cluster=ray_cluster)
+        results = spreading.spread(decode, calls, what="decoding", in_flight=in_flight, cluster=cluster)
         return (result for _, result in results)
 
     return over

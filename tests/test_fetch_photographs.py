@@ -178,11 +178,25 @@ def test_dvc_keeps_a_copy_of_what_may_be_passed_on_alone(root: Path, content: by
     assert f"{NAME}: from DVC's cache, md5 ok" in run(root)
 
 
-def test_pictures_that_lie_where_their_arrays_belong_are_not_replaced(root: Path) -> None:
+@pytest.mark.parametrize("place", ["datasets/pets", "datasets", "datasets/pets/train", "link", "photographs"])
+def test_pictures_that_lie_where_their_arrays_belong_are_not_replaced(root: Path, place: str) -> None:
+    """Wherever links lead: of ``datasets/pets``, which fetch would replace, to the photographs, or the other way."""
+    folder = root / "datasets/pets"
+    if place == "photographs":
+        folder.parent.mkdir(exist_ok=True)
+        folder.symlink_to(root / "photographs")
+    layouts.as_folder((root / "photographs" if place == "photographs" else folder) / "train", layouts.train_files())
+    (root / "link").symlink_to(folder)
+    line = refused(root, source=Origin(kind="imagefolder", folder=place))
+    assert line == f"{place}: expected images apart from datasets/pets, which fetch replaces"
+    assert len([path for path in folder.resolve().rglob("*.JPEG")]) == len(layouts.train_files())
+
+
+def test_what_is_no_data_set_is_not_replaced(root: Path) -> None:
     folder = layouts.as_folder(root / "datasets/pets/train", layouts.train_files()).parent
-    line = refused(root, source=Origin(kind="imagefolder", folder="datasets/pets"))
+    at(root / "data", b"an archive")
+    line = refused(root)
     assert line == f"{folder}: holds train, which is no part of a dataset and would be lost; move it away"
-    assert len([path for path in folder.rglob("*.JPEG")]) == len(layouts.train_files())
 
 
 # Each layout the whole way: fetch, arrays, a trial of a few steps

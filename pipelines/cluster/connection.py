@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipelines.cluster import local, losses
+from pipelines.cluster import failures, local
 from pipelines.cluster.placement import Need, Node
 from pipelines.command import ending
 from pipelines.command.children import end_children
@@ -66,7 +66,7 @@ class Cluster:
             **self.placing,
         }
 
-    def without(self, error: losses.UnfitError) -> Cluster:
+    def without(self, error: failures.UnfitError) -> Cluster:
         """The cluster without the error's nodes, which joined later; prints a line for each new one."""
         news = {node.id: node.name for node in living() if node.id in error.nodes} if self.address else {}
         for node in news.keys() - set(self.refused):
@@ -235,7 +235,7 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(24 * 3600))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray would restart a worker for ever that it ends for want of memory.
-    os.environ.setdefault("RAY_task_oom_retries", str(losses.RETRIES))
+    os.environ.setdefault("RAY_task_oom_retries", str(failures.RETRIES))
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipelines.cluster import connection, losses, nodes, readiness
+from pipelines.cluster import connection, failures, nodes, readiness
 from pipelines.cluster.placement import Need
 from pipelines.command.errors import AdvisedError, UserError
 from pipelines.command.progress import becomes
@@ -68,7 +68,7 @@ class Attempt:
     def error(self, task: Any) -> Exception | None:
         """The error of the ended ``task``; None without one.
 
-        A worker's UserError, one of ``losses``' errors where workers or nodes are lost or taken away, or a bug.
+        A worker's UserError, one of ``failures``' errors where workers or nodes are lost or taken away, or a bug.
         Raises UserError where no other trial may ever find a place.
         """
         import ray
@@ -78,9 +78,9 @@ class Attempt:
         except ray.exceptions.RayTaskError as error:
             return _failure(self.spec, list(_causes(error.cause))) or error
         except ray.exceptions.RayError as error:
-            lost = losses.lost_worker(self.spec.name, error)
+            lost = failures.lost_worker(self.spec.name, error)
             if self.cluster.address is None:  # without the cleaner, the CPUs of its workers stay reserved
-                raise losses.given_up(lost) from None
+                raise failures.given_up(lost) from None
             return lost
         return None
 
@@ -91,25 +91,25 @@ def _failure(spec: Spec, causes: Sequence[BaseException]) -> UserError | None:
 
     for cause in causes:
         if isinstance(cause, UserError):
-            kept = isinstance(cause, AdvisedError | losses.LostError)
+            kept = isinstance(cause, AdvisedError | failures.LostError)
             failure = type(cause)(*cause.args) if kept else UserError(str(cause))
             failure.status = cause.status
             return failure
     lost = [cause for cause in causes if isinstance(cause, RayError) and not isinstance(cause, RayTaskError)]
     if lost:
-        return losses.lost_worker(spec.name, *lost)
+        return failures.lost_worker(spec.name, *lost)
     # Where a worker is lost, the others fail in a collective operation, perhaps before Ray notices: a RuntimeError.
     raised = (cause for cause in causes if not isinstance(cause, RayTaskError))
     broken = next((cause for cause in raised if isinstance(cause, (RuntimeError, OSError))), None)
     if broken is None:
         return None
-    failure = losses.lost_worker(spec.name, broken)
+    failure = failures.lost_worker(spec.name, broken)
     failure.__cause__ = broken  # perhaps a bug all the same
     return failure
 
 
 def _fit(attempt: Attempt) -> None:
-    """Runs in a Ray worker process; raises the errors of workers, or one of ``losses``' for a node to blame."""
+    """Runs in a Ray worker process; raises the errors of workers, or one of ``failures``' for a node to blame."""
     connection.end_with_raylet()
     os.environ.update(attempt.settings)
     from ray.exceptions import RayError
@@ -121,12 +121,12 @@ def _fit(attempt: Attempt) -> None:
         trainer.fit()
     except (TrainingFailedError, RayError) as error:
         failure = _failure(spec, list(_causes(error)))
-        lost = isinstance(failure, losses.LostWorkerError)
+        lost = isinstance(failure, failures.LostWorkerError)
         if (lost or failure is None) and (unfit := readiness.latecomers_fault(cluster)):
             raise unfit from None  # no worker process can begin where the project is missing
         # The workers that a node leaves behind fail long before Ray takes the node for dead.
         if lost and cluster.address and becomes(partial(_gone, before), within_s=NOTICED_S, every_s=1.0):
-            raise losses.LostError(f"{spec.name}: a node is gone") from None
+            raise failures.LostError(f"{spec.name}: a node is gone") from None
         raise  # as it is: on its way to the driver, an error of ours would lose its cause, perhaps a bug
     finally:
         shutil.rmtree(spec.store / "ray" / str(trainer.run_config.name), ignore_errors=True)
@@ -157,7 +157,7 @@ def _trainer(attempt: Attempt) -> TorchTrainer:
             name=f"{spec.key}-{time.time_ns()}",
             storage_path=str(spec.store / "ray"),
             worker_runtime_env={"env_vars": _variables(attempt.settings)},
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=losses.RETRIES),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=failures.RETRIES),
         ),
     )
     if attempt.cluster.address is None:

@@ -63,14 +63,22 @@ def _left(trial: Spec) -> float:
 
 
 def disk_bytes(sized: Sequence[Sized], cluster: connection.Cluster) -> int:
-    """The most bytes that trials need in the store, fitted preprocessing aside.
+    """The most bytes that trials need in the store, beside their checkpoints there; fitted preprocessing aside.
 
     The weights of all are kept. A running trial also has a checkpoint, and at times the next one beside it: weights,
     and up to two values of the optimiser for each.
     """
-    spare = sorted((2 * 3 * weights + SMALL_FILES for _, weights in sized), reverse=True)
+    needed = (2 * 3 * weights + SMALL_FILES - _bytes(trial.files.checkpoint) for trial, weights in sized)
+    spare = sorted(needed, reverse=True)
     together = max((cluster.side_by_side(trial.benchmark) for trial, _ in sized), default=0)
     return sum(weights for _, weights in sized) + sum(spare[:together])
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def rate_key(trial: Spec) -> str:

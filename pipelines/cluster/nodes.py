@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pipelines.cluster import connection, losses
+from pipelines.cluster import connection, failures
 from pipelines.cluster.placement import Node
 from pipelines.training import fingerprint
 
@@ -28,7 +28,7 @@ def lacks_module(error: Exception) -> str | None:
     return f"it has no module {missing[0]}; {expected}" if missing else None
 
 
-def lacks_project(error: Exception, cluster: connection.Cluster) -> losses.UnfitError | None:
+def lacks_project(error: Exception, cluster: connection.Cluster) -> failures.UnfitError | None:
     """The error where a task failed on a node that joined after the question and lacks the project; otherwise None."""
     import ray
 
@@ -37,7 +37,7 @@ def lacks_project(error: Exception, cluster: connection.Cluster) -> losses.Unfit
         return None
     there = (node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == address[1])
     late = tuple(node for node in there if node not in cluster.question.asked)
-    return losses.UnfitError(lacking, late) if late else None
+    return failures.UnfitError(lacking, late) if late else None
 
 
 def ask(function: Callable[..., Any], *words: Any, among: Iterable[Node], patience_s: float) -> list[tuple[Node, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cluster import connection, distributed, estimate, losses, nodes, readiness
+from pipelines.cluster import connection, distributed, estimate, failures, nodes, readiness
 from pipelines.cluster.placement import Job, Node, Place, Placing, Start
 from pipelines.command import errors
 from pipelines.command.errors import FULL, LONGEST_LINE, PREEMPTED, HeldError, UserError, reason
@@ -46,7 +46,7 @@ def run(placed: Sequence[Spec], cluster: connection.Cluster) -> None:
 
 def _run_all(placed: Sequence[Spec], cluster: connection.Cluster) -> None:
     failed: list[Failure] = []
-    for trial, error in _Packing(placed, cluster).failures():
+    for trial, error in _Packing(placed, cluster).failed():
         failed.append((trial, error))
         if len(placed) > 1:
             say(f"{trial.name} failed: {reason(error, LONGEST_LINE).removeprefix(f'{trial.name}: ')}")
@@ -80,13 +80,13 @@ class _Packing:
         self.shared = SharedGPUs(cluster)
         self.tasks: dict[Any, tuple[Spec, float]] = {}  # and when they began
         self.attempts: dict[Any, distributed.Attempt] = {}  # by task of Ray; Ray Train notices lost nodes itself
-        self.losses = losses.Losses()
+        self.losses = failures.Losses()
         self.held: dict[str, str] = {}  # by trial's key: the line about the process that trains it
         self.alive = {node.id: node.host for node in cluster.nodes}
         self.looked = self.checked = time.monotonic()  # when: at the nodes; for cut-off trials
         self.requested: list[dict[str, float]] = []  # from an autoscaler
 
-    def failures(self) -> Iterator[Failure]:
+    def failed(self) -> Iterator[Failure]:
         """Train all to their ends; yields each failure as it happens."""
         try:
             while self.placing.waiting or self.placing.running:
@@ -95,7 +95,7 @@ class _Packing:
                 for trial, error in self._ended():
                     self.shared.left(self.placing.running[trial.key])
                     job = self.placing.ended(trial.key)
-                    if isinstance(error, losses.UnfitError):
+                    if isinstance(error, failures.UnfitError):
                         self._without(error)
                         self.placing.again(job)
                     elif isinstance(error, HeldError) and self._waits_for(trial, error):
@@ -104,7 +104,7 @@ class _Packing:
                         say(f"{error.fact}; it goes on elsewhere")
                         self.placing.again(job)
                     elif error is not None:
-                        yield trial, losses.given_up(error)
+                        yield trial, failures.given_up(error)
                 self._look()
         finally:
             self._request([])
@@ -118,7 +118,7 @@ class _Packing:
             self.held[trial.key] = error.fact
         return waits
 
-    def _without(self, error: losses.UnfitError) -> None:
+    def _without(self, error: failures.UnfitError) -> None:
         """Keep the remaining trials from nodes that lack something or are gone."""
         self.cluster = self.shared.cluster = self.cluster.without(error)
         self._see(connection.living())
@@ -227,7 +227,7 @@ def _cut_off(tasks: Tasks, hosts: Collection[str]) -> Iterator[tuple[Any, Except
     for task, (trial, began) in tasks.items():
         state = status.read(trial.files.progress, since=began)
         if state is not None and state.get("host") not in hosts and time.time() - state["time"] > connection.CUT_OFF_S:
-            lost = losses.LostError(f"{trial.name}: its node {state['host']} is cut off")
+            lost = failures.LostError(f"{trial.name}: its node {state['host']} is cut off")
             yield task, None if trial.files.finished else lost
 
 
@@ -242,7 +242,7 @@ def _promised(tasks: Tasks, dead: Collection[str]) -> Iterator[tuple[Any, Except
     for task, (trial, began) in tasks.items() if dead else ():
         if status.read(trial.files.progress, since=began) is None:
             ray.cancel(task, force=True)  # with its process: an import that is interrupted would fail the next task
-            yield task, losses.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
+            yield task, failures.UnfitError(f"{trial.name}: its node is gone", tuple(dead))
 
 
 def _error_of(task: Any, trial: Spec, cluster: connection.Cluster) -> Exception | None:
@@ -256,7 +256,7 @@ def _error_of(task: Any, trial: Spec, cluster: connection.Cluster) -> Exception 
             return UserError(f"{trial.name}: no space left in {trial.store}; make room and run this again")
         return error.cause if isinstance(error.cause, UserError) else nodes.lacks_project(error, cluster) or error
     except (ray.exceptions.RayError, OSError) as error:
-        return losses.lost_worker(trial.name, error)
+        return failures.lost_worker(trial.name, error)
     return None
 
 

@@ -1,9 +1,8 @@
 """Where and when trials run: a function of the waiting trials, the free devices and the clock, without Ray.
 
 The longest trial starts first, so that none runs alone at the end; where one still does, simulations look for a better
-order. A trial that does not fit yet lets others pass: they are finite in number, and keeping room free for it saved no
-time over 180 random suites. Fractions of GPUs spread over all GPUs before two share one, but spare the GPUs that other
-trials need whole.
+order. A trial that does not fit yet lets others pass: they are finite in number. Fractions of GPUs spread over all GPUs
+before two share one, but spare the GPUs that other trials need whole.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pipelines.cluster import connection, losses, nodes
+from pipelines.cluster import connection, failures, nodes
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Node
 from pipelines.command.errors import UserError, brief, reason
@@ -34,7 +34,7 @@ WAIT_S = 600.0  # for nodes of an autoscaler: a cloud takes minutes for a machin
 LOOK_EVERY_S = 2.0
 ANSWER_WITHIN_S = 120.0  # a node imports torch meanwhile, perhaps from a slow disk
 FETCH_S = 3600.0
-GPU_S = 60.0  # to look for GPUs, in a process that imports torch
+GPU_S = 90.0  # to look for GPUs, in a process that imports torch; below ANSWER_WITHIN_S
 SEEN_S = 10.0  # until one node's file shows on another: NFS caches for some seconds
 LEAST_FREE = 200 * 10**6  # bytes among a node's temporary files, for Ray's logs and sockets
 COMPARED = ("torch", "pytorch-lightning", "numpy")  # their releases must agree
@@ -199,41 +199,43 @@ def join(question: Question | None) -> None:
     fault = _inspect(question)
     fault = _fetch(question) if fault == ABSENT else fault
     if fault is not None:
-        raise losses.UnfitError(fault, (own,))
+        raise failures.UnfitError(fault, (own,))
     _joined.add(question.token)
 
 
-def latecomers_fault(cluster: Cluster) -> losses.UnfitError | None:
+def latecomers_fault(cluster: Cluster) -> failures.UnfitError | None:
     """The first of the nodes that joined later that lacks something; None without one."""
     if cluster.question is None:
         return None
     known = {*cluster.question.asked, *cluster.refused}
     lacking = _faults(cluster.question, [node for node in connection.living() if node.id not in known])
-    return losses.UnfitError(lacking[0][1], (lacking[0][0].id,)) if lacking else None
+    return failures.UnfitError(lacking[0][1], (lacking[0][0].id,)) if lacking else None
 
 
 def _faults(question: Question, among: Sequence[Node]) -> list[tuple[Node, str]]:
     """The nodes that can't train, each with its first fault."""
+    patience = dict.fromkeys((node.id for node in among), ANSWER_WITHIN_S)
     answers = nodes.ask(_inspect, question, among=among, patience_s=ANSWER_WITHIN_S)
     absent = [node for node, answer in answers if answer == ABSENT]
     if absent:
         say(f"fetching the data on {', '.join(node.name for node in absent)}")
         answers = [(node, answer) for node, answer in answers if answer != ABSENT]
         answers += nodes.ask(_fetch, question, among=absent, patience_s=FETCH_S + ANSWER_WITHIN_S)
-    faults = [(node, _in_words(answer)) for node, answer in answers if answer is not None]
+        patience |= dict.fromkeys((node.id for node in absent), FETCH_S + ANSWER_WITHIN_S)
+    faults = [(node, _in_words(answer, patience[node.id])) for node, answer in answers if answer is not None]
     able = [(node, question.answer(node.id)) for node, answer in answers if answer is None]
     unseen = (node for node, path in able if path and not becomes(partial(_lists, path), within_s=SEEN_S))
     return faults + [(node, f"what it writes into {question.store} does not show here; {SHARED}") for node in unseen]
 
 
-def _in_words(answer: str | Exception) -> str:
+def _in_words(answer: str | Exception, patience_s: float) -> str:
     """A node's answer, or the reason for none."""
     from ray.exceptions import GetTimeoutError
 
     if isinstance(answer, str):
         return answer
     if isinstance(answer, GetTimeoutError):
-        return f"it does not answer within {duration(ANSWER_WITHIN_S)}"
+        return f"it does not answer within {duration(patience_s)}"
     return nodes.lacks_module(answer) or f"it can't be asked: {type(answer).__name__}: {reason(answer)}"
 
 
@@ -296,11 +298,14 @@ def _gpu_fault(gpus: int) -> str | None:
         return f"{promised} a torch that is built for CPUs alone ({torch.__version__})"
     unhidden = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    quiet = subprocess.DEVNULL
+    looking = subprocess.Popen([sys.executable, "-c", code], env=unhidden, stdout=quiet, stderr=quiet)
     try:
-        subprocess.run([sys.executable, "-c", code], env=unhidden, capture_output=True, timeout=GPU_S, check=True)
-    except subprocess.SubprocessError:  # where the driver is broken, it may also wait for ever
-        return f"{promised} torch {torch.__version__} finds none: is its driver in order?"
-    return None
+        status = looking.wait(GPU_S)
+    except subprocess.TimeoutExpired:
+        looking.kill()  # without waiting: a process within a broken driver does not end
+        return f"{promised} torch {torch.__version__} does not find them within {duration(GPU_S)}"
+    return f"{promised} torch {torch.__version__} finds none: is its driver in order?" if status else None
 
 
 def _space_fault() -> str | None:

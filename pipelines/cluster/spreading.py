@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pipelines.cluster import connection, losses, nodes, readiness
+from pipelines.cluster import connection, failures, nodes, readiness
 from pipelines.cluster.placement import Need
 from pipelines.command.errors import UserError
 
@@ -29,7 +29,7 @@ def spread(
 ) -> Iterator[tuple[Name, Any]]:
     """Call ``function``, a dotted name, with each tuple of arguments; yields names and results as calls end.
 
-    A call whose worker dies is repeated, ``losses.RETRIES`` times, and so are running calls when a node is lost,
+    A call whose worker dies is repeated, ``failures.RETRIES`` times, and so are running calls when a node is lost,
     since Ray waits for ever for a node that is cut off. Each takes ``need`` of a node. At most ``in_flight`` calls run
     at once and further ones are taken as these end: arguments and results need not all fit into memory. ``cluster`` has
     the nodes that can do it. Raises the error of a call, a UserError as such, and cancels the others. ``what`` names
@@ -65,7 +65,7 @@ class _Calls(Generic[Name]):
     def __init__(self, function: str, what: str, need: Need, cluster: connection.Cluster | None) -> None:
         import ray
 
-        self.remote = ray.remote(max_retries=losses.RETRIES)(_call)
+        self.remote = ray.remote(max_retries=failures.RETRIES)(_call)
         self.function, self.what, self.need, self.cluster = function, what, need, cluster
         self.tasks: dict[Any, Call[Name]] = {}
         self.alive = {node.id for node in cluster.nodes} if cluster and cluster.address else set()
@@ -87,7 +87,7 @@ class _Calls(Generic[Name]):
             call = self.tasks.pop(task)
             try:
                 found = result(task, self.what, self.cluster)
-            except losses.UnfitError as error:
+            except failures.UnfitError as error:
                 self.cluster = self.cluster and self.cluster.without(error)
                 self.begin(call)
             else:
@@ -115,7 +115,7 @@ class _Calls(Generic[Name]):
         if due:
             self.gone |= dict.fromkeys(due, math.inf)
             # Ray may be waiting for a place on a lost node; another selector makes another queue (packing._promised).
-            self.cluster = self.cluster.without(losses.UnfitError(f"{self.what}: a node is gone", due))
+            self.cluster = self.cluster.without(failures.UnfitError(f"{self.what}: a node is gone", due))
             for call in dict.fromkeys(self.tasks.values()):
                 self.begin(call)
 
@@ -127,7 +127,7 @@ def result(task: Any, what: str, cluster: connection.Cluster | None = None) -> A
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, losses.UnfitError):
+        if isinstance(error.cause, failures.UnfitError):
             raise error.cause from None
         if cluster and (unfit := nodes.lacks_project(error, cluster)):
             raise unfit from None
@@ -137,7 +137,7 @@ def result(task: Any, what: str, cluster: connection.Cluster | None = None) -> A
             raise UserError(f"{what}, a node of the cluster: {lacking}") from None
         raise
     except (ray.exceptions.RayError, OSError) as error:
-        raise losses.given_up(losses.lost_worker(what, error)) from None
+        raise failures.given_up(failures.lost_worker(what, error)) from None
 
 
 def _call(question: readiness.Question | None, function: str, *arguments: Any) -> Any:

@@ -97,7 +97,7 @@ def md5_of(path: Path) -> str:
 
 def shown(url: str) -> str:
     """A URL, or any text, for the log: without user, password and query."""
-    without_user = re.sub(r"(?<=://)[^/]*@", "", url)  # first: a password may contain ? or #
+    without_user = re.sub(r"(?<=://)([^/?#]*:[^/]*|[^/?#]*)@", "", url)  # first: a password may contain ? or #
     return re.split("[?#]", without_user)[0].rstrip("/")
 
 

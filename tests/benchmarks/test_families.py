@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import families
+from benchmarks.gpu import Row, make_images
 from pipelines.config.params import load_params
 from tests.conftest import ROOT
 from tests.processes import environment
@@ -26,6 +28,15 @@ def test_a_row_is_measured() -> None:
     command = [sys.executable, "-m", "benchmarks.families", "--rounds=1", "--epochs=1", "--rows", "ordinary-cifar10"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert re.search(
-        r"^\| ordinary-cifar10 \| fp32 \|( [\d,]+ \|){4}( \d+\.\d\d \|){4} [\d.]+ \|$", done.stdout, re.MULTILINE
-    )
+    figures = r"( [\d,]+ \|){3} \d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\) \| [\d.]+ \|"
+    assert re.search(rf"^\| ordinary-cifar10 \| fp32 \|{figures}$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [families.LOADED, families.CROPPED])
+def test_two_rows_have_one_more_ratio(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "PHOTOGRAPHS", 2)
+    row = Row(name, "cpu", tmp_path, 16)
+    make_images(row.data, row.dataset, row.images)
+    line = families.also(row, 1, 1)
+    assert line and re.match(rf"{name}: .* / .* \d+\.\d\d \(.*\); expected at least \d", line)

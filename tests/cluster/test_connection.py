@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.cluster import campaign, connection, estimate, local, losses, packing, readiness
+from pipelines.cluster import campaign, connection, estimate, failures, local, packing, readiness
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.placement import Job, Need, Node, Placing
 from pipelines.command.errors import PREEMPTED, UserError
@@ -138,11 +138,11 @@ def test_the_estimate_is_that_of_the_placing(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_lost_node_counts_against_no_trial_and_a_dead_worker_does() -> None:
-    found, gone, dead = losses.Losses(), losses.LostError("gone"), losses.LostWorkerError("dead")
+    found, gone, dead = failures.Losses(), failures.LostError("gone"), failures.LostWorkerError("dead")
     preempted = UserError("preempted")
     preempted.status = PREEMPTED
     assert all(found.forgives("a", error) for error in [gone, preempted] * 10)
-    assert [found.forgives("a", dead) for _ in range(losses.RETRIES + 1)] == [True] * losses.RETRIES + [False]
+    assert [found.forgives("a", dead) for _ in range(failures.RETRIES + 1)] == [True] * failures.RETRIES + [False]
     assert not found.forgives("a", gone) and found.forgives("b", gone)
     assert not found.forgives("b", UserError("a bad row"))
 

@@ -15,7 +15,7 @@ from pipelines import fetch
 from pipelines.command.errors import UserError
 from pipelines.config.origins import Packed
 from pipelines.data import sources
-from pipelines.data.download import Remote, SourceError, SourceSlow, download, is_url, mismatch
+from pipelines.data.download import Remote, SourceError, SourceSlow, download, is_url, mismatch, shown
 from tests.data.hosts import (
     FILES,
     IMAGES,
@@ -128,6 +128,19 @@ def test_an_address_that_is_none_is_one_line(
     assert "s3cret" not in line
     assert "Traceback" not in capfd.readouterr().err  # of a thread
     assert_complete(root)
+
+
+@pytest.mark.parametrize(
+    ("url", "logged"),
+    [
+        ("http://user:se#c?ret@host/file.gz?token=s3cret", "http://host/file.gz"),
+        ("https://user@host/file.gz", "https://host/file.gz"),
+        ("https://host?mail=me@example.org", "https://host"),
+        ("https://host/a@b/file.gz", "https://host/a@b/file.gz"),
+    ],
+)
+def test_a_log_names_the_host_and_no_login(url: str, logged: str) -> None:
+    assert shown(url) == logged
 
 
 def test_a_slow_host_is_put_off_but_not_given_up(tmp_path: Path, root: Path, serve: Callable[[Server], Server]) -> None:
