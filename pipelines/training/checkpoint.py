@@ -215,7 +215,8 @@ class CheckpointCallback(pl.Callback):
         """
         due = now - self.saved >= max(CHECKPOINT_EVERY_S, 20 * self.saving_s)
         if self.worker.workers == 1:
-            self.ended_by = self.ended_by or self.worker.preempted()
+            if (number := self.worker.preempted()) is not None:  # else a handler may have set it meanwhile
+                self.ended_by = number
             return due or self.ended_by is not None
         if batch_idx % AGREE_EVERY:
             return False
