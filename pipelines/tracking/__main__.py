@@ -23,14 +23,12 @@ from pipelines.tracking.helper import HELPER
 from pipelines.tracking.probe import be_patient
 from pipelines.tracking.spool import Spool
 
-ORPHAN_S = 0.5  # the helper outlives its stage by no more
-
 
 def helper_main(interval_s: float | None = None) -> None:
     """The helper process: send round by round until a line names a deadline, in unix seconds.
 
     Then it sends the rest, and prints the outcome at that time. It ends at once when its standard input is closed
-    without such a line, and within ORPHAN_S when the stage ends later.
+    without such a line, and within half a second when the stage ends later.
     """
     stage = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage handles Ctrl-C
@@ -58,7 +56,7 @@ def helper_main(interval_s: float | None = None) -> None:
     if line := sys.stdin.readline():
         finish.set()
         while sending.is_alive() and os.getppid() == stage and (left := float(line) - time.time()) > 0:
-            sending.join(min(left, ORPHAN_S))
+            sending.join(min(left, 0.5))
         if os.getppid() == stage:
             print(json.dumps(asdict(replace(sender.result, slow=sending.is_alive()))), file=answer, flush=True)
     os._exit(0)  # MLflow's threads, and those that a server left hanging, need not end

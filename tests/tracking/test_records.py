@@ -110,6 +110,18 @@ def test_a_figure_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pyte
     assert drawn == ["lenet5-mnist: [0, 1]", "lenet5-mnist, seed 0: [0]", "lenet5-mnist, seed 1: [1]"]
 
 
+def test_a_picture_shows_over_how_many_seeds_its_error_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def below(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
+        return subtitle.encode()
+
+    monkeypatch.setitem(FIGURES, "bars", below)
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 3)
+    benchmark, trial, *_ = [evaluation_files(one)["bars.png"].decode() for one in records.all_runs(project.spool)[0]]
+    assert re.match(r"test error in %: \d\.\d\d \[.*\], 3 seeds, ", benchmark)
+    assert re.match(r"test error in %: \d\.\d\d, ", trial) and "seed" not in trial
+
+
 def test_under_three_seeds_the_figures_themselves_are_shown(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 30.0, 2)
