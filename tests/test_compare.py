@@ -121,7 +121,7 @@ def test_a_net_without_a_figure_to_compare_with_has_no_claim_and_shows_its_own(
     files = [project / f"evaluations/mlp300-mnist/trials/seed-{seed}/metrics.json" for seed in SEEDS]
     assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 6) for file in files]
     assert claimed_error("top-5 error", 4.7) is claimed_error("error", None) is None  # no line among training errors
-    assert "claimed error | none |" in records.note(parsed(LedgerRow, found, "a row"))
+    assert "claimed error in % | – |" in records.note(parsed(LedgerRow, found, "a row"))
 
 
 def test_versions_and_remarks_stand_in_every_form_of_the_ledger(project: Path) -> None:
