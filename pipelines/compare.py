@@ -27,7 +27,7 @@ from pipelines.results.page import report
 from pipelines.results.reader import Outcome
 from pipelines.results.rows import LedgerRow
 from pipelines.results.verdicts import Verdict
-from pipelines.results.words import MARK, NONE, compared, plus_minus, stuck
+from pipelines.results.words import MARK, NONE, mean_and_interval, plus_minus, stuck
 from pipelines.tracking import helper
 
 REPORT = Path("report")
@@ -81,7 +81,7 @@ def _notes(ledger: Sequence[LedgerRow], shown: Sequence[LedgerRow]) -> Iterator[
 def _cells(row: LedgerRow) -> list[tuple[str, str]]:
     """A line of the table, each cell with its style, since rich reads markup in a plain str."""
     beside = f"{MARK}\n{plus_minus(row.test_set)}" if row.test_set else ""
-    beside += f"\n{compared(row.ablation)} more" if row.ablation else ""
+    beside += f"\n{mean_and_interval(row.ablation)} more" if row.ablation else ""
     value, ablation = row.claim.value, row.ablation
     claimed = f"+{ablation.claimed:g}" if ablation else NONE if value is None else f"{value:g}"
     length = f"{NONE if row.epochs is None else format(row.epochs, 'g')}/{row.paper_epochs}"

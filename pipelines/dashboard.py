@@ -58,11 +58,12 @@ def addresses(server: str, client: Any) -> list[tuple[str, list[tuple[str, str]]
         explored = [run for run in benchmarks if "test/error" in run.data.metrics]
         trained = [run.info.run_id for run in trials if "train/error" in run.data.metrics]
         page = f"{server}/#/experiments/{identity}/runs"
-        views = [(LEDGER_TABLE, _address(page, compareRunsMode="TABLE"))]
-        if trained:
-            views.insert(0, (CURVES, _curves(server, identity, trained)))
+        views = []
         if explored:
-            views.insert(0, (CONFUSION, _address(page, compareRunsMode="CHART", searchFilter=BENCHMARKS)))
+            views.append((CONFUSION, _address(page, compareRunsMode="CHART", searchFilter=BENCHMARKS)))
+        if trained:
+            views.append((CURVES, _curves(server, identity, trained)))
+        views.append((LEDGER_TABLE, _address(page, compareRunsMode="TABLE")))
         for run in explored:
             explorer = _address(f"{page}/{run.info.run_id}/artifacts/{EXPLORER}")
             views.append((f"explorer of {run.info.run_name}", explorer))

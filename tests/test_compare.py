@@ -121,7 +121,7 @@ def test_a_net_without_a_figure_to_compare_with_has_no_claim_and_shows_its_own(
     files = [project / f"evaluations/mlp300-mnist/trials/seed-{seed}/metrics.json" for seed in SEEDS]
     assert list(top["per_seed"].values()) == [round(json.loads(file.read_text())["top5_error"], 6) for file in files]
     assert claimed_error("top-5 error", 4.7) is claimed_error("error", None) is None  # no line among training errors
-    assert "claimed error | none |" in records.note(parsed(LedgerRow, found, "a row"))
+    assert "claimed error in % | – |" in records.note(parsed(LedgerRow, found, "a row"))
 
 
 def test_versions_and_remarks_stand_in_every_form_of_the_ledger(project: Path) -> None:
@@ -430,9 +430,9 @@ def test_a_wrong_value_is_named(project: Path, file: str, changes: dict[str, obj
 def test_predictions_of_other_images_or_classes_are_named(project: Path) -> None:
     file = f"{SEED}/predictions.npz"
     edit_arrays(project / file, lambda held: held["predicted"].__setitem__(7, 10))
-    assert "holds 400 answers up to class 10; expected 400 up to 9" in refused(project, file)
+    assert "holds answers up to class 10; expected up to 9" in refused(project, file)
     edit_arrays(project / file, lambda held: held.update({key: held[key][:7] for key in held}))
-    assert "holds 7 answers up to class " in refused(project, file)
+    assert "labels is of shape (7,); expected shape (400,)" in refused(project, file)
 
 
 EXAMPLES = "evaluations/lenet5-mnist/examples.npz"

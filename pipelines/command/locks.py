@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ def held(
     """
     require_folder(path.parent)
     expect_file(path)
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock outlives a killed holder
     if not _taken(lock):
         waiting()
         if not becomes(lambda: _taken(lock), within_s=patience_s):
@@ -48,5 +49,6 @@ def _taken(lock: FileLock) -> bool:
     except OSError as error:
         if error.errno in FULL:
             raise
-        raise UserError(f"{lock.lock_file}: {error.strerror}; expected a file that can be written, or none") from None
+        expected = "a file system with locks" if error.errno == errno.ENOSYS else "a file that can be written, or none"
+        raise UserError(f"{lock.lock_file}: {error.strerror}; expected {expected}") from None
     return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from pipelines.command.errors import printable
 
@@ -84,18 +85,26 @@ def counting(label: str, total: int | None, unit: str = "MB") -> Iterator[Advanc
 
     Amounts are bytes where ``unit`` is MB, otherwise counts; ``total`` may be unknown.
     """
-    if not sys.stderr.isatty():
+    if sys.stderr.isatty() and importlib.util.find_spec("rich"):
+        with _bar(label, total, unit) as advance:
+            yield advance
+    else:
         yield _lines(label, total, unit)
-        return
-    from tqdm import tqdm  # a requirement of Lightning
 
-    looks: dict[str, dict[str, Any]] = {
-        "MB": {"unit": "B", "unit_scale": True},
-        "": {"bar_format": "{desc}: {elapsed}"},
-    }
-    look = looks.get(unit, {"unit": f" {unit}"})
-    with tqdm(desc=label, total=total, leave=False, dynamic_ncols=True, **look) as bar:
-        yield bar.update
+
+@contextmanager
+def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
+    from rich import progress as rich
+    from rich.console import Console
+
+    counts: list[rich.ProgressColumn] = [rich.DownloadColumn(), rich.TransferSpeedColumn()] if unit == "MB" else []
+    if total is not None and unit != "MB":
+        counts.append(rich.MofNCompleteColumn())
+    clock = rich.TimeElapsedColumn() if total is None else rich.TimeRemainingColumn()
+    columns = (rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), *counts, clock)
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda amount: bars.advance(task, amount)
 
 
 def _lines(label: str, total: int | None, unit: str) -> Advance:

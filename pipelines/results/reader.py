@@ -304,11 +304,14 @@ def read_evaluation(folder: Path, about: About) -> Trial:
     """One trial's metrics and its answers to the test images, which must agree."""
     path, table = folder / "metrics.json", folder / "predictions.npz"
     metrics, answers = read(Metrics, path), arrays.read(table)
+    for key in ("labels", "predicted", "confidence"):
+        if key not in answers or answers[key].shape != (about.test,):
+            holds = f"of shape {answers[key].shape}" if key in answers else "missing"
+            raise DamagedError(f"{table}: {key} is {holds}; expected shape ({about.test},): {AGAIN}")
     labels, predicted = (answers[key].astype(np.int64) for key in ("labels", "predicted"))
     last, classes = max(labels.max(), predicted.max()), len(about.classes)
-    if len(labels) != about.test or last >= classes:
-        holds = f"{len(labels)} answers up to class {last}"
-        raise DamagedError(f"{table} holds {holds}; expected {about.test} up to {classes - 1}: {AGAIN}")
+    if last >= classes:
+        raise DamagedError(f"{table} holds answers up to class {last}; expected up to {classes - 1}: {AGAIN}")
     counted = 100 * float((predicted != labels).mean())
     if abs(counted - metrics.error) > 0.01:
         line = f"error is {metrics.error:.2f} %, but {table} counts {counted:.2f} %"

@@ -28,8 +28,9 @@ def helper_main(interval_s: float | None = None) -> None:
     """The helper process: send round by round until a line names a deadline, in unix seconds.
 
     Then it sends the rest, and prints the outcome at that time. It ends at once when its standard input is closed
-    without such a line: the stage is gone.
+    without such a line, and within half a second when the stage ends later.
     """
+    stage = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage handles Ctrl-C
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     sys.stdout.flush()
@@ -41,18 +42,23 @@ def helper_main(interval_s: float | None = None) -> None:
     sender = Sender(spool, tracking_uri(spool.project))
 
     def send() -> None:
-        while True:
-            last = finish.wait(interval_s)
-            away = sender.round().away is not None
-            if last or (away and finish.is_set()):  # a server that is away has just had its time
-                return
+        try:
+            while True:
+                last = finish.wait(interval_s)
+                away = sender.round().away is not None
+                if last or (away and finish.is_set()):  # a server that is away has just had its time
+                    return
+        except BaseException:
+            os._exit(1)  # without an outcome that would look as if all was well
 
     sending = threading.Thread(target=send, daemon=True)
     sending.start()
     if line := sys.stdin.readline():
         finish.set()
-        sending.join(max(float(line) - time.time(), 0))
-        print(json.dumps(asdict(replace(sender.result, slow=sending.is_alive()))), file=answer, flush=True)
+        while sending.is_alive() and os.getppid() == stage and (left := float(line) - time.time()) > 0:
+            sending.join(min(left, 0.5))
+        if os.getppid() == stage:
+            print(json.dumps(asdict(replace(sender.result, slow=sending.is_alive()))), file=answer, flush=True)
     os._exit(0)  # MLflow's threads, and those that a server left hanging, need not end
 
 

@@ -50,8 +50,10 @@ class Sender:
     def round(self, *, verify: bool = False) -> SyncResult:
         """Send all missing runs. Never raises. **verify** asks the server even if the cursor lacks nothing."""
         result = self.result = SyncResult(uri=safe(self.uri))
-        lock = Cursor.of(self.spool.store, self.uri).path.with_suffix(".lock")
-        with result.keeping_errors(self.uri), locks.held(lock, "tracking", patience_s=0):
+        with (
+            result.keeping_errors(self.uri),
+            locks.held(Cursor.of(self.spool.store, self.uri).path.with_suffix(".lock"), "tracking", patience_s=0),
+        ):
             everything, result.problems = records.all_runs(self.spool)
             cursor = Cursor.of(self.spool.store, self.uri)
             result.count(filter(cursor.lacks, everything))

@@ -32,7 +32,7 @@ HELPER = "--helper"
 
 
 def sync(spool: Spool | None = None, *, deadline_s: float = DEADLINE_S) -> SyncResult:
-    """Send all missing runs; return within **deadline_s** (and OVERTIME_S), whatever the server does. Never raises.
+    """Send all missing runs; return within **deadline_s** + OVERTIME_S, whatever the server does. Never raises.
 
     Costs some 20 ms when there is nothing to send. Unsent runs wait in the spool.
     """
@@ -55,7 +55,8 @@ def follow(
 ) -> Iterator[None]:
     """Keep the server up to date while the block runs, and send the rest at its end. Never raises.
 
-    The helper ends with the block's process, however that ends; by **deadline_s** if that is killed at the block's end.
+    The end of the block takes **deadline_s** + OVERTIME_S at most. The helper ends with the block's process, however
+    that ends.
     """
     with contextlib.ExitStack() as stack:
         process = None
@@ -73,7 +74,7 @@ def follow(
 
 @contextlib.contextmanager
 def _helper(spool: Spool, interval_s: float | None = None) -> Iterator[subprocess.Popen[str]]:
-    """The process that talks to MLflow; it ends when the pipe to it does."""
+    """The process that talks to MLflow; it ends with the block, or with this process."""
     command = [sys.executable, "-m", "pipelines.tracking", HELPER, *([] if interval_s is None else [str(interval_s)])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RUN_STORE": str(spool.store.absolute())}
     environment[URI_VARIABLE] = tracking_uri(spool.project)
@@ -95,11 +96,15 @@ def _helper(spool: Spool, interval_s: float | None = None) -> Iterator[subproces
 
 
 def _finish(process: subprocess.Popen[str], deadline_s: float, so_far: SyncResult) -> SyncResult:
-    """Have the helper send the rest; its outcome, after **deadline_s** at the latest."""
+    """Have the helper send the rest: its outcome within **deadline_s** + OVERTIME_S, or **so_far** and why."""
     try:
         answer, _ = process.communicate(f"{time.time() + deadline_s}\n", timeout=deadline_s + OVERTIME_S)
     except subprocess.TimeoutExpired:
         return replace(so_far, slow=True)
     if process.returncode:
         return replace(so_far, failed=f"the sending process ended with status {process.returncode}")
-    return SyncResult(**json.loads(answer))
+    try:
+        result = SyncResult(**json.loads(answer))
+    except ValueError:
+        return replace(so_far, failed="the sending process gave no answer")
+    return result if result.waiting else replace(result, waiting=so_far.waiting, problems=so_far.problems)

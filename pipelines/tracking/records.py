@@ -17,8 +17,8 @@ from pipelines.results import arrays, explorer, reader, verdicts, words
 from pipelines.results.figures import FIGURES
 from pipelines.results.page.html import render
 from pipelines.results.reader import Metrics, Outcome, Result, Trial, per_class
-from pipelines.results.rows import LedgerRow, Summary, claimed_error
-from pipelines.results.words import figure, seeds, stuck
+from pipelines.results.rows import DIGITS, LedgerRow, Summary, claimed_error
+from pipelines.results.words import figure, over_seeds, stuck
 from pipelines.tracking import limits, spool
 from pipelines.tracking.cursors import MakeFiles, Point, RunRecord, mark_of
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
@@ -26,6 +26,7 @@ from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modi
 FORMAT = 6  # raise it with a change of figures or texts: each run is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
 LONGEST_PROBLEM = 400  # characters, of a problem with a file
+TEST_ERROR = "test error in %"
 EXPLORER, LEDGER, CLASSES = "explorer.html", "ledger.json", "per_class.csv"
 CURVE_METRICS = ("loss", "train_error", "lr", "images_per_s", "epoch")
 REACHED = "train/epoch"  # a run with this point has the whole line of the curve
@@ -74,7 +75,8 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> RunRecord:
         tags |= {"stuck_at_chance": "true"} if evaluation.at_chance else {}
         points += _points(_trial_figures(evaluation.metrics), modified(evaluation.folder / "metrics.json"))
         title = f"{trial.benchmark}, seed {trial.seed}"
-        files = [partial(_files, title, _trial_facts(trial, evaluation), benchmark, (evaluation,))]
+        facts = _trial_facts(trial, evaluation)
+        files = [partial(_files, title, facts[TEST_ERROR], facts, benchmark, (evaluation,))]
     own = trial.benchmark == trial.trained_as  # otherwise another row has the same weights
     return RunRecord(
         identity=limits.name(f"trial:{trial.key}" + ("" if own else f"/{trial.benchmark}"), limits.TAG),
@@ -119,9 +121,9 @@ def _provenance(trial: SpooledTrial, result: Result) -> dict[str, str]:
 
 def _trial_facts(trial: SpooledTrial, evaluation: Trial) -> dict[str, str]:
     """An evaluated trial in words, for the head of its explorer."""
-    facts = {"test error": f"{evaluation.error:.2f} %"}
+    facts = {TEST_ERROR: f"{evaluation.error:.2f}"}
     if evaluation.claimed_on is not None:
-        facts["error on the images of the claim"] = f"{evaluation.claimed_on:.2f} %"
+        facts["error in % on the images of the claim"] = f"{evaluation.claimed_on:.2f}"
     return {**facts, "budget": trial.budget, "trial": trial.key}
 
 
@@ -144,7 +146,9 @@ def benchmark_record(benchmark: SpooledBenchmark) -> RunRecord:
         files.append(lambda: {LEDGER: (json.dumps(plain(row), indent=1, sort_keys=True) + "\n").encode()})
     if benchmark.evaluations:
         points += _points(_mean_figures(benchmark.evaluations), benchmark.evaluated_time)
-        files.append(partial(_files, benchmark.name, facts, benchmark, benchmark.evaluations))
+        errors = over_seeds(Summary.of({str(trial.seed): trial.error for trial in benchmark.evaluations}))
+        facts = facts or {TEST_ERROR: errors}
+        files.append(partial(_files, benchmark.name, errors, facts, benchmark, benchmark.evaluations))
     return RunRecord(
         identity=_identity(benchmark),
         experiment=limits.name(benchmark.dataset, limits.EXPERIMENT),
@@ -163,16 +167,14 @@ def benchmark_record(benchmark: SpooledBenchmark) -> RunRecord:
 
 
 def _files(
-    title: str, facts: Mapping[str, str], benchmark: SpooledBenchmark, trials: tuple[Trial, ...]
+    title: str, errors: str, facts: Mapping[str, str], benchmark: SpooledBenchmark, trials: tuple[Trial, ...]
 ) -> dict[str, bytes]:
-    """The explorer, the figures and the table of the classes, over **trials**."""
+    """The explorer, the figures and the table of the classes, over **trials** with these **errors** in %."""
     outcome = _outcome(benchmark, trials)
-    errors = figure(Summary.of({str(trial.seed): trial.error for trial in trials}))
-    facts = facts or {"test error, %": errors}
     page = explorer.artifact(
         title=title, facts={**facts, "protocol": outcome.protocol}, outcome=outcome, claimed_error=_claimed(benchmark)
     )
-    subtitle = f"test error in %: {errors}, {outcome.protocol}; cells: % of row"
+    subtitle = f"{TEST_ERROR}: {errors}, {outcome.protocol}; cells: % of row"
     drawn = {name: draw(outcome, title=title, subtitle=subtitle) for name, draw in FIGURES.items()}
     return {
         EXPLORER: page.encode(errors="backslashreplace"),
@@ -257,11 +259,11 @@ def _verdict(row: LedgerRow) -> str:
 def _row_facts(row: LedgerRow) -> dict[str, str]:
     """Our figures and the claim in words, for the run's description and the head of its explorer."""
     metric = row.metric
-    ours = "not measured" if row.mean is None else f"{figure(row)}{f', {seeds(row.n)}' if row.ci95 else ''}"
-    facts = {f"our {metric} in %{', on the images of the claim' if row.test_set else ''}": ours}
+    ours = "not measured" if row.mean is None else over_seeds(row)
+    facts = {f"our {metric} in %{' on the images of the claim' if row.test_set else ''}": ours}
     if row.test_set:
         facts[f"our {metric} in % on the whole test set"] = figure(row.test_set)
-    return {**facts, f"claimed {metric}": _claim(row)}
+    return {**facts, f"claimed {metric} in {'points' if row.ablation else '%'}": words.claim(row)}
 
 
 def _trial_figures(metrics: Metrics) -> dict[str, float | None]:
@@ -280,8 +282,8 @@ def _mean_figures(trials: Sequence[Trial]) -> dict[str, float | None]:
 
 
 def _points(figures: Mapping[str, float | None], time: float) -> list[Point]:
-    """The known figures as points, to four decimals: MLflow's tables cut more, and test sets give no more."""
-    return [Point(key, round(float(value), 4), 0, time) for key, value in figures.items() if value is not None]
+    """The known figures as points, to the decimals of the ledger."""
+    return [Point(key, round(float(value), DIGITS), 0, time) for key, value in figures.items() if value is not None]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

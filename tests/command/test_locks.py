@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pickle
 import threading
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.command import locks
-from pipelines.command.errors import HeldError
+from pipelines.command.errors import HeldError, UserError
 from tests.processes import child, hears
 
 HOLD = """
@@ -79,3 +81,15 @@ def test_a_lock_is_let_go_when_its_work_fails(tmp_path: Path) -> None:
         fail()
     with locks.held(tmp_path / "lock", "second", patience_s=0):
         pass
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its soft lock, a file that exists, could be held by two processes and outlive both."""
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    words = "lock: Function not implemented; expected a file system with locks$"
+    with pytest.raises(UserError, match=words), locks.held(tmp_path / "lock", "linear-mnist seed 0"):
+        raise AssertionError("nothing holds it")

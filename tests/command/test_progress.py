@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from pipelines.command import progress
@@ -32,10 +30,9 @@ def test_a_download_on_a_terminal_has_a_bar(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     with progress.counting("fetch: train-images", 10_000_000) as advance:
-        time.sleep(0.2)  # a bar is drawn ten times a second
         advance(10_000_000)
     shown = capsys.readouterr().err
-    assert "train-images" in shown and "10.0M/10.0M" in shown
+    assert "train-images" in shown and "10.0/10.0 MB" in shown
 
 
 def test_a_label_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_an_ablation_is_compared_with_the_whole_net_at_the_same_budget() -> None
     assert ablation.ci95[0] < ablation.mean < ablation.ci95[1]
     assert words.claim(row).startswith("0.6 ± 0.") and words.claim(row).endswith(" more than lenet4-mnist")
     alone = next(r for r in make_ledger(params, {}, {"lenet1-mnist": committed["lenet1-mnist"]}) if r.n)
-    assert alone.verdict == "untested" and alone.ablation and words.compared(alone.ablation) == "–"
+    assert alone.verdict == "untested" and alone.ablation and words.mean_and_interval(alone.ablation) == "–"
 
 
 def test_an_ablations_verdict_is_of_figures_as_the_evidence_has_them() -> None:

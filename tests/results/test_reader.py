@@ -1,10 +1,20 @@
-"""Guards the figures of each class, where a class was never predicted, has no image, or both."""
+"""Guards the figures of each class, and the answers of an evaluation that lacks some."""
 
 from __future__ import annotations
 
-import numpy as np
+import json
+from pathlib import Path
 
-from pipelines.results.reader import ClassFigures, per_class
+import numpy as np
+import pytest
+
+from pipelines.command.files import DamagedError
+from pipelines.results import arrays
+from pipelines.results.arrays import Array
+from pipelines.results.reader import About, ClassFigures, per_class, read_evaluation
+
+ABOUT = About(classes=("a", "b"), dataset="mnist", shape=(1, 28, 28), protocol="single view", test=3)
+ANSWERS: dict[str, Array] = dict.fromkeys(("labels", "predicted", "confidence"), np.ones(3))
 
 
 def test_where_there_is_nothing_to_divide_by_a_class_has_no_figure() -> None:
@@ -15,3 +25,23 @@ def test_where_there_is_nothing_to_divide_by_a_class_has_no_figure() -> None:
     absent, missed = per_class(np.array([[0, 0], [3, 0]]))
     assert absent == ClassFigures(precision=0.0, recall=None, f1=0.0, images=0)
     assert missed == ClassFigures(precision=None, recall=0.0, f1=0.0, images=3)
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({}, "labels is missing"),
+        ({key: ANSWERS[key] for key in ("labels", "predicted")}, "confidence is missing"),
+        (dict.fromkeys(ANSWERS, np.ones(0)), r"labels is of shape \(0,\)"),
+        ({**ANSWERS, "predicted": np.ones(2)}, r"predicted is of shape \(2,\)"),
+        ({**ANSWERS, "confidence": np.ones((3, 2))}, r"confidence is of shape \(3, 2\)"),
+    ],
+)
+def test_an_evaluation_that_lacks_answers_is_one_line(tmp_path: Path, answers: dict[str, Array], words: str) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps({"key": "k", "error": 0.0, "accuracy": 100.0}))
+    table = tmp_path / "predictions.npz"
+    arrays.write(table, **ANSWERS)
+    assert len(read_evaluation(tmp_path, ABOUT).labels) == 3
+    arrays.write(table, **answers)
+    with pytest.raises(DamagedError, match=rf"^{table}: {words}; expected shape \(3,\): run dvc repro, with -f"):
+        read_evaluation(tmp_path, ABOUT)

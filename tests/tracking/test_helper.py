@@ -22,7 +22,7 @@ from pipelines.tracking.outcome import SyncResult
 from pipelines.tracking.spool import Spool
 from tests.conftest import ROOT
 from tests.gate import Gate, opened
-from tests.processes import runs, started_by, until
+from tests.processes import environment, runs, started_by, until
 from tests.tracking.projects import NOW, Project, Server, files, pending, runs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
@@ -47,6 +47,7 @@ def test_a_bug_in_reading_the_spool_ends_no_stage(tmp_path: Path, monkeypatch: p
             "exit 7",
             "not tracked: the sending process ended with status 7; 1 trial and 1 benchmark wait in the spool",
         ),
+        ("exit 0", "not tracked: the sending process gave no answer; 1 trial and 1 benchmark wait in the spool"),
     ],
 )
 def test_a_helper_that_hangs_or_dies_ends_no_stage(
@@ -95,6 +96,72 @@ def test_what_mlflow_prints_fills_no_pipe_and_is_no_answer(tmp_path: Path) -> No
     ) as process:
         result = helper._finish(process, 20, SyncResult(uri=""))
     assert (result.uri, result.waits, result.failed, result.slow) == ("http://127.0.0.1:9", 0, None, False)
+
+
+ROUND = """
+import os, time
+from pathlib import Path
+from pipelines.tracking import __main__, delivery
+class Sender(delivery.Sender):
+    def round(self):
+        Path("began").touch()
+        {does}
+__main__.Sender = Sender
+__main__.helper_main({interval_s})
+"""
+
+
+def helped(folder: Path, does: str, interval_s: float | None = None) -> subprocess.Popen[str]:
+    """A helper whose round does something else; without an interval it begins when its stage finishes."""
+    return subprocess.Popen(
+        [sys.executable, "-c", ROUND.format(does=does, interval_s=interval_s)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        env=environment(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("does", "line"),
+    [
+        ("time.sleep(60)", "MLflow at http://127.0.0.1:9 is slow: 0 of 3 runs sent, the next stage sends the rest"),
+        ("raise SystemExit", "not tracked: the sending process ended with status 1; 2 trials and 1 benchmark wait in"),
+    ],
+)
+def test_a_helper_that_did_not_count_leaves_the_stages_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, line: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    so_far = SyncResult(uri="http://127.0.0.1:9", waiting={"trial": 2, "benchmark": 1}, problems=["a file"])
+    with helped(tmp_path, does, interval_s=0.01) as process:
+        until((tmp_path / "began").exists, 60)
+        result = helper._finish(process, 0.5, so_far)
+    assert str(result.line).startswith(line) and result.problems == ["a file"]
+
+
+FINISHER = """
+import sys
+from pathlib import Path
+from pipelines.tracking import helper
+from pipelines.tracking.outcome import SyncResult
+from tests.tracking.test_helper import helped
+with helped(Path(sys.argv[1]), "time.sleep(60)") as process:
+    helper._finish(process, 60, SyncResult(uri=""))
+"""
+
+
+def test_the_helper_ends_with_a_stage_that_is_killed_while_it_finishes(tmp_path: Path) -> None:
+    stage = subprocess.Popen([sys.executable, "-W", "ignore", "-c", FINISHER, str(tmp_path)], env=environment())
+    try:
+        until((tmp_path / "began").exists, 60)
+        (process,) = started_by(stage.pid)
+    finally:
+        stage.kill()
+        stage.wait()
+    until(lambda: not runs(process.pid), 10)
 
 
 @pytest.mark.alone

@@ -110,6 +110,18 @@ def test_a_figure_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pyte
     assert drawn == ["lenet5-mnist: [0, 1]", "lenet5-mnist, seed 0: [0]", "lenet5-mnist, seed 1: [1]"]
 
 
+def test_a_picture_shows_over_how_many_seeds_its_error_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def below(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
+        return subtitle.encode()
+
+    monkeypatch.setitem(FIGURES, "bars", below)
+    project = Project(tmp_path)
+    project.benchmark("lenet5-mnist", "mnist", 1.0, 3)
+    benchmark, trial, *_ = [evaluation_files(one)["bars.png"].decode() for one in records.all_runs(project.spool)[0]]
+    assert re.match(r"test error in %: \d\.\d\d \[.*\], 3 seeds, ", benchmark)
+    assert re.match(r"test error in %: \d\.\d\d, ", trial) and "seed" not in trial
+
+
 def test_under_three_seeds_the_figures_themselves_are_shown(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 30.0, 2)
@@ -118,7 +130,7 @@ def test_under_three_seeds_the_figures_themselves_are_shown(tmp_path: Path) -> N
     row = spools.read(project.spool)[0][0].row
     assert row is not None
     assert "| our error in % | 29.50, 30.25 (2 seeds) |" in records.note(row) and "29.8" not in records.note(row)
-    assert records._row_facts(row) == {"our error in %": "29.50, 30.25 (2 seeds)", "claimed error": "30.0 %"}
+    assert records._row_facts(row) == {"our error in %": "29.50, 30.25 (2 seeds)", "claimed error in %": "30 ± 0.20"}
 
 
 def test_every_point_of_a_short_budgets_curve_has_a_step_of_its_own(tmp_path: Path) -> None:
@@ -142,7 +154,7 @@ MARKED = LedgerRow(
     budget="laptop",
     paper_epochs=10,
     n=5,
-    per_seed={},
+    per_seed={str(seed): 38.0 for seed in range(5)},
     mean=38.0,
     ci95=(37.8, 38.2),
     test_set=OnTestSet(mean=33.4, ci95=(33.1, 33.7), images=10000, per_seed={}),
@@ -156,7 +168,7 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     ends = ("ledger/test_set_mean", "ledger/test_set_ci95_low", "ledger/test_set_ci95_high")
     assert tuple(values[key] for key in ends) == (33.4, 33.1, 33.7)
     note = records._row_tags(MARKED)["mlflow.note.content"]
-    assert "| our accuracy in %, on the images of the claim | 38.00 [37.80, 38.20], 5 seeds |" in note
+    assert "| our accuracy in % on the images of the claim | 38.00 [37.80, 38.20], 5 seeds |" in note
     assert "| our accuracy in % on the whole test set | 33.40 [33.10, 33.70] |" in note
     assert note.endswith("The images of the claim are not the whole test set. They are images of the training file.")
     plain = replace(MARKED, test_set=None, difference=None, label="a variant", at_chance=(0, 3))
@@ -165,7 +177,7 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     assert "claim |" not in note and "on the whole test set" not in note
     assert note.startswith("**reproduced (a variant)**\n")
     assert note.endswith("2 of 5 seeds are stuck at chance: no better than guessing.")
-    assert list(records._row_facts(plain)) == ["our accuracy in %", "claimed accuracy"]
+    assert list(records._row_facts(plain)) == ["our accuracy in %", "claimed accuracy in %"]
     assert records._row_tags(plain)["stuck_at_chance"] == "2 of 5 seeds: 0, 3"
     assert "stuck_at_chance" not in records._row_tags(MARKED)
 
