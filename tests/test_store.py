@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {
     "recipe.batch": 4,
     "budgets.laptop": {"epochs": 20, "seeds": [0, 1]},
 }
-BLOCKED = ["ray", "mlflow", "dvc", "psutil", "requests", "jinja2", "sklearn"]
+BLOCKED = ["ray", "mlflow", "dvc", "psutil", "requests", "jinja2", "sklearn", "filelock"]
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
 

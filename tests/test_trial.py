@@ -17,7 +17,7 @@ from tests.training.trials import NAME, planned
 
 
 def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> None:
-    forbidden = ["ray", "mlflow", "dvc", "psutil", "requests", "jinja2", "sklearn"]
+    forbidden = ["ray", "mlflow", "dvc", "psutil", "requests", "jinja2", "sklearn", "filelock"]
     block = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r}))\n"
     planned()
     code = block + "from pipelines import trial; sys.argv = ['trial', 'lenet5-mnist']; trial.main()"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import IO
 
 from pipelines.command.errors import FULL, HeldError, UserError
-from pipelines.command.files import expect_file, require_folder
+from pipelines.command.files import require_folder
 from pipelines.command.progress import becomes
 
 
@@ -27,28 +27,38 @@ def held(
     lock.
     """
     require_folder(path.parent)
-    expect_file(path)
-    lock = FileLock(path, fallback_to_soft=False)  # a soft lock outlives a killed holder
-    if not _taken(lock):
-        waiting()
-        if not becomes(lambda: _taken(lock), within_s=patience_s):
-            holder = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
-            raise HeldError(f"{what} is already being run by process {holder}", "wait for it or end it")
-    try:
-        path.write_text(f"{os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    with _open(path) as file:
+        if not _taken(file, path):
+            waiting()
+            if not becomes(lambda: _taken(file, path), within_s=patience_s):
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise HeldError(f"{what} is already being run by process {holder}", "wait for it or end it")
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
         yield
-    finally:
-        lock.release()
 
 
-def _taken(lock: FileLock) -> bool:
+def _taken(file: IO[str], path: Path) -> bool:
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
+    except OSError as error:  # such as ENOSYS
+        raise UserError(f"{path}: {error.strerror}; expected a file system with locks") from None
+    return True
+
+
+def _open(path: Path) -> IO[str]:
+    """Open or make the file, writable for all who may write in its folder; UserError for anything else."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno in FULL:
             raise
-        expected = "a file system with locks" if error.errno == errno.ENOSYS else "a file that can be written, or none"
-        raise UserError(f"{lock.lock_file}: {error.strerror}; expected {expected}") from None
-    return True
+        raise UserError(f"{path}: {error.strerror}; expected a file that can be written, or none") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is no regular file; expected one, or none")
+    return os.fdopen(descriptor, "a+", encoding="utf-8", errors="replace")

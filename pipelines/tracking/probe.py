@@ -101,23 +101,19 @@ class Bounded:
         call = getattr(self._client, name)
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            requests, size = _work(name, args)
-            return within(requests * patience() + size / BYTES_A_SECOND, lambda: call(*args, **kwargs))
+            requests = 1 + len(args[1]) // METRICS_A_REQUEST if name == "log_batch" else 1
+            seconds = requests * patience() + _upload(name, args) / BYTES_A_SECOND
+            return within(seconds, lambda: call(*args, **kwargs))
 
         return bounded
 
 
-def _work(name: str, args: Sequence[Any]) -> tuple[int, int]:
-    """The requests that a call of MLflow's client makes, and the bytes that it uploads."""
-    match name:
-        case "log_batch":
-            return 1 + len(args[1]) // METRICS_A_REQUEST, 0
-        case "log_artifact":
-            return 1, os.path.getsize(args[1])
-        case "log_image":  # as a PNG
-            args[1].save(encoded := BytesIO(), "PNG")
-            return 1, len(encoded.getvalue())
-    return 1, 0
+def _upload(name: str, args: Sequence[Any]) -> int:
+    """The bytes that a call uploads; a picture goes as a PNG."""
+    if name == "log_image":
+        args[1].save(picture := BytesIO(), "PNG")
+        return picture.tell()
+    return os.path.getsize(args[1]) if name == "log_artifact" else 0
 
 
 def reach_local() -> None:

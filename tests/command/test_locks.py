@@ -84,8 +84,6 @@ def test_a_lock_is_let_go_when_its_work_fails(tmp_path: Path) -> None:
 
 
 def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its soft lock, a file that exists, could be held by two processes and outlive both."""
-
     def fail(*arguments: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 

@@ -27,7 +27,7 @@ from tests.conftest import edit_params
 from tests.disturbed import same_weights
 from tests.processes import environment, until
 
-BLOCKED = ["ray", "mlflow", "dvc", "psutil", "requests", "jinja2", "sklearn"]
+BLOCKED = ["ray", "mlflow", "dvc", "psutil", "requests", "jinja2", "sklearn", "filelock"]
 CUT: dict[str, Any] = {"recipe.subset": {"first": 900}, "recipe.batch": 4}
 ROWS: dict[str, dict[str, Any]] = {
     "mlp300_mnist": {**CUT, "budgets.laptop": {"epochs": 2, "seeds": [0, 1]}},
