@@ -81,7 +81,7 @@ def _helper(spool: Spool, interval_s: float | None = None) -> Iterator[subproces
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with subprocess.Popen(
         command,
-        text=True,
+        encoding="utf-8",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
