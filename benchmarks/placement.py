@@ -10,11 +10,9 @@ trial, or all work shared out evenly.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.cluster import placement
 from pipelines.cluster.connection import Cluster
@@ -26,7 +24,7 @@ from pipelines.config import wording
 from pipelines.config.benchmarks import Benchmark
 from pipelines.config.params import Params, load_params
 from pipelines.data import subsets, transforms
-from pipelines.training.inputs import build_network
+from pipelines.training.inputs import build_network, forward_flops
 
 IMAGES_OF = {"mnist": 60_000, "cifar10": 50_000, "imagenette": 9_469, "imagenette-224": 9_469, "ilsvrc2012": 1_281_167}
 SIDES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -67,12 +65,11 @@ def seconds(benchmark: Benchmark) -> float:
     recipe, shape = benchmark.recipe, SIDES.get(benchmark.dataset, PHOTOGRAPH)
     for build, ops in ((transforms.build_preprocess, recipe.preprocess), (transforms.build_augment, recipe.augment)):
         shape = transforms.output_shape(build(ops), shape)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        build_network(benchmark, CLASSES.get(benchmark.dataset, 10), shape)(torch.empty(1, *shape))
     images = len(subsets.positions(IMAGES_OF[benchmark.dataset], recipe.subset)) * benchmark.budgets["paper"].epochs
     asked = benchmark.resources
     rate = FLOPS * (asked.gpus or asked.gpus_if_any) or CPU_FLOPS * asked.cpus
-    flops = 3 * images * int(counter.get_total_flops())  # forward once, backward twice
+    network = functools.partial(build_network, benchmark, CLASSES.get(benchmark.dataset, 10), shape)
+    flops = 3 * images * forward_flops(network, shape)  # forward once, backward twice
     return max(flops / (rate * asked.most), images / recipe.batch * LAUNCH_S)
 
 

@@ -27,9 +27,9 @@ from tests.disturbed import same_weights, slurm
 from tests.processes import environment
 
 NAME = "linear-mnist"
-SHORT: dict[str, Any] = {  # 225 minibatches an epoch, in two chunks
+SHORT: dict[str, Any] = {  # 300 minibatches an epoch, in two chunks
     "recipe.subset": {"first": 900},
-    "recipe.batch": 4,
+    "recipe.batch": 3,
     "budgets.laptop": {"epochs": 2, "seeds": [0, 1]},
 }
 
@@ -156,8 +156,9 @@ def test_no_checkpoint_of_another_trial_is_loaded_whoever_hands_it_over(job: lis
             shutil.copy(one.files.checkpoint, copy)
 
     trainer.run(one, watch=keep)
-    loader, module = core.assemble(other, Inputs.of(other))
-    chunks = Chunks(loader)
+    inputs = Inputs.of(other)
+    loader, module = core.assemble(other, inputs)
+    chunks = Chunks(loader, inputs.flops)
     callback = CheckpointCallback(other, chunks, Worker(), lambda told: None)
     lightning = trainer.build_trainer(other, Worker(), callback, Checkpoints())
     with pytest.raises(UserError, match=rf"^a checkpoint of another trial \(key {one.key}\); expected {other.key}$"):

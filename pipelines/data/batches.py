@@ -30,7 +30,7 @@ ROOM = 0.6  # of a GPU's free memory, for images
 MOST_PREPROCESSED = 10**9  # bytes of preprocessed images that a trial on a CPU keeps; CIFAR-10's are 614 MB
 AHEAD = 2  # shares sent to the device in advance
 Sent = tuple[Tensor, torch.cuda.Event | None]  # images, and the end of their copy
-VALUES_AT_ONCE = {"cpu": 2**19, "cuda": 2**24}  # pixel values of a chunk: about 0.1 s of LeNet-5
+FLOPS_AT_ONCE = {"cpu": 5e8, "cuda": 5e12}  # of a chunk's forward passes: about 0.1 s of LeNet-5 on a core
 STEPS_AT_ONCE = 256  # most minibatches of a chunk: about 0.25 s of a GPU
 # Images whose random numbers are drawn at once: a whole epoch's, except for ImageNet. Those of its 1.2 million images
 # take 35 MB and, in ten thousand batches, a second of the host, for which a GPU would wait.
@@ -232,14 +232,14 @@ class Chunks:
     """``Batches`` by the chunk, as Lightning's hooks cost half a millisecond at each item.
 
     A step of a small network takes no longer, nor does a step of most networks on a GPU. A chunk has at most
-    ``VALUES_AT_ONCE`` pixel values and ``STEPS_AT_ONCE`` minibatches, or is one minibatch.
+    ``FLOPS_AT_ONCE`` and ``STEPS_AT_ONCE`` minibatches, or is one minibatch.
     """
 
-    def __init__(self, loader: Batches) -> None:
+    def __init__(self, loader: Batches, flops: int) -> None:
+        """``flops`` of the network's forward pass over one image."""
         self.loader = loader
-        values = loader.batch * loader.images[0].numel()
-        most = VALUES_AT_ONCE["cuda" if loader.device.type == "cuda" else "cpu"]
-        self.size = max(1, min(STEPS_AT_ONCE, most // values))  # minibatches
+        most = FLOPS_AT_ONCE["cuda" if loader.device.type == "cuda" else "cpu"]
+        self.size = max(1, min(STEPS_AT_ONCE, int(most / (loader.batch * max(flops, 1)))))  # minibatches
 
     def __len__(self) -> int:
         return -(-len(self.loader) // self.size)

@@ -152,7 +152,7 @@ class CheckpointCallback(pl.Callback):
     ) -> None:
         """Report, and save when it is time; after the last chunk ``on_train_epoch_end`` does so."""
         assert isinstance(module, Classifier)
-        self.images = module.seen
+        self.images = module.sums.seen
         now = time.monotonic()
         often = max(0.2, min(1.0, (now - self.started) / FIRST_S))
         if self.worker.rank == 0 and now - self.reported >= PROGRESS_EVERY_S * often:

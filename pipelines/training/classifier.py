@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
@@ -33,12 +33,41 @@ class SecondOrder(Protocol):
         """Second derivatives anew, from images (N, C, H, W) and labels (N,); a collective call."""
 
 
+class Sums:
+    """Sums over a worker's images of an epoch, on the device: a step that fetched them would wait for it.
+
+    Lightning's ``self.log`` takes half a millisecond. No buffers, which DDP would overwrite, and no module, whose
+    attributes are slow to set.
+    """
+
+    def __init__(self) -> None:
+        self.loss, self.wrong = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        self.images = 0
+        self.seen = 0  # images in this process, whatever the epoch
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the sums."""
+        self.loss, self.wrong = self.loss.to(device), self.wrong.to(device)
+
+    def add(self, passed: Passed, images: int) -> None:
+        """Add a minibatch of so many images."""
+        self.loss.add_(passed.loss, alpha=images)
+        self.wrong.add_(passed.wrong)
+        self.images += images
+        self.seen += images
+
+    def hold(self, sums: Sequence[float]) -> None:
+        """Replace loss, wrong answers and images."""
+        self.loss.fill_(sums[0])
+        self.wrong.fill_(sums[1])
+        self.images = int(sums[2])
+
+
 class Classifier(pl.LightningModule):
     """A model under its recipe.
 
     Lightning passes chunks of minibatches (``Chunks``), and the module itself steps through them: Lightning's hooks,
-    once a step, took longer than the step of a small network. The epoch's sums stay on the device until ``drain``, once
-    an epoch: fetching a value every step would cost a synchronisation, and Lightning's ``self.log`` half a millisecond.
+    once a step, took longer than the step of a small network.
     """
 
     def __init__(
@@ -58,16 +87,16 @@ class Classifier(pl.LightningModule):
         self.steps, self.stretch, self.seed, self.rank = steps, stretch, seed, rank
         self.loss = build_loss(recipe)
         self.random = any(isinstance(m, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)) for m in model.modules())
-        # No buffers: DDP would overwrite them.
-        self.loss_sum, self.wrong = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        self.sums = Sums()
         self.trained: list[nn.Parameter] = []
+        self.backward_from: Callable[[Tensor], None] = Tensor.backward
         self.replayed: graphs.Replayed | None = None  # ``forward_backward`` as a CUDA graph, on a GPU
-        self.images = 0  # of this worker, in this epoch
-        self.seen = 0  # images of this worker, in this process
 
     def on_train_start(self) -> None:
         """Move the sums to the model's device. On a GPU, passes become a CUDA graph."""
-        self.loss_sum, self.wrong = self.loss_sum.to(self.device), self.wrong.to(self.device)
+        self.sums.to(self.device)
+        if _world() > 1:  # DDP needs Lightning's hooks, which take as long as a small network's backward pass
+            self.backward_from = self.manual_backward
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if self.device.type == "cuda":
             capture = graphs.CudaCapture()
@@ -99,7 +128,7 @@ class Classifier(pl.LightningModule):
         for number, (images, labels) in enumerate(chunk.minibatches, chunk.first):
             self.prepare_step(optimiser, chunk.epoch, number)
             passed = learn(images, labels)
-            self.count(passed, len(labels))
+            self.sums.add(passed, len(labels))
             if second_order is not None:
                 second_order.examples = len(labels) * _world()
             optimiser.step()
@@ -110,7 +139,7 @@ class Classifier(pl.LightningModule):
         judged = self.judge(images, labels)
         for parameter in self.trained:
             parameter.grad = None
-        self.manual_backward(judged.loss)
+        self.backward_from(judged.loss)
         return Passed(judged.loss.detach(), judged.wrong)
 
     def prepare_epoch(self, optimiser: torch.optim.Optimizer, loader: Batches, epoch: int) -> None:
@@ -140,35 +169,24 @@ class Classifier(pl.LightningModule):
         outputs = self.model(images).float()
         return Passed(self.loss(outputs, labels), (outputs.detach().argmax(1) != labels).sum())
 
-    def count(self, passed: Passed, images: int) -> None:
-        """Add a minibatch of so many images to the epoch's sums."""
-        self.loss_sum.add_(passed.loss.detach(), alpha=images)
-        self.wrong.add_(passed.wrong)
-        self.images += images
-        self.seen += images
-
     def gather(self) -> list[float]:
         """Sum of losses, wrong answers and images of the epoch so far, over all workers; a collective call.
 
         Rank 0 holds them afterwards, the others nothing.
         """
-        sums = torch.tensor([self.loss_sum, self.wrong, self.images], dtype=torch.float64, device=self.loss_sum.device)
+        own = self.sums
+        sums = torch.tensor([own.loss, own.wrong, own.images], dtype=torch.float64, device=own.loss.device)
         if _world() > 1:
             dist.all_reduce(sums)
         total: list[float] = sums.tolist()
-        self._hold(total if self.rank == 0 else [0.0, 0.0, 0.0])
+        self.sums.hold(total if self.rank == 0 else [0.0, 0.0, 0.0])
         return total
 
     def drain(self) -> tuple[float, float, int]:
         """Mean loss, error in per cent and number of the images of the epoch so far; resets the sums."""
         loss, wrong, images = self.gather()
-        self._hold([0.0, 0.0, 0.0])
+        self.sums.hold([0.0, 0.0, 0.0])
         return loss / max(images, 1), 100 * wrong / max(images, 1), int(images)
-
-    def _hold(self, sums: Sequence[float]) -> None:
-        self.loss_sum.fill_(sums[0])
-        self.wrong.fill_(sums[1])
-        self.images = int(sums[2])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint in the middle of an epoch keeps its sums."""
@@ -177,7 +195,7 @@ class Classifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the sums, on rank 0, which holds them."""
         if self.rank == 0:
-            self._hold(checkpoint["sums"])
+            self.sums.hold(checkpoint["sums"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's optimiser."""

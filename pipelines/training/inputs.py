@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.command import locks
 from pipelines.command.errors import UserError, reason
@@ -82,6 +84,11 @@ class Inputs:
             tensors.save_sealed(kept, state)
             return preprocess, augment
 
+    @functools.cached_property
+    def flops(self) -> int:
+        """``forward_flops`` of the benchmark's network."""
+        return forward_flops(self.build, self.shape)
+
     def build(self) -> nn.Module:
         """The benchmark's network for these inputs, freshly initialised."""
         return build_network(self.benchmark, len(self.dataset.classes), self.shape)
@@ -146,6 +153,13 @@ def build_network(benchmark: Benchmark, classes: int, shape: tuple[int, ...]) ->
             line = "it is too large for this machine"
         raise UserError(f"{where}: {name} with the options {wording.show(options)}: {line}") from None
     return model
+
+
+def forward_flops(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> int:
+    """Floating-point operations, about, of a network's forward pass over one image of ``shape`` (C, H, W)."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build().eval()(torch.empty(1, *shape))
+    return int(counter.get_total_flops())
 
 
 def builders(family: str) -> dict[str, Callable[..., nn.Module]]:

@@ -79,7 +79,7 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     if worker.rank == 0:
         write_json(spec.files.trial, identity)
     loader, module = core.assemble(spec, inputs, rank=worker.rank, workers=worker.workers)
-    chunks = Chunks(loader)
+    chunks = Chunks(loader, inputs.flops)
     callback = CheckpointCallback(spec, chunks, worker, watch)
     checkpoints = Checkpoints()
     trainer = worker.prepare(build_trainer(spec, worker, callback, checkpoints))

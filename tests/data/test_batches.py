@@ -15,13 +15,14 @@ from torch import Tensor
 
 from pipelines.config.recipes import Subset
 from pipelines.data import subsets, transforms
-from pipelines.data.batches import STEPS_AT_ONCE, VALUES_AT_ONCE, Batches, Chunks
+from pipelines.data.batches import FLOPS_AT_ONCE, STEPS_AT_ONCE, Batches, Chunks
 from pipelines.data.streams import stream
 from pipelines.training import core, spec
 from pipelines.training.inputs import Inputs
 from tests.conftest import edit_params
 
 COUNT = 53  # prime: no batch size divides it
+FLOPS = 1_000  # of a forward pass over an image
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 3, 9, 7), dtype=np.uint8)
 LABELS = np.arange(COUNT, dtype=np.int64)  # the position itself, so that a batch tells what is in it
 SCALE: list[dict[str, dict[str, Any]]] = [{"scale": {"low": 0.0, "high": 255.0}}]
@@ -212,11 +213,11 @@ def test_the_numbers_are_those_of_one_batch_after_another() -> None:
 
 @pytest.mark.parametrize("seen", [0, 2, 6])
 def test_chunks_are_the_same_minibatches_and_know_their_numbers(monkeypatch: pytest.MonkeyPatch, seen: int) -> None:
-    monkeypatch.setitem(VALUES_AT_ONCE, "cpu", 2 * 8 * IMAGES[0].size)  # two minibatches
+    monkeypatch.setitem(FLOPS_AT_ONCE, "cpu", 2 * 8 * FLOPS)  # two minibatches
     expected, loader = list(batches(AUGMENT)), batches(AUGMENT)
     loader.load_state_dict({"epoch": 0, "done": seen})
     found = []
-    chunks = Chunks(loader)
+    chunks = Chunks(loader, FLOPS)
     assert len(chunks) == 4 and chunks.behind(seen) == seen // 2  # of an epoch of 7
     for chunk in chunks:
         assert (chunk.epoch, chunk.first) == (0, loader.done)  # nothing is made before it is asked for
@@ -228,31 +229,30 @@ def test_chunks_are_the_same_minibatches_and_know_their_numbers(monkeypatch: pyt
 
 
 def test_a_chunk_of_large_minibatches_is_one() -> None:
-    assert Chunks(batches(batch=1 + VALUES_AT_ONCE["cpu"] // IMAGES[0].size)).size == 1
+    assert Chunks(batches(batch=8), 1 + int(FLOPS_AT_ONCE["cpu"]) // 8).size == 1
 
 
 def test_a_chunk_of_small_minibatches_is_soon_over() -> None:
     """A signal to save waits for its end, and an epoch of one image at a time has 60,000."""
-    assert Chunks(batches(batch=1)).size == STEPS_AT_ONCE
+    assert Chunks(batches(batch=1), FLOPS).size == STEPS_AT_ONCE
 
 
 @pytest.mark.parametrize("done", range(1, 7))
 def test_the_chunks_behind_leave_as_many_as_are_to_come(monkeypatch: pytest.MonkeyPatch, done: int) -> None:
     for size in (1, 2, 3, 6, 7, 8):
-        monkeypatch.setitem(VALUES_AT_ONCE, "cpu", size * 8 * IMAGES[0].size)
+        monkeypatch.setitem(FLOPS_AT_ONCE, "cpu", size * 8 * FLOPS)
         loader = batches()
         loader.load_state_dict({"epoch": 0, "done": done})
-        chunks = Chunks(loader)
+        chunks = Chunks(loader, FLOPS)
         assert 0 <= chunks.behind(done) == len(chunks) - sum(1 for chunk in chunks if list(chunk.minibatches))
 
 
 def test_a_gpu_is_given_longer_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minibatch of CIFAR-10 takes it about as long as Lightning's hooks take the host."""
-    loader = batches(batch=VALUES_AT_ONCE["cpu"] // (4 * IMAGES[0].size))
-    here = Chunks(loader).size
-    assert here == 4
+    loader, flops = batches(batch=8), int(FLOPS_AT_ONCE["cpu"]) // (4 * 8)
+    assert (here := Chunks(loader, flops).size) == 4
     monkeypatch.setattr(loader, "device", torch.device("cuda"))
-    assert Chunks(loader).size >= 32 * here
+    assert Chunks(loader, flops).size >= 32 * here
 
 
 # --- several workers ---------------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def test_a_resumed_trial_ends_at_the_same_weights_and_moves_one_member_at_a_time
             if self.loader.epoch + self.loader.done / len(self.loader) >= stop_at:
                 raise Killed
 
-        patched.setitem(batches.VALUES_AT_ONCE, "cpu", 1)  # a minibatch each
+        patched.setitem(batches.FLOPS_AT_ONCE, "cpu", 1)  # a minibatch each
         patched.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, batch: True)
         patched.setattr(checkpoint.CheckpointCallback, "_save", save_and_die)
         with pytest.raises(Killed):

@@ -144,7 +144,7 @@ def test_drain_is_the_mean_over_images_not_over_batches() -> None:
     logits = torch.randn(11, 3, 1, 1, generator=generator)
     labels = torch.randint(3, (11,), generator=generator)
     for start, end in [(0, 4), (4, 8), (8, 11)]:  # the last batch is smaller
-        module.count(module.judge(logits[start:end], labels[start:end]), end - start)
+        module.sums.add(module.judge(logits[start:end], labels[start:end]), end - start)
     loss, error, images = module.drain()
     each = -logits.double().flatten(1).log_softmax(1)[torch.arange(11), labels]
     assert loss == pytest.approx(each.mean().item(), rel=1e-6)
@@ -155,7 +155,7 @@ def test_drain_is_the_mean_over_images_not_over_batches() -> None:
 
 def test_a_checkpoint_within_an_epoch_keeps_what_was_added_up() -> None:
     first, second, other_worker = classifier(Answers()), classifier(Answers()), classifier(Answers(), rank=1)
-    first.count(first.judge(torch.eye(3).view(3, 3, 1, 1), torch.tensor([0, 1, 0])), 3)
+    first.sums.add(first.judge(torch.eye(3).view(3, 3, 1, 1), torch.tensor([0, 1, 0])), 3)
     checkpoint: dict[str, Any] = {}
     first.on_save_checkpoint(checkpoint)
     for module in (second, other_worker):

@@ -148,8 +148,8 @@ MEANING: dict[str, tuple[str, dict[str, str]]] = {
         "lenet5-mnist",
         edited(
             "pipelines.training.classifier",
-            "self.count(passed, len(labels))\n",
-            "optimiser.step()\n            self.count(passed, len(labels))\n",
+            "self.sums.add(passed, len(labels))\n",
+            "optimiser.step()\n            self.sums.add(passed, len(labels))\n",
         ),
     ),
 }

@@ -176,13 +176,13 @@ def test_a_trial_that_resumes_where_chunks_are_of_another_size_trains_as_long(
         if self.loader.epoch == 1 and self.loader.done:
             raise Stopped
 
-    monkeypatch.setitem(batches.VALUES_AT_ONCE, "cpu", begun * 10 * 28 * 28)
+    monkeypatch.setitem(batches.FLOPS_AT_ONCE, "cpu", begun * 10 * Inputs.of(one).flops)
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, batch: True)
         patched.setattr(checkpoint.CheckpointCallback, "_save", save_and_stop)
         with pytest.raises(Stopped):
             trainer.run(one)
-    monkeypatch.setitem(batches.VALUES_AT_ONCE, "cpu", resumed * 10 * 28 * 28)
+    monkeypatch.setitem(batches.FLOPS_AT_ONCE, "cpu", resumed * 10 * Inputs.of(one).flops)
     trainer.run(one)
     assert same(weights(one.files), weights(undisturbed))
     epochs = [[point["epoch"] for point in read_lines(files.curve)] for files in (one.files, undisturbed)]

@@ -18,6 +18,7 @@ from pipelines.config.params import load_params
 from pipelines.data import batches
 from pipelines.training import core, spec
 from pipelines.training.classifier import Classifier
+from pipelines.training.graphs import Passed
 from pipelines.training.inputs import Inputs
 from pipelines.training.optimisers import build_optimiser
 from tests.golden import trainings
@@ -68,7 +69,7 @@ def on_meta(name: str, home: Path) -> tuple[batches.Batches, Classifier]:
     inputs = Inputs.of(planned)
     loader, module = core.assemble(planned, inputs)
     module.to("meta")
-    module.loss_sum, module.wrong = module.loss_sum.to("meta"), module.wrong.to("meta")
+    module.sums.to("meta")
     return loader, module
 
 
@@ -81,7 +82,7 @@ def test_a_step_neither_waits_nor_sends(monkeypatch: pytest.MonkeyPatch, name: s
         for number, (images, labels) in enumerate(loader):
             module.prepare_step(optimiser, 0, number)
             judged = module.judge(images, labels)
-            module.count(judged, len(labels))
+            module.sums.add(Passed(judged.loss.detach(), judged.wrong), len(labels))
             optimiser.zero_grad()
             judged.loss.backward()
             optimiser.step()
