@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 AMPLITUDE, SLOPE = 1.7159, 2 / 3  # f(a) = A tanh(S a): f(1) = 1, f(-1) = -1 (appendix A)
-INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (appendix A, recalled)
+INIT_RANGE = 2.4  # weights start in U(-2.4/F, 2.4/F), F the fan-in (appendix A)
 
 # Table I: the S2 maps that feed each of the 16 maps of C3.
 C3_MAPS: tuple[tuple[int, ...], ...] = (
@@ -90,7 +90,7 @@ def lenet5(
         head: "softmax" ends in a trained 84 -> ``classes`` layer and returns logits. "rbf" ends in the paper's 10
             Euclidean RBF units with fixed centres and returns *negative* squared distances, so that argmax decides as
             the paper does (smallest penalty); the MAP criterion over them is the recipe's.
-        init: the range of the uniform initial weights, "fan_in" 2.4/F (the paper, recalled) or "sqrt_fan_in", 2.4 over
+        init: the range of the uniform initial weights, "fan_in" 2.4/F (the paper) or "sqrt_fan_in", 2.4 over
             the root of F.
         classes: 10 for the RBF head.
         in_shape: (channels, height, width); the sides must leave C5 a whole map (12 + a multiple of 4, from 16 up).
@@ -144,7 +144,7 @@ def lenet4(*, init: Init = "fan_in", classes: int = 10, in_shape: tuple[int, int
     | output | full                                      | 10       | 1,210      | 1,210       |
 
     Open questions, and what we chose:
-      the paper (recalled, section III.C) names 4 first-level maps, 8 subsampling maps "connected in pairs", 16 maps,
+      the paper (section III.C.8) names 4 first-level maps, 8 subsampling maps "connected in pairs", 16 maps,
       16 subsampling maps, 120 units and 10 outputs, about 260,000 connections and about 17,000 parameters. Layers and
       parameters contradict each other: 120 units on 16 maps of 5x5 have 48,120 parameters alone. We keep the layers,
       read "in pairs" as two subsampling maps on each first-level map, and choose three inputs for each C3 map, which

@@ -25,7 +25,7 @@ def linear(*, classes: int = 10, in_shape: tuple[int, int, int] = (1, 28, 28)) -
     """
     pixels = math.prod(in_shape)
     layer = nn.Linear(pixels, classes)
-    bound = 2.4 / pixels  # by the fan-in (LeCun 1998, appendix; recalled)
+    bound = 2.4 / pixels  # by the fan-in (LeCun 1998, appendix A)
     nn.init.uniform_(layer.weight, -bound, bound)
     nn.init.zeros_(layer.bias)
     return nn.Sequential(nn.Flatten(), layer)

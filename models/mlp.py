@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-AMPLITUDE, SLOPE = 1.7159, 2 / 3  # f(a) = A tanh(S a): f(1) = 1, f(-1) = -1 (LeCun 1998, appendix; recalled)
+AMPLITUDE, SLOPE = 1.7159, 2 / 3  # f(a) = A tanh(S a): f(1) = 1, f(-1) = -1 (LeCun 1998, appendix A)
 
 
 class ScaledTanh(nn.Module):
@@ -45,8 +45,8 @@ def mlp(
 
     Open questions, and what we chose:
       the paper calls the units sigmoid and gives the scaled tanh for LeNet-5: we take the scaled tanh here too;
-      the initial weights are by default those of LeNet-5, U(-2.4/F, 2.4/F), biases zero; the text of section III.C is
-      recalled to say 1000-150 where Fig. 9 and the MNIST page say 500-150 (2.95 %): both can be built.
+      the initial weights are by default those of LeNet-5, U(-2.4/F, 2.4/F), biases zero; the text of section III.C.6
+      says 1000-150 where Fig. 9 and the MNIST page say 500-150 (2.95 %): both can be built.
 
     Raises:
         ValueError: a layer has no unit.
@@ -57,7 +57,7 @@ def mlp(
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, units in pairwise(widths):
         layer = nn.Linear(fan_in, units)
-        bound = 2.4 / (fan_in if init == "fan_in" else math.sqrt(fan_in))  # the same appendix; recalled
+        bound = 2.4 / (fan_in if init == "fan_in" else math.sqrt(fan_in))  # the same appendix
         nn.init.uniform_(layer.weight, -bound, bound)
         nn.init.zeros_(layer.bias)
         layers += [layer, ScaledTanh()]
