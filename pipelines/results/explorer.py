@@ -14,11 +14,13 @@ import numpy as np
 
 from pipelines.config.values import plain
 from pipelines.results.arrays import Array
-from pipelines.results.evidence import CURVE_COLUMNS, WIDEST, Seed, seeds_of
+from pipelines.results.evidence import WIDEST, Seed, seeds_of
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
-from pipelines.results.reader import ClassifiedExamples, Outcome, per_class
+from pipelines.results.reader import ClassifiedExamples, Outcome, per_class, recipe_of
+from pipelines.results.rows import Summary
+from pipelines.results.words import mean_or_each
 
 MOST_CONFUSIONS = 40  # listed where the classes are too many for a matrix
 ARTIFACT_BYTES = 400_000  # of the images in an artifact of MLflow, encoded
@@ -33,17 +35,20 @@ class Net:
     classes: Sequence[str]
     seeds: Mapping[str, Seed]
     claimed_error: float | None  # in %, as the source reports it
+    boosted: bool  # its curve jumps where the next member begins
     outcome: Outcome | None = None  # of this checkout, with test images; None: committed
 
 
 def own(outcome: Outcome, claimed_error: float | None) -> Net:
     """An outcome of this checkout."""
+    result = outcome.trials[0].result
     return Net(
         dataset=outcome.dataset,
         protocol=outcome.protocol,
         classes=outcome.classes,
         seeds=seeds_of(outcome),
         claimed_error=claimed_error,
+        boosted=bool(result and recipe_of(result.config).get("boosting")),
         outcome=outcome,
     )
 
@@ -51,7 +56,7 @@ def own(outcome: Outcome, claimed_error: float | None) -> Net:
 def artifact(*, title: str, facts: Mapping[str, str], outcome: Outcome, claimed_error: float | None) -> str:
     """One benchmark's explorer as a page of its own, with ``facts`` under the title."""
     found = data({title: own(outcome, claimed_error)}, budget=ARTIFACT_BYTES)
-    return render("explorer.html", title=title, facts=facts, data=found, a_cell=found["a_cell"])
+    return render("explorer.html", title=title, facts=facts, data=found)
 
 
 def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[str, Any]:
@@ -74,8 +79,8 @@ def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[s
 
 
 def _shown(net: Net) -> dict[str, Any]:
+    errors = {seed: one.error for seed, one in net.seeds.items()}
     compared = {seed: one.claimed_error for seed, one in net.seeds.items() if one.claimed_error is not None}
-    no_curve = dict.fromkeys(CURVE_COLUMNS, ())
     matrices = {seed: one.confusion for seed, one in net.seeds.items() if one.confusion}
     counts = {str(trial.seed): trial.confusion for trial in net.outcome.trials} if net.outcome else matrices
     return {
@@ -84,9 +89,11 @@ def _shown(net: Net) -> dict[str, Any]:
         "classes": [visible(name) for name in net.classes],
         "claimed_error": net.claimed_error,
         "seeds": [int(seed) for seed in net.seeds],
-        "errors": {seed: one.error for seed, one in net.seeds.items()},
+        "boosted": net.boosted,
+        "error": mean_or_each(Summary.of(errors)),  # rounded as in the ledger
+        "errors": errors,
         "compared_errors": compared or None,  # on the images of the claim
-        "curves": {seed: plain(one.curve) if one.curve else no_curve for seed, one in net.seeds.items()},
+        "curves": {seed: plain(one.curve) for seed, one in net.seeds.items() if one.curve},
         "per_class": {seed: per_class(np.array(matrix)) for seed, matrix in counts.items()},
         **({"matrices": matrices} if matrices or not net.outcome else {"confusions": _commonest(net.outcome)}),
     }

@@ -18,7 +18,7 @@ def figure(found: Summary) -> str:
     """Mean and interval, ``4.71 [4.29, 5.14]``; each figure of few seeds, ``88.10, 66.90 (2 seeds)``."""
     if found.mean is None or found.ci95:
         return mean_and_interval(found)
-    return f"{_each(found)} ({seeds(len(found.per_seed))})"
+    return f"{mean_or_each(found)} ({seeds(len(found.per_seed))})"
 
 
 def over_seeds(found: Summary) -> str:
@@ -36,13 +36,14 @@ def mean_and_interval(found: Mean) -> str:
 def plus_minus(found: Summary) -> str:
     """``figure`` for a narrow column, ``4.71 ± 0.43``; both ends of an interval that is cut at 0 or 100."""
     if found.mean is None or not found.ci95:
-        return _each(found) or NONE
+        return mean_or_each(found) or NONE
     low, high = found.ci95
     return figure(found) if low <= 0 or high >= 100 else f"{found.mean:.2f} ± {high - found.mean:.2f}"
 
 
-def _each(found: Summary) -> str:
-    return ", ".join(f"{value:.2f}" for value in found.per_seed.values())
+def mean_or_each(found: Summary) -> str:
+    """The mean alone, ``4.71``; each figure of few seeds, ``88.10, 66.90``."""
+    return ", ".join(f"{value:.2f}" for value in ([found.mean] if found.ci95 else found.per_seed.values()))
 
 
 def claim(row: LedgerRow) -> str:

@@ -23,7 +23,7 @@ from pipelines.tracking import limits, spool
 from pipelines.tracking.cursors import MakeFiles, Point, RunRecord, mark_of
 from pipelines.tracking.spool import Spool, SpooledBenchmark, SpooledTrial, modified
 
-FORMAT = 6  # raise it with a change of figures or texts: each run is then sent again, over the old one
+FORMAT = 7  # raise it with a change of figures or texts: each run is then sent again, over the old one
 IDENTITY_TAG = "track_id"  # the tag of a run: trial:<key>[/<name>] or benchmark:<name>/<budget>
 LONGEST_PROBLEM = 400  # characters, of a problem with a file
 TEST_ERROR = "test error in %"

@@ -86,7 +86,7 @@ def test_what_is_recorded_is_read_again(project: Path, monkeypatch: pytest.Monke
     on = evidence.read(["ordinary-cifar10"])["ordinary-cifar10"][0]
     assert on.claimed_on is not None and all(seed.claimed_error is not None for seed in on.seeds.values())
     ledger = (project / "README.md").read_text()
-    assert "| linear-mnist | error | 12 ± 0.64 | – | untested | " in ledger
+    assert "| linear-mnist | error | 12 ± 0.64 | – | better | " in ledger
     page = (project / "results/index.html").read_text()
     assert "linear-mnist (laptop budget)" in page and str(project) not in page
     run(monkeypatch)

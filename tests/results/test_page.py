@@ -20,16 +20,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines import publish
 from pipelines.config.params import Params, load_params
-from pipelines.results import examples, explorer, words
+from pipelines.results import evidence, examples, explorer, reader, words
+from pipelines.results.evidence import Evidence
 from pipelines.results.ledger import gather, make_ledger
 from pipelines.results.page import images, plots, report, table3
 from pipelines.results.page.html import TEMPLATES
 from pipelines.results.reader import ClassFigures, ClassifiedExamples, Outcome, per_class
-from pipelines.results.rows import LedgerRow, as_error
+from pipelines.results.rows import LedgerRow, Summary, as_error
 from pipelines.results.verdicts import Verdict
 from pipelines.results.words import figure
 from tests import projects
+from tests.conftest import ROOT
 from tests.report_inputs import CLASSES, DIFFERENCE, MADE, SEEDS, make, params
 
 RUN = [name for name, made in MADE.items() if made.error is not None]
@@ -152,8 +155,8 @@ def test_marked_rows_show_both_figures(html: str, inputs: Inputs) -> None:
     marked = [name for name in RUN if MADE[name].claimed_on]
     assert words.count("] † ") == words.count("] on the test set") == words.count(DIFFERENCE) == len(marked)
     assert words.count("Accuracy† Test accuracy") == len(marked)
-    assert "single view, images 40,001 to 50,000 of the training file, last epoch, once" in words
-    assert words.count("single view, whole test set, last epoch, once") == len(MADE) - len(marked)
+    assert "single view, images 40,001 to 50,000 of the training file, evaluated once, after the last epoch" in words
+    assert words.count("single view, whole test set, evaluated once, after the last epoch") == len(MADE) - len(marked)
     assert rings(reader) == 2 * len(marked)  # in the ledger and in the row's details
 
 
@@ -488,20 +491,21 @@ def browser(test: Callable[..., None]) -> Callable[..., None]:
     return marked
 
 
-def drawn(html: str, folder: Path, script: str = "") -> Reader:
-    """The page as the browser left it, after ``script`` ran in it."""
+def drawn(html: str, folder: Path, script: str = "", *, at: str = "", flags: Sequence[str] = ()) -> Reader:
+    """The page as the browser left it, opened ``at`` a fragment, after ``script`` ran in it."""
     extra = f"<script>{script}</script>"
     # The page forbids scripts from elsewhere, not inline ones.
     (folder / "index.html").write_text(html.replace("</body>", f"{extra}</body>"))
     command = [
         str(CHROMIUM),
         *FLAGS,
+        *flags,
         f"--user-data-dir={folder / 'profile'}",
         "--dump-dom",
         "--virtual-time-budget=3000",
     ]
     done = subprocess.run(
-        [*command, (folder / "index.html").as_uri()], capture_output=True, text=True, timeout=60, check=True
+        [*command, (folder / "index.html").as_uri() + at], capture_output=True, text=True, timeout=60, check=True
     )
     reader = Reader()
     reader.feed(done.stdout)
@@ -510,6 +514,25 @@ def drawn(html: str, folder: Path, script: str = "") -> Reader:
 
 def state(reader: Reader) -> str:
     return next((value for name, key, value in reader.attributes if (name, key) == ("html", "data-state")), "not drawn")
+
+
+def told(html: str, folder: Path, value: str, script: str = "", *, at: str = "", flags: Sequence[str] = ()) -> Any:
+    """What an expression of JavaScript is on the page, after ``script`` ran in it."""
+    tell = f"{script}; document.querySelector('h1').textContent = 'told ' + JSON.stringify({value});"
+    reader = drawn(html, folder, tell, at=at, flags=flags)
+    assert state(reader) == "ready", " ".join(reader.words)[-400:]
+    return json.loads(next(words for words in reader.words if words.startswith("told ")).removeprefix("told "))
+
+
+def texts(selector: str) -> str:
+    """The expression for the texts of the elements that a selector names."""
+    return f"[...document.querySelectorAll({json.dumps(selector)})].map((one) => one.textContent)"
+
+
+def choose(selector: str, value: str) -> str:
+    """The script that chooses a value in a menu."""
+    menu = f"document.querySelectorAll({json.dumps(selector)})"
+    return f"{{ const menu = {menu}[0]; menu.value = '{value}'; menu.dispatchEvent(new Event('change')); }}"
 
 
 @browser
@@ -529,13 +552,12 @@ def test_browser_draws_matrices_and_curves(html: str, tmp_path: Path) -> None:
 def test_browser_shows_the_images_behind_a_chosen_cell(html: str, inputs: Inputs, tmp_path: Path) -> None:
     click = 'document.querySelector(\'.pane [data-row="4"][data-column="4"]\').click();'
     key = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true}));"
-    seed = "const menu = document.querySelectorAll('.pane select')[2]; menu.value = '3'; "
-    seed += "menu.dispatchEvent(new Event('change'));"
+    seed = choose(".pane label:nth-of-type(2) select", "3")
     for script, seeds in ((click, SEEDS), (click + seed, (3,))):
         reader = drawn(html, tmp_path, script)
         assert state(reader) == "ready"
         labels = [v for name, k, v in reader.attributes if (name, k) == ("canvas", "aria-label")]
-        expected = called(inputs[2]["linear-mnist"], 4, 4, seeds)
+        expected = called(inputs[2]["lenet5-mnist"], 4, 4, seeds)
         assert labels[: len(expected)] == expected  # of the first pane
     assert any(words.startswith("4 recognised as 4: ") for words in reader.words)
     reader = drawn(html, tmp_path, click + key)
@@ -557,9 +579,9 @@ def called(outcome: Outcome, actual: int, predicted: int, seeds: Sequence[int]) 
 
 EVERY_CELL = """
     const told = [], pane = document.querySelector('.pane');
-    const seed = pane.querySelectorAll('select')[2];
+    const seed = pane.querySelectorAll('select')[1];
     for (const value of [...seed.options].map((option) => option.value)) {
-      const menu = pane.querySelectorAll('select')[2]; menu.value = value; menu.dispatchEvent(new Event('change'));
+      const menu = pane.querySelectorAll('select')[1]; menu.value = value; menu.dispatchEvent(new Event('change'));
       for (const cell of [...pane.querySelectorAll('[data-row]')]) {
         cell.click();
         const count = Number(cell.title.match(/: ([\\d,]+) of/)[1].replace(',', ''));
@@ -584,40 +606,125 @@ def test_every_cell_of_every_seed_shows_its_own_images(html: str, tmp_path: Path
             assert (shown > 0) == (count > 0) and "seeds 0, 1, 2, 3 and 4" in note
 
 
+CAPTIONS = texts(".pane caption strong")
+
+
 @browser
-def test_switching_the_data_shows_two_nets(html: str, tmp_path: Path) -> None:
-    switch = """
-        for (const pane of document.querySelectorAll('.pane')) {
-          const menu = pane.querySelector('select'); menu.value = 'cifar10'; menu.dispatchEvent(new Event('change'));
-        }
-        document.querySelector('h1').textContent = JSON.stringify(
-          [...document.querySelectorAll('.pane')].map((pane) => pane.querySelectorAll('select')[1].value));
-    """
-    reader = drawn(html, tmp_path, switch)
-    shown = json.loads(next(words for words in reader.words if words.startswith("[")))
-    assert len(set(shown)) == 2 and all(MADE[name].dataset == "cifar10" for name in shown)
+def test_the_report_opens_with_lenet_beside_the_linear_net(html: str, tmp_path: Path) -> None:
+    """And the figures of the classes with the first of them; the menus list the nets of each data set, best first."""
+    menus = f"[{CAPTIONS}, ...['.pane optgroup', '#classes optgroup'].map((groups) => "
+    menus += (
+        "[...document.querySelectorAll(groups)].map((one) => [one.label, ...[...one.children].map((o) => o.value)])),"
+    )
+    menus += f" document.querySelector('#classes select').value, {texts('.pane .choose label')}[0]]"
+    shown, panes, classes, chosen, label = told(html, tmp_path, menus)
+    assert shown == ["lenet5-mnist", "linear-mnist"] and chosen == shown[0]
+    assert label.startswith("Benchmark, best first")
+    assert panes == [*classes, *classes]
+    for dataset, *names in classes:
+        best = sorted((name for name in RUN if MADE[name].dataset == dataset), key=lambda name: MADE[name].error or 0)
+        assert names == best
 
 
-SHOWN = """
-    document.querySelector('h1').textContent = JSON.stringify(
-      [...document.querySelectorAll('.pane caption strong')].map((name) => name.textContent));
+@browser
+def test_without_lenet_two_other_nets_are_compared(inputs: Inputs, tmp_path: Path) -> None:
+    whole, ledger, found = inputs
+    names = ("convnetjs-cifar10", "ml4a-convnet-cifar10", "linear-mnist")
+    built = report.build(whole, ledger, {name: found[name] for name in names})
+    assert set(told(built, tmp_path, CAPTIONS)) == {"linear-mnist", "convnetjs-cifar10"}
+    both = choose(".pane:first-child select", "ml4a-convnet-cifar10") + choose(".pane + .pane select", names[0])
+    assert told(built, tmp_path, CAPTIONS, both) == ["ml4a-convnet-cifar10", "convnetjs-cifar10"]
+
+
+@browser
+def test_the_axes_have_names_and_counts_their_seeds(html: str, tmp_path: Path) -> None:
+    value = f"[{texts('.pane thead tr:first-child th')}, {texts('.behind h3')}, {texts('caption')}]"
+    axes, heads, captions = told(html, tmp_path, value)
+    assert axes == 2 * ["true", "the net's answer →"]
+    assert all(re.search(r" taken for .*%\), 5 seeds together$", head) for head in heads)
+    assert all(caption.endswith("% error, mean of 5 seeds") for caption in captions)
+    alone = choose(".pane label:nth-of-type(2) select", "3")
+    head, caption = told(html, tmp_path, f"[{texts('.behind h3')}[0], {texts('caption')}[0]]", alone)
+    assert head.endswith("%)") and caption.endswith("% error, seed 3")
+
+
+@browser
+def test_a_view_has_an_address(html: str, tmp_path: Path) -> None:
+    """Which holds nets, seeds and cells, and opens the page on them; what is unknown there is ignored."""
+    value = f"[{CAPTIONS}, {texts('.behind h3')}, location.hash]"
+    script = choose(".pane select", "mlp300-mnist") + choose(".pane label:nth-of-type(2) select", "2")
+    script += 'document.querySelector(\'.pane [data-row="7"][data-column="2"]\').click()'
+    names, heads, address = told(html, tmp_path, value, script)
+    assert names == ["mlp300-mnist", "linear-mnist"] and all(head.startswith("7 taken for 2: ") for head in heads)
+    assert address.startswith("#confusion?net=mlp300-mnist&seed=2&cell=7%2C2&net=linear-mnist&seed=all&")
+    assert told(html, tmp_path, value, at=address) == [names, heads, address]
+    later = f"location.hash = '{address}'; window.dispatchEvent(new Event('hashchange'))"
+    assert told(html, tmp_path, value, later) == [names, heads, address]
+    opened = told(html, tmp_path, value)
+    assert opened[2] == ""
+    for wrong in ("net=gone&seed=2&cell=1,2", "net=lenet5-mnist&seed=toString&cell=99,0", "net=lenet5-mnist&cell=x"):
+        assert told(html, tmp_path, value, at=f"#confusion?{wrong}")[:2] == opened[:2]
+
+
+@browser
+def test_the_focus_stays_where_it_was_and_is_visible(html: str, tmp_path: Path) -> None:
+    for selector, value in ((".pane select", "mlp300-mnist"), ("#classes select", "mlp300-mnist")):
+        focus = f"document.querySelector('{selector}').focus();" + choose(selector, value)
+        same = f"document.activeElement === document.querySelector('{selector}')"
+        assert told(html, tmp_path, same, focus) is True
+    sort = "const head = document.querySelectorAll('#classes thead button')[1]; head.focus(); head.click()"
+    assert told(html, tmp_path, "document.activeElement.textContent", sort) == "precision, % ▴"
+    cell = "const cell = document.querySelector('.matrix [aria-pressed=true]'), seen = getComputedStyle(cell);"
+    cell += "const before = seen.outlineColor; cell.focus();"
+    plain, focused = told(html, tmp_path, "[before, seen.outlineColor]", cell)
+    assert plain == "rgb(28, 33, 40)" and focused == "rgb(29, 95, 166)"  # --ink and --link of page.css
+    assert told(html, tmp_path, "document.querySelectorAll('[aria-live]').length") == 0
+
+
+@browser
+def test_the_same_cell_in_both_is_chosen_as_it_is_switched_on(html: str, tmp_path: Path) -> None:
+    box = "const box = [...document.querySelectorAll('#confusion input')].find((one) => "
+    box += "one.parentElement.textContent === 'same cell in both'); box.click();"
+    click = 'document.querySelector(\'.pane [data-row="7"][data-column="2"]\').click();'
+    first, second = told(html, tmp_path, texts(".behind h3"), box + click)
+    assert first.startswith("7 taken for 2: ") and not second.startswith("7 taken for 2: ")
+    assert all(
+        h.startswith("7 taken for 2: ") for h in told(html, tmp_path, texts(".behind h3"), box + click + "box.click()")
+    )
+
+
+CONTRAST = """
+    const channels = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / (colour[0] === 'r' ? 255 : 1));
+    const light = (colour) => channels(colour).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+      .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const contrast = (cell) => { const { color, backgroundColor } = getComputedStyle(cell);
+      const [low, high] = [light(color), light(backgroundColor)].sort((a, b) => a - b);
+      return (high + 0.05) / (low + 0.05); };
 """
 
 
 @browser
-@pytest.mark.parametrize("pane", [0, 1])
-def test_a_data_set_with_one_net_fills_one_pane_alone(inputs: Inputs, tmp_path: Path, pane: int) -> None:
-    """Asked for in both panes, it changes places with the other."""
-    whole, ledger, found = inputs
-    names = ("linear-mnist", "convnetjs-cifar10", "ml4a-convnet-cifar10")
-    built = report.build(whole, ledger, {name: found[name] for name in names})
-    switch = f"const menu = document.querySelectorAll('.pane')[{pane}].querySelector('select');"
-    switch += "menu.value = menu.value === 'mnist' ? 'cifar10' : 'mnist'; menu.dispatchEvent(new Event('change'));"
-    for script in (switch, f"{{ {switch} }} {{ {switch} }}"):
-        reader = drawn(built, tmp_path, script + SHOWN)
-        assert state(reader) == "ready"
-        shown = json.loads(next(words for words in reader.words if words.startswith("[")))
-        assert len(shown) == len(set(shown)) == 2
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+def test_cells_are_legible_and_coloured_as_in_their_legend(html: str, tmp_path: Path, scheme: int) -> None:
+    nets = choose(".pane select", "convnetjs-cifar10") + choose(".pane + .pane select", "ordinary-cifar10")
+    swatch = "const swatch = document.querySelectorAll('.scale i')[1], cell = document.querySelector('.matrix .miss');"
+    swatch += "cell.style.setProperty('--strength', swatch.style.getPropertyValue('--strength'));"
+    value = "[Math.min(...[...document.querySelectorAll('.matrix button')].map(contrast)),"
+    value += " getComputedStyle(swatch).backgroundColor, getComputedStyle(cell).backgroundColor]"
+    flags = [f"--blink-settings=preferredColorScheme={scheme}"]
+    least, shown, same = told(html, tmp_path, value, CONTRAST + nets + swatch, flags=flags)
+    assert least >= 4.5 and shown == same
+
+
+@browser
+def test_what_has_evidence_is_unfolded_for_print_alone(html: str, tmp_path: Path) -> None:
+    state = "[...document.querySelectorAll('details')].filter((one) => one.open).map((one) => one.id || one.className)"
+    script = f"const before = {state}; dispatchEvent(new Event('beforeprint')); const printed = {state};"
+    before, printed, after = told(
+        html, tmp_path, f"[before, printed, {state}]", script + "dispatchEvent(new Event('afterprint'))"
+    )
+    assert before == after == []
+    assert sorted(printed) == sorted(["folded", *(f"row-{name}" for name in RUN)])
 
 
 @browser
@@ -636,7 +743,7 @@ def test_an_explorer_of_one_net_has_one_pane_and_lists_the_figures_of_few_seeds(
     assert state(reader) == "ready" and ("section", "id", "classes") in reader.attributes
     assert len([1 for name, key, _ in reader.attributes if (name, key) == ("button", "data-row")]) == 100
     errors = [trial.error for trial in trials]
-    assert f" % error, {'mean over 3' if count == 3 else 2} seeds" in words
+    assert f" % error, {'mean of 3' if count == 3 else 2} seeds" in words
     shown = f"{np.mean(errors):.2f}" if count == 3 else f"{errors[0]:.2f}, {errors[1]:.2f}"
     assert f" · {shown} % error" in words
     assert ("12.3 45.6 7" if count == 3 else "12.3, 12.3 45.6, 45.6 7") in words
@@ -646,7 +753,7 @@ def test_an_explorer_of_one_net_has_one_pane_and_lists_the_figures_of_few_seeds(
 @browser
 def test_a_figure_is_one_function_and_one_line(inputs: Inputs, tmp_path: Path) -> None:
     """In the report, with a link in its navigation, and in the explorer that MLflow gets."""
-    line = '["confusion", "Confusion", matrices],'
+    line = '["confusion", "Confusion matrices", matrices],'
     new = '["bars", "Bars", (place) => place.append(el("p", {}, `drawn of ${data.benchmarks.length}`))],'
     alone = explorer.artifact(title="one", facts={}, outcome=inputs[2]["lenet5-mnist"], claimed_error=None)
     for built, count in ((report.build(*inputs), len(RUN)), (alone, 1)):
@@ -659,14 +766,66 @@ def test_a_figure_is_one_function_and_one_line(inputs: Inputs, tmp_path: Path) -
 
 @browser
 def test_browser_survives_awkward_results(inputs: Inputs, tmp_path: Path) -> None:
-    choose = (
-        "const list = document.querySelector('.pane select'); list.value = 'many';"
-        "list.dispatchEvent(new Event('change'));"
-        "for (const box of document.querySelectorAll('#curve-controls input')) box.click();"
+    script = (
+        choose(".pane select", "allcnn-c-cifar10")
+        + "for (const box of document.querySelectorAll('#curves input')) box.click();"
     )
-    reader = drawn(awkward(inputs), tmp_path, choose)
+    reader = drawn(awkward(inputs), tmp_path, script)
     assert state(reader) == "ready", " ".join(reader.words)[-400:]
     assert "class 3 taken for class 7: 25" in reader.words
+
+
+@browser
+def test_a_net_without_curves_has_no_chart(inputs: Inputs, tmp_path: Path) -> None:
+    whole, ledger, found = inputs
+    trials = tuple(replace(trial, curve=[]) for trial in found["linear-mnist"].trials)
+    built = report.build(whole, ledger, found | {"linear-mnist": replace(found["linear-mnist"], trials=trials)})
+    point = (
+        "for (const chart of document.querySelectorAll('.chart svg')) chart.dispatchEvent(new Event('pointermove'));"
+    )
+    assert told(built, tmp_path, texts(".chart h3"), point) == [name for name in RUN if name != "linear-mnist"]
+
+
+@browser
+def test_a_list_without_confusions_names_none(inputs: Inputs, tmp_path: Path) -> None:
+    many = many_classes(inputs[2]["allcnn-c-cifar10"])
+    right = tuple(
+        replace(trial, predicted=trial.labels, metrics=replace(trial.metrics, error=0.0)) for trial in many.trials
+    )
+    for outcome, listed in ((many, 2), (replace(many, trials=right), 0)):
+        built = explorer.artifact(title="many", facts={}, outcome=outcome, claimed_error=None)
+        value = f"[{texts('.pairs li')}.length, {texts('#confusion')}[0]]"
+        count, words = told(built, tmp_path, value)
+        assert (
+            count == listed and (" taken for " in words) is (listed > 0) and ("seeds: none" in words) is (listed == 0)
+        )
+        assert "Select a confusion to see its test images." in words and "arrow keys" not in words
+
+
+@browser
+def test_damaged_data_is_noticed(html: str, tmp_path: Path) -> None:
+    damaged = html.replace('id="data">{', 'id="data">{{')
+    reader = drawn(damaged, tmp_path)
+    assert state(reader) == "failed" and any("script failed" in words for words in reader.words)
+
+
+@browser
+def test_the_committed_page_agrees_with_the_ledger(tmp_path: Path) -> None:
+    """A mean is rounded as in the ledger, each axis has labels, and the jumps of boosting are explained."""
+    params = load_params(ROOT / "params.yaml")
+    committed = evidence.read(params.benchmarks, ROOT / evidence.EVIDENCE)
+    value = "[...document.querySelectorAll('.chart')].map((chart) => [chart.querySelector('h3').textContent,"
+    value += " [...chart.querySelectorAll('small')].map((one) => one.textContent).join(' '),"
+    value += " chart.querySelectorAll('[text-anchor=end]').length])"
+    charts = told((ROOT / "results/index.html").read_text(encoding="utf-8"), tmp_path, value)
+    assert charts
+    for title, note, labels in charts:
+        name, budget = re.fullmatch(r"(\S+) \((\w+) budget\)", title).groups()  # type: ignore[union-attr]
+        (body,) = (body for body in committed[name] if body.budget == budget)
+        error = words.mean_or_each(Summary.of({seed: one.error for seed, one in body.seeds.items()}))
+        assert f"test error {error} %, {words.seeds(len(body.seeds))}" in note
+        assert ("Three nets, trained in turn." in note) is ("boosted" in name)
+        assert labels >= 3
 
 
 @browser
@@ -686,9 +845,38 @@ def test_the_page_opens_with_matrices_and_what_has_evidence(html: str, tmp_path:
     first, *others = re.findall(r'^    \["(\w+)", "[^"]+", \w+\],$', html, re.MULTILINE)  # FIGURES of page.js
     assert sections == [first, "ledger", "table3", *others, "layers", "rows", "rules"]
     ledger = html[html.index('<section id="ledger">') : html.index('<section id="table3">')]
-    shown, folded = ledger.split('<details class="folded">')
+    shown, folded = ledger.split('<details class="folded without">')
     for name, made in MADE.items():
         assert (f"#row-{name}" in shown, f"#row-{name}" in folded) == (made.error is not None, made.error is None)
+
+
+def test_committed_evidence_without_matrices_is_named(inputs: Inputs) -> None:
+    whole, _, found = inputs
+    whole = replace(whole, suite=replace(whole.suite, name="none", benchmarks=()))
+
+    def body(name: str, budget: str, epochs: float) -> Evidence:
+        made = evidence.of_outcome(found[name], budget, None)
+        return replace(made, epochs=epochs, config=reader.config_as(made.config, whole.benchmarks[name], budget))
+
+    bare = body("linear-mnist", "paper", 10)
+    bare = replace(bare, seeds={seed: replace(one, confusion=None) for seed, one in bare.seeds.items()})
+    both = [body("lenet5-mnist", "laptop", 10), body("lenet5-mnist", "paper", 20)]
+    built = report.build(whole, [], {}, {"lenet5-mnist": both, "linear-mnist": [bare]})
+    page = read(built)
+    names = [one["name"] for one in json.loads(page.data)["benchmarks"]]
+    assert names == ["lenet5-mnist (paper budget)", "lenet5-mnist (laptop budget)"]
+    assert "No confusion matrix is kept for: linear-mnist (paper budget)." in page.words
+    assert "No confusion matrix is kept" not in report.build(*inputs)
+
+
+def test_readme_and_page_have_one_verdict_and_the_claims_error(html: str, inputs: Inputs) -> None:
+    shown, readme = " ".join(" ".join(read(html).words).split()), publish.ledger(inputs[1]).splitlines()
+    for row in inputs[1]:
+        assert f" {words.claim(row)} {row.metric}" in shown
+        lines = [line for line in readme if line.startswith(f"| {row.benchmark} ")]
+        assert len(lines) == bool(row.n)
+        assert all(f"| {row.metric} | {words.claim(row)} |" in line and f"| {row.verdict} |" in line for line in lines)
+    assert shown.count("Dots: seeds.") == shown.count("Upper line: our mean and 95 % interval.") == len(RUN)
 
 
 @browser

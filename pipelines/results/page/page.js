@@ -3,8 +3,9 @@
 // benchmarks, an artifact of MLflow one. Text reaches the page only as text nodes and attributes, never as markup.
 // Sets data-state="ready" on <html> when all is drawn, "failed" when it could not be.
 (() => {
+  window.addEventListener("error", (event) => fail(event.message));
+  window.addEventListener("unhandledrejection", (event) => fail(event.reason));
   const data = JSON.parse(document.getElementById("data").textContent);
-  const SVG = "http://www.w3.org/2000/svg";
 
   // ---- elements -------------------------------------------------------------------------------------------------------
 
@@ -17,21 +18,20 @@
     return element;
   }
 
-  function el(name, attributes = {}, ...children) {
-    const element = set(document.createElement(name), attributes);
+  const make = (space) => (name, attributes = {}, ...children) => {
+    const element = set(document.createElementNS(space, name), attributes);
     element.append(...children);
     return element;
-  }
+  };
+  const el = make("http://www.w3.org/1999/xhtml");
+  const svg = make("http://www.w3.org/2000/svg");
 
-  function svg(name, attributes = {}, ...children) {
-    const element = set(document.createElementNS(SVG, name), attributes);
-    element.append(...children);
-    return element;
-  }
-
+  // `options` are [key, words]; a list of options in place of words is a group.
   function select(label, options, value, change) {
     const list = el("select", { onchange: () => change(list.value) });
-    for (const [key, words] of options) list.append(el("option", { value: key, selected: key === value }, words));
+    const option = ([key, words]) => (Array.isArray(words) ? el("optgroup", { label: key }, ...words.map(option))
+      : el("option", { value: key, selected: key === value }, words));
+    list.append(...options.map(option));
     return el("label", {}, label, list);
   }
 
@@ -40,13 +40,12 @@
     return el("label", {}, box, label);
   }
 
-  function radios(legend, name, options, value, change) {
-    const field = el("fieldset", { "aria-label": legend });
-    for (const [key, words] of options) {
-      const button = el("input", { type: "radio", name, value: key, checked: key === value, onchange: () => change(key) });
-      field.append(el("label", {}, button, words));
-    }
-    return field;
+  // Draws what is in `root` anew; the focus stays on the control at the same place.
+  function keepFocus(root, redraw) {
+    const controls = () => [...root.querySelectorAll("select, button")];
+    const at = controls().indexOf(document.activeElement);
+    redraw();
+    controls()[at]?.focus({ preventScroll: true });
   }
 
   const number = (value) => value.toLocaleString("en-US");
@@ -56,18 +55,16 @@
   const FEW = 3; // seeds; the figures of fewer are listed, since a mean alone hides how far they are apart
   const listed = (values, show) => (values.length < FEW ? values : [meanOf(values)]).map(show).join(", ");
   const errorOf = (benchmark) => meanOf(Object.values(benchmark.errors));
-  const twoDecimals = (value) => value.toFixed(2);
 
   // ---- confusion matrices ---------------------------------------------------------------------------------------------
 
-  const view = { shares: true, linked: true, panes: [] };
+  const view = { counts: false, linked: true, panes: [] };
 
-  function datasets() {
-    return [...new Set(data.benchmarks.map((b) => b.dataset))];
-  }
-
-  function byError(dataset) {
-    return data.benchmarks.filter((b) => b.dataset === dataset).sort((a, b) => errorOf(b) - errorOf(a));
+  function chooseBenchmark(benchmark, change) {
+    const ranked = [...data.benchmarks].sort((a, b) => errorOf(a) - errorOf(b));
+    const groups = [...new Set(data.benchmarks.map((b) => b.dataset))].map((dataset) => (
+      [dataset, ranked.filter((b) => b.dataset === dataset).map(({ name }) => [name, name])]));
+    return select("Benchmark, best first", groups, benchmark.name, (name) => change(data.benchmarks.find((b) => b.name === name)));
   }
 
   function sum(matrices) {
@@ -91,16 +88,16 @@
   }
 
   function words(pane, matrix, row, column) {
-    const { classes } = pane.benchmark;
+    const { classes, seeds } = pane.benchmark;
     const verb = row === column ? "recognised as" : "taken for";
     const total = matrix[row].reduce((a, b) => a + b, 0);
     return `${classes[row]} ${verb} ${classes[column]}: ${number(matrix[row][column])} of ${number(total)}`
-      + ` (${percent(share(matrix, row, column), 2)})`;
+      + ` (${percent(share(matrix, row, column), 2)})${pane.seed === "all" && seeds.length > 1 ? `, ${seeds.length} seeds together` : ""}`;
   }
 
   function face(matrix, row, column) {
     if (matrix[row][column] === 0) return "·";
-    if (!view.shares) return String(matrix[row][column]);
+    if (view.counts) return String(matrix[row][column]);
     const value = 100 * share(matrix, row, column);
     return value >= 99.95 ? "100" : value < 0.05 ? "<.1" : value.toFixed(1);
   }
@@ -108,36 +105,33 @@
   function cell(pane, matrix, row, column) {
     const hit = row === column;
     const tint = strength(share(matrix, row, column), hit);
-    const chosen = pane.cell[0] === row && pane.cell[1] === column;
     const title = words(pane, matrix, row, column);
     return el("button", {
-      type: "button", class: `${hit ? "hit" : "miss"}${tint > 0.63 ? " strong" : ""}${tint > 0.88 ? " stronger" : ""}`, style: `--strength:${tint.toFixed(3)}`,
-      "data-row": row, "data-column": column, tabindex: chosen ? 0 : -1, "aria-pressed": String(chosen), "aria-label": title, title,
+      type: "button", class: `${hit ? "hit" : "miss"}${tint > (hit ? 0.63 : 0.67) ? " strong" : ""}${hit && tint > 0.84 ? " stronger" : ""}`, style: `--strength:${tint.toFixed(3)}`,
+      "data-row": row, "data-column": column, "aria-label": title, title,
       onclick: () => choose(pane, row, column, true),
     }, face(matrix, row, column));
   }
 
   function caption(pane) {
     const b = pane.benchmark;
-    const over = pane.seed !== "all" ? `seed ${pane.seed}` : `${b.seeds.length < FEW ? "" : "mean over "}${seedsOf(b.seeds.length)}`;
-    const errors = pane.seed === "all" ? Object.values(b.errors) : [b.errors[pane.seed]];
-    return el("caption", {}, el("strong", {}, b.name), ` · ${listed(errors, twoDecimals)} % error, ${over} · ${b.protocol}`);
+    const over = pane.seed !== "all" ? `seed ${pane.seed}` : `${b.seeds.length < FEW ? "" : "mean of "}${seedsOf(b.seeds.length)}`;
+    const error = pane.seed === "all" ? b.error : b.errors[pane.seed].toFixed(2);
+    const protocol = b.protocol === "single view" ? "" : ` · ${b.protocol}`;
+    return el("caption", {}, el("strong", {}, b.name), ` · ${error} % error, ${over}${protocol}`);
   }
 
   function table(pane) {
     const { classes } = pane.benchmark;
     const matrix = counts(pane);
     const long = classes.some((name) => name.length > 2);
-    const head = el("tr", {}, el("td", { class: "rowhead" }));
-    for (const name of classes) head.append(el("th", { scope: "col" }, el("span", {}, name)));
-    const body = el("tbody");
-    classes.forEach((name, row) => {
-      const line = el("tr", {}, el("th", { scope: "row" }, name));
-      classes.forEach((_, column) => line.append(el("td", {}, cell(pane, matrix, row, column))));
-      body.append(line);
-    });
+    const top = el("tr", {}, el("th", { class: "rowhead", scope: "col", rowspan: 2 }, "true"),
+      el("th", { scope: "colgroup", colspan: classes.length }, "the net's answer →"));
+    const head = el("tr", {}, ...classes.map((name) => el("th", { scope: "col" }, el("span", {}, name))));
+    const body = classes.map((name, row) => el("tr", {}, el("th", { scope: "row" }, name),
+      ...classes.map((_, column) => el("td", {}, cell(pane, matrix, row, column)))));
     const made = el("table", { class: `matrix${long ? " words" : ""}`, onkeydown: (event) => steer(pane, event) });
-    made.append(caption(pane), el("thead", {}, head), body);
+    made.append(caption(pane), el("thead", {}, top, head), el("tbody", {}, ...body));
     return made;
   }
 
@@ -153,15 +147,15 @@
 
   // More classes than a matrix can show: the confusions that happen most, as a list.
   function pairs(pane) {
+    const { name, classes, confusions, error, seeds } = pane.benchmark;
     const list = el("ul", { class: "pairs" });
-    for (const [row, column, count] of pane.benchmark.confusions) {
-      const chosen = pane.cell[0] === row && pane.cell[1] === column;
-      const label = `${pane.benchmark.classes[row]} taken for ${pane.benchmark.classes[column]}: ${number(count)}`;
-      const attributes = { type: "button", "aria-pressed": String(chosen), onclick: () => choose(pane, row, column, false) };
-      list.append(el("li", {}, el("button", { ...attributes, "data-row": row, "data-column": column }, label)));
+    for (const [row, column, count] of confusions) {
+      const label = `${classes[row]} taken for ${classes[column]}: ${number(count)}`;
+      const attributes = { type: "button", "data-row": row, "data-column": column, onclick: () => choose(pane, row, column, false) };
+      list.append(el("li", {}, el("button", attributes, label)));
     }
-    const note = `${pane.benchmark.classes.length} classes; their most frequent confusions over ${seedsOf(pane.benchmark.seeds.length)}:`;
-    return el("div", {}, el("p", {}, el("strong", {}, pane.benchmark.name), ` · ${listed(Object.values(pane.benchmark.errors), twoDecimals)} % error`), el("p", {}, note), list);
+    const note = `${classes.length} classes; their most frequent confusions over ${seedsOf(seeds.length)}:${confusions.length ? "" : " none"}`;
+    return el("div", {}, el("p", {}, el("strong", {}, name), ` · ${error} % error`), el("p", {}, note), list);
   }
 
   function worstCell(benchmark) {
@@ -180,6 +174,7 @@
       other.cell = [row, column];
       mark(other);
     }
+    record();
     if (focus) pane.root.querySelector('[aria-pressed="true"]').focus({ preventScroll: false });
   }
 
@@ -197,8 +192,8 @@
     pane.behind.replaceChildren(...behind(pane));
   }
 
-  // The images kept of a cell, the surest answer first: of the chosen seed, or of all. Each is a tile of the sheet with
-  // the answers that put it here, as [seed, confidence in %].
+  // The images kept of a cell, of the chosen seed or of all, most confident first. Each is a tile of the sheet with the
+  // answers that put it here, as [seed, confidence in %].
   function kept(pane) {
     const { benchmark: { dataset, examples, seeds }, seed, cell: [row, column] } = pane;
     if (!examples) return [];
@@ -213,10 +208,9 @@
     return found.sort((one, other) => other.answers[0][1] - one.answers[0][1]);
   }
 
-  function from(pane) {
-    const { seeds } = pane.benchmark;
-    if (pane.seed !== "all") return `seed ${pane.seed}`;
-    return seeds.length === 1 ? `seed ${seeds[0]}` : `seeds ${seeds.slice(0, -1).join(", ")} and ${seeds.at(-1)}`;
+  function from({ benchmark, seed }) {
+    const seeds = seed === "all" ? benchmark.seeds.map(String) : [seed];
+    return `${seeds.length === 1 ? "seed" : "seeds"} ${new Intl.ListFormat("en-GB").format(seeds)}`;
   }
 
   // An image counts once for each seed that put it into the cell.
@@ -226,22 +220,18 @@
     const all = shown.reduce((total, { answers }) => total + answers.length, 0) === count;
     const many = all ? (shown.length === 1 ? "The test image" : `The ${shown.length} test images`) : `${shown.length} of the test images`;
     const one = pane.seed !== "all" || pane.benchmark.seeds.length === 1;
-    const below = one ? "how sure the net was" : "how sure the surest net was, and which seeds put it here";
-    return `${many} of this cell with ${from(pane)}, the surest answer first; below each ${below}:`;
-  }
-
-  function confused({ confusions }, row, column) {
-    return confusions.find(([i, j]) => i === row && j === column)?.[2] ?? 0;
+    return `${many} of this cell with ${from(pane)}, most confident first; below each, ${one ? "the confidence" : "the highest confidence and the seeds"}:`;
   }
 
   function behind(pane) {
     const { benchmark: b, cell: [row, column] } = pane;
+    if (b.confusions?.length === 0) return [];
     const shown = kept(pane).slice(0, data.most);
     const matrix = b.matrices && counts(pane);
     const title = matrix ? words(pane, matrix, row, column) : `${b.classes[row]} taken for ${b.classes[column]}`;
-    const tiles = el("div", { class: "tiles" });
-    for (const image of shown) tiles.append(picture(pane, image));
-    return [el("h3", {}, title), el("small", {}, note(pane, shown, matrix ? matrix[row][column] : confused(b, row, column))), tiles];
+    const count = matrix ? matrix[row][column] : b.confusions.find(([i, j]) => i === row && j === column)?.[2] ?? 0;
+    const tiles = el("div", { class: "tiles" }, ...shown.map((image) => picture(pane, image)));
+    return [el("h3", {}, title), el("small", {}, note(pane, shown, count)), tiles];
   }
 
   const sheets = {};
@@ -271,38 +261,27 @@
     return el("figure", {}, canvas, caption);
   }
 
-  function show(pane, benchmark) {
-    pane.benchmark = benchmark;
-    pane.seed = "all";
+  // Without a wanted cell, that of the other pane or the one of most errors.
+  function show(pane, benchmark, seed = "all", cell = undefined) {
     const partner = view.panes.find((p) => p !== pane);
-    pane.cell = view.linked && partner && sameClasses(pane, partner) ? partner.cell : worstCell(benchmark);
+    Object.assign(pane, { benchmark, seed });
+    pane.cell = cell ?? (view.linked && partner && sameClasses(pane, partner) ? partner.cell : worstCell(benchmark));
     draw(pane);
-  }
-
-  // Show the best net of a data set that the other pane does not show; where it has only that one, the panes swap.
-  function switchData(pane, dataset) {
-    const partner = view.panes.find((p) => p !== pane);
-    const best = byError(dataset).findLast((b) => b !== partner?.benchmark);
-    if (!best) show(partner, pane.benchmark);
-    show(pane, best || byError(dataset).at(-1));
   }
 
   function chooser(pane) {
     const b = pane.benchmark;
-    const names = byError(b.dataset).map((other) => [other.name, other.name]);
-    const seeds = [["all", `all ${b.seeds.length}, summed`], ...b.seeds.map((s) => [String(s), String(s)])];
-    const parts = [
-      select("Data", datasets().map((d) => [d, d]), b.dataset, (d) => switchData(pane, d)),
-      select("Benchmark", names, b.name, (name) => show(pane, data.benchmarks.find((o) => o.name === name))),
-    ].slice(data.benchmarks.length > 1 ? 0 : 2);
-    if (b.matrices && b.seeds.length > 1) parts.push(select("Seed", seeds, pane.seed, (seed) => { pane.seed = seed; draw(pane); }));
+    const seeds = [["all", `all ${b.seeds.length} together`], ...b.seeds.map((s) => [String(s), String(s)])];
+    const parts = data.benchmarks.length > 1 ? [chooseBenchmark(b, (chosen) => { show(pane, chosen); record(); })] : [];
+    const change = (seed) => { pane.seed = seed; draw(pane); record(); };
+    if (b.matrices && b.seeds.length > 1) parts.push(select("Seed", seeds, pane.seed, change));
     return el("div", { class: "choose" }, ...parts);
   }
 
   function draw(pane) {
     const body = pane.benchmark.matrices ? table(pane) : pairs(pane);
-    pane.behind = el("div", { class: "behind", "aria-live": "polite" });
-    pane.root.replaceChildren(chooser(pane), body, pane.behind);
+    pane.behind = el("div", { class: `behind${pane.benchmark.examples ? " kept" : ""}` });
+    keepFocus(pane.root, () => pane.root.replaceChildren(chooser(pane), body, pane.behind));
     mark(pane);
   }
 
@@ -313,31 +292,53 @@
     return el("div", { class: "scale" }, ...[0.001, 0.01, 0.05, 0.2].map((v) => swatch(v, false)), ...[0.5, 0.9, 1].map((v) => swatch(v, true)));
   }
 
+  // LeNet-5 beside the linear net, as in README.md; nets with test images come first.
+  function opening() {
+    const own = data.benchmarks.filter((b) => b.examples);
+    const named = ["lenet5-mnist", "linear-mnist"].map((name) => (own.length ? own : data.benchmarks).find((b) => b.name.split(" ")[0] === name));
+    return [...new Set([...named.filter(Boolean), ...own, ...data.benchmarks])].slice(0, 2);
+  }
+
+  // The nets, seeds and cells, into the address: a view can be linked to.
+  function record() {
+    const shown = view.panes.flatMap(({ benchmark, seed, cell }) => [["net", benchmark.name], ["seed", seed], ["cell", cell]]);
+    try {
+      history.replaceState(null, "", `#confusion?${new URLSearchParams(shown)}`);
+    } catch { /* a frame without an address of its own */ }
+  }
+
+  function restore() {
+    const wanted = new URLSearchParams(location.hash.split("?")[1]);
+    view.panes.forEach((pane, i) => {
+      const [net, seed, cell] = ["net", "seed", "cell"].map((key) => wanted.getAll(key)[i] ?? "");
+      const benchmark = data.benchmarks.find((b) => b.name === net);
+      const at = cell.split(",").map(Number);
+      const fits = at.length === 2 && at.every((k) => k in (benchmark?.classes ?? []));
+      if (benchmark) show(pane, benchmark, benchmark.seeds.map(String).includes(seed) ? seed : "all", fits ? at : undefined);
+    });
+  }
+
   function matrices(place) {
-    const { dataset } = data.benchmarks.find((b) => b.examples) || data.benchmarks[0]; // what this checkout ran comes first
-    const all = byError(dataset);
-    const own = all.filter((b) => b.examples); // with the test images behind the cells
-    const first = own.length ? own : all;
-    const other = first.length === 1 && datasets().find((name) => name !== dataset);
-    const last = other ? byError(other).at(-1) : first.at(-1);
-    const kept = data.benchmarks.some((b) => b.examples);
-    const images = `Choose a cell, by mouse or with the arrow keys, to see test images behind it. Up to ${data.a_cell} of each seed and`
-      + " cell are kept, those first that most seeds put there.";
-    place.append(el("p", {}, "A row is the class of an image, a column the answer of the net; the diagonal is right. ", kept ? images : ""));
+    const tables = data.benchmarks.some((b) => b.matrices);
+    const explained = "Rows: the true class. Columns: the net's answer. Correct answers lie on the diagonal. Each cell is a share of its"
+      + " row in %, so that a row adds up to 100; · is zero, <.1 is under 0.1 %. ";
+    const images = `Select a ${tables ? "cell with the mouse or arrow keys" : "confusion"} to see its test images. For each seed and`
+      + ` ${tables ? "cell" : "confusion"}, up to ${data.a_cell} are kept, starting with those on which most seeds agree.`;
     const controls = el("div", { class: "controls" });
     const pair = el("div", { class: "pair" });
-    place.append(controls, pair);
-    for (const benchmark of new Set([first[0], last])) {
-      const cell = worstCell(last.dataset === benchmark.dataset ? last : benchmark);
-      const pane = { root: el("div", { class: "pane" }), benchmark, seed: "all", cell };
+    place.append(el("p", {}, tables ? explained : "", data.benchmarks.some((b) => b.examples) ? images : ""), controls, pair);
+    for (const benchmark of opening()) {
+      const pane = { root: el("div", { class: "pane" }) };
       view.panes.push(pane);
       pair.append(pane.root);
+      show(pane, benchmark);
     }
-    view.panes.forEach(draw);
-    if (!data.benchmarks.some((b) => b.matrices)) return;
-    controls.append(radios("Numbers in the cells", "numbers", [["shares", "% of the row"], ["counts", "counts"]], "shares",
-      (key) => { view.shares = key === "shares"; view.panes.forEach(draw); }));
-    if (view.panes.length > 1) controls.append(check("same cell in both", true, (on) => { view.linked = on; }));
+    restore();
+    window.addEventListener("hashchange", restore);
+    if (!tables) return;
+    const link = (on) => { view.linked = on; if (on) choose(view.panes[0], ...view.panes[0].cell, false); };
+    controls.append(check("counts in place of %", false, (on) => { view.counts = on; view.panes.forEach(draw); }));
+    if (view.panes.length > 1) controls.append(check("same cell in both", true, link));
     controls.append(scale());
   }
 
@@ -380,19 +381,17 @@
   }
 
   function classes(place) {
-    const state = { benchmark: data.benchmarks[0], seed: "all", sort: { column: 2, up: true } };
+    const state = { benchmark: opening()[0], seed: "all", sort: { column: 2, up: true } };
     const controls = el("div", { class: "controls" });
     const under = el("div", {});
-    const redraw = (change) => {
-      Object.assign(state, change);
-      const { benchmark, seed } = state;
-      const all = [["all", benchmark.seeds.length < FEW ? "each" : "mean over all"], ...benchmark.seeds.map((s) => [String(s), String(s)])];
-      const byName = (name) => redraw({ benchmark: data.benchmarks.find((b) => b.name === name), seed: "all" });
+    const redraw = (change) => keepFocus(place, () => {
+      const { benchmark, seed } = Object.assign(state, change);
+      const all = [["all", benchmark.seeds.length < FEW ? "each" : "mean of all"], ...benchmark.seeds.map((s) => [String(s), String(s)])];
       controls.replaceChildren();
-      if (data.benchmarks.length > 1) controls.append(select("Benchmark", data.benchmarks.map((b) => [b.name, b.name]), benchmark.name, byName));
+      if (data.benchmarks.length > 1) controls.append(chooseBenchmark(benchmark, (chosen) => redraw({ benchmark: chosen, seed: "all" })));
       if (benchmark.seeds.length > 1) controls.append(select("Seed", all, seed, (chosen) => redraw({ seed: chosen })));
       under.replaceChildren(classTable(state, (sort) => redraw({ sort })));
-    };
+    });
     place.append(el("p", {}, "Precision is undefined (–) for a class that was never predicted, recall for one without images."), controls, under);
     redraw({});
   }
@@ -417,12 +416,12 @@
   }
 
   function logScale(low, high, from, to) {
-    const steps = DECADES.flatMap((k) => [1, 2, 5].map((m) => Number((m * Math.pow(10, k)).toPrecision(2))));
+    const all = (parts) => DECADES.flatMap((k) => parts.map((m) => Number((m * Math.pow(10, k)).toPrecision(2))));
+    const steps = all([1, 2, 5]);
     const bottom = Math.max(...steps.filter((s) => s <= low * 1.0001), 1e-6);
     const top = Math.min(...steps.filter((s) => s >= high * 0.9999), 1e6);
-    const all = (parts) => DECADES.flatMap((k) => parts.map((m) => Number((m * Math.pow(10, k)).toPrecision(2))));
     const sets = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 5], [1]].map((parts) => all(parts).filter((s) => s >= bottom && s <= top));
-    const ticks = sets.find((set) => set.length <= 7) || sets[2];
+    const ticks = sets.find((set) => set.length <= 9) || sets[2];
     const size = Math.log(top / bottom) || 1;
     return { ticks, at: (v) => from + (Math.log(Math.max(v, bottom) / bottom) / size) * (to - from) };
   }
@@ -446,16 +445,13 @@
 
   function axes({ x, y }) {
     const { left, right, bottom, width, height } = frame;
-    const parts = [];
-    for (const tick of y.ticks) {
-      parts.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: y.at(tick), y2: y.at(tick) }),
-        svg("text", { x: left - 5, y: y.at(tick) + 3, "text-anchor": "end" }, String(tick)));
-    }
-    for (const tick of x.ticks) {
-      parts.push(svg("text", { x: x.at(tick), y: height - bottom + 14, "text-anchor": "middle" }, String(tick)));
-    }
-    parts.push(svg("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, "epochs"));
-    return parts;
+    const label = (words, x, y, anchor = "middle") => svg("text", { x, y, "text-anchor": anchor }, String(words));
+    const rule = (y) => svg("line", { class: "grid", x1: left, x2: width - right, y1: y, y2: y });
+    return [
+      ...y.ticks.flatMap((tick) => [rule(y.at(tick)), label(tick, left - 5, y.at(tick) + 3, "end")]),
+      ...x.ticks.map((tick) => label(tick, x.at(tick), height - bottom + 14)),
+      label("epochs", (left + width - right) / 2, height - 3),
+    ];
   }
 
   function line(scales, seed, curve) {
@@ -495,7 +491,7 @@
     const [name, unit] = METRICS[curves.metric];
     const last = finite(Object.values(benchmark.curves).map((curve) => curve[curves.metric].at(-1)));
     const end = last.length ? `${name} ${listed(last, threeDigits)}${unit}` : `no ${name}`;
-    return `${end}, test error ${listed(Object.values(benchmark.errors), twoDecimals)} %, ${seedsOf(benchmark.seeds.length)}`;
+    return `${end}, test error ${benchmark.error} %, ${seedsOf(benchmark.seeds.length)}`;
   }
 
   function read(benchmark, scales, drawing, note, event) {
@@ -525,7 +521,8 @@
       drawing.querySelector(".rule").setAttribute("visibility", "hidden");
       note.textContent = summary(benchmark);
     });
-    return el("div", { class: "chart" }, el("h3", {}, benchmark.name), drawing, note);
+    const boosted = "Three nets, trained in turn. The curve jumps where the second and third begin, each on images chosen for being hard.";
+    return el("div", { class: "chart" }, el("h3", {}, benchmark.name), drawing, note, benchmark.boosted ? el("small", {}, boosted) : "");
   }
 
   const key = ([kind, words]) => el("span", {}, el("i", { class: kind }), words);
@@ -542,11 +539,12 @@
   function learningCurves(place) {
     const legend = el("span", { class: "legend" });
     const charts = el("div", { class: "charts" });
-    const redraw = () => { legend.replaceChildren(...keys()); charts.replaceChildren(...data.benchmarks.map(chart)); };
+    const drawn = data.benchmarks.filter((b) => Object.keys(b.curves).length);
+    const redraw = () => { legend.replaceChildren(...keys()); charts.replaceChildren(...drawn.map(chart)); };
     const change = (name) => (value) => { curves[name] = value; redraw(); };
     place.append(
       el("p", {}, "Each thin line is one seed, measured on the training batches (with augmentation and dropout, where the recipe has them)."
-        + " An epoch is one pass over the images that the recipe trains on. Move over a chart to read it."),
+        + " An epoch is one pass over the images that the recipe trains on. Point at a chart to read it."),
       el("div", { class: "controls" },
         select("Show", [["train_error", "training error, %"], ["loss", "training loss"]], "train_error", change("metric")),
         check("logarithmic", curves.logY, change("logY")), check("logarithmic epochs", curves.logX, change("logX")), legend),
@@ -559,7 +557,7 @@
 
   // Each figure has a section, whose content its function appends, and a link in the report's navigation.
   const FIGURES = [
-    ["confusion", "Confusion", matrices],
+    ["confusion", "Confusion matrices", matrices],
     ["classes", "Classes", classes],
     ["curves", "Learning curves", learningCurves],
   ];
@@ -577,13 +575,16 @@
   }
 
   function openTarget() {
-    const target = location.hash && document.getElementById(location.hash.slice(1));
+    const target = location.hash && document.getElementById(location.hash.slice(1).split("?")[0]);
     for (let part = target; part; part = part.parentElement) if (part instanceof HTMLDetailsElement) part.open = true;
     if (target) target.scrollIntoView();
   }
 
-  function openForPrint() {
-    for (const details of document.querySelectorAll("details.row, details.folded")) details.open = true;
+  let unfolded = []; // for print: what has evidence
+
+  function unfold(open) {
+    if (open) unfolded = [...document.querySelectorAll("details:not([open], .config, .without, .without *)")];
+    for (const details of unfolded) details.open = open;
   }
 
   function fail(reason) {
@@ -593,10 +594,9 @@
     document.documentElement.dataset.state = "failed";
   }
 
-  window.addEventListener("error", (event) => fail(event.message));
-  window.addEventListener("unhandledrejection", (event) => fail(event.reason));
   window.addEventListener("hashchange", openTarget);
-  window.addEventListener("beforeprint", openForPrint);
+  window.addEventListener("beforeprint", () => unfold(true));
+  window.addEventListener("afterprint", () => unfold(false));
   drawFigures();
   openTarget();
   if (document.documentElement.dataset.state !== "failed") document.documentElement.dataset.state = "ready";

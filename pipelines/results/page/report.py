@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 
 from pipelines.command.progress import duration
 from pipelines.config.params import Params
@@ -20,7 +19,7 @@ from pipelines.results.explorer import Net
 from pipelines.results.ledger import quoted
 from pipelines.results.page import images, plots, table3
 from pipelines.results.page.html import TEMPLATES, render
-from pipelines.results.reader import Outcome
+from pipelines.results.reader import Outcome, recipe_of
 from pipelines.results.rows import LedgerRow, claimed_error
 
 TEMPLATES.filters["settings"] = partial(json.dumps, indent=2, sort_keys=True)
@@ -37,6 +36,7 @@ def build(
     by_name = {name: list(rows) for name, rows in groupby(ledger, key=attrgetter("benchmark"))}
     untested = [rows[0] for rows in by_name.values() if not rows[0].n]
     shown = quoted(ledger)
+    nets, without = _explored(params, outcomes, committed or {})
     return render(
         "report.html",
         suite=params.suite.name,
@@ -50,27 +50,33 @@ def build(
         marked=any(row.test_set for row in shown),
         layers={name: one for name, one in outcomes.items() if one.templates is not None or one.filters is not None},
         benchmarks=params.benchmarks,
-        data=_explored(params, outcomes, committed or {}),
+        data=explorer.data(nets),
+        without=without,
     )
 
 
 def _explored(
     params: Params, outcomes: Mapping[str, Outcome], committed: Mapping[str, Sequence[Evidence]]
-) -> dict[str, Any]:
-    """The explorer's data: this checkout's nets, and the committed ones with matrices."""
+) -> tuple[dict[str, Net], list[str]]:
+    """This checkout's nets and the committed ones with matrices, the longest trained first; the others' names."""
     nets: dict[str, Net] = {}
+    without = []
     for name, benchmark in params.benchmarks.items():
         claimed = claimed_error(benchmark.claim.metric, benchmark.claim.value)
         if name in outcomes:
             nets[name] = explorer.own(outcomes[name], claimed)
-        for body in committed.get(name, ()):
-            if all(seed.confusion for seed in body.seeds.values()) and not body.changed(benchmark):
-                label = f"{name} ({'committed, ' if outcomes else ''}{body.budget} budget)"
+        current = [body for body in committed.get(name, ()) if not body.changed(benchmark)]
+        for body in sorted(current, key=attrgetter("epochs"), reverse=True):
+            label = f"{name} ({'committed, ' if outcomes else ''}{body.budget} budget)"
+            if not all(seed.confusion for seed in body.seeds.values()):
+                without.append(label)
+            else:
                 nets[label] = Net(
                     dataset=benchmark.dataset,
                     protocol=body.protocol,
                     classes=body.classes or (),
                     seeds=body.seeds,
                     claimed_error=claimed,
+                    boosted=bool(recipe_of(body.config).get("boosting")),
                 )
-    return explorer.data(nets)
+    return nets, without
