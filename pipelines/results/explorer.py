@@ -6,15 +6,16 @@ with one benchmark, or one trial, as an artifact. A figure is one function in pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pipelines.config.values import plain
 from pipelines.results.arrays import Array
-from pipelines.results.evidence import CURVE_COLUMNS, WIDEST, Seed, seeds_of
+from pipelines.results.evidence import CURVE_COLUMNS, WIDEST, Evidence, Seed, seeds_of
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
@@ -29,34 +30,24 @@ class Net:
     """One body of evidence in the explorer."""
 
     dataset: str
-    protocol: str
-    classes: Sequence[str]
-    seeds: Mapping[str, Seed]
+    body: Outcome | Evidence  # an outcome is of this checkout, and has test images
     claimed_error: float | None  # in %, as the source reports it
-    outcome: Outcome | None = None  # of this checkout, with test images; None: committed
 
-
-def own(outcome: Outcome, claimed_error: float | None) -> Net:
-    """An outcome of this checkout."""
-    return Net(
-        dataset=outcome.dataset,
-        protocol=outcome.protocol,
-        classes=outcome.classes,
-        seeds=seeds_of(outcome),
-        claimed_error=claimed_error,
-        outcome=outcome,
-    )
+    @cached_property
+    def seeds(self) -> Mapping[str, Seed]:
+        """The evaluated trials by seed."""
+        return seeds_of(self.body) if isinstance(self.body, Outcome) else self.body.seeds
 
 
 def artifact(*, title: str, facts: Mapping[str, str], outcome: Outcome, claimed_error: float | None) -> str:
     """One benchmark's explorer as a page of its own, with ``facts`` under the title."""
-    found = data({title: own(outcome, claimed_error)}, budget=ARTIFACT_BYTES)
-    return render("explorer.html", title=title, facts=facts, data=found, a_cell=found["a_cell"])
+    net = Net(dataset=outcome.dataset, body=outcome, claimed_error=claimed_error)
+    return render("explorer.html", title=title, facts=facts, data=data({title: net}, budget=ARTIFACT_BYTES))
 
 
 def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[str, Any]:
     """The data of the script, in plain types; images take at most ``budget`` bytes, or one of each cell."""
-    wanted = {name: _wanted(net.outcome) if net.outcome else None for name, net in nets.items()}
+    wanted = {name: _wanted(net.body) if isinstance(net.body, Outcome) else None for name, net in nets.items()}
     by_dataset: dict[str, list[ClassifiedExamples]] = {net.dataset: [] for net in nets.values()}
     for name, kept in wanted.items():
         by_dataset[nets[name].dataset] += [kept] if kept else []
@@ -77,18 +68,19 @@ def _shown(net: Net) -> dict[str, Any]:
     compared = {seed: one.claimed_error for seed, one in net.seeds.items() if one.claimed_error is not None}
     no_curve = dict.fromkeys(CURVE_COLUMNS, ())
     matrices = {seed: one.confusion for seed, one in net.seeds.items() if one.confusion}
-    counts = {str(trial.seed): trial.confusion for trial in net.outcome.trials} if net.outcome else matrices
+    own = net.body if isinstance(net.body, Outcome) else None
+    counts = {str(trial.seed): trial.confusion for trial in own.trials} if own else matrices
     return {
         "dataset": net.dataset,
-        "protocol": net.protocol,
-        "classes": [visible(name) for name in net.classes],
+        "protocol": net.body.protocol,
+        "classes": [visible(name) for name in net.body.classes or ()],
         "claimed_error": net.claimed_error,
         "seeds": [int(seed) for seed in net.seeds],
         "errors": {seed: one.error for seed, one in net.seeds.items()},
         "compared_errors": compared or None,  # on the images of the claim
         "curves": {seed: plain(one.curve) if one.curve else no_curve for seed, one in net.seeds.items()},
         "per_class": {seed: per_class(np.array(matrix)) for seed, matrix in counts.items()},
-        **({"matrices": matrices} if matrices or not net.outcome else {"confusions": _commonest(net.outcome)}),
+        **({"matrices": matrices} if matrices or not own else {"confusions": _commonest(own)}),
     }
 
 
