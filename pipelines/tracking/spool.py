@@ -22,7 +22,7 @@ from pipelines.config.schema import convert
 from pipelines.config.values import Text
 from pipelines.results import reader
 from pipelines.results.evidence import COMMITTED
-from pipelines.results.reader import LATEST, SEED, About, CurveLine, Identity, Result, Trial
+from pipelines.results.reader import LATEST, CurveLine, Identity, Result, Trial
 from pipelines.results.rows import LedgerRow
 from pipelines.training import store
 
@@ -153,10 +153,8 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     for (name, budget), dataset in datasets.items():
         own = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
         row = rows.get((name, budget))
-        written = modified(path) if row else 0.0
-        benchmarks.append(
-            SpooledBenchmark(name=name, budget=budget, dataset=dataset, trials=own, row=row, row_time=written)
-        )
+        at = modified(path) if row else 0.0
+        benchmarks.append(SpooledBenchmark(name=name, budget=budget, dataset=dataset, trials=own, row=row, row_time=at))
     return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
 
 
@@ -204,17 +202,13 @@ def _trial(path: Path, name: str, identity: Identity, evaluation: Trial | None, 
 
 def _of_seed(path: Path) -> bool:
     """Whether a file lies in a trial's folder: ``seed-0.bak`` is a copy of one."""
-    return SEED.fullmatch(path.parent.name) is not None
+    return path.parent.name.removeprefix("seed-").isdecimal()
 
 
 def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
     paths = sorted(filter(_of_seed, (spool.project / reader.EVALUATIONS).glob("*/trials/seed-*/metrics.json")))
-    trials = [_try(problems, _evaluation, path.parent) for path in paths]
+    trials = [_try(problems, reader.read_evaluation, path.parent) for path in paths]
     return {(trial.folder.parents[1].name, trial.metrics.key): trial for trial in trials if trial}
-
-
-def _evaluation(folder: Path) -> Trial:
-    return reader.read_evaluation(folder, reader.read(About, folder.parents[1] / "classes.json"))
 
 
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], LedgerRow]:

@@ -199,7 +199,7 @@ def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_pa
     assert (both["claimed_on/error"], both["claimed_on/accuracy"]) == (61.5, 38.5)
     trial = benchmark.evaluations[0]
     figures = records._trial_figures(trial.metrics)
-    assert (figures["test/error"], figures["claimed_on/error"]) == (trial.error, 61.0)
+    assert (figures["test/error"], figures["claimed_on/error"]) == (trial.metrics.error, 61.0)
     assert figures["claimed_on/single_view_error"] == 61.6 and figures["test/single_view_error"] is None
 
 
