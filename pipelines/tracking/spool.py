@@ -146,9 +146,9 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     trials = _trials(spool, _evaluations(spool, problems), problems)
     path = spool.project / "report/ledger.json"
     rows = _try(problems, _ledger, path, problems) or {}
-    datasets = {(t.benchmark, t.budget): t.dataset for t in trials}
-    # The ledger lists every benchmark; those that never ran have nothing to show.
-    datasets |= {key: row.dataset for key, row in rows.items() if key in datasets or row.n}
+    # The ledger lists every benchmark; those that never ran have nothing to show. It qualifies the name of a subset.
+    datasets = {key: row.dataset for key, row in rows.items() if row.n}
+    datasets |= {(t.benchmark, t.budget): t.dataset for t in trials}
     benchmarks = []
     for (name, budget), dataset in datasets.items():
         own = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))

@@ -78,6 +78,17 @@ def test_rows_that_share_their_weights_have_runs_and_evaluations_of_their_own(tm
     assert {one.parent for one in trials.values()} == parents
 
 
+def test_a_subset_that_the_ledger_names_is_no_other_experiment(tmp_path: Path) -> None:
+    """The ledger says which classes a data set is cut to; a trial names the data set alone."""
+    project = Project(tmp_path)
+    project.benchmark("alexnet-ilsvrc100", "ilsvrc100", 40.0, 2)
+    project.rows[0]["dataset"] = "ilsvrc100: the first 100 classes"
+    project.ledger()
+    found, problems = records.all_runs(project.spool)
+    assert problems == [] and [one.tags["kind"] for one in found] == ["benchmark", "trial", "trial"]
+    assert {one.experiment for one in found} == {"ilsvrc100"} and found[0].params["dataset"] == "ilsvrc100"
+
+
 def test_collected_runs_stand_in_for_a_missing_store(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
