@@ -60,7 +60,7 @@ class SpooledTrial:
     curve: list[CurveLine]
     progress: dict[str, Any] | None
     result: Result | None
-    evaluation: Trial | None
+    evaluation: Trial | None = None
 
     @property
     def status(self) -> str:
@@ -143,7 +143,7 @@ class SpooledBenchmark:
 def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     """Everything to track, benchmarks in the order of their first trial; and a line for each unreadable file."""
     problems: list[str] = []
-    trials = _trials(spool, _evaluations(spool, problems), problems)
+    evaluations, trials = _evaluations(spool, problems), _trials(spool, problems)
     path = spool.project / "report/ledger.json"
     rows = _try(problems, _ledger, path, problems) or {}
     # The ledger lists every benchmark; those that never ran have nothing to show. It qualifies the name of a subset.
@@ -151,14 +151,14 @@ def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     datasets |= {(t.benchmark, t.budget): t.dataset for t in trials}
     benchmarks = []
     for (name, budget), dataset in datasets.items():
-        own = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
+        own = _evaluated(name, [t for t in trials if (t.benchmark, t.budget) == (name, budget)], evaluations)
         row = rows.get((name, budget))
         at = modified(path) if row else 0.0
         benchmarks.append(SpooledBenchmark(name=name, budget=budget, dataset=dataset, trials=own, row=row, row_time=at))
     return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
 
 
-def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list[SpooledTrial]:
+def _trials(spool: Spool, problems: list[str]) -> list[SpooledTrial]:
     """Each trial once a benchmark: from the store, else from runs/, where a stage or ``dvc pull`` put it."""
     trials: dict[tuple[str, str], SpooledTrial] = {}
     collected = [path for path in (spool.project / reader.RUNS).glob("*/seed-*/result.json") if _of_seed(path)]
@@ -168,35 +168,34 @@ def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list
             continue
         name = identity.benchmark if path.name == "trial.json" else path.parents[1].name
         if (name, identity.key) not in trials:
-            evaluation = _evaluation_of(identity.key, name, evaluations)
-            trial = _try(problems, _trial, path, name, identity, evaluation, problems)
+            trial = _try(problems, _trial, path, name, identity, problems)
             trials |= {(name, trial.key): trial} if trial else {}
     return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
 
 
-def _evaluation_of(key: str, name: str, evaluations: Evaluations) -> Trial | None:
-    """The evaluation of a trial as the benchmark **name**, or else the only one that there is of it.
+def _evaluated(name: str, trials: list[SpooledTrial], evaluations: Evaluations) -> tuple[SpooledTrial, ...]:
+    """The trials with their evaluations as the benchmark **name**, or else as the only one that was evaluated.
 
     Rows may share weights; the store names the row that trained them, and another may be the only one evaluated.
     """
-    of_trial = [evaluation for evaluation in evaluations.values() if evaluation.metrics.key == key]
-    return evaluations.get((name, key), of_trial[0] if len(of_trial) == 1 else None)
+    keys = {trial.key for trial in trials}
+    rows = {row for row, key in evaluations if key in keys}
+    row = name if name in rows or len(rows) != 1 else rows.pop()
+    pairs = [(trial, evaluations.get((row, trial.key))) for trial in trials]
+    return tuple(replace(t, evaluation=made and replace(made, curve=t.curve, result=t.result)) for t, made in pairs)
 
 
-def _trial(path: Path, name: str, identity: Identity, evaluation: Trial | None, problems: list[str]) -> SpooledTrial:
+def _trial(path: Path, name: str, identity: Identity, problems: list[str]) -> SpooledTrial:
     named: Mapping[str, Any] = identity.dataset or {}
     dataset = convert(Text, named.get("name", identity.config.get("dataset")), f"{path}: dataset.name", strict=False)
     digest = convert(Text, named.get("digest", identity.dataset_digest), f"{path}: dataset.digest", strict=False)
-    curve = _try(problems, reader.read_curve, path.parent / "curve.jsonl") or []
-    result = _try(problems, lambda: reader.read_result(path.parent, weights=False))
     return SpooledTrial(
         **vars(identity) | {"benchmark": name, "dataset": dataset, "dataset_digest": digest},
         folder=path.parent,
         trained_as=identity.benchmark,
-        curve=curve,
+        curve=_try(problems, reader.read_curve, path.parent / "curve.jsonl") or [],
         progress=_try(problems, read_json, path.parent / "progress.json"),
-        result=result,
-        evaluation=evaluation and replace(evaluation, curve=curve, result=result),
+        result=_try(problems, lambda: reader.read_result(path.parent, weights=False)),
     )
 
 

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pipelines.results import arrays
 from pipelines.tracking import cursors, records
 from pipelines.tracking import spool as spools
 from tests.tracking.projects import DIGITS, NOW, Project, change, rewrite, suite
@@ -76,6 +78,30 @@ def test_rows_that_share_their_weights_have_runs_and_evaluations_of_their_own(tm
     assert 0 < min(errors) < 5 < 20 < max(errors) and len(errors) == 2
     parents = {record.identity for record in found if record.tags["kind"] == "benchmark"}
     assert {one.parent for one in trials.values()} == parents
+
+
+def test_a_row_borrows_all_its_evaluations_from_one_row_or_none(tmp_path: Path) -> None:
+    """An evaluation of one row has no test images of another's, and may look at them in another way."""
+    project = Project(tmp_path)
+    keys = {seed: project.trial("lenet5-mnist", "mnist", seed, epochs=2) for seed in (0, 1)}
+    for name, seeds in (("lenet5-mnist", (0,)), ("another-mnist", (0, 1))):
+        evaluated = {seed: keys[seed] for seed in seeds}
+        project.evaluation(name, "mnist", evaluated, 1.0, DIGITS)
+        kept = {"images": np.zeros((1, 1, 28, 28), dtype=np.uint8), "index": np.zeros(1, dtype=np.int64)}
+        arrays.write(tmp_path / f"evaluations/{name}/examples.npz", **kept, keys=np.array([*evaluated.values()]))
+
+    def evaluated_as() -> list[set[tuple[str, int]]]:
+        found = spools.read(project.spool)[0]
+        return [{(one.folder.parents[1].name, one.seed) for one in of.evaluations} for of in found]
+
+    assert evaluated_as() == [{("lenet5-mnist", 0)}]
+    for record in records.all_runs(project.spool)[0]:
+        for make in record.files:
+            assert make()
+    shutil.rmtree(tmp_path / "evaluations/lenet5-mnist")
+    assert evaluated_as() == [{("another-mnist", 0), ("another-mnist", 1)}]
+    project.evaluation("third-mnist", "mnist", {1: keys[1]}, 1.0, DIGITS)
+    assert evaluated_as() == [set()]
 
 
 def test_a_subset_that_the_ledger_names_is_no_other_experiment(tmp_path: Path) -> None:
