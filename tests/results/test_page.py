@@ -413,6 +413,7 @@ def test_the_ledgers_axis_has_room_for_every_figure(inputs: Inputs) -> None:
 
 def test_an_axis_of_errors_ends_at_a_hundred() -> None:
     assert plots.log_axis([61.0, 100.0]).ticks == (50.0, 100.0)
+    assert plots.log_axis([0.0005]).ticks == (0.001, 0.002)  # below all steps
     assert plots.log_axis([0.9, 47.0]).ticks == (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
