@@ -67,9 +67,9 @@ class SpooledTrial:
         """MLflow's status: FINISHED, FAILED, RUNNING, or KILLED when the process is gone."""
         if self.result is not None:
             return "FINISHED"
-        if self.progress is None:  # before the first report it reads its data, and fits its transforms
-            young = time.time() - modified(self.folder / "trial.json") <= SILENT_S
-            return "RUNNING" if young else "KILLED"
+        begun = modified(self.folder / "trial.json")  # written anew where a training resumes
+        if self.progress is None or begun > modified(self.folder / "progress.json"):
+            return "RUNNING" if time.time() - begun <= SILENT_S else "KILLED"  # it reads data, and fits transforms
         if self.progress.get("state") == "failed":
             return "FAILED"
         return "RUNNING" if alive(self.progress) else "KILLED"

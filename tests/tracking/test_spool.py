@@ -159,6 +159,23 @@ def test_a_trial_that_was_killed_before_its_first_report_does_not_run_for_ever(
     assert benchmark.ended == benchmark.trials[0].ended == pytest.approx(last, abs=1)
 
 
+def test_a_resumed_trial_runs_though_it_has_not_reported_yet(tmp_path: Path) -> None:
+    """Its progress.json is a killed run's; its training has written trial.json again."""
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
+    folder = tmp_path / "store" / key
+    for state in ("running", "failed"):
+        project.progress(key, state, 2, 9, 2**22 - 1)
+        written = (folder / "progress.json").stat().st_mtime
+        for seconds, status in ((-1, "KILLED" if state == "running" else "FAILED"), (1, "RUNNING")):
+            os.utime(folder / "trial.json", (written + seconds, written + seconds))
+            assert spools.read(project.spool)[0][0].trials[0].status == status
+        last = written - spools.SILENT_S
+        for name, seconds in (("progress.json", -2), ("trial.json", -1)):
+            os.utime(folder / name, (last + seconds, last + seconds))
+        assert spools.read(project.spool)[0][0].trials[0].status == "KILLED"
+
+
 NO_TIMES: dict[str, Any] = {
     "null": None,
     "text": "soon",
