@@ -15,8 +15,8 @@ import pytest
 from tests.conftest import ROOT
 
 # What it may not grow beyond; less code that does the same lowers these. The goals are 10,000, 3,300 and 9.
-MOST_LINES = 19_800  # of Python, outside tests; with room for a net or two
-MOST_SHOWING = 3_300  # of these, in results and tracking
+MOST_LINES = 19_640  # of Python, outside tests; with room for a net or two
+MOST_SHOWING = 3_282  # of these, in results and tracking
 DEEPEST = 9  # modules in a chain of imports
 MEDIAN_FUNCTION = 8  # lines
 LONGEST_FUNCTION = 60

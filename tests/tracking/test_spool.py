@@ -87,8 +87,12 @@ def test_a_row_borrows_all_its_evaluations_from_one_row_or_none(tmp_path: Path) 
     for name, seeds in (("lenet5-mnist", (0,)), ("another-mnist", (0, 1))):
         evaluated = {seed: keys[seed] for seed in seeds}
         project.evaluation(name, "mnist", evaluated, 1.0, DIGITS)
-        kept = {"images": np.zeros((1, 1, 28, 28), dtype=np.uint8), "index": np.zeros(1, dtype=np.int64)}
-        arrays.write(tmp_path / f"evaluations/{name}/examples.npz", **kept, keys=np.array([*evaluated.values()]))
+        arrays.write(
+            tmp_path / f"evaluations/{name}/examples.npz",
+            images=np.zeros((1, 1, 28, 28), dtype=np.uint8),
+            index=np.zeros(1, dtype=np.int64),
+            keys=np.array([*evaluated.values()]),
+        )
 
     def evaluated_as() -> list[set[tuple[str, int]]]:
         found = spools.read(project.spool)[0]
