@@ -172,13 +172,13 @@ def test_all_files_of_a_trial_tell_of_the_same_predictions(evaluated: Path, name
 def test_precision_recall_and_f1_of_each_class(evaluated: Path, name: str, seed: int) -> None:
     found = arrays(folder(name, seed) / "predictions.npz")
     table = per_class(read_matrix(folder(name, seed)))
-    for digit, row in enumerate(table):
+    for digit, (precision, recall, f1, images) in enumerate(table):
         said, is_one = found["predicted"] == digit, found["labels"] == digit
         hits = int((said & is_one).sum())
-        assert row.images == is_one.sum()
-        assert row.precision == (pytest.approx(100 * hits / said.sum(), abs=0.006) if said.any() else None)
-        assert row.recall == pytest.approx(100 * hits / is_one.sum(), abs=0.006)
-        assert row.f1 == pytest.approx(200 * hits / (said.sum() + is_one.sum()), abs=0.006)
+        assert images == is_one.sum()
+        assert precision == (pytest.approx(100 * hits / said.sum(), abs=0.006) if said.any() else None)
+        assert recall == pytest.approx(100 * hits / is_one.sum(), abs=0.006)
+        assert f1 == pytest.approx(200 * hits / (said.sum() + is_one.sum()), abs=0.006)
 
 
 @pytest.mark.parametrize("seed", [3, 5])

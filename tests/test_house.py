@@ -14,9 +14,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-# What it may not grow beyond; less code that does the same lowers these. The goals are 10,000, 3,300 and 9.
-MOST_LINES = 19_800  # of Python, outside tests; with room for a net or two
-MOST_SHOWING = 3_555  # of these, in results, tracking and compare
+# What it may not grow beyond; less code that does the same lowers these. The goal for all lines is 10,000.
+MOST_LINES = 19_680  # of Python, outside tests; with room for a net or two
+MOST_SHOWING = 3_300  # of these, in results and tracking
 DEEPEST = 9  # modules in a chain of imports
 MEDIAN_FUNCTION = 8  # lines
 LONGEST_FUNCTION = 60
@@ -98,7 +98,7 @@ def _longest(name: str, above: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def test_the_code_is_no_longer_than_it_may_be() -> None:
     assert sum(map(lines, FILES)) <= MOST_LINES
-    shown = [path for path in FILES if {"results", "tracking"} & set(path.parts) or path.name == "compare.py"]
+    shown = [path for path in CODE if path.relative_to(ROOT).parts[1] in ("results", "tracking")]
     assert sum(map(lines, shown)) <= MOST_SHOWING
 
 

@@ -49,5 +49,4 @@ def first_layer(path: Path) -> dict[str, Any]:
         found = read(path)
     except MissingError:
         return {}
-    towers = {"towers": int(found.pop("towers"))} if "towers" in found else {}
-    return {key: np.nan_to_num(weights, posinf=0, neginf=0) for key, weights in found.items()} | towers
+    return {key: np.nan_to_num(values, posinf=0, neginf=0) for key, values in found.items()}

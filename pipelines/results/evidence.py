@@ -178,10 +178,11 @@ def _seed(trial: Trial, usual: str | None) -> Seed:
     """A trial with a thinned curve, and without its matrix where that has many classes."""
     at = sorted({round(at) for at in np.linspace(0, len(trial.curve) - 1, min(len(trial.curve), MOST_POINTS))})
     columns = {key: tuple(_short(getattr(trial.curve[i], key)) for i in at) for key in CURVE_COLUMNS}
-    top5, precision = trial.metrics.top5_error, _precision(trial)
+    metrics, precision = trial.metrics, _precision(trial)
+    on, top5 = metrics.claimed_on, metrics.top5_error
     return Seed(
-        error=round(trial.error, DIGITS),
-        claimed_error=None if trial.claimed_on is None else round(trial.claimed_on, DIGITS),
+        error=round(metrics.error, DIGITS),
+        claimed_error=None if on is None else round(on.error, DIGITS),
         at_chance=trial.at_chance,
         wall_s=round(trial.result.wall_s, 2) if trial.result else None,
         curve=Curve(**columns) if at else None,  # type: ignore[arg-type]

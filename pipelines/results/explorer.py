@@ -6,15 +6,16 @@ with one benchmark, or one trial, as an artifact. A figure is one function in pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pipelines.config.values import plain
 from pipelines.results.arrays import Array
-from pipelines.results.evidence import WIDEST, Seed, seeds_of
+from pipelines.results.evidence import WIDEST, Evidence, Seed, seeds_of
 from pipelines.results.page import images
 from pipelines.results.page.html import render, visible
 from pipelines.results.page.images import Sheet
@@ -31,37 +32,30 @@ class Net:
     """One body of evidence in the explorer."""
 
     dataset: str
-    protocol: str
-    classes: Sequence[str]
-    seeds: Mapping[str, Seed]
+    body: Outcome | Evidence  # an outcome is of this checkout, and has test images
     claimed_error: float | None  # in %, as the source reports it
-    boosted: bool  # its curve jumps where the next member begins
-    outcome: Outcome | None = None  # of this checkout, with test images; None: committed
 
+    @cached_property
+    def seeds(self) -> Mapping[str, Seed]:
+        """The evaluated trials by seed."""
+        return seeds_of(self.body) if isinstance(self.body, Outcome) else self.body.seeds
 
-def own(outcome: Outcome, claimed_error: float | None) -> Net:
-    """An outcome of this checkout."""
-    result = outcome.trials[0].result
-    return Net(
-        dataset=outcome.dataset,
-        protocol=outcome.protocol,
-        classes=outcome.classes,
-        seeds=seeds_of(outcome),
-        claimed_error=claimed_error,
-        boosted=bool(result and recipe_of(result.config).get("boosting")),
-        outcome=outcome,
-    )
+    @property
+    def boosted(self) -> bool:
+        """Whether its curve jumps where the next member of an ensemble begins."""
+        trained = self.body.trials[0].result if isinstance(self.body, Outcome) else self.body
+        return bool(trained and recipe_of(trained.config).get("boosting"))
 
 
 def artifact(*, title: str, facts: Mapping[str, str], outcome: Outcome, claimed_error: float | None) -> str:
     """One benchmark's explorer as a page of its own, with ``facts`` under the title."""
-    found = data({title: own(outcome, claimed_error)}, budget=ARTIFACT_BYTES)
-    return render("explorer.html", title=title, facts=facts, data=found)
+    net = Net(dataset=outcome.dataset, body=outcome, claimed_error=claimed_error)
+    return render("explorer.html", title=title, facts=facts, data=data({title: net}, budget=ARTIFACT_BYTES))
 
 
 def data(nets: Mapping[str, Net], *, budget: int = images.SHEET_BYTES) -> dict[str, Any]:
     """The data of the script, in plain types; images take at most ``budget`` bytes, or one of each cell."""
-    wanted = {name: _wanted(net.outcome) if net.outcome else None for name, net in nets.items()}
+    wanted = {name: _wanted(net.body) if isinstance(net.body, Outcome) else None for name, net in nets.items()}
     by_dataset: dict[str, list[ClassifiedExamples]] = {net.dataset: [] for net in nets.values()}
     for name, kept in wanted.items():
         by_dataset[nets[name].dataset] += [kept] if kept else []
@@ -82,11 +76,12 @@ def _shown(net: Net) -> dict[str, Any]:
     errors = {seed: one.error for seed, one in net.seeds.items()}
     compared = {seed: one.claimed_error for seed, one in net.seeds.items() if one.claimed_error is not None}
     matrices = {seed: one.confusion for seed, one in net.seeds.items() if one.confusion}
-    counts = {str(trial.seed): trial.confusion for trial in net.outcome.trials} if net.outcome else matrices
+    own = net.body if isinstance(net.body, Outcome) else None
+    counts = {str(trial.seed): trial.confusion for trial in own.trials} if own else matrices
     return {
         "dataset": net.dataset,
-        "protocol": net.protocol,
-        "classes": [visible(name) for name in net.classes],
+        "protocol": net.body.protocol,
+        "classes": [visible(name) for name in net.body.classes or ()],
         "claimed_error": net.claimed_error,
         "seeds": [int(seed) for seed in net.seeds],
         "boosted": net.boosted,
@@ -95,7 +90,7 @@ def _shown(net: Net) -> dict[str, Any]:
         "compared_errors": compared or None,  # on the images of the claim
         "curves": {seed: plain(one.curve) for seed, one in net.seeds.items() if one.curve},
         "per_class": {seed: per_class(np.array(matrix)) for seed, matrix in counts.items()},
-        **({"matrices": matrices} if matrices or not net.outcome else {"confusions": _commonest(net.outcome)}),
+        **({"matrices": matrices} if matrices or not own else {"confusions": _commonest(own)}),
     }
 
 

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.command.errors import printable
 from pipelines.results.page import images
@@ -21,12 +20,6 @@ LONGEST, LONGEST_TITLE = 20, 52  # the most characters of a class name and of th
 FONT = "DejaVu Sans"  # part of matplotlib
 # A dollar sign starts no formula, and a user's matplotlibrc is without effect.
 PLAIN_TEXT = {"text.parse_math": False, "text.usetex": False, "font.family": FONT, "axes.titlelocation": "left"}
-
-
-def confusion(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
-    """The confusion matrix of all seeds together as a PNG."""
-    counts: NDArray[np.int64] = np.sum([trial.confusion for trial in outcome.trials], axis=0)
-    return confusion_figure(counts, outcome.classes, title=title, subtitle=subtitle)
 
 
 def filters(outcome: Outcome, *, title: str, subtitle: str) -> bytes | None:
@@ -42,15 +35,11 @@ def filters(outcome: Outcome, *, title: str, subtitle: str) -> bytes | None:
     return buffer.getvalue()
 
 
-FIGURES: dict[str, Callable[..., bytes | None]] = {"confusion": confusion, "filters": filters}  # by its file's name
+def confusion(outcome: Outcome, *, title: str, subtitle: str) -> bytes:
+    """The confusion matrix of all seeds together, of 800 x 800 pixels, as a PNG; class names of any characters.
 
-
-def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title: str, subtitle: str) -> bytes:
-    """Draw a confusion matrix of 800 x 800 pixels as a PNG.
-
-    ``counts`` (C, C): rows actual, columns predicted; ``classes``: C names in that order, of any characters. Each cell
-    shows its share of its row in per cent, so the diagonal reads as recall and rows of different support compare. The
-    shade is the square root of the share: a confusion of 1 % stays visible beside a diagonal of 99 %.
+    Each cell shows its share of its row in per cent, so the diagonal reads as recall and rows of different support
+    compare. The shade is the square root of the share: 1 % stays visible beside a diagonal of 99 %.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,6 +47,7 @@ def confusion_figure(counts: NDArray[np.int64], classes: Sequence[str], *, title
     from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay
 
+    counts, classes = np.sum([trial.confusion for trial in outcome.trials], axis=0), outcome.classes
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     labelled, buffer = len(classes) <= LABELLED, BytesIO()
     with rc_context(PLAIN_TEXT):
@@ -94,3 +84,6 @@ def percentage(value: float) -> str:
     if value == 0 or value == 100:
         return f"{value:.0f}" if value else ""
     return "99.9" if value >= 99.95 else f"{value:.1f}" if value >= 0.05 else "<0.1"
+
+
+FIGURES: dict[str, Callable[..., bytes | None]] = {"confusion": confusion, "filters": filters}  # by its file's name

@@ -6,12 +6,11 @@ files are checked here (``training.store``).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 EVALUATIONS = Path("evaluations")
 RUNS = Path("runs")
-SEED = re.compile(r"seed-(\d+)")  # a trial's folder below runs/ and evaluations/
 LATEST = 1e11  # the largest number accepted from a trial; as unix seconds the year 5138
 AGAIN = "run dvc repro, with -f where it finds nothing to do"
 
@@ -126,15 +124,6 @@ class About:
     test: Count  # number of test images
 
 
-class ClassFigures(NamedTuple):
-    """A class's precision, recall and F1 in %, None where undefined, and its number of test images."""
-
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    images: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One seed on the test split, ``evaluations/<benchmark>/trials/seed-<n>``, and its training where that was read."""
@@ -159,17 +148,6 @@ class Trial:
         return arrays.confusion(self.labels, self.predicted, len(self.about.classes))
 
     @property
-    def error(self) -> float:
-        """The error in % on the whole test split."""
-        return self.metrics.error
-
-    @property
-    def claimed_on(self) -> float | None:
-        """The error in % on the images of the claim; None where these are the whole test split."""
-        on = self.metrics.claimed_on
-        return on.error if on else None
-
-    @property
     def at_chance(self) -> bool:
         """Whether it only guesses: its training loss never left the plateau, or its test error is no better than that.
 
@@ -178,7 +156,7 @@ class Trial:
         loss = recipe_of(self.result.config).get("loss", "") if self.result else ""
         images = len(self.labels)
         guessing = 100 * (1 - int(np.bincount(self.labels).max()) / images)
-        return self.error >= guessing - claim_margin(guessing, images) or status.at_plateau(
+        return self.metrics.error >= guessing - claim_margin(guessing, images) or status.at_plateau(
             loss, [line.loss for line in self.curve], len(self.about.classes)
         )
 
@@ -209,14 +187,6 @@ class Outcome(About):
     towers: int = 1  # equal groups of filters, one after the other, that the next layer takes apart
     templates: Array | None = None  # (C, channels, H, W) float32
 
-    @property
-    def is_linear(self) -> bool:
-        """Whether the templates are the whole net: ten hidden units also leave ten, which belong to no class."""
-        biases, result = len(self.classes), self.trials[0].result
-        if self.templates is None or result is None:
-            return False
-        return len(self.templates) == biases and result.parameters <= self.templates.size + biases
-
 
 def load(
     benchmark: Benchmark, *, budget: str, seeds: Sequence[int] | None = None, project: Path = Path()
@@ -229,20 +199,19 @@ def load(
     folder, runs = project / EVALUATIONS / benchmark.name, project / RUNS / benchmark.name
     if not folder.exists() and not runs.exists():
         return None
-    about = read(About, folder / "classes.json")
-    _agree(folder / "classes.json", "protocol", about.protocol, benchmark.evaluation.protocol, benchmark.where)
-    _agree(folder / "classes.json", "dataset", about.dataset, benchmark.dataset, benchmark.where)
     trials = tuple(
-        _trial(benchmark, folder / f"trials/seed-{seed}", runs / f"seed-{seed}", about, budget)
+        _trial(benchmark, folder / f"trials/seed-{seed}", runs / f"seed-{seed}", budget)
         for seed in sorted(seeds or benchmark.budgets[budget].seeds)
     )
-    kept = read_examples(folder / "examples.npz", trials)
-    return Outcome(**vars(about), trials=trials, examples=kept, **arrays.first_layer(folder / "first_layer.npz"))
+    kept, layer = read_examples(folder / "examples.npz", trials), arrays.first_layer(folder / "first_layer.npz")
+    return Outcome(**vars(trials[0].about), trials=trials, examples=kept, **layer)
 
 
-def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, about: About, budget: str) -> Trial:
+def _trial(benchmark: Benchmark, evaluated: Path, trained: Path, budget: str) -> Trial:
     """The evaluation and the run of one seed: both of the same trial, and of the current row."""
-    evaluation = read_evaluation(evaluated, about)
+    evaluation, classes = read_evaluation(evaluated), evaluated.parents[1] / "classes.json"
+    _agree(classes, "protocol", evaluation.about.protocol, benchmark.evaluation.protocol, benchmark.where)
+    _agree(classes, "dataset", evaluation.about.dataset, benchmark.dataset, benchmark.where)
     on = evaluation.metrics.claimed_on
     images = {field.name: getattr(on, field.name) for field in fields(ClaimedOn)} if on else None
     metrics = evaluated / "metrics.json"
@@ -300,8 +269,9 @@ def read(kind: type[Kind], path: Path) -> Kind:
     return parsed(kind, read_json(path), path)
 
 
-def read_evaluation(folder: Path, about: About) -> Trial:
+def read_evaluation(folder: Path) -> Trial:
     """One trial's metrics and its answers to the test images, which must agree."""
+    about = read(About, folder.parents[1] / "classes.json")
     path, table = folder / "metrics.json", folder / "predictions.npz"
     metrics, answers = read(Metrics, path), arrays.read(table)
     for key in ("labels", "predicted", "confidence"):
@@ -320,8 +290,8 @@ def read_evaluation(folder: Path, about: About) -> Trial:
     return Trial(folder=folder, about=about, metrics=metrics, labels=labels, predicted=predicted, confidence=confidence)
 
 
-def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
-    """Figures of each class from a matrix (C, C) of counts, None for a division by 0.
+def per_class(confusion: Array) -> list[tuple[float | None, ...]]:
+    """Precision, recall and F1 of each class in %, None for a division by 0, and its images, from counts (C, C).
 
     Precision is undefined for a class that was never predicted, recall for a class without images, and F1, which is
     2 TP / (2 TP + FP + FN), where both are: a class with images that was never predicted has an F1 of 0.
@@ -333,7 +303,7 @@ def per_class(confusion: Array) -> tuple[ClassFigures, ...]:
         actual, predicted, labels=range(len(confusion)), sample_weight=confusion.ravel(), zero_division=np.nan
     )
     columns = ([None if np.isnan(one) else round(100 * float(one), 2) for one in share] for share in shares)
-    return tuple(ClassFigures(*four) for four in zip(*columns, images.astype(int).tolist(), strict=True))
+    return list(zip(*columns, images.astype(int).tolist(), strict=True))
 
 
 def read_curve(path: Path) -> list[CurveLine]:

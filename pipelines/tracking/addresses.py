@@ -58,8 +58,8 @@ def _well_formed(uri: str) -> bool:
 
 
 def safe(uri: str) -> str:
-    """The URI for a message: without user, password and query. Everything before an @ counts as a login."""
-    return uri if uri.startswith(FILES) else LOGIN.sub(r"\g<scheme>", uri, count=1).partition("?")[0]
+    """The URI for a message: without user, password, query and fragment. All before an @ counts as a login."""
+    return uri if uri.startswith(FILES) else re.split("[?#]", LOGIN.sub(r"\g<scheme>", uri, count=1), maxsplit=1)[0]
 
 
 def is_remote(uri: str) -> bool:

@@ -35,11 +35,10 @@ class RunRecord:
     identity: str
     experiment: str
     name: str
-    parent: str | None  # identity of the run above it
+    parent: str | None = None  # identity of the run above it
     started: float
     status: str
     ended: float | None
-    dataset_digest: str | None
     params: Mapping[str, str]
     tags: Mapping[str, str]
     points: Sequence[Point]

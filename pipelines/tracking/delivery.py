@@ -27,7 +27,7 @@ from pipelines.tracking.records import IDENTITY_TAG, REACHED
 from pipelines.tracking.spool import Spool
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run, RunInfo
+    from mlflow.entities import Run
 
 OURS = "convnet_benchmarks"  # the tag of an experiment of ours
 RUNS_A_PAGE = 500  # runs in one answer
@@ -117,27 +117,27 @@ class Sender:
             self.client.set_experiment_tag(experiment.experiment_id, OURS, "true")
         return str(experiment.experiment_id)
 
-    def _list(self, experiment: str, group: list[RunRecord], cursor: Cursor) -> dict[str, str]:
-        """The ids of the server's runs, by identity; corrects the cursor by them.
+    def _list(self, experiment: str, group: list[RunRecord], cursor: Cursor) -> dict[str, Run]:
+        """The server's runs, by identity; corrects the cursor by them.
 
         A run made just before a crash is continued. A run that the server lost (a new database at the old address) is
         sent again. A run that somebody deleted in MLflow stays deleted.
         """
         from mlflow.entities import ViewType
 
-        known: dict[str, RunInfo] = {}
+        known: dict[str, Run] = {}
         for run in every_run(self.client, experiment, run_view_type=ViewType.ALL):
             if IDENTITY_TAG in run.data.tags:  # others in this experiment are not ours
-                known.setdefault(run.data.tags[IDENTITY_TAG], run.info)
+                known.setdefault(run.data.tags[IDENTITY_TAG], run)
         for identity in (record.identity for record in group):
-            if identity in known and known[identity].lifecycle_stage == "deleted":
+            if identity in known and known[identity].info.lifecycle_stage == "deleted":
                 cursor.sent[identity] = DELETED
             elif identity not in known or cursor.sent.get(identity) == DELETED:
                 cursor.sent.pop(identity, None)
         cursor.save()
-        return {identity: info.run_id for identity, info in known.items()}
+        return known
 
-    def _deliver(self, record: RunRecord, experiment: str, runs: dict[str, str]) -> None:
+    def _deliver(self, record: RunRecord, experiment: str, runs: dict[str, Run]) -> None:
         """Make or update the run. Raises DamagedError where some of its files can't be made, after sending the rest."""
         files: dict[str, bytes] = {}
         failure = None
@@ -150,25 +150,24 @@ class Sender:
         self._log(run, record)
         self._log_files(run, files)
         if record.ended is not None:
-            self.client.set_terminated(run.info.run_id, record.status, milliseconds(record.ended))
+            self.client.set_terminated(run.info.run_id, record.status, int(1000 * record.ended))
         elif run.info.status != record.status:  # it was killed, and runs again
             self.client.update_run(run.info.run_id, record.status)
         if failure is not None:
             raise failure
 
-    def _run(self, record: RunRecord, experiment: str, runs: dict[str, str]) -> Run:
+    def _run(self, record: RunRecord, experiment: str, runs: dict[str, Run]) -> Run:
         """The server's run; a missing one is made, and joins **runs**."""
         if record.identity in runs:
-            return self.client.get_run(runs[record.identity])
+            return runs[record.identity]
         tags = {IDENTITY_TAG: record.identity, "mlflow.user": psutil.Process().username()}
         if record.parent in runs:
-            tags["mlflow.parentRunId"] = runs[record.parent]
-        run = self.client.create_run(experiment, milliseconds(record.started), tags, record.name)
-        runs[record.identity] = run.info.run_id
-        return run
+            tags["mlflow.parentRunId"] = runs[record.parent].info.run_id
+        runs[record.identity] = self.client.create_run(experiment, int(1000 * record.started), tags, record.name)
+        return runs[record.identity]
 
     def _log(self, run: Run, record: RunRecord) -> None:
-        """Send the dataset, and the rest in one call, which MLflow divides.
+        """Send the dataset, and the rest in one call, which MLflow divides; its times are milliseconds.
 
         A param can't change: the first value stays. Of the curve later epochs are sent alone: a resumed trial repeats
         some at another time, and MLflow would show both.
@@ -176,8 +175,9 @@ class Sender:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
         run_id, held = run.info.run_id, run.data
-        if record.dataset_digest is not None and not (run.inputs and run.inputs.dataset_inputs):
-            version, source = limits.name(record.dataset_digest[:16]), f"datasets/{record.experiment}"
+        digest = record.tags.get("dataset_digest")
+        if digest is not None and not (run.inputs and run.inputs.dataset_inputs):
+            version, source = limits.name(digest[:16]), f"datasets/{record.experiment}"
             used = Dataset(record.experiment, version, source_type="local", source=source)
             self.client.log_inputs(run_id, [DatasetInput(used, tags=[InputTag("mlflow.data.context", "train")])])
         reached = records.step(held.metrics.get(REACHED, 0.0))
@@ -188,32 +188,28 @@ class Sender:
         params = {key: value for key, value in record.params.items() if key not in held.params}
         self.client.log_batch(
             run_id,
-            [Metric(p.key, p.value, milliseconds(p.time), p.step) for p in points],
+            [Metric(p.key, p.value, int(1000 * p.time), p.step) for p in points],
             [Param(key, limits.value(value, limits.PARAM)) for key, value in params.items()],
             [RunTag(key, limits.value(value, limits.TAG)) for key, value in record.tags.items()],
         )
 
     def _log_files(self, run: Run, files: Mapping[str, bytes]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                path = Path(folder) / name
-                path.write_bytes(content)
-                self.client.log_artifact(run.info.run_id, str(path))
-                if path.suffix == ".png":
-                    self._log_picture(run, path)
-
-    def _log_picture(self, run: Run, path: Path) -> None:
-        """Add a figure to the image grid, which shows the latest figure of each key.
+        """Upload the files, and add figures to the image grid, which shows the latest figure of each key.
 
         ``log_image`` gives each upload a new name, so a tag of ours names the run's figure.
         """
         from PIL import Image
 
-        key, version = f"figures/{path.stem}", hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        if run.data.tags.get(f"sent.{key}") != version:
-            with Image.open(path) as image:
-                self.client.log_image(run.info.run_id, image.convert("RGB"), key=key)
-            self.client.set_tag(run.info.run_id, f"sent.{key}", version)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.write_bytes(content)
+                self.client.log_artifact(run.info.run_id, str(path))
+                key, version = f"figures/{path.stem}", hashlib.sha256(content).hexdigest()[:16]
+                if path.suffix == ".png" and run.data.tags.get(f"sent.{key}") != version:
+                    with Image.open(path) as image:
+                        self.client.log_image(run.info.run_id, image.convert("RGB"), key=key)
+                    self.client.set_tag(run.info.run_id, f"sent.{key}", version)
 
 
 def every_run(client: Any, experiment: str, **search: Any) -> Iterator[Run]:
@@ -224,11 +220,6 @@ def every_run(client: Any, experiment: str, **search: Any) -> Iterator[Run]:
         yield from page
         if not (token := page.token):
             return
-
-
-def milliseconds(seconds: float) -> int:
-    """A time in MLflow's unit."""
-    return int(1000 * seconds)
 
 
 def connect(uri: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pipelines.command.errors import printable
+
 RUN_NAME, PARAM, TAG, EXPERIMENT = 250, 6000, 8000, 500  # characters; a run's name by the width of its column
 UNSENDABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # databases refuse some of these, pages all
 
@@ -18,5 +20,5 @@ def value(text: str, limit: int) -> str:
 
 
 def name(text: str, limit: int = RUN_NAME) -> str:
-    """The same on one line, and never empty."""
-    return value(" ".join(text.split("\n")).replace("\t", " ").strip() or "(no name)", limit)
+    """The same on one line, ``printable`` and never empty."""
+    return value(printable(" ".join(text.split("\n")).replace("\t", " ").strip()) or "(no name)", limit)

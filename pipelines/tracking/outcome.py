@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pipelines.command.errors import HeldError, UserError
 from pipelines.tracking.addresses import clean, place
 from pipelines.tracking.cursors import RunRecord
-from pipelines.tracking.probe import AwayError, LoginError
+from pipelines.tracking.probe import AwayError, LoginError, RefusedError
 
 
 @dataclass(kw_only=True)
@@ -19,7 +19,7 @@ class SyncResult:
     uri: str  # without credentials
     sent: int = 0  # runs
     waiting: dict[str, int] = field(default_factory=dict)  # runs that are not sent, by kind
-    away: str | None = None  # predicate: can't be reached, gives no answer, wants a login
+    away: str | None = None  # predicate: can't be reached, gives no answer, wants a login, refuses all
     slow: bool = False  # given up though it still answered
     refused: list[str] = field(default_factory=list)  # runs that were refused, and why
     failed: str | None = None  # why nothing could be sent, where the server is not the reason
@@ -66,6 +66,8 @@ class SyncResult:
             self.busy = True
         except (AwayError, LoginError) as error:
             self.away = str(error)
+        except RefusedError as error:  # of every request
+            self.away = f"refuses our requests ({error})"
         except UserError as error:
             self.failed = str(error)
         except Exception as error:

@@ -75,7 +75,10 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> RunRecord:
         tags |= {"stuck_at_chance": "true"} if evaluation.at_chance else {}
         points += _points(_trial_figures(evaluation.metrics), modified(evaluation.folder / "metrics.json"))
         title = f"{trial.benchmark}, seed {trial.seed}"
-        facts = _trial_facts(trial, evaluation)
+        facts = {TEST_ERROR: f"{evaluation.metrics.error:.2f}"}
+        if on := evaluation.metrics.claimed_on:
+            facts["error in % on the images of the claim"] = f"{on.error:.2f}"
+        facts |= {"budget": trial.budget, "trial": trial.key}
         files = [partial(_files, title, facts[TEST_ERROR], facts, benchmark, (evaluation,))]
     own = trial.benchmark == trial.trained_as  # otherwise another row has the same weights
     return RunRecord(
@@ -86,7 +89,6 @@ def trial_record(trial: SpooledTrial, benchmark: SpooledBenchmark) -> RunRecord:
         started=trial.started,
         status=trial.status,
         ended=trial.ended,
-        dataset_digest=trial.dataset_digest,
         params=params,
         tags=tags,
         points=points,
@@ -119,14 +121,6 @@ def _provenance(trial: SpooledTrial, result: Result) -> dict[str, str]:
     return tags | ({"mlflow.source.git.commit": result.commit} if result.git_commit else {})
 
 
-def _trial_facts(trial: SpooledTrial, evaluation: Trial) -> dict[str, str]:
-    """An evaluated trial in words, for the head of its explorer."""
-    facts = {TEST_ERROR: f"{evaluation.error:.2f}"}
-    if evaluation.claimed_on is not None:
-        facts["error in % on the images of the claim"] = f"{evaluation.claimed_on:.2f}"
-    return {**facts, "budget": trial.budget, "trial": trial.key}
-
-
 def _files_digest(of: Trial | None) -> str:
     """A digest of all that the files of a run show of a trial; of nothing where it is not evaluated."""
     return mark_of(of and [of.seed, of.curve, of.metrics, of.confusion.tolist(), vars(of.about)])
@@ -142,22 +136,20 @@ def benchmark_record(benchmark: SpooledBenchmark) -> RunRecord:
     if (row := benchmark.row) is not None:
         tags |= _row_tags(row)
         points += _points(_row_figures(row), benchmark.row_time)
-        facts = {"verdict": _verdict(row), **_row_facts(row)}
+        facts = {"verdict": f"{row.verdict} ({row.label})" if row.label else row.verdict, **_row_facts(row)}
         files.append(lambda: {LEDGER: (json.dumps(plain(row), indent=1, sort_keys=True) + "\n").encode()})
     if benchmark.evaluations:
         points += _points(_mean_figures(benchmark.evaluations), benchmark.evaluated_time)
-        errors = over_seeds(Summary.of({str(trial.seed): trial.error for trial in benchmark.evaluations}))
+        errors = over_seeds(Summary.of({str(trial.seed): trial.metrics.error for trial in benchmark.evaluations}))
         facts = facts or {TEST_ERROR: errors}
         files.append(partial(_files, benchmark.name, errors, facts, benchmark, benchmark.evaluations))
     return RunRecord(
         identity=_identity(benchmark),
         experiment=limits.name(benchmark.dataset, limits.EXPERIMENT),
         name=limits.name(f"{benchmark.name} ({benchmark.budget})"),
-        parent=None,
         started=benchmark.started,
         status=benchmark.status,
         ended=benchmark.ended,
-        dataset_digest=None,
         params=params,
         tags=tags,
         points=points,
@@ -212,8 +204,11 @@ def _claimed(benchmark: SpooledBenchmark) -> float | None:
 
 def _row_figures(row: LedgerRow) -> dict[str, float | None]:
     """The figures of a row of the ledger, in the claim's own unit."""
-    values = {**_interval("", row), "seeds": row.n, "claim": row.claim.value, "claim_margin": row.margin}
-    values |= _interval("test_set_", row.test_set) if row.test_set else {}
+    values: dict[str, float | None] = {"seeds": row.n, "claim": row.claim.value, "claim_margin": row.margin}
+    for prefix, found in (("", row), ("test_set_", row.test_set)):
+        if found:
+            low, high = found.ci95 or (None, None)
+            values |= {f"{prefix}mean": found.mean, f"{prefix}ci95_low": low, f"{prefix}ci95_high": high}
     return {f"ledger/{key}": value for key, value in values.items()}
 
 
@@ -241,19 +236,9 @@ def _claim(row: LedgerRow) -> str:
     return "none" if value is None else f"{value} %"
 
 
-def _interval(prefix: str, figures: Summary) -> dict[str, float | None]:
-    low, high = figures.ci95 or (None, None)
-    return {f"{prefix}mean": figures.mean, f"{prefix}ci95_low": low, f"{prefix}ci95_high": high}
-
-
 def note(row: LedgerRow) -> str:
     """The run's description in Markdown: the verdict and its grounds."""
-    return render("note.md", row=row, verdict=_verdict(row), facts=_row_facts(row)).rstrip()
-
-
-def _verdict(row: LedgerRow) -> str:
-    """The verdict, and the label that qualifies it."""
-    return f"{row.verdict} ({row.label})" if row.label else str(row.verdict)
+    return render("note.md", row=row, facts=_row_facts(row)).rstrip()
 
 
 def _row_facts(row: LedgerRow) -> dict[str, str]:
@@ -274,10 +259,10 @@ def _trial_figures(metrics: Metrics) -> dict[str, float | None]:
 
 def _mean_figures(trials: Sequence[Trial]) -> dict[str, float | None]:
     """The mean figures of a benchmark's seeds, each with its interval."""
-    figures = verdicts.summary("test/", [trial.error for trial in trials])
+    figures = verdicts.summary("test/", [trial.metrics.error for trial in trials])
     top5 = [trial.metrics.top5_error for trial in trials if trial.metrics.top5_error is not None]
     figures |= {"test/top5_error": statistics.fmean(top5)} if top5 else {}
-    on = [trial.claimed_on for trial in trials if trial.claimed_on is not None]
+    on = [trial.metrics.claimed_on.error for trial in trials if trial.metrics.claimed_on]
     return figures | (verdicts.summary("claimed_on/", on) if on else {})
 
 

@@ -22,7 +22,7 @@ from pipelines.config.schema import convert
 from pipelines.config.values import Text
 from pipelines.results import reader
 from pipelines.results.evidence import COMMITTED
-from pipelines.results.reader import LATEST, SEED, About, CurveLine, Identity, Result, Trial
+from pipelines.results.reader import LATEST, CurveLine, Identity, Result, Trial
 from pipelines.results.rows import LedgerRow
 from pipelines.training import store
 
@@ -60,16 +60,16 @@ class SpooledTrial:
     curve: list[CurveLine]
     progress: dict[str, Any] | None
     result: Result | None
-    evaluation: Trial | None
+    evaluation: Trial | None = None
 
     @property
     def status(self) -> str:
         """MLflow's status: FINISHED, FAILED, RUNNING, or KILLED when the process is gone."""
         if self.result is not None:
             return "FINISHED"
-        if self.progress is None:  # before the first report it reads its data, and fits its transforms
-            young = time.time() - modified(self.folder / "trial.json") <= SILENT_S
-            return "RUNNING" if young else "KILLED"
+        begun = modified(self.folder / "trial.json")  # written anew where a training resumes
+        if self.progress is None or begun > modified(self.folder / "progress.json"):
+            return "RUNNING" if time.time() - begun <= SILENT_S else "KILLED"  # it reads data, and fits transforms
         if self.progress.get("state") == "failed":
             return "FAILED"
         return "RUNNING" if alive(self.progress) else "KILLED"
@@ -143,24 +143,22 @@ class SpooledBenchmark:
 def read(spool: Spool) -> tuple[list[SpooledBenchmark], list[str]]:
     """Everything to track, benchmarks in the order of their first trial; and a line for each unreadable file."""
     problems: list[str] = []
-    trials = _trials(spool, _evaluations(spool, problems), problems)
+    evaluations, trials = _evaluations(spool, problems), _trials(spool, problems)
     path = spool.project / "report/ledger.json"
     rows = _try(problems, _ledger, path, problems) or {}
-    datasets = {(t.benchmark, t.budget): t.dataset for t in trials}
-    # The ledger lists every benchmark; those that never ran have nothing to show.
-    datasets |= {key: row.dataset for key, row in rows.items() if key in datasets or row.n}
+    # The ledger lists every benchmark; those that never ran have nothing to show. It qualifies the name of a subset.
+    datasets = {key: row.dataset for key, row in rows.items() if row.n}
+    datasets |= {(t.benchmark, t.budget): t.dataset for t in trials}
     benchmarks = []
     for (name, budget), dataset in datasets.items():
-        own = tuple(t for t in trials if (t.benchmark, t.budget) == (name, budget))
+        own = _evaluated(name, [t for t in trials if (t.benchmark, t.budget) == (name, budget)], evaluations)
         row = rows.get((name, budget))
-        written = modified(path) if row else 0.0
-        benchmarks.append(
-            SpooledBenchmark(name=name, budget=budget, dataset=dataset, trials=own, row=row, row_time=written)
-        )
+        at = modified(path) if row else 0.0
+        benchmarks.append(SpooledBenchmark(name=name, budget=budget, dataset=dataset, trials=own, row=row, row_time=at))
     return sorted(benchmarks, key=lambda b: (b.started, b.name)), problems
 
 
-def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list[SpooledTrial]:
+def _trials(spool: Spool, problems: list[str]) -> list[SpooledTrial]:
     """Each trial once a benchmark: from the store, else from runs/, where a stage or ``dvc pull`` put it."""
     trials: dict[tuple[str, str], SpooledTrial] = {}
     collected = [path for path in (spool.project / reader.RUNS).glob("*/seed-*/result.json") if _of_seed(path)]
@@ -170,51 +168,46 @@ def _trials(spool: Spool, evaluations: Evaluations, problems: list[str]) -> list
             continue
         name = identity.benchmark if path.name == "trial.json" else path.parents[1].name
         if (name, identity.key) not in trials:
-            evaluation = _evaluation_of(identity.key, name, evaluations)
-            trial = _try(problems, _trial, path, name, identity, evaluation, problems)
+            trial = _try(problems, _trial, path, name, identity, problems)
             trials |= {(name, trial.key): trial} if trial else {}
     return sorted(trials.values(), key=lambda t: (t.benchmark, t.budget, t.seed, t.started))
 
 
-def _evaluation_of(key: str, name: str, evaluations: Evaluations) -> Trial | None:
-    """The evaluation of a trial as the benchmark **name**, or else the only one that there is of it.
+def _evaluated(name: str, trials: list[SpooledTrial], evaluations: Evaluations) -> tuple[SpooledTrial, ...]:
+    """The trials with their evaluations as the benchmark **name**, or else as the only one that was evaluated.
 
     Rows may share weights; the store names the row that trained them, and another may be the only one evaluated.
     """
-    of_trial = [evaluation for evaluation in evaluations.values() if evaluation.metrics.key == key]
-    return evaluations.get((name, key), of_trial[0] if len(of_trial) == 1 else None)
+    keys = {trial.key for trial in trials}
+    rows = {row for row, key in evaluations if key in keys}
+    row = name if name in rows or len(rows) != 1 else rows.pop()
+    pairs = [(trial, evaluations.get((row, trial.key))) for trial in trials]
+    return tuple(replace(t, evaluation=made and replace(made, curve=t.curve, result=t.result)) for t, made in pairs)
 
 
-def _trial(path: Path, name: str, identity: Identity, evaluation: Trial | None, problems: list[str]) -> SpooledTrial:
+def _trial(path: Path, name: str, identity: Identity, problems: list[str]) -> SpooledTrial:
     named: Mapping[str, Any] = identity.dataset or {}
     dataset = convert(Text, named.get("name", identity.config.get("dataset")), f"{path}: dataset.name", strict=False)
     digest = convert(Text, named.get("digest", identity.dataset_digest), f"{path}: dataset.digest", strict=False)
-    curve = _try(problems, reader.read_curve, path.parent / "curve.jsonl") or []
-    result = _try(problems, lambda: reader.read_result(path.parent, weights=False))
     return SpooledTrial(
         **vars(identity) | {"benchmark": name, "dataset": dataset, "dataset_digest": digest},
         folder=path.parent,
         trained_as=identity.benchmark,
-        curve=curve,
+        curve=_try(problems, reader.read_curve, path.parent / "curve.jsonl") or [],
         progress=_try(problems, read_json, path.parent / "progress.json"),
-        result=result,
-        evaluation=evaluation and replace(evaluation, curve=curve, result=result),
+        result=_try(problems, lambda: reader.read_result(path.parent, weights=False)),
     )
 
 
 def _of_seed(path: Path) -> bool:
     """Whether a file lies in a trial's folder: ``seed-0.bak`` is a copy of one."""
-    return SEED.fullmatch(path.parent.name) is not None
+    return path.parent.name.removeprefix("seed-").isdecimal()
 
 
 def _evaluations(spool: Spool, problems: list[str]) -> Evaluations:
     paths = sorted(filter(_of_seed, (spool.project / reader.EVALUATIONS).glob("*/trials/seed-*/metrics.json")))
-    trials = [_try(problems, _evaluation, path.parent) for path in paths]
+    trials = [_try(problems, reader.read_evaluation, path.parent) for path in paths]
     return {(trial.folder.parents[1].name, trial.metrics.key): trial for trial in trials if trial}
-
-
-def _evaluation(folder: Path) -> Trial:
-    return reader.read_evaluation(folder, reader.read(About, folder.parents[1] / "classes.json"))
 
 
 def _ledger(path: Path, problems: list[str]) -> dict[tuple[str, str], LedgerRow]:

@@ -28,7 +28,7 @@ from pipelines.config.recipes import Op, Subset
 from pipelines.data import subsets, transforms
 from pipelines.data.datasets import Dataset
 from pipelines.results.ledger import make_ledger
-from pipelines.results.page import table3
+from pipelines.results.page import report
 from pipelines.training import optimisers
 from pipelines.training.inputs import Inputs
 from pipelines.training.schedules import factor
@@ -683,7 +683,7 @@ def test_the_suites_are_the_promised_ones() -> None:
 
 
 def test_the_page_has_a_benchmark_for_every_cell_of_table_3() -> None:
-    cells = table3.cells(PARAMS.benchmarks, make_ledger(PARAMS, {}))
+    cells = report.table3(PARAMS.benchmarks, make_ledger(PARAMS, {}))
     found = {key: (row.benchmark, row.claim.value) for key, row in cells.items()}
     claims = {name: PARAMS.benchmarks[name].claim.value for name in CELLS}
     assert found == {(row.options["base"], row.options["variant"]): (n, claims[n]) for n, row in CELLS.items()}

@@ -25,9 +25,9 @@ from pipelines.config.params import Params, load_params
 from pipelines.results import evidence, examples, explorer, reader, words
 from pipelines.results.evidence import Evidence
 from pipelines.results.ledger import gather, make_ledger
-from pipelines.results.page import images, plots, report, table3
+from pipelines.results.page import images, plots, report
 from pipelines.results.page.html import TEMPLATES
-from pipelines.results.reader import ClassFigures, ClassifiedExamples, Outcome, per_class
+from pipelines.results.reader import ClassifiedExamples, Outcome, per_class
 from pipelines.results.rows import LedgerRow, Summary, as_error
 from pipelines.results.verdicts import Verdict
 from pipelines.results.words import figure
@@ -129,7 +129,7 @@ def test_data_says_what_the_files_said(html: str, inputs: Inputs) -> None:
         assert entry["classes"] == CLASSES[entry["dataset"]]
         for trial in outcome.trials:
             assert entry["matrices"][str(trial.seed)] == trial.confusion.tolist()
-            assert entry["errors"][str(trial.seed)] == pytest.approx(trial.error)
+            assert entry["errors"][str(trial.seed)] == pytest.approx(trial.metrics.error)
             assert len(entry["curves"][str(trial.seed)]["loss"]) == len(trial.curve)
     by_name = {b["name"]: b for b in data["benchmarks"]}
     assert by_name["ordinary-cifar10"]["claimed_error"] == pytest.approx(63.0)
@@ -317,7 +317,7 @@ def part(call: str, **values: object) -> str:
 
 
 def test_table_3_fills_what_is_known_and_marks_the_rest(inputs: Inputs) -> None:
-    found = table3.cells(inputs[0].benchmarks, inputs[1])
+    found = report.table3(inputs[0].benchmarks, inputs[1])
     assert set(found) == {("C", "allcnn"), ("A", "strided")}
     built = part("table3_section(found)", found=found)
     reader = read(built)
@@ -332,8 +332,9 @@ def test_table_3_fills_what_is_known_and_marks_the_rest(inputs: Inputs) -> None:
 
 def test_table_3_stands_open_once_half_of_it_is_measured(inputs: Inputs) -> None:
     row = replace(inputs[1][0], epochs=350.0, paper_epochs=350)
+    cells = list(itertools.product("ABC", ("base", "strided", "convpool", "allcnn")))
     for count in (5, 6):
-        found = {cell: row for cell in list(itertools.product(table3.BASES, table3.VARIANTS))[:count]}
+        found = dict.fromkeys(cells[:count], row)
         assert ("<details" in part("table3_section(found)", found=found)) is (count < 6)
 
 
@@ -399,7 +400,7 @@ def test_an_augmented_net_fills_no_cell_of_table_3() -> None:
     for name in ("allcnn-c-cifar10", "allcnn-a-strided-cifar10"):
         found["benchmarks"][name]["recipe"]["augment"] = [{"flip": {}}]
     built = projects.build(found)
-    assert table3.cells(built.benchmarks, make_ledger(built, {})) == {}
+    assert report.table3(built.benchmarks, make_ledger(built, {})) == {}
 
 
 def test_the_ledgers_axis_has_room_for_every_figure(inputs: Inputs) -> None:
@@ -415,6 +416,7 @@ def test_the_ledgers_axis_has_room_for_every_figure(inputs: Inputs) -> None:
 
 def test_an_axis_of_errors_ends_at_a_hundred() -> None:
     assert plots.log_axis([61.0, 100.0]).ticks == (50.0, 100.0)
+    assert plots.log_axis([0.0005]).ticks == (0.001, 0.002)  # below all steps
     assert plots.log_axis([0.9, 47.0]).ticks == (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
@@ -733,7 +735,7 @@ def test_an_explorer_of_one_net_has_one_pane_and_lists_the_figures_of_few_seeds(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     outcome = inputs[2]["linear-mnist"]
-    undefined = ClassFigures(precision=None, recall=12.3, f1=45.6, images=7)
+    undefined = (None, 12.3, 45.6, 7)
     monkeypatch.setattr(explorer, "per_class", lambda matrix: (undefined, *per_class(matrix)[1:]))
     trials = outcome.trials[:count]
     fewer = replace(outcome, trials=trials, examples=None)
@@ -742,7 +744,7 @@ def test_an_explorer_of_one_net_has_one_pane_and_lists_the_figures_of_few_seeds(
     words = " ".join(reader.words)
     assert state(reader) == "ready" and ("section", "id", "classes") in reader.attributes
     assert len([1 for name, key, _ in reader.attributes if (name, key) == ("button", "data-row")]) == 100
-    errors = [trial.error for trial in trials]
+    errors = [trial.metrics.error for trial in trials]
     assert f" % error, {'mean of 3' if count == 3 else 2} seeds" in words
     shown = f"{np.mean(errors):.2f}" if count == 3 else f"{errors[0]:.2f}, {errors[1]:.2f}"
     assert f" · {shown} % error" in words

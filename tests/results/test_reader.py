@@ -11,20 +11,16 @@ import pytest
 from pipelines.command.files import DamagedError
 from pipelines.results import arrays
 from pipelines.results.arrays import Array
-from pipelines.results.reader import About, ClassFigures, per_class, read_evaluation
+from pipelines.results.reader import per_class, read_evaluation
 
-ABOUT = About(classes=("a", "b"), dataset="mnist", shape=(1, 28, 28), protocol="single view", test=3)
+ABOUT = {"classes": ["a", "b"], "dataset": "mnist", "shape": [1, 28, 28], "protocol": "single view", "test": 3}
 ANSWERS: dict[str, Array] = dict.fromkeys(("labels", "predicted", "confidence"), np.ones(3))
 
 
 def test_where_there_is_nothing_to_divide_by_a_class_has_no_figure() -> None:
-    first, second, empty = per_class(np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]]))
-    assert first == ClassFigures(precision=60.0, recall=75.0, f1=66.67, images=4)
-    assert second == ClassFigures(precision=80.0, recall=66.67, f1=72.73, images=6)
-    assert empty == ClassFigures(precision=None, recall=None, f1=None, images=0)
-    absent, missed = per_class(np.array([[0, 0], [3, 0]]))
-    assert absent == ClassFigures(precision=0.0, recall=None, f1=0.0, images=0)
-    assert missed == ClassFigures(precision=None, recall=0.0, f1=0.0, images=3)
+    of_three = per_class(np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]]))
+    assert of_three == [(60.0, 75.0, 66.67, 4), (80.0, 66.67, 72.73, 6), (None, None, None, 0)]
+    assert per_class(np.array([[0, 0], [3, 0]])) == [(0.0, None, 0.0, 0), (None, 0.0, 0.0, 3)]
 
 
 @pytest.mark.parametrize(
@@ -38,10 +34,13 @@ def test_where_there_is_nothing_to_divide_by_a_class_has_no_figure() -> None:
     ],
 )
 def test_an_evaluation_that_lacks_answers_is_one_line(tmp_path: Path, answers: dict[str, Array], words: str) -> None:
-    (tmp_path / "metrics.json").write_text(json.dumps({"key": "k", "error": 0.0, "accuracy": 100.0}))
-    table = tmp_path / "predictions.npz"
+    folder = tmp_path / "trials/seed-0"
+    folder.mkdir(parents=True)
+    (tmp_path / "classes.json").write_text(json.dumps(ABOUT))
+    (folder / "metrics.json").write_text(json.dumps({"key": "k", "error": 0.0, "accuracy": 100.0}))
+    table = folder / "predictions.npz"
     arrays.write(table, **ANSWERS)
-    assert len(read_evaluation(tmp_path, ABOUT).labels) == 3
+    assert len(read_evaluation(folder).labels) == 3
     arrays.write(table, **answers)
     with pytest.raises(DamagedError, match=rf"^{table}: {words}; expected shape \(3,\): run dvc repro, with -f"):
-        read_evaluation(tmp_path, ABOUT)
+        read_evaluation(folder)

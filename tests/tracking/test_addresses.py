@@ -20,6 +20,9 @@ def test_credentials_are_not_printed() -> None:
     uri = "https://me:s3cret@host:5000/path?token=s3cret"
     assert addresses.safe(uri) == "https://host:5000/path"
     assert "s3cret" not in addresses.clean(f"can't reach {uri} as me:s3cret\nmore", uri)
+    uri = "http://host:5000/#token=s3cret"
+    assert addresses.safe(uri) == "http://host:5000/" and "s3cret" not in addresses.clean(f"no answer from {uri}", uri)
+    assert addresses.safe("sqlite:////srv/#1.db") == "sqlite:////srv/#1.db"
 
 
 NO_ADDRESS = {  # as it is set: as it is shown

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from pipelines import dashboard
 from pipelines.tracking import addresses, helper, probe
 from pipelines.tracking import spool as spools
 from pipelines.tracking.delivery import Sender, connect
+from tests.gate import listening
 from tests.tracking.projects import NOW, ODD, Project, deliver, files, pending, runs_of, suite
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(?!pipelines|tests)")  # what MLflow's libraries warn about
@@ -41,6 +44,25 @@ def test_an_experiment_that_is_refused_holds_back_no_other(tmp_path: Path, monke
     result = sender.round()
     assert result.sent == len(sent) == 2 and sent[0] == "benchmark:lenet5-mnist/laptop"
     assert result.refused == ["lenet5-odd (laptop): no such name", "lenet5-odd seed 0: no such name"]
+
+
+def test_a_server_that_refuses_all_of_us_says_why_in_one_line(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.trial("lenet5-mnist", "mnist", 0, epochs=2)
+    answer = json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": "no such workspace"}).encode()
+    head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(answer)}\r\n\r\n"
+
+    def refuse(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(head.encode() + answer)
+
+    with listening(refuse) as port:
+        uri = f"http://127.0.0.1:{port}"
+        line = Sender(project.spool, uri).round().line
+    assert line == (
+        f"MLflow at {uri} refuses our requests (INVALID_PARAMETER_VALUE: no such workspace): "
+        "1 trial and 1 benchmark wait in the spool; they are sent by the next stage"
+    )
 
 
 def test_a_run_of_others_is_nobodys_parent(local: Path) -> None:

@@ -176,7 +176,8 @@ def test_a_ledger_row_on_other_images_has_the_whole_test_set_beside_it() -> None
     note = records.note(plain)
     assert "claim |" not in note and "on the whole test set" not in note
     assert note.startswith("**reproduced (a variant)**\n")
-    assert note.endswith("2 of 5 seeds are stuck at chance: no better than guessing.")
+    assert note.endswith("2 of 5 seeds stuck at chance: no better than guessing.")
+    assert "\n1 of 1 seed stuck at chance" in records.note(replace(plain, at_chance=(0,), n=1))
     assert list(records._row_facts(plain)) == ["our accuracy in %", "claimed accuracy in %"]
     assert records._row_tags(plain)["stuck_at_chance"] == "2 of 5 seeds: 0, 3"
     assert "stuck_at_chance" not in records._row_tags(MARKED)
@@ -199,7 +200,7 @@ def test_figures_on_the_images_of_the_claim_stand_beside_the_test_figures(tmp_pa
     assert (both["claimed_on/error"], both["claimed_on/accuracy"]) == (61.5, 38.5)
     trial = benchmark.evaluations[0]
     figures = records._trial_figures(trial.metrics)
-    assert (figures["test/error"], figures["claimed_on/error"]) == (trial.error, 61.0)
+    assert (figures["test/error"], figures["claimed_on/error"]) == (trial.metrics.error, 61.0)
     assert figures["claimed_on/single_view_error"] == 61.6 and figures["test/single_view_error"] is None
 
 

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pipelines.results import arrays
 from pipelines.tracking import cursors, records
 from pipelines.tracking import spool as spools
 from tests.tracking.projects import DIGITS, NOW, Project, change, rewrite, suite
@@ -78,6 +80,45 @@ def test_rows_that_share_their_weights_have_runs_and_evaluations_of_their_own(tm
     assert {one.parent for one in trials.values()} == parents
 
 
+def test_a_row_borrows_all_its_evaluations_from_one_row_or_none(tmp_path: Path) -> None:
+    """An evaluation of one row has no test images of another's, and may look at them in another way."""
+    project = Project(tmp_path)
+    keys = {seed: project.trial("lenet5-mnist", "mnist", seed, epochs=2) for seed in (0, 1)}
+    for name, seeds in (("lenet5-mnist", (0,)), ("another-mnist", (0, 1))):
+        evaluated = {seed: keys[seed] for seed in seeds}
+        project.evaluation(name, "mnist", evaluated, 1.0, DIGITS)
+        arrays.write(
+            tmp_path / f"evaluations/{name}/examples.npz",
+            images=np.zeros((1, 1, 28, 28), dtype=np.uint8),
+            index=np.zeros(1, dtype=np.int64),
+            keys=np.array([*evaluated.values()]),
+        )
+
+    def evaluated_as() -> list[set[tuple[str, int]]]:
+        found = spools.read(project.spool)[0]
+        return [{(one.folder.parents[1].name, one.seed) for one in of.evaluations} for of in found]
+
+    assert evaluated_as() == [{("lenet5-mnist", 0)}]
+    for record in records.all_runs(project.spool)[0]:
+        for make in record.files:
+            assert make()
+    shutil.rmtree(tmp_path / "evaluations/lenet5-mnist")
+    assert evaluated_as() == [{("another-mnist", 0), ("another-mnist", 1)}]
+    project.evaluation("third-mnist", "mnist", {1: keys[1]}, 1.0, DIGITS)
+    assert evaluated_as() == [set()]
+
+
+def test_a_subset_that_the_ledger_names_is_no_other_experiment(tmp_path: Path) -> None:
+    """The ledger says which classes a data set is cut to; a trial names the data set alone."""
+    project = Project(tmp_path)
+    project.benchmark("alexnet-ilsvrc100", "ilsvrc100", 40.0, 2)
+    project.rows[0]["dataset"] = "ilsvrc100: the first 100 classes"
+    project.ledger()
+    found, problems = records.all_runs(project.spool)
+    assert problems == [] and [one.tags["kind"] for one in found] == ["benchmark", "trial", "trial"]
+    assert {one.experiment for one in found} == {"ilsvrc100"} and found[0].params["dataset"] == "ilsvrc100"
+
+
 def test_collected_runs_stand_in_for_a_missing_store(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.benchmark("lenet5-mnist", "mnist", 1.0, 1)
@@ -120,6 +161,23 @@ def test_a_trial_that_was_killed_before_its_first_report_does_not_run_for_ever(
     (benchmark,) = spools.read(project.spool)[0]
     assert (benchmark.status, benchmark.trials[0].status) == ("KILLED", "KILLED")
     assert benchmark.ended == benchmark.trials[0].ended == pytest.approx(last, abs=1)
+
+
+def test_a_resumed_trial_runs_though_it_has_not_reported_yet(tmp_path: Path) -> None:
+    """Its progress.json is a killed run's; its training has written trial.json again."""
+    project = Project(tmp_path)
+    key = project.trial("lenet5-mnist", "mnist", 0, epochs=9, done=2)
+    folder = tmp_path / "store" / key
+    for state in ("running", "failed"):
+        project.progress(key, state, 2, 9, 2**22 - 1)
+        written = (folder / "progress.json").stat().st_mtime
+        for seconds, status in ((-1, "KILLED" if state == "running" else "FAILED"), (1, "RUNNING")):
+            os.utime(folder / "trial.json", (written + seconds, written + seconds))
+            assert spools.read(project.spool)[0][0].trials[0].status == status
+        last = written - spools.SILENT_S
+        for name, seconds in (("progress.json", -2), ("trial.json", -1)):
+            os.utime(folder / name, (last + seconds, last + seconds))
+        assert spools.read(project.spool)[0][0].trials[0].status == "KILLED"
 
 
 NO_TIMES: dict[str, Any] = {

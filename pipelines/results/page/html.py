@@ -19,13 +19,8 @@ def visible(value: object) -> str:
 
 
 def prose(value: object) -> str:
-    """A sentence of a claim or a trial as a line of Markdown, which its author may have used, without HTML."""
-    return printable(" ".join(str(value).split())).replace("<", "&lt;")
-
-
-def cell(value: object) -> str:
-    """The same for a cell of a Markdown table."""
-    return prose(value).replace("|", "\\|")
+    """A sentence of a claim or a trial as a line of Markdown, or a cell of its tables, without HTML."""
+    return printable(" ".join(str(value).split())).replace("<", "&lt;").replace("|", "\\|")
 
 
 @pass_eval_context
@@ -44,7 +39,6 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 TEMPLATES.globals |= {"words": words, "verdicts": verdicts}
-TEMPLATES.filters["cell"] = cell
 TEMPLATES.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,12 +41,11 @@ class Sheet:
     actual: Sequence[int]  # each tile's class
 
 
-def sheets(kept: Mapping[str, Iterable[ClassifiedExamples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
+def sheets(kept: Mapping[str, Sequence[ClassifiedExamples]], budget: int = SHEET_BYTES) -> tuple[dict[str, Sheet], int]:
     """One sheet a data set, and their images a cell: A_CELL, or as many as ``budget`` bytes allow."""
-    listed = {dataset: list(found) for dataset, found in kept.items()}
     a_cell = examples.A_CELL
     while True:
-        made = {dataset: _sheet([chosen(one, a_cell) for one in found]) for dataset, found in listed.items()}
+        made = {dataset: _sheet([chosen(one, a_cell) for one in found]) for dataset, found in kept.items()}
         size = sum(len(sheet.source) for sheet in made.values())
         if size <= budget or a_cell == 1:
             return made, a_cell
@@ -86,11 +84,8 @@ def address(pixels: Array, *, exact: bool = False) -> str:
     """(H, W, C) uint8 as a data: address; JPEG for colour unless ``exact``, PNG otherwise."""
     picture, buffer = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), io.BytesIO()
     kind = "jpeg" if pixels.shape[2] == 3 and not exact else "png"
-    options: dict[str, Any] = (
-        # Pillow's optimised JPEG wants the whole file in one buffer, which noisy images overflow.
-        {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "jpeg" else {"optimize": True}
-    )
-    picture.save(buffer, kind, **options)
+    # Pillow's optimised JPEG wants the whole file in one buffer, which noisy images overflow. A PNG has no quality.
+    picture.save(buffer, kind, quality=JPEG_QUALITY, subsampling=0, optimize=kind == "png")
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

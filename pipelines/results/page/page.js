@@ -421,7 +421,8 @@
     const bottom = Math.max(...steps.filter((s) => s <= low * 1.0001), 1e-6);
     const top = Math.min(...steps.filter((s) => s >= high * 0.9999), 1e6);
     const sets = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 5], [1]].map((parts) => all(parts).filter((s) => s >= bottom && s <= top));
-    const ticks = sets.find((set) => set.length <= 9) || sets[2];
+    const some = sets.find((set) => set.length <= 9) || sets[2];
+    const ticks = some.length < 3 ? linearScale(bottom, top, from, to).ticks : some; // from 10 to 20, say
     const size = Math.log(top / bottom) || 1;
     return { ticks, at: (v) => from + (Math.log(Math.max(v, bottom) / bottom) / size) * (to - from) };
   }

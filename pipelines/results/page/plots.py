@@ -38,7 +38,7 @@ def log_axis(errors: Iterable[float]) -> Axis:
     positive = [e for e in errors if e > 0] or [1.0]
     steps = [*(m * 10.0**k for k in range(-3, 2) for m in (1, 2, 5)), 100.0]
     low = max((s for s in steps if s <= min(positive) * 0.97), default=steps[0])
-    high = min((s for s in steps if s >= max(positive) * 1.03), default=100.0)
+    high = min((s for s in steps if s > low and s >= max(positive) * 1.03), default=100.0)
     return Axis(low=low, high=high, ticks=tuple(s for s in steps if low <= s <= high), width=WIDTH, logarithmic=True)
 
 
