@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+import torch
+
 from pipelines.training import speed
 from tests.training.trials import planned
 
@@ -14,3 +17,10 @@ def test_what_takes_long_to_fit_is_not_fitted_for_a_measurement(project: Path) -
     assert speed.measure(whitened, 0.05) > 0
     (fitted,) = (project / "store/fitted").glob("*.pt")
     assert fitted.stat().st_size < 784 * 784 * 4  # the bytes of ZCA's matrix
+
+
+def test_convolutions_in_fp32_are_measured_in_fp32(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU torch would compute them in TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    speed.measure(planned(), 0.01)
+    assert not torch.backends.cudnn.allow_tf32
