@@ -3,8 +3,7 @@
     python -m benchmarks.gpu                        # on a GPU
     python -m benchmarks.gpu --device cpu --seconds 1 --side-by-side 1 2      # a rehearsal
 
-For LeNet-5, All-CNN-C and AlexNet, on images that are made here, each figure as it comes, and at the end one table line
-each:
+For LeNet-5, All-CNN-C and AlexNet, on images that are made here, each figure as it comes, then one table line each:
 
 - eager: images a second of the barest loop over the network, its batch and precision: index, forward, backward, step;
 - graph: that loop as a replayed CUDA graph;
@@ -40,7 +39,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from pipelines.command import arguments
 from pipelines.command.errors import guard
@@ -214,7 +213,7 @@ def peak(device: str, seconds: float) -> float:
 
 def trace(row: Row) -> str:
     """How busy the device was while a trial took some steps, and the host's work during the gaps, most time first."""
-    seen = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+    seen = profile()
 
     def begin(trainer: pl.Trainer, module: pl.LightningModule, chunk: object, index: int) -> None:
         if (trainer.current_epoch, index) == (1, 0):
@@ -228,7 +227,7 @@ def trace(row: Row) -> str:
         trainer.callbacks.append(LambdaCallback(on_train_batch_start=begin, on_train_batch_end=end))
         return trainer
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]):
+    with profile():
         pass  # a graph that is captured before the first profile may be missing in all
     trained(row, 1, worker=Worker(prepare=watched))
     kernels, host = list[tuple[float, float]](), list[tuple[float, float, str]]()
@@ -308,10 +307,7 @@ def main() -> None:
     print(f"a bf16 matrix product of {MATRIX[device]}: {most / 1e12:,.1f} TFLOP/s\n", flush=True)
     lines: list[dict[str, str]] = []
     spawn = multiprocessing.get_context("spawn")  # a GPU does not survive a fork
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(max(args.side_by_side), mp_context=spawn) as pool,
-    ):
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(max(args.side_by_side), spawn) as pool:
         rows = [Row(name, device, Path(folder), EPOCH_IMAGES[device][name], args.seconds) for name in args.rows]
         for row in rows:
             make_images(row.data, row.dataset, row.images)
@@ -321,10 +317,12 @@ def main() -> None:
             for head, cell in measured(row, most, pool, counts):
                 lines[-1][head] = cell
                 print(f"{row.name}: {head} {cell}", flush=True)
-            print(f"{row.name}: {trace(row)} ({time.monotonic() - began:.0f} s)\n", flush=True)
-    print(f"| {' | '.join(lines[0])} |\n|{'---|' * len(lines[0])}")
-    for line in lines:
-        print(f"| {' | '.join(line.values())} |")
+            print(f"after {time.monotonic() - began:.0f} s\n", flush=True)
+        print(f"| {' | '.join(lines[0])} |\n|{'---|' * len(lines[0])}")
+        for line in lines:
+            print(f"| {' | '.join(line.values())} |", flush=True)
+        for row in rows:  # after all measurements, which a profiler may slow down
+            print(f"\n{row.name}: {trace(row)}", flush=True)
 
 
 if __name__ == "__main__":

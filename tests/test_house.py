@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 
 # What it may not grow beyond; less code that does the same lowers these. The goals are 10,000, 3,300 and 9.
-MOST_LINES = 19_851  # of Python, outside tests; with room for a net or two
+MOST_LINES = 19_849  # of Python, outside tests; with room for a net or two
 MOST_SHOWING = 3_541  # of these, in results, tracking and compare
 DEEPEST = 9  # modules in a chain of imports
 MEDIAN_FUNCTION = 8  # lines

@@ -18,7 +18,7 @@ from pipelines.data import subsets
 from pipelines.data.datasets import Split
 from pipelines.data.streams import stream
 from pipelines.data.views import CENTRE, SINGLE, views
-from pipelines.training import core, memory
+from pipelines.training import memory
 from pipelines.training.inputs import Inputs
 from pipelines.training.spec import Spec
 
@@ -91,7 +91,7 @@ class Examiner:
     ) -> None:
         """``seed`` draws random views; ``precision`` is the training's; ``how`` is by default the benchmark's."""
         memory.keep()
-        core.settle(None)
+        torch.backends.cudnn.allow_tf32 = False  # as in training (``core.settle``, whose import takes seconds)
         self.inputs, self.seed, self.device = inputs, seed, device
         self.how = how = how or inputs.benchmark.evaluation
         preprocess, augment = inputs.transforms
