@@ -1,7 +1,7 @@
 """Decoding of photographs as ``fetch`` does it: its rate against plain Pillow, and the memory that a large set takes.
 
-    python benchmarks/decoding.py                     the ratios, in alternating rounds
-    python benchmarks/decoding.py --gigabytes 20      arrays of that size from a tar: peak memory of all processes
+    python -m benchmarks.decoding                     the ratios, in alternating rounds
+    python -m benchmarks.decoding --gigabytes 20      arrays of that size from a tar: peak memory of all processes
 
 The contenders decode the same JPEGs of 500 x 375 pixels, made here, to 256 x 256 into a memory map:
 that of ``fetch`` from a tar on Ray, and two processes that open, convert, resize, crop and store one file after the
@@ -150,7 +150,7 @@ class Peak(threading.Thread):
 
 def main() -> None:
     """Measure the ratios, or the memory."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/decoding.py")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=2000, help="of a round")
     parser.add_argument("--gigabytes", type=float, help="of arrays: measure memory instead")

@@ -1,7 +1,7 @@
 """How well trials fill a cluster: the placing of a training, with Ray replaced by a clock. Needs no GPU and no data.
 
-    python benchmarks/placement.py                       # the suite paper, five seeds, on 1, 8, 64 and 1,024 GPUs
-    python benchmarks/placement.py --suite ilsvrc2012 --gpus 16
+    python -m benchmarks.placement                       # the suite paper, five seeds, on 1, 8, 64 and 1,024 GPUs
+    python -m benchmarks.placement --suite ilsvrc2012 --gpus 16
 
 A trial's length is reckoned from its multiplications, at a rate that a GPU might have: what counts is that lengths
 differ by orders of magnitude, as they really do. Makespan is set beside the bound that no placing can beat: the longest
@@ -93,7 +93,7 @@ def use(outcome: Simulated, gpus: int) -> Use:
 
 def main() -> None:
     """Print a line for each size of cluster."""
-    parser = arguments.Parser(prog="python benchmarks/placement.py", description=(__doc__ or "").splitlines()[0])
+    parser = arguments.Parser(prog="python -m benchmarks.placement", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--suite", default="paper", help="of params.yaml")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 1024])
     args, params = parser.parse_args(), load_params()

@@ -1,6 +1,6 @@
 """What 1,000 trials on 100 nodes cost the driver, as ratios of the ways before and now, on a store that is made here.
 
-    python benchmarks/scale.py --trials 1000
+    python -m benchmarks.scale --trials 1000
 
 - looks: at the progress of all trials, a tenth of which has changed since the last look;
 - progress: writing one trial's file, with and without waiting for the disk;
@@ -129,7 +129,7 @@ def placing(trials: Sequence[Spec]) -> float:
 
 def main() -> None:
     """Print a ratio for each."""
-    parser = arguments.Parser(prog="python benchmarks/scale.py", description=(__doc__ or "").splitlines()[0])
+    parser = arguments.Parser(prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=1000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.gpu import Row, make_images
@@ -60,15 +59,7 @@ def packed(row: Row, seeds: int, epochs: int) -> float:
         task = ray.remote(num_cpus=1)(packing.work)
         ray.get([task.remote(one, None) for one in specs])
         curves = [read_lines(one.files.curve) for one in specs]
-    # From when the last of them has warmed up to when the first ends, all of them train.
-    began, ended = max(curve[0]["time"] for curve in curves), min(curve[-1]["time"] for curve in curves)
-    seen = sum(_seen(curve, ended) - _seen(curve, began) for curve in curves)
-    return seen / float(ended - began)
-
-
-def _seen(curve: list[dict[str, Any]], at: float) -> float:
-    """Images that a trial has seen at a moment, between the ends of its epochs."""
-    return float(np.interp(at, [point["time"] for point in curve], [IMAGES * (n + 1) for n in range(len(curve))]))
+    return row.images_per_s(*curves)
 
 
 def shared_out(row: Row, cluster: Cluster, workers: int, epochs: int) -> float:
@@ -80,7 +71,7 @@ def shared_out(row: Row, cluster: Cluster, workers: int, epochs: int) -> float:
         attempt = distributed.Attempt(one, cluster, cluster.need(one.benchmark), workers, packing.work)
         if error := attempt.error(attempt.begin()):
             raise error
-        return row.images_per_s(one.files)
+        return row.images_per_s(read_lines(one.files.curve))
 
 
 def measure(row: Row, cluster: Cluster, counts: Sequence[int], rounds: int, epochs: int) -> list[Measured]:

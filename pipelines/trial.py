@@ -8,9 +8,9 @@ trial lives in the run store under its key: a finished trial returns at once, a 
 checkpoint, and on a CPU ends with the weights of an undisturbed run, bit for bit. Several trials share the device; if
 one fails, the others go on, and the command ends with status 1.
 
-On SIGUSR1 or SIGTERM, by which a scheduler such as SLURM takes a machine away, the command saves a checkpoint after the
-current minibatches and ends, with status 75 (EX_TEMPFAIL, "run it again") or 130. The same command resumes from there,
-so a batch script may put itself back in the queue:
+On SIGUSR1 or SIGTERM, by which a scheduler such as SLURM takes a machine away, and on Ctrl-C the command saves a
+checkpoint after the current minibatches and ends, with status 75 (EX_TEMPFAIL, "run it again") for SIGUSR1, 130 for the
+others. The same command resumes from there, so a batch script may put itself back in the queue:
 
     srun python -m pipelines.trial allcnn-c-cifar10 || [ $? -ne 75 ] || scontrol requeue $SLURM_JOB_ID
 """
@@ -31,7 +31,7 @@ from pipelines.data.datasets import DATA
 from pipelines.training import checks, fingerprint, provenance, speed, status, store, trainer
 from pipelines.training.checkpoint import PreemptedError, Worker
 from pipelines.training.inputs import Inputs
-from pipelines.training.side_by_side import Seats
+from pipelines.training.side_by_side import ENDED_BY, Seats
 from pipelines.training.spec import Spec, plan
 
 FAILED = 1  # exit status where trials failed
@@ -53,21 +53,21 @@ def main() -> None:
 
 
 def _train_alone(spec: Spec) -> None:
-    """Train in this process, which receives a scheduler's signals."""
+    """Train in this process, which receives Ctrl-C and a scheduler's signals."""
     if not spec.files.finished:
         seconds = spec.images() / speed.measure(spec)
         print(f"{spec.name}: about {progress.duration(seconds)} from its start to its end", flush=True)
-    worker, board = Worker(preempted_by=(signal.SIGUSR1, signal.SIGTERM)), progress.Board()
+    worker, board = Worker(preempted_by=ENDED_BY), progress.Board()
     try:
         trainer.run(
             spec,
             worker,
             watch=lambda state: board.show([status.line(spec.name, state)], final=state["state"] == "done"),
         )
-    except SystemExit:  # Lightning's own answer to Ctrl-C
+    except SystemExit:  # Lightning's own answer to a Ctrl-C before the first step, and to a second one
         raise KeyboardInterrupt from None
     except PreemptedError as error:
-        if error.number == signal.SIGTERM:
+        if error.number != signal.SIGUSR1:
             raise KeyboardInterrupt from None
         raise
     print(_outcome(spec))

@@ -1,4 +1,4 @@
-"""Guards the command: it needs no Ray, MLflow or DVC, and a signal ends it with one line."""
+"""Guards the command: it needs no Ray, MLflow or DVC, and a signal ends it with one line and a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_trial_needs_torch_lightning_numpy_and_yaml_alone(project: Path) -> No
 
 
 @pytest.mark.usefixtures("ends_all")
-def test_a_signal_ends_the_command_with_one_line(project: Path) -> None:
+def test_a_signal_ends_the_command_with_one_line_and_a_checkpoint(project: Path) -> None:
     planned({"budgets.laptop": {"epochs": 5000, "seeds": [0, 1]}})
     trials = spec.trials(load_params(), NAME, data=Path("datasets"), root=Path("store"))
     command = [sys.executable, "-W", "ignore", "-m", "pipelines.trial", NAME, "--device=cpu", "--threads=1", "--seeds"]
@@ -46,3 +46,4 @@ def test_a_signal_ends_the_command_with_one_line(project: Path) -> None:
         _, said = process.communicate(timeout=60)
         assert process.returncode == 130
         assert said.splitlines() == ["error: interrupted; the same command continues where this one stopped"]
+        assert one.files.checkpoint.exists()

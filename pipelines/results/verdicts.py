@@ -25,8 +25,8 @@ wider than a percentage can be. Their figures are reported one by one.
 
 The margin treats the claim's test images as a sample of its own. Most claims were measured on the test images that we
 use: the two errors are then correlated, by an unknown amount. The interval covers the variance over seeds, not over
-test images. The margin leaves out how much the source's own run varied, and the rounding of a whole per cent: so verdicts
-lean towards *not reproduced*. Where the images of a claim were trained on, *better* means better memorised.
+test images. The margin leaves out how much the source's own run varied, and the rounding of a whole per cent: so
+verdicts lean towards *not reproduced*. Where the images of a claim were trained on, *better* means better memorised.
 
 Three decisions. *Better* needs the whole interval below the claim **and its margin**: below the claim alone could be
 chance in the source's test set. The rules are one-sided: an interval that starts below ``c - m`` and ends inside the

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CHECKPOINT_EVERY_S = 10.0  # at least; longer where saving would take more than a twentieth of the time
 PROGRESS_EVERY_S = 5.0
 FIRST_S = 10.0  # at the start of a trial, when progress is reported up to five times as often
+AT_ONCE_S = 1.0  # signals within it are one: timeout(1) sends a command two, and its processes get the group's as well
 GO_ON = "the same command goes on from there"
 AGREE_EVERY = 5  # chunks: how often several workers agree on whether to save
 Watch = Callable[[Mapping[str, Any]], None]
@@ -77,6 +78,7 @@ class CheckpointCallback(pl.Callback):
         self.images = 0  # in this process
         self.epoch_started_s = 0.0  # value of elapsed() when the epoch began
         self.ended_by: int | None = None  # the signal upon which to save and end
+        self.asked = 0.0  # when it came
 
     def recipe_epochs(self, epochs: float) -> float:
         """Epochs as they are reported (``Spec.recipe_epochs``)."""
@@ -135,17 +137,19 @@ class CheckpointCallback(pl.Callback):
         """
         if threading.current_thread() is threading.main_thread():
             for number in self.worker.preempted_by:
-                signal.signal(number, self.preempt)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGINT is in a shell's background jobs
+                    signal.signal(number, self.preempt)
         self.started = self.saved = time.monotonic()
         if self.worker.rank == 0:
             self._write_curve()
             self.report("running", None)
 
     def preempt(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: save at the end of the chunk, and end; a second signal ends at once."""
-        if self.ended_by is not None:
+        """Handle a signal: save at the end of the chunk, and end; another one later ends at once."""
+        now = time.monotonic()
+        if self.ended_by is not None and now - self.asked > AT_ONCE_S:
             raise KeyboardInterrupt
-        self.ended_by = number
+        self.ended_by, self.asked = number, now
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

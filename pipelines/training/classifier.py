@@ -91,6 +91,7 @@ class Classifier(pl.LightningModule):
         self.trained: list[nn.Parameter] = []
         self.backward_from: Callable[[Tensor], None] = Tensor.backward
         self.replayed: graphs.Replayed | None = None  # ``forward_backward`` as a CUDA graph, on a GPU
+        self.cuda_graph: str | None = None  # for a trial's result: whether it was replayed on a GPU, or why not
 
     def on_train_start(self) -> None:
         """Move the sums to the model's device. On a GPU, passes become a CUDA graph."""
@@ -102,10 +103,10 @@ class Classifier(pl.LightningModule):
             capture = graphs.CudaCapture()
             self.replayed = graphs.Replayed(self.forward_backward, self.trained, capture, self._obstacle())
 
-    @property
-    def cuda_graph(self) -> str | None:
-        """For a trial's result: whether its passes were replayed, or why not; None on a CPU."""
-        return None if self.replayed is None else self.replayed.outcome
+    def on_train_end(self) -> None:
+        """Free the graphs' memory, which the next trial of this process may need."""
+        if self.replayed is not None:
+            self.cuda_graph, self.replayed = self.replayed.outcome, None
 
     def _obstacle(self) -> str | None:
         """Why passes should not be captured; None where it can be tried."""

@@ -85,6 +85,7 @@ def settle(threads: int | None) -> None:
     # the time of a small network.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")  # fp32 is fp32; a recipe that wants speed sets bf16
+    torch.backends.cudnn.allow_tf32 = False  # the same for convolutions
 
 
 def trainer_settings(spec: Spec) -> dict[str, Any]:

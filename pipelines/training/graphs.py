@@ -7,9 +7,11 @@ learning rates may change with every step.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,14 +49,15 @@ class Graph:
 class Replayed:
     """A pass for minibatches of any shape; each shape is captured after some passes, and replayed after some more.
 
-    A shape that can't be captured, or whose replay gives other gradients, runs kernel by kernel.
+    A shape whose replay gives other gradients runs kernel by kernel; so do all after a capture that failed, which may
+    leave torch unfit for the next one and for replays.
     """
 
     def __init__(
         self,
         run: Pass,
         parameters: Sequence[nn.Parameter],
-        capture: Callable[[Callable[[], None]], Replay],
+        capture: Callable[[Callable[[], object]], Replay],
         obstacle: str | None = None,
     ) -> None:
         """``capture`` calls a function, whose kernels it may record without running them, and returns their replay.
@@ -72,8 +75,9 @@ class Replayed:
     @property
     def outcome(self) -> str:
         """For a trial's result: whether passes were replayed, or why none was."""
-        reasons = [self.obstacle, *self.refused.values(), "too few minibatches of one shape"]
-        return "replayed" if self.replays else next(filter(None, reasons))
+        if self.obstacle is None and self.replays:
+            return "replayed"
+        return next(filter(None, [self.obstacle, *self.refused.values(), "too few minibatches of one shape"]))
 
     def __call__(self, images: Tensor, labels: Tensor) -> Passed:
         """As the pass itself; the result is overwritten by the next call."""
@@ -96,7 +100,9 @@ class Replayed:
         try:
             replay = self.capture(lambda: passed.append(self.run(*own)))
         except RuntimeError as error:  # the first error of an invalid capture is behind that of its end
-            self._refuse(images.shape, str(error.__context__ or error).partition("\n")[0])
+            self.obstacle = str(error.__context__ or error).partition("\n")[0]
+            self.graphs.clear()
+            _say(self.obstacle)
             return False
         finally:
             _restore(images.device, state)
@@ -163,17 +169,33 @@ class CudaCapture:
     def __init__(self) -> None:
         self.pool: Any = None
 
-    def __call__(self, run: Callable[[], None]) -> Replay:
-        """Capture ``run``; RuntimeError where it does what a graph can't."""
-        graph = torch.cuda.CUDAGraph()
-        # torch leaves its own stream current where a capture fails. Other threads may use the device meanwhile.
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
-        ):
-            run()
-        self.pool = graph.pool()
+    def __call__(self, run: Callable[[], object]) -> Replay:
+        """Capture ``run``; RuntimeError where it does what a graph can't. No earlier graph may be replayed after that.
+
+        Other threads may use the device meanwhile.
+        """
+        gc.collect()  # a graph that Python destroys during a capture would make it invalid
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                run()
+        except RuntimeError:
+            torch.cuda.set_stream(stream)  # torch leaves its own one current
+            self._end_failed(stream.device_index)
+            raise
         return graph.replay
+
+    def _end_failed(self, device: int) -> None:
+        """Where the end of a capture fails, torch 2.11's allocator and generator remain in it.
+
+        The allocator would then refuse to free memory, and the generator to draw. A copy of the generator's state is in
+        no capture, but graphs that were captured before do not draw from it.
+        """
+        with suppress(RuntimeError):  # it has ended
+            torch._C._cuda_endAllocateToPool(device, self.pool)
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def _generator_state(device: torch.device) -> Tensor:

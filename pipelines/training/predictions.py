@@ -91,6 +91,7 @@ class Examiner:
     ) -> None:
         """``seed`` draws random views; ``precision`` is the training's; ``how`` is by default the benchmark's."""
         memory.keep()
+        torch.backends.cudnn.allow_tf32 = False  # as in training (``core.settle``, whose import takes seconds)
         self.inputs, self.seed, self.device = inputs, seed, device
         self.how = how = how or inputs.benchmark.evaluation
         preprocess, augment = inputs.transforms

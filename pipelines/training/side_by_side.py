@@ -25,7 +25,7 @@ from pipelines.command import errors
 from pipelines.command.errors import UserError, reason
 from pipelines.command.progress import Board
 from pipelines.training import status, trainer
-from pipelines.training.checkpoint import PreemptedError, Worker
+from pipelines.training.checkpoint import AT_ONCE_S, PreemptedError, Worker
 from pipelines.training.spec import Spec
 
 TURN_S = 0.5  # at most, between updates of the board
@@ -43,8 +43,8 @@ class Seat:
         self.trial: Spec | None = None
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs,), daemon=True)
-        resource_tracker.ensure_running()  # or its start would unblock the signal
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the parent alone
+        resource_tracker.ensure_running()  # or its start would unblock SIGINT
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})  # for the parent alone
         try:
             self.process.start()
         finally:
@@ -103,9 +103,9 @@ class Seats:
         return self.failures
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: let each save its checkpoint; a second signal ends all at once."""
+        """Handle a signal: let each save its checkpoint; another one later ends all at once."""
         errors.asked_to_end(number)
-        if self.deadline is not None:
+        if self.deadline is not None and time.monotonic() > self.deadline - ENDING_S + AT_ONCE_S:
             raise KeyboardInterrupt
         self.deadline = time.monotonic() + ENDING_S
         for seat in self.seats:

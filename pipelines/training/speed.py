@@ -41,9 +41,17 @@ def measure(spec: Spec, seconds: float = MEASURE_S) -> float:
         module.loss(outputs.float(), labels).backward()
         optimiser.step()
         if step == WARM_UP:
+            wait(spec.device)
             began = time.monotonic()
         elif step > WARM_UP:
             images += len(labels)
             if time.monotonic() - began > seconds:
                 break
+    wait(spec.device)
     return images / (time.monotonic() - began)
+
+
+def wait(device: str) -> None:
+    """Until the device has finished its work; a GPU is behind the host."""
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import os
 import shutil
@@ -74,6 +75,9 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     quieten()
     memory.keep()
     core.settle(spec.threads)
+    if spec.device == "cuda":  # memory of this process's earlier trials, in cycles of Lightning's objects
+        gc.collect()
+        torch.cuda.empty_cache()
     inputs = Inputs.of(spec)
     identity = _identity(spec, inputs.dataset) | provenance.git_state()
     if worker.rank == 0:

@@ -85,16 +85,33 @@ def running(process: subprocess.Popen[str], planned: list[spec.Spec]) -> list[ps
     return [psutil.Process(pid) for pid in pids]
 
 
+def to_all(number: signal.Signals, times: int = 1) -> Callable[[subprocess.Popen[str]], None]:
+    """A signal to every process of the command, as a terminal and schedulers send it; twice, as ``timeout`` does."""
+
+    def send(process: subprocess.Popen[str]) -> None:
+        for _ in range(times):
+            os.killpg(process.pid, number)
+            time.sleep(0.05)
+
+    return send
+
+
+CTRL_C = to_all(signal.SIGINT)
+INTERRUPTED = "error: interrupted; the same command continues where this"
+PREEMPTED = "error: ended by SIGUSR1; the same command goes on at its last"
+
+
 @pytest.mark.usefixtures("ends_all")
 @pytest.mark.parametrize(
     ("end", "status", "line"),
     [
-        # As a terminal does, to every process of the command.
-        (lambda p: os.killpg(p.pid, signal.SIGINT), 130, "error: interrupted; the same command continues where this"),
-        (lambda p: p.send_signal(signal.SIGUSR1), 75, "error: ended by SIGUSR1; the same command goes on at its last"),
+        (CTRL_C, 130, INTERRUPTED),
+        (to_all(signal.SIGTERM, 2), 130, INTERRUPTED),
+        (lambda p: p.send_signal(signal.SIGUSR1), 75, PREEMPTED),
+        (to_all(signal.SIGUSR1), 75, PREEMPTED),
         (lambda p: p.kill(), -9, ""),
     ],
-    ids=["Ctrl-C", "SIGUSR1", "killed"],
+    ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR1 to all", "killed"],
 )
 def test_all_are_ended_at_a_checkpoint(
     project: Path, end: Callable[[subprocess.Popen[str]], None], status: int, line: str
@@ -110,7 +127,7 @@ def test_all_are_ended_at_a_checkpoint(
     assert not psutil.wait_procs(family, timeout=30)[1]
     for one in planned:
         assert one.files.checkpoint.stat().st_mtime > began and not one.files.finished
-    if status != 130:  # once is enough
+    if end is not CTRL_C:  # once is enough
         return
     process = command("linear-mnist", "--seeds", "0", "1")
     process.communicate(timeout=300)
