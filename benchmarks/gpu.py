@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.profiler import profile
 
 from pipelines.command import arguments
-from pipelines.command.errors import guard
+from pipelines.command.errors import guard, reason
 from pipelines.command.files import read_json, read_lines
 from pipelines.config.benchmarks import Benchmark, Budget
 from pipelines.config.params import load_params
@@ -289,7 +289,11 @@ def measured(row: Row, most: float, pool: Executor, counts: Sequence[int]) -> It
     yield "of peak", f"{alone * flops / most:.1%}"
     for count in counts:
         epochs = max(FEWEST_EPOCHS, round(2 * row.seconds * alone / (count * row.images)))
-        yield f"{count} side by side", f"{side_by_side(row, pool, count, epochs):,.0f}"
+        try:
+            cell = f"{side_by_side(row, pool, count, epochs):,.0f}"
+        except RuntimeError as error:  # out of memory, or a process that died; the other figures are worth having
+            cell = f"failed: {reason(error)}"
+        yield f"{count} side by side", cell
 
 
 def main() -> None:

@@ -168,3 +168,22 @@ def test_no_checkpoint_of_another_trial_is_loaded_whoever_hands_it_over(job: lis
 def test_an_error_that_a_preempted_worker_raises_survives_the_way_to_the_driver() -> None:
     error = pickle.loads(pickle.dumps(PreemptedError("one line", "and more", 10)))
     assert (str(error), error.fact, error.number) == ("one line; and more", "one line", 10)
+
+
+def test_of_two_signals_at_once_the_first_decides_and_a_later_one_ends(
+    job: list[spec.Spec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM's SIGUSR1 asks to be put back in the queue, whatever follows it."""
+    one = job[0]
+    inputs = Inputs.of(one)
+    loader, _ = core.assemble(one, inputs)
+    callback = CheckpointCallback(one, Chunks(loader, inputs.flops), Worker(), lambda told: None)
+    clock = [100.0]
+    monkeypatch.setattr("pipelines.training.checkpoint.time.monotonic", lambda: clock[0])
+    callback.preempt(signal.SIGUSR1, None)
+    clock[0] = 100.9
+    callback.preempt(signal.SIGTERM, None)
+    assert callback.ended_by == signal.SIGUSR1
+    clock[0] = 101.5  # within a second of the repeat, not of the first
+    with pytest.raises(KeyboardInterrupt):
+        callback.preempt(signal.SIGTERM, None)

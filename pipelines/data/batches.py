@@ -30,7 +30,9 @@ ROOM = 0.6  # of a GPU's free memory, for images
 MOST_PREPROCESSED = 10**9  # bytes of preprocessed images that a trial on a CPU keeps; CIFAR-10's are 614 MB
 AHEAD = 2  # shares sent to the device in advance
 Sent = tuple[Tensor, torch.cuda.Event | None]  # images, and the end of their copy
-FLOPS_AT_ONCE = {"cpu": 5e8, "cuda": 5e12}  # of a chunk's forward passes: about 0.1 s of LeNet-5 on a core
+# Of a chunk's forward passes: about 0.1 s of LeNet-5 on a core; on a GPU, where none was measured yet, some ten
+# minibatches of AlexNet, whose end a signal to save waits for.
+FLOPS_AT_ONCE = {"cpu": 5e8, "cuda": 2e12}
 STEPS_AT_ONCE = 256  # most minibatches of a chunk: about 0.25 s of a GPU
 # Images whose random numbers are drawn at once: a whole epoch's, except for ImageNet. Those of its 1.2 million images
 # take 35 MB and, in ten thousand batches, a second of the host, for which a GPU would wait.

@@ -146,10 +146,10 @@ class CheckpointCallback(pl.Callback):
 
     def preempt(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: save at the end of the chunk, and end; another one later ends at once."""
-        now = time.monotonic()
-        if self.ended_by is not None and now - self.asked > AT_ONCE_S:
+        if self.ended_by is None:  # the first one decides
+            self.ended_by, self.asked = number, time.monotonic()
+        elif time.monotonic() - self.asked > AT_ONCE_S:
             raise KeyboardInterrupt
-        self.ended_by, self.asked = number, now
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

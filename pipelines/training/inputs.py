@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LOADED = fingerprint.read()  # the code that this process runs, even if the files change
 PATIENCE_S = 600.0  # for another process that fits the same transforms
+UNKNOWN_FLOPS = 10**13  # operations of an image: as of a large network, so that what is cut by them is cut small
 LONGEST_REASON = 300  # characters of an error of torch's
 Transforms = tuple[transforms.Preprocess, transforms.Augment]
 
@@ -156,9 +157,15 @@ def build_network(benchmark: Benchmark, classes: int, shape: tuple[int, ...]) ->
 
 
 def forward_flops(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> int:
-    """Floating-point operations, about, of a network's forward pass over one image of ``shape`` (C, H, W)."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build().eval()(torch.empty(1, *shape))
+    """Floating-point operations, about, of a network's forward pass over one image of ``shape`` (C, H, W).
+
+    ``UNKNOWN_FLOPS`` where the network can't run without values, on torch's device "meta".
+    """
+    try:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            build().eval()(torch.empty(1, *shape))
+    except (NotImplementedError, RuntimeError):
+        return UNKNOWN_FLOPS
     return int(counter.get_total_flops())
 
 

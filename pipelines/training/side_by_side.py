@@ -105,9 +105,10 @@ class Seats:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: let each save its checkpoint; another one later ends all at once."""
         errors.asked_to_end(number)
-        if self.deadline is not None and time.monotonic() > self.deadline - ENDING_S + AT_ONCE_S:
+        now = time.monotonic()
+        if self.deadline is not None and now > self.deadline - ENDING_S + AT_ONCE_S:
             raise KeyboardInterrupt
-        self.deadline = time.monotonic() + ENDING_S
+        self.deadline = self.deadline or now + ENDING_S
         for seat in self.seats:
             seat.process.terminate()
 

@@ -83,7 +83,8 @@ def _train(spec: Spec, worker: Worker, watch: Watch) -> None:
     if worker.rank == 0:
         write_json(spec.files.trial, identity)
     loader, module = core.assemble(spec, inputs, rank=worker.rank, workers=worker.workers)
-    chunks = Chunks(loader, inputs.flops)
+    boosting = spec.benchmark.recipe.boosting
+    chunks = Chunks(loader, inputs.flops // (len(boosting.epochs) if boosting else 1))  # one member trains at a time
     callback = CheckpointCallback(spec, chunks, worker, watch)
     checkpoints = Checkpoints()
     trainer = worker.prepare(build_trainer(spec, worker, callback, checkpoints))

@@ -118,3 +118,17 @@ def test_every_option_of_every_builder_can_be_checked() -> None:
                     if option not in ("classes", "in_shape", "return"):
                         with pytest.raises(UserError, match=f"^{name} is "):
                             schema.convert(hint, {"a": "mapping"}, name)
+
+
+class Thresholded(torch.nn.Module):
+    """Looks at the values of its images, which the meta device has not."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) if images.max() > 0 else -images.flatten(1)
+
+
+def test_a_network_that_looks_at_values_counts_as_a_large_one() -> None:
+    assert inputs.forward_flops(Thresholded, (1, 4, 4)) == inputs.UNKNOWN_FLOPS
+    assert (
+        inputs.forward_flops(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 10)), (1, 4, 4)) == 320
+    )
