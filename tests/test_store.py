@@ -140,6 +140,7 @@ def begin(one: spec.Spec, epochs: float = 1.1) -> None:
             raise Stop
 
     with pytest.MonkeyPatch.context() as often, pytest.raises(Stop):
+        often.setattr("pipelines.data.batches.STEPS_AT_ONCE", 1)
         often.setattr(checkpoint, "PROGRESS_EVERY_S", 0.0)
         often.setattr(checkpoint.CheckpointCallback, "_agree", lambda self, now, batch: True)
         trainer.run(one, watch=stop)
