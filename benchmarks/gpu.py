@@ -146,6 +146,14 @@ def side_by_side(row: Row, pool: Executor, count: int, epochs: int) -> float:
     return row.images_per_s(*(curve for curve, _ in found))
 
 
+def together(row: Row, pool: Executor, count: int, epochs: int) -> str:
+    """The same as a cell of the table; the other figures are worth having where memory or a process is lost."""
+    try:
+        return f"{side_by_side(row, pool, count, epochs):,.0f}"
+    except RuntimeError as error:
+        return f"failed: {reason(error)}"
+
+
 class Loop:
     """The barest training loop over a row's network, on images that are on the device as the network wants them."""
 
@@ -289,11 +297,7 @@ def measured(row: Row, most: float, pool: Executor, counts: Sequence[int]) -> It
     yield "of peak", f"{alone * flops / most:.1%}"
     for count in counts:
         epochs = max(FEWEST_EPOCHS, round(2 * row.seconds * alone / (count * row.images)))
-        try:
-            cell = f"{side_by_side(row, pool, count, epochs):,.0f}"
-        except RuntimeError as error:  # out of memory, or a process that died; the other figures are worth having
-            cell = f"failed: {reason(error)}"
-        yield f"{count} side by side", cell
+        yield f"{count} side by side", together(row, pool, count, epochs)
 
 
 def main() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,15 @@ def test_it_can_be_rehearsed_on_a_bare_cpu(tmp_path: Path) -> None:
     _, eager, graph, pipeline, *_, beside = [cell.strip() for cell in row.strip("|").split("|")]
     assert graph == "nan" and min(float(cell.replace(",", "")) for cell in (eager, pipeline, beside)) > 0
     assert f"lenet5-mnist: pipeline {pipeline}\n" in done.stdout  # as it came
+
+
+def die() -> None:
+    os._exit(1)
+
+
+def test_a_lost_process_costs_its_own_figure_alone(tmp_path: Path) -> None:
+    row = gpu.Row("lenet5-mnist", "cpu", tmp_path, 128)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(die).result()
+        assert gpu.together(row, pool, 1, 1).startswith("failed: ")
