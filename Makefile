@@ -44,7 +44,7 @@ test: install lint
 	python -m pytest -m alone
 
 quick: install lint
-	python -m pytest -m "not slow" -n 2 --dist loadfile
+	python -m pytest -m "not slow" -n 2 --dist loadfile -o tmp_path_retention_policy=failed
 
 numeric: install
 	python -m pytest -m numeric -n 2 --dist loadfile

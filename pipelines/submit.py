@@ -47,12 +47,12 @@ def slurm(args: argparse.Namespace) -> None:
         "slurm.sbatch",
         **{name: getattr(args, name) for name in ("suite", "nodes", "gpus_per_node", "time", "options")},
         **{"project": Path.cwd(), "bin": BIN, "scratch": args.scratch.absolute()},
-        **{"store": root, "logs": root / "logs", "command": _script("checkout", args.suite)},
+        **{"store": root, "logs": root / "logs", "command": _script("checkout", args)},
     )
     if args.print:
         print(script)
         return
-    _require_data(args.suite)
+    _require_data(args)
     require_folder(root / "logs")
     number = _sbatch(script)
     print(f"job {number} is in the queue; its log: {root}/logs/slurm-{number}.log")
@@ -79,10 +79,10 @@ def ray(args: argparse.Namespace) -> None:
         if not args.working_dir.is_dir():
             raise UserError(f"--working-dir: {args.working_dir} is no folder; expected the project's")
         environment["working_dir"] = str(args.working_dir.absolute())
-        entrypoint = _script("copy", args.suite)
+        entrypoint = _script("copy", args)
     else:
         place, path = shlex.quote(str(Path.cwd())), shlex.quote(str(BIN))
-        entrypoint = f"cd {place} && PATH={path}:$PATH {_script('checkout', args.suite)}"
+        entrypoint = f"cd {place} && PATH={path}:$PATH {_script('checkout', args)}"
     if args.print:
         print(f"{entrypoint}\n# runtime_env: {environment}")
         return
@@ -97,7 +97,7 @@ def kuberay(args: argparse.Namespace) -> None:
     script = filled(
         "rayjob.yaml",
         **{name: getattr(args, name) for name in names},
-        **{"variables": variables, "entrypoint": _script("copy", args.suite)},
+        **{"variables": variables, "entrypoint": _script("copy", args)},
         job=re.sub("[^a-z0-9]", "-", f"convnets-{args.suite}".lower()),
         ray=importlib.metadata.version("ray"),
     )
@@ -112,9 +112,9 @@ def _tracking() -> dict[str, str]:
     return {URI_VARIABLE: uri} if uri else {}
 
 
-def _script(where: str, suite: str) -> str:
+def _script(where: str, args: argparse.Namespace) -> str:
     """The command of a job in a ``checkout`` or a ``copy``."""
-    return shlex.join(["bash", "cluster/suite.sh", where, suite, *_datasets(suite)])
+    return shlex.join(["bash", "cluster/suite.sh", where, args.suite, *args.datasets])
 
 
 def _expect_at_least(args: argparse.Namespace, **least: int) -> None:
@@ -133,17 +133,11 @@ def filled(name: str, **values: Any) -> str:
     return environment.get_template(name).render(**values)
 
 
-def _datasets(suite: str) -> list[str]:
-    """The datasets of a suite; UserError for an unknown suite."""
-    names: list[str] = load_catalogue().as_active(suite)["datasets"]
-    return names
-
-
-def _require_data(suite: str) -> None:
+def _require_data(args: argparse.Namespace) -> None:
     """UserError where a dataset of the suite is not in ``datasets/``: compute nodes may have no network."""
-    for name in _datasets(suite):
+    for name in args.datasets:
         if not (DATA / name / META).exists():
-            first = f"python -m pipelines.suite {suite} && dvc repro fetch"
+            first = f"python -m pipelines.suite {args.suite} && dvc repro fetch"
             raise UserError(f"{DATA / name} is not there; expected it before a job that needs it: {first}")
 
 
@@ -164,7 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     ending.follow()
     args.suite = args.suite or load_params().suite.name
-    _datasets(args.suite)
+    args.datasets = load_catalogue().as_active(args.suite)["datasets"]
     args.run(args)
 
 

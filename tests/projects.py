@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.config import yamlfile
 from pipelines.config.origins import Origin
-from pipelines.config.params import SENTENCES, Params, Written, build_params, read_files
+from pipelines.config.params import SENTENCES, Params, Written, build_params
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,21 +33,20 @@ def copy_params(folder: Path) -> Path:
 def read(folder: Path) -> dict[str, Any]:
     """What the files in ``folder`` hold."""
     paths = (folder / "params.yaml", folder / "suite.yaml", *sorted((folder / "models").glob("*.yaml")))
-    found: dict[str, Any] = pickle.loads(_read(folder, tuple((path.name, path.read_bytes()) for path in paths)))
+    found: dict[str, Any] = pickle.loads(_read(*((path.stem, path.read_text()) for path in paths)))
     return found
 
 
 @functools.cache  # hundreds of tests change one value of the committed files
-def _read(folder: Path, contents: tuple[tuple[str, bytes], ...]) -> bytes:
-    written = read_files(folder / "params.yaml")
+def _read(*texts: tuple[str, str]) -> bytes:
+    params, suite, *families = ((name, yamlfile.parse(text, name)) for name, text in texts)
     benchmarks: dict[str, Any] = {}
-    for family, rows in written.families.items():
-        for name, row in copy.deepcopy(dict(rows)).items():
+    for family, rows in families:
+        for name, row in copy.deepcopy(rows).items():
             if name != SENTENCES:
                 row["model"] = {"family": family, **row["model"]}
                 benchmarks[name] = row
-    suite = yamlfile.read(folder / "suite.yaml")["suite"]
-    return pickle.dumps({**written.params, "benchmarks": benchmarks, "suite": suite})
+    return pickle.dumps({**params[1], "benchmarks": benchmarks, **suite[1]})
 
 
 def apart(found: dict[str, Any], *, families: tuple[str, ...] = ()) -> tuple[Written, dict[str, Any]]:

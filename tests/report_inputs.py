@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -284,6 +284,31 @@ def _write_run(place: Path, benchmark: Benchmark, made: Made, seed: int, random:
     }  # fmt: skip
     (place / "weights.pt").write_bytes(b"")
     store.TrialFiles(place).write_result(result)
+
+
+def edit_arrays(path: Path, change: Callable[[dict[str, Array]], object]) -> None:
+    with np.load(path) as found:
+        held = dict(found)
+    change(held)
+    arrays.write(path, **held)
+
+
+def keep_no_examples(folder: Path) -> None:
+    """For a test that gives a seed another confusion matrix."""
+
+    def empty(held: dict[str, Array]) -> None:
+        for key in ("images", "index"):
+            held[key] = held[key][:0]
+
+    edit_arrays(folder / "examples.npz", empty)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    changed = {**json.loads(path.read_text()), **changes}
+    if path.name == "result.json":  # as its trial would have written it
+        store.TrialFiles(path.parent).write_result(changed)
+    else:
+        path.write_text(json.dumps(changed))
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ class Origin:
         for key in dataclasses.fields(self):
             value = getattr(self, key.name)
             foreign = key.name != "kind" and (key.name in PINNED) == (self.kind == "imagefolder")
-            unset = value == default(key)
-            require(unset or not foreign, f"{key.name} is {wording.show(value)}; expected none with kind: {self.kind}")
+            if foreign and value != default(key):
+                raise ValueError(f"{key.name} is {wording.show(value)}; expected none with kind: {self.kind}")
         if self.kind == "imagefolder":
             self._check_folder()
         else:

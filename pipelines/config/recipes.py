@@ -51,8 +51,8 @@ class Optimiser:
     def __post_init__(self) -> None:
         for key in dataclasses.fields(self):
             value = getattr(self, key.name)
-            fits = key.name in self.used or value == default(key)
-            require(fits, f"{key.name} is {wording.show(value)}; expected none with {self.name}")
+            if key.name not in self.used and value != default(key):
+                raise ValueError(f"{key.name} is {wording.show(value)}; expected none with {self.name}")
         plain_step = not self.nesterov or self.momentum > 0
         require(plain_step, "nesterov is true; expected it beside a momentum above 0")
 

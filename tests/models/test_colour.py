@@ -23,11 +23,10 @@ def named_counts(model: nn.Module) -> dict[str, int]:
 
 def named_shapes(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
     """The output of each child of a Sequential, without the batch."""
-    x, shapes = torch.zeros(1, *shape), {}
-    with torch.no_grad():
-        for name, child in model.named_children():
-            x = child(x)
-            shapes[name] = tuple(x.shape[1:])
+    x, shapes = torch.zeros(1, *shape, device="meta"), {}  # shapes alone, without the arithmetic
+    for name, child in model.to("meta").named_children():
+        x = child(x)
+        shapes[name] = tuple(x.shape[1:])
     return shapes
 
 
