@@ -1,6 +1,7 @@
 """The linear classifier: the baseline under every other row of the MNIST table.
 
-Source: LeCun, Bottou, Bengio, Haffner, Proc. IEEE 86(11), 1998, section III.C "linear classifier" (Fig. 9: 12.0 %).
+Source: LeCun, Bottou, Bengio, Haffner, Proc. IEEE 86(11), 1998, section III.C.1 (Fig. 9: 12.0 %, and 8.4 % on deslanted
+images of 20 x 20, where the classifier has 4,010 parameters).
 
 | layer  | output | parameters on MNIST |
 |--------|--------|---------------------|

@@ -1,13 +1,15 @@
 """Fully connected networks with one or two hidden layers, the rivals of LeNet on MNIST.
 
-Source: LeCun, Bottou, Bengio, Haffner, Proc. IEEE 86(11), 1998, section III.C and Fig. 9, without distortions.
+Source: LeCun, Bottou, Bengio, Haffner, Proc. IEEE 86(11), 1998, sections III.C.5 and III.C.6, and Fig. 9.
 
-| net            | layers                | parameters                            | test error |
-|----------------|-----------------------|---------------------------------------|------------|
-| 300 hidden     | 784-300-10            | 235,500 + 3,010 = 238,510             | 4.7 %      |
-| 1000 hidden    | 784-1000-10           | 785,000 + 10,010 = 795,010            | 4.5 %      |
-| 300 + 100      | 784-300-100-10        | 235,500 + 30,100 + 1,010 = 266,610    | 3.05 %     |
-| 500 + 150      | 784-500-150-10        | 392,500 + 75,150 + 1,510 = 469,160    | 2.95 %     |
+| net            | layers                | parameters                            | test error | with distortions |
+|----------------|-----------------------|---------------------------------------|------------|------------------|
+| 300 hidden     | 784-300-10            | 235,500 + 3,010 = 238,510             | 4.7 %      | 3.6 %            |
+| 1000 hidden    | 784-1000-10           | 785,000 + 10,010 = 795,010            | 4.5 %      | 3.8 %            |
+| 300 + 100      | 784-300-100-10        | 235,500 + 30,100 + 1,010 = 266,610    | 3.05 %     | 2.5 %            |
+| 500 + 150      | 784-500-150-10        | 392,500 + 75,150 + 1,510 = 469,160    | 2.95 %     | 2.45 %           |
+
+On deslanted images of 20 x 20, the net of 300 hidden units has 123,310 parameters and an error of 1.6 %.
 """
 
 from __future__ import annotations

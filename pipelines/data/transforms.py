@@ -188,6 +188,31 @@ class CenterCrop(PreprocessOp):
         return center_crop(images, self.size)
 
 
+@PREPROCESS.entry("box_crop")
+class BoxCrop(PreprocessOp):
+    """Keep the ``size`` x ``size`` pixels about the middle of the box around the digit, whose pixels are 1 or more.
+
+    MNIST's digits fill boxes of 20 x 20 pixels, which are not in the middle of the image: their centres of mass are.
+    """
+
+    reads_pixels = True
+    size: Pixels
+
+    def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        return _cropped_shape(self, self.size, shape)
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        seen = (images >= 1).any(1)  # (N, H, W)
+        return _windows(images, self.size, self.size, self._first(seen.any(2)), self._first(seen.any(1)))
+
+    def _first(self, seen: Tensor) -> Tensor:
+        """The first line (N,) to keep, where (N, lines) have pixels of the digit."""
+        lines = seen.shape[1]
+        numbers = torch.arange(lines, device=seen.device)
+        top, bottom = torch.where(seen, numbers, lines).amin(1), torch.where(seen, numbers, -1).amax(1)
+        return ((top + bottom + 1 - self.size) // 2).clamp(0, lines - self.size)
+
+
 @PREPROCESS.entry("resize")
 class Resize(PreprocessOp):
     """Resample to ``size`` x ``size`` pixels: bilinear, the triangle filter widened when shrinking, as PIL does."""
@@ -199,6 +224,34 @@ class Resize(PreprocessOp):
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         return F.interpolate(images.float(), size=(self.size, self.size), mode="bilinear", antialias=True)
+
+
+@PREPROCESS.entry("deslant")
+class Deslant(PreprocessOp):
+    """Shear each image horizontally, about the centre of its foreground, until the principal axis is vertical.
+
+    LeCun et al. 1998, section III.A: the axis is that of the second moments of inertia, where a pixel of the foreground
+    counts as 1 and one of the background as 0. The paper does not say how it divided the grey levels: foreground is
+    from 128. Lines are shifted by fractions of a pixel, bilinearly; background (0) comes into view.
+    """
+
+    reads_pixels = True
+    dear = True
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        height, width = images.shape[2:]
+        ink = (images.float().mean(1) >= 128).float()  # (N, H, W)
+        y, x = (torch.arange(side, device=ink.device) - (side - 1) / 2 for side in (height, width))
+        count = ink.sum((1, 2)).clamp(min=1)
+        y_mean, x_mean = ink.sum(2) @ y / count, ink.sum(1) @ x / count
+        slant = torch.einsum("nhw,h,w->n", ink, y, x) / count - y_mean * x_mean
+        slant = slant / (ink.sum(2) @ y.square() / count - y_mean.square()).clamp(min=1e-6)
+        # affine_grid measures in half widths and half heights from the centre.
+        one, zero = torch.ones_like(slant), torch.zeros_like(slant)
+        first = torch.stack([one, slant * height / width, -2 / width * slant * y_mean], dim=1)
+        theta = torch.stack([first, torch.stack([zero, one, zero], dim=1)], dim=1)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(images.float(), grid, align_corners=False)  # outside the image: 0
 
 
 @PREPROCESS.entry("raw")
