@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 
 # What it may not grow beyond; less code that does the same lowers these. The goal for all lines is 10,000.
-MOST_LINES = 19_830  # of Python, outside tests
+MOST_LINES = 19_805  # of Python, outside tests
 MOST_SHOWING = 3_300  # of these, in results and tracking
 DEEPEST = 9  # modules in a chain of imports
 MEDIAN_FUNCTION = 8  # lines

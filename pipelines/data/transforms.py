@@ -188,31 +188,6 @@ class CenterCrop(PreprocessOp):
         return center_crop(images, self.size)
 
 
-@PREPROCESS.entry("box_crop")
-class BoxCrop(PreprocessOp):
-    """Keep the ``size`` x ``size`` pixels about the middle of the box around the digit, whose pixels are 1 or more.
-
-    MNIST's digits fill boxes of 20 x 20 pixels, which are not in the middle of the image: their centres of mass are.
-    """
-
-    reads_pixels = True
-    size: Pixels
-
-    def output_shape(self, shape: Shape) -> Shape:  # noqa: D102
-        return _cropped_shape(self, self.size, shape)
-
-    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
-        seen = (images >= 1).any(1)  # (N, H, W)
-        return _windows(images, self.size, self.size, self._first(seen.any(2)), self._first(seen.any(1)))
-
-    def _first(self, seen: Tensor) -> Tensor:
-        """The first line (N,) to keep, where (N, lines) have pixels of the digit."""
-        lines = seen.shape[1]
-        numbers = torch.arange(lines, device=seen.device)
-        top, bottom = torch.where(seen, numbers, lines).amin(1), torch.where(seen, numbers, -1).amax(1)
-        return ((top + bottom + 1 - self.size) // 2).clamp(0, lines - self.size)
-
-
 @PREPROCESS.entry("resize")
 class Resize(PreprocessOp):
     """Resample to ``size`` x ``size`` pixels: bilinear, the triangle filter widened when shrinking, as PIL does."""

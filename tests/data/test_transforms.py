@@ -179,16 +179,6 @@ def test_center_crop_is_a_slice() -> None:
     np.testing.assert_array_equal(preprocess([{"center_crop": {"size": 4}}], images), images[:, :, 2:6, 2:6])
 
 
-def test_box_crop_keeps_the_digit_in_the_middle() -> None:
-    """Of an odd margin, the extra line is above and left; at the edge the window stays within the image."""
-    images = np.zeros((3, 1, 9, 9), np.uint8)
-    images[0, 0, 1:4, 5:8] = images[1, 0, 0, 8] = 1
-    result = preprocess([{"box_crop": {"size": 6}}], images)
-    np.testing.assert_array_equal(result[0], images[0, :, 0:6, 3:9])
-    np.testing.assert_array_equal(result[1], images[1, :, 0:6, 3:9])
-    np.testing.assert_array_equal(result[2], images[2, :, 2:8, 2:8])  # without a digit
-
-
 def test_deslant_shifts_lines_until_the_principal_axis_is_vertical() -> None:
     """As plain loops do it; a slanted stroke comes to stand upright, and an empty image stays empty."""
     images = (photos(4, (1, 12, 10)) // 2 + 70).astype(np.uint8)
@@ -466,7 +456,6 @@ ALL_PREPROCESS: list[dict[str, Any]] = [
     {"pad": {"pixels": 1}},
     {"resize": {"size": 7}},
     {"deslant": {}},
-    {"box_crop": {"size": 6}},
     {"center_crop": {"size": 5}},
     {"raw": {}},
     {"scale": {"low": 0, "high": 1}},

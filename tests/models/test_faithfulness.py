@@ -66,7 +66,7 @@ PADDED: tuple[Op, ...] = ({"pad": {"pixels": 2}}, INK)  # 28 to 32
 # A 20-pixel digit is 16 pixels high in LeNet-1's 28 x 28, so the image is 28 * 16 / 20 = 22 before it is padded.
 REDUCED: tuple[Op, ...] = ({"resize": {"size": 22}}, {"pad": {"pixels": 3}}, INK)
 DISTORTED: tuple[Op, ...] = ({"affine": {"fill": -0.1, "originals": 0.1}},)  # 60,000 originals in 600,000 patterns
-DESLANTED: tuple[Op, ...] = ({"deslant": {}}, {"box_crop": {"size": 20}})  # section III.A
+DESLANTED: tuple[Op, ...] = ({"deslant": {}}, {"center_crop": {"size": 20}})  # section III.A
 LENET5 = "5x5x1x6 6 60x5x5 16 400x120 120x84"  # C1, S2, the 60 kernels of C3, S4, C5, F6
 LENET4 = "5x5x1x4 8 48x5x5 16 400x120 120x10"
 MLP: dict[str, Any] = {"loss": "mse", "options": {"output": "tanh"}, "preprocess": (INK,)}
@@ -679,7 +679,9 @@ def test_ml4as_nets_see_the_images_in_the_order_of_the_file(name: str) -> None:
 
 def test_the_suites_are_the_promised_ones() -> None:
     ours = PUBLISHED.keys()  # a row that is added need be in none
-    assert {n for n in ours if PARAMS.benchmarks[n].dataset == "mnist"} <= set(PARAMS.suites["mnist"].benchmarks)
+    measured = {path.stem for path in (ROOT / "results/evidence").iterdir()}
+    mnist = {name for name in ours & measured if PARAMS.benchmarks[name].dataset == "mnist"}
+    assert mnist <= set(PARAMS.suites["mnist"].benchmarks)
     assert ours - PHOTOGRAPHS.keys() <= set(PARAMS.suites["paper"].benchmarks)
     for name in ("mnist", "cifar10", "paper"):
         assert PARAMS.suites[name].budget == "paper"
