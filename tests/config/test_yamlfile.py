@@ -78,6 +78,8 @@ def test_anchors_and_merges_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     found = yamlfile.read(path)
     assert (found["f"], found["g"]) == ({"b": 1, "c": 3}, {"b": 1, "c": 2, "e": 5, "<<": 6})
     assert found["h"] == [found["a"], found["a"]]
+    path.write_text("a: {&key <<: {b: 1}}\nc: {!!str <<: {b: 1}}\n")
+    assert yamlfile.read(path) == {"a": {"b": 1}, "c": {"<<": {"b": 1}}}
     path.write_text("a: &a {b: 1, c: 2}\nd: &d {c: 4, e: 5}\nf: {c: 3, <<: *a}\ng: {<<: [*a, *d]}\n")
     assert yamlfile.read(path) == load_yaml(str(path))
     path.write_text("# as below\n%YAML 1.2\n---\na: no\n")
@@ -109,6 +111,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         b"a: !!python/object/apply:os.getcwd []\n",
         " line 1 is not valid YAML: the tag !!python/object/apply:os.getcwd is not known; expected none, or one of !!",
     ),
+    "a tag of 1.1": (b"a: {!!merge b: {c: 1}}\n", " line 1 is not valid YAML: the tag !!merge is not known; expected "),
     "a set": (b"a: !!set {b, c}\n", " line 1 is not valid YAML: the tag !!set is not known; expected none, or one of"),
     "bytes": (b"a: !!binary aGVsbG8=\n", " line 1 is not valid YAML: the tag !!binary is not known; expected none"),
     "a tag of one's own": (b"a: !<\x41%1B> b\n", " line 1 is not valid YAML: "),

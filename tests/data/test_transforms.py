@@ -181,16 +181,16 @@ def test_center_crop_is_a_slice() -> None:
 
 def test_deslant_shifts_lines_until_the_principal_axis_is_vertical() -> None:
     """As plain loops do it; a slanted stroke comes to stand upright, and an empty image stays empty."""
-    images = (photos(4, (1, 12, 10)) // 2 + 70).astype(np.uint8)
+    images = (photos(4, (3, 12, 10)) // 2 + 70).astype(np.uint8)
     images[3] = 0
     result = preprocess([{"deslant": {}}], images)
-    for image, straight in zip(images[:, 0], result[:, 0], strict=True):
-        rows, columns = np.nonzero(image >= 128)
+    for image, straight in zip(images, result, strict=True):
+        rows, columns = np.nonzero(image.mean(0) >= 128)
         covariance = np.cov(rows, columns, bias=True) if len(rows) else np.ones((2, 2))
-        for y, line in enumerate(image.astype(np.float64)):
+        for channel, y in np.ndindex(3, 12):
             at = np.arange(10) + covariance[0, 1] / covariance[0, 0] * (y - (rows.mean() if len(rows) else 0))
-            expected = np.interp(at, np.arange(-1, 11), [0, *line, 0])
-            np.testing.assert_allclose(straight[y], expected, atol=1e-2)  # of 0..255
+            expected = np.interp(at, np.arange(-1, 11), [0, *image[channel, y], 0])
+            np.testing.assert_allclose(straight[channel, y], expected, atol=1e-2)  # of 0..255
     stroke = np.zeros((1, 1, 12, 12), np.uint8)
     stroke[0, 0, np.arange(2, 10), 11 - np.arange(2, 10)] = 255
     np.testing.assert_allclose(preprocess([{"deslant": {}}], stroke)[0, 0, 2:10, 5:7], 127.5, atol=1e-2)
@@ -484,7 +484,7 @@ def test_every_operation_is_among_these() -> None:
 @pytest.mark.parametrize(
     ("spec", "line"),
     [
-        ([{"gnc": {}}], "operation gnc is not known; expected one of center_crop, gcn, "),
+        ([{"gnc": {}}], "operation gnc is not known; expected one of center_crop, deslant, "),
         ([{"flip": {}}], "operation flip is not known"),
         ([{"scale": {"low": 0, "hi": 1}}], "scale.hi is not known; did you mean high? (allowed: high, low)"),
         ([{"raw": {"pixels": 1}}], "raw.pixels is not known; there is none"),
