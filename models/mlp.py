@@ -2,7 +2,7 @@
 
 Source: LeCun, Bottou, Bengio, Haffner, Proc. IEEE 86(11), 1998, sections III.C.5 and III.C.6, and Fig. 9.
 
-| net            | layers                | parameters                            | its error  | with distortions |
+| net            | layers                | parameters                            | published  | with distortions |
 |----------------|-----------------------|---------------------------------------|------------|------------------|
 | 300 hidden     | 784-300-10            | 235,500 + 3,010 = 238,510             | 4.7 %      | 3.6 %            |
 | 1000 hidden    | 784-1000-10           | 785,000 + 10,010 = 795,010            | 4.5 %      | 3.8 %            |

@@ -33,7 +33,7 @@ def copy_params(folder: Path) -> Path:
 def read(folder: Path) -> dict[str, Any]:
     """What the files in ``folder`` hold."""
     paths = (folder / "params.yaml", folder / "suite.yaml", *sorted((folder / "models").glob("*.yaml")))
-    found: dict[str, Any] = pickle.loads(_read(*((path.stem, path.read_text()) for path in paths)))
+    found: dict[str, Any] = pickle.loads(_read(*((path.stem, path.read_text("utf-8")) for path in paths)))
     return found
 
 

@@ -51,9 +51,8 @@ FILES = [
 
 def refused(project: Path, file: str) -> str:
     """The line with which compare refuses, having written nothing."""
-    params = load_params()
     with pytest.raises(UserError) as caught:
-        compare.write(params, gather(params))
+        report()
     line = str(caught.value)
     assert file in line
     assert "\n" not in line
